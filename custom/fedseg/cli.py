@@ -1,0 +1,72 @@
+"""The ``fedseg`` command: one subcommand a module in ``fedseg.commands``, one exit code for each kind of end."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from rich.markup import escape
+
+from fedseg.console import err
+from fedseg.errors import FedsegError, UsageError
+from fedseg.version import __version__
+
+COMMANDS = (
+    "phantom",
+    "check-data",
+    "partition",
+    "import-data",
+    "import-dicom",
+    "simulate",
+    "evaluate",
+    "predict",
+    "report",
+    "package",
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; each module in ``fedseg.commands`` adds its own part by ``add_parser(subparsers)``."""
+    parser = argparse.ArgumentParser(
+        prog="fedseg",
+        description="Federated training of segmentation networks for clinical images.",
+        epilog="example: fedseg simulate jobs/hippocampus_fedavg --data runs/data --out runs/first",
+    )
+    parser.add_argument("--version", action="version", version=f"fedseg {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        importlib.import_module(f"fedseg.commands.{name.replace('-', '_')}").add_parser(subparsers)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0: done; 1: the work failed, the reason is on stderr; 2: wrong usage; 130: interrupted.
+    """
+    options = build_parser().parse_args(arguments)
+    try:
+        code = options.run(options)
+    except UsageError as error:
+        err().print(f"[red]fedseg {options.command}:[/red] {escape(str(error))}")
+        return 2
+    except FedsegError as error:
+        err().print(f"[red]fedseg {options.command}:[/red] {escape(str(error))}")
+        return 1
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        err().print(f"[red]fedseg {options.command}:[/red] {escape((error.strerror or str(error)) + where)}.")
+        return 1
+    except KeyboardInterrupt:
+        err().print(f"[red]fedseg {options.command}:[/red] interrupted.")
+        return 130
+    return int(code or 0)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    sys.exit(main())

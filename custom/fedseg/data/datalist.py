@@ -1,0 +1,134 @@
+"""Datalists: which files make up the cases of one site, in the form of the Medical Segmentation Decathlon."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedseg.errors import DataError
+
+SPLITS = ("training", "validation", "test")
+FILE_NAME = "datalist.json"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One examination: image file(s), label file and the patient they belong to.
+
+    Attributes:
+        images: one file per channel in the task's order, or a single file whose last axis holds the channels.
+        label: the label file; None only where masks are to be predicted.
+        patient: identifies the patient; all cases of a patient lie in one split.
+    """
+
+    images: tuple[Path, ...]
+    label: Path | None
+    patient: str
+
+    @property
+    def id(self) -> str:
+        """A name for the case in tables and file names: the label's (else the first image's) name without ending."""
+        return (self.label or self.images[0]).name.removesuffix(".gz").removesuffix(".nii").removesuffix(".mha")
+
+
+@dataclass(frozen=True)
+class Datalist:
+    """The cases of one site.
+
+    Attributes:
+        training, validation, test: cases; all cases of a patient lie in one of them.
+        path: the file that this was read from; relative entries count from its folder.
+        task: name of the task where the file states one.
+        notes: everything else that the file says (origin, simulated scanner shift...), kept as it is.
+    """
+
+    training: tuple[Case, ...] = ()
+    validation: tuple[Case, ...] = ()
+    test: tuple[Case, ...] = ()
+    path: Path | None = None
+    task: str | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def split(self, name: str) -> tuple[Case, ...]:
+        """The cases of the split called ``training``, ``validation`` or ``test``."""
+        return {"training": self.training, "validation": self.validation, "test": self.test}[name]
+
+    @property
+    def final_split(self) -> str:
+        """The split on which the finished model is scored: ``test`` if it has cases, else ``validation``."""
+        return "test" if self.test else "validation"
+
+
+def find_datalist(path: Path) -> Path:
+    """The datalist meant by ``path``: the file itself, or ``datalist.json`` in that folder."""
+    return path / FILE_NAME if path.is_dir() else path
+
+
+def read_datalist(path: Path | str) -> Datalist:
+    """Read a datalist; whether the images exist and fit the task is for the data check.
+
+    Raises:
+        DataError: the file is missing, not JSON, or an entry lacks what a case needs.
+    """
+    path = find_datalist(Path(path))
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist. Make a datalist with `fedseg import-data` or `partition`.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path} is not a datalist in JSON: {error}.") from None
+    if not isinstance(content, dict) or not any(isinstance(content.get(s), list) for s in SPLITS):
+        raise DataError(f"{path} is not a datalist: it has none of the lists {', '.join(SPLITS)}.")
+    splits = {}
+    for split in SPLITS:
+        entries = content.pop(split, [])
+        if not isinstance(entries, list):
+            raise DataError(f"{path}: '{split}' must be a list of cases.")
+        splits[split] = tuple(_parse_case(e, path, f"{split}[{i}]") for i, e in enumerate(entries))
+    task = content.pop("task", None)
+    return Datalist(**splits, path=path, task=task if isinstance(task, str) else None, notes=content)
+
+
+def write_datalist(datalist: Datalist, path: Path | str) -> Path:
+    """Write a datalist (paths relative to its folder where they lie below it, else absolute) and return its path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content: dict[str, Any] = {**({"task": datalist.task} if datalist.task else {}), **datalist.notes}
+    for split in SPLITS:
+        content[split] = [_format_case(case, path.parent) for case in datalist.split(split)]
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def _parse_case(entry: Any, path: Path, where: str) -> Case:
+    if not isinstance(entry, dict):
+        raise DataError(f"{path}: {where} must be an object with image, label and patient.")
+    images = entry.get("image")
+    images = [images] if isinstance(images, str) else images
+    if not isinstance(images, list) or not images or not all(isinstance(i, str) and i for i in images):
+        raise DataError(f"{path}: {where}.image must be a path or a list of paths.")
+    label, patient = entry.get("label"), entry.get("patient")
+    if label is not None and not isinstance(label, str):
+        raise DataError(f"{path}: {where}.label must be a path.")
+    if not isinstance(patient, str | int) or patient == "":
+        raise DataError(f"{path}: {where} has no 'patient'. Name the patient, so that splits can be kept apart.")
+    base = path.parent
+    return Case(tuple(base / i for i in images), base / label if label else None, str(patient))
+
+
+def _format_case(case: Case, folder: Path) -> dict[str, Any]:
+    def shown(path: Path) -> str:
+        absolute, root = Path(os.path.abspath(path)), Path(os.path.abspath(folder))
+        return str(absolute.relative_to(root)) if absolute.is_relative_to(root) else str(absolute)
+
+    images = [shown(i) for i in case.images]
+    entry: dict[str, Any] = {"image": images[0] if len(images) == 1 else images, "patient": case.patient}
+    if case.label is not None:
+        entry["label"] = shown(case.label)
+    return entry

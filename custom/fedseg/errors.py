@@ -1,0 +1,52 @@
+"""What can go wrong, as types: each message names the thing, its value, what is allowed, and what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class FedsegError(Exception):
+    """The work failed for a reason that a person can mend. The command line ends with exit code 1 and this text."""
+
+
+class UsageError(FedsegError):
+    """The command was called wrongly. The command line ends with exit code 2 and this text."""
+
+
+class ConfigurationError(FedsegError):
+    """A setting has a value that is not allowed."""
+
+    def __init__(self, name: str, value: Any, allowed: str, remedy: str = "") -> None:
+        """Say which setting is wrong.
+
+        Args:
+            name: the setting as the user wrote it, e.g. ``training.local_epochs``.
+            value: what was found.
+            allowed: what may stand there, as a noun phrase.
+            remedy: what to do, as a sentence; empty when ``allowed`` says it all.
+        """
+        text = f"{name} is {value!r}, but must be {allowed}."
+        super().__init__(f"{text} {remedy}".strip())
+        self.name, self.value = name, value
+
+
+class DataError(FedsegError):
+    """Images, labels or lists of them that cannot be used. May name files: show it at the site only."""
+
+
+class RefusalError(FedsegError):
+    """A site refuses what a job asks. The text leaves the site, so it names no file and no patient."""
+
+    def __init__(self, reason: str, text: str) -> None:
+        """Refuse.
+
+        Args:
+            reason: one word for machines: ``version``, ``task``, ``data``, ``weights``, ``loss``, ``policy``, ``plan``.
+            text: one sentence for people, free of file names and patient ids.
+        """
+        super().__init__(text)
+        self.reason = reason
+
+
+class AbortedError(FedsegError):
+    """Somebody asked the work to stop, and it stopped."""

@@ -1,0 +1,4 @@
+"""Metrics per case, tables, figures and reports.
+
+Nothing here trains or imports FLARE.
+"""

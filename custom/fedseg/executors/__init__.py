@@ -1,0 +1,4 @@
+"""A site's side of a job: FLARE tasks in, updates out.
+
+The work itself is done in ``training``.
+"""

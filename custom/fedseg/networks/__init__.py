@@ -1,0 +1,4 @@
+"""3D networks by name with validated arguments.
+
+Nothing here knows tasks, sites or FLARE.
+"""

@@ -1,0 +1,256 @@
+"""The description of a segmentation task: everything that training, checks and metrics need to know, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from typing import Any, Literal
+
+from fedseg.errors import ConfigurationError
+
+Normalisation = Literal["zscore_nonzero", "zscore", "window"]
+NORMALISATIONS = ("zscore_nonzero", "zscore", "window")
+MODALITIES = ("MR", "CT")
+
+
+@dataclass(frozen=True)
+class Region:
+    """A named part of the image that is segmented and scored: the union of some label classes."""
+
+    name: str
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LabelConvention:
+    """How one family of data sets writes the classes of a task into label files: class name -> integer value."""
+
+    name: str
+    values: Mapping[str, int]
+
+    @property
+    def allowed(self) -> frozenset[int]:
+        """Every value that may occur in a file of this convention, background (0) included."""
+        return frozenset(self.values.values()) | {0}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A segmentation task.
+
+    Attributes:
+        name: one word, used in jobs, reports and file names.
+        modality: ``MR`` or ``CT``; CT images are checked against plausible Hounsfield units.
+        channels: names of the images of one case, in the order in which the network sees them.
+        classes: label classes, without the background; class ``i`` has the internal value ``i + 1``.
+        conventions: ways in which label files write the classes; recognised per file.
+        regions: what is segmented and scored. Either one region per class (exclusive, softmax over background and
+            regions), or nested unions of classes (overlapping, one sigmoid channel per region).
+        normalisation: ``zscore_nonzero`` (per channel over non-zero voxels, the rest stays 0), ``zscore`` (per
+            channel over all voxels) or ``window`` (clip to ``window`` and scale to [0, 1]).
+        window: lower and upper intensity for ``window``, e.g. Hounsfield units.
+        spacing: voxel size in mm (R, A, S) to which images are resampled; None keeps the image's own.
+        spacing_range: voxel sizes in mm that are plausible for this task, for the data check.
+        crop_to_foreground: cut away the empty (zero) border before training; for skull-stripped images.
+        patch_size: voxels of a training patch and of the sliding window.
+        sampling: relative frequency with which a patch is centred on each class, ``background`` included; empty:
+            patches are cut at random anywhere.
+        flip_axes: axes along which training images may be mirrored (0: left-right).
+    """
+
+    name: str
+    modality: str
+    channels: tuple[str, ...]
+    classes: tuple[str, ...]
+    conventions: tuple[LabelConvention, ...]
+    regions: tuple[Region, ...]
+    normalisation: str
+    patch_size: tuple[int, int, int]
+    window: tuple[float, float] | None = None
+    spacing: tuple[float, float, float] | None = None
+    spacing_range: tuple[float, float] = (0.2, 10.0)
+    crop_to_foreground: bool = False
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    flip_axes: tuple[int, ...] = ()
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def region_names(self) -> tuple[str, ...]:
+        """Names of the regions, in the order of the network's output."""
+        return tuple(region.name for region in self.regions)
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether every region is exactly one class: softmax over background and regions instead of sigmoids."""
+        return all(len(region.classes) == 1 for region in self.regions)
+
+    @property
+    def output_channels(self) -> int:
+        """Channels of the network's output: one per region, and one for the background where regions exclude."""
+        return len(self.regions) + int(self.exclusive)
+
+    def region_values(self, region: Region) -> tuple[int, ...]:
+        """Internal label values that make up ``region``."""
+        return tuple(self.classes.index(name) + 1 for name in region.classes)
+
+    @cached_property
+    def painting_order(self) -> tuple[tuple[int, int], ...]:
+        """How overlapping regions become one label map: (region index, internal label value), largest region first.
+
+        Each region paints the one class that no region inside it contains (whole tumour paints oedema, then the core
+        paints necrosis over it, then the enhancing part).
+        """
+        order = sorted(range(len(self.regions)), key=lambda i: -len(self.regions[i].classes))
+        return tuple((i, self.classes.index(_own_class(self, i)) + 1) for i in order)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON form, as a job declares it; ``parse_task`` reads it back to an equal task."""
+        result = asdict(self)
+        result["conventions"] = {c.name: dict(c.values) for c in self.conventions}
+        result["regions"] = {r.name: list(r.classes) for r in self.regions}
+        result["sampling"] = dict(self.sampling)
+        return result
+
+
+def parse_task(declaration: Mapping[str, Any], where: str = "task") -> Task:
+    """Build a task from its declaration in a job.
+
+    Args:
+        declaration: the fields of ``Task``; ``conventions`` as ``{name: {class: value}}`` (or ``labels`` as
+            ``{class: value}`` for a single one), ``regions`` as ``{name: [classes]}`` (default: one per class).
+        where: how the user calls this place, for messages.
+
+    Raises:
+        ConfigurationError: a field is unknown, missing or has a value that is not allowed.
+    """
+    values = dict(declaration)
+    if "labels" in values:
+        if "conventions" in values or "classes" in values:
+            raise ConfigurationError(f"{where}.labels", values["labels"], "given without classes and conventions")
+        labels = _mapping(values.pop("labels"), f"{where}.labels")
+        values["classes"] = [name for name in labels if name != "background"]
+        values["conventions"] = {"labels": {k: v for k, v in labels.items() if k != "background"}}
+    known = {f.name for f in fields(Task)}
+    for key in values:
+        if key not in known:
+            raise ConfigurationError(f"{where}.{key}", values[key], f"absent: the fields are {sorted(known)}")
+    for key in ("name", "modality", "channels", "classes", "conventions", "normalisation", "patch_size"):
+        if key not in values:
+            raise ConfigurationError(f"{where}.{key}", None, "given")
+    values.setdefault("regions", {name: [name] for name in _sequence(values["classes"], f"{where}.classes")})
+    values["conventions"] = tuple(
+        LabelConvention(str(n), _mapping(v, f"{where}.conventions.{n}"))
+        for n, v in _mapping(values["conventions"], f"{where}.conventions").items()
+    )
+    values["regions"] = tuple(
+        Region(str(n), _sequence(v, f"{where}.regions.{n}"))
+        for n, v in _mapping(values["regions"], f"{where}.regions").items()
+    )
+    for key in ("channels", "classes", "patch_size", "window", "spacing", "spacing_range", "flip_axes"):
+        if values.get(key) is not None:
+            values[key] = _sequence(values[key], f"{where}.{key}")
+    values["sampling"] = _mapping(values.get("sampling", {}), f"{where}.sampling")
+    return Task(**values)
+
+
+def _mapping(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(name, value, "an object of names and values")
+    return dict(value)
+
+
+def _sequence(value: Any, name: str) -> tuple[Any, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ConfigurationError(name, value, "a list")
+    return tuple(value)
+
+
+def _check(task: Task) -> None:
+    """Refuse a description that could not be trained or scored."""
+
+    def require(condition: bool, name: str, allowed: str) -> None:
+        if not condition:
+            raise ConfigurationError(f"task.{name}", getattr(task, name.split(".")[0]), allowed)
+
+    require(isinstance(task.name, str) and task.name.isidentifier(), "name", "one word of letters, digits and _")
+    require(task.modality in MODALITIES, "modality", f"one of {MODALITIES}")
+    for name in ("channels", "classes", "conventions", "regions"):
+        require(len(getattr(task, name)) > 0, name, "a list with at least one entry")
+    for name in ("channels", "classes"):
+        items = getattr(task, name)
+        require(all(isinstance(i, str) and i for i in items), name, "a list of names")
+        require(len(set(items)) == len(items), name, "a list without repetitions")
+    require(len(set(task.region_names)) == len(task.regions), "regions", "a list without repetitions")
+    require(task.normalisation in NORMALISATIONS, "normalisation", f"one of {NORMALISATIONS}")
+    _check_labels(task)
+    _check_numbers(task)
+
+
+def _check_labels(task: Task) -> None:
+    for convention in task.conventions:
+        values = list(convention.values.values())
+        fits = set(convention.values) == set(task.classes) and all(type(v) is int and 0 < v < 256 for v in values)
+        if not fits or len(set(values)) != len(values):
+            raise ConfigurationError(
+                f"task.conventions.{convention.name}",
+                dict(convention.values),
+                f"a different integer from 1 to 255 for each of the classes {list(task.classes)}",
+            )
+    for region in task.regions:
+        if not region.classes or not set(region.classes) <= set(task.classes):
+            raise ConfigurationError(
+                f"task.regions.{region.name}", list(region.classes), f"a list of classes out of {list(task.classes)}"
+            )
+    for index, region in enumerate(task.regions):
+        for other in task.regions[index + 1 :]:
+            a, b = set(region.classes), set(other.classes)
+            if a & b and not (a < b or b < a):
+                raise ConfigurationError(
+                    f"task.regions.{region.name}", sorted(a), f"nested with, or apart from, {other.name} {sorted(b)}"
+                )
+    for index in range(len(task.regions)):
+        _own_class(task, index)
+
+
+def _own_class(task: Task, index: int) -> str:
+    """The one class of a region that lies in no smaller region."""
+    region = set(task.regions[index].classes)
+    inner = {c for r in task.regions if set(r.classes) < region for c in r.classes}
+    own = sorted(region - inner)
+    if len(own) != 1:
+        raise ConfigurationError(
+            f"task.regions.{task.regions[index].name}",
+            list(task.regions[index].classes),
+            f"a region with exactly one class outside the regions inside it (found {own})",
+            "Without that a predicted mask could not be written as one label map.",
+        )
+    return own[0]
+
+
+def _check_numbers(task: Task) -> None:
+    def positive(values: Any, count: int, kinds: tuple[type, ...]) -> bool:
+        return len(values) == count and all(type(v) in kinds and v > 0 for v in values)
+
+    def require(condition: bool, name: str, allowed: str) -> None:
+        if not condition:
+            raise ConfigurationError(f"task.{name}", getattr(task, name), allowed)
+
+    number = (int, float)
+    require(positive(task.patch_size, 3, (int,)), "patch_size", "three positive whole numbers of voxels")
+    require(task.spacing is None or positive(task.spacing, 3, number), "spacing", "three positive numbers of mm")
+    low_high = task.spacing_range
+    require(positive(low_high, 2, number) and low_high[0] < low_high[1], "spacing_range", "two increasing mm")
+    if task.normalisation == "window":
+        window = task.window
+        ok = window is not None and len(window) == 2 and all(type(v) in number for v in window)
+        require(ok and window is not None and window[0] < window[1], "window", "two increasing intensities")
+    allowed = {"background", *task.classes}
+    fine = set(task.sampling) <= allowed and all(type(v) in number and v >= 0 for v in task.sampling.values())
+    require(fine, "sampling", f"non-negative frequencies for some of {sorted(allowed)}")
+    require(not task.sampling or sum(task.sampling.values()) > 0, "sampling", "frequencies that are not all zero")
+    require(all(a in (0, 1, 2) for a in task.flip_axes), "flip_axes", "a list of axes out of 0, 1, 2")
+    require(isinstance(task.crop_to_foreground, bool), "crop_to_foreground", "true or false")

@@ -1,5 +1,81 @@
-"""Placeholder until the command is written."""
+"""``fedseg check-data``: what a site engineer should know about the data before a job does."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from fedseg.commands.task_argument import HELP, task_from_argument
+from fedseg.console import out
+from fedseg.data.check import check_datalist
+from fedseg.data.datalist import read_datalist
+from fedseg.data.findings import CheckReport, Finding
+from fedseg.errors import UsageError
+
+SHOWN_PER_CODE = 20
 
 
-def add_parser(subparsers):
-    pass
+def add_parser(subparsers: Any) -> None:
+    """Add the command to ``fedseg``."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "check-data",
+        help="check images and labels of a datalist against a task",
+        description="Look at every file of a datalist and say what would make a job fail or its result wrong. "
+        "Ends with 1 if there is an error. Findings name files and patients: keep them at the site.",
+        epilog="example: fedseg check-data brats /data/brats/datalist.json --json check.json",
+    )
+    parser.add_argument("task", metavar="TASK", help=HELP)
+    parser.add_argument("datalist", metavar="DATALIST", type=Path, help="the datalist.json, or its folder")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the report here, for machines")
+    parser.add_argument("--workers", metavar="N", type=int, default=1, help="cases checked side by side (default 1)")
+    parser.add_argument("--quick", action="store_true", help="look at files and headers only, read no voxel")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check, print the findings, and end with 1 if there is an error."""
+    if options.workers < 1:
+        raise UsageError(f"--workers is {options.workers}, but must be at least 1.")
+    if options.json and not options.json.parent.is_dir():
+        raise UsageError(f"--json: the folder {options.json.parent} does not exist.")
+    task = task_from_argument(options.task)
+    datalist = read_datalist(options.datalist)
+    report = check_datalist(task, datalist, quick=options.quick, workers=options.workers)
+    console = out()
+    _print_findings(console, "red", "error", report.errors)
+    _print_findings(console, "yellow", "warning", report.warnings)
+    _print_statistics(console, report)
+    console.print(f"[{'bold' if report.ok else 'bold red'}]{report.summary}[/]")
+    if options.json:
+        options.json.write_text(json.dumps(report.to_dict(), indent=1) + "\n", "utf-8")
+        console.print(f"Report: {escape(str(options.json))}")
+    return 0 if report.ok else 1
+
+
+def _print_findings(console: Console, colour: str, word: str, findings: Sequence[Finding]) -> None:
+    for code, group in groupby(sorted(findings, key=lambda f: f.code), key=lambda f: f.code):
+        same = list(group)
+        for finding in same[:SHOWN_PER_CODE]:
+            place = ", ".join(p for p in (finding.split, finding.patient) if p)
+            where = f"{finding.file} ({place})" if finding.file and place else finding.file or place
+            console.print(f"[{colour}]{word} {code}[/] {escape(where)}\n    {escape(finding.message)}")
+            console.print(f"    To do: {escape(finding.remedy)}")
+        if len(same) > SHOWN_PER_CODE:
+            console.print(f"    ... and {len(same) - SHOWN_PER_CODE} more {code}; --json FILE lists all")
+
+
+def _print_statistics(console: Console, report: CheckReport) -> None:
+    shape, spacing = report.statistics["shape"], report.statistics["spacing_mm"]
+    if shape["smallest"]:
+        console.print(f"voxels {shape['smallest']} to {shape['largest']}", markup=False)
+        console.print(f"spacing {spacing['smallest']} to {spacing['largest']} mm", markup=False)
+    with_class = report.statistics["cases_with_class"]
+    if any(with_class.values()):
+        console.print("cases with " + ", ".join(f"{name}: {count}" for name, count in with_class.items()))

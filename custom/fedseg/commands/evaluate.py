@@ -1,5 +1,47 @@
-"""Placeholder until the command is written."""
+"""``fedseg evaluate``: score a saved model on a datalist."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from rich.table import Table
+
+from fedseg.commands.model_arguments import add_model_arguments, load
+from fedseg.console import out, track
+from fedseg.evaluation.metrics import EMPTY_CONVENTIONS
+from fedseg.scoring import evaluate
 
 
-def add_parser(subparsers):
-    pass
+def add_parser(subparsers: Any) -> None:
+    """Declare the command."""
+    parser = subparsers.add_parser(
+        "evaluate",
+        help="score a saved model on a datalist",
+        description="Dice and HD95 of every case and region, on each image's own grid, in evaluation.json.",
+        epilog="example: fedseg evaluate runs/first/models/last.safetensors --task brats --data my/datalist.json "
+        "--out runs/first-at-home",
+    )
+    add_model_arguments(parser, "final")
+    parser.add_argument(
+        "--empty", choices=EMPTY_CONVENTIONS, default="brats", help="how regions empty in the reference count"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Score and show the means."""
+    model, _, cases = load(options)
+    progress = track(cases, "cases")
+    content = evaluate(
+        model, progress, options.out, device=options.device, overlap=options.overlap, empty=options.empty
+    )
+    table = Table("region", "Dice", "HD95 (mm)", "cases scored", title=f"mean over {len(cases)} cases")
+    mean = content["mean"]
+    for region in model.task.region_names:
+        numbers = [mean[kind][region] for kind in ("dice", "hd95")]
+        shown = ["n/a" if n is None else f"{n:.{d}f}" for n, d in zip(numbers, (4, 2), strict=True)]
+        table.add_row(region, *shown, str(mean["defined"][region]))
+    out().print(table)
+    out().print(f"written to {options.out / 'evaluation.json'}")
+    return 0

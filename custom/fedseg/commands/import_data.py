@@ -1,5 +1,70 @@
-"""Placeholder until the command is written."""
+"""``fedseg import-data``: a datalist from a folder of images as people have them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from fedseg.commands.task_argument import HELP, task_from_argument
+from fedseg.console import out
+from fedseg.data.datalist import FILE_NAME, SPLITS, Datalist, read_datalist, write_datalist
+from fedseg.data.intake import find_layout, origin_note, read_source
+from fedseg.data.splits import check_fractions, check_seed, patients_in_two_splits, split_by_patient
+from fedseg.errors import DataError, UsageError
+from fedseg.tasks.task import Task
 
 
-def add_parser(subparsers):
-    pass
+def add_parser(subparsers: Any) -> None:
+    """Add the command to ``fedseg``."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "import-data",
+        help="make a datalist from BraTS folders, a Decathlon data set or another datalist",
+        description="Find the labelled cases of SOURCE, split them by patient and write DIR/datalist.json. "
+        "Images stay where they are. A datalist that has validation or test cases keeps its own split.",
+        epilog="example: fedseg import-data /data/Task04_Hippocampus --task hippocampus --out /data/site",
+    )
+    parser.add_argument("source", metavar="SOURCE", type=Path, help="BraTS folders, dataset.json or datalist.json")
+    parser.add_argument("--task", metavar="TASK", required=True, help=HELP)
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for datalist.json")
+    parser.add_argument("--validation-fraction", type=float, default=0.2, help="share of the patients (default 0.2)")
+    parser.add_argument("--test-fraction", type=float, default=0.0, help="share of the patients (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the split (default 0)")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the datalist and say what is in it."""
+    task = task_from_argument(options.task)
+    target = options.out / FILE_NAME
+    if target.exists():
+        raise UsageError(f"{target} exists already. Remove it first, or choose another --out.")
+    fractions = {"validation": options.validation_fraction, "test": options.test_fraction}
+    check_fractions(fractions)
+    check_seed(options.seed)
+    datalist = _make(options.source, task, fractions, options.seed)
+    write_datalist(datalist, target)
+    counts = ", ".join(f"{len(datalist.split(split))} {split}" for split in SPLITS)
+    out().print(f"{escape(str(target))}: {counts} cases for the task {task.name}")
+    out().print(f"Next: fedseg check-data {escape(options.task)} {escape(str(target))}")
+    return 0
+
+
+def _make(source: Path, task: Task, fractions: dict[str, float], seed: int) -> Datalist:
+    cases = read_source(source, task)
+    layout, path = find_layout(source)
+    notes = {"origin": origin_note(source)}
+    if layout == "datalist":
+        given = read_datalist(os.path.abspath(path))
+        if given.validation or given.test:
+            shared = patients_in_two_splits(given)
+            if shared:
+                patient, splits = next(iter(shared.items()))
+                raise DataError(f"{path}: patient {patient} is in {' and '.join(splits)}. Move all cases to one split.")
+            return Datalist(given.training, given.validation, given.test, None, task.name, {**given.notes, **notes})
+    notes["origin"]["split"] = f"by patient, {fractions['validation']:g} validation, seed {seed}"
+    parts = split_by_patient(cases, fractions, seed)
+    return Datalist(parts["training"], parts["validation"], parts["test"], None, task.name, notes)

@@ -1,5 +1,100 @@
-"""Placeholder until the command is written."""
+"""``fedseg import-dicom``: one DICOM series as one NIfTI file, with nothing in it that names the patient."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import SimpleITK as sitk
+from rich.markup import escape
+
+from fedseg.console import out
+from fedseg.data.dicom import Series, find_series, read_volume
+from fedseg.errors import UsageError
 
 
-def add_parser(subparsers):
-    pass
+def add_parser(subparsers: Any) -> None:
+    """Add the command to ``fedseg``."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "import-dicom",
+        help="convert a DICOM series to NIfTI",
+        description="Find the DICOM series below FOLDER and write the chosen one as DIR/NAME.nii.gz, in Hounsfield "
+        "units for CT. Nothing of the DICOM header but the geometry goes into the file.",
+        epilog="example: fedseg import-dicom /data/export --modality CT --description portal --out /data",
+    )
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder with DICOM files, searched to the bottom")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="folder for the NIfTI file")
+    parser.add_argument("--name", default="image", help="name of the file, e.g. a pseudonym (default: image)")
+    parser.add_argument("--series", metavar="UID", help="the series with this UID")
+    parser.add_argument("--description", metavar="REGEX", help="series whose description matches, in any case")
+    parser.add_argument("--modality", metavar="CT", help="series of this modality")
+    parser.add_argument("--largest", action="store_true", help="of several, the one with most slices")
+    parser.add_argument("--list", action="store_true", help="only list the series")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """List the series, or convert the chosen one."""
+    if not options.folder.is_dir():
+        raise UsageError(f"{options.folder} is no folder. Name the folder with the DICOM files.")
+    if not options.list and options.out is None:
+        raise UsageError("Say where to write: --out DIR (or --list to see the series only).")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", options.name):
+        raise UsageError(f"--name is {options.name!r}, but must consist of letters, digits, '-', '_' and '.'.")
+    found = find_series(options.folder)
+    if options.list:
+        _print_series(found)
+        return 0
+    chosen = _choose(found, options)
+    target = options.out / f"{options.name}.nii.gz"
+    if target.exists():
+        raise UsageError(f"{target} exists already. Choose another --name or --out.")
+    _print_series((chosen,))
+    image = read_volume(chosen)
+    _write(image, target)
+    size, spacing = (" x ".join(f"{v:.4g}" for v in values) for values in (image.GetSize(), image.GetSpacing()))
+    out().print(f"{escape(str(target))}: {size} voxels of {spacing} mm, from {len(chosen.slices)} slices")
+    return 0
+
+
+def _choose(found: Sequence[Series], options: argparse.Namespace) -> Series:
+    """The one series that the options mean; several are refused, because the wrong phase would look right."""
+    try:
+        pattern = re.compile(options.description or "", re.IGNORECASE)
+    except re.error as error:
+        raise UsageError(f"--description {options.description!r} is no regular expression: {error}.") from None
+    fitting = [
+        series
+        for series in found
+        if options.series in (None, series.uid)
+        and (options.modality is None or options.modality.upper() == series.modality.upper())
+        and pattern.search(series.description)
+    ]
+    if len(fitting) == 1 or (fitting and options.largest):
+        return fitting[0]
+    choices = "; ".join(f"{s.uid} ({s.modality}, {s.description!r}, {len(s.slices)} slices)" for s in fitting or found)
+    if fitting:
+        raise UsageError(f"{len(fitting)} series fit: {choices}. Choose with --series, --description or --largest.")
+    raise UsageError(f"No series fits the choice; there are: {choices}.")
+
+
+def _print_series(found: Sequence[Series]) -> None:
+    for series in found:
+        what = f"{series.modality or '?'}, {series.description or 'no description'}"
+        out().print(f"series {series.uid}: {escape(what)}, {len(series.slices)} slices, {series.spacing} mm")
+
+
+def _write(image: sitk.Image, target: Path) -> None:
+    for key in image.GetMetaDataKeys():
+        image.EraseMetaData(key)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{os.getpid()}-{target.name}")
+    try:
+        sitk.WriteImage(image, str(temporary))
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)

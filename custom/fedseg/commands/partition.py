@@ -1,5 +1,144 @@
-"""Placeholder until the command is written."""
+"""``fedseg partition``: simulated sites from one data set."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from fedseg.commands.task_argument import HELP, task_from_argument
+from fedseg.console import out, track
+from fedseg.data.datalist import SPLITS, Case, Datalist
+from fedseg.data.intake import guess_task, origin_note, read_source
+from fedseg.data.partition import (
+    Sites,
+    check_names,
+    foreground_volume,
+    partition_by_csv,
+    partition_by_dirichlet,
+    partition_by_sizes,
+    partition_equally,
+)
+from fedseg.data.site_folders import write_sites
+from fedseg.data.splits import by_patient, check_fractions, check_seed, patients_needed
+from fedseg.errors import UsageError
 
 
-def add_parser(subparsers):
-    pass
+def add_parser(subparsers: Any) -> None:
+    """Add the command to ``fedseg``."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "partition",
+        help="spread one data set over simulated sites",
+        description="Spread the labelled cases of SOURCE over sites, by patient, and write DIR/<site>/datalist.json "
+        "for `fedseg simulate --data DIR`. Without --csv, --sizes or --dirichlet the sites get equal shares at random.",
+        epilog="example: fedseg partition /data/Task04_Hippocampus --sizes 80,60,40,20 --out runs/data",
+    )
+    parser.add_argument("source", metavar="SOURCE", type=Path, help="BraTS folders, dataset.json or datalist.json")
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="new folder for the sites")
+    parser.add_argument("--task", metavar="TASK", help=f"{HELP} (default: told from SOURCE)")
+    parser.add_argument("--sites", metavar="N", type=int, help="number of sites; with --csv: the N largest")
+    parser.add_argument("--names", metavar="A,B,...", type=_words, help="names of the sites; with --csv: only these")
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument("--csv", metavar="FILE", type=Path, help="table with Partition_ID,Subject_ID, as of FeTS 2022")
+    way.add_argument("--sizes", metavar="N,N,...", type=_numbers, help="cases per site")
+    way.add_argument("--dirichlet", metavar="ALPHA", type=float, help="skew by target size; smaller is more skewed")
+    parser.add_argument("--validation-fraction", type=float, default=0.2, help="share of a site's patients (0.2)")
+    parser.add_argument("--test-fraction", type=float, default=0.0, help="share of a site's patients (0)")
+    parser.add_argument("--scanner-shift", metavar="STRENGTH", type=float, default=0.0, help="0 to 1: rewrite images "
+                        "as if each site had another scanner (default 0: use them in place)")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="seed of every draw (default 0)")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the sites and print how many cases each has."""
+    fractions = {"validation": options.validation_fraction, "test": options.test_fraction}
+    check_fractions(fractions)
+    check_seed(options.seed)
+    task = task_from_argument(options.task) if options.task else guess_task(options.source)
+    cases = read_source(options.source, task)
+    if options.csv:
+        sites, without_images = _from_table(cases, options)
+    else:
+        sites, without_images = _drawn(cases, options, patients_needed(fractions)), 0
+    notes = {"origin": origin_note(options.source), "partition": _method(options)}
+    datalists = write_sites(sites, options.out, task, fractions, options.seed, options.scanner_shift, notes)
+    _print_sites(datalists, len(cases), without_images, options.out)
+    return 0
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",")]
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers such as 80,60,40") from None
+
+
+def _method(options: argparse.Namespace) -> dict[str, Any]:
+    chosen = {name: getattr(options, name) for name in ("csv", "sizes", "dirichlet") if getattr(options, name)}
+    name, value = next(iter(chosen.items()), ("equal", None))
+    return {"method": name, "value": value.name if isinstance(value, Path) else value, "seed": options.seed}
+
+
+def _drawn(cases: Sequence[Case], options: argparse.Namespace, least: int) -> Sites:
+    names = _names(options)
+    if options.sizes:
+        return partition_by_sizes(cases, dict(zip(names, options.sizes, strict=True)), options.seed)
+    if options.dirichlet is not None:
+        volumes = dict.fromkeys(by_patient(cases), 0.0)
+        for case in track(cases, "Measuring labels"):
+            volumes[case.patient] = max(volumes[case.patient], foreground_volume(case))
+        return partition_by_dirichlet(cases, names, options.dirichlet, volumes, options.seed, least)
+    return partition_equally(cases, names, options.seed)
+
+
+def _names(options: argparse.Namespace) -> list[str]:
+    given = {"--sites": options.sites, "--names": options.names and len(options.names)}
+    given["--sizes"] = options.sizes and len(options.sizes)
+    counts = {name: count for name, count in given.items() if count is not None}
+    if not counts:
+        raise UsageError("Say how many sites there are: --sites N, --names A,B,..., --sizes N,N,... or --csv FILE.")
+    if len(set(counts.values())) > 1:
+        raise UsageError(f"The numbers of sites differ: {', '.join(f'{n} says {c}' for n, c in counts.items())}.")
+    number = next(iter(counts.values()))
+    if number < 1:
+        raise UsageError(f"--sites is {number}, but must be at least 1.")
+    names = options.names or [f"site-{i + 1}" for i in range(number)]
+    check_names(names)
+    return names
+
+
+def _from_table(cases: Sequence[Case], options: argparse.Namespace) -> tuple[Sites, int]:
+    sites, without_images = partition_by_csv(cases, options.csv)
+    for name in options.names or []:
+        if name not in sites:
+            raise UsageError(f"--names: {name} is no site with images; there are {', '.join(sites)}.")
+    sites = {name: sites[name] for name in options.names or sites}
+    if options.sites is not None:
+        if not 1 <= options.sites <= len(sites):
+            raise UsageError(f"--sites is {options.sites}, but the table gives 1 to {len(sites)} sites with images.")
+        largest = sorted(sites, key=lambda name: -len(sites[name]))[: options.sites]
+        sites = {name: sites[name] for name in sites if name in largest}
+    return sites, without_images
+
+
+def _print_sites(datalists: dict[str, Datalist], found: int, without_images: int, folder: Path) -> None:
+    table = Table("site", *(f"{split} cases" for split in SPLITS), "patients")
+    for site, datalist in datalists.items():
+        cases = [case for split in SPLITS for case in datalist.split(split)]
+        table.add_row(site, *(str(len(datalist.split(s))) for s in SPLITS), str(len(by_patient(cases))))
+    out().print(table)
+    unused = found - sum(len(d.split(s)) for d in datalists.values() for s in SPLITS)
+    if unused:
+        out().print(f"{unused} of {found} cases are at no site.")
+    if without_images:
+        out().print(f"{without_images} subjects of the table have no images here.")
+    out().print(f"Sites: {escape(str(folder))}")

@@ -1,5 +1,43 @@
-"""Placeholder until the command is written."""
+"""``fedseg predict``: masks from a saved model."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from fedseg.commands.model_arguments import add_model_arguments, load
+from fedseg.console import out, track
+from fedseg.errors import UsageError
+from fedseg.scoring import predict
 
 
-def add_parser(subparsers):
-    pass
+def add_parser(subparsers: Any) -> None:
+    """Declare the command."""
+    parser = subparsers.add_parser(
+        "predict",
+        help="segment the cases of a datalist with a saved model",
+        description="Write one NIfTI mask per case, on the grid and affine of the case's own images.",
+        epilog="example: fedseg predict runs/first/models/last.safetensors --task brats --data my/datalist.json "
+        "--out runs/masks",
+    )
+    add_model_arguments(parser, "all")
+    parser.add_argument("--convention", help="name of the label convention to write (default: the task's first)")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Segment every case."""
+    model, _, cases = load(options)
+    names = [convention.name for convention in model.task.conventions]
+    if options.convention is not None and options.convention not in names:
+        raise UsageError(f"--convention {options.convention!r}: the task {model.task.name} knows {names}.")
+    written = predict(
+        model,
+        track(cases, "cases"),
+        options.out,
+        device=options.device,
+        overlap=options.overlap,
+        convention=names.index(options.convention) if options.convention else 0,
+    )
+    out().print(f"{len(written)} mask(s) written to {options.out}")
+    return 0

@@ -1,5 +1,112 @@
-"""Placeholder until the command is written."""
+"""``fedseg simulate``: a job with all its sites on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from fedseg.comparison import KINDS, compare
+from fedseg.console import err, out
+from fedseg.errors import UsageError
+from fedseg.evaluation.report import write_report
+from fedseg.evaluation.tables import dice_table
+from fedseg.jobs import apply_settings, read_job
+from fedseg.pictures import write_gallery, write_overlays
+from fedseg.simulation import Event, find_sites, prepare_output, simulate
+from fedseg.summary import build_summary
+from fedseg.training.model_file import read_model
 
 
-def add_parser(subparsers):
-    pass
+def add_parser(subparsers: Any) -> None:
+    """Declare the command."""
+    parser = subparsers.add_parser(
+        "simulate",
+        help="run a job with all its sites on this machine",
+        description="Run a job in FLARE's simulator, every site a process of its own, and write a report.",
+        epilog="example: fedseg simulate jobs/brats_fedavg --data runs/phantoms --out runs/first --rounds 5 "
+        "--set task.patch_size=[64,64,64]",
+    )
+    parser.add_argument("job", type=Path, help="job folder, e.g. jobs/hippocampus_fedavg")
+    parser.add_argument("--data", type=Path, required=True, help="folder with <site>/datalist.json")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run, made new")
+    parser.add_argument("--rounds", type=int, help="training rounds (default: the job's)")
+    parser.add_argument("--threads", type=int, help="torch threads of each site (default: the job's)")
+    parser.add_argument("--seed", type=int, help="seed of the whole run (default: the job's)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the job; may be repeated"
+    )
+    parser.add_argument("--compare", default="", metavar="KINDS", help=f"also score alternatives: {','.join(KINDS)}")
+    parser.add_argument("--keep-updates", action="store_true", help="keep every round's model and updates")
+    parser.add_argument("--overwrite", action="store_true", help="replace a former run in --out")
+    parser.add_argument("--gpu", help="GPU ids for FLARE's simulator, e.g. 0 or 0,1")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check everything first, run, then write summary and report."""
+    job = read_job(options.job)
+    apply_settings(job, options.rounds, options.threads, options.seed, options.set)
+    if options.keep_updates:
+        job.workflow["keep_updates"] = True
+    plan = job.check()
+    rounds = job.workflow.get("num_rounds")
+    if type(rounds) is not int or rounds < 1:
+        raise UsageError(f"--rounds {rounds}: the number of rounds must be a whole number of at least 1.")
+    kinds = [kind for kind in options.compare.split(",") if kind]
+    if any(kind not in KINDS for kind in kinds):
+        raise UsageError(f"--compare {options.compare}: name {' or '.join(KINDS)}, separated by a comma.")
+    sites = find_sites(options.data)
+    prepare_output(options.out, options.overwrite)
+    err().print(
+        f"{job.name}: {len(sites)} sites, {rounds} rounds of {plan.training.local_epochs} local epoch(s), "
+        f"patch {'x'.join(map(str, plan.task.patch_size))}, {plan.training.threads} thread(s) per site, "
+        f"seed {plan.seed}"
+    )
+    result = simulate(job, options.data, options.out, sites, show_event, options.gpu)
+    summary = build_summary(job, result)
+    report = options.out / "report"
+    report.mkdir()
+    write_gallery(options.data, sites, report)
+    model = read_model(options.out / "models" / "last.safetensors")
+    write_overlays(model, options.out / "state", summary["run_id"], report, plan.training.overlap)
+    if kinds:
+        err().print(f"comparing with: {', '.join(kinds)}")
+        summary.update(compare(kinds, plan, options.data, summary["sites"], rounds))
+        if "cross_site" in summary:
+            scores = summary["final"]["sites"]
+            summary["cross_site"]["federated"] = {site: s["dice"]["mean"] for site, s in scores.items()}
+    (report / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", "utf-8")
+    page = write_report(options.out)
+    out().print(dice_table(summary))
+    out().print(
+        f"report:  {page}\nsummary: {report / 'summary.json'}\nmodel:   {options.out / summary['final']['model']}"
+    )
+    return 0
+
+
+def show_event(event: Event) -> None:
+    """One line on stderr for each thing that happens."""
+    kind, site = event["event"], escape(str(event.get("site", "")))
+    if kind == "prepare":
+        err().print(f"asking {', '.join(event['sites'])} to take part")
+    elif kind == "accepted":
+        counts = ", ".join(f"{n} {split}" for split, n in event["cases"].items() if n)
+        err().print(f"  {site} accepts the job ({counts})")
+    elif kind == "round":
+        err().print(f"round {event['round'] + 1}/{event['total']}")
+    elif kind == "update":
+        dice = "n/a" if event["val_dice"] is None else f"{event['val_dice']:.3f}"
+        err().print(
+            f"  {site}: Dice of the received model {dice}, training loss {event['train_loss']:.3f}, "
+            f"{event['seconds']:.1f} s"
+        )
+    elif kind == "round_done":
+        err().print(f"  done in {event['seconds']:.1f} s")
+    elif kind == "evaluate":
+        err().print(f"scoring the {event['model']} model at every site")
+    elif kind in ("site", "failed"):
+        err().print(f"  [yellow]{site or 'server'}: {escape(event['what'])}[/yellow]")

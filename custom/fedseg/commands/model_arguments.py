@@ -1,0 +1,46 @@
+"""What ``evaluate`` and ``predict`` have in common: a model, a task, a datalist and an empty folder."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from fedseg.commands.task_argument import HELP, task_from_argument
+from fedseg.data.datalist import SPLITS, Case, Datalist, read_datalist
+from fedseg.errors import UsageError
+from fedseg.scoring import check_model_task, choose_cases
+from fedseg.training.model_file import ModelFile, read_model
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, default_split: str) -> None:
+    """Declare the arguments."""
+    parser.add_argument("model", type=Path, help="model file (.safetensors) of a run")
+    parser.add_argument("--task", required=True, help=HELP)
+    parser.add_argument("--data", type=Path, required=True, help="datalist, or the folder that holds datalist.json")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the result")
+    parser.add_argument("--split", choices=("final", "all", *SPLITS), default=default_split, help="which cases")
+    parser.add_argument("--overlap", type=float, default=0.25, help="overlap of sliding windows, 0 to below 1")
+    parser.add_argument("--threads", type=int, help="torch threads (default: torch's own choice)")
+    parser.add_argument("--device", default="auto", help="torch device, e.g. cpu or cuda:0")
+
+
+def load(options: argparse.Namespace) -> tuple[ModelFile, Datalist, tuple[Case, ...]]:
+    """Read and check everything before any work is done.
+
+    Raises:
+        UsageError: the model is of another task, or an argument is out of range.
+        DataError: model or datalist cannot be used.
+    """
+    if not 0 <= options.overlap < 1:
+        raise UsageError(f"--overlap {options.overlap}: give a fraction from 0 to below 1.")
+    if options.threads is not None:
+        if options.threads < 1:
+            raise UsageError(f"--threads {options.threads}: give a whole number of at least 1.")
+        torch.set_num_threads(options.threads)
+    task = task_from_argument(options.task)
+    model = read_model(options.model)
+    check_model_task(model, task)
+    datalist = read_datalist(options.data)
+    return model, datalist, choose_cases(datalist, options.split)

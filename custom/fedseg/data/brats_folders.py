@@ -1,0 +1,71 @@
+"""BraTS folders: one folder a case, one file a sequence, in the names of the challenges up to 2021 and from 2023."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from fedseg.data.datalist import Case
+from fedseg.errors import DataError
+from fedseg.tasks.task import Task
+
+SEQUENCES = ("t1", "t1ce", "t2", "flair")
+_OF_SUFFIX = {"t1n": "t1", "t1c": "t1ce", "t2w": "t2", "t2f": "flair"} | {s: s for s in (*SEQUENCES, "seg")}
+_FILE = re.compile(rf"(?P<id>[^.].*)[-_](?P<suffix>{'|'.join(_OF_SUFFIX)})\.nii(\.gz)?", re.IGNORECASE)
+# BraTS-GLI-00001-000: the last group counts the time points of one patient.
+_TIME_POINT = re.compile(r"(?P<patient>BraTS-(?:[A-Za-z]+-)+\d+)-\d+")
+
+
+def holds_brats(folder: Path) -> bool:
+    """Whether some folder below holds a file with a BraTS name."""
+    return any(_FILE.fullmatch(name) for _, _, names in os.walk(folder) for name in names)
+
+
+def patient_of(case_id: str) -> str:
+    """The patient of a BraTS case: time points of the 2023 challenges share one, else the case is the patient."""
+    match = _TIME_POINT.fullmatch(case_id)
+    return match["patient"] if match else case_id
+
+
+def read_brats(folder: Path, task: Task) -> tuple[Case, ...]:
+    """The cases below ``folder``, sorted by id.
+
+    Raises:
+        DataError: a case lacks a sequence or its segmentation or has one twice, or the task takes other images.
+    """
+    other = [channel for channel in task.channels if channel not in SEQUENCES]
+    if other:
+        raise DataError(
+            f"{folder} holds BraTS cases ({', '.join(SEQUENCES)}), but the task {task.name} takes {', '.join(other)}. "
+            "Choose the task brats, or declare one with these channels."
+        )
+    found: dict[tuple[Path, str], dict[str, Path]] = {}
+    for place, folders, names in os.walk(folder):
+        _collect(Path(place), sorted(names), found)
+        folders.sort()
+        if not folders and Path(place).name.startswith("BraTS") and not any(_FILE.fullmatch(n) for n in names):
+            raise DataError(f"{place} holds no sequence at all. Complete or remove this folder.")
+    for (place_of_case, case_id), files in found.items():
+        missing = [name for name in (*task.channels, "seg") if name not in files]
+        if missing:
+            raise DataError(
+                f"{place_of_case} is incomplete: case {case_id} lacks {', '.join(missing)}. "
+                "Complete the copy, or remove this folder."
+            )
+    return tuple(
+        Case(tuple(files[channel] for channel in task.channels), files["seg"], patient_of(case_id))
+        for (_, case_id), files in sorted(found.items(), key=lambda item: item[0][1])
+    )
+
+
+def _collect(place: Path, names: list[str], found: dict[tuple[Path, str], dict[str, Path]]) -> None:
+    for name in names:
+        match = _FILE.fullmatch(name)
+        if not match:
+            continue
+        files = found.setdefault((place, match["id"]), {})
+        sequence = _OF_SUFFIX[match["suffix"].lower()]
+        if sequence in files:
+            raise DataError(f"{place} has {sequence} twice: {files[sequence].name} and {name}. Remove one.")
+        files[sequence] = place / name

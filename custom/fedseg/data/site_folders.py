@@ -1,0 +1,77 @@
+"""Simulated sites on disk: one folder with a datalist for each, as ``fedseg simulate --data`` takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedseg.console import track
+from fedseg.data.datalist import FILE_NAME, SPLITS, Case, Datalist, write_datalist
+from fedseg.data.partition import Sites, check_names
+from fedseg.data.scanner_shift import draw_shift, shift_case
+from fedseg.data.splits import by_patient, patients_needed, split_by_patient
+from fedseg.data.staging import new_folder
+from fedseg.errors import DataError, UsageError
+from fedseg.tasks.task import Task
+
+
+def write_sites(
+    sites: Sites,
+    out: Path,
+    task: Task,
+    fractions: Mapping[str, float],
+    seed: int,
+    scanner_shift: float = 0.0,
+    notes: Mapping[str, Any] | None = None,
+) -> dict[str, Datalist]:
+    """Split each site's cases by patient and write ``out/<site>/datalist.json``; all of it or nothing.
+
+    Args:
+        sites: name -> cases.
+        out: a folder that does not exist yet, or is empty.
+        task: what the cases are for.
+        fractions: share of each site's patients for ``validation`` (above 0) and ``test``.
+        seed: of the splits and of the simulated scanners.
+        scanner_shift: strength from 0 (images are used where they lie) to 1 of a simulated scanner per site.
+        notes: what the datalists should say besides.
+
+    Raises:
+        UsageError: ``out`` is not empty, or a value is not allowed.
+        DataError: a site has too few patients for its splits, or an image cannot be read.
+    """
+    check_names(list(sites))
+    if not fractions.get("validation", 0) > 0:
+        raise UsageError("--validation-fraction must be above 0: every site needs a validation case.")
+    too_small = {site: len(by_patient(cases)) for site, cases in sites.items()}
+    too_small = {site: count for site, count in too_small.items() if count < patients_needed(fractions)}
+    if too_small:
+        shown = ", ".join(f"{site} ({count})" for site, count in too_small.items())
+        raise DataError(
+            f"Too few patients to train and validate at {shown}: {patients_needed(fractions)} are needed at each site. "
+            "Choose fewer or other sites with --sites or --names."
+        )
+    shifts = {site: draw_shift(scanner_shift, seed, site, task.modality) for site in sites}
+    datalists = {}
+    for index, (site, cases) in enumerate(sites.items()):
+        parts = split_by_patient(cases, fractions, [seed, 2, index])
+        more = {"simulated_scanner_shift": shifts[site].to_dict()} if scanner_shift else {}
+        lists = (parts["training"], parts["validation"], parts["test"])
+        datalists[site] = Datalist(*lists, None, task.name, {**(notes or {}), **more})
+    with new_folder(out) as folder:
+        for site, datalist in datalists.items():
+            if scanner_shift:
+                datalist = _shifted(datalist, folder / site, shifts[site], seed)
+            write_datalist(datalist, folder / site / FILE_NAME)
+    return datalists
+
+
+def _shifted(datalist: Datalist, folder: Path, shift: Any, seed: int) -> Datalist:
+    total = sum(len(datalist.split(s)) for s in SPLITS)
+    cases = (case for split in SPLITS for case in datalist.split(split))
+    done: dict[Case, Case] = {}
+    for case in track(cases, f"Simulating the scanner of {folder.name}", total):
+        done[case] = shift_case(case, folder / "images", shift, seed)
+    parts = {split: tuple(done[case] for case in datalist.split(split)) for split in SPLITS}
+    return replace(datalist, training=parts["training"], validation=parts["validation"], test=parts["test"])

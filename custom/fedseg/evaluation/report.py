@@ -1,0 +1,148 @@
+"""One self-contained page about a run, for a radiologist and a coordinator."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from fedseg.errors import DataError
+from fedseg.evaluation import overlays, wording
+from fedseg.evaluation.figures import draw_figures
+from fedseg.evaluation.tables import MEAN_OF_CASES, MEAN_OF_SITES, Summary, part, rows, score_frame, task_of
+from fedseg.tasks.task import Task
+
+SUMMARY = Path("report") / "summary.json"
+
+
+def read_summary(run: Path) -> dict[str, Any]:
+    """The summary of the run in the folder ``run``.
+
+    Raises:
+        DataError: the folder holds no summary, or one that is not a JSON object.
+    """
+    path = run / SUMMARY
+    if not path.is_file():
+        raise DataError(f"{run} is not the folder of a run: it has no {SUMMARY}.")
+    try:
+        summary = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is not readable as JSON: {error}.") from None
+    if not isinstance(summary, dict) or "task" not in summary:
+        raise DataError(f"{path} is not the summary of a run: it names no task.")
+    return summary
+
+
+def write_report(out: Path) -> Path:
+    """Draw the figures and write ``out/report/report.html`` from ``out/report/summary.json``.
+
+    Args:
+        out: the folder of a run; ``report/overlays.json`` and ``report/gallery.json`` are used if they are there.
+
+    Returns:
+        Path of the page: one file with everything inside, no scripts, nothing fetched.
+
+    Raises:
+        DataError: there is no readable summary.
+    """
+    summary = read_summary(out)
+    task = task_of(summary)
+    figures = draw_figures(summary, out / "report", task)
+    return render("report.html.j2", out / "report" / "report.html", report_context(summary, task, figures, out))
+
+
+def render(template: str, path: Path, context: Mapping[str, Any]) -> Path:
+    """Fill a page of this package (escaping every value) and put it at ``path`` in one step."""
+    environment = Environment(
+        loader=PackageLoader("fedseg.evaluation", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(environment.get_template(template).render(context), "utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def embed(path: Path) -> str:
+    """A PNG as a data URL."""
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+
+
+def report_context(summary: Summary, task: Task, figures: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    """Everything that the page shows, as text."""
+    history = rows(summary, "rounds")
+    final = part(summary, "final")
+    return {
+        "job": summary.get("job") or "Run",
+        "title": f"Federated segmentation: {task.description or task.name}",
+        "facts": _facts(summary, task),
+        "verdict": wording.verdict(summary),
+        "highlights": _highlights(summary),
+        "figures": {name: embed(path) for name, path in figures.items()},
+        "final": wording.score_table(summary, "final"),
+        "best": wording.score_table(summary, "best"),
+        "best_round": part(summary, "best").get("round", "unknown"),
+        "split": final.get("split") or "held-out",
+        "empty": wording.empty_table(summary, "final"),
+        "comparison": wording.comparison_table(summary),
+        "alike": wording.ALIKE,
+        "cross_site": wording.cross_site_table(summary),
+        "round_count": len(history),
+        "rule": part(history[-1], "rule").get("name", "") if history else "",
+        "cost": wording.cost_table(summary),
+        "memory": wording.memory_table(summary),
+        "privacy": wording.privacy_table(summary),
+        "privacy_facts": wording.privacy_facts(summary),
+        "events": wording.event_table(summary),
+        "configuration": wording.configuration_table(summary),
+        "convention": _convention(summary),
+        "regions": "; ".join(f"{r.name}: {', '.join(r.classes)}" for r in task.regions) + ".",
+        "not_available": wording.NOT_AVAILABLE,
+        "gone": _gone(out / "report"),
+    }
+
+
+def _facts(summary: Summary, task: Task) -> list[str]:
+    """The line under the title."""
+    date = next((str(summary[key]) for key in ("date", "finished", "started") if summary.get(key)), "")
+    method = summary.get("method")
+    method = part(summary, "method").get("name") if isinstance(method, Mapping) else method
+    facts = {"Job": summary.get("job"), "Task": task.name, "Method": method, "Run": summary.get("run_id"), "Date": date}
+    return [f"{name} {value}" for name, value in facts.items() if value]
+
+
+def _highlights(summary: Summary) -> list[tuple[str, str]]:
+    frame = score_frame(summary)
+    if frame.empty:
+        return []
+    values = [(wording.shown(frame.loc[MEAN_OF_SITES, "Dice mean"]), "mean Dice over sites")]
+    if MEAN_OF_CASES in frame.index:
+        values.append((wording.shown(frame.loc[MEAN_OF_CASES, "Dice mean"]), "mean Dice over cases"))
+    values.append((str(len(part(summary, "final", "sites"))), "sites"))
+    values.append((wording.shown(frame.loc[MEAN_OF_SITES, "Cases"], ".0f"), "cases scored"))
+    values.append((str(len(rows(summary, "rounds"))), "rounds"))
+    wall = part(summary, "cost").get("wall_seconds")
+    return [*values, (wording.shown_seconds(wall), "in total")] if wall is not None else values
+
+
+def _convention(summary: Summary) -> str:
+    name = summary.get("empty_convention") or part(summary, "final").get("empty_convention")
+    return f'This run used "{name}".' if name else ""
+
+
+def _gone(report: Path) -> str:
+    """What to say about pictures whose files are not there any more."""
+    entries = overlays.read_list(report / "overlays.json")
+    gone = sum(not all(path.is_file() for path in overlays.files_of(entry)) for entry in entries)
+    if not gone:
+        return ""
+    return f"{gone} of {len(entries)} cases are not shown, since their files are no longer where the run found them."

@@ -1,0 +1,71 @@
+"""Whether this site takes part in a job: asked once, before the first round, and answered with a reason."""
+
+from __future__ import annotations
+
+import logging
+
+from fedseg.data.check import check_datalist
+from fedseg.data.datalist import Datalist, read_datalist
+from fedseg.data.grid import read_label
+from fedseg.errors import DataError, RefusalError
+from fedseg.executors.site_profile import SiteProfile
+from fedseg.tasks.labels import to_classes
+from fedseg.training.plan import Plan
+from fedseg.version import __version__
+
+logger = logging.getLogger(__name__)
+LABELS_LOOKED_AT = 8
+
+
+def check_version(plan: Plan) -> None:
+    """Refuse a job that was made for another version of fedseg."""
+    if plan.fedseg_version != __version__:
+        raise RefusalError(
+            "version", f"The job was made for fedseg {plan.fedseg_version}, but this site runs fedseg {__version__}."
+        )
+
+
+def check_plan(plan: Plan, digest: str | None) -> None:
+    """Refuse a server whose plan is not the one that this site was given."""
+    if digest != plan.digest:
+        raise RefusalError("plan", "The server's plan differs from the one in this site's copy of the job.")
+
+
+def admit_data(plan: Plan, profile: SiteProfile) -> Datalist:
+    """The site's datalist, once it is known to fit the task.
+
+    Raises:
+        RefusalError: the data is missing or damaged (``data``), or its channels or labels are not the task's
+            (``task``). The text counts problems; which files they are in stands in the site's own log.
+    """
+    path = profile.datalist(plan.dataset)
+    try:
+        datalist = read_datalist(path)
+        report = check_datalist(plan.task, datalist, progress=False, quick=True)
+    except DataError as error:
+        logger.error("The site's datalist cannot be used: %s", error)
+        raise RefusalError("data", "The site's datalist is missing or cannot be read.") from None
+    for finding in report.errors:
+        logger.error("%s", finding)
+    channels = [f for f in report.errors if f.code == "channel-count"]
+    if channels:
+        raise RefusalError("task", f"{len(channels)} case(s) do not have the channels {list(plan.task.channels)}.")
+    if report.errors:
+        raise RefusalError(
+            "data", f"The site's data has {len(report.errors)} error(s); `fedseg check-data` lists them."
+        )
+    _check_labels(plan, datalist)
+    return datalist
+
+
+def _check_labels(plan: Plan, datalist: Datalist) -> None:
+    """Look at the values of some label files; every other one is looked at when it is first used."""
+    for case in (*datalist.training, *datalist.validation)[:LABELS_LOOKED_AT]:
+        try:
+            if case.label is not None:
+                to_classes(plan.task, read_label(case.label)[0])
+        except DataError as error:
+            logger.error("%s: %s", case.label, error)
+            raise RefusalError(
+                "task", f"Label files hold values that are not those of the task {plan.task.name}."
+            ) from None

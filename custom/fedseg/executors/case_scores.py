@@ -1,0 +1,41 @@
+"""Scores of single cases: written to the site's own disk, never sent."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fedseg.data.datalist import Datalist
+from fedseg.training.trainer import ScoredCase
+
+
+def mean_loss(scored: Sequence[ScoredCase]) -> float | None:
+    """Mean loss over cases; None without cases."""
+    return sum(case.loss for case in scored) / len(scored) if scored else None
+
+
+def write_case_scores(folder: Path, model: str, datalist: Datalist, scored: Mapping[str, Sequence[ScoredCase]]) -> Path:
+    """Write ``evaluation-<model>.json``: per split each case's files, loss, Dice and HD95."""
+    content: dict[str, Any] = {}
+    for split, results in scored.items():
+        pairs = zip(datalist.split(split), results, strict=True)
+        content[split] = [
+            {
+                "id": result.id,
+                "images": [str(p) for p in case.images],
+                "label": str(case.label),
+                "loss": result.loss,
+                **asdict(result.score),
+            }
+            for case, result in pairs
+        ]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"evaluation-{''.join(c for c in model if c.isalnum() or c in '-_')}.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1), "utf-8")
+    os.replace(temporary, path)
+    return path

@@ -1,0 +1,223 @@
+"""The executor of a site: FLARE's tasks in, weight differences and scores out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nvflare.apis.analytix import AnalyticsDataType
+from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
+from nvflare.apis.event_type import EventType
+from nvflare.apis.executor import Executor
+from nvflare.apis.fl_constant import FLContextKey, ReturnCode
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable, make_reply
+from nvflare.apis.signal import Signal
+from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
+from nvflare.app_common.app_constant import AppConstants
+from nvflare.app_common.tracking.tracker_types import LogWriterName
+from nvflare.app_common.utils.fl_model_utils import FLModelUtils
+from nvflare.app_common.widgets.streaming import create_analytic_dxo, send_analytic_dxo
+
+from fedseg.errors import AbortedError, DataError, FedsegError, RefusalError
+from fedseg.evaluation.metrics import summarise
+from fedseg.executors.admission import admit_data, check_plan, check_version
+from fedseg.executors.case_scores import mean_loss, write_case_scores
+from fedseg.executors.message_size import message_size
+from fedseg.executors.protocol import (
+    BYTES_DOWN,
+    BYTES_UP,
+    MODEL_NAME,
+    PLAN_DIGEST,
+    PREPARE,
+    REASON,
+    RUN_ID,
+    SPLITS,
+    TEXT,
+)
+from fedseg.executors.site_profile import SiteProfile, read_profile
+from fedseg.networks.weights import Arrays
+from fedseg.training.hooks import TrainingHook
+from fedseg.training.plan import PLAN_FILE, Plan, read_plan
+from fedseg.training.site_report import SiteReport
+from fedseg.training.state import SiteState
+from fedseg.training.trainer import ScoredCase, SiteTrainer
+
+logger = logging.getLogger(__name__)
+_CODES = {"weights": ReturnCode.BAD_TASK_DATA, "loss": ReturnCode.EXECUTION_RESULT_ERROR}
+
+
+class SegmentationExecutor(Executor):
+    """Trains and validates at one site.
+
+    Tasks: ``prepare`` (accept the job or refuse it), ``train``, ``validate`` and ``submit_model``. Everything that is
+    trained stands in the job's plan file; where data and state are stands in the site's own profile.
+    """
+
+    def __init__(self, hooks: list[TrainingHook] | None = None) -> None:
+        """Take the hooks of the job's method.
+
+        Args:
+            hooks: components that a job nests here; see ``fedseg.training.hooks``.
+        """
+        super().__init__()
+        for hook in hooks or []:
+            if not isinstance(hook, TrainingHook):
+                raise TypeError(f"hooks must be training hooks, but one is a {type(hook).__name__}.")
+        self.hooks = list(hooks or [])
+        self._trainer: SiteTrainer | None = None
+        self._run_id = ""
+        self._profile: SiteProfile | None = None
+        self._abort: Signal | None = None
+        self._bytes_down = 0
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Count bytes where they are what the wire carries: before the task's filters and after the result's."""
+        if event_type == EventType.BEFORE_TASK_DATA_FILTER:
+            self._bytes_down = message_size(fl_ctx.get_prop(FLContextKey.TASK_DATA))
+        elif event_type == EventType.AFTER_TASK_RESULT_FILTER:
+            result = fl_ctx.get_prop(FLContextKey.TASK_RESULT)
+            if isinstance(result, Shareable):
+                result.set_header(BYTES_DOWN, self._bytes_down)
+                result.set_header(BYTES_UP, message_size(result))
+
+    def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
+        """Do one task; every failure becomes a reply with a return code and a reason free of files and patients."""
+        tasks: dict[str, Callable[[Shareable, FLContext], Shareable]] = {
+            PREPARE: self._prepare,
+            AppConstants.TASK_TRAIN: self._train,
+            AppConstants.TASK_VALIDATION: self._validate,
+            AppConstants.TASK_SUBMIT_MODEL: self._submit_model,
+        }
+        if task_name not in tasks:
+            return make_reply(ReturnCode.TASK_UNKNOWN)
+        self._abort = abort_signal
+        try:
+            return tasks[task_name](shareable, fl_ctx)
+        except AbortedError:
+            return make_reply(ReturnCode.TASK_ABORTED)
+        except RefusalError as error:
+            logger.error("Refused (%s): %s", error.reason, error)
+            return _refuse(_CODES.get(error.reason, ReturnCode.BAD_REQUEST_DATA), error.reason, str(error))
+        except FedsegError as error:
+            logger.error("%s", error)
+            reason = "data" if isinstance(error, DataError) else "configuration"
+            return _refuse(
+                ReturnCode.EXECUTION_EXCEPTION, reason, f"The site's {reason} cannot be used; its own log says why."
+            )
+        except Exception as error:
+            logger.exception("The task %s failed", task_name)
+            text = f"An unexpected {type(error).__name__} stopped the task; the site's own log has the details."
+            return _refuse(ReturnCode.EXECUTION_EXCEPTION, "error", text)
+
+    def _prepare(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
+        plan = _plan(fl_ctx)
+        check_version(plan)
+        meta = from_shareable(shareable).meta
+        check_plan(plan, meta.get(PLAN_DIGEST))
+        trainer = self._open(plan, meta.get(RUN_ID), fl_ctx)
+        counts = {split: len(trainer.datalist.split(split)) for split in ("training", "validation", "test")}
+        logger.info("Job accepted: %s, plan %s", counts, plan.digest[:12])
+        return DXO(DataKind.METRICS, data=counts).to_shareable()
+
+    def _train(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
+        start = time.perf_counter()
+        model = FLModelUtils.from_shareable(shareable)
+        trainer = self._open(_plan(fl_ctx), model.meta.get(RUN_ID), fl_ctx)
+        weights = _weights(model.params)
+        round_number, total = int(model.current_round or 0), max(1, int(model.total_rounds or 1))
+        scored = trainer.validate(weights)
+        result = trainer.train_round(weights, round_number, total)
+        summary = summarise([case.score for case in scored])
+        report = SiteReport(
+            num_samples=result.num_samples,
+            num_steps=result.num_steps,
+            train_loss=result.train_loss,
+            val_loss=mean_loss(scored),
+            val_dice=summary["dice"],
+            val_cases=len(scored),
+            seconds=time.perf_counter() - start,
+            seconds_training=result.seconds,
+        )
+        self._send_curves(report, round_number, fl_ctx)
+        meta = {**report.to_meta(), MetaKey.NUM_STEPS_CURRENT_ROUND: report.num_steps}
+        return FLModelUtils.to_shareable(
+            FLModel(params_type=ParamsType.DIFF, params=result.update, meta=meta, current_round=round_number)
+        )
+
+    def _validate(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
+        """Score a model: per split asked for, summaries over the site's cases; single cases stay at the site."""
+        dxo = from_shareable(shareable)
+        trainer = self._open(_plan(fl_ctx), dxo.meta.get(RUN_ID), fl_ctx)
+        weights = _weights(dxo.data)
+        splits = {s: trainer.datalist.final_split if s == "final" else s for s in dxo.meta.get(SPLITS, ["validation"])}
+        scored: dict[str, list[ScoredCase]] = {}
+        for split in dict.fromkeys(splits.values()):
+            scored[split] = trainer.validate(weights, split, distances=True)
+        if self._profile is not None and trainer.state is not None:
+            name = str(dxo.meta.get(MODEL_NAME, "model"))
+            write_case_scores(trainer.state.folder, name, trainer.datalist, scored)
+        data = {
+            asked: {"split": split, "loss": mean_loss(scored[split]), **summarise([c.score for c in scored[split]])}
+            for asked, split in splits.items()
+        }
+        return DXO(DataKind.METRICS, data=data).to_shareable()
+
+    def _submit_model(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
+        """This site's own weights after its last finished round, for FLARE's cross-site evaluation."""
+        state = self._trainer.state if self._trainer is not None else None
+        saved = state.load(2**31) if state is not None else None
+        if saved is None:
+            raise RefusalError("weights", "This site has trained no model yet.")
+        weights = {name: value.numpy() for name, value in saved["network"].items()}
+        return DXO(DataKind.WEIGHTS, data=weights).to_shareable()
+
+    def _open(self, plan: Plan, run_id: str | None, fl_ctx: FLContext) -> SiteTrainer:
+        """The trainer of this run, built at the first task after each start of the process."""
+        if self._trainer is None or (run_id and run_id != self._run_id):
+            self._run_id = run_id or fl_ctx.get_job_id()
+            check_version(plan)
+            workspace, site = fl_ctx.get_engine().get_workspace(), fl_ctx.get_identity_name()
+            work_folder = Path(workspace.get_run_dir(fl_ctx.get_job_id()))
+            self._profile = read_profile(site, Path(workspace.get_site_config_dir()), work_folder)
+            self._trainer = SiteTrainer(
+                plan,
+                site,
+                admit_data(plan, self._profile),
+                SiteState(self._profile.state, self._run_id),
+                device=self._profile.device,
+                cache_folder=self._profile.cache,
+                hooks=self.hooks,
+                aborted=lambda: bool(self._abort and self._abort.triggered),
+            )
+        return self._trainer
+
+    def _send_curves(self, report: SiteReport, round_number: int, fl_ctx: FLContext) -> None:
+        """TensorBoard curves of this site, which FLARE carries to the server as events."""
+        curves: dict[str, float | None] = {"train_loss": report.train_loss, "val_loss": report.val_loss}
+        curves.update({f"val_dice/{region}": value for region, value in report.val_dice.items()})
+        for tag, value in curves.items():
+            if value is not None:
+                dxo = create_analytic_dxo(
+                    tag, value, AnalyticsDataType.SCALAR, LogWriterName.TORCH_TB, global_step=round_number
+                )
+                send_analytic_dxo(self, dxo, fl_ctx)
+
+
+def _plan(fl_ctx: FLContext) -> Plan:
+    workspace = fl_ctx.get_engine().get_workspace()
+    return read_plan(Path(workspace.get_app_config_dir(fl_ctx.get_job_id())) / PLAN_FILE)
+
+
+def _weights(params: Any) -> Arrays:
+    if not isinstance(params, Mapping) or not params:
+        raise RefusalError("weights", "The task carries no weights.")
+    return {str(name): np.asarray(value) for name, value in params.items()}
+
+
+def _refuse(code: str, reason: str, text: str) -> Shareable:
+    return make_reply(code, {REASON: reason, TEXT: text})

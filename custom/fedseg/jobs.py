@@ -1,0 +1,177 @@
+"""Job folders: read, checked, changed by what a user sets, and written as the copy that runs."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedseg.errors import ConfigurationError, UsageError
+from fedseg.training.plan import PLAN_FILE, Plan, parse_plan, read_json
+
+SERVER_FILE, CLIENT_FILE = "config_fed_server.json", "config_fed_client.json"
+
+
+@dataclass
+class Job:
+    """A job folder in memory.
+
+    Attributes:
+        folder: where it was read from.
+        name: from ``meta.json``.
+        declaration: content of the plan file.
+        server, client: contents of FLARE's two configuration files.
+    """
+
+    folder: Path
+    name: str
+    declaration: dict[str, Any]
+    server: dict[str, Any]
+    client: dict[str, Any]
+
+    @property
+    def plan(self) -> Plan:
+        """The checked plan."""
+        return parse_plan(self.declaration)
+
+    @property
+    def workflow(self) -> dict[str, Any]:
+        """Arguments of the job's workflow."""
+        arguments: dict[str, Any] = self.server["workflows"][0].setdefault("args", {})
+        return arguments
+
+    def components(self) -> Iterator[dict[str, Any]]:
+        """Every ``{"path": ..., "args": ...}`` of server and client, nested ones included."""
+        yield from _components([self.server, self.client])
+
+    def set(self, key: str, value: Any) -> None:
+        """Change one setting.
+
+        Args:
+            key: a path into the plan (``seed``, ``training.local_epochs``, ``task.patch_size``, ``network.channels``)
+                or into the workflow's arguments (``workflow.min_sites``, ``aggregator.weight_by``).
+            value: the new value; checked by ``check``.
+
+        Raises:
+            UsageError: there is no such place.
+        """
+        first, *rest = key.split(".")
+        if first in ("workflow", "aggregator"):
+            target = (
+                self.workflow if first == "workflow" else self.workflow.get("aggregator", {}).setdefault("args", {})
+            )
+            if len(rest) != 1:
+                raise UsageError(f"--set {key}: write {first}.ARGUMENT=VALUE.")
+            target[rest[0]] = value
+            return
+        if not rest:
+            self.declaration[first] = value
+            return
+        part = self.declaration.get(first, {})
+        part = {"name": part} if isinstance(part, str) else part
+        if first not in ("task", "network", "training") or len(rest) != 1:
+            raise UsageError(
+                f"--set {key}: no such setting. Write seed, task.FIELD, network.ARGUMENT, training.SETTING, "
+                "workflow.ARGUMENT or aggregator.ARGUMENT."
+            )
+        part[rest[0]] = value
+        self.declaration[first] = part
+
+    def check(self) -> Plan:
+        """Check the plan, every class path and the names of every argument.
+
+        Raises:
+            ConfigurationError: something does not fit.
+        """
+        plan = self.plan
+        for component in self.components():
+            _check_component(component)
+        return plan
+
+    def write(self, folder: Path) -> Path:
+        """Copy the job with its changes to ``folder`` (which must not exist)."""
+        shutil.copytree(self.folder, folder)
+        config = folder / "app" / "config"
+        for name, content in ((PLAN_FILE, self.declaration), (SERVER_FILE, self.server), (CLIENT_FILE, self.client)):
+            (config / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+        return folder
+
+
+def read_job(folder: Path) -> Job:
+    """Read a job folder of fedseg.
+
+    Raises:
+        UsageError: it is none.
+        ConfigurationError: one of its files is not JSON.
+    """
+    config = folder / "app" / "config"
+    files = (folder / "meta.json", config / PLAN_FILE, config / SERVER_FILE, config / CLIENT_FILE)
+    for path in files:
+        if not path.is_file():
+            raise UsageError(
+                f"{folder} is not a job of fedseg: it lacks {path.relative_to(folder)}. Jobs lie in jobs/."
+            )
+    meta, declaration, server, client = (read_json(path) for path in files)
+    for path, content in zip(files, (meta, declaration, server, client), strict=True):
+        if not isinstance(content, dict):
+            raise ConfigurationError(path.name, type(content).__name__, "a JSON object")
+    workflows = server.get("workflows")
+    if not isinstance(workflows, list) or len(workflows) != 1 or not isinstance(workflows[0], dict):
+        raise ConfigurationError(f"{SERVER_FILE}: workflows", workflows, "a list with one workflow")
+    return Job(folder, str(meta.get("name", folder.name)), declaration, copy.deepcopy(server), client)
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """``key=value`` as typed on the command line; the value is JSON where it parses as such, else text."""
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise UsageError(f"--set {text}: write key=value, e.g. --set training.local_epochs=2.")
+    try:
+        return key.strip(), json.loads(value)
+    except json.JSONDecodeError:
+        return key.strip(), value
+
+
+def apply_settings(
+    job: Job, rounds: int | None, threads: int | None, seed: int | None, settings: Sequence[str]
+) -> None:
+    """Apply the options of the command line; later ones win."""
+    for key, value in (("workflow.num_rounds", rounds), ("training.threads", threads), ("seed", seed)):
+        if value is not None:
+            job.set(key, value)
+    for text in settings:
+        job.set(*parse_setting(text))
+
+
+def _components(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        if isinstance(value.get("path"), str):
+            yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _components(item)
+
+
+def _check_component(component: dict[str, Any]) -> None:
+    path = component["path"]
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        raise ConfigurationError("path", path, "the path of an installed component class") from None
+    if not inspect.isclass(found):
+        raise ConfigurationError("path", path, "the path of a class")
+    arguments = component.get("args", {})
+    known = inspect.signature(found.__init__).parameters
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
+    for key, value in arguments.items():
+        if key not in known and not takes_any:
+            allowed = [k for k in known if k != "self"]
+            raise ConfigurationError(f"{name}.{key}", value, f"absent: {name} takes {allowed}")

@@ -1,0 +1,246 @@
+"""3D segmentation networks by name, with arguments checked before anything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from math import gcd, prod
+from typing import Any
+
+import torch
+from monai.networks.nets import DynUNet, SegResNet, UNet
+from torch import nn
+
+from fedseg.errors import ConfigurationError
+
+NORMS = ("instance", "group")
+INSTANCE = ("instance", {"affine": True})
+
+
+@dataclass(frozen=True)
+class NetworkArguments:
+    """What every network takes.
+
+    Attributes:
+        norm: ``instance`` (default: statistics of one image, none to share between sites) or ``group``.
+    """
+
+    norm: str = "instance"
+
+    @property
+    def divisor(self) -> tuple[int, int, int]:
+        """The factors by which each axis of a patch must be divisible (the product of the strides)."""
+        raise NotImplementedError
+
+    def build(self, in_channels: int, out_channels: int) -> nn.Module:
+        """The network with instance normalisation and fresh weights from torch's current generator.
+
+        It maps [B, in, X, Y, Z] to logits [B, out, X, Y, Z].
+        """
+        raise NotImplementedError
+
+    def check(self, where: str) -> None:
+        """Refuse arguments that cannot be built."""
+        if self.norm not in NORMS:
+            raise ConfigurationError(f"{where}.norm", self.norm, f"one of {NORMS}")
+
+
+@dataclass(frozen=True)
+class ResidualUNet(NetworkArguments):
+    """Residual 3D U-Net (Kerfoot et al., 2019; MONAI ``UNet``), the default.
+
+    Attributes:
+        channels: feature maps of each level, finest first.
+        strides: downsampling between the levels; one fewer than ``channels``.
+        res_units: convolutions in each residual unit.
+    """
+
+    channels: tuple[int, ...] = (16, 32, 64, 128)
+    strides: tuple[int, ...] = (2, 2, 2)
+    res_units: int = 2
+
+    @property
+    def divisor(self) -> tuple[int, int, int]:
+        factor = prod(self.strides)
+        return (factor, factor, factor)
+
+    def build(self, in_channels: int, out_channels: int) -> nn.Module:
+        network = UNet(
+            spatial_dims=3,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            channels=self.channels,
+            strides=self.strides,
+            num_res_units=self.res_units,
+            norm=INSTANCE,
+            bias=False,
+        )
+        # Only the last convolution is not followed by a normalisation, so only it keeps a bias.
+        last = [m for m in network.modules() if isinstance(m, nn.Conv3d)][-1]
+        last.bias = nn.Parameter(torch.zeros(out_channels))
+        return network
+
+    def check(self, where: str) -> None:
+        super().check(where)
+        _check_counts(f"{where}.channels", self.channels, 2)
+        _check_counts(f"{where}.strides", self.strides, len(self.channels) - 1)
+        if len(self.strides) != len(self.channels) - 1:
+            raise ConfigurationError(
+                f"{where}.strides", self.strides, f"{len(self.channels) - 1} numbers: one fewer than channels"
+            )
+        if type(self.res_units) is not int or self.res_units < 1:
+            raise ConfigurationError(f"{where}.res_units", self.res_units, "a whole number of at least 1")
+
+
+@dataclass(frozen=True)
+class DynamicUNet(NetworkArguments):
+    """nnU-Net's network (Isensee et al., Nat Methods 2021; MONAI ``DynUNet``), 3x3x3 kernels.
+
+    Attributes:
+        filters: feature maps of each level, finest first.
+        strides: stride of each level; the first is usually 1.
+        residual: residual blocks instead of plain ones.
+    """
+
+    filters: tuple[int, ...] = (16, 32, 64, 128)
+    strides: tuple[int, ...] = (1, 2, 2, 2)
+    residual: bool = False
+
+    @property
+    def divisor(self) -> tuple[int, int, int]:
+        factor = prod(self.strides)
+        return (factor, factor, factor)
+
+    def build(self, in_channels: int, out_channels: int) -> nn.Module:
+        return DynUNet(
+            spatial_dims=3,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            kernel_size=[3] * len(self.filters),
+            strides=self.strides,
+            upsample_kernel_size=self.strides[1:],
+            filters=self.filters,
+            norm_name=INSTANCE,
+            res_block=self.residual,
+        )
+
+    def check(self, where: str) -> None:
+        super().check(where)
+        _check_counts(f"{where}.filters", self.filters, 3)
+        _check_counts(f"{where}.strides", self.strides, len(self.filters))
+        if len(self.strides) != len(self.filters):
+            raise ConfigurationError(f"{where}.strides", self.strides, f"{len(self.filters)} numbers, one per level")
+        if not isinstance(self.residual, bool):
+            raise ConfigurationError(f"{where}.residual", self.residual, "true or false")
+
+
+@dataclass(frozen=True)
+class ResidualSegmentation(NetworkArguments):
+    """SegResNet (Myronenko, BraTS 2018; MONAI ``SegResNet``, without the autoencoder branch).
+
+    Attributes:
+        init_filters: feature maps of the first level; doubled at each level below.
+        blocks_down: residual blocks of each level of the encoder.
+        blocks_up: residual blocks of each level of the decoder; one fewer.
+    """
+
+    init_filters: int = 8
+    blocks_down: tuple[int, ...] = (1, 2, 2, 4)
+    blocks_up: tuple[int, ...] = (1, 1, 1)
+
+    @property
+    def divisor(self) -> tuple[int, int, int]:
+        factor = 2 ** (len(self.blocks_down) - 1)
+        return (factor, factor, factor)
+
+    def build(self, in_channels: int, out_channels: int) -> nn.Module:
+        return SegResNet(
+            spatial_dims=3,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            init_filters=self.init_filters,
+            blocks_down=self.blocks_down,
+            blocks_up=self.blocks_up,
+            norm=INSTANCE,
+        )
+
+    def check(self, where: str) -> None:
+        super().check(where)
+        _check_counts(f"{where}.init_filters", (self.init_filters,), 1)
+        _check_counts(f"{where}.blocks_down", self.blocks_down, 2)
+        _check_counts(f"{where}.blocks_up", self.blocks_up, 1)
+        if len(self.blocks_up) != len(self.blocks_down) - 1:
+            raise ConfigurationError(
+                f"{where}.blocks_up", self.blocks_up, f"{len(self.blocks_down) - 1} numbers: one fewer than blocks_down"
+            )
+
+
+NETWORKS: dict[str, type[NetworkArguments]] = {
+    "residual_unet": ResidualUNet,
+    "dynunet": DynamicUNet,
+    "segresnet": ResidualSegmentation,
+}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network by name with its checked arguments.
+
+    Attributes:
+        name: one of ``NETWORKS``.
+        arguments: the arguments, defaults filled in.
+    """
+
+    name: str = "residual_unet"
+    arguments: NetworkArguments = field(default_factory=ResidualUNet)
+
+    def build(self, in_channels: int, out_channels: int, seed: int) -> nn.Module:
+        """The network with weights that depend on ``seed`` alone; torch's global generator is left as it was."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = self.arguments.build(in_channels, out_channels)
+        return _with_group_norm(network) if self.arguments.norm == "group" else network
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON form; ``parse_network`` reads it back to an equal network."""
+        values = {f.name: getattr(self.arguments, f.name) for f in fields(self.arguments)}
+        return {"name": self.name, **{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}}
+
+
+def parse_network(declaration: str | Mapping[str, Any], where: str = "network") -> Network:
+    """Check a network's name and arguments.
+
+    Args:
+        declaration: a name, or ``{"name": ..., argument: value...}``.
+        where: how the user calls this place, for messages.
+
+    Raises:
+        ConfigurationError: the name or an argument is unknown, or a value is not allowed.
+    """
+    values = {"name": declaration} if isinstance(declaration, str) else dict(declaration)
+    name = values.pop("name", "residual_unet")
+    if name not in NETWORKS:
+        raise ConfigurationError(f"{where}.name", name, f"one of {sorted(NETWORKS)}")
+    known = {f.name for f in fields(NETWORKS[name])}
+    for key, value in values.items():
+        if key not in known:
+            raise ConfigurationError(f"{where}.{key}", value, f"absent: {name} takes {sorted(known)}")
+    checked: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    arguments = NETWORKS[name](**checked)
+    arguments.check(where)
+    return Network(name, arguments)
+
+
+def _with_group_norm(network: nn.Module) -> nn.Module:
+    """Put group normalisation (up to 8 groups) in the place of every instance normalisation."""
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.InstanceNorm3d):
+                setattr(parent, name, nn.GroupNorm(gcd(8, child.num_features), child.num_features))
+    return network
+
+
+def _check_counts(name: str, values: Any, least: int) -> None:
+    ok = isinstance(values, Sequence) and not isinstance(values, str) and len(values) >= least
+    if not ok or not all(type(v) is int and v > 0 for v in values):
+        raise ConfigurationError(name, values, f"at least {least} positive whole number(s)")

@@ -1,0 +1,61 @@
+"""Weights of a network as named arrays: the form in which they travel and are averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedseg.errors import RefusalError
+
+Arrays = dict[str, np.ndarray]
+
+
+def get_weights(network: nn.Module) -> Arrays:
+    """A copy of all parameters and buffers by name."""
+    return {name: value.detach().cpu().numpy().copy() for name, value in network.state_dict().items()}
+
+
+def set_weights(network: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
+    """Load weights; nothing is loaded unless every name and shape fits.
+
+    Raises:
+        RefusalError: names are missing or unknown, a shape differs, or a value is not finite (reason ``weights``).
+    """
+    check_weights(network.state_dict(), weights)
+    network.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()}, strict=True)
+
+
+def check_weights(expected: Mapping[str, torch.Tensor | np.ndarray], weights: Mapping[str, np.ndarray]) -> None:
+    """Compare names, shapes and finiteness of ``weights`` with what a network expects; see ``set_weights``."""
+    missing, unknown = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))
+    if missing or unknown:
+        parts = [f"{len(missing)} missing (first {missing[0]})"] if missing else []
+        parts += [f"{len(unknown)} unknown (first {unknown[0]})"] if unknown else []
+        raise RefusalError("weights", f"The weights do not belong to this network: {', '.join(parts)}.")
+    for name, value in weights.items():
+        if tuple(np.shape(value)) != tuple(expected[name].shape):
+            raise RefusalError(
+                "weights", f"{name} has the shape {tuple(np.shape(value))}, expected {tuple(expected[name].shape)}."
+            )
+        if not np.isfinite(value).all():
+            raise RefusalError("weights", f"{name} holds values that are not finite.")
+
+
+def is_averaged(value: np.ndarray) -> bool:
+    """Whether an array takes part in averaging: floating point does, integer buffers (counters) do not."""
+    return bool(np.issubdtype(np.asarray(value).dtype, np.floating))
+
+
+def difference(after: Mapping[str, np.ndarray], before: Mapping[str, np.ndarray]) -> Arrays:
+    """The update ``after - before`` of everything that is averaged."""
+    return {name: after[name] - before[name] for name in before if is_averaged(before[name])}
+
+
+def apply_difference(weights: Mapping[str, np.ndarray], update: Mapping[str, np.ndarray]) -> Arrays:
+    """``weights + update``; arrays that the update lacks keep their value and every array keeps its type."""
+    return {
+        name: (value + update[name]).astype(value.dtype) if name in update else value for name, value in weights.items()
+    }

@@ -1,0 +1,72 @@
+"""Child processes: their memory while they run, and an end for every one of them."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterable
+
+import psutil
+
+_NAME_FLAGS = ("--client",)
+
+
+class MemoryWatch:
+    """Samples the resident memory of a process and all its children until ``stop``.
+
+    Attributes:
+        peak: largest resident memory seen per process name, in MiB; sites go by their names, the rest is ``server``.
+        peak_total: largest sum over all processes at one moment, in MiB.
+    """
+
+    def __init__(self, pid: int, interval: float = 0.5) -> None:
+        self.peak: dict[str, float] = {}
+        self.peak_total = 0.0
+        self._pid, self._interval, self._end = pid, interval, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the sampling."""
+        self._end.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._end.wait(self._interval):
+            sizes: dict[str, float] = {}
+            for process in process_tree(self._pid):
+                with contextlib.suppress(psutil.Error):
+                    name = _name(process.cmdline())
+                    sizes[name] = sizes.get(name, 0.0) + process.memory_info().rss / 2**20
+            for name, size in sizes.items():
+                self.peak[name] = round(max(self.peak.get(name, 0.0), size), 1)
+            self.peak_total = max(self.peak_total, round(sum(sizes.values()), 1))
+
+
+def _name(command: list[str]) -> str:
+    for flag in _NAME_FLAGS:
+        if flag in command[:-1]:
+            return command[command.index(flag) + 1]
+    return "server"
+
+
+def process_tree(pid: int) -> list[psutil.Process]:
+    """A process and all its descendants; empty when it is gone."""
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+def end_processes(processes: Iterable[psutil.Process], patience: float = 5.0) -> None:
+    """Ask the processes to end, and kill those that have not after ``patience`` seconds."""
+    processes = list(processes)
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.terminate()
+    _, alive = psutil.wait_procs(processes, timeout=patience)
+    for process in alive:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(alive, timeout=patience)

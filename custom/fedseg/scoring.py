@@ -1,0 +1,135 @@
+"""A saved model on a datalist: scores, or masks on each image's own grid."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedseg.data.datalist import SPLITS, Case, Datalist
+from fedseg.data.grid import Grid, write_mask
+from fedseg.errors import DataError, UsageError
+from fedseg.evaluation.metrics import CaseScore, score_case, summarise
+from fedseg.tasks.labels import to_values
+from fedseg.tasks.task import Task
+from fedseg.training.inference import infer_logits, segment
+from fedseg.training.model_file import ModelFile
+from fedseg.training.prepare import PreparedCase, prepare_case
+
+Tracker = Callable[[Iterable[Case], str], Iterator[Case]]
+
+
+def check_model_task(model: ModelFile, task: Task) -> None:
+    """Refuse a model that was trained for something else.
+
+    Raises:
+        UsageError: channels, classes or regions differ.
+    """
+    for name in ("channels", "classes", "regions"):
+        if getattr(model.task, name) != getattr(task, name):
+            raise UsageError(
+                f"The model was trained for the task {model.task.name} ({name} {getattr(model.task, name)}), "
+                f"but --task is {task.name} ({getattr(task, name)})."
+            )
+
+
+def choose_cases(datalist: Datalist, split: str) -> tuple[Case, ...]:
+    """Cases of a split; ``final`` is the test split if it has cases, else validation; ``all`` is every case.
+
+    Raises:
+        DataError: there are none.
+    """
+    if split == "all":
+        cases = tuple(case for name in SPLITS for case in datalist.split(name))
+    else:
+        cases = datalist.split(datalist.final_split if split == "final" else split)
+    if not cases:
+        raise DataError(f"{datalist.path} has no case in the split '{split}'. Choose another with --split.")
+    names = [case.id for case in cases]
+    if len(set(names)) != len(names):
+        raise DataError(f"{datalist.path} names several cases alike ({_first_twice(names)}); rename the files.")
+    return cases
+
+
+def segment_cases(
+    model: ModelFile, cases: Iterable[Case], device: str, overlap: float
+) -> Iterator[tuple[PreparedCase, np.ndarray]]:
+    """Segment cases one after the other: the prepared case, and class values on its original grid."""
+    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    network = model.build().to(place)
+    for case in cases:
+        prepared = prepare_case(model.task, case, training=False)
+        yield prepared, segment(model.task, prepared, infer_logits(network, model.task, prepared.image, overlap, place))
+
+
+def evaluate(
+    model: ModelFile,
+    cases: Iterable[Case],
+    out: Path,
+    *,
+    device: str = "auto",
+    overlap: float = 0.25,
+    empty: str = "brats",
+) -> dict[str, Any]:
+    """Score a model and write ``evaluation.json``.
+
+    Args:
+        model: the model.
+        cases: labelled cases.
+        out: folder for the result.
+        device: torch device or ``auto``.
+        overlap: overlap of the sliding windows.
+        empty: convention for empty regions.
+
+    Returns:
+        The written content: ``cases[]{id, dice, hd95, empty}`` and ``mean{dice, hd95}``.
+    """
+    scores: list[CaseScore] = []
+    entries = []
+    for prepared, predicted in segment_cases(model, cases, device, overlap):
+        if prepared.reference is None:
+            raise DataError(f"{prepared.id} has no label; use `fedseg predict` for cases without one.")
+        score = score_case(model.task, predicted, prepared.reference, prepared.original.spacing, empty)
+        scores.append(score)
+        entries.append({"id": prepared.id, "dice": score.dice, "hd95": score.hd95, "empty": score.empty})
+    content = {"schema": "fedseg-evaluation-1", "cases": entries, "mean": summarise(scores), "empty_convention": empty}
+    out.mkdir(parents=True, exist_ok=True)
+    temporary = out / "evaluation.json.tmp"
+    temporary.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    os.replace(temporary, out / "evaluation.json")
+    return content
+
+
+def predict(
+    model: ModelFile,
+    cases: Iterable[Case],
+    out: Path,
+    *,
+    device: str = "auto",
+    overlap: float = 0.25,
+    convention: int = 0,
+) -> list[Path]:
+    """Write one mask per case, ``<case>.nii.gz``, on the grid of its images, with the task's label values."""
+    written = []
+    chosen = model.task.conventions[convention]
+    for prepared, predicted in segment_cases(model, cases, device, overlap):
+        path = out / f"{prepared.id}.nii.gz"
+        written.append(_write_whole(to_values(model.task, predicted, chosen), prepared.original, path))
+    return written
+
+
+def _write_whole(mask: np.ndarray, grid: Grid, path: Path) -> Path:
+    """Write a mask so that it is there as a whole or not at all."""
+    temporary = path.with_name(f".{path.name}")
+    write_mask(mask, grid, temporary)
+    os.replace(temporary, path)
+    return path
+
+
+def _first_twice(names: list[str]) -> str:
+    return next(name for name in names if names.count(name) > 1)

@@ -1,0 +1,162 @@
+"""A whole federation on one machine: FLARE's simulator with real processes, from a job folder to a report."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedseg.component_policy import site_resources
+from fedseg.data.datalist import FILE_NAME, read_datalist
+from fedseg.errors import FedsegError, UsageError
+from fedseg.executors.site_profile import DATA_VARIABLE, STATE_VARIABLE
+from fedseg.jobs import Job
+from fedseg.processes import MemoryWatch, end_processes, process_tree
+from fedseg.workflows.record import BEST_MODEL, FOLDER, LAST_MODEL, PROGRESS_FILE, RESULTS_FILE
+
+logger = logging.getLogger(__name__)
+Event = dict[str, Any]
+MARKER = "job"
+_SERVER_FOLDER = Path("workspace") / "server" / "simulate_job" / FOLDER
+_NO_LEFTOVERS = ("workspace", "state", "report", "models", "updates", MARKER)
+
+
+@dataclass(frozen=True)
+class SimulationResult:
+    """What the simulator left.
+
+    Attributes:
+        results: what the server recorded.
+        wall_seconds: from the start of the simulator to its end.
+        peak_rss_mb: largest resident memory per process, and ``total`` at one moment, in MiB.
+    """
+
+    results: dict[str, Any]
+    wall_seconds: float
+    peak_rss_mb: dict[str, float]
+
+
+def find_sites(data: Path) -> list[str]:
+    """Names of the simulated sites: the folders of ``data`` that hold a datalist.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if not data.is_dir():
+        raise UsageError(f"--data {data} is not a folder. Make one with `fedseg phantom` or `fedseg partition`.")
+    sites = sorted(path.name for path in data.iterdir() if (path / FILE_NAME).is_file())
+    if not sites:
+        raise UsageError(f"--data {data} holds no <site>/{FILE_NAME}. `fedseg phantom` and `partition` make them.")
+    for site in sites:
+        read_datalist(data / site)
+        if not all(c.isalnum() or c in "-_." for c in site) or site == "server":
+            raise UsageError(f"The folder {site!r} cannot be a site's name: use letters, digits, '-', '_' and '.'.")
+    return sites
+
+
+def prepare_output(out: Path, overwrite: bool) -> None:
+    """Make sure that ``out`` can become the folder of a run.
+
+    Raises:
+        UsageError: it holds something else, or a run that may not be replaced.
+    """
+    if out.is_dir() and any(out.iterdir()):
+        if not (out / MARKER).is_dir():
+            raise UsageError(f"--out {out} is not empty and no former run. Name a new folder.")
+        if not overwrite:
+            raise UsageError(f"--out {out} holds a former run. Name a new folder, or add --overwrite to replace it.")
+        for name in _NO_LEFTOVERS:
+            shutil.rmtree(out / name, ignore_errors=True)
+    elif out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file. Name a folder.")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def simulate(
+    job: Job, data: Path, out: Path, sites: list[str], on_event: Callable[[Event], None], gpu: str | None = None
+) -> SimulationResult:
+    """Run a job in FLARE's simulator, every site a process of its own.
+
+    Args:
+        job: the checked job.
+        data: folder with ``<site>/datalist.json``.
+        out: the run's folder, as ``prepare_output`` left it.
+        sites: names of the sites.
+        on_event: called with each event of the server as it happens.
+        gpu: FLARE's GPU list; None runs on the CPU.
+
+    Raises:
+        FedsegError: the run ended without a model; the text names the reason and the log.
+        KeyboardInterrupt: handed on after all processes have ended.
+    """
+    job.write(out / MARKER)
+    workspace = out / "workspace"
+    (workspace / "local").mkdir(parents=True)
+    (workspace / "local" / "resources.json").write_text(json.dumps(site_resources(), indent=2), "utf-8")
+    environment = {
+        **os.environ,
+        DATA_VARIABLE: str(data.resolve()),
+        STATE_VARIABLE: str((out / "state").resolve()),
+        "PYTHONUNBUFFERED": "1",
+    }
+    command = [sys.executable, "-m", "nvflare.private.fed.app.simulator.simulator", str((out / MARKER).resolve())]
+    command += ["-w", str(workspace.resolve()), "-c", ",".join(sites)]
+    command += ["-gpu", gpu] if gpu else ["-t", str(len(sites))]
+    log, start = out / "simulator.log", time.monotonic()
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+        watch = MemoryWatch(process.pid)
+        try:
+            _follow(process, out / _SERVER_FOLDER / PROGRESS_FILE, on_event)
+        finally:
+            watch.stop()
+            end_processes(process_tree(process.pid))
+    results = _collect(out, log)
+    return SimulationResult(results, time.monotonic() - start, {**watch.peak, "total": watch.peak_total})
+
+
+def _follow(process: subprocess.Popen[bytes], path: Path, on_event: Callable[[Event], None]) -> None:
+    """Hand on the server's events until the simulator has ended."""
+    position = 0
+    while True:
+        ended = process.poll() is not None
+        if path.exists():
+            with path.open(encoding="utf-8") as file:
+                file.seek(position)
+                for line in iter(file.readline, ""):
+                    if not line.endswith("\n"):
+                        break
+                    position += len(line.encode())
+                    on_event(json.loads(line))
+        if ended:
+            return
+        time.sleep(0.2)
+
+
+def _collect(out: Path, log: Path) -> dict[str, Any]:
+    """Move models and updates out of FLARE's workspace and return the server's record."""
+    server = out / _SERVER_FOLDER
+    failure = ""
+    if (server / PROGRESS_FILE).exists():
+        events = [json.loads(line) for line in (server / PROGRESS_FILE).read_text("utf-8").splitlines()]
+        failure = next((e["what"] for e in events if e["event"] == "failed"), "")
+    results = json.loads((server / RESULTS_FILE).read_text("utf-8")) if (server / RESULTS_FILE).exists() else {}
+    (out / "models").mkdir()
+    for name in (LAST_MODEL, BEST_MODEL):
+        if (server / name).exists():
+            shutil.copy2(server / name, out / "models" / name)
+    if (server / "updates").exists():
+        shutil.move(server / "updates", out / "updates")
+    if "final" not in results:
+        raise FedsegError(f"The run ended without a finished model. {failure or 'The simulator stopped'} See {log}.")
+    return results

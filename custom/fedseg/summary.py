@@ -1,0 +1,57 @@
+"""``summary.json``: what a run did and gave, in the form that reports and other programs read."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from fedseg.jobs import Job
+from fedseg.simulation import SimulationResult
+from fedseg.version import __version__
+
+SCHEMA = "fedseg-summary-1"
+_PACKAGES = ("nvflare", "monai", "torch", "numpy", "nibabel", "SimpleITK")
+
+
+def versions() -> dict[str, str]:
+    """Versions of fedseg, Python and the packages that decide about results."""
+    found = {"fedseg": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def build_summary(job: Job, run: SimulationResult) -> dict[str, Any]:
+    """The summary of a simulated run, without what pictures and comparisons add."""
+    plan, results = job.plan, run.results
+    rounds = results["rounds"]
+    final, best = dict(results["final"]), dict(results["best"])
+    for scores in (final, best):
+        if scores.get("model"):
+            scores["model"] = f"models/{scores['model']}"
+    traffic = {key: sum(s[key] for r in rounds for s in r["sites"].values()) for key in ("bytes_up", "bytes_down")}
+    return {
+        "schema": SCHEMA,
+        "run_id": results["run_id"],
+        "job": job.name,
+        "task": plan.task.name,
+        "task_declaration": plan.task.to_dict(),
+        "method": plan.method,
+        "network": plan.network.to_dict(),
+        "training": plan.training.to_dict(),
+        "versions": versions(),
+        "seed": plan.seed,
+        "threads_per_site": plan.training.threads,
+        "simulated": True,
+        "sites": results["sites"],
+        "rounds": rounds,
+        "final": final,
+        "best": best,
+        "events": results["events"],
+        "privacy": {},
+        "cost": {"wall_seconds": run.wall_seconds, **traffic, "peak_rss_mb": run.peak_rss_mb},
+    }

@@ -1,0 +1,141 @@
+"""Deterministic preprocessing of one case: done once, then cached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Orientation, Spacing
+from monai.transforms.utils import generate_spatial_bounding_box
+
+from fedseg.data.datalist import Case
+from fedseg.data.grid import Grid, read_image, read_label
+from fedseg.errors import DataError
+from fedseg.tasks.labels import to_classes
+from fedseg.tasks.task import Task
+
+INDICES_PER_CLASS = 4000
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """A case as the network sees it.
+
+    Attributes:
+        id: name of the case.
+        image: normalised channels [C, X, Y, Z], float32, in RAS orientation and the task's spacing.
+        classes: internal class values [1, X, Y, Z], uint8; None without label.
+        grid: grid of ``image``.
+        original: grid of the files.
+        reference: class values on the original grid, uint8; kept for cases that are scored, else None.
+        indices: for cases that are trained on: flat voxel indices of each class (background first), at most
+            ``INDICES_PER_CLASS`` evenly taken ones each.
+    """
+
+    id: str
+    image: torch.Tensor
+    classes: torch.Tensor | None
+    grid: Grid
+    original: Grid
+    reference: np.ndarray | None = None
+    indices: tuple[torch.Tensor, ...] = ()
+
+
+def prepare_case(task: Task, case: Case, training: bool) -> PreparedCase:
+    """Read and pre-process one case.
+
+    Args:
+        task: says how to normalise and resample.
+        case: the files.
+        training: also pad to at least one patch and collect the voxel indices of the classes for sampling; otherwise
+            keep the reference on the original grid for scoring.
+
+    Raises:
+        DataError: files cannot be read, do not fit the task or each other.
+    """
+    array, original = read_image(case.images)
+    if len(array) != len(task.channels):
+        raise DataError(f"{case.images[0]} has {len(array)} channel(s), but {task.name} needs {list(task.channels)}.")
+    if not np.isfinite(array).all():
+        raise DataError(f"{case.images[0]} holds values that are not finite. `fedseg check-data` lists such files.")
+    reference = None
+    if case.label is not None:
+        label, label_grid = read_label(case.label)
+        if label_grid.shape != original.shape or not np.allclose(label_grid.affine, original.affine, atol=1e-3):
+            raise DataError(f"{case.label} does not lie on the grid of {case.images[0]}.")
+        reference = to_classes(task, label)
+    image = _resample(task, array, original, "bilinear")
+    classes = None if reference is None else _resample(task, reference[None], original, "nearest")
+    image.set_array(_normalise(task, image.as_tensor()))
+    if task.crop_to_foreground:
+        image, classes = _crop(image, classes)
+    x, y, z = (int(n) for n in image.shape[1:])
+    grid = Grid((x, y, z), image.affine.numpy().astype(np.float64))
+    values = image.as_tensor().float().contiguous()
+    labels = None if classes is None else classes.as_tensor().to(torch.uint8).contiguous()
+    if not training:
+        return PreparedCase(case.id, values, labels, grid, original, reference)
+    if labels is None:
+        raise DataError(f"{case.images[0]} has no label, but is listed for training.")
+    values, labels = _pad(values, task.patch_size), _pad(labels, task.patch_size)
+    return PreparedCase(case.id, values, labels, grid, original, None, _class_indices(labels, len(task.classes)))
+
+
+def _resample(task: Task, array: np.ndarray, grid: Grid, mode: str) -> MetaTensor:
+    steps: list[Any] = [Orientation(axcodes="RAS", labels=None)]
+    if task.spacing is not None:
+        steps.append(Spacing(pixdim=task.spacing, mode=mode, padding_mode="border", dtype=np.float32))
+    image: Any = MetaTensor(torch.from_numpy(array.astype(np.float32)), affine=torch.from_numpy(grid.affine))
+    for step in steps:
+        image = step(image)
+    assert isinstance(image, MetaTensor)
+    return image
+
+
+def _normalise(task: Task, image: torch.Tensor) -> torch.Tensor:
+    """Normalise [C, ...] as the task says; a constant channel becomes 0."""
+    if task.normalisation == "window":
+        low, high = task.window or (0.0, 1.0)
+        return (image.clamp(low, high) - low) / (high - low)
+    result = torch.zeros_like(image)
+    for channel, values in enumerate(image):
+        mask = values != 0 if task.normalisation == "zscore_nonzero" else torch.ones_like(values, dtype=torch.bool)
+        chosen = values[mask].double()
+        if chosen.numel() > 1 and chosen.std() > 0:
+            result[channel][mask] = ((chosen - chosen.mean()) / chosen.std()).float()
+    return result
+
+
+def _crop(image: MetaTensor, classes: MetaTensor | None) -> tuple[MetaTensor, MetaTensor | None]:
+    """Cut away the border in which every channel is 0."""
+    start, end = generate_spatial_bounding_box(image, select_fn=lambda x: x != 0)
+    if all(s == 0 for s in end):
+        return image, classes
+    window = (slice(None), *(slice(int(a), int(b)) for a, b in zip(start, end, strict=True)))
+    affine = image.affine.clone()
+    affine[:3, 3] += affine[:3, :3] @ torch.tensor([float(s) for s in start], dtype=affine.dtype)
+    cropped = MetaTensor(image.as_tensor()[window].clone(), affine=affine)
+    return cropped, None if classes is None else MetaTensor(classes.as_tensor()[window].clone(), affine=affine)
+
+
+def _pad(values: torch.Tensor, size: tuple[int, int, int]) -> torch.Tensor:
+    """Pad [C, X, Y, Z] with zeros on both sides to at least ``size``."""
+    pads: list[int] = []
+    for have, want in zip(reversed(values.shape[1:]), reversed(size), strict=True):
+        missing = max(0, want - have)
+        pads += [missing // 2, missing - missing // 2]
+    return torch.nn.functional.pad(values, pads)
+
+
+def _class_indices(classes: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
+    flat = classes.flatten()
+    result = []
+    for value in range(count + 1):
+        found = torch.nonzero(flat == value).flatten()
+        if len(found) > INDICES_PER_CLASS:
+            found = found[torch.linspace(0, len(found) - 1, INDICES_PER_CLASS).long()]
+        result.append(found.to(torch.int32))
+    return tuple(result)

@@ -1,0 +1,63 @@
+"""What a site reports beside its update: the one place where the scalars that travel in the meta are declared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from fedseg.errors import RefusalError
+
+META_KEY = "fedseg_report"
+
+
+@dataclass(frozen=True)
+class SiteReport:
+    """Scalars of one site in one round.
+
+    Attributes:
+        num_samples: training cases.
+        num_steps: optimizer steps of the round.
+        train_loss: mean loss over the round's steps.
+        val_loss: mean loss of the received global model over the validation cases; None without such cases.
+        val_dice: the received model's mean Dice per region, and ``mean`` over regions; values may be None.
+        val_cases: validation cases.
+        seconds: the site's own work, from task to result.
+        seconds_training: the part of it spent in training steps.
+    """
+
+    num_samples: int
+    num_steps: int
+    train_loss: float
+    val_loss: float | None
+    val_dice: Mapping[str, float | None] = field(default_factory=dict)
+    val_cases: int = 0
+    seconds: float = 0.0
+    seconds_training: float = 0.0
+
+    def to_meta(self) -> dict[str, Any]:
+        """The form in which it travels, under ``META_KEY`` of the DXO's meta."""
+        return {META_KEY: asdict(self)}
+
+
+def parse_report(meta: Mapping[str, Any]) -> SiteReport:
+    """Read a report from a DXO's meta, trusting nothing.
+
+    Raises:
+        RefusalError: the report is missing, has other fields, or a number is not finite (reason ``report``).
+    """
+    content = meta.get(META_KEY)
+    if not isinstance(content, Mapping) or set(content) != {f.name for f in fields(SiteReport)}:
+        raise RefusalError("report", "The result carries no report, or one of another version.")
+    report = SiteReport(**content)
+    for name in ("num_samples", "num_steps", "val_cases"):
+        if type(getattr(report, name)) is not int or getattr(report, name) < 0:
+            raise RefusalError("report", f"The reported {name} is not a count.")
+    numbers = [report.train_loss, report.seconds, report.seconds_training]
+    numbers += [v for v in (report.val_loss, *dict(report.val_dice).values()) if v is not None]
+    if not all(isinstance(v, int | float) and math.isfinite(v) for v in numbers):
+        raise RefusalError("report", "The report holds a number that is not finite.")
+    if report.num_samples == 0:
+        raise RefusalError("report", "The site reports no training cases.")
+    return report

@@ -1,0 +1,59 @@
+"""What a site keeps on its own disk between rounds, so that a killed client continues where it was."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedseg.errors import ConfigurationError
+
+_KEEP = 2
+
+
+class SiteState:
+    """State of one site in one run: a file for each finished round, the last two kept.
+
+    The file of round r holds what round r + 1 starts from. A round that is asked for again (its result was lost on
+    the way) so starts from the same state as the first time. Values are tensors, numbers, strings, lists and dicts;
+    they are read without executing anything (``weights_only``).
+    """
+
+    def __init__(self, folder: Path, run_id: str) -> None:
+        """Open the state of a run.
+
+        Args:
+            folder: the site's state folder.
+            run_id: made at the first start of the run; not FLARE's job id, which changes on resume.
+
+        Raises:
+            ConfigurationError: ``run_id`` could not be a folder's name.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", run_id):
+            raise ConfigurationError("run_id", run_id, "letters, digits, '.', '_' and '-'")
+        self.folder = folder / run_id
+
+    def load(self, before_round: int) -> dict[str, Any] | None:
+        """The newest state of a round earlier than ``before_round``, or None at a first round."""
+        earlier = [r for r in self._rounds() if r < before_round]
+        return torch.load(self._path(max(earlier)), weights_only=True) if earlier else None
+
+    def save(self, round_number: int, values: Mapping[str, Any]) -> None:
+        """Store what the next round starts from; complete or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f".{round_number}.{os.getpid()}.tmp"
+        torch.save(dict(values), temporary)
+        os.replace(temporary, self._path(round_number))
+        rounds = self._rounds()
+        for old in [r for r in rounds if r <= round_number][:-_KEEP]:
+            self._path(old).unlink(missing_ok=True)
+
+    def _path(self, round_number: int) -> Path:
+        return self.folder / f"round-{round_number:05d}.pt"
+
+    def _rounds(self) -> list[int]:
+        return sorted(int(p.stem.removeprefix("round-")) for p in self.folder.glob("round-*.pt"))

@@ -1,0 +1,236 @@
+"""Training at one site: rounds of local epochs from given weights, and scoring of given weights."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from fedseg.data.datalist import Datalist
+from fedseg.errors import AbortedError, RefusalError
+from fedseg.evaluation.metrics import CaseScore, score_case
+from fedseg.networks.weights import Arrays, difference, get_weights, set_weights
+from fedseg.training.cache import CaseCache
+from fedseg.training.hooks import TrainingHook
+from fedseg.training.inference import infer_logits, segment
+from fedseg.training.losses import SegmentationLoss
+from fedseg.training.patches import PatchDataset, Sample, collate
+from fedseg.training.plan import Plan
+from fedseg.training.randomness import derive_seed, generator
+from fedseg.training.schedule import learning_rate
+from fedseg.training.state import SiteState
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What a round of local training gave.
+
+    Attributes:
+        update: new minus received weights, floating-point arrays only.
+        num_samples: training cases of the site.
+        num_steps: optimizer steps of the round.
+        train_loss: mean loss over the steps of the round.
+        seconds: duration.
+    """
+
+    update: Arrays
+    num_samples: int
+    num_steps: int
+    train_loss: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ScoredCase:
+    """One case scored: its name, its loss on the prepared grid, and its metrics on the original grid."""
+
+    id: str
+    loss: float
+    score: CaseScore
+
+
+class SiteTrainer:
+    """One site's cases, network and optimizer. Knows nothing of other sites or of FLARE."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        site: str,
+        datalist: Datalist,
+        state: SiteState | None = None,
+        *,
+        device: str = "auto",
+        cache_folder: Path | None = None,
+        hooks: Sequence[TrainingHook] = (),
+        aborted: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Build the network and the (still empty) caches.
+
+        Args:
+            plan: task, network and settings.
+            site: name of the site; part of every seed.
+            datalist: the site's cases.
+            state: where the optimizer is kept between rounds; None keeps it in this object only.
+            device: a torch device, or ``auto`` for the first GPU if there is one.
+            cache_folder: for ``cache: disk``.
+            hooks: what a method adds to local training.
+            aborted: asked before every step and window; True ends the work with ``AbortedError``.
+        """
+        self.plan, self.site, self.datalist, self.state = plan, site, datalist, state
+        self.settings, self.task, self.hooks, self.aborted = plan.training, plan.task, tuple(hooks), aborted
+        torch.set_num_threads(self.settings.threads)
+        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self.network = plan.network.build(len(self.task.channels), self.task.output_channels, plan.seed)
+        self.network.to(self.device)
+        self.loss = SegmentationLoss(self.task, self.settings.dice_weight, self.settings.batch_dice)
+        folder = cache_folder if self.settings.cache == "disk" else None
+        self.training_cases = CaseCache(self.task, datalist.training, True, folder)
+        self._scored = {s: CaseCache(self.task, datalist.split(s), False, folder) for s in ("validation", "test")}
+        self.optimizer = self._new_optimizer()
+
+    def train_round(self, weights: Arrays, round_number: int, total_rounds: int) -> RoundResult:
+        """Train ``local_epochs`` from the given weights.
+
+        Args:
+            weights: the global model.
+            round_number: from 0.
+            total_rounds: rounds of the whole job; the learning rate's schedule spans them.
+
+        Raises:
+            RefusalError: the weights do not fit (``weights``), there are no training cases (``data``) or the loss
+                became non-finite (``loss``).
+            AbortedError: ``aborted`` said so; the saved state is that of the round before.
+        """
+        start = time.perf_counter()
+        if not len(self.training_cases):
+            raise RefusalError("data", "This site has no training cases.")
+        set_weights(self.network, weights)
+        self._restore(round_number)
+        for hook in self.hooks:
+            hook.before_round(self, weights, round_number)
+        losses = self._train_epochs(round_number, total_rounds)
+        for hook in self.hooks:
+            hook.after_round(self, weights, round_number)
+        update = difference(get_weights(self.network), weights)
+        if self.state is not None:
+            kept = {"optimizer": self.optimizer.state_dict(), "network": self.network.state_dict()}
+            self.state.save(round_number, kept)
+        mean = sum(losses) / len(losses)
+        return RoundResult(update, len(self.training_cases), len(losses), mean, time.perf_counter() - start)
+
+    def validate(self, weights: Arrays, split: str = "validation", distances: bool = False) -> list[ScoredCase]:
+        """Score weights on every case of a split.
+
+        Args:
+            weights: the model.
+            split: ``validation`` or ``test``.
+            distances: also HD95, which takes longer.
+
+        Raises:
+            RefusalError: the weights do not fit.
+            AbortedError: ``aborted`` said so.
+        """
+        set_weights(self.network, weights)
+        self.network.eval()
+        return [self._score(self._scored[split], i, distances) for i in range(len(self._scored[split]))]
+
+    def _score(self, cases: CaseCache, index: int, distances: bool) -> ScoredCase:
+        case = cases[index]
+        if case.classes is None or case.reference is None:
+            raise RefusalError("data", "A case that is to be scored has no label.")
+        overlap = self.settings.overlap
+        with self._autocast():
+            logits = infer_logits(self.network, self.task, case.image, overlap, self.device, self._check_abort)
+        with torch.inference_mode():
+            loss = float(self.loss(logits, case.classes[None]))
+        predicted = segment(self.task, case, logits)
+        spacing = case.original.spacing
+        score = score_case(self.task, predicted, case.reference, spacing, self.settings.empty, distances)
+        return ScoredCase(case.id, loss, score)
+
+    def _train_epochs(self, round_number: int, total_rounds: int) -> list[float]:
+        self.network.train()
+        losses: list[float] = []
+        epochs = self.settings.local_epochs
+        steps = epochs * -(-len(self.training_cases) // self.settings.batch_size)
+        with torch.random.fork_rng(devices=[]):
+            # Dropout is the one draw that comes from torch's own generator.
+            torch.manual_seed(derive_seed(self.plan.seed, self.site, round_number, "network"))
+            for epoch in range(epochs):
+                for batch in self._batches(round_number, epoch):
+                    self._check_abort()
+                    self._set_rate((round_number + len(losses) / steps) / total_rounds)
+                    losses.append(self._step(batch))
+        return losses
+
+    def _batches(self, round_number: int, epoch: int) -> Iterator[Sample]:
+        """The epoch's batches: every case once, in an order and with patches that follow from the seed."""
+        where = (self.plan.seed, self.site, round_number, epoch)
+        order = generator(*where, "order").permutation(len(self.training_cases)).tolist()
+        items = [(index, derive_seed(*where, "patch", position)) for position, index in enumerate(order)]
+        size = self.settings.batch_size
+        batches = [items[i : i + size] for i in range(0, len(items), size)]
+        dataset = PatchDataset(self.task, self.training_cases, self.settings.augmentation)
+        return iter(DataLoader(dataset, batch_sampler=batches, collate_fn=collate))
+
+    def _step(self, batch: Sample) -> float:
+        images, classes = batch["image"].to(self.device), batch["classes"].to(self.device)
+        for hook in self.hooks:
+            hook.before_step(self, images, classes)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            logits = self.network(images)
+        loss = self.loss(logits.float(), classes)
+        for hook in self.hooks:
+            extra = hook.loss(self, images, logits, classes)
+            loss = loss if extra is None else loss + extra
+        value = float(loss.detach())
+        if value != value or value in (float("inf"), float("-inf")):
+            raise RefusalError("loss", "The training loss is not finite; the learning rate may be too high.")
+        loss.backward()
+        for hook in self.hooks:
+            hook.after_backward(self)
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_clip)
+        self.optimizer.step()
+        for hook in self.hooks:
+            hook.after_step(self)
+        return value
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        parameters, rate, decay = self.network.parameters(), self.settings.learning_rate, self.settings.weight_decay
+        if self.settings.optimizer == "sgd":
+            return torch.optim.SGD(parameters, lr=rate, momentum=0.9, nesterov=True, weight_decay=decay)
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+
+    def _restore(self, round_number: int) -> None:
+        """The optimizer as this site's last finished round left it, or a fresh one."""
+        if self.settings.reset_optimizer:
+            self.optimizer = self._new_optimizer()
+        elif self.state is not None:
+            self.optimizer = self._new_optimizer()
+            saved = self.state.load(round_number)
+            if saved is not None:
+                self.optimizer.load_state_dict(saved["optimizer"])
+
+    def _set_rate(self, progress: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.settings, progress)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        precision = self.settings.precision
+        if precision == "bfloat16" or (precision == "auto" and self.device.type == "cuda"):
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+    def _check_abort(self) -> None:
+        if self.aborted():
+            raise AbortedError("The work was aborted.")

@@ -1,0 +1,66 @@
+"""Fixtures for all tests: the real images where they are, and tiny images made on the fly."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from fedseg.data.datalist import Case
+
+DEFAULT_TEST_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real images; tests that need it carry the mark ``images``."""
+    folder = Path(os.environ.get("FEDSEG_TEST_DATA") or DEFAULT_TEST_DATA)
+    if not folder.is_dir():
+        pytest.skip(f"no real images: {folder} does not exist; name their folder in FEDSEG_TEST_DATA")
+    return folder
+
+
+def save_nifti(path: Path, voxels: np.ndarray, affine: np.ndarray | None = None) -> Path:
+    """Write an array as NIfTI (1 mm, RAS where no affine is given) and return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(voxels, np.eye(4) if affine is None else affine), path)
+    return path
+
+
+@pytest.fixture
+def make_case(tmp_path: Path) -> Callable[..., Case]:
+    """A factory of tiny cases on disk: random images, and a label that holds a box of each given value."""
+
+    def make(
+        name: str = "case",
+        *,
+        channels: int = 1,
+        shape: Sequence[int] = (8, 9, 10),
+        values: Sequence[float] = (1, 2),
+        affine: np.ndarray | None = None,
+        low: float = 1.0,
+        high: float = 100.0,
+        patient: str | None = None,
+        box: int = 2,
+        seed: int | None = None,
+    ) -> Case:
+        generator = np.random.default_rng(sum(name.encode()) if seed is None else seed)
+        images = tuple(
+            save_nifti(
+                tmp_path / "images" / f"{name}_{channel}.nii.gz",
+                generator.uniform(low, high, tuple(shape)).astype(np.float32),
+                affine,
+            )
+            for channel in range(channels)
+        )
+        label = np.zeros(tuple(shape), np.float32 if any(v != int(v) for v in values) else np.uint8)
+        for index, value in enumerate(values):
+            label[index, :box, :box] = value
+        label_file = save_nifti(tmp_path / "labels" / f"{name}.nii.gz", label, affine)
+        return Case(images, label_file, patient or name)
+
+    return make

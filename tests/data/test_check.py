@@ -102,7 +102,12 @@ IMAGE_DEFECTS = {
     "nan": (lambda f: rewrite(f, lambda v: put(v, np.nan)), "not-finite", "error", "1 voxels are not numbers"),
     "infinite": (lambda f: rewrite(f, lambda v: put(v, np.inf)), "not-finite", "error", "1 voxels are not numbers"),
     "constant": (lambda f: rewrite(f, np.zeros_like), "constant", "error", "one value everywhere"),
-    "shape": (lambda f: rewrite(f, lambda v: v[:, :, 1:]), "shape-differs", "error", "8 x 9 x 10 differs from 8 x 9 x 9"),
+    "shape": (
+        lambda f: rewrite(f, lambda v: v[:, :, 1:]),
+        "shape-differs",
+        "error",
+        "8 x 9 x 10 differs from 8 x 9 x 9",
+    ),
     "affine": (lambda f: rewrite(f, lambda v: v, moved(0.01)), "affine-differs", "error", "up to 0.01 mm away"),
     "two-dimensional": (lambda f: rewrite(f, lambda v: v[0]), "dimensions", "error", "9 x 10, but a volume of three"),
     "channels": (lambda f: rewrite(f, lambda v: np.stack([v, v], -1)), "channel-count", "error", "2 image(s)"),
@@ -163,7 +168,12 @@ AFFINES = {
     "spacing too large": (np.diag([1, 1, 6.0, 1]), "spacing", "error", "1 x 1 x 6 mm is outside 0.5 to 4 mm"),
     "spacing in metres": (np.diag([1e-3, 1e-3, 1e-3, 1]), "spacing", "error", "0.001 x 0.001 x 0.001 mm"),
     "oblique": (turned(20), "orientation", "warning", "turned by 20 degrees"),
-    "other orientation": (np.diag([-1, 1, 1.0, 1]), "orientation", "warning", "several orientations: RAS (14), LAS (1)"),
+    "other orientation": (
+        np.diag([-1, 1, 1.0, 1]),
+        "orientation",
+        "warning",
+        "several orientations: RAS (14), LAS (1)",
+    ),
 }
 
 

@@ -1,5 +1,75 @@
-"""Placeholder until the command is written."""
+"""``fedseg report``: make the page of one run again, or compare several runs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from fedseg.console import out
+from fedseg.errors import UsageError
 
 
-def add_parser(subparsers):
-    pass
+def add_parser(subparsers: Any) -> None:
+    """Add this command to the command line."""
+    p = subparsers.add_parser(
+        "report",
+        help="make a run's report again, or compare runs",
+        description="Make the report of one run from its summary.json, or a comparison of several runs.",
+        epilog="example: fedseg report runs/first runs/second --out runs/comparison",
+    )
+    p.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folder of a run (the --out of fedseg simulate)")
+    p.add_argument("--out", metavar="DIR", type=Path, help="folder for the comparison; only with several runs")
+    p.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do what the command line asks."""
+    if len(options.runs) == 1:
+        if options.out is not None:
+            raise UsageError("--out is for comparing several runs; the report of one run lies in the run's own folder.")
+        return _one(options.runs[0])
+    if options.out is None:
+        raise UsageError("comparing several runs needs --out DIR, the folder to write the comparison to.")
+    return _several(options.runs, options.out)
+
+
+def _one(folder: Path) -> int:
+    # Imported here: drawing libraries take a second that other commands need not wait for.
+    from fedseg.evaluation.report import read_summary, write_report
+    from fedseg.evaluation.tables import dice_table
+
+    page = write_report(folder)
+    out().print(dice_table(read_summary(folder)))
+    out().print(f"Report: {escape(str(page))}")
+    return 0
+
+
+def _several(folders: list[Path], target: Path) -> int:
+    from fedseg.evaluation.compare import runs_frame, runs_table, write_comparison
+    from fedseg.evaluation.report import read_summary
+
+    runs = {name: read_summary(folder) for name, folder in zip(_names(folders), folders, strict=True)}
+    paths = write_comparison(runs, target)
+    # A terminal has room for the essentials; the files have every column.
+    content = runs_table(runs_frame(runs)[["Method", "Seed", "Mean Dice", "Pooled Dice", "Bytes", "Seconds"]])
+    table = Table()
+    for index, name in enumerate(content.header):
+        table.add_column(name, justify="left" if index < 3 else "right")
+    for row in content.rows:
+        table.add_row(*(escape(cell) for cell in row))
+    out().print(table)
+    out().print(f"Comparison: {escape(str(paths['html']))}")
+    return 0
+
+
+def _names(folders: list[Path]) -> list[str]:
+    """The folders' own names where these differ, else their paths."""
+    resolved = [folder.resolve() for folder in folders]
+    if len(set(resolved)) < len(resolved):
+        raise UsageError("the same run is named twice.")
+    names = [folder.name for folder in resolved]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]

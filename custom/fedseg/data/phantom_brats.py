@@ -68,7 +68,7 @@ def _grow_tumour(rng: np.random.Generator, brain: Brain, scale: float) -> np.nda
     # a rim without a hole: the outermost layer of voxels of the core is never necrotic
     necrosis = np.where(ndimage.binary_erosion(core > 0), core - rim, np.minimum(core - rim, -0.5))
 
-    reach = ellipsoid(brain.at, centre + rng.normal(0, 4, 3), semi + rng.uniform(9, 15) * scale)
+    reach = ellipsoid(brain.at, centre + rng.normal(0, 4, 3), semi + rng.uniform(11, 17) * scale)
     white = ndimage.gaussian_filter(brain.part("white") + brain.part("hyperintensity"), 0.6)
     # oedema follows the white matter: fluid stops it, grey matter almost
     oedema = reach + 4.0 * smooth_noise(rng, grid, 14.0) - 16 * (1 - white)

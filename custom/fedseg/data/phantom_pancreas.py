@@ -14,7 +14,7 @@ from fedseg.data.phantom_sites import SiteStyle
 EXTENT = (240.0, 200.0, 140.0)
 SPACING = (2.5, 2.5, 4.0)
 PANCREAS, TUMOUR = 1, 2
-PANCREAS_HU, TUMOUR_HU = 98.0, 54.0
+PANCREAS_HU, TUMOUR_HU = 100.0, 50.0
 _NOISE = 12.0
 _BLUR = 1.1
 
@@ -50,7 +50,7 @@ def _paint_pancreas(rng: np.random.Generator, body: Abdomen, scale: float) -> np
     gland, position = tube_with_position(body.at, line, radii)
     gland = gland + 1.1 * smooth_noise(rng, grid, 5.0)  # lobules
     centre, where = _tumour_centre(rng, line)
-    semi = np.clip(rng.uniform(10, 16) * scale * np.exp(rng.normal(0, 0.08, 3)), 8, 18)
+    semi = np.clip(rng.uniform(12, 17) * scale * np.exp(rng.normal(0, 0.08, 3)), 8, 18)
     tumour = ellipsoid(body.at, centre, semi) + 1.2 * smooth_noise(rng, grid, 7.0)
     tumour = np.minimum(tumour, gland + 6)  # it bulges out of the gland, but not far
 

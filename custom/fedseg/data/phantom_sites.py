@@ -39,7 +39,7 @@ class SiteStyle:
 
 
 # largest change at heterogeneity 1, as a natural logarithm: exp(0.6) = 1.8 times more, or less
-_SPREAD = {"gain": 0.5, "contrast": 0.2, "noise": 0.6, "bias": 0.7, "blur": 0.5, "lesion": 0.16}
+_SPREAD = {"gain": 0.5, "contrast": 0.2, "noise": 0.6, "bias": 0.5, "blur": 0.5, "lesion": 0.16}
 _CASES_SPREAD = 1.6  # of the cases beyond the minimum
 _SPACING_SPREAD = (0.2, 0.25)
 

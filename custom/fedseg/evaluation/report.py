@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
 
 from fedseg.errors import DataError
 from fedseg.evaluation import overlays, wording
+from fedseg.evaluation.drawing import DPI
 from fedseg.evaluation.figures import draw_figures
 from fedseg.evaluation.tables import MEAN_OF_CASES, MEAN_OF_SITES, Summary, part, rows, score_frame, task_of
 from fedseg.tasks.task import Task
@@ -72,9 +74,12 @@ def render(template: str, path: Path, context: Mapping[str, Any]) -> Path:
     return path
 
 
-def embed(path: Path) -> str:
-    """A PNG as a data URL."""
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+def embed(path: Path) -> dict[str, str]:
+    """A PNG as a data URL (``url``) and the width in inches at which its type has its own size (``width``)."""
+    with Image.open(path) as image:
+        width = image.width / DPI
+    url = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+    return {"url": url, "width": f"{width:.2f}"}
 
 
 def report_context(summary: Summary, task: Task, figures: Mapping[str, Path], out: Path) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class TextTable:
 def shown(value: Any, form: str = ".3f") -> str:
     """A number in the given form; ``n/a`` for None and NaN."""
     known = number(value)
-    return NOT_AVAILABLE if known is None else format(known, form)
+    return NOT_AVAILABLE if known is None else format(known, form).replace("-", "\N{MINUS SIGN}")
 
 
 def shown_bytes(value: Any) -> str:
@@ -110,7 +110,8 @@ def _best_model(summary: Summary) -> list[str]:
     value, last = number(best.get("mean_dice")), number(final.get("mean_dice"))
     if value is None or last is None:
         return []
-    return [f"The best model on validation cases was that of round {best.get('round', '?')}; it reaches {value:.3f}."]
+    index = best.get("round", "?")
+    return [f"The best model on validation cases was that of round {index}; on the same cases it reaches {value:.3f}."]
 
 
 def _comparisons(summary: Summary) -> list[str]:
@@ -120,8 +121,8 @@ def _comparisons(summary: Summary) -> list[str]:
     better, worse = (differences > ALIKE).sum(), (differences < -ALIKE).sum()
     alike = len(differences) - better - worse
     return [
-        f"Of {len(differences)} other ways to segment the same cases, the federated model is better than {better}, "
-        f"worse than {worse} and about equal (within {ALIKE}) to {alike}."
+        f"Of {len(differences)} other ways to segment the same cases, the federated model is better than "
+        f"{better or 'none'}, worse than {worse or 'none'} and about equal (within {ALIKE}) to {alike or 'none'}."
     ]
 
 

@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from fedseg.errors import ConfigurationError, DataError
+from fedseg.networks.weights import get_weights
+from fedseg.training.model_file import read_model, write_model
+from fedseg.training.plan import parse_plan
+from tiny import PLAN
+
+plan = parse_plan(PLAN)
+weights = get_weights(plan.network.build(1, 2, 0))
+
+
+def test_a_model_explains_itself(tmp_path):
+    model = read_model(write_model(tmp_path / "m.safetensors", plan, weights, 4))
+    assert (model.task, model.network, model.notes["round"]) == (plan.task, plan.network, 4)
+    for name, value in get_weights(model.build()).items():
+        np.testing.assert_array_equal(value, weights[name])
+
+
+def test_equal_models_are_equal_bytes(tmp_path):
+    a, b = (write_model(tmp_path / name, plan, weights, 1).read_bytes() for name in "ab")
+    assert a == b
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 a pickled model", b"\xff" * 64])
+def test_other_files_are_refused(tmp_path, content):
+    (tmp_path / "m").write_bytes(content)
+    with pytest.raises(DataError, match="not a model"):
+        read_model(tmp_path / "m")
+
+
+def test_a_missing_model_and_one_of_another_program_are_refused(tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        read_model(tmp_path / "none")
+    save_file({"w": np.zeros(2)}, tmp_path / "other")
+    with pytest.raises(DataError, match="not a model of fedseg"):
+        read_model(tmp_path / "other")
+
+
+def test_weights_that_do_not_fit_their_network_are_refused(tmp_path):
+    fewer = dict(list(weights.items())[1:])
+    with pytest.raises(DataError, match="missing"):
+        read_model(write_model(tmp_path / "m", plan, fewer, 0))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seed": -1}, "seed"),
+        ({"seed": "1"}, "seed"),
+        ({"surprise": 1}, "surprise"),
+        ({"task": {**PLAN["task"], "patch_size": [18, 16, 16]}}, "patch_size"),
+        ({"task": None}, "task"),
+    ],
+)
+def test_a_wrong_plan_is_refused_by_name(change, named):
+    with pytest.raises(ConfigurationError, match=named):
+        parse_plan({**PLAN, **change})
+
+
+def test_the_digest_covers_every_setting():
+    other = parse_plan({**PLAN, "training": {**PLAN["training"], "overlap": 0.3}})
+    assert other.digest != plan.digest
+    assert parse_plan(plan.to_dict()).digest == plan.digest

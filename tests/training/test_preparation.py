@@ -1,0 +1,137 @@
+import numpy as np
+import pytest
+import torch
+
+from fedseg.data.datalist import Case
+from fedseg.errors import DataError
+from fedseg.tasks.registry import resolve_task
+from fedseg.training.cache import CaseCache
+from fedseg.training.inference import segment
+from fedseg.training.patches import PatchDataset, choose_corner
+from fedseg.training.prepare import prepare_case
+from tiny import TASK, make_image, write_case
+
+AFFINES = {
+    "RAS": np.eye(4),
+    "LPS": np.diag([-1.0, -1.0, 1.0, 1.0]),
+    "anisotropic": np.array([[0, 0, 2.0, 5], [-1.5, 0, 0, 7], [0, 1.0, 0, -3], [0, 0, 0, 1]]),
+}
+
+
+def one_hot(task, classes):
+    """Logits [1, R, ...] that predict exactly these classes."""
+    regions = [torch.isin(classes, torch.tensor(task.region_values(r))) for r in task.regions]
+    return torch.cat(regions)[None].float() * 40 - 20
+
+
+@pytest.mark.parametrize("affine", AFFINES.values(), ids=AFFINES)
+def test_a_perfect_prediction_comes_back_to_the_original_grid_unchanged(tmp_path, affine):
+    task = resolve_task({**TASK, "normalisation": "zscore_nonzero", "crop_to_foreground": True})
+    case = write_case(tmp_path, "case", 1, affine)
+    prepared = prepare_case(task, case, training=False)
+    np.testing.assert_array_equal(segment(task, prepared, one_hot(task, prepared.classes)), prepared.reference)
+
+
+def test_resampling_and_back_keeps_the_structure(tmp_path):
+    task = resolve_task({**TASK, "spacing": [1.0, 1.0, 1.0]})
+    case = write_case(tmp_path, "case", 1, np.diag([1.3, 1.3, 0.8, 1.0]))
+    prepared = prepare_case(task, case, training=False)
+    assert prepared.grid.spacing == pytest.approx((1, 1, 1))
+    back = segment(task, prepared, one_hot(task, prepared.classes))
+    assert back.shape == prepared.original.shape
+    overlap = 2 * ((back > 0) & (prepared.reference > 0)).sum() / ((back > 0).sum() + (prepared.reference > 0).sum())
+    assert overlap > 0.9
+
+
+def test_nonzero_normalisation_ignores_the_background_and_leaves_it_zero(tmp_path):
+    import nibabel as nib
+
+    image = np.zeros((4, 4, 4), np.float32)
+    image[1:3, 1:3, 1:3] = np.arange(1, 9).reshape(2, 2, 2)
+    nib.save(nib.Nifti1Image(image, np.eye(4)), tmp_path / "i.nii")
+    task = resolve_task({**TASK, "normalisation": "zscore_nonzero"})
+    prepared = prepare_case(task, Case((tmp_path / "i.nii",), None, "p"), training=False)
+    inside = prepared.image[0][torch.from_numpy(image) > 0].numpy()
+    # 1..8: mean 4.5, sample standard deviation sqrt(6)
+    np.testing.assert_allclose(inside, (np.arange(1, 9) - 4.5) / np.sqrt(6), rtol=1e-5)
+    assert float(prepared.image[0][torch.from_numpy(image) == 0].abs().max()) == 0
+
+
+def test_window_clips_and_scales(tmp_path):
+    import nibabel as nib
+
+    image = np.array([-2000, -100, 70, 240, 3000], np.float32).reshape(5, 1, 1)
+    nib.save(nib.Nifti1Image(image, np.eye(4)), tmp_path / "i.nii")
+    task = resolve_task({**TASK, "normalisation": "window", "window": [-100, 240]})
+    prepared = prepare_case(task, Case((tmp_path / "i.nii",), None, "p"), training=False)
+    np.testing.assert_allclose(prepared.image.flatten(), [0, 0, 0.5, 1, 1])
+
+
+def test_a_case_with_the_wrong_number_of_channels_is_refused(tmp_path):
+    task = resolve_task({**TASK, "channels": ["a", "b"]})
+    with pytest.raises(DataError, match=r"1 channel\(s\), but tiny needs \['a', 'b'\]"):
+        prepare_case(task, write_case(tmp_path, "case", 1), training=False)
+
+
+@pytest.mark.parametrize("folder", [None, "cache"])
+def test_image_files_are_read_once(tmp_path, folder):
+    task = resolve_task(TASK)
+    cases = [write_case(tmp_path / "images", f"c{i}", i) for i in range(2)]
+    place = None if folder is None else tmp_path / folder
+    cache = CaseCache(task, cases, True, place)
+    first = [cache[i].image.clone() for i in (0, 1)]
+    again = CaseCache(task, cases, True, place) if place else cache
+    if not place:
+        for case in cases:
+            case.images[0].unlink()
+    for i in (0, 1):
+        assert torch.equal(again[i].image, first[i])
+    assert cache.reads == 2
+    assert place is None or again.reads == 0
+
+
+def test_the_disk_cache_notices_a_changed_file(tmp_path):
+    task = resolve_task(TASK)
+    case = write_case(tmp_path / "images", "c", 0)
+    before = CaseCache(task, [case], True, tmp_path / "cache")[0].image.clone()
+    write_case(tmp_path / "images", "c", 1)
+    after = CaseCache(task, [case], True, tmp_path / "cache")[0].image
+    assert not torch.equal(before, after)
+
+
+def test_patches_are_centred_on_the_classes_as_often_as_asked(tmp_path):
+    task = resolve_task({**TASK, "patch_size": [4, 4, 4], "sampling": {"background": 1, "inner": 3}})
+    prepared = prepare_case(task, write_case(tmp_path, "case", 1), training=True)
+    generator = np.random.default_rng(0)
+    centres = [tuple(c + 2 for c in choose_corner(task, prepared, generator)) for _ in range(400)]
+    inner = np.mean([prepared.classes[0][c] == 1 for c in centres])
+    # three draws in four go to the inner class; 3 standard errors of 400 draws are 0.065
+    assert inner == pytest.approx(0.75, abs=0.07)
+
+
+def test_a_patch_follows_from_its_seed_alone(tmp_path):
+    task = resolve_task(TASK)
+    cache = CaseCache(task, [write_case(tmp_path, "case", 1)], True)
+    dataset = PatchDataset(task, cache, "full")
+    first = dataset[(0, 7)]["image"].clone()
+    dataset[(0, 8)]
+    assert torch.equal(torch.as_tensor(dataset[(0, 7)]["image"]), torch.as_tensor(first))
+    assert not torch.equal(torch.as_tensor(dataset[(0, 8)]["image"]), torch.as_tensor(first))
+
+
+def test_augmentation_never_touches_the_cache(tmp_path):
+    task = resolve_task(TASK)
+    cache = CaseCache(task, [write_case(tmp_path, "case", 1)], True)
+    before = cache[0].image.clone()
+    dataset = PatchDataset(task, cache, "full")
+    for seed in range(20):
+        dataset[(0, seed)]
+    assert torch.equal(cache[0].image, before)
+
+
+def test_small_images_are_padded_to_a_patch(tmp_path):
+    task = resolve_task({**TASK, "patch_size": [32, 32, 32]})
+    prepared = prepare_case(task, write_case(tmp_path, "case", 1), training=True)
+    assert prepared.image.shape == (1, 32, 32, 32)
+    _, label = make_image(1)
+    assert int((prepared.classes > 0).sum()) == int((label > 0).sum())

@@ -6,12 +6,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from fedseg.evaluation.drawing import FAINT, INK, QUIET, REGIONS, grid, legend_below, line_style, name_ticks, new_figure
+from fedseg.evaluation.drawing import FAINT, INK, QUIET, REGIONS, grid, legend_below, line_style, new_figure, round_axis
 from fedseg.evaluation.tables import Summary, history_frame, number, part, rows, site_names
-
-ROUND_LABEL = "Round (counted from 0)"
 
 
 def learning_curves(summary: Summary) -> Figure | None:
@@ -39,11 +36,11 @@ def learning_curves(summary: Summary) -> Figure | None:
         _region_lines(grids[3], history, regions)
     best = number(part(summary, "best").get("round"))
     for axes in grids:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        round_axis(axes, history["round"].tolist())
         if best is not None:
             axes.axvline(best, color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0, label="best model")
-    for axes in grids[-columns:]:
-        axes.set_xlabel(ROUND_LABEL)
+    for axes in grids[:-columns]:
+        axes.set_xlabel("")
     legend_below(figure, grids[0])
     return figure
 
@@ -81,19 +78,34 @@ def weights(summary: Summary) -> Figure | None:
     history = history_frame(summary)
     if history.empty or not history["weight"].notna().any():
         return None
+    table = history.pivot_table(index="round", columns="site", values="weight", sort=False).sort_index()
+    if len(table) == 1:
+        return _weights_of_one_round(table.iloc[0])
     figure = new_figure(6.6, 3.2)
     axes = figure.subplots()
-    table = history.pivot_table(index="round", columns="site", values="weight", sort=False).sort_index()
     for index, site in enumerate(site_names(summary)):
         if site in table:
             axes.plot(table.index, table[site], label=site, **line_style(index))
     axes.axhline(1 / table.shape[1], color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0, label="equal weights")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    round_axis(axes, table.index.tolist())
     axes.set_ylim(0, max(1.15 * float(table.max().max()), 1.3 / table.shape[1]))
-    axes.set_xlabel(ROUND_LABEL)
     axes.set_ylabel("Weight in the aggregation")
     grid(axes)
     legend_below(figure, axes)
+    return figure
+
+
+def _weights_of_one_round(shares: pd.Series) -> Figure:
+    figure = new_figure(6.6, 0.9 + 0.34 * len(shares))
+    axes = figure.subplots()
+    bars = axes.barh(range(len(shares)), shares.to_numpy(), 0.62, color=QUIET)
+    axes.bar_label(bars, fmt="%.3f", padding=3)
+    axes.set_yticks(range(len(shares)), [str(site) for site in shares.index])
+    axes.tick_params(axis="y", length=0)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set_xlabel(f"Weight in the aggregation of round {shares.name}")
+    grid(axes, "x")
     return figure
 
 
@@ -102,19 +114,25 @@ def cost(summary: Summary) -> Figure | None:
     history = history_frame(summary)
     if history.empty or not history[["bytes_up", "bytes_down", "seconds"]].notna().any().any():
         return None
-    figure = new_figure(8.6, 3.3)
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
     sites = [s for s in site_names(summary) if s in set(history["site"])]
-    megabytes = history.groupby("site")[["bytes_up", "bytes_down"]].mean().reindex(sites) / 1e6
-    for offset, key, label, colour in ((-0.2, "bytes_up", "up", QUIET), (0.2, "bytes_down", "down", FAINT)):
-        left.bar(np.arange(len(sites)) + offset, megabytes[key].fillna(0), 0.36, color=colour, label=label)
-    name_ticks(left, sites)
-    left.set_title("Megabytes per round")
-    left.set_ylim(0, 1.25 * max(float(np.nanmax([*megabytes.to_numpy().ravel(), 0.0])), 1e-6))
-    left.legend(loc="upper right", ncols=2)
+    figure = new_figure(9.2, max(3.4, 1.2 + 0.34 * len(sites)))
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
+    _megabytes(left, history, sites)
     _seconds(right, history, summary, sites)
-    grid(left)
+    legend_below(figure, right)
     return figure
+
+
+def _megabytes(axes: Axes, history: pd.DataFrame, sites: list[str]) -> None:
+    mean = history.groupby("site")[["bytes_up", "bytes_down"]].mean().reindex(sites) / 1e6
+    for offset, key, label, colour in ((-0.19, "bytes_up", "up", QUIET), (0.19, "bytes_down", "down", FAINT)):
+        axes.barh(np.arange(len(sites)) + offset, mean[key].fillna(0), 0.36, color=colour, label=label)
+    axes.set_yticks(range(len(sites)), sites)
+    axes.tick_params(axis="y", length=0)
+    axes.invert_yaxis()
+    axes.set_title("Megabytes per round")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.1, ncols=2, columnspacing=1)
+    grid(axes, "x")
 
 
 def _seconds(axes: Axes, history: pd.DataFrame, summary: Summary, sites: list[str]) -> None:
@@ -125,9 +143,7 @@ def _seconds(axes: Axes, history: pd.DataFrame, summary: Summary, sites: list[st
     for index, site in enumerate(sites):
         if site in table:
             axes.plot(table.index, table[site], label=site, **line_style(index))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_title("Seconds per round: sites at work, whole round behind them")
+    round_axis(axes, history["round"].tolist())
+    axes.set_title("Seconds per round")
     axes.set_ylim(bottom=0)
-    axes.set_xlabel(ROUND_LABEL)
     grid(axes)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=4)

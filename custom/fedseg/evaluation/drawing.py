@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
 
 # Okabe & Ito (2008): told apart with every common form of colour blindness. Black is kept for means.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -89,7 +90,17 @@ def legend_below(figure: Figure, axes: Axes) -> None:
     """One legend for the whole figure, below it, with what ``axes`` shows."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(handles), 6))
+        across = figure.get_figwidth() / (0.06 * max(len(label) for label in labels) + 0.55)
+        figure.legend(handles, labels, loc="outside lower center", ncols=max(1, min(len(handles), int(across))))
+
+
+def round_axis(axes: Axes, rounds: Sequence[int]) -> None:
+    """Whole rounds along the x axis, also where there is one only."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("Round (counted from 0)")
+    if len(set(rounds)) == 1:
+        axes.set_xlim(rounds[0] - 1, rounds[0] + 1)
+        axes.set_xticks([rounds[0]])
 
 
 def save(figure: Figure, path: Path) -> Path:

@@ -65,7 +65,7 @@ def scores_by_site(summary: Summary, task: Task, metric: str) -> Figure | None:
     columns = [f"{metric} {region}" for region in task.region_names]
     if frame.empty or not frame[columns].notna().any().any():
         return None
-    figure = new_figure(min(max(5.5, 0.62 * len(frame) * len(columns) + 1.8), 16), 3.3)
+    figure = new_figure(min(max(5.5, 0.62 * len(frame) * len(columns) + 1.8), 9.6), 3.3)
     axes = figure.subplots()
     width = 0.8 / len(columns)
     top = 1.0 if metric == "Dice" else float(np.nanmax(frame[columns].to_numpy())) * 1.08 or 1.0
@@ -125,7 +125,7 @@ def cross_site(summary: Summary) -> Figure | None:
     frame = cross_site_frame(summary)
     if frame.empty or not frame.notna().any().any():
         return None
-    figure = new_figure(2.4 + 0.95 * frame.shape[1], 1.3 + 0.5 * frame.shape[0])
+    figure = new_figure(2.4 + min(0.95 * frame.shape[1], 7.2), 1.4 + 0.45 * frame.shape[0])
     axes = figure.subplots()
     values = frame.to_numpy()
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
@@ -137,7 +137,9 @@ def cross_site(summary: Summary) -> Figure | None:
         axes.text(column, row, f"{value:.2f}" if known else "n/a", ha="center", va="center", color=colour)
     if "federated" in frame.index and len(frame) > 1:
         axes.axhline(len(frame) - 1.5, color="white", linewidth=4)
-    axes.set_xticks(range(frame.shape[1]), [str(c) for c in frame.columns])
+    names = [str(c) for c in frame.columns]
+    crowded = max(len(name) for name in names) > 12
+    axes.set_xticks(range(len(names)), names, rotation=35 if crowded else 0, ha="left" if crowded else "center")
     axes.set_yticks(range(frame.shape[0]), [str(i) for i in frame.index])
     axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     axes.spines[:].set_visible(False)

@@ -99,9 +99,9 @@ def hd95(predicted: np.ndarray, reference: np.ndarray, spacing: Sequence[float])
     """95th percentile Hausdorff distance in mm of two boolean masks that both have voxels.
 
     The distances from each surface voxel of one mask to the nearest surface voxel of the other; the 95th percentile
-    of each direction (interpolated linearly); the larger of the two. This is the definition of MONAI's
-    ``compute_hausdorff_distance(percentile=95)`` and of the BraTS evaluation; pooling the distances of both
-    directions before taking one percentile, as MedPy does, gives smaller values.
+    of each direction (interpolated linearly); the larger of the two. This is MONAI's
+    ``compute_hausdorff_distance(percentile=95)``. Other tools differ in small ways under the same name: MedPy pools the
+    distances of both directions before it takes one percentile, others weight surface elements by their area.
     """
     a, b = surface_points(predicted), surface_points(reference)
     there, back = _nearest(a, b, spacing), _nearest(b, a, spacing)

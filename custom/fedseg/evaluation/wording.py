@@ -91,7 +91,9 @@ def verdict(summary: Summary) -> list[str]:
 
 def _extremes(summary: Summary, sites: pd.DataFrame) -> list[str]:
     sentences = []
-    ranked = sites["Dice mean"].dropna().sort_values(ascending=False)
+    # A site without any case of a hard region is no better for it: rank sites that have every region, if there are two.
+    complete = sites.dropna(subset=[f"Dice {r}" for r in task_of(summary).region_names])
+    ranked = (complete if len(complete) > 1 else sites)["Dice mean"].dropna().sort_values(ascending=False)
     if len(ranked) > 1:
         sentences.append(
             f"It is best at {ranked.index[0]} ({ranked.iloc[0]:.3f}) and weakest at {ranked.index[-1]} "

@@ -1,0 +1,137 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fedseg.component_policy import FEDSEG_CLASSES, FLARE_CLASSES, site_resources
+from fedseg.errors import ConfigurationError, FedsegError, UsageError
+from fedseg.jobs import apply_settings, parse_setting, read_job
+from fedseg.packaging import package_job
+from fedseg.version import __version__
+
+ROOT = Path(__file__).parents[1]
+JOBS = sorted(path.parent for path in (ROOT / "jobs").glob("*/meta.json"))
+IDS = [path.name for path in JOBS]
+
+
+@pytest.mark.parametrize("folder", JOBS, ids=IDS)
+def test_every_job_is_complete_and_of_this_version(folder):
+    job = read_job(folder)
+    plan = job.check()
+    assert job.name == folder.name
+    assert plan.fedseg_version == __version__
+    assert folder.name.startswith(plan.task.name)
+
+
+@pytest.mark.parametrize("folder", JOBS, ids=IDS)
+def test_every_job_is_configuration_only(folder):
+    assert {p.suffix for p in folder.rglob("*") if p.is_file()} == {".json"}
+    assert not any("$" in p.read_text("utf-8") or "_target_" in p.read_text("utf-8") for p in folder.rglob("*.json"))
+
+
+@pytest.mark.parametrize("folder", JOBS, ids=IDS)
+def test_every_job_is_valid_for_flare(folder):
+    from nvflare.fuel.utils.zip_utils import zip_directory_to_bytes
+    from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
+
+    valid, message, meta = JobMetaValidator().validate(folder.name, zip_directory_to_bytes(str(ROOT / "jobs"), folder.name))
+    assert valid, message
+    assert meta["name"] == folder.name
+
+
+def test_the_allow_list_is_exactly_what_the_jobs_use():
+    used = {component["path"] for folder in JOBS for component in read_job(folder).components()}
+    assert used == set(FEDSEG_CLASSES + FLARE_CLASSES)
+
+
+def test_the_simulator_workspace_template_holds_the_allow_list():
+    path = ROOT / "workspace_templates" / "simulator" / "local" / "resources.json"
+    assert json.loads(path.read_text("utf-8")) == site_resources()
+
+
+@pytest.fixture
+def job(tmp_path):
+    return read_job(Path(shutil.copytree(ROOT / "jobs" / "brats_fedavg", tmp_path / "job")))
+
+
+def test_options_change_the_copy_and_not_the_job(job, tmp_path):
+    apply_settings(
+        job,
+        rounds=3,
+        threads=2,
+        seed=9,
+        settings=["task.patch_size=[32,32,32]", "training.optimizer=sgd", "aggregator.weight_by=steps", "network.res_units=1"],
+    )
+    plan = job.check()
+    assert (plan.seed, plan.training.threads, plan.training.optimizer) == (9, 2, "sgd")
+    assert plan.task.patch_size == (32, 32, 32)
+    written = read_job(job.write(tmp_path / "copy"))
+    assert written.check() == plan
+    assert written.workflow["num_rounds"] == 3
+    assert written.workflow["aggregator"]["args"] == {"weight_by": "steps"}
+    assert read_job(job.folder).check() != plan
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("training.epochs=3", "training.epochs"),
+        ("training.local_epochs=none", "training.local_epochs"),
+        ("nonsense=1", "nonsense"),
+        ("task=lung", "lung"),
+        ("task.patch_size=[30,30,30]", "patch_size"),
+        ("workflow.rounds=3", "rounds"),
+        ("aggregator.alpha=0.5", "alpha"),
+        ("components.x=1", "components.x"),
+        ("workflow.a.b=1", "workflow"),
+        ("network.name=resnet", "resnet"),
+        ("seed=-3", "seed"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(job, setting, named):
+    with pytest.raises(FedsegError, match=named):
+        apply_settings(job, None, None, None, [setting])
+        job.check()
+
+
+@pytest.mark.parametrize("text", ["no-equals", "=3", ""])
+def test_a_setting_needs_a_key_and_a_value(text):
+    with pytest.raises(UsageError, match="key=value"):
+        parse_setting(text)
+
+
+@pytest.mark.parametrize("path", ["fedseg.cli.main", "fedseg.nothing.Here", "os.system", "Executor"])
+def test_a_component_must_be_an_installed_class(job, path):
+    job.client["executors"][0]["executor"]["path"] = path
+    with pytest.raises(ConfigurationError, match="class"):
+        job.check()
+
+
+def test_a_folder_that_is_no_job_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"lacks meta\.json"):
+        read_job(tmp_path)
+
+
+def test_a_damaged_job_is_refused(job):
+    (job.folder / "app" / "config" / "fedseg.json").write_text("{", "utf-8")
+    with pytest.raises(ConfigurationError, match=r"fedseg\.json"):
+        read_job(job.folder)
+
+
+def test_a_packed_job_carries_the_code_and_nothing_else(job, tmp_path):
+    folder = package_job(job, tmp_path / "packed")
+    custom = folder / "app" / "custom"
+    assert (custom / "fedseg" / "executors" / "segmentation.py").is_file()
+    assert not list(custom.rglob("__pycache__"))
+    assert [p.name for p in custom.iterdir()] == ["fedseg"]
+    assert read_job(folder).check() == job.check()
+    with pytest.raises(UsageError, match="exists already"):
+        package_job(job, tmp_path / "packed")
+
+
+def test_a_job_of_another_version_is_not_packed(job, tmp_path):
+    job.declaration["fedseg_version"] = "9.9"
+    with pytest.raises(ConfigurationError, match=r"9\.9"):
+        package_job(job, tmp_path / "packed")
+    assert not (tmp_path / "packed").exists()

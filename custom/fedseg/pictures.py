@@ -25,12 +25,12 @@ def write_gallery(data: Path, sites: list[str], report: Path) -> None:
 
 
 def write_overlays(model: ModelFile, state: Path, run_id: str, report: Path, overlap: float) -> None:
-    """``overlays.json`` and masks of the best, the median and the worst case of the last model over all sites."""
+    """``overlays.json`` and masks of each site's best, median and worst case of the last model."""
     entries = []
-    for rank, site, scored in _ranked(_read_scores(state, run_id)):
+    for site, rank, scored in _ranked(_read_scores(state, run_id)):
         case = Case(tuple(Path(p) for p in scored["images"]), Path(scored["label"]), "")
         prepared, predicted = next(segment_cases(model, [case], "auto", overlap))
-        path = report / "overlays" / f"{rank}.nii.gz"
+        path = report / "overlays" / f"{site}-{rank}.nii.gz"
         write_mask(to_values(model.task, predicted), prepared.original, path)
         entries.append(
             {
@@ -57,18 +57,17 @@ def _read_scores(state: Path, run_id: str) -> list[tuple[str, Entry]]:
 
 
 def _ranked(scores: list[tuple[str, Entry]]) -> list[tuple[str, str, Entry]]:
-    order = sorted(
-        ((_mean_dice(c), s, c["id"], c) for s, c in scores if _mean_dice(c) is not None), key=lambda x: x[:3]
-    )
-    if not order:
-        return []
-    picks = {"best": len(order) - 1, "median": len(order) // 2, "worst": 0}
-    seen: set[int] = set()
+    """(site, rank, case) of each site's best, median and worst case; with fewer cases the worst ranks give way."""
     result = []
-    for rank, index in picks.items():
-        if index not in seen:
-            result.append((rank, order[index][1], order[index][3]))
-            seen.add(index)
+    for site in sorted({site for site, _ in scores}):
+        cases = [(_mean_dice(case), case["id"], case) for name, case in scores if name == site]
+        order = sorted((c for c in cases if c[0] is not None), key=lambda c: c[:2])
+        picks = {"best": len(order) - 1, "worst": 0, "median": (len(order) - 1) // 2}
+        seen: set[int] = set()
+        for rank, index in picks.items():
+            if order and index not in seen:
+                result.append((site, rank, order[index][2]))
+                seen.add(index)
     return result
 
 

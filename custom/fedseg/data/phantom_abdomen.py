@@ -13,11 +13,12 @@ import numpy as np
 from fedseg.data.phantom_shapes import Coordinates, Grid, ellipsoid, pose, smooth_noise, soft, tube
 
 AIR, FAT, MUSCLE, FLUID, GAS, WALL = -1000.0, -100.0, 55.0, 12.0, -900.0, 75.0
+ORAL_CONTRAST = 210.0
 AORTA, CAVA, LIVER, SPLEEN, CORTEX, MEDULLA = 155.0, 145.0, 110.0, 120.0, 180.0, 140.0
 
 # centre line of the pancreas: uncinate process and head, neck, body over the spine, tail towards the spleen
 PANCREAS_LINE = ((33, -6, -30), (33, 4, -16), (14, 16, -6), (-10, 20, 4), (-34, 10, 14), (-62, -14, 24))
-PANCREAS_RADII = (11.0, 15.5, 10.5, 12.0, 11.5, 9.5)
+PANCREAS_RADII = (13.0, 17.5, 12.5, 13.5, 13.0, 11.0)
 COLON_LINE = ((82, 6, -22), (40, 62, -34), (-34, 64, -34), (-84, 6, -20))
 DUODENUM_LINE = ((22, 26, 10), (46, 16, 6), (55, 0, -14), (50, -8, -40), (24, -8, -50), (-6, -4, -52))
 
@@ -137,7 +138,7 @@ def _paint_bowel(rng: np.random.Generator, body: Abdomen, cavity: np.ndarray) ->
     room = np.minimum(cavity - 2, np.minimum(-14 - z, y + 22))
     loops = np.minimum(10 - np.abs(smooth_noise(rng, body.grid, 13.0)) * 20, room)
     body.paint(loops, body.enhanced(WALL + 10))
-    body.paint(loops - 3.5, FLUID + 18)
+    body.paint(loops - 2.5, ORAL_CONTRAST + rng.normal(0, 15))
     colon = np.maximum(
         tube((np.abs(x), y, z), (_jitter(rng, (88, -8, -80)), _jitter(rng, (86, 4, -22))), (15, 15)),
         tube(body.at, [_jitter(rng, p) for p in COLON_LINE], [13] * len(COLON_LINE)),
@@ -151,4 +152,5 @@ def _paint_bowel(rng: np.random.Generator, body: Abdomen, cavity: np.ndarray) ->
 def _paint_duodenum(rng: np.random.Generator, body: Abdomen) -> None:
     duodenum = tube(body.at, [_jitter(rng, p, 1.0) for p in DUODENUM_LINE], [10.5] * len(DUODENUM_LINE))
     body.paint(duodenum, body.enhanced(WALL))
-    body.paint(duodenum - 4, FLUID + 14 + 10 * smooth_noise(rng, body.grid, 7.0))
+    # contrast medium that was drunk tells the duodenum from a tumour of the head, as it does for the radiologist
+    body.paint(duodenum - 2.5, ORAL_CONTRAST + 20 * smooth_noise(rng, body.grid, 7.0))

@@ -52,7 +52,7 @@ def _paint_pancreas(rng: np.random.Generator, body: Abdomen, scale: float) -> np
     centre, where = _tumour_centre(rng, line)
     semi = np.clip(rng.uniform(12, 17) * scale * np.exp(rng.normal(0, 0.08, 3)), 8, 18)
     tumour = ellipsoid(body.at, centre, semi) + 1.2 * smooth_noise(rng, grid, 7.0)
-    tumour = np.minimum(tumour, gland + 6)  # it bulges out of the gland, but not far
+    tumour = np.minimum(tumour, gland + 3)  # it bulges out of the gland, but not far
 
     body.paint(gland + 1.5, -20.0, 4.0)  # fat between the lobules blurs the contour
     body.paint(gland, body.enhanced(PANCREAS_HU) + 5 * smooth_noise(rng, grid, 4.0))

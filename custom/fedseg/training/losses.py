@@ -25,6 +25,10 @@ class SegmentationLoss(nn.Module):
     def __init__(self, task: Task, dice_weight: float = 1.0, batch_dice: bool = True) -> None:
         super().__init__()
         self.task, self.dice_weight = task, dice_weight
+        table = torch.zeros(len(task.classes) + 1, dtype=torch.long)
+        for index, region in enumerate(task.regions):
+            table[task.region_values(region)[0]] = index + 1
+        self.channel_of_class = table
         self.dice = DiceLoss(
             include_background=not task.exclusive,
             softmax=task.exclusive,
@@ -36,13 +40,13 @@ class SegmentationLoss(nn.Module):
 
     def forward(self, logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         """Scalar loss of logits [B, output_channels, ...] and internal class values [B, 1, ...]."""
-        regions = region_targets(self.task, classes)
         if not self.task.exclusive:
+            regions = region_targets(self.task, classes)
             entropy = functional.binary_cross_entropy_with_logits(logits, regions)
             return self.dice_weight * self.dice(logits, regions) + entropy
-        background = 1 - regions.sum(dim=1, keepdim=True)
-        target = torch.cat([background, regions], dim=1)
-        return self.dice_weight * self.dice(logits, target) + functional.cross_entropy(logits, target.argmax(dim=1))
+        channel = self.channel_of_class.to(classes.device)[classes.long()]
+        target = torch.cat([channel == c for c in range(self.task.output_channels)], dim=1).float()
+        return self.dice_weight * self.dice(logits, target) + functional.cross_entropy(logits, channel[:, 0])
 
 
 def predict_regions(task: Task, logits: torch.Tensor) -> torch.Tensor:

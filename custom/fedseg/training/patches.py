@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from monai.transforms import (
     Compose,
     RandAffined,
@@ -44,7 +45,8 @@ class PatchDataset(Dataset[Sample]):
         window = (slice(None), *(slice(c, c + s) for c, s in zip(corner, self.task.patch_size, strict=True)))
         sample: Sample = {"image": case.image[window].clone(), "classes": case.classes[window].clone()}
         self.transform.set_random_state(seed=int(generator.integers(2**31)))
-        return self.transform(sample)
+        changed = self.transform(sample)
+        return {key: as_plain_tensor(changed[key]) for key in sample}
 
 
 def choose_corner(task: Task, case: PreparedCase, generator: np.random.Generator) -> tuple[int, ...]:
@@ -91,4 +93,9 @@ def make_augmentation(task: Task, kind: str) -> Compose:
 
 def collate(samples: Sequence[Sample]) -> Sample:
     """Stack samples to a batch: ``image`` [B, C, ...] float32, ``classes`` [B, 1, ...] uint8."""
-    return {key: torch.stack([torch.as_tensor(s[key]) for s in samples]) for key in samples[0]}
+    return {key: torch.stack([s[key] for s in samples]) for key in samples[0]}
+
+
+def as_plain_tensor(value: torch.Tensor) -> torch.Tensor:
+    """Drop MONAI's metadata, which would slow down every later operation."""
+    return value.as_tensor() if isinstance(value, MetaTensor) else value

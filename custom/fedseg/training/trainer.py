@@ -90,7 +90,8 @@ class SiteTrainer:
         torch.set_num_threads(self.settings.threads)
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         self.network = plan.network.build(len(self.task.channels), self.task.output_channels, plan.seed)
-        self.network.to(self.device)
+        # Convolutions run up to a fifth faster in this layout; the weights' names and values are the same.
+        self.network.to(self.device, memory_format=torch.channels_last_3d)
         self.loss = SegmentationLoss(self.task, self.settings.dice_weight, self.settings.batch_dice)
         folder = cache_folder if self.settings.cache == "disk" else None
         self.training_cases = CaseCache(self.task, datalist.training, True, folder)
@@ -183,7 +184,8 @@ class SiteTrainer:
         return iter(DataLoader(dataset, batch_sampler=batches, collate_fn=collate))
 
     def _step(self, batch: Sample) -> float:
-        images, classes = batch["image"].to(self.device), batch["classes"].to(self.device)
+        images = batch["image"].to(self.device, memory_format=torch.channels_last_3d)
+        classes = batch["classes"].to(self.device)
         for hook in self.hooks:
             hook.before_step(self, images, classes)
         self.optimizer.zero_grad(set_to_none=True)

@@ -35,7 +35,9 @@ def test_every_job_is_valid_for_flare(folder):
     from nvflare.fuel.utils.zip_utils import zip_directory_to_bytes
     from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
 
-    valid, message, meta = JobMetaValidator().validate(folder.name, zip_directory_to_bytes(str(ROOT / "jobs"), folder.name))
+    valid, message, meta = JobMetaValidator().validate(
+        folder.name, zip_directory_to_bytes(str(ROOT / "jobs"), folder.name)
+    )
     assert valid, message
     assert meta["name"] == folder.name
 
@@ -61,7 +63,12 @@ def test_options_change_the_copy_and_not_the_job(job, tmp_path):
         rounds=3,
         threads=2,
         seed=9,
-        settings=["task.patch_size=[32,32,32]", "training.optimizer=sgd", "aggregator.weight_by=steps", "network.res_units=1"],
+        settings=[
+            "task.patch_size=[32,32,32]",
+            "training.optimizer=sgd",
+            "aggregator.weight_by=steps",
+            "network.res_units=1",
+        ],
     )
     plan = job.check()
     assert (plan.seed, plan.training.threads, plan.training.optimizer) == (9, 2, "sgd")
@@ -71,6 +78,11 @@ def test_options_change_the_copy_and_not_the_job(job, tmp_path):
     assert written.workflow["num_rounds"] == 3
     assert written.workflow["aggregator"]["args"] == {"weight_by": "steps"}
     assert read_job(job.folder).check() != plan
+
+
+def set_and_check(job, setting):
+    apply_settings(job, None, None, None, [setting])
+    job.check()
 
 
 @pytest.mark.parametrize(
@@ -91,8 +103,7 @@ def test_options_change_the_copy_and_not_the_job(job, tmp_path):
 )
 def test_a_wrong_setting_is_refused_by_name(job, setting, named):
     with pytest.raises(FedsegError, match=named):
-        apply_settings(job, None, None, None, [setting])
-        job.check()
+        set_and_check(job, setting)
 
 
 @pytest.mark.parametrize("text", ["no-equals", "=3", ""])

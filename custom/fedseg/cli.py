@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 
 from rich.markup import escape
@@ -49,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0: done; 1: the work failed, the reason is on stderr; 2: wrong usage; 130: interrupted.
     """
     options = build_parser().parse_args(arguments)
+    if threading.current_thread() is threading.main_thread():
+        # A terminated command cleans up like an interrupted one: it ends its processes and removes what is half done.
+        signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = options.run(options)
     except UsageError as error:
@@ -67,6 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(code or 0)
 
 
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
-    os.environ.setdefault("PYTHONUNBUFFERED", "1")
     sys.exit(main())

@@ -247,8 +247,9 @@ def test_a_packed_job_runs_where_fedseg_is_not_installed(run, data, folder):
     assert plain_model(home / "workspace") == (run[0] / "models" / "last.safetensors").read_bytes()
 
 
-def test_ctrl_c_ends_every_process(data, folder):
-    out = folder / "interrupted"
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_termination_end_every_process(data, folder, number):
+    out = folder / f"interrupted-{number}"
     command = [sys.executable, "-m", "fedseg", "simulate", str(JOB), "--data", str(data), "--out", str(out)]
     command += ["--rounds", "500", *SETTINGS]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
@@ -260,7 +261,7 @@ def test_ctrl_c_ends_every_process(data, folder):
                 break
         family = psutil.Process(process.pid).children(recursive=True)
         assert len(family) >= 4
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
@@ -296,4 +297,3 @@ def test_wrong_usage_is_one_sentence_and_leaves_nothing(data, folder, arguments,
 
 def test_rounds_of_the_plan_are_those_of_the_tests(plan):
     assert parse_plan({**PLAN, "seed": 3}).training == plan.training
-

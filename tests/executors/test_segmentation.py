@@ -263,5 +263,3 @@ def test_a_wrong_profile_is_explained_at_the_site_only(site, tmp_path, profile, 
 def test_hooks_must_be_hooks():
     with pytest.raises(TypeError, match="training hooks"):
         SegmentationExecutor(hooks=["os.system"])
-
-

@@ -91,7 +91,7 @@ class SiteTrainer:
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         self.network = plan.network.build(len(self.task.channels), self.task.output_channels, plan.seed)
         # Convolutions run up to a fifth faster in this layout; the weights' names and values are the same.
-        self.network.to(self.device, memory_format=torch.channels_last_3d)
+        self.network.to(self.device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.loss = SegmentationLoss(self.task, self.settings.dice_weight, self.settings.batch_dice)
         folder = cache_folder if self.settings.cache == "disk" else None
         self.training_cases = CaseCache(self.task, datalist.training, True, folder)

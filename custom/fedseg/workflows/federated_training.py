@@ -15,7 +15,7 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.workflows.model_controller import ModelController
 
 from fedseg.aggregators.weighted import WeightedAggregator
-from fedseg.errors import ConfigurationError, FedsegError
+from fedseg.errors import AbortedError, ConfigurationError, FedsegError
 from fedseg.evaluation.metrics import pool
 from fedseg.executors.protocol import (
     BYTES_DOWN,
@@ -92,32 +92,40 @@ class FederatedTraining(ModelController):
         """The whole job; a failure is recorded before FLARE ends the job with it."""
         self.record = RunRecord(Path(self.get_run_dir()) / FOLDER)
         try:
-            self._run()
+            app_config = self.engine.get_workspace().get_app_config_dir(self.fl_ctx.get_job_id())
+            self.open(read_plan(Path(app_config) / PLAN_FILE))
+            self.sites = self._prepare()
+            self._finish(self._run_rounds())
         except FedsegError as error:
             self.record.event("failed", what=str(error))
             raise
+        except Exception as error:
+            self.record.event("failed", what=f"An unexpected {type(error).__name__} at the server: {error}")
+            raise
 
-    def _run(self) -> None:
-        start = time.time()
-        app_config = self.engine.get_workspace().get_app_config_dir(self.fl_ctx.get_job_id())
-        self.plan: Plan = read_plan(Path(app_config) / PLAN_FILE)
-        network = self.plan.network.build(len(self.plan.task.channels), self.plan.task.output_channels, self.plan.seed)
+    def open(self, plan: Plan) -> None:
+        """Start from the plan's seeded network."""
+        self.plan, self._start = plan, time.time()
+        network = plan.network.build(len(plan.task.channels), plan.task.output_channels, plan.seed)
         self.weights = get_weights(network)
-        self.sites = self._prepare()
+
+    def _run_rounds(self) -> tuple[float, int] | None:
+        """All rounds; returns the best validation Dice so far with the round after which that model was made.
+
+        Sites score what they receive, so a round tells the score of the model that the round before made; the score
+        of the last one comes with the last evaluation.
+        """
         best: tuple[float, int] | None = None
         for number in range(self.num_rounds):
             self._round = number
-            if self.abort_signal.triggered:
-                return
-            before = self._train_round()
-            # Sites score what they receive: this is the score of the model that the round before made.
-            if self._round > 0 and before is not None and (best is None or before > best[0]):
-                best = (before, self._round - 1)
-                self.record.model(BEST_MODEL, self.plan, self._received, self._round - 1)
-            self.record.model(LAST_MODEL, self.plan, self.weights, self._round)
-            self._write_results(start)
+            received = self._train_round()
+            if number > 0 and received is not None and (best is None or received > best[0]):
+                best = (received, number - 1)
+                self.record.model(BEST_MODEL, self.plan, self._received, number - 1)
+            self.record.model(LAST_MODEL, self.plan, self.weights, number)
+            self._write_results()
         self._round = -1
-        self._finish(best, start)
+        return best
 
     def _prepare(self) -> list[str]:
         self.record.event("prepare", sites=sorted(c.name for c in self.engine.get_clients()), run_id=self.run_id)
@@ -142,6 +150,8 @@ class FederatedTraining(ModelController):
         )
         self._reports: dict[str, SiteReport] = {}
         self._ask("train", model, self.sites, self._take_update)
+        if self.abort_signal.triggered:
+            raise AbortedError(f"The job was aborted in round {self._round}; the model of the round before is kept.")
         if len(self._reports) < self.min_sites:
             raise FedsegError(
                 f"{len(self._reports)} site(s) answered in round {self._round}, but {self.min_sites} must; "
@@ -209,7 +219,7 @@ class FederatedTraining(ModelController):
 
     # ------------------------------------------------------- the last evaluation
 
-    def _finish(self, best: tuple[float, int] | None, start: float) -> None:
+    def _finish(self, best: tuple[float, int] | None) -> None:
         """Score the last model, then the best one where it is another."""
         self.record.event("evaluate", model="last")
         last, on_validation = self._evaluate("last", self.weights, self.num_rounds - 1)
@@ -224,14 +234,14 @@ class FederatedTraining(ModelController):
             best_scores = {}
         best_scores["model"] = BEST_MODEL if best_scores else None
         last["model"] = LAST_MODEL
-        self._write_results(start, final=last, best=best_scores)
+        self._write_results(final=last, best=best_scores)
         self.record.event("finished", mean_dice=last["mean_dice"], pooled_dice=last["pooled_dice"])
 
     def _evaluate(self, name: str, weights: Arrays, round_number: int) -> tuple[dict[str, Any], float | None]:
         """Scores on the final split of every site, and the mean Dice over all validation cases."""
         splits = ["final", "validation"] if name == "last" else ["final"]
         model = FLModel(params_type=ParamsType.FULL, params=weights, meta={SPLITS: splits, MODEL_NAME: name})
-        answers = self._ask("validate", model, self.sites)
+        answers = self._ask("validate", model, self.sites, self._take_scores)
         final = {site: answers[site].metrics["final"] for site in sorted(answers)}
         scored = {site: part for site, part in final.items() if part["cases"]}
         means = [p["dice"]["mean"] for p in scored.values() if p["dice"]["mean"] is not None]
@@ -244,6 +254,18 @@ class FederatedTraining(ModelController):
         }
         validation = [a.metrics["validation"] for a in answers.values() if "validation" in a.metrics]
         return content, pool([v for v in validation if v["cases"]])["dice"]["mean"] if validation else None
+
+    def _take_scores(self, answer: FLModel) -> bool:
+        """Accept a site's scores if they can be pooled."""
+        try:
+            parts = list((answer.metrics or {}).values())
+            pool([part for part in parts if part["cases"]])
+            complete = "final" in (answer.metrics or {}) and all(part["split"] for part in parts)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            complete = False
+        if not complete:
+            self._note(answer.meta["client_name"], "sent scores that cannot be read; they were left out")
+        return complete
 
     # ------------------------------------------------------------- talking to sites
 
@@ -297,7 +319,7 @@ class FederatedTraining(ModelController):
         self.events.append({"round": self._round, "site": site, "what": what})
         self.record.event("site", round=self._round, site=site, what=what)
 
-    def _write_results(self, start: float, **parts: Any) -> None:
+    def _write_results(self, **parts: Any) -> None:
         content = {
             "run_id": self.run_id,
             "plan": self.plan.to_dict(),
@@ -305,7 +327,7 @@ class FederatedTraining(ModelController):
             "sites": self.sites,
             "rounds": self.rounds,
             "events": self.events,
-            "seconds": time.time() - start,
+            "seconds": time.time() - self._start,
             **parts,
         }
         self.record.results(content)

@@ -94,6 +94,8 @@ def set_and_check(job, setting):
         ("task=lung", "lung"),
         ("task.patch_size=[30,30,30]", "patch_size"),
         ("workflow.rounds=3", "rounds"),
+        ("workflow.min_sites=0", "min_sites"),
+        ("aggregator.weight_by=cases", "weight_by"),
         ("aggregator.alpha=0.5", "alpha"),
         ("components.x=1", "components.x"),
         ("workflow.a.b=1", "workflow"),

@@ -92,6 +92,8 @@ class Job:
         plan = self.plan
         for component in self.components():
             _check_component(component)
+        for component in (self.server["workflows"][0], *(e["executor"] for e in self.client.get("executors", []))):
+            _build(component)
         return plan
 
     def write(self, folder: Path) -> Path:
@@ -147,6 +149,16 @@ def apply_settings(
             job.set(key, value)
     for text in settings:
         job.set(*parse_setting(text))
+
+
+def _build(component: dict[str, Any]) -> Any:
+    """Build one of our own components as FLARE will, so that a wrong value is refused here and not in the job."""
+    arguments = {
+        key: _build(value) if isinstance(value, dict) and "path" in value else value
+        for key, value in component.get("args", {}).items()
+    }
+    module, _, name = component["path"].rpartition(".")
+    return getattr(importlib.import_module(module), name)(**arguments)
 
 
 def _components(value: Any) -> Iterator[dict[str, Any]]:

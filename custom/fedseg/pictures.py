@@ -29,7 +29,7 @@ def write_overlays(model: ModelFile, state: Path, run_id: str, report: Path, ove
     entries = []
     for site, rank, scored in _ranked(_read_scores(state, run_id)):
         case = Case(tuple(Path(p) for p in scored["images"]), Path(scored["label"]), "")
-        prepared, predicted = next(segment_cases(model, [case], "auto", overlap))
+        _, prepared, predicted = next(segment_cases(model, [case], "auto", overlap))
         path = report / "overlays" / f"{site}-{rank}.nii.gz"
         write_mask(to_values(model.task, predicted), prepared.original, path)
         entries.append(

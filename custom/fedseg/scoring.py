@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,6 @@ from fedseg.tasks.task import Task
 from fedseg.training.inference import infer_logits, segment
 from fedseg.training.model_file import ModelFile
 from fedseg.training.prepare import PreparedCase, prepare_case
-
-Tracker = Callable[[Iterable[Case], str], Iterator[Case]]
 
 
 def check_model_task(model: ModelFile, task: Task) -> None:
@@ -57,14 +56,15 @@ def choose_cases(datalist: Datalist, split: str) -> tuple[Case, ...]:
 
 
 def segment_cases(
-    model: ModelFile, cases: Iterable[Case], device: str, overlap: float
-) -> Iterator[tuple[PreparedCase, np.ndarray]]:
-    """Segment cases one after the other: the prepared case, and class values on its original grid."""
+    model: ModelFile, cases: Iterable[Case], device: str, overlap: float, with_labels: bool = True
+) -> Iterator[tuple[Case, PreparedCase, np.ndarray]]:
+    """Segment cases one after the other: the case, as prepared, and class values on its original grid."""
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     network = model.build().to(place)
     for case in cases:
-        prepared = prepare_case(model.task, case, training=False)
-        yield prepared, segment(model.task, prepared, infer_logits(network, model.task, prepared.image, overlap, place))
+        prepared = prepare_case(model.task, case if with_labels else replace(case, label=None), training=False)
+        logits = infer_logits(network, model.task, prepared.image, overlap, place)
+        yield case, prepared, segment(model.task, prepared, logits)
 
 
 def evaluate(
@@ -91,7 +91,7 @@ def evaluate(
     """
     scores: list[CaseScore] = []
     entries = []
-    for prepared, predicted in segment_cases(model, cases, device, overlap):
+    for _, prepared, predicted in segment_cases(model, cases, device, overlap):
         if prepared.reference is None:
             raise DataError(f"{prepared.id} has no label; use `fedseg predict` for cases without one.")
         score = score_case(model.task, predicted, prepared.reference, prepared.original.spacing, empty)
@@ -114,11 +114,14 @@ def predict(
     overlap: float = 0.25,
     convention: int = 0,
 ) -> list[Path]:
-    """Write one mask per case, ``<case>.nii.gz``, on the grid of its images, with the task's label values."""
+    """Write one mask per case, ``<case>.nii.gz``, on the grid of its images, with the task's label values.
+
+    Labels are not looked at. A mask of the same name is replaced.
+    """
     written = []
     chosen = model.task.conventions[convention]
-    for prepared, predicted in segment_cases(model, cases, device, overlap):
-        path = out / f"{prepared.id}.nii.gz"
+    for case, prepared, predicted in segment_cases(model, cases, device, overlap, with_labels=False):
+        path = out / f"{case.id}.nii.gz"
         written.append(_write_whole(to_values(model.task, predicted, chosen), prepared.original, path))
     return written
 

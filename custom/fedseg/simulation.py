@@ -91,7 +91,7 @@ def simulate(
         out: the run's folder, as ``prepare_output`` left it.
         sites: names of the sites.
         on_event: called with each event of the server as it happens.
-        gpu: FLARE's GPU list; None runs on the CPU.
+        gpu: FLARE's GPU list; None leaves each site the device that torch finds (the first GPU, else the CPU).
 
     Raises:
         FedsegError: the run ended without a model; the text names the reason and the log.
@@ -158,5 +158,7 @@ def _collect(out: Path, log: Path) -> dict[str, Any]:
     if (server / "updates").exists():
         shutil.move(server / "updates", out / "updates")
     if "final" not in results:
-        raise FedsegError(f"The run ended without a finished model. {failure or 'The simulator stopped'} See {log}.")
+        raise FedsegError(
+            f"The run ended without a finished model. {failure or 'The simulator stopped without a reason.'} See {log}."
+        )
     return results

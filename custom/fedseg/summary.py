@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -37,6 +38,8 @@ def build_summary(job: Job, run: SimulationResult) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "run_id": results["run_id"],
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "empty_convention": plan.training.empty,
         "job": job.name,
         "task": plan.task.name,
         "task_declaration": plan.task.to_dict(),

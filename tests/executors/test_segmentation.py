@@ -15,10 +15,12 @@ from nvflare.apis.signal import Signal
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
+from fedseg.errors import ConfigurationError
 from fedseg.executors.message_size import message_size
 from fedseg.executors.protocol import BYTES_UP, PLAN_DIGEST, REASON, RUN_ID, SPLITS, TEXT
 from fedseg.executors.segmentation import SegmentationExecutor
 from fedseg.networks.weights import get_weights
+from fedseg.training.hooks import TrainingHook
 from fedseg.training.plan import parse_plan
 from fedseg.training.site_report import parse_report
 from tiny import PLAN, make_sites
@@ -218,7 +220,7 @@ def test_a_provisioned_site_has_its_own_profile(site, tmp_path, monkeypatch):
     (site.folder / "local" / "fedseg.json").write_text(json.dumps(profile))
     assert site.train().get_return_code() == ReturnCode.OK
     assert (tmp_path / "kept" / "run" / "round-00000.pt").is_file()
-    (site.folder / "local" / "fedseg.json").write_text(json.dumps({"datasets": {"brats": "x"}}))
+    (site.folder / "local" / "fedseg.json").write_text(json.dumps({"datasets": {"brats": "x"}, "state": "kept"}))
     site.executor._trainer = None
     assert_refused(site.prepare(), "data", "no data set named 'tiny'", tmp_path)
 
@@ -252,7 +254,16 @@ def test_message_size_is_what_flare_serialises():
     assert message_size(dxo.to_shareable()) == pytest.approx(len(fobs.dumps(dxo.to_shareable())), rel=0.05)
 
 
-@pytest.mark.parametrize("profile", ["[]", "{", '{"datasets": {"a": 3}}', '{"datasets": {}, "surprise": 1}'])
+@pytest.mark.parametrize(
+    "profile",
+    [
+        "[]",
+        "{",
+        '{"datasets": {"a": 3}, "state": "s"}',
+        '{"datasets": {}}',
+        '{"datasets": {}, "state": "s", "policy": {}}',
+    ],
+)
 def test_a_wrong_profile_is_explained_at_the_site_only(site, tmp_path, profile, caplog):
     (site.folder / "local" / "fedseg.json").write_text(profile)
     with caplog.at_level(logging.ERROR):
@@ -260,6 +271,22 @@ def test_a_wrong_profile_is_explained_at_the_site_only(site, tmp_path, profile, 
     assert "fedseg.json" in caplog.text
 
 
-def test_hooks_must_be_hooks():
-    with pytest.raises(TypeError, match="training hooks"):
-        SegmentationExecutor(hooks=["os.system"])
+def test_hooks_are_components_of_the_job(site, tmp_path, caplog):
+    calls = []
+
+    class Count(TrainingHook):
+        def after_step(self, trainer):
+            calls.append(1)
+
+    components = {"count": Count(), "other": object()}
+    site.context.get_engine().get_component = components.get
+    site.executor.hooks = ["count"]
+    site.train()
+    assert len(calls) == 2
+    for wrong in ("other", "nothing"):
+        site.executor._trainer, site.executor.hooks = None, [wrong]
+        with caplog.at_level(logging.ERROR):
+            assert_refused(site.train(), "configuration", "own log", tmp_path)
+        assert wrong in caplog.text
+    with pytest.raises(ConfigurationError, match=r"executor\.hooks"):
+        SegmentationExecutor(hooks=[{"path": "x"}])

@@ -1,4 +1,4 @@
-"""What ``evaluate`` and ``predict`` have in common: a model, a task, a datalist and an empty folder."""
+"""What ``evaluate`` and ``predict`` have in common: a model, a task, a datalist and a folder for the result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def add_model_arguments(parser: argparse.ArgumentParser, default_split: str) -> 
     parser.add_argument("--data", type=Path, required=True, help="datalist, or the folder that holds datalist.json")
     parser.add_argument("--out", type=Path, required=True, help="folder for the result")
     parser.add_argument("--split", choices=("final", "all", *SPLITS), default=default_split, help="which cases")
-    parser.add_argument("--overlap", type=float, default=0.25, help="overlap of sliding windows, 0 to below 1")
+    parser.add_argument(
+        "--overlap", type=float, help="overlap of sliding windows (default: as in the run that made the model)"
+    )
     parser.add_argument("--threads", type=int, help="torch threads (default: torch's own choice)")
     parser.add_argument("--device", default="auto", help="torch device, e.g. cpu or cuda:0")
 
@@ -33,7 +35,7 @@ def load(options: argparse.Namespace) -> tuple[ModelFile, Datalist, tuple[Case, 
         UsageError: the model is of another task, or an argument is out of range.
         DataError: model or datalist cannot be used.
     """
-    if not 0 <= options.overlap < 1:
+    if options.overlap is not None and not 0 <= options.overlap < 1:
         raise UsageError(f"--overlap {options.overlap}: give a fraction from 0 to below 1.")
     if options.threads is not None:
         if options.threads < 1:
@@ -42,5 +44,7 @@ def load(options: argparse.Namespace) -> tuple[ModelFile, Datalist, tuple[Case, 
     task = task_from_argument(options.task)
     model = read_model(options.model)
     check_model_task(model, task)
+    if options.overlap is None:
+        options.overlap = model.overlap
     datalist = read_datalist(options.data)
     return model, datalist, choose_cases(datalist, options.split)

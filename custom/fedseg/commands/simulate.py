@@ -59,6 +59,8 @@ def run(options: argparse.Namespace) -> int:
     kinds = [kind for kind in options.compare.split(",") if kind]
     if any(kind not in KINDS for kind in kinds):
         raise UsageError(f"--compare {options.compare}: name {' or '.join(KINDS)}, separated by a comma.")
+    if "threshold" in kinds and plan.task.modality == "CT":
+        raise UsageError("--compare threshold: a threshold is no way to segment in CT; leave it out.")
     sites = find_sites(options.data)
     prepare_output(options.out, options.overwrite)
     err().print(

@@ -31,8 +31,22 @@ class Case:
 
     @property
     def id(self) -> str:
-        """A name for the case in tables and file names: the label's (else the first image's) name without ending."""
-        return (self.label or self.images[0]).name.removesuffix(".gz").removesuffix(".nii").removesuffix(".mha")
+        """A name for the case in tables and file names.
+
+        What the names of its images have in common (``BraTS2021_00006``); with a single image the name of the label
+        file, or of the image where there is none; the folder's name where that leaves less than four letters.
+        """
+        stems = [_stem(path) for path in self.images]
+        if len(stems) > 1:
+            name = os.path.commonprefix(stems).rstrip("_-.")
+        else:
+            name = _stem(self.label) if self.label else stems[0]
+        return name if len(name) >= 4 or not self.images[0].parent.name else self.images[0].parent.name
+
+
+def _stem(path: Path) -> str:
+    """The file's name without the endings of image formats; dots inside the name stay."""
+    return path.name.removesuffix(".gz").removesuffix(".nii").removesuffix(".mha")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nvflare.apis.analytix import AnalyticsDataType
+from nvflare.apis.analytix import AnalyticsDataType, LogWriterName
 from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
 from nvflare.apis.event_type import EventType
 from nvflare.apis.executor import Executor
@@ -19,11 +19,10 @@ from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.app_constant import AppConstants
-from nvflare.app_common.tracking.tracker_types import LogWriterName
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from nvflare.app_common.widgets.streaming import create_analytic_dxo, send_analytic_dxo
 
-from fedseg.errors import AbortedError, DataError, FedsegError, RefusalError
+from fedseg.errors import AbortedError, ConfigurationError, DataError, FedsegError, RefusalError
 from fedseg.evaluation.metrics import summarise
 from fedseg.executors.admission import admit_data, check_plan, check_version
 from fedseg.executors.case_scores import mean_loss, write_case_scores
@@ -58,16 +57,19 @@ class SegmentationExecutor(Executor):
     trained stands in the job's plan file; where data and state are stands in the site's own profile.
     """
 
-    def __init__(self, hooks: list[TrainingHook] | None = None) -> None:
+    def __init__(self, hooks: list[str] | None = None) -> None:
         """Take the hooks of the job's method.
 
         Args:
-            hooks: components that a job nests here; see ``fedseg.training.hooks``.
+            hooks: ids of components of the job that are training hooks, in the order in which they are called; see
+                ``fedseg.training.hooks``. (FLARE does not build components that stand in a list.)
+
+        Raises:
+            ConfigurationError: ``hooks`` is not a list of ids.
         """
         super().__init__()
-        for hook in hooks or []:
-            if not isinstance(hook, TrainingHook):
-                raise TypeError(f"hooks must be training hooks, but one is a {type(hook).__name__}.")
+        if not all(isinstance(hook, str) for hook in hooks or []):
+            raise ConfigurationError("executor.hooks", hooks, "a list of component ids")
         self.hooks = list(hooks or [])
         self._trainer: SiteTrainer | None = None
         self._run_id = ""
@@ -191,7 +193,7 @@ class SegmentationExecutor(Executor):
                 SiteState(self._profile.state, self._run_id),
                 device=self._profile.device,
                 cache_folder=self._profile.cache,
-                hooks=self.hooks,
+                hooks=[_hook(name, fl_ctx) for name in self.hooks],
                 aborted=lambda: bool(self._abort and self._abort.triggered),
             )
         return self._trainer
@@ -211,6 +213,13 @@ class SegmentationExecutor(Executor):
 def _plan(fl_ctx: FLContext) -> Plan:
     workspace = fl_ctx.get_engine().get_workspace()
     return read_plan(Path(workspace.get_app_config_dir(fl_ctx.get_job_id())) / PLAN_FILE)
+
+
+def _hook(name: str, fl_ctx: FLContext) -> TrainingHook:
+    hook = fl_ctx.get_engine().get_component(name)
+    if not isinstance(hook, TrainingHook):
+        raise ConfigurationError("executor.hooks", name, "the id of a component that is a training hook")
+    return hook
 
 
 def _weights(params: Any) -> Arrays:

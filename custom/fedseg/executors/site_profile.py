@@ -54,7 +54,7 @@ def read_profile(site: str, config_folder: Path, work_folder: Path) -> SiteProfi
     Args:
         site: the site's name.
         config_folder: the site's ``local`` folder.
-        work_folder: for state and cache where nothing else is said.
+        work_folder: for the state in the simulator where ``FEDSEG_STATE`` is not set.
 
     Raises:
         RefusalError: there is neither (reason ``data``); the text names no path, since it leaves the site.
@@ -62,7 +62,7 @@ def read_profile(site: str, config_folder: Path, work_folder: Path) -> SiteProfi
     """
     path = config_folder / PROFILE_FILE
     if path.exists():
-        return _parse(read_json(path), config_folder, work_folder)
+        return _parse(read_json(path), config_folder)
     root = os.environ.get(DATA_VARIABLE)
     if not root:
         raise RefusalError(
@@ -73,17 +73,21 @@ def read_profile(site: str, config_folder: Path, work_folder: Path) -> SiteProfi
     return SiteProfile({"*": Path(root) / site / FILE_NAME}, state, state / "cache")
 
 
-def _parse(content: Any, base: Path, work_folder: Path) -> SiteProfile:
+def _parse(content: Any, base: Path) -> SiteProfile:
     if not isinstance(content, dict):
         raise ConfigurationError(PROFILE_FILE, content, "an object")
-    known = {"datasets", "state", "cache", "device", "policy"}
+    known = {"datasets", "state", "cache", "device"}
     for key, value in content.items():
         if key not in known and not key.startswith("_"):
             raise ConfigurationError(f"{PROFILE_FILE}: {key}", value, f"absent: a profile has {sorted(known)}")
     datasets = content.get("datasets")
     if not isinstance(datasets, dict) or not all(isinstance(v, str) and v for v in datasets.values()):
         raise ConfigurationError(f"{PROFILE_FILE}: datasets", datasets, "an object of names and datalist paths")
-    state = base / content.get("state", work_folder / "fedseg_state")
+    if not isinstance(content.get("state"), str) or not content["state"]:
+        raise ConfigurationError(
+            f"{PROFILE_FILE}: state", content.get("state"), "a folder of the site that outlives its jobs"
+        )
+    state = base / content["state"]
     return SiteProfile(
         {name: base / path for name, path in datasets.items()},
         state,

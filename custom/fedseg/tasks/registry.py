@@ -93,5 +93,6 @@ def resolve_task(declaration: str | Mapping[str, Any]) -> Task:
         return get_task(declaration)
     if not isinstance(declaration, Mapping):
         raise ConfigurationError("task", declaration, "a name or an object of the task's fields")
-    base = _TASKS.get(str(declaration.get("name")))
+    whole = "labels" in declaration or "classes" in declaration
+    base = None if whole else _TASKS.get(str(declaration.get("name")))
     return parse_task({**base.to_dict(), **declaration} if base else declaration)

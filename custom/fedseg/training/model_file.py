@@ -33,6 +33,11 @@ class ModelFile:
     weights: Arrays
     notes: dict[str, Any]
 
+    @property
+    def overlap(self) -> float:
+        """Overlap of the sliding windows with which the run scored its models."""
+        return float(self.notes["overlap"])
+
     def build(self) -> nn.Module:
         """The network with its weights, in evaluation mode."""
         network = self.network.build(len(self.task.channels), self.task.output_channels, seed=0)
@@ -49,7 +54,8 @@ def write_model(path: Path, plan: Plan, weights: Arrays, round_number: int) -> P
         weights: all parameters and buffers.
         round_number: the training round after which the model was made; -1 for the initial one.
     """
-    notes = {"method": plan.method, "seed": plan.seed, "round": round_number, "plan": plan.digest}
+    notes: dict[str, Any] = {"method": plan.method, "seed": plan.seed, "round": round_number, "plan": plan.digest}
+    notes["overlap"] = plan.training.overlap
     header = {
         "format": _FORMAT,
         "fedseg": __version__,

@@ -54,7 +54,7 @@ class FederatedTraining(ModelController):
         round_timeout: int = 0,
         keep_updates: bool = False,
         run_id: str | None = None,
-        task_check_period: float = 0.1,
+        task_check_period: float = 0.05,
     ) -> None:
         """Check the arguments.
 
@@ -62,7 +62,8 @@ class FederatedTraining(ModelController):
             num_rounds: training rounds.
             aggregator: how updates become one.
             min_sites: sites that must accept the job, and answer in each round; with fewer the job fails.
-            round_timeout: seconds after which a round goes on without those who have not answered; 0: waits for all.
+            round_timeout: seconds after which a task (prepare, a round's training, the last evaluation) goes on
+                without the sites that have not answered; 0 waits for all.
             keep_updates: store every round's global model and updates beside the results.
             run_id: keys the sites' state; made at the first start if None.
             task_check_period: seconds between looks at the tasks; small, since rounds may be short.
@@ -290,7 +291,8 @@ class FederatedTraining(ModelController):
         )
         for site in asked:
             if site not in self._heard and not self.abort_signal.triggered:
-                self._note(site, f"did not answer the task {task} within {self.round_timeout} s")
+                limit = f" within {self.round_timeout} s" if self.round_timeout else ""
+                self._note(site, f"did not answer the task {task}{limit}")
         return self._answers
 
     def _accept_train_result(

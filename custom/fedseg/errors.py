@@ -41,7 +41,7 @@ class RefusalError(FedsegError):
         """Refuse.
 
         Args:
-            reason: one word for machines: ``version``, ``plan``, ``task``, ``data``, ``weights``, ``loss`` or ``report``.
+            reason: one word for machines: ``version``, ``plan``, ``task``, ``data``, ``weights``, ``loss``, ``report``.
             text: one sentence for people, free of file names and patient ids.
         """
         super().__init__(text)

@@ -38,7 +38,7 @@ class Case:
         """
         stems = [_stem(path) for path in self.images]
         if len(stems) > 1:
-            name = os.path.commonprefix(stems).rstrip("_-.")
+            name = os.path.commonprefix(stems).rstrip("_-.")  # noqa: RUF071 (the names, not the paths)
         else:
             name = _stem(self.label) if self.label else stems[0]
         return name if len(name) >= 4 or not self.images[0].parent.name else self.images[0].parent.name

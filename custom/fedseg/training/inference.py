@@ -15,6 +15,9 @@ from fedseg.tasks.task import Task
 from fedseg.training.losses import predict_regions
 from fedseg.training.prepare import PreparedCase
 
+# With one image at a time and one thread torch takes a convolution three times slower than oneDNN's.
+WINDOWS_AT_ONCE = 4
+
 
 def infer_logits(
     network: nn.Module,
@@ -34,7 +37,7 @@ def infer_logits(
         logits = sliding_window_inference(
             image[None],
             roi_size=task.patch_size,
-            sw_batch_size=1,
+            sw_batch_size=WINDOWS_AT_ONCE,
             predictor=predict,
             overlap=overlap,
             mode="gaussian",

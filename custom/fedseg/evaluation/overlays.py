@@ -77,7 +77,7 @@ def draw_overlays(entries: Sequence[Mapping[str, Any]], task: Task) -> Figure | 
         axes.remove()
     reference = Line2D([], [], color="white", linewidth=1.2, label="outline of the reference", path_effects=_EDGE)
     handles = [*_legend(task), reference]
-    figure.legend(handles=handles, loc="lower center", ncols=len(handles))
+    figure.legend(handles=handles, loc="lower center", ncols=_columns(figure, len(handles)))
     return figure
 
 
@@ -119,7 +119,7 @@ def draw_gallery(entries: Mapping[str, Mapping[str, Any]], task: Task) -> Figure
         _draw_row(row, entry, task)
     for axes, name in zip(grid[0], [*(c.upper() for c in task.channels), "Label"], strict=True):
         axes.set_title(name, loc="center", pad=4)
-    figure.legend(handles=_legend(task), loc="lower right", ncols=len(task.regions))
+    figure.legend(handles=_legend(task), loc="lower right", ncols=_columns(figure, len(task.regions)))
     return figure
 
 
@@ -177,6 +177,11 @@ def _sides(axes: Axes) -> None:
 def _corner(axes: Axes, x: float, y: float, text: str) -> None:
     across, up = ("left" if x < 0.5 else "right"), ("bottom" if y < 0.5 else "top")
     axes.text(x, y, text, transform=axes.transAxes, fontsize=7, color="white", ha=across, va=up)
+
+
+def _columns(figure: Figure, entries: int) -> int:
+    """Legend entries that fit side by side, at some 2.2 inches each."""
+    return max(1, min(entries, int(figure.get_figwidth() // 2.2)))
 
 
 def _legend(task: Task) -> list[Patch]:

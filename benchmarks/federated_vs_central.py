@@ -27,7 +27,7 @@ from fedseg.networks.weights import apply_difference, get_weights
 from fedseg.training.trainer import SiteTrainer
 
 JOB = Path(__file__).parents[1] / "jobs" / "hippocampus_fedavg"
-SIZES = (80, 60, 40, 20)
+SIZES = {"site-1": 80, "site-2": 60, "site-3": 40, "site-4": 20}
 
 
 def train(kind: str, seed: int, rounds: int, data: Path, out: Path) -> dict:

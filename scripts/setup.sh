@@ -31,3 +31,4 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
   echo "$wanted" > "$stamp"
 fi
 export PATH="$root/.venv/bin:$PATH"
+export PYTHONUTF8=1

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from fedseg.data.datalist import Case, read_datalist
 from fedseg.data.grid import read_image, read_label
-from fedseg.errors import ConfigurationError
+from fedseg.errors import ConfigurationError, FedsegError
 from fedseg.evaluation.metrics import score_case, summarise
 from fedseg.networks.weights import Arrays, apply_difference, get_weights
 from fedseg.tasks.labels import paint_regions, to_classes, to_regions
@@ -59,8 +60,11 @@ def train_alone(plan: Plan, data: Path, sites: Sequence[str], num_rounds: int) -
     """Each site's own model on every site's final cases: trained at -> scored at -> summary."""
     jobs = [(plan.to_dict(), str(data), site, list(sites), num_rounds) for site in sites]
     workers = max(1, min(len(sites), (os.cpu_count() or 1) // plan.training.threads))
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        rows = list(pool.map(_train_one, jobs))
+    try:
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            rows = list(pool.map(_train_one, jobs))
+    except BrokenProcessPool:
+        raise FedsegError("A process that trained a site's own model ended; was there enough memory?") from None
     return dict(zip(sites, rows, strict=True))
 
 

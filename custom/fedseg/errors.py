@@ -27,7 +27,10 @@ class ConfigurationError(FedsegError):
         """
         text = f"{name} is {value!r}, but must be {allowed}."
         super().__init__(f"{text} {remedy}".strip())
-        self.name, self.value = name, value
+        self.name, self.value, self.allowed, self.remedy = name, value, allowed, remedy
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.name, self.value, self.allowed, self.remedy)
 
 
 class DataError(FedsegError):
@@ -41,11 +44,15 @@ class RefusalError(FedsegError):
         """Refuse.
 
         Args:
-            reason: one word for machines: ``version``, ``plan``, ``task``, ``data``, ``weights``, ``loss``, ``report``.
+            reason: one word for machines: ``version``, ``plan``, ``task``, ``data``, ``weights``, ``loss``, ``state``
+                or ``report``.
             text: one sentence for people, free of file names and patient ids.
         """
         super().__init__(text)
         self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.reason, str(self))
 
 
 class AbortedError(FedsegError):

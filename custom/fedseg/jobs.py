@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedseg.component_policy import FEDSEG_CLASSES, FLARE_CLASSES
 from fedseg.errors import ConfigurationError, UsageError
 from fedseg.training.plan import PLAN_FILE, Plan, parse_plan, read_json
 
@@ -63,19 +64,17 @@ class Job:
         """
         first, *rest = key.split(".")
         if first in ("workflow", "aggregator"):
-            target = (
-                self.workflow if first == "workflow" else self.workflow.get("aggregator", {}).setdefault("args", {})
-            )
-            if len(rest) != 1:
+            part = self.workflow.get("aggregator") if first == "aggregator" else {"args": self.workflow}
+            if len(rest) != 1 or not isinstance(part, dict):
                 raise UsageError(f"--set {key}: write {first}.ARGUMENT=VALUE.")
-            target[rest[0]] = value
+            part.setdefault("args", {})[rest[0]] = value
             return
         if not rest:
             self.declaration[first] = value
             return
         part = self.declaration.get(first, {})
         part = {"name": part} if isinstance(part, str) else part
-        if first not in ("task", "network", "training") or len(rest) != 1:
+        if first not in ("task", "network", "training") or len(rest) != 1 or not isinstance(part, dict):
             raise UsageError(
                 f"--set {key}: no such setting. Write seed, task.FIELD, network.ARGUMENT, training.SETTING, "
                 "workflow.ARGUMENT or aggregator.ARGUMENT."
@@ -92,7 +91,10 @@ class Job:
         plan = self.plan
         for component in self.components():
             _check_component(component)
-        for component in (self.server["workflows"][0], *(e["executor"] for e in self.client.get("executors", []))):
+        executors = [entry.get("executor") for entry in self.client.get("executors", []) if isinstance(entry, dict)]
+        for component in (self.server["workflows"][0], *executors):
+            if not isinstance(component, dict) or not isinstance(component.get("path"), str):
+                raise ConfigurationError(f"{self.name}: component", component, "an object with path and args")
             _build(component)
         return plan
 
@@ -158,7 +160,10 @@ def _build(component: dict[str, Any]) -> Any:
         for key, value in component.get("args", {}).items()
     }
     module, _, name = component["path"].rpartition(".")
-    return getattr(importlib.import_module(module), name)(**arguments)
+    try:
+        return getattr(importlib.import_module(module), name)(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(name, arguments, f"arguments with which it can be built ({error})") from None
 
 
 def _components(value: Any) -> Iterator[dict[str, Any]]:
@@ -173,14 +178,14 @@ def _components(value: Any) -> Iterator[dict[str, Any]]:
 
 def _check_component(component: dict[str, Any]) -> None:
     path = component["path"]
+    if path not in FEDSEG_CLASSES + FLARE_CLASSES:
+        # Asked before anything is imported: importing a module that a job names would already run its code.
+        raise ConfigurationError("path", path, "a component class that fedseg.component_policy lists")
     module, _, name = path.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        raise ConfigurationError("path", path, "the path of an installed component class") from None
-    if not inspect.isclass(found):
-        raise ConfigurationError("path", path, "the path of a class")
+    found = getattr(importlib.import_module(module), name)
     arguments = component.get("args", {})
+    if not isinstance(arguments, dict):
+        raise ConfigurationError(f"{name}: args", arguments, "an object of arguments")
     known = inspect.signature(found.__init__).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
     for key, value in arguments.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterable
 
@@ -57,6 +58,16 @@ def process_tree(pid: int) -> list[psutil.Process]:
         return [process, *process.children(recursive=True)]
     except psutil.Error:
         return []
+
+
+def process_group(pid: int) -> list[psutil.Process]:
+    """Every process of the session that ``pid`` leads or led, also those that outlive it, and their descendants."""
+    found = {process.pid: process for process in process_tree(pid)}
+    for process in psutil.process_iter():
+        with contextlib.suppress(OSError, psutil.Error):
+            if os.getsid(process.pid) == pid or any(p.pid == pid for p in process.parents()):
+                found.update({p.pid: p for p in process_tree(process.pid)})
+    return list(found.values())
 
 
 def end_processes(processes: Iterable[psutil.Process], patience: float = 5.0) -> None:

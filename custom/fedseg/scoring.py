@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedseg.data.datalist import SPLITS, Case, Datalist
+from fedseg.data.datalist import SPLITS, Case, Datalist, case_names
 from fedseg.data.grid import Grid, write_mask
 from fedseg.errors import DataError, UsageError
 from fedseg.evaluation.metrics import CaseScore, score_case, summarise
@@ -49,9 +49,6 @@ def choose_cases(datalist: Datalist, split: str) -> tuple[Case, ...]:
         cases = datalist.split(datalist.final_split if split == "final" else split)
     if not cases:
         raise DataError(f"{datalist.path} has no case in the split '{split}'. Choose another with --split.")
-    names = [case.id for case in cases]
-    if len(set(names)) != len(names):
-        raise DataError(f"{datalist.path} names several cases alike ({_first_twice(names)}); rename the files.")
     return cases
 
 
@@ -69,9 +66,10 @@ def segment_cases(
 
 def evaluate(
     model: ModelFile,
-    cases: Iterable[Case],
+    cases: Sequence[Case],
     out: Path,
     *,
+    progress: Callable[[Iterable[Case]], Iterable[Case]] = iter,
     device: str = "auto",
     overlap: float = 0.25,
     empty: str = "brats",
@@ -82,6 +80,7 @@ def evaluate(
         model: the model.
         cases: labelled cases.
         out: folder for the result.
+        progress: wraps the cases, to show how far the work is.
         device: torch device or ``auto``.
         overlap: overlap of the sliding windows.
         empty: convention for empty regions.
@@ -91,12 +90,13 @@ def evaluate(
     """
     scores: list[CaseScore] = []
     entries = []
-    for _, prepared, predicted in segment_cases(model, cases, device, overlap):
+    names = dict(zip(cases, case_names(cases), strict=True))
+    for case, prepared, predicted in segment_cases(model, progress(cases), device, overlap):
         if prepared.reference is None:
-            raise DataError(f"{prepared.id} has no label; use `fedseg predict` for cases without one.")
+            raise DataError(f"{names[case]} has no label; use `fedseg predict` for cases without one.")
         score = score_case(model.task, predicted, prepared.reference, prepared.original.spacing, empty)
         scores.append(score)
-        entries.append({"id": prepared.id, "dice": score.dice, "hd95": score.hd95, "empty": score.empty})
+        entries.append({"id": names[case], "dice": score.dice, "hd95": score.hd95, "empty": score.empty})
     content = {"schema": "fedseg-evaluation-1", "cases": entries, "mean": summarise(scores), "empty_convention": empty}
     out.mkdir(parents=True, exist_ok=True)
     temporary = out / "evaluation.json.tmp"
@@ -107,9 +107,10 @@ def evaluate(
 
 def predict(
     model: ModelFile,
-    cases: Iterable[Case],
+    cases: Sequence[Case],
     out: Path,
     *,
+    progress: Callable[[Iterable[Case]], Iterable[Case]] = iter,
     device: str = "auto",
     overlap: float = 0.25,
     convention: int = 0,
@@ -120,8 +121,9 @@ def predict(
     """
     written = []
     chosen = model.task.conventions[convention]
-    for case, prepared, predicted in segment_cases(model, cases, device, overlap, with_labels=False):
-        path = out / f"{case.id}.nii.gz"
+    names = dict(zip(cases, case_names(cases), strict=True))
+    for case, prepared, predicted in segment_cases(model, progress(cases), device, overlap, with_labels=False):
+        path = out / f"{names[case]}.nii.gz"
         written.append(_write_whole(to_values(model.task, predicted, chosen), prepared.original, path))
     return written
 
@@ -132,7 +134,3 @@ def _write_whole(mask: np.ndarray, grid: Grid, path: Path) -> Path:
     write_mask(mask, grid, temporary)
     os.replace(temporary, path)
     return path
-
-
-def _first_twice(names: list[str]) -> str:
-    return next(name for name in names if names.count(name) > 1)

@@ -19,12 +19,14 @@ from fedseg.data.datalist import FILE_NAME, read_datalist
 from fedseg.errors import FedsegError, UsageError
 from fedseg.executors.site_profile import DATA_VARIABLE, STATE_VARIABLE
 from fedseg.jobs import Job
-from fedseg.processes import MemoryWatch, end_processes, process_tree
+from fedseg.processes import MemoryWatch, end_processes, process_group, process_tree
+from fedseg.training.plan import PLAN_FILE
 from fedseg.workflows.record import BEST_MODEL, FOLDER, LAST_MODEL, PROGRESS_FILE, RESULTS_FILE
 
 logger = logging.getLogger(__name__)
 Event = dict[str, Any]
 MARKER = "job"
+LOG = "simulator.log"
 _SERVER_FOLDER = Path("workspace") / "server" / "simulate_job" / FOLDER
 _NO_LEFTOVERS = ("workspace", "state", "report", "models", "updates", MARKER)
 
@@ -69,7 +71,7 @@ def prepare_output(out: Path, overwrite: bool) -> None:
         UsageError: it holds something else, or a run that may not be replaced.
     """
     if out.is_dir() and any(out.iterdir()):
-        if not (out / MARKER).is_dir():
+        if not ((out / MARKER / "app" / "config" / PLAN_FILE).is_file() and (out / LOG).is_file()):
             raise UsageError(f"--out {out} is not empty and no former run. Name a new folder.")
         if not overwrite:
             raise UsageError(f"--out {out} holds a former run. Name a new folder, or add --overwrite to replace it.")
@@ -110,7 +112,7 @@ def simulate(
     command = [sys.executable, "-m", "nvflare.private.fed.app.simulator.simulator", str((out / MARKER).resolve())]
     command += ["-w", str(workspace.resolve()), "-c", ",".join(sites)]
     command += ["-gpu", gpu] if gpu else ["-t", str(len(sites))]
-    log, start = out / "simulator.log", time.monotonic()
+    log, start = out / LOG, time.monotonic()
     with log.open("w") as file:
         process = subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
@@ -119,8 +121,9 @@ def simulate(
         try:
             _follow(process, out / _SERVER_FOLDER / PROGRESS_FILE, on_event)
         finally:
+            family = process_tree(process.pid)
             watch.stop()
-            end_processes(process_tree(process.pid))
+            end_processes({*family, *process_group(process.pid)})
     results = _collect(out, log)
     return SimulationResult(results, time.monotonic() - start, {**watch.peak, "total": watch.peak_total})
 

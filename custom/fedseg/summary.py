@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from fedseg.jobs import Job
@@ -58,3 +61,12 @@ def build_summary(job: Job, run: SimulationResult) -> dict[str, Any]:
         "privacy": {},
         "cost": {"wall_seconds": run.wall_seconds, **traffic, "peak_rss_mb": run.peak_rss_mb},
     }
+
+
+def write_summary(summary: dict[str, Any], report: Path) -> Path:
+    """Write ``summary.json`` into a run's report folder, as a whole or not at all."""
+    path = report / "summary.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(summary, indent=1) + "\n", "utf-8")
+    os.replace(temporary, path)
+    return path

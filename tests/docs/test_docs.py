@@ -217,7 +217,7 @@ def test_the_method_of_the_guide_works():
     reports = {site: SiteReport(n, 1, 0.5, None) for site, n in {"a": 1, "b": 4, "c": 9}.items()}
     weights = names["RootAvg"]().site_weights(reports)
     assert weights == pytest.approx({"a": 1 / 6, "b": 2 / 6, "c": 3 / 6})
-    assert names["ProximalExecutor"](0.1).hooks[0].mu == 0.1
+    assert names["ProximalTerm"](0.1).mu == 0.1
 
 
 # ------------------------------------------------------------- the rest

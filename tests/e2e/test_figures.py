@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 def fedseg(*arguments):
     command = [sys.executable, "-m", "fedseg", *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=1800)
+    result = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=ROOT, timeout=1800)
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
 

@@ -30,7 +30,7 @@ SETTINGS = [f"--set={key}={json.dumps(PLAN[key])}" for key in ("task", "network"
 
 def fedseg(*arguments, **options):
     command = [sys.executable, "-m", "fedseg", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT, **options)
+    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300, cwd=ROOT, **options)
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ def start_plain_simulator(job, workspace, data, out, python=sys.executable, extr
     environment = {**os.environ, "FEDSEG_DATA": str(data), "HOME": str(out), **(extra or {})}
     command = [python, "-m", "nvflare.cli", "simulator", str(job), "-w", str(workspace)]
     command += ["-c", ",".join(SITES), "-t", str(len(SITES))]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=out)
+    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300, env=environment, cwd=out)
 
 
 def plain_model(workspace):
@@ -252,7 +252,7 @@ def test_ctrl_c_and_termination_end_every_process(data, folder, number):
     out = folder / f"interrupted-{number}"
     command = [sys.executable, "-m", "fedseg", "simulate", str(JOB), "--data", str(data), "--out", str(out)]
     command += ["--rounds", "500", *SETTINGS]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", cwd=ROOT)
     try:
         assert process.stderr is not None
         deadline = time.monotonic() + 120

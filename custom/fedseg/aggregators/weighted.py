@@ -106,11 +106,11 @@ class WeightedAggregator(ModelAggregator):
 
 
 def _mean(terms: list[tuple[float, np.ndarray]]) -> np.ndarray:
-    """Sum of weight times array, accumulated in float64 and returned in the arrays' type."""
+    """Sum of weight times array, accumulated in float64; float32, or the widest type that any site sent."""
     total = np.zeros(terms[0][1].shape, np.float64)
     for weight, array in terms:
         total += weight * array
-    return total.astype(terms[0][1].dtype)
+    return total.astype(np.result_type(np.float32, *(array.dtype for _, array in terms)))
 
 
 def check_site_weights(weights: Mapping[str, float], reports: Mapping[str, SiteReport]) -> None:

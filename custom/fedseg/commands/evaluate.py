@@ -32,9 +32,14 @@ def add_parser(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Score and show the means."""
     model, _, cases = load(options)
-    progress = track(cases, "cases")
     content = evaluate(
-        model, progress, options.out, device=options.device, overlap=options.overlap, empty=options.empty
+        model,
+        cases,
+        options.out,
+        progress=lambda items: track(items, "cases", len(cases)),
+        device=options.device,
+        overlap=options.overlap,
+        empty=options.empty,
     )
     table = Table("region", "Dice", "HD95 (mm)", "cases scored", title=f"mean over {len(cases)} cases")
     mean = content["mean"]

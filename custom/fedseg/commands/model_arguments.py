@@ -41,6 +41,12 @@ def load(options: argparse.Namespace) -> tuple[ModelFile, Datalist, tuple[Case, 
         if options.threads < 1:
             raise UsageError(f"--threads {options.threads}: give a whole number of at least 1.")
         torch.set_num_threads(options.threads)
+    try:
+        torch.zeros(1, device="cpu" if options.device == "auto" else options.device)
+    except (RuntimeError, AssertionError):
+        raise UsageError(
+            f"--device {options.device}: torch cannot use that here; name cpu, or a GPU it sees."
+        ) from None
     task = task_from_argument(options.task)
     model = read_model(options.model)
     check_model_task(model, task)

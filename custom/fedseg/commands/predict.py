@@ -33,8 +33,9 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"--convention {options.convention!r}: the task {model.task.name} knows {names}.")
     written = predict(
         model,
-        track(cases, "cases"),
+        cases,
         options.out,
+        progress=lambda items: track(items, "cases", len(cases)),
         device=options.device,
         overlap=options.overlap,
         convention=names.index(options.convention) if options.convention else 0,

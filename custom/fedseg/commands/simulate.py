@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from fedseg.evaluation.tables import dice_table
 from fedseg.jobs import apply_settings, read_job
 from fedseg.pictures import write_gallery, write_overlays
 from fedseg.simulation import Event, find_sites, prepare_output, simulate
-from fedseg.summary import build_summary
+from fedseg.summary import build_summary, write_summary
 from fedseg.training.model_file import read_model
 
 
@@ -48,14 +47,14 @@ def add_parser(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Check everything first, run, then write summary and report."""
+    if options.rounds is not None and options.rounds < 1:
+        raise UsageError(f"--rounds {options.rounds}: the number of rounds must be a whole number of at least 1.")
     job = read_job(options.job)
     apply_settings(job, options.rounds, options.threads, options.seed, options.set)
     if options.keep_updates:
         job.workflow["keep_updates"] = True
     plan = job.check()
-    rounds = job.workflow.get("num_rounds")
-    if type(rounds) is not int or rounds < 1:
-        raise UsageError(f"--rounds {rounds}: the number of rounds must be a whole number of at least 1.")
+    rounds = int(job.workflow["num_rounds"])
     kinds = [kind for kind in options.compare.split(",") if kind]
     if any(kind not in KINDS for kind in kinds):
         raise UsageError(f"--compare {options.compare}: name {' or '.join(KINDS)}, separated by a comma.")
@@ -72,16 +71,18 @@ def run(options: argparse.Namespace) -> int:
     summary = build_summary(job, result)
     report = options.out / "report"
     report.mkdir()
+    write_summary(summary, report)
     write_gallery(options.data, sites, report)
     model = read_model(options.out / "models" / "last.safetensors")
     write_overlays(model, options.out / "state", summary["run_id"], report, plan.training.overlap)
     if kinds:
+        write_report(options.out)
         err().print(f"comparing with: {', '.join(kinds)}")
         summary.update(compare(kinds, plan, options.data, summary["sites"], rounds))
         if "cross_site" in summary:
             scores = summary["final"]["sites"]
             summary["cross_site"]["federated"] = {site: s["dice"]["mean"] for site, s in scores.items()}
-    (report / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", "utf-8")
+        write_summary(summary, report)
     page = write_report(options.out)
     out().print(dice_table(summary))
     out().print(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from fedseg.data.datalist import Case
@@ -14,12 +15,21 @@ SEQUENCES = ("t1", "t1ce", "t2", "flair")
 _OF_SUFFIX = {"t1n": "t1", "t1c": "t1ce", "t2w": "t2", "t2f": "flair"} | {s: s for s in (*SEQUENCES, "seg")}
 _FILE = re.compile(rf"(?P<id>[^.].*)[-_](?P<suffix>{'|'.join(_OF_SUFFIX)})\.nii(\.gz)?", re.IGNORECASE)
 # BraTS-GLI-00001-000: the last group counts the time points of one patient.
-_TIME_POINT = re.compile(r"(?P<patient>BraTS-(?:[A-Za-z]+-)+\d+)-\d+")
+_TIME_POINT = re.compile(r"(?P<patient>BraTS-(?:[A-Za-z]+-)+\d+)-\d+", re.IGNORECASE)
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """``os.walk`` in sorted order that follows links to folders, but enters no folder twice."""
+    entered: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(f for f in folders if os.path.realpath(os.path.join(place, f)) not in entered)
+        entered.update(os.path.realpath(os.path.join(place, f)) for f in folders)
+        yield place, folders, names
 
 
 def holds_brats(folder: Path) -> bool:
     """Whether some folder below holds a file with a BraTS name."""
-    return any(_FILE.fullmatch(name) for _, _, names in os.walk(folder) for name in names)
+    return any(_FILE.fullmatch(name) for _, _, names in _walk(folder) for name in names)
 
 
 def patient_of(case_id: str) -> str:
@@ -41,9 +51,8 @@ def read_brats(folder: Path, task: Task) -> tuple[Case, ...]:
             "Choose the task brats, or declare one with these channels."
         )
     found: dict[tuple[Path, str], dict[str, Path]] = {}
-    for place, folders, names in os.walk(folder):
+    for place, folders, names in _walk(folder):
         _collect(Path(place), sorted(names), found)
-        folders.sort()
         if not folders and Path(place).name.startswith("BraTS") and not any(_FILE.fullmatch(n) for n in names):
             raise DataError(f"{place} holds no sequence at all. Complete or remove this folder.")
     for (place_of_case, case_id), files in found.items():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,17 +32,30 @@ class Case:
 
     @property
     def id(self) -> str:
-        """A name for the case in tables and file names.
+        """A name for the case, not unique by itself; see ``case_names``.
 
-        What the names of its images have in common (``BraTS2021_00006``); with a single image the name of the label
-        file, or of the image where there is none; the folder's name where that leaves less than four letters.
+        What the names of its images have in common (``BraTS2021_00006``), if that is four letters or more; else the
+        name of the label file, or of the image where there is none.
         """
         stems = [_stem(path) for path in self.images]
-        if len(stems) > 1:
-            name = os.path.commonprefix(stems).rstrip("_-.")  # noqa: RUF071 (the names, not the paths)
-        else:
-            name = _stem(self.label) if self.label else stems[0]
-        return name if len(name) >= 4 or not self.images[0].parent.name else self.images[0].parent.name
+        common = os.path.commonprefix(stems).rstrip("_-.") if len(stems) > 1 else ""  # noqa: RUF071 (names, not paths)
+        return common if len(common) >= 4 else _stem(self.label) if self.label else stems[0]
+
+
+def case_names(cases: Sequence[Case]) -> list[str]:
+    """A name for each case that no other has, fit for file names.
+
+    Where files of different patients are named alike (``P1/label.nii.gz``, ``P2/label.nii.gz``), the patient comes
+    first in all of these names, and a number last where even that is not enough.
+    """
+    counts = Counter(case.id for case in cases)
+    names = [case.id if counts[case.id] == 1 else f"{case.patient}_{case.id}" for case in cases]
+    repeated, seen, result = Counter(names), Counter[str](), []
+    for name in names:
+        seen[name] += 1
+        whole = name if repeated[name] == 1 else f"{name}_{seen[name]}"
+        result.append("".join(c if c.isalnum() or c in "-_." else "_" for c in whole))
+    return result
 
 
 def _stem(path: Path) -> str:

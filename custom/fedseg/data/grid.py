@@ -98,8 +98,20 @@ def to_grid(values: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
     on_voxels = np.allclose(matrix, exact, atol=1e-4) and np.allclose(offset, np.rint(offset), atol=1e-2)
     if on_voxels and len(set(axes.tolist())) == 3:
         return _remap(values, target.shape, axes, signs, np.rint(offset).astype(int))
-    moved = [ndimage.affine_transform(v, matrix, offset, target.shape, order=1, mode="constant") for v in values]
-    return np.stack(moved)
+    moved = [ndimage.affine_transform(v, matrix, offset, target.shape, order=1, mode="nearest") for v in values]
+    return np.stack(moved) * _covered(source.shape, matrix, offset, target.shape)
+
+
+def _covered(
+    source: tuple[int, ...], matrix: np.ndarray, offset: np.ndarray, target: tuple[int, int, int]
+) -> np.ndarray:
+    """Which target voxels have their centre inside a source voxel (which reaches half a step beyond its own centre)."""
+    inside = np.ones(target, bool)
+    index = np.ogrid[tuple(slice(n) for n in target)]
+    for axis in range(3):
+        place = sum((matrix[axis, k] * index[k] for k in range(3)), offset[axis])
+        inside &= (place >= -0.5) & (place <= source[axis] - 0.5)
+    return inside
 
 
 def _remap(

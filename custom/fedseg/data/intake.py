@@ -145,9 +145,17 @@ def _read_decathlon(path: Path, task: Task) -> tuple[Case, ...]:
         if not images or not all(isinstance(i, str) and i for i in (*images, entry.get("label"))):
             raise DataError(f"{path}: training[{index}] must be an object with the paths 'image' and 'label'.")
         label = _below(path, entry["label"])
-        patient = Case((), label, "").id
+        # A data set without patient ids: one volume stands for one patient, named by its whole path.
+        patient = _without_ending(entry["label"])
         cases.append(Case(tuple(_below(path, str(i)) for i in images), label, patient))
     return tuple(cases)
+
+
+def _without_ending(entry: str) -> str:
+    """``labelsTr/case_1.nii.gz`` -> ``case_1``; folders stay where there are deeper ones, so that names stay unique."""
+    parts = Path(os.path.normpath(entry)).parts
+    inner = "/".join(parts[1:] if len(parts) > 1 else parts)
+    return inner.removesuffix(".gz").removesuffix(".nii").removesuffix(".mha")
 
 
 def _below(path: Path, entry: str) -> Path:

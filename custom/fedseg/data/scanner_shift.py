@@ -112,10 +112,11 @@ def shift_case(case: Case, folder: Path, shift: ScannerShift, seed: int) -> Case
         DataError: an image cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    return Case(tuple(_shift_file(file, folder, shift, seed) for file in case.images), case.label, case.patient)
+    images = (_shift_file(file, folder, shift, seed, case.patient) for file in case.images)
+    return Case(tuple(images), case.label, case.patient)
 
 
-def _shift_file(file: Path, folder: Path, shift: ScannerShift, seed: int) -> Path:
+def _shift_file(file: Path, folder: Path, shift: ScannerShift, seed: int, patient: str) -> Path:
     target = folder / (file.name.removesuffix(".gz").removesuffix(".nii") + ".nii.gz")
     if target.exists():
         target = folder / f"{zlib.crc32(str(file).encode()):08x}-{target.name}"
@@ -125,7 +126,7 @@ def _shift_file(file: Path, folder: Path, shift: ScannerShift, seed: int) -> Pat
         spacing = nib.affines.voxel_sizes(image.affine)
     except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError) as error:
         raise DataError(f"{file} cannot be read: {type(error).__name__}. Check the data with `check-data`.") from None
-    generator = _generator(seed, str(file.parent.name + "/" + file.name))
+    generator = _generator(seed, f"{patient}/{file.name}")
     channels = voxels[..., None] if voxels.ndim == 3 else voxels
     parts = [apply_shift(channels[..., c], spacing, shift, generator) for c in range(channels.shape[-1])]
     shifted = nib.Nifti1Image(np.stack(parts, -1).reshape(voxels.shape), image.affine, image.header)

@@ -35,10 +35,12 @@ def learning_curves(summary: Summary) -> Figure | None:
     if regions:
         _region_lines(grids[3], history, regions)
     best = number(part(summary, "best").get("round"))
-    for axes in grids:
+    received = [key in ("Dice", "val_loss") for key, _ in panels] + [True] * (len(grids) - len(panels))
+    for axes, late in zip(grids, received, strict=True):
         round_axis(axes, history["round"].tolist())
         if best is not None:
-            axes.axvline(best, color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0, label="best model")
+            # Sites score what they receive, so the best model's own score stands one round later than its training.
+            axes.axvline(best + late, color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0, label="best model")
     for axes in grids[:-columns]:
         axes.set_xlabel("")
     legend_below(figure, grids[0])

@@ -154,9 +154,9 @@ def comparison_frame(summary: Summary) -> pd.DataFrame:
     records = []
     for entry in rows(summary, "comparison"):
         scored = part(entry, "sites")
-        own = mean([mean_dice(part(scored, s).get("dice")) for s in scored])
-        own = number(entry.get("mean_dice")) if number(entry.get("mean_dice")) is not None else own
-        federated = mean([mean_dice(part(final, s).get("dice")) for s in scored])
+        own = number(entry.get("mean_dice"))
+        own = own if own is not None else mean([compared_dice(entry, scored, s) for s in scored])
+        federated = mean([compared_dice(entry, final, s) for s in scored])
         federated = federated if scored else number(part(summary, "final").get("mean_dice"))
         records.append(
             {
@@ -170,6 +170,14 @@ def comparison_frame(summary: Summary) -> pd.DataFrame:
         )
     columns = ["name", "description", "sites", "dice", "federated", "difference"]
     return pd.DataFrame.from_records(records, columns=columns).astype(dict.fromkeys(columns[3:], float))
+
+
+def compared_dice(entry: Mapping[str, Any], sites: Mapping[str, Any], site: str) -> float | None:
+    """A site's Dice over the regions that the other way segments at all, so that both sides mean the same."""
+    dice, regions = part(sites, site).get("dice"), entry.get("regions")
+    if not regions or not isinstance(dice, Mapping):
+        return mean_dice(dice)
+    return mean([number(dice.get(region)) for region in regions])
 
 
 def cross_site_frame(summary: Summary) -> pd.DataFrame:

@@ -112,8 +112,10 @@ def _best_model(summary: Summary) -> list[str]:
     value, last = number(best.get("mean_dice")), number(final.get("mean_dice"))
     if value is None or last is None:
         return []
-    index = best.get("round", "?")
-    return [f"The best model on validation cases was that of round {index}; on the same cases it reaches {value:.3f}."]
+    index, split = best.get("round", "?"), best.get("split") or "final"
+    return [
+        f"The best model on validation cases was that of round {index}; on the {split} cases it reaches {value:.3f}."
+    ]
 
 
 def _comparisons(summary: Summary) -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fedseg.data.datalist import Datalist
+from fedseg.data.datalist import Datalist, case_names
 from fedseg.training.trainer import ScoredCase
 
 
@@ -22,16 +22,16 @@ def write_case_scores(folder: Path, model: str, datalist: Datalist, scored: Mapp
     """Write ``evaluation-<model>.json``: per split each case's files, loss, Dice and HD95."""
     content: dict[str, Any] = {}
     for split, results in scored.items():
-        pairs = zip(datalist.split(split), results, strict=True)
+        cases = datalist.split(split)
         content[split] = [
             {
-                "id": result.id,
+                "id": name,
                 "images": [str(p) for p in case.images],
                 "label": str(case.label),
                 "loss": result.loss,
                 **asdict(result.score),
             }
-            for case, result in pairs
+            for case, name, result in zip(cases, case_names(cases), results, strict=True)
         ]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"evaluation-{''.join(c for c in model if c.isalnum() or c in '-_')}.json"

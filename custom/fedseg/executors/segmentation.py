@@ -171,7 +171,7 @@ class SegmentationExecutor(Executor):
 
     def _submit_model(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         """This site's own weights after its last finished round, for FLARE's cross-site evaluation."""
-        state = self._trainer.state if self._trainer is not None else None
+        state = self._open(_plan(fl_ctx), from_shareable(shareable).meta.get(RUN_ID), fl_ctx).state
         saved = state.load(2**31) if state is not None else None
         if saved is None:
             raise RefusalError("weights", "This site has trained no model yet.")

@@ -217,9 +217,11 @@ def parse_network(declaration: str | Mapping[str, Any], where: str = "network") 
     Raises:
         ConfigurationError: the name or an argument is unknown, or a value is not allowed.
     """
+    if not isinstance(declaration, str | Mapping):
+        raise ConfigurationError(where, declaration, "a name or an object with name and arguments")
     values = {"name": declaration} if isinstance(declaration, str) else dict(declaration)
     name = values.pop("name", "residual_unet")
-    if name not in NETWORKS:
+    if not isinstance(name, str) or name not in NETWORKS:
         raise ConfigurationError(f"{where}.name", name, f"one of {sorted(NETWORKS)}")
     known = {f.name for f in fields(NETWORKS[name])}
     for key, value in values.items():

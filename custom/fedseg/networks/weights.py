@@ -11,6 +11,7 @@ from torch import nn
 from fedseg.errors import RefusalError
 
 Arrays = dict[str, np.ndarray]
+_FLOATING = (torch.float32, torch.float64, np.dtype("float32"), np.dtype("float64"))
 
 
 def get_weights(network: nn.Module) -> Arrays:
@@ -40,6 +41,9 @@ def check_weights(expected: Mapping[str, torch.Tensor | np.ndarray], weights: Ma
             raise RefusalError(
                 "weights", f"{name} has the shape {tuple(np.shape(value))}, expected {tuple(expected[name].shape)}."
             )
+        kind = np.asarray(value).dtype
+        if kind.kind not in "fiub" or (kind.kind != "f" and expected[name].dtype in _FLOATING):
+            raise RefusalError("weights", f"{name} is of the type {kind}, which does not fit.")
         if not np.isfinite(value).all():
             raise RefusalError("weights", f"{name} holds values that are not finite.")
 

@@ -201,7 +201,7 @@ def _check_labels(task: Task) -> None:
                 f"a different integer from 1 to 255 for each of the classes {list(task.classes)}",
             )
     for region in task.regions:
-        if not region.classes or not set(region.classes) <= set(task.classes):
+        if not region.classes or not all(name in task.classes for name in region.classes):
             raise ConfigurationError(
                 f"task.regions.{region.name}", list(region.classes), f"a list of classes out of {list(task.classes)}"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -75,6 +76,8 @@ def parse_training(declaration: Mapping[str, Any], where: str = "training") -> T
     Raises:
         ConfigurationError: a name is unknown or a value is not allowed.
     """
+    if not isinstance(declaration, Mapping):
+        raise ConfigurationError(where, declaration, "an object of settings")
     known = {f.name: f for f in fields(TrainingSettings)}
     for key, value in declaration.items():
         if key not in known:
@@ -101,4 +104,4 @@ def parse_training(declaration: Mapping[str, Any], where: str = "training") -> T
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and value == value
+    return type(value) in (int, float) and math.isfinite(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from fedseg.errors import RefusalError
 
 META_KEY = "fedseg_report"
+_LARGEST = 1e12
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,17 @@ def parse_report(meta: Mapping[str, Any]) -> SiteReport:
     if not isinstance(content, Mapping) or set(content) != {f.name for f in fields(SiteReport)}:
         raise RefusalError("report", "The result carries no report, or one of another version.")
     report = SiteReport(**content)
+    if not isinstance(report.val_dice, Mapping):
+        raise RefusalError("report", "The reported val_dice is not a Dice per region.")
     for name in ("num_samples", "num_steps", "val_cases"):
         if type(getattr(report, name)) is not int or getattr(report, name) < 0:
             raise RefusalError("report", f"The reported {name} is not a count.")
     numbers = [report.train_loss, report.seconds, report.seconds_training]
     numbers += [v for v in (report.val_loss, *dict(report.val_dice).values()) if v is not None]
-    if not all(isinstance(v, int | float) and math.isfinite(v) for v in numbers):
-        raise RefusalError("report", "The report holds a number that is not finite.")
+    if not all(isinstance(v, int | float) and abs(v) < _LARGEST for v in numbers):
+        raise RefusalError("report", "The report holds a number that is not finite, or beyond reason.")
+    if not all(v is None or 0 <= v <= 1 for v in report.val_dice.values()):
+        raise RefusalError("report", "The report holds a Dice outside 0 to 1.")
     if report.num_samples == 0:
         raise RefusalError("report", "The site reports no training cases.")
     return report

@@ -10,9 +10,15 @@ from typing import Any
 
 import torch
 
-from fedseg.errors import ConfigurationError
+from fedseg.errors import ConfigurationError, RefusalError
 
 _KEEP = 2
+
+
+def check_run_id(run_id: str) -> None:
+    """Refuse a run id that could not be the name of a folder."""
+    if not isinstance(run_id, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", run_id):
+        raise ConfigurationError("run_id", run_id, "letters, digits, '.', '_' and '-', a letter or digit first")
 
 
 class SiteState:
@@ -33,14 +39,20 @@ class SiteState:
         Raises:
             ConfigurationError: ``run_id`` could not be a folder's name.
         """
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", run_id):
-            raise ConfigurationError("run_id", run_id, "letters, digits, '.', '_' and '-'")
+        check_run_id(run_id)
         self.folder = folder / run_id
 
     def load(self, before_round: int) -> dict[str, Any] | None:
-        """The newest state of a round earlier than ``before_round``, or None at a first round."""
-        earlier = [r for r in self._rounds() if r < before_round]
-        return torch.load(self._path(max(earlier)), weights_only=True) if earlier else None
+        """The newest state of a round earlier than ``before_round`` (on the CPU), or None before any round.
+
+        Raises:
+            RefusalError: this site has been through that round, but keeps only later states (reason ``state``).
+        """
+        rounds = self._rounds()
+        earlier = [r for r in rounds if r < before_round]
+        if rounds and not earlier and before_round > 0:
+            raise RefusalError("state", f"The state before round {before_round} is gone; the last {_KEEP} are kept.")
+        return torch.load(self._path(max(earlier)), map_location="cpu", weights_only=True) if earlier else None
 
     def save(self, round_number: int, values: Mapping[str, Any]) -> None:
         """Store what the next round starts from; complete or not at all."""

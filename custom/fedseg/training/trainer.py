@@ -201,7 +201,10 @@ class SiteTrainer:
         loss.backward()
         for hook in self.hooks:
             hook.after_backward(self)
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_clip)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_clip)
+        if not torch.isfinite(norm):
+            # Clipping would turn it into NaN everywhere, and the saved optimizer would carry it into every later round.
+            raise RefusalError("loss", "A gradient is not finite; the learning rate may be too high.")
         self.optimizer.step()
         for hook in self.hooks:
             hook.after_step(self)

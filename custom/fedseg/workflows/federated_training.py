@@ -32,6 +32,7 @@ from fedseg.networks.weights import Arrays, apply_difference, check_weights, get
 from fedseg.training.model_file import read_model
 from fedseg.training.plan import PLAN_FILE, Plan, read_plan
 from fedseg.training.site_report import SiteReport, parse_report
+from fedseg.training.state import check_run_id
 from fedseg.workflows.record import BEST_MODEL, FOLDER, LAST_MODEL, RunRecord
 
 
@@ -68,7 +69,6 @@ class FederatedTraining(ModelController):
             run_id: keys the sites' state; made at the first start if None.
             task_check_period: seconds between looks at the tasks; small, since rounds may be short.
         """
-        super().__init__(persistor_id="", allow_empty_global_weights=True, task_check_period=task_check_period)
         for name, value, least in (
             ("num_rounds", num_rounds, 1),
             ("min_sites", min_sites, 1),
@@ -76,8 +76,15 @@ class FederatedTraining(ModelController):
         ):
             if type(value) is not int or value < least:
                 raise ConfigurationError(f"workflow.{name}", value, f"a whole number of at least {least}")
+        if not isinstance(task_check_period, int | float) or not 0 < task_check_period < 60:
+            raise ConfigurationError("workflow.task_check_period", task_check_period, "seconds above 0 and below 60")
+        if not isinstance(keep_updates, bool):
+            raise ConfigurationError("workflow.keep_updates", keep_updates, "true or false")
+        if run_id is not None:
+            check_run_id(run_id)
         if not isinstance(aggregator, WeightedAggregator):
             raise ConfigurationError("workflow.aggregator", type(aggregator).__name__, "an aggregator of fedseg")
+        super().__init__(persistor_id="", allow_empty_global_weights=True, task_check_period=task_check_period)
         self.num_rounds, self.aggregator = num_rounds, aggregator
         self.min_sites, self.round_timeout, self.keep_updates = min_sites, round_timeout, keep_updates
         self.run_id = run_id or uuid.uuid4().hex
@@ -151,8 +158,6 @@ class FederatedTraining(ModelController):
         )
         self._reports: dict[str, SiteReport] = {}
         self._ask("train", model, self.sites, self._take_update)
-        if self.abort_signal.triggered:
-            raise AbortedError(f"The job was aborted in round {self._round}; the model of the round before is kept.")
         if len(self._reports) < self.min_sites:
             raise FedsegError(
                 f"{len(self._reports)} site(s) answered in round {self._round}, but {self.min_sites} must; "
@@ -173,12 +178,16 @@ class FederatedTraining(ModelController):
             averaged = {name: value for name, value in self.weights.items() if is_averaged(value)}
             params = model.params or {}
             check_weights({n: averaged[n] for n in averaged if n in params}, params)
+            if self.keep_updates:
+                self.record.update(self._round, site, params)
             self.aggregator.accept_model(model)
         except FedsegError as error:
             self._note(site, f"update left out: {error}")
             return False
-        if self.keep_updates:
-            self.record.update(self._round, site, params)
+        except Exception as error:
+            # FLARE would swallow it, and with it the site's name.
+            self._note(site, f"update left out: {type(error).__name__} while it was taken")
+            return False
         self._reports[site] = report
         self.record.event(
             "update",
@@ -193,14 +202,12 @@ class FederatedTraining(ModelController):
     def _describe_round(self, seconds: float) -> dict[str, Any]:
         reports = {site: self._reports[site] for site in sorted(self._reports)}
         costs = self.aggregator.costs(reports)
-        cases = [(r.val_dice.get("mean"), r.val_cases) for r in reports.values()]
-        known = [(d, n) for d, n in cases if d is not None and n > 0]
         return {
             "round": self._round,
             "seconds": seconds,
             "rule": self.aggregator.describe(),
             "weights": self.aggregator.last_weights,
-            "val_dice": sum(d * n for d, n in known) / sum(n for _, n in known) if known else None,
+            "val_dice": _mean_over_cases([(r.val_dice.get("mean"), r.val_cases) for r in reports.values()]),
             "sites": {
                 site: {
                     "num_samples": report.num_samples,
@@ -243,6 +250,8 @@ class FederatedTraining(ModelController):
         splits = ["final", "validation"] if name == "last" else ["final"]
         model = FLModel(params_type=ParamsType.FULL, params=weights, meta={SPLITS: splits, MODEL_NAME: name})
         answers = self._ask("validate", model, self.sites, self._take_scores)
+        if len(answers) < self.min_sites:
+            raise FedsegError(f"{len(answers)} site(s) scored the {name} model, but {self.min_sites} must.")
         final = {site: answers[site].metrics["final"] for site in sorted(answers)}
         scored = {site: part for site, part in final.items() if part["cases"]}
         means = [p["dice"]["mean"] for p in scored.values() if p["dice"]["mean"] is not None]
@@ -254,7 +263,7 @@ class FederatedTraining(ModelController):
             "after_round": round_number,
         }
         validation = [a.metrics["validation"] for a in answers.values() if "validation" in a.metrics]
-        return content, pool([v for v in validation if v["cases"]])["dice"]["mean"] if validation else None
+        return content, _mean_over_cases([(v["dice"]["mean"], v["cases"]) for v in validation])
 
     def _take_scores(self, answer: FLModel) -> bool:
         """Accept a site's scores if they can be pooled."""
@@ -273,7 +282,7 @@ class FederatedTraining(ModelController):
     def _ask(self, task: str, model: FLModel, sites: list[str] | None, take: Any = None) -> dict[str, FLModel]:
         """Send a task and wait for the answers; who fails or stays silent is noted by name."""
         asked = sites or sorted(c.name for c in self.engine.get_clients())
-        self._answers, self._heard = {}, set[str]()
+        self._answers, self._heard, noted = {}, set[str](), len(self.events)
         model.meta = {**(model.meta or {}), RUN_ID: self.run_id}
 
         def receive(answer: FLModel) -> bool:
@@ -289,10 +298,14 @@ class FederatedTraining(ModelController):
         self.broadcast_and_wait(
             task=task_object, targets=asked, min_responses=0, fl_ctx=self.fl_ctx, abort_signal=self.abort_signal
         )
+        if self.abort_signal.triggered:
+            raise AbortedError(f"The job was aborted during the task {task}; the last finished round is kept.")
         for site in asked:
-            if site not in self._heard and not self.abort_signal.triggered:
+            if site not in self._heard:
                 limit = f" within {self.round_timeout} s" if self.round_timeout else ""
                 self._note(site, f"did not answer the task {task}{limit}")
+            elif site not in self._answers and site not in {e["site"] for e in self.events[noted:]}:
+                self._note(site, f"sent an answer to the task {task} that cannot be read")
         return self._answers
 
     def _accept_train_result(
@@ -333,3 +346,9 @@ class FederatedTraining(ModelController):
             **parts,
         }
         self.record.results(content)
+
+
+def _mean_over_cases(scores: list[tuple[float | None, int]]) -> float | None:
+    """Mean Dice of sites weighted by their cases: the one number by which models of a run are compared."""
+    known = [(dice, cases) for dice, cases in scores if dice is not None and cases > 0]
+    return sum(dice * cases for dice, cases in known) / sum(cases for _, cases in known) if known else None

@@ -101,6 +101,16 @@ def set_and_check(job, setting):
         ("workflow.a.b=1", "workflow"),
         ("network.name=resnet", "resnet"),
         ("seed=-3", "seed"),
+        ("training=5", "training"),
+        ("network=5", "network"),
+        ("network.name=[]", "network.name"),
+        ("aggregator=5", "aggregator"),
+        ('task.regions={"WT": [[1]]}', "regions"),
+        ("training.learning_rate=Infinity", "learning_rate"),
+        ('workflow.task_check_period="x"', "task_check_period"),
+        ('workflow.keep_updates="no"', "keep_updates"),
+        ('workflow.run_id="../x"', "run_id"),
+        ("workflow.aggregator=5", "FederatedTraining|aggregator"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(job, setting, named):
@@ -115,10 +125,18 @@ def test_a_setting_needs_a_key_and_a_value(text):
 
 
 @pytest.mark.parametrize("path", ["fedseg.cli.main", "fedseg.nothing.Here", "os.system", "Executor"])
-def test_a_component_must_be_an_installed_class(job, path):
+def test_a_component_must_be_a_listed_class(job, path):
     job.client["executors"][0]["executor"]["path"] = path
-    with pytest.raises(ConfigurationError, match="class"):
+    with pytest.raises(ConfigurationError, match="component_policy"):
         job.check()
+
+
+def test_a_job_runs_no_code_by_being_checked(job, tmp_path):
+    touched = tmp_path / "touched"
+    job.workflow["aggregator"] = {"path": "subprocess.Popen", "args": {"args": ["touch", str(touched)]}}
+    with pytest.raises(ConfigurationError, match=r"subprocess\.Popen"):
+        job.check()
+    assert not touched.exists()
 
 
 def test_a_folder_that_is_no_job_is_refused(tmp_path):

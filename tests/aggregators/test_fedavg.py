@@ -99,6 +99,13 @@ def test_shapes_and_types_are_kept(shape):
     assert (result.shape, result.dtype) == (shape, np.float32)
 
 
+def test_the_type_of_one_site_does_not_decide_for_all():
+    updates = [make_update("a", {"w": np.zeros(2, np.float16)}), make_update("b", {"w": np.full(2, 1e-9, np.float32)})]
+    result = aggregate(FedAvg(), updates)["w"]
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, 5e-10, rtol=1e-6)
+
+
 def test_whole_weights_are_refused():
     with pytest.raises(AggregationError, match="WEIGHT_DIFF"):
         FedAvg().accept_model(make_update("a", {"w": np.ones(1)}, kind=ParamsType.FULL))
@@ -110,7 +117,16 @@ def test_nothing_to_aggregate_is_an_error():
 
 
 @pytest.mark.parametrize(
-    "change", [{"num_samples": -1}, {"num_samples": 0}, {"train_loss": float("nan")}, {"surprise": 1}]
+    "change",
+    [
+        {"num_samples": -1},
+        {"num_samples": 0},
+        {"train_loss": float("nan")},
+        {"train_loss": 10**400},
+        {"val_dice": "abc"},
+        {"val_dice": {"mean": 2}},
+        {"surprise": 1},
+    ],
 )
 def test_a_wrong_report_is_refused(change):
     update = make_update("a", {"w": np.ones(1, np.float32)})

@@ -45,6 +45,16 @@ def test_other_spacings_are_interpolated_linearly():
     np.testing.assert_allclose(to_grid(world_values(source), source, target), world_values(target), rtol=1e-9)
 
 
+def test_a_resampled_mask_reaches_the_last_voxels_of_the_image():
+    """Prepared voxels of 2 mm cover the original's 1 mm voxels to the very edge, and nothing beyond."""
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    affine[:3, 3] = 0.5  # the first two original voxels, centred at 0 and 1, share the first prepared one
+    source, target = Grid((4, 4, 4), affine), Grid((10, 8, 8), np.eye(4))
+    result = to_grid(np.ones((1, 4, 4, 4)), source, target)[0]
+    assert result[:8].min() == 1
+    assert result[8:].max() == 0
+
+
 def test_channels_come_from_files_or_from_the_fourth_axis(tmp_path):
     array = np.random.default_rng(0).normal(size=(3, 4, 5, 2)).astype(np.float32)
     nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "both.nii.gz")

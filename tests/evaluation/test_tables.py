@@ -113,3 +113,11 @@ def test_verdict_names_best_and_worst_site() -> None:
     assert "weakest at hospital-c" in text
     assert "After 10 rounds" in text
     assert "better than 3, worse than none and about equal (within 0.005) to 1" in text
+
+
+def test_a_way_that_knows_one_region_is_compared_on_that_region_only():
+    dice = {"ET": 0.5, "TC": 0.6, "WT": 0.9, "mean": 2 / 3}
+    entry = {"name": "threshold", "regions": ["WT"], "sites": {"a": {"dice": {"WT": 0.75}}}, "mean_dice": 0.75}
+    frame = tables.comparison_frame({"final": {"sites": {"a": {"dice": dice}}}, "comparison": [entry]})
+    assert frame["federated"].item() == pytest.approx(0.9)
+    assert frame["difference"].item() == pytest.approx(0.15)

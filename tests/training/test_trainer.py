@@ -114,6 +114,23 @@ def test_a_loss_that_is_not_finite_is_refused(datalist):
     assert error.value.reason == "loss"
 
 
+def test_a_gradient_that_is_not_finite_spoils_no_later_round(datalist, tmp_path):
+    class Spoil(TrainingHook):
+        on = True
+
+        def after_backward(self, trainer):
+            if self.on:
+                next(trainer.network.parameters()).grad.fill_(math.inf)
+
+    hook = Spoil()
+    site = trainer(datalist, SiteState(tmp_path, "run"), hooks=[hook])
+    weights = get_weights(site.network)
+    with pytest.raises(RefusalError, match="gradient is not finite"):
+        site.train_round(weights, 0, 2)
+    hook.on = False
+    assert all(np.isfinite(value).all() for value in site.train_round(weights, 1, 2).update.values())
+
+
 def test_hooks_are_called_at_their_moments(datalist):
     calls = []
 
@@ -148,6 +165,9 @@ def test_state_keeps_two_rounds_and_refuses_strange_run_ids(tmp_path):
         state.save(number, {"number": number})
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["round-00002.pt", "round-00003.pt"]
     assert state.load(3) == {"number": 2}
+    assert state.load(0) is None
+    with pytest.raises(RefusalError, match="before round 2 is gone"):
+        state.load(2)
     for wrong in ("", "..", "../other", "a/b"):
         with pytest.raises(ConfigurationError, match="run_id"):
             SiteState(tmp_path, wrong)

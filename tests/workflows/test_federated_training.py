@@ -10,7 +10,7 @@ from nvflare.apis.shareable import make_reply
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 
 from fedseg.aggregators.fedavg import FedAvg
-from fedseg.errors import ConfigurationError, FedsegError
+from fedseg.errors import AbortedError, ConfigurationError, FedsegError
 from fedseg.executors.protocol import REASON, TEXT
 from fedseg.training.plan import parse_plan
 from fedseg.training.site_report import SiteReport
@@ -91,7 +91,7 @@ def test_a_site_that_refuses_is_named_and_not_asked_again(tmp_path):
     assert all("b" not in targets for task, targets in loop.asked if task == "train")
 
 
-@pytest.mark.parametrize("kind", ["nan", "shape", "unknown", "report", "full", "error", "silence"])
+@pytest.mark.parametrize("kind", ["nan", "shape", "unknown", "report", "full", "type", "error", "silence"])
 def test_a_bad_answer_is_left_out_named_and_asked_again(tmp_path, kind):
     def script(task, site, model):
         if task == "prepare" or site != "b" or loop._round != 1:
@@ -108,6 +108,8 @@ def test_a_bad_answer_is_left_out_named_and_asked_again(tmp_path, kind):
             answer.params[first] = answer.params[first][None]
         elif kind == "unknown":
             answer.params["surprise"] = np.zeros(1, np.float32)
+        elif kind == "type":
+            answer.params[first] = np.full(answer.params[first].shape, "x")
         elif kind == "report":
             answer.meta = {}
         elif kind == "full":
@@ -122,6 +124,34 @@ def test_a_bad_answer_is_left_out_named_and_asked_again(tmp_path, kind):
     assert sum(loop.rounds[1]["weights"].values()) == pytest.approx(1)
     for name, value in loop.weights.items():
         np.testing.assert_allclose(value, before[name] + 1.5, rtol=1e-5)
+
+
+def test_a_full_disk_at_the_server_leaves_the_site_out_of_mean_and_summary_alike(tmp_path, monkeypatch):
+    loop = Scripted(tmp_path, good, keep_updates=True, num_rounds=1)
+    keep = loop.record.update
+
+    def update_record(number, name, arrays):
+        if name == "b":
+            raise OSError(28, "No space left on device")
+        keep(number, name, arrays)
+
+    monkeypatch.setattr(loop.record, "update", update_record)
+    loop.run_rounds()
+    assert sorted(loop.rounds[0]["weights"]) == sorted(loop.rounds[0]["sites"]) == ["a", "c"]
+    assert "OSError" in loop.events[0]["what"]
+
+
+def test_an_abort_ends_the_run_at_once(tmp_path):
+    def script(task, site, model):
+        if task == "train":
+            loop.abort_signal.triggered = True
+            return None
+        return good(task, site, model)
+
+    loop = Scripted(tmp_path, script)
+    with pytest.raises(AbortedError, match="aborted"):
+        loop.run_rounds()
+    assert loop.events == []
 
 
 def test_too_few_sites_end_the_job_with_their_reasons(tmp_path):

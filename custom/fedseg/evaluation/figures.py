@@ -104,7 +104,7 @@ def comparison(summary: Summary) -> Figure | None:
         dots = [d for d in (mean_dice(part(scored, s).get("dice")) for s in scored) if d is not None]
         axes.plot(dots, [place] * len(dots), "o", color=INK, markersize=3.5, markerfacecolor="white", linestyle="none")
         if place and number(same_sites[place - 1]) is not None:
-            label = "federated model at the same sites" if place == 1 else None
+            label = "federated model at the same sites and regions" if place == 1 else None
             axes.plot(
                 [same_sites[place - 1]], [place], "|", color=ACCENT, markersize=17, markeredgewidth=2, label=label
             )

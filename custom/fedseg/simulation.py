@@ -26,6 +26,7 @@ from fedseg.workflows.record import BEST_MODEL, FOLDER, LAST_MODEL, PROGRESS_FIL
 logger = logging.getLogger(__name__)
 Event = dict[str, Any]
 MARKER = "job"
+TASK_REQUEST_INTERVAL = 0.3
 LOG = "simulator.log"
 _SERVER_FOLDER = Path("workspace") / "server" / "simulate_job" / FOLDER
 _NO_LEFTOVERS = ("workspace", "state", "report", "models", "updates", MARKER)
@@ -99,6 +100,9 @@ def simulate(
         FedsegError: the run ended without a model; the text names the reason and the log.
         KeyboardInterrupt: handed on after all processes have ended.
     """
+    # Many short rounds on one machine: ask for tasks oftener than over a hospital's network.
+    job.server.setdefault("server", {})["task_request_interval"] = TASK_REQUEST_INTERVAL
+    job.client["default_task_fetch_interval"] = TASK_REQUEST_INTERVAL
     job.write(out / MARKER)
     workspace = out / "workspace"
     (workspace / "local").mkdir(parents=True)

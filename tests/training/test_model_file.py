@@ -52,6 +52,7 @@ def test_weights_that_do_not_fit_their_network_are_refused(tmp_path):
         ({"seed": "1"}, "seed"),
         ({"surprise": 1}, "surprise"),
         ({"task": {**PLAN["task"], "patch_size": [18, 16, 16]}}, "patch_size"),
+        ({"task": {**PLAN["task"], "patch_size": [4, 4, 4]}}, "single voxel"),
         ({"task": None}, "task"),
     ],
 )

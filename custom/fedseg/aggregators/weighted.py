@@ -109,7 +109,7 @@ def _mean(terms: list[tuple[float, np.ndarray]]) -> np.ndarray:
     """Sum of weight times array, accumulated in float64; float32, or the widest type that any site sent."""
     total = np.zeros(terms[0][1].shape, np.float64)
     for weight, array in terms:
-        total += weight * array
+        total += np.multiply(array, weight, dtype=np.float64)
     return total.astype(np.result_type(np.float32, *(array.dtype for _, array in terms)))
 
 

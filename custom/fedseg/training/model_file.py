@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from torch import nn
 
 from fedseg.errors import DataError, RefusalError
@@ -63,22 +63,22 @@ def write_model(path: Path, plan: Plan, weights: Arrays, round_number: int) -> P
         "network": json.dumps(plan.network.to_dict(), sort_keys=True),
         "notes": json.dumps(notes, sort_keys=True),
     }
+    # numpy's scalars (0-d) travel through ascontiguousarray as 1-d: keep the shape.
+    arrays = {name: np.ascontiguousarray(value).reshape(np.shape(value)) for name, value in weights.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    # numpy's scalars (0-d) travel through ascontiguousarray as 1-d: keep the shape.
-    save_file({k: np.ascontiguousarray(v).reshape(np.shape(v)) for k, v in weights.items()}, temporary, header)
-    _sort_header(temporary)
+    with temporary.open("wb") as file:
+        file.writelines(_with_sorted_header(save(arrays, header)))
     os.replace(temporary, path)
     return path
 
 
-def _sort_header(path: Path) -> None:
-    """Rewrite the header with sorted keys: the library writes the metadata in the order of a hash map."""
-    content = path.read_bytes()
+def _with_sorted_header(content: bytes) -> tuple[bytes, memoryview]:
+    """Header with sorted keys, and data: the library writes the metadata in the order of a hash map."""
     size = int.from_bytes(content[:8], "little")
     header = json.dumps(json.loads(content[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
-    path.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + size :])
+    return len(header).to_bytes(8, "little") + header, memoryview(content)[8 + size :]
 
 
 def read_model(path: Path | str) -> ModelFile:

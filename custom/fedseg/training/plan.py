@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,13 @@ def parse_plan(declaration: Mapping[str, Any]) -> Plan:
             raise ConfigurationError(
                 "task.patch_size", task.patch_size, f"divisible by {network.arguments.divisor} for this network"
             )
+    if prod(s // f for s, f in zip(task.patch_size, network.arguments.divisor, strict=True)) < 2:
+        raise ConfigurationError(
+            "task.patch_size",
+            task.patch_size,
+            f"larger than {network.arguments.divisor} on some axis for this network",
+            "Its coarsest level would be a single voxel, which cannot be normalised.",
+        )
     return Plan(
         fedseg_version=str(declaration["fedseg_version"]),
         method=str(declaration.get("method", "fedavg")),

@@ -55,7 +55,7 @@ class FederatedTraining(ModelController):
         round_timeout: int = 0,
         keep_updates: bool = False,
         run_id: str | None = None,
-        task_check_period: float = 0.05,
+        task_check_period: float = 0.02,
     ) -> None:
         """Check the arguments.
 

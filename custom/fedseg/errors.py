@@ -22,10 +22,13 @@ class ConfigurationError(FedsegError):
         Args:
             name: the setting as the user wrote it, e.g. ``training.local_epochs``.
             value: what was found.
-            allowed: what may stand there, as a noun phrase.
+            allowed: what may stand there, as a noun phrase; ``absent: the settings are ...`` for an unknown name.
             remedy: what to do, as a sentence; empty when ``allowed`` says it all.
         """
-        text = f"{name} is {value!r}, but must be {allowed}."
+        found = "missing" if value is None else repr(value)
+        text = f"{name} is {found}, but must be {allowed}."
+        if allowed.startswith("absent"):
+            text = f"{name} is not known{allowed.removeprefix('absent')}."
         super().__init__(f"{text} {remedy}".strip())
         self.name, self.value, self.allowed, self.remedy = name, value, allowed, remedy
 

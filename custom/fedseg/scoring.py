@@ -14,6 +14,7 @@ import torch
 
 from fedseg.data.datalist import SPLITS, Case, Datalist, case_names
 from fedseg.data.grid import Grid, write_mask
+from fedseg.data.splits import require_files
 from fedseg.errors import DataError, UsageError
 from fedseg.evaluation.metrics import CaseScore, score_case, summarise
 from fedseg.tasks.labels import to_values
@@ -32,9 +33,13 @@ def check_model_task(model: ModelFile, task: Task) -> None:
     for name in ("channels", "classes", "regions"):
         if getattr(model.task, name) != getattr(task, name):
             raise UsageError(
-                f"The model was trained for the task {model.task.name} ({name} {getattr(model.task, name)}), "
-                f"but --task is {task.name} ({getattr(task, name)})."
+                f"The model was trained for the task {model.task.name} ({name} {_shown(model.task, name)}), "
+                f"but --task is {task.name} ({_shown(task, name)})."
             )
+
+
+def _shown(task: Task, name: str) -> str:
+    return ", ".join(task.region_names if name == "regions" else getattr(task, name))
 
 
 def choose_cases(datalist: Datalist, split: str) -> tuple[Case, ...]:
@@ -49,6 +54,7 @@ def choose_cases(datalist: Datalist, split: str) -> tuple[Case, ...]:
         cases = datalist.split(datalist.final_split if split == "final" else split)
     if not cases:
         raise DataError(f"{datalist.path} has no case in the split '{split}'. Choose another with --split.")
+    require_files([replace(case, label=None) for case in cases])
     return cases
 
 

@@ -126,7 +126,7 @@ def test_decathlon_file_may_be_named_itself(tmp_path: Path) -> None:
         ({"training": None}, "no list 'training'"),
         ({"training": [{"image": "./imagesTr/a.nii.gz"}]}, r"training\[0\]"),
         ({"training": []}, "no labelled case"),
-        ({"training": [{"image": "./x.nii.gz", "label": "./y.nii.gz"}]}, "x.nii.gz and 1 more of 2 files do not exist"),
+        ({"training": [{"image": "./x.nii.gz", "label": "./y.nii.gz"}]}, "2 of 2 files do not exist, first .*x.nii.gz"),
     ],
 )
 def test_decathlon_that_cannot_be_used(tmp_path: Path, content: dict[str, Any], words: str) -> None:
@@ -244,3 +244,11 @@ def test_real_layouts(test_data: Path) -> None:
     hippocampus = test_data / "Task04_Hippocampus"
     assert guess_task(hippocampus) == HIPPOCAMPUS
     assert len(read_source(hippocampus, HIPPOCAMPUS)) == 200
+
+
+@pytest.mark.images
+def test_a_data_set_of_another_task_is_refused(test_data: Path) -> None:
+    with pytest.raises(DataError, match=r"4 channel\(s\)|labels|label values|sequence|channels"):
+        read_source(test_data / "BraTS2021", get_task("hippocampus"))
+    with pytest.raises(DataError, match=r"1 channel\(s\), but the task brats needs|channel"):
+        read_source(test_data / "Task04_Hippocampus", get_task("brats"))

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.markup import escape
 
 from fedseg.comparison import KINDS, compare
@@ -60,6 +61,8 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"--compare {options.compare}: name {' or '.join(KINDS)}, separated by a comma.")
     if "threshold" in kinds and plan.task.modality == "CT":
         raise UsageError("--compare threshold: a threshold is no way to segment in CT; leave it out.")
+    if options.gpu and not torch.cuda.is_available():
+        raise UsageError(f"--gpu {options.gpu}: torch sees no GPU on this machine; leave it out to run on the CPU.")
     sites = find_sites(options.data)
     prepare_output(options.out, options.overwrite)
     err().print(
@@ -85,6 +88,11 @@ def run(options: argparse.Namespace) -> int:
         write_summary(summary, report)
     page = write_report(options.out)
     out().print(dice_table(summary))
+    for entry in summary.get("comparison", []):
+        dice = "n/a" if entry["mean_dice"] is None else f"{entry['mean_dice']:.3f}"
+        out().print(f"compared: {entry['name']} {dice} ({', '.join(entry['regions'])})")
+    if left_out := sorted(set(sites) - set(summary["sites"])):
+        err().print(f"[yellow]{len(left_out)} of {len(sites)} sites took no part: {', '.join(left_out)}[/yellow]")
     out().print(
         f"report:  {page}\nsummary: {report / 'summary.json'}\nmodel:   {options.out / summary['final']['model']}"
     )

@@ -8,10 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from fedseg.data.brats_folders import holds_brats, read_brats
 from fedseg.data.datalist import FILE_NAME, SPLITS, Case, read_datalist
+from fedseg.data.grid import read_image, read_label
 from fedseg.data.splits import require_files
 from fedseg.errors import DataError, UsageError
+from fedseg.tasks.labels import recognise_convention
 from fedseg.tasks.registry import get_task, task_names
 from fedseg.tasks.task import Task
 
@@ -83,6 +87,7 @@ def read_source(source: Path, task: Task) -> tuple[Case, ...]:
         if case.label is None:
             raise DataError(f"{path}: {case.images[0]} has no label. Label it, or take the case out.")
     require_files(cases)
+    _check_first(cases[0], task)
     return cases
 
 
@@ -149,6 +154,24 @@ def _read_decathlon(path: Path, task: Task) -> tuple[Case, ...]:
         patient = _without_ending(entry["label"])
         cases.append(Case(tuple(_below(path, str(i)) for i in images), label, patient))
     return tuple(cases)
+
+
+def _check_first(case: Case, task: Task) -> None:
+    """Refuse a data set whose first case shows that it was made for another task.
+
+    Files that cannot be read, and all the other cases, are for the data check.
+    """
+    try:
+        channels = len(read_image(case.images)[0])
+        values = [0] if case.label is None else np.unique(read_label(case.label)[0]).tolist()
+    except DataError:
+        return
+    if channels != len(task.channels):
+        raise DataError(
+            f"{case.images[0]} has {channels} channel(s), but the task {task.name} needs {list(task.channels)}. "
+            "Choose the task that this data set was made for."
+        )
+    recognise_convention(task, values)
 
 
 def _without_ending(entry: str) -> str:

@@ -97,10 +97,10 @@ def require_files(cases: Iterable[Case]) -> None:
     """Refuse cases whose files do not exist.
 
     Raises:
-        DataError: names the first missing file and how many more there are.
+        DataError: names the first missing file and says how many there are.
     """
     files = [file for case in cases for file in (*case.images, case.label) if file is not None]
     missing = [file for file in files if not os.path.isfile(file)]
     if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise DataError(f"{missing[0]}{more} of {len(files)} files do not exist. Complete the copy, or drop the cases.")
+        count = f"{len(missing)} of {len(files)} files do not exist"
+        raise DataError(f"{count}, first {missing[0]}. Complete the copy, or drop the cases.")

@@ -26,7 +26,7 @@ from fedseg.workflows.record import BEST_MODEL, FOLDER, LAST_MODEL, PROGRESS_FIL
 logger = logging.getLogger(__name__)
 Event = dict[str, Any]
 MARKER = "job"
-TASK_REQUEST_INTERVAL = 0.3
+TASK_REQUEST_INTERVAL = 0.35
 LOG = "simulator.log"
 _SERVER_FOLDER = Path("workspace") / "server" / "simulate_job" / FOLDER
 _NO_LEFTOVERS = ("workspace", "state", "report", "models", "updates", MARKER)

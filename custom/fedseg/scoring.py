@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from fedseg.data.datalist import SPLITS, Case, Datalist, case_names
 from fedseg.data.grid import Grid, write_mask
@@ -19,7 +18,7 @@ from fedseg.errors import DataError, UsageError
 from fedseg.evaluation.metrics import CaseScore, score_case, summarise
 from fedseg.tasks.labels import to_values
 from fedseg.tasks.task import Task
-from fedseg.training.inference import infer_logits, segment
+from fedseg.training.inference import choose_device, infer_logits, segment
 from fedseg.training.model_file import ModelFile
 from fedseg.training.prepare import PreparedCase, prepare_case
 
@@ -62,7 +61,7 @@ def segment_cases(
     model: ModelFile, cases: Iterable[Case], device: str, overlap: float, with_labels: bool = True
 ) -> Iterator[tuple[Case, PreparedCase, np.ndarray]]:
     """Segment cases one after the other: the case, as prepared, and class values on its original grid."""
-    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    place = choose_device(device)
     network = model.build().to(place)
     for case in cases:
         prepared = prepare_case(model.task, case if with_labels else replace(case, label=None), training=False)

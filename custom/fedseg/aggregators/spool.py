@@ -10,6 +10,8 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from fedseg.networks.weights import contiguous
+
 
 class UpdateSpool:
     """One file per site; single arrays are read back without loading the rest."""
@@ -27,7 +29,7 @@ class UpdateSpool:
         """Store a site's update; a second one of the same site replaces the first."""
         path = Path(self._folder.name) / f"{len(self._files)}.safetensors"
         path = self._files.get(site, path)
-        save_file({k: np.ascontiguousarray(v).reshape(np.shape(v)) for k, v in update.items()}, path)
+        save_file(contiguous(update), path)
         self._files[site] = path
 
     def names(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from math import gcd, prod
@@ -18,7 +19,7 @@ INSTANCE = ("instance", {"affine": True})
 
 
 @dataclass(frozen=True)
-class NetworkArguments:
+class NetworkArguments(ABC):
     """What every network takes.
 
     Attributes:
@@ -28,16 +29,16 @@ class NetworkArguments:
     norm: str = "instance"
 
     @property
+    @abstractmethod
     def divisor(self) -> tuple[int, int, int]:
         """The factors by which each axis of a patch must be divisible (the product of the strides)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def build(self, in_channels: int, out_channels: int) -> nn.Module:
         """The network with instance normalisation and fresh weights from torch's current generator.
 
         It maps [B, in, X, Y, Z] to logits [B, out, X, Y, Z].
         """
-        raise NotImplementedError
 
     def check(self, where: str) -> None:
         """Refuse arguments that cannot be built."""

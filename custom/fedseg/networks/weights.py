@@ -48,6 +48,11 @@ def check_weights(expected: Mapping[str, torch.Tensor | np.ndarray], weights: Ma
             raise RefusalError("weights", f"{name} holds values that are not finite.")
 
 
+def contiguous(weights: Mapping[str, np.ndarray]) -> Arrays:
+    """The arrays as safetensors wants them: contiguous, 0-d ones still 0-d (``ascontiguousarray`` makes them 1-d)."""
+    return {name: np.ascontiguousarray(value).reshape(np.shape(value)) for name, value in weights.items()}
+
+
 def is_averaged(value: np.ndarray) -> bool:
     """Whether an array takes part in averaging: floating point does, integer buffers (counters) do not."""
     return bool(np.issubdtype(np.asarray(value).dtype, np.floating))

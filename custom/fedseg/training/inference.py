@@ -19,6 +19,11 @@ from fedseg.training.prepare import PreparedCase
 WINDOWS_AT_ONCE = 4
 
 
+def choose_device(name: str) -> torch.device:
+    """The torch device of this name; ``auto`` is the first GPU if there is one, else the CPU."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
 def infer_logits(
     network: nn.Module,
     task: Task,

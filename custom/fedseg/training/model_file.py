@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import nn
 
 from fedseg.errors import DataError, RefusalError
 from fedseg.networks.registry import Network, parse_network
-from fedseg.networks.weights import Arrays, set_weights
+from fedseg.networks.weights import Arrays, contiguous, set_weights
 from fedseg.tasks.registry import resolve_task
 from fedseg.tasks.task import Task
 from fedseg.training.plan import Plan
@@ -63,12 +62,10 @@ def write_model(path: Path, plan: Plan, weights: Arrays, round_number: int) -> P
         "network": json.dumps(plan.network.to_dict(), sort_keys=True),
         "notes": json.dumps(notes, sort_keys=True),
     }
-    # numpy's scalars (0-d) travel through ascontiguousarray as 1-d: keep the shape.
-    arrays = {name: np.ascontiguousarray(value).reshape(np.shape(value)) for name, value in weights.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
-        file.writelines(_with_sorted_header(save(arrays, header)))
+        file.writelines(_with_sorted_header(save(contiguous(weights), header)))
     os.replace(temporary, path)
     return path
 

@@ -19,7 +19,7 @@ from fedseg.evaluation.metrics import CaseScore, score_case
 from fedseg.networks.weights import Arrays, difference, get_weights, set_weights
 from fedseg.training.cache import CaseCache
 from fedseg.training.hooks import TrainingHook
-from fedseg.training.inference import infer_logits, segment
+from fedseg.training.inference import choose_device, infer_logits, segment
 from fedseg.training.losses import SegmentationLoss
 from fedseg.training.patches import PatchDataset, Sample, collate
 from fedseg.training.plan import Plan
@@ -88,7 +88,7 @@ class SiteTrainer:
         self.plan, self.site, self.datalist, self.state = plan, site, datalist, state
         self.settings, self.task, self.hooks, self.aborted = plan.training, plan.task, tuple(hooks), aborted
         torch.set_num_threads(self.settings.threads)
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self.device = choose_device(device)
         self.network = plan.network.build(len(self.task.channels), self.task.output_channels, plan.seed)
         # Convolutions run up to a fifth faster in this layout; the weights' names and values are the same.
         self.network.to(self.device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]

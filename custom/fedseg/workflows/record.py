@@ -8,10 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors.numpy import save_file
 
-from fedseg.networks.weights import Arrays
+from fedseg.networks.weights import Arrays, contiguous
 from fedseg.training.model_file import write_model
 from fedseg.training.plan import Plan
 
@@ -49,6 +48,4 @@ class RunRecord:
         """Keep a site's update, or the global model before aggregation under the name ``global``."""
         folder = self.folder / "updates" / f"round-{round_number:03d}"
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {k: np.ascontiguousarray(v).reshape(np.shape(v)) for k, v in arrays.items()}, folder / f"{name}.safetensors"
-        )
+        save_file(contiguous(arrays), folder / f"{name}.safetensors")

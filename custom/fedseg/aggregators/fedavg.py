@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fedseg.aggregators.weighted import WeightedAggregator
+from fedseg.aggregators.weighted import WeightedAggregator, normalised
 from fedseg.errors import ConfigurationError
 from fedseg.training.site_report import SiteReport
 
@@ -36,5 +36,4 @@ class FedAvg(WeightedAggregator):
             site: {"samples": report.num_samples, "steps": report.num_steps, "uniform": 1}[self.weight_by]
             for site, report in reports.items()
         }
-        total = sum(amounts.values())
-        return {site: amount / total for site, amount in amounts.items()}
+        return normalised(amounts)

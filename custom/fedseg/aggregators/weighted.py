@@ -2,42 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
 
 import numpy as np
-from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
-from nvflare.app_common.aggregators.model_aggregator import ModelAggregator
 
-from fedseg.aggregators.spool import UpdateSpool
-from fedseg.errors import FedsegError
-from fedseg.training.site_report import SiteReport, parse_report
-
-logger = logging.getLogger(__name__)
+from fedseg.aggregators.base import AggregationError, Aggregator
+from fedseg.networks.weights import Arrays
+from fedseg.training.site_report import SiteReport
 
 
-class AggregationError(FedsegError):
-    """A rule gave weights that cannot be used, or there is nothing to aggregate."""
+class WeightedAggregator(Aggregator):
+    """Weighted mean of updates, summed in the order of the sites' names.
 
-
-class WeightedAggregator(ModelAggregator):
-    """Weighted mean of updates (WEIGHT_DIFF), summed in the order of the sites' names.
-
-    A rule overrides ``site_weights`` only. What lives longer than one round belongs in attributes that
-    ``reset_stats`` leaves alone: FLARE's FedAvg calls it at the start of every round.
-
-    Updates wait on disk and are read array by array, so memory holds one array per running sum. An array that only
-    some sites sent is averaged over those, with their weights rescaled to sum to one; so is what partial sharing
-    leaves out.
+    A rule overrides ``site_weights``, and ``site_scales`` where it also stretches or shrinks single updates. Updates
+    wait on disk and are read array by array, so memory holds one array per running sum. An array that only some sites
+    sent is averaged over those, with their weights rescaled to sum to one; so is what partial sharing leaves out.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._spool = UpdateSpool()
-        self._reports: dict[str, SiteReport] = {}
-        self.last_weights: dict[str, float] = {}
 
     @abstractmethod
     def site_weights(self, reports: Mapping[str, SiteReport]) -> dict[str, float]:
@@ -50,59 +32,45 @@ class WeightedAggregator(ModelAggregator):
             Non-negative, finite weights that sum to one, for exactly these sites.
         """
 
-    def describe(self) -> dict[str, object]:
-        """Name and arguments of the rule, for the run's summary."""
-        return {"name": type(self).__name__}
+    def site_scales(self, reports: Mapping[str, SiteReport], weights: Mapping[str, float]) -> dict[str, float]:
+        """Positive factors by which single updates are multiplied besides; empty for none."""
+        return {}
 
-    def costs(self, reports: Mapping[str, SiteReport]) -> dict[str, float]:
-        """The cost of each site as the rule uses it; the training loss for rules that use none."""
-        return {site: report.train_loss for site, report in reports.items()}
-
-    def accept_model(self, model: FLModel) -> None:
-        """Take one site's update.
-
-        Raises:
-            AggregationError: it is no difference, or holds no arrays.
-            RefusalError: its report is missing or wrong.
-        """
-        site = model.meta.get("client_name")
-        if not isinstance(site, str) or not site:
-            raise AggregationError("An update came without the name of its site.")
-        if model.params_type != ParamsType.DIFF or not model.params:
-            raise AggregationError(f"The update of {site} is not a weight difference (WEIGHT_DIFF) with arrays.")
-        report = parse_report(model.meta)
-        self._spool.put(site, {name: np.asarray(value) for name, value in model.params.items()})
-        self._reports[site] = report
-
-    def aggregate_model(self) -> FLModel:
-        """The weighted mean of all accepted updates, as a difference.
-
-        Raises:
-            AggregationError: there are no updates, or the rule's weights are unusable.
-        """
-        reports = {site: self._reports[site] for site in self._spool.sites}
-        if not reports:
-            raise AggregationError("No site sent an update; there is nothing to aggregate.")
+    def combine(self, reports: Mapping[str, SiteReport]) -> Arrays:
         weights = self.site_weights(reports)
         check_site_weights(weights, reports)
         self.last_weights = {site: weights[site] for site in reports}
-        logger.info("Weights of the round: %s", {site: round(w, 6) for site, w in self.last_weights.items()})
-        return FLModel(params_type=ParamsType.DIFF, params=self._weighted_mean(self.last_weights))
+        self.last_scales = self.site_scales(reports, self.last_weights)
+        return self._weighted_mean(self.last_weights, self.last_scales)
 
-    def reset_stats(self) -> None:
-        """Forget the updates of the round."""
-        self._spool.clear()
-        self._reports.clear()
-
-    def _weighted_mean(self, weights: Mapping[str, float]) -> dict[str, np.ndarray]:
+    def _weighted_mean(self, weights: Mapping[str, float], scales: Mapping[str, float]) -> Arrays:
         result = {}
         with self._spool.columns() as reader:
             for name in self._spool.names():
                 sites = reader.sites_with(name)
                 total = math.fsum(weights[site] for site in sites)
                 if total > 0:
-                    result[name] = _mean([(weights[s] / total, reader.read(s, name)) for s in sites])
+                    result[name] = _mean(
+                        [(weights[s] / total * scales.get(s, 1.0), reader.read(s, name)) for s in sites]
+                    )
         return result
+
+
+def normalised(amounts: Mapping[str, float]) -> dict[str, float]:
+    """Amounts divided by their sum.
+
+    Raises:
+        AggregationError: an amount is negative or not finite, or all are zero.
+    """
+    total = math.fsum(amounts.values())
+    if not all(math.isfinite(a) and a >= 0 for a in amounts.values()) or not 0 < total < math.inf:
+        raise AggregationError(f"No weights follow from the amounts {dict(amounts)}.")
+    return {site: amount / total for site, amount in amounts.items()}
+
+
+def sample_shares(reports: Mapping[str, SiteReport]) -> dict[str, float]:
+    """Each site's share of all training cases: s_j / S."""
+    return normalised({site: report.num_samples for site, report in reports.items()})
 
 
 def _mean(terms: list[tuple[float, np.ndarray]]) -> np.ndarray:

@@ -11,6 +11,7 @@ from torch import nn
 from fedseg.errors import RefusalError
 
 Arrays = dict[str, np.ndarray]
+EXTRA = "extra:"
 _FLOATING = (torch.float32, torch.float64, np.dtype("float32"), np.dtype("float64"))
 
 
@@ -51,6 +52,20 @@ def check_weights(expected: Mapping[str, torch.Tensor | np.ndarray], weights: Ma
 def contiguous(weights: Mapping[str, np.ndarray]) -> Arrays:
     """The arrays as safetensors wants them: contiguous, 0-d ones still 0-d (``ascontiguousarray`` makes them 1-d)."""
     return {name: np.ascontiguousarray(value).reshape(np.shape(value)) for name, value in weights.items()}
+
+
+def split_extras(arrays: Mapping[str, np.ndarray]) -> tuple[Arrays, Arrays]:
+    """Weights, and the further arrays of a method (control variates...) that travel with them under ``extra:``.
+
+    They share one message so that whatever limits the message (clipping, noise, a guard) sees them too.
+    """
+    extras = {name.removeprefix(EXTRA): value for name, value in arrays.items() if name.startswith(EXTRA)}
+    return {name: value for name, value in arrays.items() if not name.startswith(EXTRA)}, extras
+
+
+def join_extras(weights: Mapping[str, np.ndarray], extras: Mapping[str, np.ndarray]) -> Arrays:
+    """The reverse of ``split_extras``."""
+    return {**weights, **{EXTRA + name: value for name, value in extras.items()}}
 
 
 def is_averaged(value: np.ndarray) -> bool:

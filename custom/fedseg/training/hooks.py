@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,10 +12,19 @@ if TYPE_CHECKING:
 
 
 class TrainingHook:
-    """Does nothing; each method is called at the moment that its name says, hooks in the order given."""
+    """Does nothing; each method is called at the moment that its name says, hooks in the order given.
+
+    What a hook must remember between rounds goes through ``state`` and ``load_state`` to the site's disk: the object
+    itself may not live that long.
+    """
+
+    def statistics(self, trainer: SiteTrainer) -> dict[str, float]:
+        """Numbers of this site that the server adds up over all sites before round 0; every site then finds the sums
+        in ``trainer.totals``. They leave the site with its answer to ``prepare``."""
+        return {}
 
     def before_round(self, trainer: SiteTrainer, global_weights: Arrays, round_number: int) -> None:
-        """The global weights are loaded, no step has run."""
+        """The global weights are loaded, no step has run; ``trainer.received_extras`` holds arrays sent with them."""
 
     def before_step(self, trainer: SiteTrainer, images: torch.Tensor, classes: torch.Tensor) -> None:
         """A batch [B, C, ...] with class values [B, 1, ...] is about to be used."""
@@ -34,3 +43,18 @@ class TrainingHook:
 
     def after_round(self, trainer: SiteTrainer, global_weights: Arrays, round_number: int) -> None:
         """All local epochs of the round are done."""
+
+    def extra_arrays(self, trainer: SiteTrainer) -> Arrays:
+        """Arrays that travel to the server with the update of the round, under names of the hook's own prefix."""
+        return {}
+
+    def report(self, trainer: SiteTrainer) -> dict[str, float]:
+        """Optional fields of the ``SiteReport`` that this hook knows, by name."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """What the next round needs: tensors, numbers, strings, lists and dicts of them."""
+        return {}
+
+    def load_state(self, state: dict[str, Any] | None) -> None:
+        """Take back what ``state`` gave after the site's last finished round; None before the first one."""

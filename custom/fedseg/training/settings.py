@@ -44,6 +44,7 @@ class TrainingSettings:
         precision: ``auto`` (mixed on a GPU, float32 on a CPU), ``float32`` or ``bfloat16`` (autocast everywhere).
         cache: where pre-processed cases are kept: ``memory`` or ``disk`` (the site's cache folder).
         overlap: overlap of sliding windows in validation, as a fraction of the patch.
+        validate_after: also score the site's own model after its local training, for rules that weigh by it.
         empty: convention for regions that are empty in the reference, see ``evaluation.metrics``.
     """
 
@@ -63,6 +64,7 @@ class TrainingSettings:
     precision: str = "auto"
     cache: str = "memory"
     overlap: float = 0.25
+    validate_after: bool = False
     empty: str = "brats"
 
     def to_dict(self) -> dict[str, Any]:
@@ -98,7 +100,7 @@ def parse_training(declaration: Mapping[str, Any], where: str = "training") -> T
     require("weight_decay", _is_number(settings.weight_decay) and settings.weight_decay >= 0, "a number from 0 up")
     require("warmup", _is_number(settings.warmup) and 0 <= settings.warmup < 1, "a fraction from 0 to below 1")
     require("overlap", _is_number(settings.overlap) and 0 <= settings.overlap < 1, "a fraction from 0 to below 1")
-    for name in ("reset_optimizer", "batch_dice"):
+    for name in ("reset_optimizer", "batch_dice", "validate_after"):
         require(name, isinstance(getattr(settings, name), bool), "true or false")
     return settings
 

@@ -25,6 +25,11 @@ class SiteReport:
         val_cases: validation cases.
         seconds: the site's own work, from task to result.
         seconds_training: the part of it spent in training steps.
+        val_loss_after: mean loss of the site's own model after its local training over the validation cases; only
+            with the setting ``validate_after``.
+        val_dice_after: mean Dice of the same model; only with the setting ``validate_after``.
+        personal_dice: mean Dice of the site's personal model over the validation cases, where a method keeps one.
+        epsilon: privacy spent on the site's patients up to and including this round, where a mechanism runs.
     """
 
     num_samples: int
@@ -35,6 +40,10 @@ class SiteReport:
     val_cases: int = 0
     seconds: float = 0.0
     seconds_training: float = 0.0
+    val_loss_after: float | None = None
+    val_dice_after: float | None = None
+    personal_dice: float | None = None
+    epsilon: float | None = None
 
     def to_meta(self) -> dict[str, Any]:
         """The form in which it travels, under ``META_KEY`` of the DXO's meta."""
@@ -57,10 +66,12 @@ def parse_report(meta: Mapping[str, Any]) -> SiteReport:
         if type(getattr(report, name)) is not int or getattr(report, name) < 0:
             raise RefusalError("report", f"The reported {name} is not a count.")
     numbers = [report.train_loss, report.seconds, report.seconds_training]
-    numbers += [v for v in (report.val_loss, *dict(report.val_dice).values()) if v is not None]
+    optional = (report.val_loss, report.val_loss_after, report.val_dice_after, report.personal_dice, report.epsilon)
+    numbers += [v for v in (*optional, *dict(report.val_dice).values()) if v is not None]
     if not all(isinstance(v, int | float) and abs(v) < _LARGEST for v in numbers):
         raise RefusalError("report", "The report holds a number that is not finite, or beyond reason.")
-    if not all(v is None or 0 <= v <= 1 for v in report.val_dice.values()):
+    shares = (*report.val_dice.values(), report.val_dice_after, report.personal_dice)
+    if not all(v is None or 0 <= v <= 1 for v in shares):
         raise RefusalError("report", "The report holds a Dice outside 0 to 1.")
     if report.num_samples == 0:
         raise RefusalError("report", "The site reports no training cases.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +38,10 @@ class RoundResult:
         update: new minus received weights, floating-point arrays only.
         num_samples: training cases of the site.
         num_steps: optimizer steps of the round.
-        train_loss: mean loss over the steps of the round.
+        train_loss: mean loss over the steps of the round; the segmentation loss alone, without what hooks add.
         seconds: duration.
+        extras: arrays of the hooks that travel with the update.
+        weights: the site's own weights after the round.
     """
 
     update: Arrays
@@ -47,6 +49,8 @@ class RoundResult:
     num_steps: int
     train_loss: float
     seconds: float
+    extras: Arrays
+    weights: Arrays
 
 
 @dataclass(frozen=True)
@@ -97,14 +101,29 @@ class SiteTrainer:
         self.training_cases = CaseCache(self.task, datalist.training, True, folder)
         self._scored = {s: CaseCache(self.task, datalist.split(s), False, folder) for s in ("validation", "test")}
         self.optimizer = self._new_optimizer()
+        self.received_extras: Arrays = {}
+        self.totals: dict[str, float] = {}
 
-    def train_round(self, weights: Arrays, round_number: int, total_rounds: int) -> RoundResult:
+    def statistics(self) -> dict[str, float]:
+        """What the hooks want added up over all sites before the first round."""
+        return {name: value for hook in self.hooks for name, value in hook.statistics(self).items()}
+
+    def train_round(
+        self,
+        weights: Arrays,
+        round_number: int,
+        total_rounds: int,
+        extras: Arrays | None = None,
+        totals: Mapping[str, float] | None = None,
+    ) -> RoundResult:
         """Train ``local_epochs`` from the given weights.
 
         Args:
             weights: the global model.
             round_number: from 0.
             total_rounds: rounds of the whole job; the learning rate's schedule spans them.
+            extras: further arrays that the server sent, for the hooks.
+            totals: sums of the sites' ``statistics``, for the hooks.
 
         Raises:
             RefusalError: the weights do not fit (``weights``), there are no training cases (``data``) or the loss
@@ -115,18 +134,23 @@ class SiteTrainer:
         if not len(self.training_cases):
             raise RefusalError("data", "This site has no training cases.")
         set_weights(self.network, weights)
+        self.received_extras, self.totals = dict(extras or {}), dict(totals or {})
         self._restore(round_number)
         for hook in self.hooks:
             hook.before_round(self, weights, round_number)
         losses = self._train_epochs(round_number, total_rounds)
         for hook in self.hooks:
             hook.after_round(self, weights, round_number)
-        update = difference(get_weights(self.network), weights)
+        own = get_weights(self.network)
+        update = difference(own, weights)
+        extra = {name: array for hook in self.hooks for name, array in hook.extra_arrays(self).items()}
         if self.state is not None:
-            kept = {"optimizer": self.optimizer.state_dict(), "network": self.network.state_dict()}
+            hooks = [hook.state() for hook in self.hooks]
+            kept = {"optimizer": self.optimizer.state_dict(), "network": self.network.state_dict(), "hooks": hooks}
             self.state.save(round_number, kept)
         mean = sum(losses) / len(losses)
-        return RoundResult(update, len(self.training_cases), len(losses), mean, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        return RoundResult(update, len(self.training_cases), len(losses), mean, seconds, extra, own)
 
     def validate(self, weights: Arrays, split: str = "validation", distances: bool = False) -> list[ScoredCase]:
         """Score weights on every case of a split.
@@ -159,6 +183,7 @@ class SiteTrainer:
         return ScoredCase(case.id, loss, score)
 
     def _train_epochs(self, round_number: int, total_rounds: int) -> list[float]:
+        """Local epochs of ``self.network`` with ``self.optimizer``; the loss of every step."""
         self.network.train()
         losses: list[float] = []
         epochs = self.settings.local_epochs
@@ -192,6 +217,7 @@ class SiteTrainer:
         with self._autocast():
             logits = self.network(images)
         loss = self.loss(logits.float(), classes)
+        segmentation = float(loss.detach())
         for hook in self.hooks:
             extra = hook.loss(self, images, logits, classes)
             loss = loss if extra is None else loss + extra
@@ -208,7 +234,7 @@ class SiteTrainer:
         self.optimizer.step()
         for hook in self.hooks:
             hook.after_step(self)
-        return value
+        return segmentation
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         parameters, rate, decay = self.network.parameters(), self.settings.learning_rate, self.settings.weight_decay
@@ -217,14 +243,15 @@ class SiteTrainer:
         return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
 
     def _restore(self, round_number: int) -> None:
-        """The optimizer as this site's last finished round left it, or a fresh one."""
-        if self.settings.reset_optimizer:
+        """Optimizer and hooks as this site's last finished round left them, or fresh ones."""
+        saved = self.state.load(round_number) if self.state is not None else None
+        if self.settings.reset_optimizer or self.state is not None:
             self.optimizer = self._new_optimizer()
-        elif self.state is not None:
-            self.optimizer = self._new_optimizer()
-            saved = self.state.load(round_number)
-            if saved is not None:
-                self.optimizer.load_state_dict(saved["optimizer"])
+        if saved is not None and not self.settings.reset_optimizer:
+            self.optimizer.load_state_dict(saved["optimizer"])
+        if self.state is not None:
+            for position, hook in enumerate(self.hooks):
+                hook.load_state(saved["hooks"][position] if saved is not None else None)
 
     def _set_rate(self, progress: float) -> None:
         for group in self.optimizer.param_groups:

@@ -14,8 +14,10 @@ from typing import Any
 
 from fedseg.component_policy import FEDSEG_CLASSES, FLARE_CLASSES
 from fedseg.errors import ConfigurationError, UsageError
+from fedseg.training.hooks import TrainingHook
 from fedseg.training.plan import PLAN_FILE, Plan, parse_plan, read_json
 
+_PARTS = ("aggregator", "server_optimizer", "shared_arrays", "selection")
 SERVER_FILE, CLIENT_FILE = "config_fed_server.json", "config_fed_client.json"
 
 
@@ -56,18 +58,17 @@ class Job:
 
         Args:
             key: a path into the plan (``seed``, ``training.local_epochs``, ``task.patch_size``, ``network.channels``)
-                or into the workflow's arguments (``workflow.min_sites``, ``aggregator.weight_by``).
+                or into the arguments of the workflow (``workflow.min_sites``), of one of its parts
+                (``aggregator.weight_by``, ``selection.k``...) or of a training hook (``hook.fedprox.mu``).
             value: the new value; checked by ``check``.
 
         Raises:
             UsageError: there is no such place.
         """
         first, *rest = key.split(".")
-        if first in ("workflow", "aggregator"):
-            part = self.workflow.get("aggregator") if first == "aggregator" else {"args": self.workflow}
-            if len(rest) != 1 or not isinstance(part, dict):
-                raise UsageError(f"--set {key}: write {first}.ARGUMENT=VALUE.")
-            part.setdefault("args", {})[rest[0]] = value
+        if first in ("workflow", "hook", *_PARTS):
+            component = self._component(key, first, rest)
+            component.setdefault("args", {})[rest[-1]] = value
             return
         if not rest:
             self.declaration[first] = value
@@ -77,10 +78,23 @@ class Job:
         if first not in ("task", "network", "training") or len(rest) != 1 or not isinstance(part, dict):
             raise UsageError(
                 f"--set {key}: no such setting. Write seed, task.FIELD, network.ARGUMENT, training.SETTING, "
-                "workflow.ARGUMENT or aggregator.ARGUMENT."
+                f"workflow.ARGUMENT, {', '.join(f'{part}.ARGUMENT' for part in _PARTS)} or hook.ID.ARGUMENT."
             )
         part[rest[0]] = value
         self.declaration[first] = part
+
+    def _component(self, key: str, first: str, rest: list[str]) -> dict[str, Any]:
+        """The component whose argument ``key`` names."""
+        if first == "hook":
+            ids = {c["id"]: c for c in self.client.get("components", []) if isinstance(c, dict) and "id" in c}
+            if len(rest) != 2 or rest[0] not in ids:
+                raise UsageError(f"--set {key}: write hook.ID.ARGUMENT=VALUE; components of this job: {sorted(ids)}.")
+            return ids[rest[0]]
+        part = {"args": self.workflow} if first == "workflow" else self.workflow.get(first)
+        if len(rest) != 1 or not isinstance(part, dict):
+            why = "" if isinstance(part, dict) else f" This job has no {first}; set workflow.{first} as a whole."
+            raise UsageError(f"--set {key}: write {first}.ARGUMENT=VALUE.{why}")
+        return part
 
     def check(self) -> Plan:
         """Check the plan, every class path and the names of every argument.
@@ -96,7 +110,27 @@ class Job:
             if not isinstance(component, dict) or not isinstance(component.get("path"), str):
                 raise ConfigurationError(f"{self.name}: component", component, "an object with path and args")
             _build(component)
+        for hook in self.build_hooks():
+            if not isinstance(hook, TrainingHook):
+                raise ConfigurationError("executor.hooks", type(hook).__name__, "a training hook")
+            hook.check_plan(plan)
+        self.build_workflow().model.aggregator.check_plan(plan)
         return plan
+
+    def build_workflow(self) -> Any:
+        """The workflow with all its parts, as FLARE's server builds it."""
+        return _build(self.server["workflows"][0])
+
+    def build_hooks(self) -> list[Any]:
+        """A fresh set of the training hooks that the job's executor names."""
+        components = {c["id"]: c for c in self.client.get("components", []) if isinstance(c, dict) and "id" in c}
+        names = [n for e in self.client.get("executors", []) for n in e["executor"].get("args", {}).get("hooks", [])]
+        for name in names:
+            if name not in components:
+                raise ConfigurationError(
+                    "executor.hooks", name, f"the id of a component of the job: {sorted(components)}"
+                )
+        return [_build(components[name]) for name in names]
 
     def write(self, folder: Path) -> Path:
         """Copy the job with its changes to ``folder`` (which must not exist)."""

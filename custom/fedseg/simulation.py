@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +20,18 @@ from fedseg.component_policy import site_resources
 from fedseg.data.datalist import FILE_NAME, read_datalist
 from fedseg.errors import FedsegError, UsageError
 from fedseg.executors.site_profile import DATA_VARIABLE, STATE_VARIABLE
-from fedseg.jobs import Job
+from fedseg.jobs import Job, read_job
 from fedseg.processes import MemoryWatch, end_processes, process_group, process_tree
 from fedseg.training.plan import PLAN_FILE
+from fedseg.workflows.checkpoint import Checkpoints
 from fedseg.workflows.record import BEST_MODEL, FOLDER, LAST_MODEL, PROGRESS_FILE, RESULTS_FILE
 
 logger = logging.getLogger(__name__)
 Event = dict[str, Any]
 MARKER = "job"
 TASK_REQUEST_INTERVAL = 0.35
+PATIENCE = 30.0
+SERVER = "server"
 LOG = "simulator.log"
 _SERVER_FOLDER = Path("workspace") / "server" / "simulate_job" / FOLDER
 _NO_LEFTOVERS = ("workspace", "state", "report", "models", "updates", MARKER)
@@ -83,6 +88,38 @@ def prepare_output(out: Path, overwrite: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
 
+def prepare_resume(out: Path, name: str, from_round: int | None) -> Job:
+    """The job of a stopped run as it was, set to go on; nothing in the folder is changed yet.
+
+    Args:
+        out: folder of the stopped run.
+        name: the job's name, to be sure that the right run goes on.
+        from_round: the finished round to continue after; None for the last one.
+
+    Raises:
+        UsageError: the folder holds no run, one of another job, or no checkpoint to continue from.
+    """
+    if not (out / MARKER / "app" / "config" / PLAN_FILE).is_file():
+        raise UsageError(f"--out {out} holds no run that could go on.")
+    job = read_job(out / MARKER)
+    if job.name != name:
+        raise UsageError(f"--out {out} holds a run of the job {job.name}, not of {name}.")
+    run_id = job.workflow.get("run_id")
+    rounds = Checkpoints(out / "state" / SERVER / str(run_id)).rounds() if run_id else []
+    if not rounds:
+        raise UsageError(
+            f"--out {out}: no round of this run was finished, so there is nothing to continue; start anew."
+        )
+    if from_round is not None and from_round not in rounds:
+        raise UsageError(
+            f"--from-round {from_round}: there are checkpoints of the rounds {rounds} (counted from 0). A run started "
+            "with --set workflow.keep_checkpoints=0 keeps all."
+        )
+    if from_round is not None:
+        job.set("workflow.resume_round", from_round)
+    return job
+
+
 def simulate(
     job: Job, data: Path, out: Path, sites: list[str], on_event: Callable[[Event], None], gpu: str | None = None
 ) -> SimulationResult:
@@ -91,7 +128,7 @@ def simulate(
     Args:
         job: the checked job.
         data: folder with ``<site>/datalist.json``.
-        out: the run's folder, as ``prepare_output`` left it.
+        out: the run's folder, as ``prepare_output`` or ``prepare_resume`` left it.
         sites: names of the sites.
         on_event: called with each event of the server as it happens.
         gpu: FLARE's GPU list; None leaves each site the device that torch finds (the first GPU, else the CPU).
@@ -103,7 +140,10 @@ def simulate(
     # Many short rounds on one machine: ask for tasks oftener than over a hospital's network.
     job.server.setdefault("server", {})["task_request_interval"] = TASK_REQUEST_INTERVAL
     job.client["default_task_fetch_interval"] = TASK_REQUEST_INTERVAL
-    job.write(out / MARKER)
+    job.workflow.setdefault("run_id", uuid.uuid4().hex)
+    _write_job(job, out / MARKER)
+    for leftover in ("workspace", "report", "models"):
+        shutil.rmtree(out / leftover, ignore_errors=True)
     workspace = out / "workspace"
     (workspace / "local").mkdir(parents=True)
     (workspace / "local" / "resources.json").write_text(json.dumps(site_resources(), indent=2), "utf-8")
@@ -117,7 +157,7 @@ def simulate(
     command += ["-w", str(workspace.resolve()), "-c", ",".join(sites)]
     command += ["-gpu", gpu] if gpu else ["-t", str(len(sites))]
     log, start = out / LOG, time.monotonic()
-    with log.open("w") as file:
+    with log.open("a") as file:
         process = subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
@@ -132,11 +172,21 @@ def simulate(
     return SimulationResult(results, time.monotonic() - start, {**watch.peak, "total": watch.peak_total})
 
 
+def _write_job(job: Job, folder: Path) -> None:
+    """Write the job that runs; a resumed run replaces its own copy, from which it was read."""
+    written = job.write(folder.with_name(folder.name + ".new"))
+    shutil.rmtree(folder, ignore_errors=True)
+    written.rename(folder)
+
+
 def _follow(process: subprocess.Popen[bytes], path: Path, on_event: Callable[[Event], None]) -> None:
-    """Hand on the server's events until the simulator has ended."""
-    position = 0
+    """Hand on the server's events until the simulator has ended, or should have.
+
+    The simulator waits for ever for a site whose task never returns; once the server has finished, nobody needs it.
+    """
+    position, finished = 0, math.inf
     while True:
-        ended = process.poll() is not None
+        ended = process.poll() is not None or time.monotonic() - finished > PATIENCE
         if path.exists():
             with path.open(encoding="utf-8") as file:
                 file.seek(position)
@@ -144,7 +194,10 @@ def _follow(process: subprocess.Popen[bytes], path: Path, on_event: Callable[[Ev
                     if not line.endswith("\n"):
                         break
                     position += len(line.encode())
-                    on_event(json.loads(line))
+                    event = json.loads(line)
+                    on_event(event)
+                    if event["event"] in ("finished", "failed"):
+                        finished = time.monotonic()
         if ended:
             return
         time.sleep(0.2)
@@ -158,12 +211,15 @@ def _collect(out: Path, log: Path) -> dict[str, Any]:
         events = [json.loads(line) for line in (server / PROGRESS_FILE).read_text("utf-8").splitlines()]
         failure = next((e["what"] for e in events if e["event"] == "failed"), "")
     results = json.loads((server / RESULTS_FILE).read_text("utf-8")) if (server / RESULTS_FILE).exists() else {}
-    (out / "models").mkdir()
+    (out / "models").mkdir(exist_ok=True)
     for name in (LAST_MODEL, BEST_MODEL):
         if (server / name).exists():
             shutil.copy2(server / name, out / "models" / name)
     if (server / "updates").exists():
-        shutil.move(server / "updates", out / "updates")
+        (out / "updates").mkdir(exist_ok=True)
+        for folder in (server / "updates").iterdir():
+            shutil.rmtree(out / "updates" / folder.name, ignore_errors=True)
+            shutil.move(folder, out / "updates" / folder.name)
     if "final" not in results:
         raise FedsegError(
             f"The run ended without a finished model. {failure or 'The simulator stopped without a reason.'} See {log}."

@@ -59,7 +59,8 @@ def build_summary(job: Job, run: SimulationResult) -> dict[str, Any]:
         "best": best,
         "events": results["events"],
         "privacy": {},
-        "cost": {"wall_seconds": run.wall_seconds, **traffic, "peak_rss_mb": run.peak_rss_mb},
+        "stopped": results["stopped"],
+        "cost": {"wall_seconds": max(run.wall_seconds, results["seconds"]), **traffic, "peak_rss_mb": run.peak_rss_mb},
     }
 
 

@@ -14,9 +14,9 @@ from fedseg.console import err, out
 from fedseg.errors import UsageError
 from fedseg.evaluation.report import write_report
 from fedseg.evaluation.tables import dice_table
-from fedseg.jobs import apply_settings, read_job
+from fedseg.jobs import Job, apply_settings, read_job
 from fedseg.pictures import write_gallery, write_overlays
-from fedseg.simulation import Event, find_sites, prepare_output, simulate
+from fedseg.simulation import Event, find_sites, prepare_output, prepare_resume, simulate
 from fedseg.summary import build_summary, write_summary
 from fedseg.training.model_file import read_model
 
@@ -42,6 +42,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--compare", default="", metavar="KINDS", help=f"also score alternatives: {','.join(KINDS)}")
     parser.add_argument("--keep-updates", action="store_true", help="keep every round's model and updates")
     parser.add_argument("--overwrite", action="store_true", help="replace a former run in --out")
+    parser.add_argument("--resume", action="store_true", help="continue the stopped run in --out, job as it was")
+    parser.add_argument(
+        "--from-round", type=int, metavar="N", help="with --resume: go on after this round (from 0; default: last)"
+    )
     parser.add_argument("--gpu", help="GPU ids for FLARE's simulator, e.g. 0 or 0,1")
     parser.set_defaults(run=run)
 
@@ -50,10 +54,7 @@ def run(options: argparse.Namespace) -> int:
     """Check everything first, run, then write summary and report."""
     if options.rounds is not None and options.rounds < 1:
         raise UsageError(f"--rounds {options.rounds}: the number of rounds must be a whole number of at least 1.")
-    job = read_job(options.job)
-    apply_settings(job, options.rounds, options.threads, options.seed, options.set)
-    if options.keep_updates:
-        job.workflow["keep_updates"] = True
+    job = _stopped_job(options) if options.resume else _new_job(options)
     plan = job.check()
     rounds = int(job.workflow["num_rounds"])
     kinds = [kind for kind in options.compare.split(",") if kind]
@@ -64,7 +65,8 @@ def run(options: argparse.Namespace) -> int:
     if options.gpu and not torch.cuda.is_available():
         raise UsageError(f"--gpu {options.gpu}: torch sees no GPU on this machine; leave it out to run on the CPU.")
     sites = find_sites(options.data)
-    prepare_output(options.out, options.overwrite)
+    if not options.resume:
+        prepare_output(options.out, options.overwrite)
     err().print(
         f"{job.name}: {len(sites)} sites, {rounds} rounds of {plan.training.local_epochs} local epoch(s), "
         f"patch {'x'.join(map(str, plan.task.patch_size))}, {plan.training.threads} thread(s) per site, "
@@ -73,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
     result = simulate(job, options.data, options.out, sites, show_event, options.gpu)
     summary = build_summary(job, result)
     report = options.out / "report"
-    report.mkdir()
+    report.mkdir(exist_ok=True)
     write_summary(summary, report)
     write_gallery(options.data, sites, report)
     model = read_model(options.out / "models" / "last.safetensors")
@@ -99,6 +101,31 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _new_job(options: argparse.Namespace) -> Job:
+    if options.from_round is not None:
+        raise UsageError(f"--from-round {options.from_round}: only together with --resume.")
+    job = read_job(options.job)
+    apply_settings(job, options.rounds, options.threads, options.seed, options.set)
+    if options.keep_updates:
+        job.workflow["keep_updates"] = True
+    return job
+
+
+def _stopped_job(options: argparse.Namespace) -> Job:
+    changes = {
+        "--rounds": options.rounds,
+        "--threads": options.threads,
+        "--seed": options.seed,
+        "--set": options.set or None,
+        "--keep-updates": options.keep_updates or None,
+        "--overwrite": options.overwrite or None,
+    }
+    for name, value in changes.items():
+        if value is not None:
+            raise UsageError(f"{name} cannot be given with --resume: a run goes on with the job as it was.")
+    return prepare_resume(options.out, read_job(options.job).name, options.from_round)
+
+
 def show_event(event: Event) -> None:
     """One line on stderr for each thing that happens."""
     kind, site = event["event"], escape(str(event.get("site", "")))
@@ -109,6 +136,12 @@ def show_event(event: Event) -> None:
         err().print(f"  {site} accepts the job ({counts})")
     elif kind == "round":
         err().print(f"round {event['round'] + 1}/{event['total']}")
+        for name in sorted(set(event["selection"]) - set(event["sites"])):
+            err().print(f"  {escape(name)} is not asked: {escape(event['selection'][name])}")
+    elif kind == "resumed":
+        err().print(f"going on after round {event['round'] + 1}")
+    elif kind == "stopped":
+        err().print(f"[yellow]no further round: {escape(event['what'])}[/yellow]")
     elif kind == "update":
         dice = "n/a" if event["val_dice"] is None else f"{event['val_dice']:.3f}"
         err().print(

@@ -13,11 +13,6 @@ from fedseg.data.datalist import Datalist, case_names
 from fedseg.training.trainer import ScoredCase
 
 
-def mean_loss(scored: Sequence[ScoredCase]) -> float | None:
-    """Mean loss over cases; None without cases."""
-    return sum(case.loss for case in scored) / len(scored) if scored else None
-
-
 def write_case_scores(folder: Path, model: str, datalist: Datalist, scored: Mapping[str, Sequence[ScoredCase]]) -> Path:
     """Write ``evaluation-<model>.json``: per split each case's files, loss, Dice and HD95."""
     content: dict[str, Any] = {}

@@ -7,6 +7,11 @@ RUN_ID = "fedseg_run_id"
 PLAN_DIGEST = "fedseg_plan"
 SPLITS = "fedseg_splits"
 MODEL_NAME = "fedseg_model"
+TOTALS = "fedseg_totals"
+KEEP = "fedseg_keep"
+
+# in the answer to `prepare`, beside the counts of cases
+STATISTICS = "statistics"
 
 # headers of a reply
 REASON = "fedseg_reason"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,25 +24,29 @@ from nvflare.app_common.widgets.streaming import create_analytic_dxo, send_analy
 from fedseg.errors import AbortedError, ConfigurationError, DataError, FedsegError, RefusalError
 from fedseg.evaluation.metrics import summarise
 from fedseg.executors.admission import admit_data, check_plan, check_version
-from fedseg.executors.case_scores import mean_loss, write_case_scores
+from fedseg.executors.case_scores import write_case_scores
 from fedseg.executors.message_size import message_size
 from fedseg.executors.protocol import (
     BYTES_DOWN,
     BYTES_UP,
+    KEEP,
     MODEL_NAME,
     PLAN_DIGEST,
     PREPARE,
     REASON,
     RUN_ID,
     SPLITS,
+    STATISTICS,
     TEXT,
+    TOTALS,
 )
 from fedseg.executors.site_profile import SiteProfile, read_profile
 from fedseg.networks.weights import Arrays
 from fedseg.training.hooks import TrainingHook
 from fedseg.training.plan import PLAN_FILE, Plan, read_plan
 from fedseg.training.site_report import SiteReport
-from fedseg.training.state import SiteState
+from fedseg.training.site_round import mean_loss, site_round
+from fedseg.training.state import DEFAULT_KEEP, SiteState
 from fedseg.training.trainer import ScoredCase, SiteTrainer
 
 logger = logging.getLogger(__name__)
@@ -124,31 +127,24 @@ class SegmentationExecutor(Executor):
         trainer = self._open(plan, meta.get(RUN_ID), fl_ctx)
         counts = {split: len(trainer.datalist.split(split)) for split in ("training", "validation", "test")}
         logger.info("Job accepted: %s, plan %s", counts, plan.digest[:12])
-        return DXO(DataKind.METRICS, data=counts).to_shareable()
+        statistics = trainer.statistics()
+        answer = {**counts, STATISTICS: statistics} if statistics else counts
+        return DXO(DataKind.METRICS, data=answer).to_shareable()
 
     def _train(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
-        start = time.perf_counter()
         model = FLModelUtils.from_shareable(shareable)
         trainer = self._open(_plan(fl_ctx), model.meta.get(RUN_ID), fl_ctx)
-        weights = _weights(model.params)
+        received = _weights(model.params)
         round_number, total = int(model.current_round or 0), max(1, int(model.total_rounds or 1))
-        scored = trainer.validate(weights)
-        result = trainer.train_round(weights, round_number, total)
-        summary = summarise([case.score for case in scored])
-        report = SiteReport(
-            num_samples=result.num_samples,
-            num_steps=result.num_steps,
-            train_loss=result.train_loss,
-            val_loss=mean_loss(scored),
-            val_dice=summary["dice"],
-            val_cases=len(scored),
-            seconds=time.perf_counter() - start,
-            seconds_training=result.seconds,
-        )
+        if trainer.state is not None:
+            # One more than the server, which may go back to a round while this site is already in the next.
+            kept = int(model.meta.get(KEEP, DEFAULT_KEEP))
+            trainer.state.keep = kept + 1 if kept else 0
+        update, report = site_round(trainer, received, round_number, total, model.meta.get(TOTALS))
         self._send_curves(report, round_number, fl_ctx)
         meta = {**report.to_meta(), MetaKey.NUM_STEPS_CURRENT_ROUND: report.num_steps}
         return FLModelUtils.to_shareable(
-            FLModel(params_type=ParamsType.DIFF, params=result.update, meta=meta, current_round=round_number)
+            FLModel(params_type=ParamsType.DIFF, params=update, meta=meta, current_round=round_number)
         )
 
     def _validate(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:

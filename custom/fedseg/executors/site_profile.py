@@ -73,6 +73,26 @@ def read_profile(site: str, config_folder: Path, work_folder: Path) -> SiteProfi
     return SiteProfile({"*": Path(root) / site / FILE_NAME}, state, state / "cache")
 
 
+def read_state_folder(name: str, config_folder: Path, work_folder: Path) -> Path:
+    """Where a server keeps what must survive its job process: checkpoints.
+
+    A provisioned server names the folder as ``state`` in ``fedseg.json`` of its ``local`` folder; in the simulator it
+    is ``FEDSEG_STATE``/<name>. With neither it lies in the job's own folder, which ends with the job.
+
+    Raises:
+        ConfigurationError: the file is wrong.
+    """
+    path = config_folder / PROFILE_FILE
+    if path.exists():
+        content = read_json(path)
+        if not isinstance(content, dict) or not isinstance(content.get("state"), str) or not content["state"]:
+            raise ConfigurationError(
+                f"{PROFILE_FILE}: state", content, "an object with state, a folder that outlives jobs"
+            )
+        return config_folder / content["state"]
+    return Path(os.environ.get(STATE_VARIABLE) or work_folder / "fedseg_state") / name
+
+
 def _parse(content: Any, base: Path) -> SiteProfile:
     if not isinstance(content, dict):
         raise ConfigurationError(PROFILE_FILE, content, "an object")

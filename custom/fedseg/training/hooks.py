@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fedseg.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from fedseg.networks.weights import Arrays
+    from fedseg.training.plan import Plan
     from fedseg.training.trainer import SiteTrainer
 
 
@@ -17,6 +21,13 @@ class TrainingHook:
     What a hook must remember between rounds goes through ``state`` and ``load_state`` to the site's disk: the object
     itself may not live that long.
     """
+
+    def check_plan(self, plan: Plan) -> None:
+        """Refuse a plan under which the method would not be the method; asked when the trainer is built.
+
+        Raises:
+            ConfigurationError: a setting of the plan must be another.
+        """
 
     def statistics(self, trainer: SiteTrainer) -> dict[str, float]:
         """Numbers of this site that the server adds up over all sites before round 0; every site then finds the sums
@@ -58,3 +69,9 @@ class TrainingHook:
 
     def load_state(self, state: dict[str, Any] | None) -> None:
         """Take back what ``state`` gave after the site's last finished round; None before the first one."""
+
+
+def check_strength(name: str, value: float) -> None:
+    """Refuse a weight of a further loss term that is not a finite number from 0 up."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        raise ConfigurationError(name, value, "a number from 0 up")

@@ -12,7 +12,7 @@ import torch
 
 from fedseg.errors import ConfigurationError, RefusalError
 
-_KEEP = 2
+DEFAULT_KEEP = 2
 
 
 def check_run_id(run_id: str) -> None:
@@ -22,25 +22,26 @@ def check_run_id(run_id: str) -> None:
 
 
 class SiteState:
-    """State of one site in one run: a file for each finished round, the last two kept.
+    """State of one site in one run: a file for each finished round, the last ones kept.
 
     The file of round r holds what round r + 1 starts from. A round that is asked for again (its result was lost on
     the way) so starts from the same state as the first time. Values are tensors, numbers, strings, lists and dicts;
     they are read without executing anything (``weights_only``).
     """
 
-    def __init__(self, folder: Path, run_id: str) -> None:
+    def __init__(self, folder: Path, run_id: str, keep: int = DEFAULT_KEEP) -> None:
         """Open the state of a run.
 
         Args:
             folder: the site's state folder.
             run_id: made at the first start of the run; not FLARE's job id, which changes on resume.
+            keep: how many of the last rounds are kept; 0 keeps all. The server may change it with a task.
 
         Raises:
             ConfigurationError: ``run_id`` could not be a folder's name.
         """
         check_run_id(run_id)
-        self.folder = folder / run_id
+        self.folder, self.keep = folder / run_id, keep
 
     def load(self, before_round: int) -> dict[str, Any] | None:
         """The newest state of a round earlier than ``before_round`` (on the CPU), or None before any round.
@@ -51,18 +52,24 @@ class SiteState:
         rounds = self._rounds()
         earlier = [r for r in rounds if r < before_round]
         if rounds and not earlier and before_round > 0:
-            raise RefusalError("state", f"The state before round {before_round} is gone; the last {_KEEP} are kept.")
+            kept = f"the last {self.keep} are kept"
+            raise RefusalError("state", f"The state before round {before_round} is gone; {kept}.")
         return torch.load(self._path(max(earlier)), map_location="cpu", weights_only=True) if earlier else None
 
     def save(self, round_number: int, values: Mapping[str, Any]) -> None:
-        """Store what the next round starts from; complete or not at all."""
+        """Store what the next round starts from, complete or not at all.
+
+        States of later rounds go away: the run was continued from an earlier round, and they belong to a branch of it
+        that is no longer followed.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / f".{round_number}.{os.getpid()}.tmp"
         torch.save(dict(values), temporary)
         os.replace(temporary, self._path(round_number))
         rounds = self._rounds()
-        for old in [r for r in rounds if r <= round_number][:-_KEEP]:
-            self._path(old).unlink(missing_ok=True)
+        earlier = [r for r in rounds if r <= round_number]
+        for other in (earlier[: -self.keep] if self.keep else []) + [r for r in rounds if r > round_number]:
+            self._path(other).unlink(missing_ok=True)
 
     def _path(self, round_number: int) -> Path:
         return self.folder / f"round-{round_number:05d}.pt"

@@ -88,21 +88,29 @@ class SiteTrainer:
             cache_folder: for ``cache: disk``.
             hooks: what a method adds to local training.
             aborted: asked before every step and window; True ends the work with ``AbortedError``.
+
+        Raises:
+            ConfigurationError: a hook cannot work with this plan.
         """
         self.plan, self.site, self.datalist, self.state = plan, site, datalist, state
         self.settings, self.task, self.hooks, self.aborted = plan.training, plan.task, tuple(hooks), aborted
+        for hook in self.hooks:
+            hook.check_plan(plan)
         torch.set_num_threads(self.settings.threads)
         self.device = choose_device(device)
         self.network = plan.network.build(len(self.task.channels), self.task.output_channels, plan.seed)
         # Convolutions run up to a fifth faster in this layout; the weights' names and values are the same.
         self.network.to(self.device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.loss = SegmentationLoss(self.task, self.settings.dice_weight, self.settings.batch_dice)
+        # A hook may put another loss in the place of `loss`; scores stay comparable between rounds and methods.
+        self._scoring_loss = self.loss
         folder = cache_folder if self.settings.cache == "disk" else None
         self.training_cases = CaseCache(self.task, datalist.training, True, folder)
         self._scored = {s: CaseCache(self.task, datalist.split(s), False, folder) for s in ("validation", "test")}
         self.optimizer = self._new_optimizer()
         self.received_extras: Arrays = {}
         self.totals: dict[str, float] = {}
+        self.total_rounds = 0
 
     def statistics(self) -> dict[str, float]:
         """What the hooks want added up over all sites before the first round."""
@@ -135,6 +143,7 @@ class SiteTrainer:
             raise RefusalError("data", "This site has no training cases.")
         set_weights(self.network, weights)
         self.received_extras, self.totals = dict(extras or {}), dict(totals or {})
+        self.total_rounds = total_rounds
         self._restore(round_number)
         for hook in self.hooks:
             hook.before_round(self, weights, round_number)
@@ -173,10 +182,10 @@ class SiteTrainer:
         if case.classes is None or case.reference is None:
             raise RefusalError("data", "A case that is to be scored has no label.")
         overlap = self.settings.overlap
-        with self._autocast():
+        with self.autocast():
             logits = infer_logits(self.network, self.task, case.image, overlap, self.device, self._check_abort)
         with torch.inference_mode():
-            loss = float(self.loss(logits, case.classes[None]))
+            loss = float(self._scoring_loss(logits, case.classes[None]))
         predicted = segment(self.task, case, logits)
         spacing = case.original.spacing
         score = score_case(self.task, predicted, case.reference, spacing, self.settings.empty, distances)
@@ -214,7 +223,7 @@ class SiteTrainer:
         for hook in self.hooks:
             hook.before_step(self, images, classes)
         self.optimizer.zero_grad(set_to_none=True)
-        with self._autocast():
+        with self.autocast():
             logits = self.network(images)
         loss = self.loss(logits.float(), classes)
         segmentation = float(loss.detach())
@@ -239,7 +248,8 @@ class SiteTrainer:
     def _new_optimizer(self) -> torch.optim.Optimizer:
         parameters, rate, decay = self.network.parameters(), self.settings.learning_rate, self.settings.weight_decay
         if self.settings.optimizer == "sgd":
-            return torch.optim.SGD(parameters, lr=rate, momentum=0.9, nesterov=True, weight_decay=decay)
+            momentum = self.settings.momentum
+            return torch.optim.SGD(parameters, lr=rate, momentum=momentum, nesterov=momentum > 0, weight_decay=decay)
         return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
 
     def _restore(self, round_number: int) -> None:
@@ -257,7 +267,8 @@ class SiteTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.settings, progress)
 
-    def _autocast(self) -> AbstractContextManager[object]:
+    def autocast(self) -> AbstractContextManager[object]:
+        """The precision in which the network runs forward, here and in hooks that run it too."""
         precision = self.settings.precision
         if precision == "bfloat16" or (precision == "auto" and self.device.type == "cuda"):
             return torch.autocast(self.device.type, torch.bfloat16)

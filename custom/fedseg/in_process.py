@@ -1,0 +1,122 @@
+"""A whole federation in one process, site after site, from the same job, parts and seeds as FLARE runs.
+
+For comparing many rules on many seeds, where the start of processes and the waiting for tasks would cost more than the
+training. A test holds it equal to FLARE's simulator.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
+
+from fedseg.data.datalist import Datalist
+from fedseg.errors import FedsegError
+from fedseg.evaluation.metrics import summarise
+from fedseg.jobs import Job
+from fedseg.networks.weights import Arrays
+from fedseg.training.site_round import site_round
+from fedseg.training.state import SiteState
+from fedseg.training.trainer import SiteTrainer
+from fedseg.workflows.scores import describe_round, summarise_final
+from fedseg.workflows.selection import SiteFacts
+
+Tamper = Callable[[str, int, Arrays], Arrays]
+
+
+class InProcessFederation:
+    """Sites, rule and rounds of a job, without FLARE's processes and messages.
+
+    A site that fails in a round is left out of it and named, as in the workflow; time limits and minimum numbers of
+    sites have no meaning here. Stopping rules are not asked.
+
+    Attributes:
+        rounds: the entries of the finished rounds, as in ``summary.json``.
+        events: what went wrong at which site in which round.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        datalists: Mapping[str, Datalist],
+        *,
+        state: Path | None = None,
+        cache: Path | None = None,
+        tamper: Tamper | None = None,
+    ) -> None:
+        """Build sites and rule.
+
+        Args:
+            job: a checked job.
+            datalists: the cases of each site.
+            state: folder for the sites' states; None keeps optimizers in memory and hooks in their objects.
+            cache: folder for prepared cases, shared by all sites (``cache: disk``).
+            tamper: changes an update on its way, called with site, round and arrays: attacks and failures of tests.
+        """
+        self.plan = job.check()
+        workflow = job.build_workflow()
+        self.model, self.selection, self.total_rounds = workflow.model, workflow.selection, workflow.num_rounds
+        self.tamper = tamper
+        self.trainers = {
+            site: SiteTrainer(
+                self.plan,
+                site,
+                datalists[site],
+                SiteState(state / site, "run") if state is not None else None,
+                hooks=job.build_hooks(),
+                cache_folder=cache,
+            )
+            for site in sorted(datalists)
+        }
+        self.rounds: list[dict[str, Any]] = []
+        self.events: list[dict[str, Any]] = []
+        self.sites = {site: SiteFacts(len(t.training_cases)) for site, t in self.trainers.items()}
+        self.totals: dict[str, float] = {}
+        for trainer in self.trainers.values():
+            for name, value in trainer.statistics().items():
+                self.totals[name] = self.totals.get(name, 0.0) + float(value)
+        self.model.open(self.plan)
+        self.model.start(len(self.trainers))
+
+    def run(self, on_round: Callable[[dict[str, Any]], None] = lambda entry: None) -> None:
+        """All rounds that are left; ``on_round`` gets each round's entry."""
+        while len(self.rounds) < self.total_rounds:
+            on_round(self.run_round())
+
+    def run_round(self) -> dict[str, Any]:
+        """One round; returns its entry.
+
+        Raises:
+            FedsegError: no site gave an update, or the rule could not combine them.
+        """
+        start, number = time.perf_counter(), len(self.rounds)
+        chosen = self.selection.select(dict(self.sites), self.plan.seed, number)
+        self.model.begin_round()
+        outgoing = self.model.outgoing()
+        for site in chosen.sites:
+            try:
+                update, report = site_round(self.trainers[site], outgoing, number, self.total_rounds, self.totals)
+                if self.tamper is not None:
+                    update = self.tamper(site, number, update)
+                meta = {"client_name": site, **report.to_meta()}
+                self.model.take(FLModel(params_type=ParamsType.DIFF, params=update, meta=meta))
+            except FedsegError as error:
+                self.events.append({"round": number, "site": site, "what": str(error)})
+        self.model.finish_round()
+        for site, report in self.model.reports.items():
+            self.sites[site] = SiteFacts(self.sites[site].num_samples, report.seconds)
+        entry = describe_round(number, time.perf_counter() - start, self.model, {}, chosen)
+        self.rounds.append(entry)
+        return entry
+
+    def evaluate(self, distances: bool = True) -> dict[str, Any]:
+        """Score the present model on every site's final split; the form of ``final`` in ``summary.json``."""
+        parts = {}
+        for site, trainer in self.trainers.items():
+            split = trainer.datalist.final_split
+            scored = trainer.validate(self.model.weights, split, distances)
+            parts[site] = {"split": split, **summarise([case.score for case in scored])}
+        return summarise_final(parts, len(self.rounds) - 1)

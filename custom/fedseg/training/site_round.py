@@ -1,0 +1,56 @@
+"""One round at one site: score the received model, train, and report. FLARE's executor and plain loops share it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from fedseg.evaluation.metrics import summarise
+from fedseg.networks.weights import Arrays, join_extras, split_extras
+from fedseg.training.site_report import SiteReport
+from fedseg.training.trainer import ScoredCase, SiteTrainer
+
+
+def site_round(
+    trainer: SiteTrainer,
+    received: Mapping[str, np.ndarray],
+    round_number: int,
+    total_rounds: int,
+    totals: Mapping[str, float] | None = None,
+) -> tuple[Arrays, SiteReport]:
+    """Everything that a site does between task and result.
+
+    Args:
+        trainer: the site.
+        received: what the server sent: weights, and further arrays under ``extra:``.
+        round_number, total_rounds, totals: see ``SiteTrainer.train_round``.
+
+    Returns:
+        The update, further arrays included, and the report that travels with it.
+    """
+    start = time.perf_counter()
+    weights, extras = split_extras(received)
+    scored = trainer.validate(weights)
+    result = trainer.train_round(weights, round_number, total_rounds, extras, totals)
+    after = trainer.validate(result.weights) if trainer.settings.validate_after else []
+    report = SiteReport(
+        num_samples=result.num_samples,
+        num_steps=result.num_steps,
+        train_loss=result.train_loss,
+        val_loss=mean_loss(scored),
+        val_dice=summarise([case.score for case in scored])["dice"],
+        val_cases=len(scored),
+        seconds=time.perf_counter() - start,
+        seconds_training=result.seconds,
+        val_loss_after=mean_loss(after),
+        val_dice_after=summarise([case.score for case in after])["dice"].get("mean") if after else None,
+        **{name: value for hook in trainer.hooks for name, value in hook.report(trainer).items()},
+    )
+    return join_extras(result.update, result.extras), report
+
+
+def mean_loss(scored: Sequence[ScoredCase]) -> float | None:
+    """Mean loss over cases; None without cases."""
+    return sum(case.loss for case in scored) / len(scored) if scored else None

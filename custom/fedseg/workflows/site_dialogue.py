@@ -1,0 +1,129 @@
+"""Asking sites: a task goes out, answers come in, and who fails or stays silent is noted by name."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from nvflare.apis.client import Client
+from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+from nvflare.app_common.abstract.fl_model import FLModel
+from nvflare.app_common.workflows.model_controller import ModelController
+
+from fedseg.errors import AbortedError
+from fedseg.executors.protocol import BYTES_DOWN, BYTES_UP, PREPARE, REASON, RUN_ID, TEXT
+from fedseg.workflows.record import RunRecord
+
+Take = Callable[[FLModel], bool]
+
+
+class SiteDialogue(ModelController):
+    """What a workflow needs to talk with its sites; a failed answer never ends the job by itself.
+
+    Attributes:
+        events: what went wrong at which site in which round (-1 outside of rounds).
+        record: where events are written as they happen; set at the start of the run.
+    """
+
+    record: RunRecord
+
+    def __init__(self, run_id: str, task_check_period: float) -> None:
+        super().__init__(persistor_id="", allow_empty_global_weights=True, task_check_period=task_check_period)
+        self.run_id = run_id
+        self.events: list[dict[str, Any]] = []
+        self._answers: dict[str, FLModel] = {}
+        self._bytes: dict[str, tuple[int, int]] = {}
+        self._heard: set[str] = set()
+        self._round = -1
+        self._lock = threading.Lock()
+
+    def all_sites(self) -> list[str]:
+        """Names of the sites that are connected now, sorted."""
+        return sorted(client.name for client in self.engine.get_clients())
+
+    def ask(
+        self, task: str, model: FLModel, sites: Sequence[str], timeout: int, take: Take | None = None
+    ) -> dict[str, FLModel]:
+        """Send a task and wait for the answers.
+
+        Args:
+            task: name of the task.
+            model: what it carries.
+            sites: who is asked.
+            timeout: seconds after which the wait ends without those who have not answered; 0 waits for all.
+            take: gets each answer as it arrives; False leaves it out.
+
+        Returns:
+            The accepted answers by site, without their arrays.
+
+        Raises:
+            AbortedError: the job was aborted meanwhile.
+        """
+        self._answers, self._heard, noted = {}, set(), len(self.events)
+        model.meta = {**(model.meta or {}), RUN_ID: self.run_id}
+        open_ = True
+
+        def receive(answer: FLModel) -> bool:
+            # An answer that arrives while the wait ends must not change a round that is being summed up.
+            with self._lock:
+                accepted = open_ and (take is None or take(answer))
+                if accepted:
+                    site = answer.meta["client_name"]
+                    self._answers[site] = FLModel(metrics=answer.metrics or {"taken": 1.0}, meta=answer.meta)
+                return accepted
+
+        if model.current_round is not None:
+            self.set_fl_context(model)
+        task_object = self._prepare_task(model, task, timeout, receive)
+        self.broadcast_and_wait(
+            task=task_object, targets=list(sites), min_responses=0, fl_ctx=self.fl_ctx, abort_signal=self.abort_signal
+        )
+        with self._lock:
+            open_ = False
+        if self.abort_signal.triggered:
+            raise AbortedError(f"The job was aborted during the task {task}; the last finished round is kept.")
+        for site in sites:
+            if site not in self._heard:
+                limit = f" within {timeout} s" if timeout else ""
+                self.note(site, f"did not answer the task {task}{limit}")
+            elif site not in self._answers and site not in {e["site"] for e in self.events[noted:]}:
+                self.note(site, f"sent an answer to the task {task} that cannot be read")
+        return self._answers
+
+    def invite(self, model: FLModel, site: str, take: Take) -> None:
+        """Ask a single site to take part without waiting: its answer counts whenever it comes."""
+        model.meta = {**(model.meta or {}), RUN_ID: self.run_id}
+        task = self._prepare_task(model, PREPARE, 0, take)
+        self.broadcast(task=task, targets=[site], min_responses=1, fl_ctx=self.fl_ctx)
+
+    def note(self, site: str, what: str) -> None:
+        """Remember and write down what went wrong at a site."""
+        self.warning(f"{site}: {what}")
+        self.events.append({"round": self._round, "site": site, "what": what})
+        self.record.event("site", round=self._round, site=site, what=what)
+
+    # ------------------------------------------------------------- what FLARE calls
+
+    def _accept_train_result(
+        self, client_name: str, result: Shareable, fl_ctx: FLContext, is_unknown_task: bool = False
+    ) -> bool:
+        """Note a failed result by the site's name and reason instead of ending the job."""
+        code = result.get_return_code()
+        if is_unknown_task:
+            return False
+        self._heard.add(client_name)
+        self._bytes[client_name] = (int(result.get_header(BYTES_UP, 0)), int(result.get_header(BYTES_DOWN, 0)))
+        if code and code != ReturnCode.OK:
+            text = result.get_header(TEXT) or f"FLARE reports {code}"
+            self.note(client_name, f"{result.get_header(REASON) or 'failed'}: {text}")
+            return False
+        return super()._accept_train_result(client_name, result, fl_ctx, is_unknown_task)
+
+    def process_result_of_unknown_task(
+        self, client: Client, task_name: str, client_task_id: str, result: Shareable, fl_ctx: FLContext
+    ) -> None:
+        """A result that comes after its round has ended is dropped, and noted."""
+        self.note(client.name, f"answered the task {task_name} too late; the result was dropped")

@@ -1,0 +1,80 @@
+"""When a run ends before its last round."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedseg.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class StoppingRules:
+    """Asked after every round; the first rule that says stop ends the training, and the last models are scored.
+
+    Dice values are those of the model that the sites of a round RECEIVED, over all their validation cases: a rule on
+    them speaks one round late, and the model that it speaks of is kept as the best one.
+
+    Attributes:
+        target_dice: stop once a model has reached this mean validation Dice; None for never.
+        patience: stop after this many rounds in a row without a better model; None for never.
+        max_hours: start no round once this many hours have passed, those before a resume included; None for never.
+        max_epsilon: start no round in which a site could exceed this epsilon, if each round costs it as much as its
+            costliest so far; needs sites that report what they spend; None for never.
+    """
+
+    target_dice: float | None = None
+    patience: int | None = None
+    max_hours: float | None = None
+    max_epsilon: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed, ok in (
+            ("target_dice", "a Dice above 0 and up to 1", lambda v: 0 < v <= 1),
+            ("max_hours", "hours above 0", lambda v: v > 0),
+            ("max_epsilon", "an epsilon above 0", lambda v: v > 0),
+        ):
+            value = getattr(self, name)
+            if value is not None and not (type(value) in (int, float) and math.isfinite(value) and ok(value)):
+                raise ConfigurationError(f"workflow.{name}", value, allowed)
+        if self.patience is not None and (type(self.patience) is not int or self.patience < 1):
+            raise ConfigurationError("workflow.patience", self.patience, "a whole number of rounds of at least 1")
+
+    def reason(self, rounds: Sequence[Mapping[str, Any]], hours: float) -> str | None:
+        """Why no further round should start, or None.
+
+        Args:
+            rounds: the finished rounds, as they stand in the run's summary.
+            hours: time spent so far.
+        """
+        dice = [entry["val_dice"] for entry in rounds]
+        known = [value for value in dice if value is not None]
+        if self.target_dice is not None and known and max(known) >= self.target_dice:
+            return f"a model reached the validation Dice {max(known):.4f}; the target was {self.target_dice}"
+        if self.patience is not None and known:
+            without = len(dice) - 1 - dice.index(max(known))
+            if without >= self.patience:
+                return f"{without} rounds brought no model better than {max(known):.4f}"
+        if self.max_hours is not None and hours >= self.max_hours:
+            return f"{hours:.3g} hours have passed; {self.max_hours} were allowed"
+        return self._privacy(rounds)
+
+    def _privacy(self, rounds: Sequence[Mapping[str, Any]]) -> str | None:
+        if self.max_epsilon is None:
+            return None
+        spent: dict[str, list[float]] = {}
+        for entry in rounds:
+            for site, values in entry["sites"].items():
+                if values.get("epsilon") is not None:
+                    spent.setdefault(site, [0.0]).append(values["epsilon"])
+        for site, course in sorted(spent.items()):
+            most = max(after - before for before, after in itertools.pairwise(course))
+            if course[-1] + most > self.max_epsilon:
+                return (
+                    f"{site} has spent epsilon {course[-1]:.4g}, and another round could exceed the budget of "
+                    f"{self.max_epsilon}"
+                )
+        return None

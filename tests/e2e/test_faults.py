@@ -1,0 +1,120 @@
+"""One federation in which almost everything goes wrong that can, through FLARE's simulator and real processes."""
+
+import json
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fedseg import component_policy, simulation
+from fedseg.evaluation.report import write_report
+from fedseg.jobs import read_job
+from fedseg.summary import build_summary, write_summary
+from fedseg.training.model_file import read_model
+from tiny import PLAN, make_sites
+
+ROOT = Path(__file__).parents[2]
+JOB = ROOT / "jobs" / "hippocampus_fedcostwavg"
+SITES = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta")
+TIMEOUT = 15
+ROUNDS = 4
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """alpha works; beta sends NaN, gamma another shape, delta raises in round 1; epsilon is not there at the start;
+    zeta hangs from round 2 on."""
+    folder = tmp_path_factory.mktemp("faults")
+    make_sites(folder / "data", dict.fromkeys(SITES, (2, 1)))
+    with pytest.MonkeyPatch.context() as patch:
+        classes = ("misbehaviour.Misbehaviour", "misbehaviour.BrokenUpdate")
+        patch.setattr(component_policy, "FEDSEG_CLASSES", component_policy.FEDSEG_CLASSES + classes)
+        patch.setattr(simulation, "PATIENCE", 5.0)
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+        job = read_job(JOB)
+        for key in ("task", "network", "training"):
+            job.set(key, PLAN[key])
+        for key, value in (("num_rounds", ROUNDS), ("round_timeout", TIMEOUT), ("keep_updates", True)):
+            job.set(f"workflow.{key}", value)
+        plan = job.check()
+        faults = {"epsilon": {"slow": TIMEOUT + 1}, "delta": {"error": 1}, "zeta": {"hang": 2}}
+        job.client["components"].append({"id": "bad", "path": classes[0], "args": {"sites": faults}})
+        job.client["executors"][0]["executor"]["args"]["hooks"] = ["bad"]
+        broken = {"beta": {"1": "nan"}, "gamma": {"1": "shape"}}
+        job.client["task_result_filters"] = [
+            {"tasks": ["train"], "filters": [{"path": classes[1], "args": {"sites": broken}}]}
+        ]
+        out, events = folder / "run", []
+        simulation.prepare_output(out, False)
+        before = set(psutil.pids())
+        result = simulation.simulate(job, folder / "data", out, list(SITES), events.append)
+        left = [
+            p for p in psutil.process_iter(["cmdline"]) if p.pid not in before and str(out) in str(p.info["cmdline"])
+        ]
+    job.declaration.setdefault("method", plan.method)
+    summary = build_summary(job, result)
+    (out / "report").mkdir()
+    write_summary(summary, out / "report")
+    return out, summary, left
+
+
+def entries(summary, site):
+    return [(e["round"], e["what"]) for e in summary["events"] if e["site"] == site]
+
+
+def answered(summary, site):
+    return [entry["round"] for entry in summary["rounds"] if site in entry["sites"]]
+
+
+def test_the_run_ends_with_a_model_that_the_others_made(run):
+    out, summary, _ = run
+    assert len(summary["rounds"]) == ROUNDS
+    assert read_model(out / "models" / "last.safetensors").build() is not None
+    assert set(summary["final"]["sites"]) == {"alpha", "beta", "gamma", "delta", "epsilon"}
+    for entry in summary["rounds"]:
+        assert sum(entry["weights"].values()) == pytest.approx(1)
+        assert set(entry["weights"]) == set(entry["sites"])
+
+
+@pytest.mark.parametrize(("site", "said"), [("beta", "not finite"), ("gamma", "shape"), ("delta", "RuntimeError")])
+def test_a_bad_round_is_named_left_out_and_asked_again(run, site, said):
+    _, summary, _ = run
+    assert answered(summary, site) == [0, 2, 3]
+    notes = entries(summary, site)
+    assert len(notes) == 1
+    assert notes[0][0] == 1
+    assert said in notes[0][1]
+
+
+def test_no_text_of_a_site_names_a_file_or_a_patient(run):
+    assert "patient-7" not in json.dumps(run[1]["events"])
+
+
+def test_a_site_that_is_late_joins_as_soon_as_it_answers(run):
+    _, summary, _ = run
+    notes = [what for _, what in entries(summary, "epsilon")]
+    assert f"did not answer the task prepare within {TIMEOUT} s" in notes[0]
+    rounds = answered(summary, "epsilon")
+    assert rounds
+    assert 0 not in rounds
+    assert rounds == list(range(rounds[0], ROUNDS)), "from then on it is in every round"
+
+
+def test_a_hanging_site_is_named_in_every_round_that_waited_for_it(run):
+    _, summary, _ = run
+    assert answered(summary, "zeta") == [0, 1]
+    notes = entries(summary, "zeta")
+    assert [number for number, _ in notes][:2] == [2, 3]
+    assert all("did not answer" in what for _, what in notes)
+
+
+def test_nothing_is_left_running(run):
+    assert run[2] == []
+
+
+def test_the_report_says_what_happened(run):
+    out, _, _ = run
+    page = write_report(out).read_text("utf-8")
+    for text in ("did not answer the task train", "not finite", "shape", "RuntimeError"):
+        assert text in page

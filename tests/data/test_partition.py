@@ -21,6 +21,7 @@ from fedseg.data.partition import (
     partition_equally,
 )
 from fedseg.data.scanner_shift import ScannerShift, apply_shift, draw_shift
+from fedseg.data.shared_cases import draw_shared
 from fedseg.errors import DataError, UsageError
 
 MakeCase = Callable[..., Case]
@@ -127,6 +128,40 @@ def test_table_of_fets_finds_brats_2021_by_number(tmp_path: Path) -> None:
 def test_table_that_cannot_be_used(tmp_path: Path, rows: list[str], header: str, words: str) -> None:
     with pytest.raises(DataError, match=words):
         partition_by_csv(numbered(3), table(tmp_path / "t.csv", *rows, header=header))
+
+
+def at_sites(sizes: Sequence[int]) -> dict[str, tuple[Case, ...]]:
+    """Training cases of sites a, b...; every patient is named after its site."""
+    return {s: cases_of([f"{s}{i:02d}" for i in range(n)]) for s, n in zip("abcd", sizes, strict=False)}
+
+
+@pytest.mark.parametrize(("fraction", "expected"), [(0.0, 0), (0.001, 1), (0.05, 2), (0.5, 20), (1.0, 40)])
+def test_shared_cases_are_a_fraction_of_all_training_cases(fraction: float, expected: int) -> None:
+    training = at_sites([24, 12, 4])
+    drawn = draw_shared(training, fraction, 0)
+    assert list(drawn) == ["a", "b", "c"]
+    assert sum(len(positions) for positions in drawn.values()) == expected
+    for site, positions in drawn.items():
+        assert list(positions) == sorted(set(positions))
+        assert all(0 <= i < len(training[site]) for i in positions)
+
+
+def test_the_shared_draw_depends_on_the_seed_and_not_on_the_order_of_files() -> None:
+    def patients_of(training: dict[str, tuple[Case, ...]], seed: int) -> set[str]:
+        return {training[s][i].patient for s, found in draw_shared(training, 0.3, seed).items() for i in found}
+
+    training = at_sites([20, 10])
+    turned = {site: cases[::-1] for site, cases in training.items()}
+    assert patients_of(training, 0) == patients_of(turned, 0)
+    assert patients_of(training, 0) != patients_of(training, 1)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "fraction", "words"), [([5, 5], -0.1, "--shared is -0.1"), ([5, 5], 1.1, "1.1"), ([5], 0.1, "two sites")]
+)
+def test_a_shared_fraction_that_cannot_be_is_refused(sizes: list[int], fraction: float, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        draw_shared(at_sites(sizes), fraction, 0)
 
 
 def test_foreground_volume_is_in_cubic_millimetres(make_case: MakeCase) -> None:
@@ -239,6 +274,58 @@ def test_command_with_scanner_shift_writes_images_and_says_so(source: Path, tmp_
     assert (image.get_fdata() == again.get_fdata()).all()
 
 
+def listed(folder: Path, site: str, split: str) -> list[str]:
+    return [case.patient for case in read_datalist(folder / site).split(split)]
+
+
+def test_command_with_shared_cases_adds_them_to_all_other_sites(source: Path, tmp_path: Path, capsys: Any) -> None:
+    command = ["partition", str(source), "--names", "a,b,c", "--test-fraction", "0.2"]
+    assert main([*command, "--out", str(tmp_path / "plain")]) == 0
+    assert "leave their hospitals" not in capsys.readouterr().out
+    assert main([*command, "--out", str(tmp_path / "shared"), "--shared", "0.5"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    own = {site: listed(tmp_path / "plain", site, "training") for site in "abc"}
+    assert [len(patients) for patients in own.values()] == [2, 2, 2]
+    given = {site: read_datalist(tmp_path / "shared" / site).notes["shared_cases"]["given"] for site in "abc"}
+    assert sum(len(patients) for patients in given.values()) == 3
+    for site in "abc":
+        note = read_datalist(tmp_path / "shared" / site).notes["shared_cases"]
+        received = {other: given[other] for other in "abc" if other != site and given[other]}
+        assert note == {"fraction": 0.5, "given": given[site], "received": received}
+        assert set(given[site]) <= set(own[site])
+        assert listed(tmp_path / "shared", site, "training") == own[site] + [p for v in received.values() for p in v]
+        for split in ("validation", "test"):
+            assert listed(tmp_path / "shared", site, split) == listed(tmp_path / "plain", site, split)
+    assert "3 training case(s) are at every site" in printed
+    assert "In a real consortium they would leave their hospitals." in printed
+    assert "are at no site" not in printed
+
+
+def test_command_without_shared_cases_writes_what_it_always_wrote(source: Path, tmp_path: Path) -> None:
+    command = ["partition", str(source), "--sites", "2", "--out"]
+    assert main([*command, str(tmp_path / "without")]) == 0
+    assert main([*command, str(tmp_path / "zero"), "--shared", "0"]) == 0
+    for site in ("site-1", "site-2"):
+        files = [(tmp_path / out / site / "datalist.json").read_bytes() for out in ("without", "zero")]
+        assert files[0] == files[1]
+        assert "shared_cases" not in read_datalist(tmp_path / "zero" / site).notes
+
+
+def test_command_shares_images_with_the_scanner_of_their_hospital(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sites"
+    command = ["partition", str(source), "--names", "a,b", "--scanner-shift", "1", "--shared", "1", "--out", str(out)]
+    assert main(command) == 0
+    lists = {site: read_datalist(out / site) for site in "ab"}
+    for site, other in ("ab", "ba"):
+        count = len(lists[site].notes["shared_cases"]["given"])
+        own, received = lists[site].training[:count], lists[site].training[count:]
+        assert [c.patient for c in received] == [c.patient for c in lists[other].training[: len(received)]]
+        assert {c.images[0].parent for c in own} == {out / site / "images"}
+        assert {c.images[0].parent for c in received} == {out / other / "images"}
+        assert all(c.images[0].is_file() for c in received)
+        assert main(["check-data", "hippocampus", str(out / site)]) == 0
+
+
 def test_command_with_a_table_can_choose_sites(source: Path, tmp_path: Path, capsys: Any) -> None:
     rows = [f"{1 + i // 5},v{i:02d}" for i in range(12)]
     file = table(tmp_path / "t.csv", *rows, "1,elsewhere")
@@ -271,6 +358,8 @@ def test_command_with_dirichlet(source: Path, tmp_path: Path) -> None:
         (["--sites", "2", "--validation-fraction", "0"], 2, "--validation-fraction must be above 0"),
         (["--sites", "2", "--scanner-shift", "2"], 2, "--scanner-shift is 2.0"),
         (["--sites", "2", "--seed", "-1"], 2, "--seed is -1"),
+        (["--sites", "2", "--shared", "1.5"], 2, "--shared is 1.5"),
+        (["--sites", "1", "--shared", "0.1"], 2, "--shared needs at least two sites"),
         (["--sizes", "11,1"], 1, "site-2 (1)"),
         (["--sizes", "6,2", "--test-fraction", "0.1"], 1, "3 are needed at each site"),
     ],

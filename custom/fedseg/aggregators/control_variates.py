@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -73,9 +73,13 @@ class SharedArrays(ABC):
         check_weights(self._current, extras)
         self._spool.put(site, extras)
 
-    def finish_round(self) -> None:
-        """Update every array; without answers all stay as they are."""
-        sites = self._spool.sites
+    def finish_round(self, counted: Collection[str]) -> None:
+        """Update every array; without answers all stay as they are.
+
+        Args:
+            counted: sites whose update the rule took; what others sent is dropped.
+        """
+        sites = [site for site in self._spool.sites if site in counted]
         with self._spool.columns() as reader:
             for name in self._current if sites else ():
                 total = np.zeros(self._current[name].shape, np.float64)

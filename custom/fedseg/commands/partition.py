@@ -23,6 +23,7 @@ from fedseg.data.partition import (
     partition_by_sizes,
     partition_equally,
 )
+from fedseg.data.shared_cases import NOTE
 from fedseg.data.site_folders import write_sites
 from fedseg.data.splits import by_patient, check_fractions, check_seed, patients_needed
 from fedseg.errors import UsageError
@@ -50,6 +51,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--test-fraction", type=float, default=0.0, help="share of a site's patients (0)")
     parser.add_argument("--scanner-shift", metavar="STRENGTH", type=float, default=0.0, help="0 to 1: rewrite images "
                         "as if each site had another scanner (default 0: use them in place)")  # fmt: skip
+    parser.add_argument("--shared", metavar="FRACTION", type=float, default=0.0, help="0 to 1: share of all training "
+                        "cases that every site gets, as a baseline (default 0)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="seed of every draw (default 0)")
     parser.set_defaults(run=run)
 
@@ -66,7 +69,9 @@ def run(options: argparse.Namespace) -> int:
     else:
         sites, without_images = _drawn(cases, options, patients_needed(fractions)), 0
     notes = {"origin": origin_note(options.source), "partition": _method(options)}
-    datalists = write_sites(sites, options.out, task, fractions, options.seed, options.scanner_shift, notes)
+    datalists = write_sites(
+        sites, options.out, task, fractions, options.seed, options.scanner_shift, notes, options.shared
+    )
     _print_sites(datalists, len(cases), without_images, options.out)
     return 0
 
@@ -136,7 +141,14 @@ def _print_sites(datalists: dict[str, Datalist], found: int, without_images: int
         cases = [case for split in SPLITS for case in datalist.split(split)]
         table.add_row(site, *(str(len(datalist.split(s))) for s in SPLITS), str(len(by_patient(cases))))
     out().print(table)
-    unused = found - sum(len(d.split(s)) for d in datalists.values() for s in SPLITS)
+    given = {site: len(d.notes[NOTE]["given"]) for site, d in datalists.items() if NOTE in d.notes}
+    if given:
+        donors = ", ".join(f"{count} of {site}" for site, count in given.items() if count)
+        out().print(
+            f"{sum(given.values())} training case(s) are at every site ({donors}). "
+            "In a real consortium they would leave their hospitals."
+        )
+    unused = found - len({case for d in datalists.values() for s in SPLITS for case in d.split(s)})
     if unused:
         out().print(f"{unused} of {found} cases are at no site.")
     if without_images:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from fedseg.console import track
 from fedseg.data.datalist import FILE_NAME, SPLITS, Case, Datalist, write_datalist
 from fedseg.data.partition import Sites, check_names
 from fedseg.data.scanner_shift import draw_shift, shift_case
+from fedseg.data.shared_cases import add_shared, draw_shared
 from fedseg.data.splits import by_patient, patients_needed, split_by_patient
 from fedseg.data.staging import new_folder
 from fedseg.errors import DataError, UsageError
@@ -25,6 +27,7 @@ def write_sites(
     seed: int,
     scanner_shift: float = 0.0,
     notes: Mapping[str, Any] | None = None,
+    shared: float = 0.0,
 ) -> dict[str, Datalist]:
     """Split each site's cases by patient and write ``out/<site>/datalist.json``; all of it or nothing.
 
@@ -36,6 +39,8 @@ def write_sites(
         seed: of the splits and of the simulated scanners.
         scanner_shift: strength from 0 (images are used where they lie) to 1 of a simulated scanner per site.
         notes: what the datalists should say besides.
+        shared: fraction of all training cases that every site trains on, see ``draw_shared``; each datalist then
+            notes under ``shared_cases`` what the site gave and received.
 
     Raises:
         UsageError: ``out`` is not empty, or a value is not allowed.
@@ -59,12 +64,25 @@ def write_sites(
         more = {"simulated_scanner_shift": shifts[site].to_dict()} if scanner_shift else {}
         lists = (parts["training"], parts["validation"], parts["test"])
         datalists[site] = Datalist(*lists, None, task.name, {**(notes or {}), **more})
+    given = draw_shared({site: datalist.training for site, datalist in datalists.items()}, shared, seed)
     with new_folder(out) as folder:
-        for site, datalist in datalists.items():
-            if scanner_shift:
-                datalist = _shifted(datalist, folder / site, shifts[site], seed)
+        written = datalists
+        if scanner_shift:
+            written = {s: _shifted(datalist, folder / s, shifts[s], seed) for s, datalist in datalists.items()}
+        if shared:
+            # A shared image keeps its hospital's scanner, and lies in its hospital's folder.
+            written = add_shared(written, given, shared, lambda case: _moved(case, folder, out))
+            datalists = add_shared(datalists, given, shared)
+        for site, datalist in written.items():
             write_datalist(datalist, folder / site / FILE_NAME)
     return datalists
+
+
+def _moved(case: Case, folder: Path, out: Path) -> Case:
+    """The case once ``folder`` is called ``out``."""
+    final = Path(os.path.abspath(out))
+    images = tuple(final / i.relative_to(folder) if i.is_relative_to(folder) else i for i in case.images)
+    return replace(case, images=images)
 
 
 def _shifted(datalist: Datalist, folder: Path, shift: Any, seed: int) -> Datalist:

@@ -40,6 +40,13 @@ class NetworkArguments(ABC):
         It maps [B, in, X, Y, Z] to logits [B, out, X, Y, Z].
         """
 
+    @abstractmethod
+    def bottleneck(self, network: nn.Module) -> nn.Module:
+        """The module of a network that was built with these arguments whose output is the coarsest representation.
+
+        For an image [B, in, X, Y, Z] it gives [B, features, X/d, Y/d, Z/d] with d the ``divisor``.
+        """
+
     def check(self, where: str) -> None:
         """Refuse arguments that cannot be built."""
         if self.norm not in NORMS:
@@ -80,6 +87,13 @@ class ResidualUNet(NetworkArguments):
         last = [m for m in network.modules() if isinstance(m, nn.Conv3d)][-1]
         last.bias = nn.Parameter(torch.zeros(out_channels))
         return network
+
+    def bottleneck(self, network: nn.Module) -> nn.Module:
+        assert isinstance(network, UNet)
+        level: Any = network.model
+        for _ in self.strides:  # each level is a sequence: down, a skip connection around the next level, up
+            level = level[1].submodule
+        return level
 
     def check(self, where: str) -> None:
         super().check(where)
@@ -125,6 +139,10 @@ class DynamicUNet(NetworkArguments):
             res_block=self.residual,
         )
 
+    def bottleneck(self, network: nn.Module) -> nn.Module:
+        assert isinstance(network, DynUNet)
+        return network.bottleneck
+
     def check(self, where: str) -> None:
         super().check(where)
         _check_counts(f"{where}.filters", self.filters, 3)
@@ -164,6 +182,10 @@ class ResidualSegmentation(NetworkArguments):
             blocks_up=self.blocks_up,
             norm=INSTANCE,
         )
+
+    def bottleneck(self, network: nn.Module) -> nn.Module:
+        assert isinstance(network, SegResNet)
+        return network.down_layers[-1]
 
     def check(self, where: str) -> None:
         super().check(where)

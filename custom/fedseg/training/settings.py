@@ -28,7 +28,8 @@ class TrainingSettings:
     Attributes:
         local_epochs: passes over the training cases in each round; one patch per case and pass.
         batch_size: patches per optimizer step.
-        optimizer: ``adamw`` or ``sgd`` (Nesterov momentum 0.9).
+        optimizer: ``adamw`` or ``sgd``.
+        momentum: of ``sgd``, in Nesterov's form; 0 for none. ``adamw`` has its own and ignores it.
         learning_rate: peak of the schedule.
         weight_decay: decoupled for ``adamw``.
         schedule: course of the learning rate over ALL rounds: ``one_cycle`` (linear rise over ``warmup``, cosine
@@ -51,6 +52,7 @@ class TrainingSettings:
     local_epochs: int = 1
     batch_size: int = 2
     optimizer: str = "adamw"
+    momentum: float = 0.9
     learning_rate: float = 1e-3
     weight_decay: float = 1e-5
     schedule: str = "one_cycle"
@@ -98,6 +100,7 @@ def parse_training(declaration: Mapping[str, Any], where: str = "training") -> T
     for name in _POSITIVE:
         require(name, _is_number(getattr(settings, name)) and getattr(settings, name) > 0, "a number above 0")
     require("weight_decay", _is_number(settings.weight_decay) and settings.weight_decay >= 0, "a number from 0 up")
+    require("momentum", _is_number(settings.momentum) and 0 <= settings.momentum < 1, "a number from 0 to below 1")
     require("warmup", _is_number(settings.warmup) and 0 <= settings.warmup < 1, "a fraction from 0 to below 1")
     require("overlap", _is_number(settings.overlap) and 0 <= settings.overlap < 1, "a fraction from 0 to below 1")
     for name in ("reset_optimizer", "batch_dice", "validate_after"):

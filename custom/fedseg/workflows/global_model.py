@@ -118,7 +118,7 @@ class GlobalModel:
             )
         self.weights = weights
         if self.shared_arrays is not None:
-            self.shared_arrays.finish_round()
+            self.shared_arrays.finish_round(self.reports)
 
     def describe(self) -> dict[str, Any]:
         """Names and arguments of everything that decides how updates become a model."""

@@ -1,0 +1,47 @@
+"""FedProx: local training stays near the global model (Li et al., MLSys 2020)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from fedseg.networks.weights import Arrays
+from fedseg.training.hooks import TrainingHook, check_strength
+
+if TYPE_CHECKING:
+    from fedseg.training.trainer import SiteTrainer
+
+
+class FedProx(TrainingHook):
+    """Adds mu / 2 * ||w - w_global||^2 to the loss, over the trainable parameters.
+
+    Its gradient is mu * (w - w_global), so mu is in units of 1 / learning rate: with plain SGD, learning rate times mu
+    is the share of the way back to the global model that each step takes.
+    """
+
+    def __init__(self, mu: float = 0.01) -> None:
+        """Choose how strongly.
+
+        Args:
+            mu: from 0 up; 0 adds nothing, which is FedAvg. The paper tried 0.001 to 1.
+        """
+        check_strength("mu", mu)
+        self.mu = mu
+        self._anchor: dict[str, torch.Tensor] = {}
+
+    def before_round(self, trainer: SiteTrainer, global_weights: Arrays, round_number: int) -> None:
+        self._anchor = {
+            name: torch.as_tensor(global_weights[name]).to(parameter)
+            for name, parameter in trainer.network.named_parameters()
+            if parameter.requires_grad
+        }
+
+    def loss(
+        self, trainer: SiteTrainer, images: torch.Tensor, logits: torch.Tensor, classes: torch.Tensor
+    ) -> torch.Tensor | None:
+        if self.mu == 0:
+            return None
+        parameters = dict(trainer.network.named_parameters())
+        squares = [(parameters[name] - anchor).square().sum() for name, anchor in self._anchor.items()]
+        return self.mu / 2 * torch.stack(squares).sum()

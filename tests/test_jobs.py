@@ -1,14 +1,23 @@
+import importlib
+import inspect
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+from nvflare.apis.controller_spec import ControllerSpec as Controller
+from nvflare.apis.executor import Executor
 
+from fedseg.aggregators.base import Aggregator
+from fedseg.aggregators.control_variates import SharedArrays
+from fedseg.aggregators.server_optimizers import ServerOptimizer
 from fedseg.component_policy import FEDSEG_CLASSES, FLARE_CLASSES, site_resources
 from fedseg.errors import ConfigurationError, FedsegError, UsageError
 from fedseg.jobs import apply_settings, parse_setting, read_job
 from fedseg.packaging import package_job
+from fedseg.training.hooks import TrainingHook
 from fedseg.version import __version__
+from fedseg.workflows.selection import SiteSelection
 
 ROOT = Path(__file__).parents[1]
 JOBS = sorted(path.parent for path in (ROOT / "jobs").glob("*/meta.json"))
@@ -42,9 +51,23 @@ def test_every_job_is_valid_for_flare(folder):
     assert meta["name"] == folder.name
 
 
-def test_the_allow_list_is_exactly_what_the_jobs_use():
+def test_the_allow_list_is_what_the_jobs_use_and_the_method_table_offers():
     used = {component["path"] for folder in JOBS for component in read_job(folder).components()}
-    assert used == set(FEDSEG_CLASSES + FLARE_CLASSES)
+    assert used >= set(FLARE_CLASSES)
+    assert used <= set(FEDSEG_CLASSES + FLARE_CLASSES)
+    table = (ROOT / "docs" / "reference" / "method-table.md").read_text("utf-8")
+    offered = {path for path in FEDSEG_CLASSES if f"`{path}`" in table}
+    assert used | offered == set(FEDSEG_CLASSES + FLARE_CLASSES)
+
+
+@pytest.mark.parametrize("path", FEDSEG_CLASSES)
+def test_every_listed_class_is_a_component_and_no_function(path):
+    module, _, name = path.rpartition(".")
+    found = getattr(importlib.import_module(module), name)
+    bases = (Aggregator, ServerOptimizer, SharedArrays, SiteSelection, TrainingHook, Executor, Controller)
+    assert inspect.isclass(found)
+    assert issubclass(found, bases)
+    assert not inspect.isabstract(found)
 
 
 def test_the_simulator_workspace_template_holds_the_allow_list():

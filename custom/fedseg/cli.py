@@ -25,6 +25,7 @@ COMMANDS = (
     "evaluate",
     "predict",
     "report",
+    "rank",
     "package",
 )
 

@@ -10,9 +10,26 @@ from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.training.site_report import META_KEY, SiteReport
 
 
-def make_update(site, arrays, samples=1, steps=1, kind=ParamsType.DIFF):
-    report = SiteReport(samples, steps, 0.5, 0.4, {"mean": 0.7}, 1)
-    return FLModel(params_type=kind, params=arrays, meta={"client_name": site, **report.to_meta()})
+def make_report(samples=1, steps=1, **values):
+    """A report; ``values`` are its further fields."""
+    return SiteReport(samples, steps, **{"train_loss": 0.5, "val_loss": 0.4, "val_dice": {"mean": 0.7}, **values})
+
+
+def make_update(site, arrays, samples=1, steps=1, kind=ParamsType.DIFF, **values):
+    meta = {"client_name": site, **make_report(samples, steps, **values).to_meta()}
+    return FLModel(params_type=kind, params=arrays, meta=meta)
+
+
+def rounds_of(rule, *rounds, samples=None, field="train_loss"):
+    """The weights of each round; a round gives each site's cost, and ``samples`` its training cases (1)."""
+    weights = []
+    for costs in rounds:
+        aggregate(
+            rule,
+            [make_update(s, {"w": np.ones(1)}, (samples or {}).get(s, 1), **{field: c}) for s, c in costs.items()],
+        )
+        weights.append(rule.last_weights)
+    return weights
 
 
 def aggregate(rule, updates):
@@ -150,6 +167,58 @@ def test_a_rule_with_unusable_weights_is_stopped(weights):
         rule.aggregate_model()
 
 
-def test_an_unknown_base_is_refused():
-    with pytest.raises(ConfigurationError, match="weight_by"):
-        FedAvg("cases")
+def test_half_fedavg_half_uniform():
+    # FeTS sizes 511, 382, 47, 35, 6 of 981: 511 / 1962 + 1 / 10 = 0.36045 and so on.
+    sizes = {"a": 511, "b": 382, "c": 47, "d": 35, "e": 6}
+    (weights,) = rounds_of(FedAvg(uniform_share=0.5), dict.fromkeys(sizes, 0.1), samples=sizes)
+    assert [round(w, 5) for w in weights.values()] == [0.36045, 0.29470, 0.12396, 0.11784, 0.10306]
+
+
+@given(st.floats(0, 1), st.lists(st.integers(1, 10**6), min_size=1, max_size=10))
+def test_a_uniform_share_lies_between_fedavg_and_uniform(share, samples):
+    cases = {f"s{i:02d}": n for i, n in enumerate(samples)}
+    costs = dict.fromkeys(cases, 0.1)
+    (weights,) = rounds_of(FedAvg(uniform_share=share), costs, samples=cases)
+    (own,) = rounds_of(FedAvg(), costs, samples=cases)
+    for site, weight in weights.items():
+        bounds = sorted([own[site], 1 / len(samples)])
+        assert bounds[0] - 1e-12 <= weight <= bounds[1] + 1e-12
+    assert rounds_of(FedAvg(uniform_share=0), costs, samples=cases) == [own]
+    assert rounds_of(FedAvg(uniform_share=1), costs, samples=cases)[0] == dict.fromkeys(cases, 1 / len(samples))
+
+
+def test_equal_sizes_are_the_arithmetic_mean_whatever_the_steps():
+    updates = [make_update(s, {"w": np.array([v])}, 5, steps) for s, v, steps in (("a", 1.0, 1), ("b", 4.0, 99))]
+    assert aggregate(FedAvg(), updates)["w"].item() == 2.5
+
+
+def test_one_full_batch_step_at_each_site_is_one_pooled_step():
+    # Least squares y = w x: the pooled gradient is the mean over all cases, sites hold 2, 5 and 11 of them.
+    generator = np.random.default_rng(3)
+    x, y, rate, start = generator.normal(size=(18, 4)), generator.normal(size=18), 0.1, generator.normal(size=4)
+    parts = {"a": slice(0, 2), "b": slice(2, 7), "c": slice(7, 18)}
+
+    def step(rows):
+        return -rate * x[rows].T @ (x[rows] @ start - y[rows]) / len(y[rows])
+
+    updates = [make_update(s, {"w": step(rows)}, len(y[rows])) for s, rows in parts.items()]
+    np.testing.assert_allclose(aggregate(FedAvg(), updates)["w"], step(slice(None)), rtol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"weight_by": "cases"}, "weight_by is 'cases', but must be one of"),
+        ({"uniform_share": 1.5}, "uniform_share is 1.5, but must be a number from 0 to 1"),
+        ({"uniform_share": "half"}, "uniform_share is 'half'"),
+        ({"uniform_share": True}, "uniform_share is True"),
+        ({"uniform_share": float("nan")}, "uniform_share is nan"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, message):
+    with pytest.raises(ConfigurationError, match=message):
+        FedAvg(**arguments)
+
+
+def test_description():
+    assert FedAvg("steps", 0.25).describe() == {"name": "FedAvg", "weight_by": "steps", "uniform_share": 0.25}

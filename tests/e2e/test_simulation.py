@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from fedseg.data.datalist import read_datalist
+from fedseg.in_process import InProcessFederation
 from fedseg.jobs import read_job
 from fedseg.networks.weights import get_weights
 from fedseg.packaging import package_job
@@ -82,6 +83,18 @@ def test_the_federation_equals_a_plain_loop_over_the_same_seeds(run, data, plan)
     assert set(federated) == set(weights)
     for name in weights:
         np.testing.assert_allclose(federated[name], weights[name], rtol=0, atol=1e-6, err_msg=name)
+
+
+def test_the_loop_in_one_process_equals_the_federation(run, data, plan, summary):
+    federation = InProcessFederation(read_job(run[0] / "job"), {site: read_datalist(data / site) for site in SITES})
+    federation.run()
+    federated = load_file(run[0] / "models" / "last.safetensors")
+    for name, value in federation.model.weights.items():
+        np.testing.assert_allclose(federated[name], value, rtol=0, atol=1e-6, err_msg=name)
+    for mine, theirs in zip(federation.rounds, summary["rounds"], strict=True):
+        assert mine["weights"] == pytest.approx(theirs["weights"])
+        assert mine["val_dice"] == pytest.approx(theirs["val_dice"], abs=1e-6)
+    assert federation.evaluate()["pooled_dice"] == pytest.approx(summary["final"]["pooled_dice"], abs=1e-6)
 
 
 def test_every_round_can_be_recomputed_from_the_stored_updates(run, summary):

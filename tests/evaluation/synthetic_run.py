@@ -42,6 +42,8 @@ def make_summary(rounds: int = 10, seed: int = 7) -> dict[str, Any]:
         "date": "2025-03-14",
         "versions": {"fedseg": "0.1.0", "nvflare": "2.9.0", "monai": "1.6.1", "torch": "2.13.0"},
         "seed": seed,
+        "training": {"local_epochs": 2},
+        "empty_convention": "brats",
         "threads_per_site": 2,
         "sites": list(SITES),
         "rounds": history,
@@ -54,6 +56,7 @@ def make_summary(rounds: int = 10, seed: int = 7) -> dict[str, Any]:
             {"round": 6, "site": "hospital-b", "what": "Refused the round's plan (policy: at most 4 local epochs)."},
         ],
         "privacy": {},
+        "stopped": {"round": rounds - 1, "reason": "3 rounds brought no model better than 0.8341"},
         "cost": {
             "wall_seconds": 4321.0,
             "bytes_up": 10 * 3 * 76_000_000,
@@ -88,7 +91,18 @@ def _round(index: int, generator: np.random.Generator) -> dict[str, Any]:
     weights = {s: share / sum(shares.values()) for s, share in shares.items()}
     rule = {"name": "FedCostWAvg", "alpha": 0.5, "cost": "validation loss"}
     longest = max(s["seconds"] for s in sites.values())
-    return {"round": index, "seconds": longest + 25, "rule": rule, "weights": weights, "sites": sites}
+    total = sum(CASES[s] for s in sites)
+    return {
+        "round": index,
+        "seconds": longest + 25,
+        "rule": rule,
+        "weights": weights,
+        "scales": {},
+        "selection": dict.fromkeys(SITES, "all sites are asked"),
+        "asked": list(SITES),
+        "val_dice": sum(CASES[s] * sites[s]["val_dice"]["mean"] for s in sites) / total,
+        "sites": sites,
+    }
 
 
 def _dice(site: str, shift: float, generator: np.random.Generator) -> dict[str, float]:
@@ -114,6 +128,27 @@ def _model(shift: float, generator: np.random.Generator) -> dict[str, Any]:
         "mean_dice": float(np.mean(list(means.values()))),
         "pooled_dice": pooled,
     }
+
+
+def write_case_scores(out: Path, summary: dict[str, Any], shift: float = 0.0, seed: int = 3) -> Path:
+    """Write ``out/state`` as the sites leave it: four validation cases each, and test cases as many as ``CASES`` says.
+
+    Dice lie around the sites' levels plus ``shift``. Returns ``out``.
+    """
+    generator = np.random.default_rng(seed)
+    for site in SITES:
+        content: dict[str, Any] = {}
+        for split, count in (("test", CASES[site]), ("validation", 4)):
+            content[split] = []
+            for index in range(count):
+                dice = {region: _dice(site, shift, generator)[region] for region in REGIONS}
+                hd95 = {region: 3.5 + 60 * (1 - value) ** 1.5 for region, value in dice.items()}
+                case = {"id": f"{split}-{index}", "label": f"/data/{site}/{split}-{index}.nii.gz"}
+                content[split].append({**case, "dice": dice, "hd95": hd95})
+        folder = out / "state" / site / summary["run_id"]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "evaluation-last.json").write_text(json.dumps(content), "utf-8")
+    return out
 
 
 def draw_case(folder: Path, name: str, seed: int, error: float = 0.0) -> dict[str, Any]:

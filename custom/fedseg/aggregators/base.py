@@ -7,7 +7,6 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from nvflare.apis.fl_constant import ReservedKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
@@ -100,7 +99,8 @@ class Aggregator(ModelAggregator):
 
         Raises:
             AggregationError: it is no difference, or holds no arrays.
-            RefusalError: its report is missing or wrong.
+            RefusalError: its report is missing or wrong, or its arrays do not fit those of the other sites.
+            SpoolError: it could not be kept on disk.
         """
         site = model.meta.get("client_name")
         if not isinstance(site, str) or not site:
@@ -108,7 +108,7 @@ class Aggregator(ModelAggregator):
         if model.params_type != ParamsType.DIFF or not model.params:
             raise AggregationError(f"The update of {site} is not a weight difference (WEIGHT_DIFF) with arrays.")
         report = parse_report(model.meta)
-        self._spool.put(site, {name: as_array(value) for name, value in model.params.items()})
+        self._spool.put(site, model.params)
         self._reports[site] = report
 
     def aggregate_model(self) -> FLModel:
@@ -129,9 +129,3 @@ class Aggregator(ModelAggregator):
         """Forget the updates of the round."""
         self._spool.clear()
         self._reports.clear()
-
-
-def as_array(value: Any) -> np.ndarray:
-    """An array as it arrived: numpy, a tensor, or FLARE's reference to a tensor on disk, which is read here."""
-    materialize = getattr(value, "materialize", None)
-    return np.asarray(materialize() if callable(materialize) else value)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from fedseg.aggregators.spool import UpdateSpool
+from fedseg.aggregators.spool_reader import SpoolReader
+from fedseg.aggregators.sums import Strip, in_threads, strips
+
+# Running sums, each over every 16th strip: how the strips are shared out must not depend on the number of threads.
+_LANES = 16
 
 
 @dataclass(frozen=True)
@@ -30,18 +36,46 @@ class Geometry:
         return np.sqrt(np.diag(self.inner))
 
 
-def measure(spool: UpdateSpool) -> Geometry:
-    """The geometry of all updates in a spool, read array by array; an array that a site did not send counts as 0."""
+def measure(spool: UpdateSpool, threads: int | None = None) -> Geometry:
+    """The geometry of all updates in a spool, read strip by strip; an array that a site did not send counts as 0.
+
+    Time grows with J^2 times the parameters. Memory: 16 pairs of [J, J] float64 (2.5 MB for 100 sites) and one strip for
+    each thread (8 MB). The result has the same bits for any number of threads and any order in which the sites sent.
+
+    Args:
+        spool: the updates.
+        threads: how many to use; None takes one per processor, up to eight.
+    """
     sites = spool.sites
-    inner, squared = np.zeros((len(sites), len(sites))), np.zeros((len(sites), len(sites)))
+    lanes = [Geometry(sites, np.zeros((len(sites),) * 2), np.zeros((len(sites),) * 2)) for _ in range(_LANES)]
     with spool.columns() as reader:
-        for name in spool.names():
-            present = set(reader.sites_with(name))
-            shape = next(reader.read(s, name).size for s in sites if s in present)
-            rows = np.stack(
-                [reader.read(s, name).ravel().astype(np.float64) if s in present else np.zeros(shape) for s in sites]
-            )
-            inner += rows @ rows.T
-            for i in range(len(sites)):
-                squared[i] += ((rows - rows[i]) ** 2).sum(axis=1)
-    return Geometry(sites, inner, squared)
+        pieces = list(strips(reader, spool.names()))
+        work = [(lane, pieces[number::_LANES]) for number, lane in enumerate(lanes)]
+        in_threads(lambda item: _add(reader, *item), work, threads)
+    inner = np.sum([lane.inner for lane in lanes], axis=0)
+    squared = np.sum([lane.squared for lane in lanes], axis=0)
+    return Geometry(sites, _mirrored(inner), _mirrored(squared))
+
+
+def _add(reader: SpoolReader, total: Geometry, pieces: Sequence[Strip]) -> None:
+    """Add what the pieces contribute to the lower triangles of ``total``."""
+    from fedseg.aggregators.kernels import add_pairs
+
+    for piece in pieces:
+        senders = reader.sites_with(piece.name)
+        inner, squared = np.zeros((len(senders),) * 2), np.zeros((len(senders),) * 2)
+        data, starts = reader.rows(piece.name, senders, piece.start, piece.stop)
+        add_pairs(data, starts, piece.stop - piece.start, inner, squared)
+        present = np.isin(total.sites, senders)
+        total.inner[np.ix_(present, present)] += inner
+        total.squared[np.ix_(present, present)] += squared
+        lengths = np.zeros(len(present))
+        lengths[present] = np.diag(inner)
+        # From a site that did not send the array, the distance to one that did is that one's length.
+        apart = np.tril(present[:, None] != present[None])
+        total.squared[apart] += (lengths[:, None] + lengths[None])[apart]
+
+
+def _mirrored(lower: np.ndarray) -> np.ndarray:
+    """The symmetric matrix with this lower triangle."""
+    return lower + np.tril(lower, -1).T

@@ -6,9 +6,8 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping
 
-import numpy as np
-
 from fedseg.aggregators.base import AggregationError, Aggregator
+from fedseg.aggregators.sums import weighted_sums
 from fedseg.networks.weights import Arrays
 from fedseg.training.site_report import SiteReport
 
@@ -44,16 +43,14 @@ class WeightedAggregator(Aggregator):
         return self._weighted_mean(self.last_weights, self.last_scales)
 
     def _weighted_mean(self, weights: Mapping[str, float], scales: Mapping[str, float]) -> Arrays:
-        result = {}
         with self._spool.columns() as reader:
+            factors = {}
             for name in self._spool.names():
                 sites = reader.sites_with(name)
                 total = math.fsum(weights[site] for site in sites)
                 if total > 0:
-                    result[name] = _mean(
-                        [(weights[s] / total * scales.get(s, 1.0), reader.read(s, name)) for s in sites]
-                    )
-        return result
+                    factors[name] = {site: weights[site] / total * scales.get(site, 1.0) for site in sites}
+            return weighted_sums(reader, factors)
 
 
 def normalised(amounts: Mapping[str, float]) -> dict[str, float]:
@@ -71,14 +68,6 @@ def normalised(amounts: Mapping[str, float]) -> dict[str, float]:
 def sample_shares(reports: Mapping[str, SiteReport]) -> dict[str, float]:
     """Each site's share of all training cases: s_j / S."""
     return normalised({site: report.num_samples for site, report in reports.items()})
-
-
-def _mean(terms: list[tuple[float, np.ndarray]]) -> np.ndarray:
-    """Sum of weight times array, accumulated in float64; float32, or the widest type that any site sent."""
-    total = np.zeros(terms[0][1].shape, np.float64)
-    for weight, array in terms:
-        total += np.multiply(array, weight, dtype=np.float64)
-    return total.astype(np.result_type(np.float32, *(array.dtype for _, array in terms)))
 
 
 def check_site_weights(weights: Mapping[str, float], reports: Mapping[str, SiteReport]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from fedseg.commands.run_names import run_names
 from fedseg.console import out
 from fedseg.errors import UsageError
 
@@ -52,7 +53,7 @@ def _several(folders: list[Path], target: Path) -> int:
     from fedseg.evaluation.compare import runs_frame, runs_table, write_comparison
     from fedseg.evaluation.report import read_summary
 
-    runs = {name: read_summary(folder) for name, folder in zip(_names(folders), folders, strict=True)}
+    runs = {name: read_summary(folder) for name, folder in zip(run_names(folders), folders, strict=True)}
     paths = write_comparison(runs, target)
     # A terminal has room for the essentials; the files have every column.
     content = runs_table(runs_frame(runs)[["Method", "Seed", "Mean Dice", "Pooled Dice", "Bytes", "Seconds"]])
@@ -64,12 +65,3 @@ def _several(folders: list[Path], target: Path) -> int:
     out().print(table)
     out().print(f"Comparison: {escape(str(paths['html']))}")
     return 0
-
-
-def _names(folders: list[Path]) -> list[str]:
-    """The folders' own names where these differ, else their paths."""
-    resolved = [folder.resolve() for folder in folders]
-    if len(set(resolved)) < len(resolved):
-        raise UsageError("the same run is named twice.")
-    names = [folder.name for folder in resolved]
-    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]

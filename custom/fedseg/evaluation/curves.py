@@ -76,25 +76,43 @@ def _region_lines(axes: Axes, history: pd.DataFrame, columns: list[str]) -> None
 
 
 def weights(summary: Summary) -> Figure | None:
-    """The weight of every site in the aggregation, over the rounds."""
+    """The weight of every site in the aggregation over the rounds; below, the factors of updates if any is not 1."""
     history = history_frame(summary)
     if history.empty or not history["weight"].notna().any():
         return None
     table = history.pivot_table(index="round", columns="site", values="weight", sort=False).sort_index()
     if len(table) == 1:
         return _weights_of_one_round(table.iloc[0])
-    figure = new_figure(6.6, 3.2)
-    axes = figure.subplots()
+    taken = history[history["weight"].notna()]
+    scaled = bool((taken["scale"] != 1).any())
+    figure = new_figure(6.6, 5.4 if scaled else 3.2)
+    panels = figure.subplots(2 if scaled else 1, squeeze=False, sharex=True)[:, 0]
     for index, site in enumerate(site_names(summary)):
         if site in table:
-            axes.plot(table.index, table[site], label=site, **line_style(index))
-    axes.axhline(1 / table.shape[1], color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0, label="equal weights")
-    round_axis(axes, table.index.tolist())
-    axes.set_ylim(0, max(1.15 * float(table.max().max()), 1.3 / table.shape[1]))
-    axes.set_ylabel("Weight in the aggregation")
-    grid(axes)
-    legend_below(figure, axes)
+            panels[0].plot(table.index, table[site], label=site, **line_style(index))
+    equal = 1 / table.notna().sum(axis=1)
+    style = {"color": QUIET, "linewidth": 0.9, "linestyle": (0, (4, 3)), "zorder": 0}
+    panels[0].step(equal.index, equal, where="mid", label="equal weights", **style)
+    panels[0].set_ylim(0, max(1.15 * float(table.max().max()), 1.3 * float(equal.max())))
+    panels[0].set_ylabel("Weight in the aggregation")
+    if scaled:
+        _scales(panels[1], taken, site_names(summary))
+    for axes in panels:
+        round_axis(axes, table.index.tolist())
+        grid(axes)
+    panels[0].set_xlabel("" if scaled else panels[0].get_xlabel())
+    legend_below(figure, panels[0])
     return figure
+
+
+def _scales(axes: Axes, taken: pd.DataFrame, sites: list[str]) -> None:
+    table = taken.pivot_table(index="round", columns="site", values="scale", sort=False).sort_index()
+    for index, site in enumerate(sites):
+        if site in table:
+            axes.plot(table.index, table[site], **line_style(index))
+    axes.axhline(1, color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
+    axes.set_ylim(0, 1.1 * max(1.0, float(table.max().max())))
+    axes.set_ylabel("Factor of the update")
 
 
 def _weights_of_one_round(shares: pd.Series) -> Figure:

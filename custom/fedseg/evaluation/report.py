@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from fedseg.errors import DataError
-from fedseg.evaluation import overlays, wording
+from fedseg.evaluation import decisions, overlays, wording
 from fedseg.evaluation.drawing import DPI
 from fedseg.evaluation.figures import draw_figures
 from fedseg.evaluation.tables import MEAN_OF_CASES, MEAN_OF_SITES, Summary, part, rows, score_frame, task_of
@@ -102,7 +102,12 @@ def report_context(summary: Summary, task: Task, figures: Mapping[str, Path], ou
         "alike": wording.ALIKE,
         "cross_site": wording.cross_site_table(summary),
         "round_count": len(history),
-        "rule": part(history[-1], "rule").get("name", "") if history else "",
+        "rule": decisions.last_rule(summary),
+        "ending": decisions.ending(summary),
+        "weights": decisions.weight_table(summary),
+        "without_weights": decisions.without_weights(summary),
+        "selection": decisions.selection_table(summary),
+        "selection_words": decisions.selection_words(summary),
         "cost": wording.cost_table(summary),
         "memory": wording.memory_table(summary),
         "privacy": wording.privacy_table(summary),

@@ -127,13 +127,18 @@ def empty_frame(summary: Summary, model: str = "final") -> pd.DataFrame:
 
 
 def history_frame(summary: Summary) -> pd.DataFrame:
-    """Training, long form: one row per round and site; ``Dice`` is the mean of the regions, ``Dice <region>`` each."""
+    """Training, long form: one row per round and site; ``Dice`` is the mean of the regions, ``Dice <region>`` each.
+
+    ``weight`` is that in the aggregation, ``scale`` the factor of the update besides (1 where the rule had none),
+    ``cases`` the training cases.
+    """
     records = []
     for entry in rows(summary, "rounds"):
-        weights = part(entry, "weights")
+        weights, scales = part(entry, "weights"), part(entry, "scales")
         for site in dict.fromkeys([*part(entry, "sites"), *weights]):
             report = part(entry, "sites", site)
             record = {"round": entry.get("round"), "site": site, "weight": number(weights.get(site))}
+            record |= {"scale": number(scales.get(site, 1.0)), "cases": number(report.get("num_samples"))}
             for key in ("train_loss", "val_loss", "bytes_up", "bytes_down", "seconds"):
                 record[key] = number(report.get(key))
             dice = report.get("val_dice")

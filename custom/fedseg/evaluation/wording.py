@@ -26,7 +26,10 @@ from fedseg.evaluation.tables import (
 NOT_AVAILABLE = "n/a"
 ALIKE = 0.005  # difference in mean Dice below which a report calls two ways alike
 # Shown in sections of their own; whatever else a summary holds is listed under the configuration.
-_SECTIONS = ("rounds", "final", "best", "comparison", "cross_site", "events", "privacy", "cost", "task_declaration")
+_SECTIONS = (
+    *("rounds", "final", "best", "comparison", "cross_site", "events", "privacy", "cost", "stopped"),
+    "task_declaration",
+)
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ class FederatedTraining(SiteDialogue):
         selection: SiteSelection | None = None,
         min_sites: int = 1,
         round_timeout: int = 0,
+        prepare_timeout: int | None = None,
         target_dice: float | None = None,
         patience: int | None = None,
         max_hours: float | None = None,
@@ -68,8 +69,10 @@ class FederatedTraining(SiteDialogue):
             selection: which sites take part in a round; None asks all.
             min_sites: sites that must accept the job, and answer in each round (in a round that asks fewer sites, all
                 of them); with fewer the job fails.
-            round_timeout: seconds after which a task (prepare, a round's training, the last evaluation) goes on
-                without the sites that have not answered; 0 waits for all.
+            round_timeout: seconds after which a round's training, or the last evaluation, goes on without the sites
+                that have not answered; 0 waits for all.
+            prepare_timeout: the same for ``prepare``, in which sites start their processes and check their data; None
+                takes ``round_timeout``.
             target_dice, patience, max_hours, max_epsilon: see ``StoppingRules``.
             keep_updates: store every round's global model and updates beside the results.
             keep_checkpoints: how many of the last rounds server and sites keep to go on from; 0 keeps all.
@@ -82,6 +85,7 @@ class FederatedTraining(SiteDialogue):
             ("num_rounds", num_rounds, 1),
             ("min_sites", min_sites, 1),
             ("round_timeout", round_timeout, 0),
+            ("prepare_timeout", 0 if prepare_timeout is None else prepare_timeout, 0),
             ("keep_checkpoints", keep_checkpoints, 0),
             ("resume_round", 0 if resume_round is None else resume_round, 0),
         ):
@@ -105,6 +109,7 @@ class FederatedTraining(SiteDialogue):
                 raise ConfigurationError(f"workflow.{name}", type(part).__name__, f"a {name} component of fedseg")
         super().__init__(run_id or uuid.uuid4().hex, task_check_period)
         self.num_rounds, self.min_sites, self.round_timeout = num_rounds, min_sites, round_timeout
+        self.prepare_timeout = round_timeout if prepare_timeout is None else prepare_timeout
         self.keep_updates, self.keep_checkpoints, self.resume_round = keep_updates, keep_checkpoints, resume_round
         self.model = GlobalModel(aggregator, server_optimizer, shared_arrays)
         self.selection = selection or AllSites()
@@ -219,7 +224,7 @@ class FederatedTraining(SiteDialogue):
         asked = self.all_sites()
         self.record.event("prepare", sites=asked, run_id=self.run_id)
         statistics: dict[str, dict[str, float]] = {}
-        answers = self.ask(PREPARE, self._preparation(), asked, self.round_timeout)
+        answers = self.ask(PREPARE, self._preparation(), asked, self.prepare_timeout)
         for site in sorted(answers):
             statistics[site] = self._accept(site, dict(answers[site].metrics))
         if len(self.sites) < self.min_sites:

@@ -1,0 +1,48 @@
+"""The weighting of FedMix (Wicaksana et al., IEEE TMI 2023); its local training is another matter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from fedseg.aggregators.costs import mixture
+from fedseg.aggregators.weighted import WeightedAggregator, normalised, sample_shares
+from fedseg.errors import ConfigurationError
+from fedseg.training.site_report import SiteReport
+
+
+class FedMix(WeightedAggregator):
+    """w_j in proportion to s_j / S + lam loss_j^beta / sum(loss^beta): a HIGHER training loss gives MORE weight.
+
+    With the published lam of 10, ten elevenths of all weight go by loss. A negative loss counts as 0; where all are 0
+    the rule is FedAvg, and ``last_notes`` holds ``fallback``. It holds ``loss_shares`` otherwise.
+    """
+
+    def __init__(self, lam: float = 10.0, beta: float = 1.5) -> None:
+        """Set how much losses count.
+
+        Args:
+            lam: weight of the losses beside the training cases, 0 or more.
+            beta: exponent of the losses, above 0.
+        """
+        super().__init__()
+        if type(lam) not in (int, float) or not 0 <= lam < math.inf:
+            raise ConfigurationError("lam", lam, "a number from 0 up")
+        if type(beta) not in (int, float) or not 0 < beta < math.inf:
+            raise ConfigurationError("beta", beta, "a number above 0")
+        self.lam, self.beta = lam, beta
+
+    def describe(self) -> dict[str, object]:
+        return {"name": "FedMix", "lam": self.lam, "beta": self.beta}
+
+    def site_weights(self, reports: Mapping[str, SiteReport]) -> dict[str, float]:
+        shares = sample_shares(reports)
+        largest = max(report.train_loss for report in reports.values())
+        if largest <= 0:
+            self.last_notes = {"fallback": "FedAvg: no training loss is above 0"}
+            return shares
+        # Divided by the largest first, so that no power overflows.
+        powers = {site: (max(0.0, report.train_loss) / largest) ** self.beta for site, report in reports.items()}
+        by_loss = normalised(powers)
+        self.last_notes = {"loss_shares": by_loss}
+        return mixture([(1 / (1 + self.lam), shares), (self.lam / (1 + self.lam), by_loss)])

@@ -1,0 +1,88 @@
+"""FedNova: normalised averaging of sites that take different numbers of steps (Wang et al., NeurIPS 2020)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from fedseg.aggregators.weighted import WeightedAggregator, normalised
+from fedseg.errors import ConfigurationError
+from fedseg.training.plan import Plan
+from fedseg.training.site_report import SiteReport
+
+
+class FedNova(WeightedAggregator):
+    """Updates count per effective local step, so that sites with more steps do not pull the model to their optimum.
+
+    1. p_j = s_j / S, the sites' shares of the training cases.
+    2. a_j = the effective steps of site j, see ``accumulated_steps``; tau = sum_j p_j a_j.
+    3. Update = tau sum_j p_j u_j / a_j.
+
+    With equal steps at all sites it is FedAvg. Steps 2 and 3 rest on a local optimizer that starts afresh in every
+    round, so ``check_plan`` refuses plans with another one. A learning rate that changes within a round is the same
+    function of the round's progress at every site and cancels but for terms of the order of its change in a round. A
+    site that reports no step has no direction and the weight 0.
+
+    ``last_notes`` holds ``accumulated`` (a_j of each site) and ``effective`` (tau).
+    """
+
+    def __init__(self, momentum: float = 0.9, nesterov: bool = True) -> None:
+        """Describe the local optimizer; the defaults are those of ``optimizer: sgd``.
+
+        Args:
+            momentum: its momentum, from 0 to below 1.
+            nesterov: whether it is Nesterov's.
+        """
+        super().__init__()
+        if type(momentum) not in (int, float) or not 0 <= momentum < 1:
+            raise ConfigurationError("momentum", momentum, "a number from 0 to below 1")
+        if not isinstance(nesterov, bool):
+            raise ConfigurationError("nesterov", nesterov, "true or false")
+        self.momentum, self.nesterov = momentum, nesterov
+
+    def describe(self) -> dict[str, object]:
+        return {"name": "FedNova", "momentum": self.momentum, "nesterov": self.nesterov}
+
+    def check_plan(self, plan: Plan) -> None:
+        settings = plan.training
+        if settings.optimizer != "sgd":
+            remedy = "FedNova counts the steps of SGD; those of an adaptive optimizer cannot be compared between sites."
+            raise ConfigurationError("training.optimizer", settings.optimizer, "sgd with FedNova", remedy)
+        if settings.momentum != self.momentum:
+            remedy = "Give FedNova the momentum of the plan's training.momentum."
+            raise ConfigurationError("momentum", self.momentum, f"{settings.momentum}, as at the sites", remedy)
+        if self.momentum and not self.nesterov:
+            raise ConfigurationError("nesterov", False, "true, as at the sites")
+        if self.momentum and not settings.reset_optimizer:
+            remedy = "A momentum that outlives the round belongs to no number of steps; or set training.momentum to 0."
+            raise ConfigurationError("training.reset_optimizer", False, "true with FedNova and momentum", remedy)
+
+    def site_weights(self, reports: Mapping[str, SiteReport]) -> dict[str, float]:
+        return normalised({site: report.num_samples if report.num_steps else 0 for site, report in reports.items()})
+
+    def site_scales(self, reports: Mapping[str, SiteReport], weights: Mapping[str, float]) -> dict[str, float]:
+        accumulated = {
+            site: accumulated_steps(report.num_steps, self.momentum, self.nesterov) for site, report in reports.items()
+        }
+        effective = math.fsum(weights[site] * steps for site, steps in accumulated.items())
+        self.last_notes = {"accumulated": accumulated, "effective": effective}
+        if len(set(accumulated.values())) == 1:
+            return {}
+        return {site: effective / steps for site, steps in accumulated.items() if steps > 0}
+
+
+def accumulated_steps(steps: int, momentum: float, nesterov: bool) -> float:
+    """How many learning rates SGD from rest moves along a constant gradient: the L1 norm of the paper's vector a_j.
+
+    torch's SGD keeps b_k = momentum b_(k-1) + g from b_0 = 0 and moves by b_k, or by g + momentum b_k in Nesterov's
+    form. With g = 1, b_k = (1 - momentum^k) / (1 - momentum); its sum over k = 1..n is
+    B = (n - momentum (1 - momentum^n) / (1 - momentum)) / (1 - momentum), and Nesterov's displacement n + momentum B.
+
+    Args:
+        steps: n.
+        momentum: from 0 to below 1; at 0 the result is n in both forms.
+        nesterov: the form.
+    """
+    rest = 1 - momentum
+    plain = (steps - momentum * (1 - momentum**steps) / rest) / rest
+    return steps + momentum * plain if nesterov else plain

@@ -39,8 +39,8 @@ class Geometry:
 def measure(spool: UpdateSpool, threads: int | None = None) -> Geometry:
     """The geometry of all updates in a spool, read strip by strip; an array that a site did not send counts as 0.
 
-    Time grows with J^2 times the parameters. Memory: 16 pairs of [J, J] float64 (2.5 MB for 100 sites) and one strip for
-    each thread (8 MB). The result has the same bits for any number of threads and any order in which the sites sent.
+    Time grows with J^2 times the parameters. Memory: 16 pairs of [J, J] float64 (2.5 MB for 100 sites), and a strip for
+    each thread (8 MB). The result has the same bits for any number of threads and any order in which sites sent.
 
     Args:
         spool: the updates.

@@ -61,6 +61,7 @@ SGD = {
     "training.momentum": 0.0,
     "training.learning_rate": 0.2,
     "training.schedule": "constant",
+    "training.gradient_clip": 10.0,
 }
 
 
@@ -114,6 +115,8 @@ RULES: dict[str, dict] = {
     "multi-Krum": rule("krum.Krum", byzantine=1, select=3),
     "norm clipping": rule("norm_clipping.NormClipped"),
     "FedAvgM": part("server_optimizer", "aggregators.server_optimizers.FedAvgM", learning_rate=1.0, momentum=0.9),
+    "FedAvgM (0.2)": part("server_optimizer", "aggregators.server_optimizers.FedAvgM", learning_rate=0.2, momentum=0.9),
+    "FedAdam (0.05)": part("server_optimizer", "aggregators.server_optimizers.FedAdam", learning_rate=0.05),
     "FedAdam": part("server_optimizer", "aggregators.server_optimizers.FedAdam", learning_rate=0.01),
     "FedYogi": part("server_optimizer", "aggregators.server_optimizers.FedYogi", learning_rate=0.01),
     "FedAdagrad": part("server_optimizer", "aggregators.server_optimizers.FedAdagrad", learning_rate=0.03),
@@ -124,6 +127,7 @@ RULES: dict[str, dict] = {
     "FedAvg (SGD)": SGD,
     "FedNova (SGD)": {**rule("fednova.FedNova", momentum=0.0), **SGD},
     "SCAFFOLD (SGD)": {
+        **rule("fedavg.FedAvg", weight_by="uniform"),
         **SGD,
         **hook("scaffold.Scaffold"),
         **part("shared_arrays", "aggregators.control_variates.ControlVariates"),

@@ -28,15 +28,22 @@ from nvflare.app_common.aggregators.weighted_aggregation_helper import WeightedA
 from fedseg.aggregators.base import Aggregator
 from fedseg.aggregators.dos import DOS
 from fedseg.aggregators.fedavg import FedAvg
+from fedseg.aggregators.fedcostwavg import FedCostWAvg
+from fedseg.aggregators.fednova import FedNova
+from fedseg.aggregators.fedpidavg import FedPIDAvg
 from fedseg.aggregators.krum import Krum
 from fedseg.aggregators.norm_clipping import NormClipped
 from fedseg.aggregators.robust import CoordinateMedian, GeometricMedian, TrimmedMean
+from fedseg.aggregators.similarity import RegAgg, SimAgg
 from fedseg.networks.registry import ResidualUNet
 from fedseg.networks.weights import Arrays
 from fedseg.training.site_report import SiteReport
 
 NETWORK = ResidualUNet(channels=(32, 64, 128, 256, 512), strides=(2, 2, 2, 2))
-RULES = (FedAvg, NormClipped, Krum, GeometricMedian, DOS, TrimmedMean, CoordinateMedian)
+RULES = (
+    FedAvg, FedCostWAvg, FedPIDAvg, FedNova, SimAgg, RegAgg, NormClipped, Krum, GeometricMedian, DOS, TrimmedMean,
+    CoordinateMedian,
+)  # fmt: skip
 HELPER = "FLARE helper"
 
 

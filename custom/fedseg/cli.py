@@ -67,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         err().print(f"[red]fedseg {options.command}:[/red] {escape((error.strerror or str(error)) + where)}.")
         return 1
     except KeyboardInterrupt:
-        err().print(f"[red]fedseg {options.command}:[/red] interrupted.")
+        hint = " Add --resume to go on after the last finished round." if options.command == "simulate" else ""
+        err().print(f"[red]fedseg {options.command}:[/red] interrupted.{hint}")
         return 130
     return int(code or 0)
 

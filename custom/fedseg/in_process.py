@@ -7,6 +7,7 @@ training. A test holds it equal to FLARE's simulator.
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 
 from fedseg.data.datalist import Datalist
-from fedseg.errors import FedsegError
+from fedseg.errors import AbortedError, FedsegError
 from fedseg.evaluation.metrics import summarise
 from fedseg.jobs import Job
 from fedseg.networks.weights import Arrays
@@ -30,8 +31,9 @@ Tamper = Callable[[str, int, Arrays], Arrays]
 class InProcessFederation:
     """Sites, rule and rounds of a job, without FLARE's processes and messages.
 
-    A site that fails in a round is left out of it and named, as in the workflow; time limits and minimum numbers of
-    sites have no meaning here. Stopping rules are not asked.
+    A site that refuses a round (its data, its loss, its update) is left out of it and named; any other error ends the
+    run, since it would be an error of the program. Time limits, minimum numbers of sites and stopping rules are not
+    asked. Without a ``state`` folder a site that failed in a round goes on with the optimizer as the failure left it.
 
     Attributes:
         rounds: the entries of the finished rounds, as in ``summary.json``.
@@ -60,12 +62,13 @@ class InProcessFederation:
         workflow = job.build_workflow()
         self.model, self.selection, self.total_rounds = workflow.model, workflow.selection, workflow.num_rounds
         self.tamper = tamper
+        run_id = uuid.uuid4().hex
         self.trainers = {
             site: SiteTrainer(
                 self.plan,
                 site,
                 datalists[site],
-                SiteState(state / site, "run") if state is not None else None,
+                SiteState(state / site, run_id) if state is not None else None,
                 hooks=job.build_hooks(),
                 cache_folder=cache,
             )
@@ -103,6 +106,8 @@ class InProcessFederation:
                     update = self.tamper(site, number, update)
                 meta = {"client_name": site, **report.to_meta()}
                 self.model.take(FLModel(params_type=ParamsType.DIFF, params=update, meta=meta))
+            except AbortedError:
+                raise
             except FedsegError as error:
                 self.events.append({"round": number, "site": site, "what": str(error)})
         self.model.finish_round()

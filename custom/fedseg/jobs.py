@@ -121,8 +121,12 @@ class Job:
         """The workflow with all its parts, as FLARE's server builds it."""
         return _build(self.server["workflows"][0])
 
-    def build_hooks(self) -> list[Any]:
-        """A fresh set of the training hooks that the job's executor names."""
+    def hooks(self) -> list[dict[str, Any]]:
+        """The components that the job's executor names as training hooks.
+
+        Raises:
+            ConfigurationError: an id is not that of a component.
+        """
         components = {c["id"]: c for c in self.client.get("components", []) if isinstance(c, dict) and "id" in c}
         names = [n for e in self.client.get("executors", []) for n in e["executor"].get("args", {}).get("hooks", [])]
         for name in names:
@@ -130,7 +134,11 @@ class Job:
                 raise ConfigurationError(
                     "executor.hooks", name, f"the id of a component of the job: {sorted(components)}"
                 )
-        return [_build(components[name]) for name in names]
+        return [components[name] for name in names]
+
+    def build_hooks(self) -> list[Any]:
+        """A fresh set of the job's training hooks."""
+        return [_build(component) for component in self.hooks()]
 
     def write(self, folder: Path) -> Path:
         """Copy the job with its changes to ``folder`` (which must not exist)."""
@@ -214,7 +222,8 @@ def _check_component(component: dict[str, Any]) -> None:
     path = component["path"]
     if path not in FEDSEG_CLASSES + FLARE_CLASSES:
         # Asked before anything is imported: importing a module that a job names would already run its code.
-        raise ConfigurationError("path", path, "a component class that fedseg.component_policy lists")
+        remedy = "docs/reference/method-table.md lists them; sites load no other."
+        raise ConfigurationError("path", path, "a component class that fedseg.component_policy lists", remedy)
     module, _, name = path.rpartition(".")
     found = getattr(importlib.import_module(module), name)
     arguments = component.get("args", {})

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from fedseg.executors.site_profile import DATA_VARIABLE, STATE_VARIABLE
 from fedseg.jobs import Job, read_job
 from fedseg.processes import MemoryWatch, end_processes, process_group, process_tree
 from fedseg.training.plan import PLAN_FILE
+from fedseg.version import __version__
 from fedseg.workflows.checkpoint import Checkpoints
 from fedseg.workflows.record import BEST_MODEL, FOLDER, LAST_MODEL, PROGRESS_FILE, RESULTS_FILE
 
@@ -104,20 +105,36 @@ def prepare_resume(out: Path, name: str, from_round: int | None) -> Job:
     job = read_job(out / MARKER)
     if job.name != name:
         raise UsageError(f"--out {out} holds a run of the job {job.name}, not of {name}.")
-    run_id = job.workflow.get("run_id")
-    rounds = Checkpoints(out / "state" / SERVER / str(run_id)).rounds() if run_id else []
+    run_id, keep = job.workflow.get("run_id"), job.workflow.get("keep_checkpoints", 2)
+    checkpoints = Checkpoints(out / "state" / SERVER / str(run_id), keep)
+    rounds = checkpoints.resumable() if run_id else []
     if not rounds:
         raise UsageError(
             f"--out {out}: no round of this run was finished, so there is nothing to continue; start anew."
         )
     if from_round is not None and from_round not in rounds:
         raise UsageError(
-            f"--from-round {from_round}: there are checkpoints of the rounds {rounds} (counted from 0). A run started "
-            "with --set workflow.keep_checkpoints=0 keeps all."
+            f"--from-round {from_round}: the run can go on after the rounds {rounds} (counted from 0); sites keep "
+            "no older states. A run started with --set workflow.keep_checkpoints=0 keeps all."
         )
-    if from_round is not None:
-        job.set("workflow.resume_round", from_round)
+    chosen = rounds[-1] if from_round is None else from_round
+    version = checkpoints.load(chosen)[1]["version"]
+    if version != __version__:
+        raise UsageError(f"--out {out}: the run was made by fedseg {version}, this is {__version__}; install that one.")
+    job.workflow.update(resume=True, resume_round=chosen)
     return job
+
+
+def check_sites(out: Path, job: Job, sites: Sequence[str]) -> None:
+    """Refuse to continue a run with other sites than it had.
+
+    Raises:
+        UsageError: a site that took part has no data now.
+    """
+    checkpoints = Checkpoints(out / "state" / SERVER / job.workflow["run_id"])
+    had = checkpoints.load(job.workflow["resume_round"], False)[1]["seconds_of"]
+    if missing := sorted(set(had) - set(sites)):
+        raise UsageError(f"--data: the run had the site(s) {', '.join(missing)}, of which there is no folder now.")
 
 
 def simulate(
@@ -142,8 +159,7 @@ def simulate(
     job.client["default_task_fetch_interval"] = TASK_REQUEST_INTERVAL
     job.workflow.setdefault("run_id", uuid.uuid4().hex)
     _write_job(job, out / MARKER)
-    for leftover in ("workspace", "report", "models"):
-        shutil.rmtree(out / leftover, ignore_errors=True)
+    _clear_for_start(out, job.workflow.get("resume_round"))
     workspace = out / "workspace"
     (workspace / "local").mkdir(parents=True)
     (workspace / "local" / "resources.json").write_text(json.dumps(site_resources(), indent=2), "utf-8")
@@ -168,13 +184,35 @@ def simulate(
             family = process_tree(process.pid)
             watch.stop()
             end_processes({*family, *process_group(process.pid)})
+            _rescue_updates(out)
     results = _collect(out, log)
     return SimulationResult(results, time.monotonic() - start, {**watch.peak, "total": watch.peak_total})
 
 
+def _clear_for_start(out: Path, resume_round: int | None) -> None:
+    """Make room for FLARE's workspace; what a former start left there and is still wanted is moved out first."""
+    _rescue_updates(out)
+    for folder in (out / "updates").glob("round-*"):
+        if resume_round is None or int(folder.name.removeprefix("round-")) > resume_round:
+            shutil.rmtree(folder)
+    for leftover in ("workspace", "report", "models"):
+        shutil.rmtree(out / leftover, ignore_errors=True)
+
+
+def _rescue_updates(out: Path) -> None:
+    """Move the kept updates out of FLARE's workspace, which the next start would empty."""
+    kept = out / _SERVER_FOLDER / "updates"
+    for folder in kept.glob("round-*"):
+        (out / "updates").mkdir(exist_ok=True)
+        shutil.rmtree(out / "updates" / folder.name, ignore_errors=True)
+        shutil.move(folder, out / "updates" / folder.name)
+
+
 def _write_job(job: Job, folder: Path) -> None:
     """Write the job that runs; a resumed run replaces its own copy, from which it was read."""
-    written = job.write(folder.with_name(folder.name + ".new"))
+    new = folder.with_name(folder.name + ".new")
+    shutil.rmtree(new, ignore_errors=True)
+    written = job.write(new)
     shutil.rmtree(folder, ignore_errors=True)
     written.rename(folder)
 
@@ -215,11 +253,6 @@ def _collect(out: Path, log: Path) -> dict[str, Any]:
     for name in (LAST_MODEL, BEST_MODEL):
         if (server / name).exists():
             shutil.copy2(server / name, out / "models" / name)
-    if (server / "updates").exists():
-        (out / "updates").mkdir(exist_ok=True)
-        for folder in (server / "updates").iterdir():
-            shutil.rmtree(out / "updates" / folder.name, ignore_errors=True)
-            shutil.move(folder, out / "updates" / folder.name)
     if "final" not in results:
         raise FedsegError(
             f"The run ended without a finished model. {failure or 'The simulator stopped without a reason.'} See {log}."

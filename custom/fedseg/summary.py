@@ -15,6 +15,8 @@ from fedseg.simulation import SimulationResult
 from fedseg.version import __version__
 
 SCHEMA = "fedseg-summary-1"
+# Described under other keys of the summary.
+_ELSEWHERE = ("aggregator", "server_optimizer", "shared_arrays", "selection", "run_id", "resume", "resume_round")
 _PACKAGES = ("nvflare", "monai", "torch", "numpy", "nibabel", "SimpleITK")
 
 
@@ -54,6 +56,11 @@ def build_summary(job: Job, run: SimulationResult) -> dict[str, Any]:
         "threads_per_site": plan.training.threads,
         "simulated": True,
         "sites": results["sites"],
+        "workflow": {key: value for key, value in job.workflow.items() if key not in _ELSEWHERE},
+        "local_objectives": [
+            {"name": component["path"].rpartition(".")[2], **component.get("args", {})} for component in job.hooks()
+        ],
+        "selection": results["selection"],
         "rounds": rounds,
         "final": final,
         "best": best,

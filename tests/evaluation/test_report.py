@@ -165,7 +165,7 @@ def test_command_for_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert frame.loc["run-2", "Mean Dice"] == pytest.approx(expected["mean_dice"])
     assert frame.loc["run-2", "Pooled Dice"] == pytest.approx(expected["pooled_dice"])
     assert frame.loc["run-1", "Bytes"] == 10 * 3 * 152_100_000
-    assert (out / "comparison.md").read_text().startswith("| Run | Job | Method | Seed |")
+    assert (out / "comparison.md").read_text().startswith("| Run | Job | Method | Rule | Seed |")
     page = (out / "comparison.html").read_text("utf-8")
     assert "Repeated runs" in page
     assert page.count("data:image/png") == 1

@@ -57,10 +57,26 @@ def test_a_write_that_fails_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(0, ARRAYS, {"best_round": None, "mark": 1})
 
-    def full(*arguments):
+    def full(arrays, path, metadata):
+        path.write_bytes(b"half a file")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("fedseg.workflows.checkpoint.save_file", full)
     with pytest.raises(OSError, match="No space"):
         checkpoints.save(0, ARRAYS, {"best_round": None, "mark": 2})
     assert checkpoints.load(0)[1]["mark"] == 1
+    assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"], "nothing half-written is left"
+
+
+def test_only_rounds_whose_states_the_sites_keep_can_be_continued(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for number, best in enumerate([None, 0, 0, 0, 0]):
+        checkpoints.save(number, ARRAYS, {"best_round": best})
+    assert checkpoints.rounds() == [0, 3, 4]
+    assert checkpoints.resumable() == [3, 4]
+
+
+def test_a_history_larger_than_a_header_may_be_is_stored(tmp_path):
+    values = {"best_round": None, "rounds": ["x" * 1000] * 110_000}
+    Checkpoints(tmp_path).save(0, ARRAYS, values)
+    assert len(Checkpoints(tmp_path).load(0)[1]["rounds"]) == 110_000

@@ -10,12 +10,17 @@ from nvflare.apis.shareable import make_reply
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 
 from fedseg.aggregators.fedavg import FedAvg
+from fedseg.aggregators.fedcostwavg import FedCostWAvg
+from fedseg.aggregators.fedpidavg import FedPIDAvg
+from fedseg.aggregators.server_optimizers import FedAdam
 from fedseg.errors import AbortedError, ConfigurationError, FedsegError
-from fedseg.executors.protocol import REASON, TEXT
+from fedseg.executors.protocol import REASON, TEXT, TOTALS
 from fedseg.training.plan import parse_plan
 from fedseg.training.site_report import SiteReport
+from fedseg.workflows.checkpoint import CheckpointError
 from fedseg.workflows.federated_training import FederatedTraining
 from fedseg.workflows.record import PROGRESS_FILE, RESULTS_FILE, RunRecord
+from fedseg.workflows.selection import DropSlow, LargestSites, PoissonBySize, RandomSites
 from tiny import PLAN
 
 
@@ -56,7 +61,6 @@ class Scripted(FederatedTraining):
     def run_rounds(self):
         self._prepare()
         self._run_rounds()
-        return self.best
 
 
 def update(model, value=0.5, dice=0.6, samples=2):
@@ -65,8 +69,12 @@ def update(model, value=0.5, dice=0.6, samples=2):
     return FLModel(params_type=ParamsType.DIFF, params=arrays, meta=report.to_meta())
 
 
+def accepted(**changes):
+    return FLModel(metrics={"training": 2, "validation": 1, "test": 0, **changes})
+
+
 def good(task, site, model):
-    return FLModel(metrics={"training": 2}) if task == "prepare" else update(model)
+    return accepted() if task == "prepare" else update(model)
 
 
 def test_all_good_sites_move_the_model_and_nothing_is_noted(tmp_path):
@@ -165,7 +173,7 @@ def test_too_few_sites_end_the_job_with_their_reasons(tmp_path):
         return good(task, site, model) if task == "prepare" or site == "a" else None
 
     with pytest.raises(FedsegError, match=r"1 site\(s\) answered in round 0, but 2 must"):
-        Scripted(tmp_path, later, min_sites=2).run_rounds()
+        Scripted(tmp_path / "two", later, min_sites=2).run_rounds()
 
 
 def test_the_best_model_is_the_one_with_the_best_validation_not_the_last(tmp_path):
@@ -178,7 +186,7 @@ def test_the_best_model_is_the_one_with_the_best_validation_not_the_last(tmp_pat
             none = {"both": 0, "reference": 0, "prediction": 0}
             part |= {"dice": {"inner": 0.4, "whole": 0.4, "mean": 0.4}, "empty": {"inner": none, "whole": none}}
             return FLModel(metrics={"final": part, "validation": part} if site != "c" else {"final": {"dice": 1}})
-        return good(task, site, model) if task == "prepare" else update(model, dice=received[loop._round])
+        return accepted() if task == "prepare" else update(model, dice=received[loop._round])
 
     loop = Scripted(tmp_path, script)
     loop.run_rounds()
@@ -189,6 +197,202 @@ def test_the_best_model_is_the_one_with_the_best_validation_not_the_last(tmp_pat
     assert sorted(results["final"]["sites"]) == ["a", "b"], "scores that cannot be read are left out"
     assert {e["site"] for e in results["events"]} == {"c"}
     assert [task for task, _ in loop.asked].count("validate") == 2
+
+
+def same(one, other):
+    assert set(one) == set(other)
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name])
+
+
+def seeded(task, site, model):
+    """Updates that differ by site and round, and losses that a cost-weighted rule weighs by."""
+    if task == "prepare":
+        return accepted(training="abc".index(site) + 1)
+    draw = np.random.default_rng([ord(site), model.current_round])
+    report = SiteReport(2, 1, float(draw.uniform(0.1, 1)), 0.8, {"mean": float(draw.uniform())}, 2)
+    arrays = {name: draw.normal(0, 0.01, w.shape).astype(np.float32) for name, w in model.params.items()}
+    return FLModel(params_type=ParamsType.DIFF, params=arrays, meta=report.to_meta())
+
+
+RULES = {
+    "FedCostWAvg": lambda: {"aggregator": FedCostWAvg()},
+    "FedPIDAvg": lambda: {"aggregator": FedPIDAvg(), "selection": PoissonBySize()},
+    "FedAdam": lambda: {"aggregator": FedAvg(), "server_optimizer": FedAdam()},
+    "random sites": lambda: {"aggregator": FedAvg(), "selection": RandomSites(2)},
+}
+
+
+@pytest.mark.parametrize("build", RULES.values(), ids=RULES)
+@pytest.mark.parametrize("stopped_after", [0, 2])
+def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, build, stopped_after):
+    whole = Scripted(tmp_path / "whole", seeded, num_rounds=6, **build())
+    whole.run_rounds()
+
+    def dies(task, site, model):
+        if task == "train" and model.current_round > stopped_after:
+            raise AbortedError("stopped")
+        return seeded(task, site, model)
+
+    with pytest.raises(AbortedError):
+        Scripted(tmp_path / "stopped", dies, num_rounds=6, **build()).run_rounds()
+    again = Scripted(tmp_path / "stopped", seeded, num_rounds=6, resume=True, **build())
+    again.run_rounds()
+    same(again.model.weights, whole.model.weights)
+    assert again.best_round == whole.best_round
+    assert [entry["weights"] for entry in again.rounds] == [entry["weights"] for entry in whole.rounds]
+    assert [entry["asked"] for entry in again.rounds] == [entry["asked"] for entry in whole.rounds]
+    assert len(set(again.lineage[: stopped_after + 1])) == 1
+    assert again.lineage[-1] == again.start_id != again.lineage[0], "sites can tell the two starts apart"
+
+
+def test_another_job_does_not_go_on_and_a_run_is_not_continued_by_accident(tmp_path):
+    first = Scripted(tmp_path, seeded, aggregator=FedCostWAvg())
+    first.run_rounds()
+    del first
+    for arguments, said in (
+        ({"aggregator": FedCostWAvg(0.25)}, "another rule"),
+        ({"aggregator": FedCostWAvg(), "num_rounds": 4}, "another num_rounds"),
+        ({"aggregator": FedCostWAvg(), "selection": RandomSites(1)}, "another selection"),
+        ({"aggregator": FedCostWAvg(), "resume_round": 0}, r"only after \[1, 2\]"),
+    ):
+        with pytest.raises(CheckpointError, match=said):
+            Scripted(tmp_path, seeded, resume=True, **arguments)
+    with pytest.raises(CheckpointError, match=r"workflow.resume to true"):
+        Scripted(tmp_path, seeded, aggregator=FedCostWAvg())
+    with pytest.raises(CheckpointError, match="no checkpoint of the run other"):
+        Scripted(tmp_path, seeded, run_id="other", resume=True)
+
+
+def test_two_servers_do_not_work_on_one_run(tmp_path):
+    first = Scripted(tmp_path, good)
+    with pytest.raises(CheckpointError, match="still going"):
+        Scripted(tmp_path, good)
+    assert first.rounds == []
+
+
+def test_patience_ends_the_run_and_says_so(tmp_path):
+    received = [0.1, 0.6, 0.5, 0.4, 0.9]
+
+    def script(task, site, model):
+        return accepted() if task == "prepare" else update(model, dice=received[model.current_round])
+
+    loop = Scripted(tmp_path, script, num_rounds=5, patience=2)
+    loop.run_rounds()
+    assert len(loop.rounds) == 4
+    assert loop.stopped == {"round": 3, "reason": "2 rounds brought no model better than 0.6000"}
+    assert loop.best_round == 0
+
+
+def test_a_round_asks_the_selected_sites_only_and_keeps_the_reasons(tmp_path):
+    loop = Scripted(tmp_path, seeded, selection=LargestSites(2))
+    loop.run_rounds()
+    assert {targets for task, targets in loop.asked if task == "train"} == {("b", "c")}
+    for entry in loop.rounds:
+        assert sorted(entry["weights"]) == ["b", "c"]
+        assert entry["selection"]["a"] == "rank 3 by training cases, k = 2"
+
+
+def test_the_best_model_is_judged_on_sites_that_scored_both(tmp_path):
+    """a is hard (0.4), b and c are easy (0.8): without a the mean rises, but no model has become better."""
+
+    def script(task, site, model):
+        if task == "prepare":
+            return accepted()
+        if site == "a" and model.current_round == 2:
+            return None
+        return update(model, dice=(0.4 if site == "a" else 0.8) - 0.01 * model.current_round)
+
+    loop = Scripted(tmp_path, script, round_timeout=1)
+    loop.run_rounds()
+    assert loop.rounds[2]["val_dice"] > loop.rounds[1]["val_dice"]
+    assert loop.best_round == 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"training": "many"},
+        {"training": 0},
+        {"validation": -1},
+        {"statistics": {"voxels": float("nan")}},
+        {"test": None},
+    ],
+)
+def test_a_site_whose_answer_to_prepare_cannot_be_read_is_named_and_left_out(tmp_path, changes):
+    def script(task, site, model):
+        return accepted(**changes) if (task, site) == ("prepare", "b") else good(task, site, model)
+
+    loop = Scripted(tmp_path, script)
+    loop.run_rounds()
+    assert sorted(loop.sites) == ["a", "c"]
+    assert [(e["site"], e["round"]) for e in loop.events] == [("b", -1)]
+    assert all(np.isfinite(value) for value in loop.totals.values())
+
+
+def test_statistics_are_added_up_and_sent_to_every_site(tmp_path):
+    seen = []
+
+    def script(task, site, model):
+        if task == "prepare":
+            return accepted(statistics={"voxels": {"a": 1.0, "b": 10.0, "c": 100.0}[site]})
+        seen.append(model.meta[TOTALS])
+        return update(model)
+
+    Scripted(tmp_path, script, num_rounds=1).run_rounds()
+    assert seen == [{"voxels": 111.0}] * 3
+
+
+def test_an_update_that_would_overflow_is_refused_by_name(tmp_path):
+    def script(task, site, model):
+        return good(task, site, model) if task == "prepare" or site != "b" else update(model, value=3.4e38)
+
+    loop = Scripted(tmp_path, script)
+    loop.run_rounds()
+    assert {e["site"] for e in loop.events} == {"b"}
+    assert all(np.isfinite(value).all() for value in loop.model.weights.values())
+
+
+def test_a_job_with_a_privacy_limit_takes_no_update_that_is_silent_about_it(tmp_path):
+    with pytest.raises(FedsegError, match=r"0 site\(s\) answered"):
+        Scripted(tmp_path, good, max_epsilon=1.0).run_rounds()
+
+
+def test_a_late_site_joins_in_the_round_after_its_answer(tmp_path):
+    invited = []
+
+    class Late(Scripted):
+        def invite(self, model, site, take):
+            invited.append((site, take))
+
+    def script(task, site, model):
+        if (task, site) == ("prepare", "c"):
+            return None
+        if task == "train" and model.current_round == 1 and site == "a":
+            name, take = invited[0]
+            answer = accepted()
+            answer.meta = {"client_name": name}
+            assert take(answer)
+        return good(task, site, model)
+
+    loop = Late(tmp_path, script, num_rounds=4, round_timeout=1)
+    loop.run_rounds()
+    assert [site for site, _ in invited] == ["c"], "invited once"
+    assert [sorted(entry["sites"]) for entry in loop.rounds] == [
+        ["a", "b"],
+        ["a", "b"],
+        ["a", "b", "c"],
+        ["a", "b", "c"],
+    ]
+
+
+def test_a_silent_site_counts_as_slow(tmp_path):
+    def script(task, site, model):
+        return None if task == "train" and site == "c" else good(task, site, model)
+
+    loop = Scripted(tmp_path, script, selection=DropSlow(), num_rounds=3, round_timeout=1)
+    loop.run_rounds()
+    assert loop.sites["c"].seconds > 0
 
 
 def test_progress_is_a_line_for_every_event(tmp_path):

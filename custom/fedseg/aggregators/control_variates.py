@@ -60,6 +60,10 @@ class SharedArrays(ABC):
         self._current = {self.prefix + name: self.initial(value) for name, value in weights.items()}
         self.total_sites = total_sites
 
+    def join(self) -> None:
+        """One more site takes part from now on; it has sent nothing so far."""
+        self.total_sites += 1
+
     def outgoing(self) -> Arrays:
         """What travels to the sites of a round."""
         return dict(self._current)
@@ -122,6 +126,12 @@ class ControlVariates(SharedArrays):
 
     def initial(self, weight: np.ndarray) -> np.ndarray:
         return np.zeros_like(weight)
+
+    def join(self) -> None:
+        """The newcomer's c_i is 0: c stays the mean of all c_i."""
+        super().join()
+        share = (self.total_sites - 1) / self.total_sites
+        self._current = {name: (value * share).astype(value.dtype) for name, value in self._current.items()}
 
     def update(self, current: np.ndarray, mean: np.ndarray, sites: int) -> np.ndarray:
         return current + sites / self.total_sites * mean

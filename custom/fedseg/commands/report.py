@@ -56,10 +56,10 @@ def _several(folders: list[Path], target: Path) -> int:
     runs = {name: read_summary(folder) for name, folder in zip(run_names(folders), folders, strict=True)}
     paths = write_comparison(runs, target)
     # A terminal has room for the essentials; the files have every column.
-    content = runs_table(runs_frame(runs)[["Method", "Seed", "Mean Dice", "Pooled Dice", "Bytes", "Seconds"]])
+    content = runs_table(runs_frame(runs)[["Method", "Rule", "Seed", "Mean Dice", "Pooled Dice", "Bytes", "Seconds"]])
     table = Table()
     for index, name in enumerate(content.header):
-        table.add_column(name, justify="left" if index < 3 else "right")
+        table.add_column(name, justify="left" if index < 4 else "right")
     for row in content.rows:
         table.add_row(*(escape(cell) for cell in row))
     out().print(table)

@@ -14,11 +14,20 @@ from fedseg.console import err, out
 from fedseg.errors import UsageError
 from fedseg.evaluation.report import write_report
 from fedseg.evaluation.tables import dice_table
-from fedseg.jobs import Job, apply_settings, read_job
+from fedseg.jobs import Job, apply_settings, parse_setting, read_job
 from fedseg.pictures import write_gallery, write_overlays
-from fedseg.simulation import Event, find_sites, prepare_output, prepare_resume, simulate
+from fedseg.simulation import Event, check_sites, find_sites, prepare_output, prepare_resume, simulate
 from fedseg.summary import build_summary, write_summary
 from fedseg.training.model_file import read_model
+
+# What decides when a round or the run ends, but not what a round makes.
+_CHANGEABLE = tuple(
+    f"workflow.{name}"
+    for name in (
+        "round_timeout", "prepare_timeout", "min_sites", "target_dice", "patience", "max_hours", "max_epsilon",
+        "keep_updates",
+    )
+)  # fmt: skip
 
 
 def add_parser(subparsers: Any) -> None:
@@ -65,7 +74,9 @@ def run(options: argparse.Namespace) -> int:
     if options.gpu and not torch.cuda.is_available():
         raise UsageError(f"--gpu {options.gpu}: torch sees no GPU on this machine; leave it out to run on the CPU.")
     sites = find_sites(options.data)
-    if not options.resume:
+    if options.resume:
+        check_sites(options.out, job, sites)
+    else:
         prepare_output(options.out, options.overwrite)
     err().print(
         f"{job.name}: {len(sites)} sites, {rounds} rounds of {plan.training.local_epochs} local epoch(s), "
@@ -116,14 +127,22 @@ def _stopped_job(options: argparse.Namespace) -> Job:
         "--rounds": options.rounds,
         "--threads": options.threads,
         "--seed": options.seed,
-        "--set": options.set or None,
         "--keep-updates": options.keep_updates or None,
         "--overwrite": options.overwrite or None,
     }
     for name, value in changes.items():
         if value is not None:
             raise UsageError(f"{name} cannot be given with --resume: a run goes on with the job as it was.")
-    return prepare_resume(options.out, read_job(options.job).name, options.from_round)
+    job = prepare_resume(options.out, read_job(options.job).name, options.from_round)
+    for text in options.set:
+        key, value = parse_setting(text)
+        if key not in _CHANGEABLE:
+            raise UsageError(
+                f"--set {text}: a run goes on with the job as it was; with --resume only {', '.join(_CHANGEABLE)} may "
+                "change."
+            )
+        job.set(key, value)
+    return job
 
 
 def show_event(event: Event) -> None:
@@ -139,7 +158,7 @@ def show_event(event: Event) -> None:
         for name in sorted(set(event["selection"]) - set(event["sites"])):
             err().print(f"  {escape(name)} is not asked: {escape(event['selection'][name])}")
     elif kind == "resumed":
-        err().print(f"going on after round {event['round'] + 1}")
+        err().print(f"going on after round {event['round'] + 1} (--from-round {event['round']}, which counts from 0)")
     elif kind == "stopped":
         err().print(f"[yellow]no further round: {escape(event['what'])}[/yellow]")
     elif kind == "update":

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from fedseg.evaluation.decisions import last_rule
 from fedseg.evaluation.drawing import ACCENT, INK, grid, new_figure, save, style
 from fedseg.evaluation.report import embed, render
 from fedseg.evaluation.tables import (
@@ -24,9 +25,11 @@ from fedseg.evaluation.tables import (
 )
 from fedseg.evaluation.wording import TextTable, plain, shown, shown_bytes, shown_seconds
 
+_TEXTS = ("Job", "Method", "Rule", "Seed")
+
 
 def runs_frame(runs: Mapping[str, Summary]) -> pd.DataFrame:
-    """One row per run: job, method, seed, sites, rounds, Dice of the final model, bytes and seconds.
+    """One row per run: job, method, rule, seed, sites, rounds, Dice of the final model, bytes and seconds.
 
     Args:
         runs: summaries by the name under which a run is shown.
@@ -43,6 +46,7 @@ def runs_frame(runs: Mapping[str, Summary]) -> pd.DataFrame:
         record = {
             "Job": plain(summary.get("job")),
             "Method": plain(part(summary, "method").get("name", summary.get("method"))),
+            "Rule": last_rule(summary),
             "Seed": plain(summary.get("seed")),
             "Sites": len(site_names(summary)),
             "Rounds": len(rows(summary, "rounds")),
@@ -56,13 +60,13 @@ def runs_frame(runs: Mapping[str, Summary]) -> pd.DataFrame:
     frame = pd.DataFrame.from_dict(records, orient="index").rename_axis("Run")
     last = ["Bytes", "Seconds"]
     frame = frame[[*(c for c in frame.columns if c not in last), *last]]
-    numeric = [c for c in frame.columns if c not in ("Job", "Method", "Seed")]
+    numeric = [c for c in frame.columns if c not in _TEXTS]
     return frame.astype(dict.fromkeys(numeric, float))
 
 
 def repeats_frame(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard deviation (n - 1) of the mean Dice over runs of one job; only jobs that ran more than once."""
-    groups = frame.groupby(["Job", "Method"], sort=False)["Mean Dice"]
+    """Mean and standard deviation (n - 1) of the mean Dice over runs of one job and rule that ran more than once."""
+    groups = frame.groupby(["Job", "Method", "Rule"], sort=False)["Mean Dice"]
     result = groups.agg(["count", "mean", "std"])
     return result[groups.size() > 1]
 
@@ -82,14 +86,14 @@ def write_comparison(runs: Mapping[str, Summary], out: Path) -> dict[str, Path]:
     frame.to_csv(paths["csv"])
     paths["md"].write_text(markdown(table), "utf-8")
     repeats = [
-        [job, method, str(int(row["count"])), shown(row["mean"]), shown(row["std"])]
-        for (job, method), row in repeats_frame(frame).iterrows()
+        [job, method, rule, str(int(row["count"])), shown(row["mean"]), shown(row["std"])]
+        for (job, method, rule), row in repeats_frame(frame).iterrows()
     ]
-    header = ("Job", "Method", "Runs", "Mean Dice", "Standard deviation")
+    header = ("Job", "Method", "Rule", "Runs", "Mean Dice", "Standard deviation")
     splits = {part(s, "final").get("split") or "held-out" for s in runs.values()}
     context = {
         "table": table,
-        "repeats": TextTable(header, repeats, 0, 2),
+        "repeats": TextTable(header, repeats, 0, 3),
         "figure": embed(figure),
         "tasks": sorted({task_of(s).name for s in runs.values()}),
         "splits": sorted(splits),
@@ -115,14 +119,14 @@ def runs_table(frame: pd.DataFrame) -> TextTable:
     for name, row in frame.iterrows():
         cells = [str(name)]
         for column, value in row.items():
-            if column in ("Job", "Method", "Seed"):
+            if column in _TEXTS:
                 cells.append(str(value))
             elif column in ("Bytes", "Seconds"):
                 cells.append(shown_bytes(value) if column == "Bytes" else shown_seconds(value))
             else:
                 cells.append(shown(value, forms.get(str(column), ".3f")))
         body.append(cells)
-    return TextTable(("Run", *(str(c).replace("Seconds", "Time") for c in frame.columns)), body, 0, 4)
+    return TextTable(("Run", *(str(c).replace("Seconds", "Time") for c in frame.columns)), body, 0, 5)
 
 
 def _draw(runs: Mapping[str, Summary], frame: pd.DataFrame) -> Figure:

@@ -9,6 +9,8 @@ SPLITS = "fedseg_splits"
 MODEL_NAME = "fedseg_model"
 TOTALS = "fedseg_totals"
 KEEP = "fedseg_keep"
+START = "fedseg_start"
+LINEAGE = "fedseg_lineage"
 
 # in the answer to `prepare`, beside the counts of cases
 STATISTICS = "statistics"

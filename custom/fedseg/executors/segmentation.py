@@ -30,12 +30,14 @@ from fedseg.executors.protocol import (
     BYTES_DOWN,
     BYTES_UP,
     KEEP,
+    LINEAGE,
     MODEL_NAME,
     PLAN_DIGEST,
     PREPARE,
     REASON,
     RUN_ID,
     SPLITS,
+    START,
     STATISTICS,
     TEXT,
     TOTALS,
@@ -140,6 +142,7 @@ class SegmentationExecutor(Executor):
             # One more than the server, which may go back to a round while this site is already in the next.
             kept = int(model.meta.get(KEEP, DEFAULT_KEEP))
             trainer.state.keep = kept + 1 if kept else 0
+            trainer.state.start, trainer.state.lineage = model.meta.get(START), model.meta.get(LINEAGE)
         update, report = site_round(trainer, received, round_number, total, model.meta.get(TOTALS))
         self._send_curves(report, round_number, fl_ctx)
         meta = {**report.to_meta(), MetaKey.NUM_STEPS_CURRENT_ROUND: report.num_steps}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import torch
 from fedseg.errors import ConfigurationError, RefusalError
 
 DEFAULT_KEEP = 2
+
+logger = logging.getLogger(__name__)
 
 
 def check_run_id(run_id: str) -> None:
@@ -27,6 +31,10 @@ class SiteState:
     The file of round r holds what round r + 1 starts from. A round that is asked for again (its result was lost on
     the way) so starts from the same state as the first time. Values are tensors, numbers, strings, lists and dicts;
     they are read without executing anything (``weights_only``).
+
+    Attributes:
+        start: which start of the server the present round belongs to; stored with the state.
+        lineage: for each finished round of the run the start that made it; None where nobody says.
     """
 
     def __init__(self, folder: Path, run_id: str, keep: int = DEFAULT_KEEP) -> None:
@@ -42,19 +50,28 @@ class SiteState:
         """
         check_run_id(run_id)
         self.folder, self.keep = folder / run_id, keep
+        self.start: str | None = None
+        self.lineage: Sequence[str] | None = None
 
     def load(self, before_round: int) -> dict[str, Any] | None:
         """The newest state of a round earlier than ``before_round`` (on the CPU), or None before any round.
 
+        A run that goes back to an earlier round leaves states of the branch that it no longer follows; with
+        ``lineage`` they are passed over.
+
         Raises:
-            RefusalError: this site has been through that round, but keeps only later states (reason ``state``).
+            RefusalError: this site has been through that round, but keeps only states that do not lead to it, or a
+                file is damaged (reason ``state``).
         """
         rounds = self._rounds()
-        earlier = [r for r in rounds if r < before_round]
-        if rounds and not earlier and before_round > 0:
+        for number in reversed([r for r in rounds if r < before_round]):
+            content = self._read(number)
+            if self.lineage is None or number >= len(self.lineage) or content["start"] == self.lineage[number]:
+                return dict(content["values"])
+        if rounds and before_round > 0 and self._read(rounds[-1])["first"] < before_round:
             kept = f"the last {self.keep} are kept"
             raise RefusalError("state", f"The state before round {before_round} is gone; {kept}.")
-        return torch.load(self._path(max(earlier)), map_location="cpu", weights_only=True) if earlier else None
+        return None
 
     def save(self, round_number: int, values: Mapping[str, Any]) -> None:
         """Store what the next round starts from, complete or not at all.
@@ -63,13 +80,31 @@ class SiteState:
         that is no longer followed.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        rounds = self._rounds()
+        first = min(round_number, self._read(rounds[-1])["first"]) if rounds else round_number
+        for leftover in self.folder.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
         temporary = self.folder / f".{round_number}.{os.getpid()}.tmp"
-        torch.save(dict(values), temporary)
-        os.replace(temporary, self._path(round_number))
+        try:
+            with temporary.open("wb") as file:
+                torch.save({"start": self.start, "first": first, "values": dict(values)}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self._path(round_number))
+        finally:
+            temporary.unlink(missing_ok=True)
         rounds = self._rounds()
         earlier = [r for r in rounds if r <= round_number]
         for other in (earlier[: -self.keep] if self.keep else []) + [r for r in rounds if r > round_number]:
             self._path(other).unlink(missing_ok=True)
+
+    def _read(self, round_number: int) -> dict[str, Any]:
+        try:
+            content = torch.load(self._path(round_number), map_location="cpu", weights_only=True)
+            return {name: content[name] for name in ("start", "first", "values")}
+        except (RuntimeError, OSError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+            logger.error("The state file %s cannot be read: %s", self._path(round_number), error)
+            raise RefusalError("state", f"The site's state after round {round_number} is damaged.") from None
 
     def _path(self, round_number: int) -> Path:
         return self.folder / f"round-{round_number:05d}.pt"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import logging
 import os
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -16,6 +20,10 @@ from fedseg.networks.weights import Arrays, contiguous
 
 _FORMAT = "fedseg-checkpoint-1"
 _BEST = "best_round"
+# JSON lies among the arrays: a header of this format may not grow beyond 100 MB.
+_VALUES = "values"
+
+logger = logging.getLogger(__name__)
 
 
 class CheckpointError(FedsegError):
@@ -40,6 +48,31 @@ class Checkpoints:
             int(path.stem.removeprefix("checkpoint-")) for path in self.folder.glob("checkpoint-*.safetensors")
         )
 
+    def resumable(self) -> list[int]:
+        """Rounds from which the run can go on: those for which the sites keep their states too, ascending."""
+        return self.rounds()[-self.keep :] if self.keep else self.rounds()
+
+    def lock(self) -> None:
+        """Make sure that no other process works on this run, until this one ends.
+
+        Raises:
+            CheckpointError: another process does.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR)
+        weakref.finalize(self, os.close, lock)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise CheckpointError(
+                f"The run {self.folder.name} is still going in another process; end that one first."
+            ) from None
+
+    def drop_after(self, round_number: int) -> None:
+        """Remove the checkpoints of later rounds, which belong to a branch that is no longer followed."""
+        for later in [r for r in self.rounds() if r > round_number]:
+            self._path(later).unlink(missing_ok=True)
+
     def save(self, round_number: int, arrays: Arrays, values: Mapping[str, Any]) -> None:
         """Store the state after a round, complete or not at all; later rounds of an abandoned branch go away.
 
@@ -51,17 +84,27 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._path(round_number)
         temporary = path.with_suffix(".tmp")
-        save_file(contiguous(arrays), temporary, {"format": _FORMAT, "values": json.dumps(dict(values))})
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        for later in [r for r in self.rounds() if r > round_number]:
-            self._path(later).unlink(missing_ok=True)
-        if self.keep:
-            last = self.rounds()[-self.keep :]
-            needed = {*last, *(best for r in last if (best := self.load(r, False)[1].get(_BEST)) is not None)}
-            for old in set(self.rounds()) - needed:
-                self._path(old).unlink(missing_ok=True)
+        text = np.frombuffer(json.dumps(dict(values)).encode(), np.uint8)
+        try:
+            save_file({**contiguous(arrays), _VALUES: text}, temporary, {"format": _FORMAT})
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        self.drop_after(round_number)
+        self._prune()
+
+    def _prune(self) -> None:
+        """Remove what is neither among the last rounds nor the best model of one of them."""
+        last = self.resumable()
+        try:
+            best = {self.load(r, False)[1].get(_BEST) for r in last}
+        except CheckpointError as error:
+            logger.warning("Nothing is removed: %s", error)
+            return
+        for old in set(self.rounds()) - {*last, *best}:
+            self._path(old).unlink(missing_ok=True)
 
     def load(self, round_number: int, with_arrays: bool = True) -> tuple[Arrays, dict[str, Any]]:
         """Arrays and values of a round's checkpoint.
@@ -72,11 +115,11 @@ class Checkpoints:
         try:
             with safe_open(self._path(round_number), framework="numpy") as file:
                 header = file.metadata() or {}
-                names = list(file.keys()) if with_arrays else []
-                arrays = {name: file.get_tensor(name) for name in names}
-            if header.get("format") != _FORMAT:
-                raise CheckpointError(f"The checkpoint of round {round_number} is not one of this version.")
-            return arrays, json.loads(header["values"])
+                if header.get("format") != _FORMAT:
+                    raise CheckpointError(f"The checkpoint of round {round_number} is not one of this version.")
+                values = json.loads(file.get_tensor(_VALUES).tobytes())
+                names = [name for name in file.keys() if name != _VALUES] if with_arrays else []  # noqa: SIM118
+                return {name: file.get_tensor(name) for name in names}, values
         except FileNotFoundError:
             raise CheckpointError(
                 f"There is no checkpoint of round {round_number}; there are those of the rounds {self.rounds()}."

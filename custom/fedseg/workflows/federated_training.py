@@ -12,16 +12,19 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from fedseg.aggregators.base import Aggregator
 from fedseg.aggregators.control_variates import SharedArrays
 from fedseg.aggregators.server_optimizers import ServerOptimizer
-from fedseg.errors import ConfigurationError, FedsegError
-from fedseg.executors.protocol import KEEP, MODEL_NAME, PLAN_DIGEST, PREPARE, SPLITS, STATISTICS, TOTALS
+from fedseg.errors import ConfigurationError, FedsegError, RefusalError
+from fedseg.executors.protocol import KEEP, LINEAGE, MODEL_NAME, PLAN_DIGEST, PREPARE, SPLITS, START, TOTALS
 from fedseg.executors.site_profile import read_state_folder
 from fedseg.networks.weights import Arrays
 from fedseg.training.plan import PLAN_FILE, Plan, read_plan
+from fedseg.training.site_report import parse_report
 from fedseg.training.state import check_run_id
+from fedseg.version import __version__
+from fedseg.workflows.acceptance import Acceptance, read_acceptance
 from fedseg.workflows.checkpoint import CheckpointError, Checkpoints
 from fedseg.workflows.global_model import GlobalModel, stored_weights
 from fedseg.workflows.record import BEST_MODEL, FOLDER, LAST_MODEL, RunRecord
-from fedseg.workflows.scores import describe_round, mean_over_cases, readable, summarise_final
+from fedseg.workflows.scores import Scored, describe_round, is_better, readable, summarise_final, validation_scores
 from fedseg.workflows.selection import AllSites, SiteFacts, SiteSelection
 from fedseg.workflows.site_dialogue import SiteDialogue
 from fedseg.workflows.stopping import StoppingRules
@@ -31,12 +34,12 @@ class FederatedTraining(SiteDialogue):
     """Train one model over all sites that accept the job.
 
     1. ``prepare``: every site accepts the job or refuses it with a reason; the others go on. A site that did not
-       answer, or connects later, is invited again and takes part from the round after its answer.
+       answer in time is invited again and takes part from the round after its answer.
     2. Each round: the global weights go to the selected sites, their updates to the aggregator. A site that fails, or
        whose update has unknown names, other shapes or non-finite values, is named, left out, and asked again in the
        next round. After every round a checkpoint is written, from which a stopped run goes on to the last bit.
-    3. The last model is scored at every site, and so is the best one (by mean validation Dice over the cases of all
-       sites that answered) where it is another.
+    3. The last model is scored at every site, and so is the best one where it is another: of two models the one with
+       the higher mean validation Dice over the cases of the sites that scored both.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class FederatedTraining(SiteDialogue):
         keep_updates: bool = False,
         keep_checkpoints: int = 2,
         run_id: str | None = None,
+        resume: bool = False,
         resume_round: int | None = None,
         task_check_period: float = 0.02,
     ) -> None:
@@ -76,8 +80,8 @@ class FederatedTraining(SiteDialogue):
             target_dice, patience, max_hours, max_epsilon: see ``StoppingRules``.
             keep_updates: store every round's global model and updates beside the results.
             keep_checkpoints: how many of the last rounds server and sites keep to go on from; 0 keeps all.
-            run_id: keys the state of server and sites; made at the first start if None. A run whose checkpoints the
-                server has is continued.
+            run_id: keys the state of server and sites; made at the first start if None.
+            resume: continue the stopped run ``run_id`` from its checkpoint at the server.
             resume_round: the finished round to continue after; None for the last one.
             task_check_period: seconds between looks at the tasks; small, since rounds may be short.
         """
@@ -93,12 +97,15 @@ class FederatedTraining(SiteDialogue):
                 raise ConfigurationError(f"workflow.{name}", value, f"a whole number of at least {least}")
         if not isinstance(task_check_period, int | float) or not 0 < task_check_period < 60:
             raise ConfigurationError("workflow.task_check_period", task_check_period, "seconds above 0 and below 60")
-        if not isinstance(keep_updates, bool):
-            raise ConfigurationError("workflow.keep_updates", keep_updates, "true or false")
+        for name, switch in (("keep_updates", keep_updates), ("resume", resume)):
+            if not isinstance(switch, bool):
+                raise ConfigurationError(f"workflow.{name}", switch, "true or false")
         if run_id is not None:
             check_run_id(run_id)
-        elif resume_round is not None:
-            raise ConfigurationError("workflow.resume_round", resume_round, "given together with run_id")
+        elif resume:
+            raise ConfigurationError("workflow.resume", resume, "false without run_id, which says what to continue")
+        if resume_round is not None and not resume:
+            raise ConfigurationError("workflow.resume_round", resume_round, "null unless workflow.resume is true")
         for name, part, kind in (
             ("aggregator", aggregator, Aggregator),
             ("server_optimizer", server_optimizer, ServerOptimizer | None),
@@ -106,11 +113,16 @@ class FederatedTraining(SiteDialogue):
             ("selection", selection, SiteSelection | None),
         ):
             if not isinstance(part, kind):
-                raise ConfigurationError(f"workflow.{name}", type(part).__name__, f"a {name} component of fedseg")
+                shown = part if isinstance(part, str | int | float) else type(part).__name__
+                allowed = f'the {name} of a method: {{"path": ..., "args": {{...}}}}'
+                raise ConfigurationError(
+                    f"workflow.{name}", shown, allowed, "docs/reference/method-table.md lists them."
+                )
         super().__init__(run_id or uuid.uuid4().hex, task_check_period)
         self.num_rounds, self.min_sites, self.round_timeout = num_rounds, min_sites, round_timeout
         self.prepare_timeout = round_timeout if prepare_timeout is None else prepare_timeout
-        self.keep_updates, self.keep_checkpoints, self.resume_round = keep_updates, keep_checkpoints, resume_round
+        self.keep_updates, self.keep_checkpoints = keep_updates, keep_checkpoints
+        self.resume, self.resume_round = resume, resume_round
         self.model = GlobalModel(aggregator, server_optimizer, shared_arrays)
         self.selection = selection or AllSites()
         self.stopping = StoppingRules(target_dice, patience, max_hours, max_epsilon)
@@ -118,7 +130,10 @@ class FederatedTraining(SiteDialogue):
         self.totals: dict[str, float] = {}
         self.rounds: list[dict[str, Any]] = []
         self.stopped: dict[str, Any] | None = None
-        self.best: tuple[float, int] | None = None
+        self.best_round: int | None = None
+        self.start_id = uuid.uuid4().hex[:12]
+        self.lineage: list[str] = []
+        self._newcomers: dict[str, Acceptance] = {}
         self._invited: set[str] = set()
         self._seconds_of: dict[str, float | None] = {}
         self._hours_before = 0.0
@@ -154,13 +169,27 @@ class FederatedTraining(SiteDialogue):
         self.plan, self._start = plan, time.time()
         self.model.open(plan)
         self.checkpoints = Checkpoints(state / self.run_id, self.keep_checkpoints)
-        if self.resume_round is not None or self.checkpoints.rounds():
-            self._resume()
+        self.checkpoints.lock()
+        rounds = self.checkpoints.resumable()
+        if self.resume and not rounds:
+            raise CheckpointError(f"There is no checkpoint of the run {self.run_id} at this server to continue from.")
+        if rounds and not self.resume:
+            raise CheckpointError(
+                f"This server has checkpoints of the run {self.run_id}: set workflow.resume to true to continue it, or "
+                "give another run_id for a new run."
+            )
+        if self.resume:
+            self._resume(rounds[-1] if self.resume_round is None else self.resume_round)
 
-    def _resume(self) -> None:
-        number = self.resume_round if self.resume_round is not None else self.checkpoints.rounds()[-1]
+    def _resume(self, number: int) -> None:
+        if number not in self.checkpoints.resumable():
+            raise CheckpointError(
+                f"The run cannot be continued after round {number}, only after {self.checkpoints.resumable()}: sites "
+                "keep no older states."
+            )
         arrays, values = self.checkpoints.load(number)
         for name, now in (
+            ("version", __version__),
             ("plan", self.plan.digest),
             ("rule", self.model.describe()),
             ("selection", self.selection.describe()),
@@ -174,13 +203,15 @@ class FederatedTraining(SiteDialogue):
         self.model.restore(arrays, values["history"])
         self.selection.restore(values["selection_history"])
         self.rounds, self.events, self.totals = values["rounds"], values["events"], values["totals"]
-        self.best = (values["best_dice"], values["best_round"]) if values["best_round"] is not None else None
+        self.best_round, self.lineage = values["best_round"], values["lineage"]
         self._seconds_of = values["seconds_of"]
         self._hours_before = values["hours"]
+        self.checkpoints.drop_after(number)
         self.record.event("resumed", round=number, run_id=self.run_id)
 
     def _save_checkpoint(self) -> None:
         values = {
+            "version": __version__,
             "plan": self.plan.digest,
             "rule": self.model.describe(),
             "selection": self.selection.describe(),
@@ -190,8 +221,8 @@ class FederatedTraining(SiteDialogue):
             "rounds": self.rounds,
             "events": self.events,
             "totals": self.totals,
-            "best_dice": self.best[0] if self.best else None,
-            "best_round": self.best[1] if self.best else None,
+            "best_round": self.best_round,
+            "lineage": self.lineage,
             "seconds_of": {site: facts.seconds for site, facts in self.sites.items()},
             "hours": self._hours(),
         }
@@ -210,9 +241,9 @@ class FederatedTraining(SiteDialogue):
                 self.record.event("stopped", round=number - 1, what=reason)
                 break
             self._round = number
-            received = self._train_round()
-            if number > 0 and received is not None and (self.best is None or received > self.best[0]):
-                self.best = (received, number - 1)
+            self._train_round()
+            if number > 0 and self._beats_best(validation_scores(self.rounds[number])):
+                self.best_round = number - 1
                 self.record.model(BEST_MODEL, self.plan, self._received, number - 1)
             self.record.model(LAST_MODEL, self.plan, self.model.weights, number)
             self._save_checkpoint()
@@ -223,44 +254,60 @@ class FederatedTraining(SiteDialogue):
         """Ask every connected site to take part."""
         asked = self.all_sites()
         self.record.event("prepare", sites=asked, run_id=self.run_id)
-        statistics: dict[str, dict[str, float]] = {}
-        answers = self.ask(PREPARE, self._preparation(), asked, self.prepare_timeout)
-        for site in sorted(answers):
-            statistics[site] = self._accept(site, dict(answers[site].metrics))
+        accepted: dict[str, Acceptance] = {}
+        self.ask(
+            PREPARE, self._preparation(), asked, self.prepare_timeout, lambda a: self._take_acceptance(a, accepted)
+        )
+        for site in sorted(accepted):
+            self._accept(site, accepted[site])
         if len(self.sites) < self.min_sites:
             reasons = "; ".join(f"{e['site']}: {e['what']}" for e in self.events) or "no site answered"
             raise FedsegError(f"{len(self.sites)} site(s) accepted the job, but {self.min_sites} must. {reasons}")
         self._invited = {site for site in asked if site in self._heard}
         if not self.rounds:
-            for site in sorted(statistics):
-                for name, value in statistics[site].items():
-                    self.totals[name] = self.totals.get(name, 0.0) + float(value)
+            for site in sorted(accepted):
+                for name, value in accepted[site].statistics.items():
+                    self.totals[name] = self.totals.get(name, 0.0) + value
             self.model.start(len(self.sites))
+        for site in sorted(set(self._seconds_of) - set(self.sites)):
+            self.note(site, "took part before the run was stopped, and is missing now")
 
     def _preparation(self) -> FLModel:
         return FLModel(metrics={"prepare": 1.0}, meta={PLAN_DIGEST: self.plan.digest})
 
-    def _accept(self, site: str, answer: dict[str, Any]) -> dict[str, float]:
-        """Enter a site that accepted the job; returns the statistics that came with its answer."""
-        statistics = answer.pop(STATISTICS, {})
-        self.sites[site] = SiteFacts(int(answer.get("training", 0)), self._seconds_of.get(site))
-        self.record.event("accepted", site=site, cases=answer)
-        return statistics if isinstance(statistics, dict) else {}
+    def _take_acceptance(self, answer: FLModel, accepted: dict[str, Acceptance]) -> bool:
+        """Keep a site's answer to ``prepare`` if it can be read."""
+        site = answer.meta["client_name"]
+        try:
+            accepted[site] = read_acceptance(answer.metrics)
+        except FedsegError as error:
+            self.note(site, f"left out: {error}")
+            return False
+        return True
+
+    def _accept(self, site: str, answer: Acceptance) -> None:
+        self.sites[site] = SiteFacts(answer.cases["training"], self._seconds_of.get(site))
+        self.record.event("accepted", site=site, cases=answer.cases)
 
     def _invite_newcomers(self) -> None:
-        """Ask sites that did not answer so far, or that connected since, without waiting for them."""
+        """Take in sites that answered an invitation, and invite those that have not answered so far."""
+        with self._lock:
+            arrived, self._newcomers = self._newcomers, {}
+        for site in sorted(arrived):
+            self._accept(site, arrived[site])
+            self.model.join()
         for site in self.all_sites():
             if site not in self._invited and site not in self.sites:
                 self._invited.add(site)
+                self.invite(self._preparation(), site, self._take_newcomer)
 
-                def join(answer: FLModel) -> bool:
-                    self._accept(answer.meta["client_name"], dict(answer.metrics))
-                    return True
+    def _take_newcomer(self, answer: FLModel) -> bool:
+        """Called from FLARE's threads: the answer waits until the next round begins."""
+        with self._lock:
+            return self._take_acceptance(answer, self._newcomers)
 
-                self.invite(self._preparation(), site, join)
-
-    def _train_round(self) -> float | None:
-        """One round; returns the mean validation Dice of the model that the sites received."""
+    def _train_round(self) -> None:
+        """One round: who is asked, what they send, and the next model."""
         start = time.perf_counter()
         self._invite_newcomers()
         chosen = self.selection.select(dict(self.sites), self.plan.seed, self._round)
@@ -276,7 +323,7 @@ class FederatedTraining(SiteDialogue):
             params=self.model.outgoing(),
             current_round=self._round,
             total_rounds=self.num_rounds,
-            meta={TOTALS: self.totals, KEEP: self.keep_checkpoints},
+            meta={TOTALS: self.totals, KEEP: self.keep_checkpoints, START: self.start_id, LINEAGE: self.lineage},
         )
         self.ask("train", message, chosen.sites, self.round_timeout, self._take_update)
         answered, needed = len(self.model.reports), min(self.min_sites, len(chosen.sites))
@@ -286,18 +333,23 @@ class FederatedTraining(SiteDialogue):
                 "the model of the round before is kept."
             )
         self.model.finish_round()
-        for site, report in self.model.reports.items():
-            self.sites[site] = SiteFacts(self.sites[site].num_samples, report.seconds)
         seconds = time.perf_counter() - start
+        for site in chosen.sites:
+            report = self.model.reports.get(site)
+            # Who did not answer took at least as long as it was waited for.
+            took = report.seconds if report else max(seconds, self.sites[site].seconds or 0.0)
+            self.sites[site] = SiteFacts(self.sites[site].num_samples, took)
+        self.lineage.append(self.start_id)
         entry = describe_round(self._round, seconds, self.model, self._bytes, chosen)
         self.rounds.append(entry)
         self.record.event("round_done", round=self._round, seconds=seconds, val_dice=entry["val_dice"])
-        return entry["val_dice"]
 
     def _take_update(self, model: FLModel) -> bool:
         """Hand an update to the aggregator as it arrives; False leaves the site out of the round."""
         site = model.meta["client_name"]
         try:
+            if self.stopping.max_epsilon is not None and parse_report(model.meta).epsilon is None:
+                raise RefusalError("report", "The site reports no epsilon, although the job limits it.")
             report = self.model.take(model, self._keep_update if self.keep_updates else None)
         except FedsegError as error:
             self.note(site, f"update left out: {error}")
@@ -321,37 +373,44 @@ class FederatedTraining(SiteDialogue):
 
     # ------------------------------------------------------- the last evaluation
 
+    def _beats_best(self, scored: Scored) -> bool:
+        """Whether a model with these validation scores is the best so far."""
+        if self.best_round is None:
+            return any(dice is not None for dice, _ in scored.values())
+        return is_better(scored, validation_scores(self.rounds[self.best_round + 1])) is True
+
     def _finish(self) -> None:
         """Score the last model, then the best one where it is another."""
         last_round = len(self.rounds) - 1
         self.record.model(LAST_MODEL, self.plan, self.model.weights, last_round)
         self.record.event("evaluate", model="last")
         last, on_validation = self._evaluate("last", self.model.weights, last_round)
-        if on_validation is not None and (self.best is None or on_validation >= self.best[0]):
+        last["model"] = LAST_MODEL
+        self._write_results(final=last, best={"model": None})
+        if self._beats_best(on_validation):
             self.record.model(BEST_MODEL, self.plan, self.model.weights, last_round)
             best_scores = dict(last, round=last_round)
-        elif self.best is not None:
+        elif self.best_round is not None:
             self.record.event("evaluate", model="best")
-            weights = stored_weights(self.checkpoints.load(self.best[1])[0])
-            self.record.model(BEST_MODEL, self.plan, weights, self.best[1])
-            best_scores = dict(self._evaluate("best", weights, self.best[1])[0], round=self.best[1])
+            weights = stored_weights(self.checkpoints.load(self.best_round)[0])
+            self.record.model(BEST_MODEL, self.plan, weights, self.best_round)
+            best_scores = dict(self._evaluate("best", weights, self.best_round)[0], round=self.best_round)
         else:
             best_scores = {}
         best_scores["model"] = BEST_MODEL if best_scores else None
-        last["model"] = LAST_MODEL
         self._write_results(final=last, best=best_scores)
         self.record.event("finished", mean_dice=last["mean_dice"], pooled_dice=last["pooled_dice"])
 
-    def _evaluate(self, name: str, weights: Arrays, round_number: int) -> tuple[dict[str, Any], float | None]:
-        """Scores on the final split of every site, and the mean Dice over all validation cases."""
+    def _evaluate(self, name: str, weights: Arrays, round_number: int) -> tuple[dict[str, Any], Scored]:
+        """Scores on the final split of every site, and each site's Dice on its validation cases."""
         splits = ["final", "validation"] if name == "last" else ["final"]
         model = FLModel(params_type=ParamsType.FULL, params=weights, meta={SPLITS: splits, MODEL_NAME: name})
         answers = self.ask("validate", model, sorted(self.sites), self.round_timeout, self._take_scores)
-        if len(answers) < self.min_sites:
-            raise FedsegError(f"{len(answers)} site(s) scored the {name} model, but {self.min_sites} must.")
+        if not answers:
+            raise FedsegError(f"No site scored the {name} model; it is kept unscored.")
         content = summarise_final({site: answers[site].metrics["final"] for site in sorted(answers)}, round_number)
-        validation = [a.metrics["validation"] for a in answers.values() if "validation" in a.metrics]
-        return content, mean_over_cases([(v["dice"]["mean"], v["cases"]) for v in validation])
+        validation = {site: a.metrics["validation"] for site, a in answers.items() if "validation" in a.metrics}
+        return content, {site: (part["dice"]["mean"], part["cases"]) for site, part in validation.items()}
 
     def _take_scores(self, answer: FLModel) -> bool:
         """Accept a site's scores if they can be pooled."""
@@ -369,6 +428,7 @@ class FederatedTraining(SiteDialogue):
             "plan": self.plan.to_dict(),
             "num_rounds": self.num_rounds,
             "sites": sorted(self.sites),
+            "selection": self.selection.describe(),
             "rounds": self.rounds,
             "events": self.events,
             "stopped": self.stopped,

@@ -61,6 +61,11 @@ class GlobalModel:
         if self.shared_arrays is not None:
             self.shared_arrays.start(self._averaged(), total_sites)
 
+    def join(self) -> None:
+        """One more site takes part from now on."""
+        if self.shared_arrays is not None:
+            self.shared_arrays.join()
+
     def outgoing(self) -> Arrays:
         """What a round sends to its sites: the weights, and further arrays of the method."""
         return join_extras(self.weights, self.shared_arrays.outgoing() if self.shared_arrays is not None else {})
@@ -89,14 +94,18 @@ class GlobalModel:
             raise AggregationError(f"The update of {site} is not a weight difference (WEIGHT_DIFF) with arrays.")
         averaged = self._averaged()
         check_weights({name: averaged[name] for name in averaged if name in update}, update)
-        if keep is not None:
-            keep(site, model.params)
+        with np.errstate(over="ignore"):
+            moved = {name: averaged[name] + value for name, value in update.items()}
+        if not all(np.isfinite(value).all() for value in moved.values()):
+            raise RefusalError("weights", "The update is so large that the model would not stay finite.")
         if self.shared_arrays is not None:
             self.shared_arrays.take(site, extras)
         elif extras:
             raise RefusalError(
                 "weights", f"The update holds {len(extras)} further array(s) that this job does not use."
             )
+        if keep is not None:
+            keep(site, model.params)
         self.aggregator.accept_model(FLModel(params_type=ParamsType.DIFF, params=update, meta=model.meta))
         self.reports[site] = report
         return report
@@ -153,7 +162,8 @@ class GlobalModel:
         """Take back what ``arrays`` and the rule's ``history`` gave."""
         weights = select(arrays, _WEIGHTS)
         check_weights(self.weights, weights)
-        self.weights = weights
+        # In the network's order, which files do not keep.
+        self.weights = {name: weights[name] for name in self.weights}
         self.aggregator.restore(history)
         if self.server_optimizer is not None:
             self.server_optimizer.restore(select(arrays, _OPTIMIZER))

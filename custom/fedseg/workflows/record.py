@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from fedseg.networks.weights import Arrays, contiguous
 from fedseg.training.model_file import write_model
 from fedseg.training.plan import Plan
 
+logger = logging.getLogger(__name__)
 FOLDER = "fedseg"
 PROGRESS_FILE = "progress.jsonl"
 RESULTS_FILE = "results.json"
@@ -29,10 +31,14 @@ class RunRecord:
         folder.mkdir(parents=True, exist_ok=True)
 
     def event(self, kind: str, **details: Any) -> None:
-        """Append one event to ``progress.jsonl``, for whoever watches."""
-        line = json.dumps({"time": time.time(), "event": kind, **details})
-        with (self.folder / PROGRESS_FILE).open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        """Append one event to ``progress.jsonl``, for whoever watches; a failure to write is logged only."""
+        line = json.dumps({"time": time.time(), "event": kind, **details}) + "\n"
+        try:
+            # One write for a line, so that lines of several threads do not mix.
+            with (self.folder / PROGRESS_FILE).open("ab", buffering=0) as file:
+                file.write(line.encode())
+        except OSError as error:
+            logger.warning("An event could not be written (%s): %s", error, line)
 
     def results(self, content: dict[str, Any]) -> None:
         """Write ``results.json``: everything that the server knows so far."""

@@ -39,6 +39,7 @@ def describe_round(
                 "train_loss": report.train_loss,
                 "cost": costs[site],
                 "val_dice": dict(report.val_dice),
+                "val_cases": report.val_cases,
                 "val_loss": report.val_loss,
                 "val_loss_after": report.val_loss_after,
                 "val_dice_after": report.val_dice_after,
@@ -52,6 +53,30 @@ def describe_round(
             for site, report in reports.items()
         },
     }
+
+
+Scored = Mapping[str, tuple[float | None, int]]
+
+
+def validation_scores(entry: Mapping[str, Any]) -> dict[str, tuple[float | None, int]]:
+    """Mean Dice and number of validation cases of each site that scored the model of a round's entry."""
+    return {site: (part["val_dice"].get("mean"), part["val_cases"]) for site, part in entry["sites"].items()}
+
+
+def is_better(candidate: Scored, best: Scored) -> bool | None:
+    """Whether a model scored higher than another, over the cases of the sites that scored both.
+
+    Sites differ in how hard their cases are, so means over different sites say nothing of the models.
+
+    Args:
+        candidate, best: Dice and cases of each site.
+
+    Returns:
+        None if no site scored both.
+    """
+    common = [site for site in candidate if site in best and None not in (candidate[site][0], best[site][0])]
+    one, other = (mean_over_cases([scored[site] for site in common]) for scored in (candidate, best))
+    return None if one is None or other is None else one > other
 
 
 def summarise_final(final: Mapping[str, Mapping[str, Any]], round_number: int) -> dict[str, Any]:
@@ -72,7 +97,8 @@ def readable(metrics: Any) -> bool:
     try:
         parts = list((metrics or {}).values())
         pool([part for part in parts if part["cases"]])
-        return "final" in metrics and all(part["split"] for part in parts)
+        numbers = [d for part in parts for d in part["dice"].values() if d is not None]
+        return "final" in metrics and all(part["split"] for part in parts) and all(0 <= d <= 1 for d in numbers)
     except (KeyError, TypeError, ValueError, AttributeError):
         return False
 

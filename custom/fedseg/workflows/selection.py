@@ -114,7 +114,8 @@ class RandomSites(SiteSelection):
 
     def judge(self, facts: Mapping[str, SiteFacts], draw: np.random.Generator) -> dict[str, tuple[bool, str]]:
         drawn = {list(facts)[i] for i in draw.permutation(len(facts))[: self.k]}
-        return {s: (s in drawn, f"{'drawn' if s in drawn else 'not drawn'} among {self.k}") for s in facts}
+        counts = f"{len(drawn)} of {len(facts)} sites"
+        return {s: (s in drawn, f"{'drawn' if s in drawn else 'not drawn'}: {counts}") for s in facts}
 
 
 class DropSlow(SiteSelection):
@@ -149,7 +150,7 @@ class DropSlow(SiteSelection):
             again = self._waited[site] > self.rest
             if again:
                 self._waited[site] = 0
-            took = f"its last round took {fact.seconds:.1f} s, the limit is {limit:.1f} s"
+            took = f"its last round took {fact.seconds:.3g} s, the limit is {limit:.3g} s"
             judged[site] = (again, f"{took}; {'asked again' if again else 'left out'}")
         return judged
 

@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nvflare.apis.client import Client
+from nvflare.apis.controller_spec import TaskCompletionStatus
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.workflows.model_controller import ModelController
 
-from fedseg.errors import AbortedError
+from fedseg.errors import AbortedError, FedsegError
 from fedseg.executors.protocol import BYTES_DOWN, BYTES_UP, PREPARE, REASON, RUN_ID, TEXT
 from fedseg.workflows.record import RunRecord
 
@@ -83,6 +84,9 @@ class SiteDialogue(ModelController):
         )
         with self._lock:
             open_ = False
+        status = getattr(task_object, "completion_status", None)
+        if status in (TaskCompletionStatus.ERROR, TaskCompletionStatus.CANCELLED):
+            raise FedsegError(f"FLARE ended the task {task} ({status}): {getattr(task_object, 'exception', None)}.")
         if self.abort_signal.triggered:
             raise AbortedError(f"The job was aborted during the task {task}; the last finished round is kept.")
         for site in sites:

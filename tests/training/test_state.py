@@ -1,0 +1,70 @@
+"""A site's states along branches of a run, as they come about when a run goes back to an earlier round."""
+
+import pytest
+
+from fedseg.errors import RefusalError
+from fedseg.training.state import SiteState
+
+
+def state(folder, start, lineage, keep=0):
+    site = SiteState(folder, "run", keep)
+    site.start, site.lineage = start, lineage
+    return site
+
+
+def test_a_state_of_an_abandoned_branch_is_passed_over(tmp_path):
+    """Rounds 0 to 3 in start A; back to round 1; the site misses the new round 2 and is asked for round 3."""
+    for number in range(4):
+        state(tmp_path, "A", ["A"] * number).save(number, {"from": f"A{number}"})
+    site = state(tmp_path, "B", ["A", "A", "B"])
+    assert site.load(3) == {"from": "A1"}
+    site.save(3, {"from": "B3"})
+    assert state(tmp_path, "B", ["A", "A", "B", "B"]).load(4) == {"from": "B3"}
+
+
+def test_a_site_whose_states_do_not_lead_to_the_round_refuses(tmp_path):
+    """Only the states of rounds 7 to 9 are left, and the server goes on after round 3."""
+    for number in range(10):
+        state(tmp_path, "A", ["A"] * number, keep=3).save(number, {"from": number})
+    for asked in (4, 8):
+        lineage = ["A"] * 4 + ["B"] * (asked - 4)
+        with pytest.raises(RefusalError, match="is gone; the last 3 are kept") as error:
+            state(tmp_path, "B", lineage, keep=3).load(asked)
+        assert error.value.reason == "state"
+
+
+def test_a_site_that_joined_late_starts_afresh_before_the_round_of_its_first_state(tmp_path):
+    state(tmp_path, "A", ["A"] * 5).save(5, {"from": "A5"})
+    assert state(tmp_path, "B", ["A"] * 3).load(3) is None
+
+
+def test_without_a_lineage_every_earlier_state_counts(tmp_path):
+    state(tmp_path, None, None).save(0, {"from": 0})
+    assert state(tmp_path, None, None).load(1) == {"from": 0}
+
+
+def test_a_damaged_state_is_a_refusal_with_its_reason(tmp_path):
+    site = state(tmp_path, "A", [])
+    site.save(0, {"from": 0})
+    path = next(site.folder.glob("*.pt"))
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(RefusalError, match="after round 0 is damaged") as error:
+        state(tmp_path, "A", ["A"]).load(1)
+    assert error.value.reason == "state"
+    assert str(tmp_path) not in str(error.value)
+
+
+def test_a_failed_write_leaves_the_former_state_and_nothing_half_written(tmp_path, monkeypatch):
+    site = state(tmp_path, "A", [])
+    site.save(0, {"from": 0})
+
+    def full(content, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fedseg.training.state.torch.save", full)
+    with pytest.raises(OSError, match="No space"):
+        site.save(1, {"from": 1})
+    monkeypatch.undo()
+    assert state(tmp_path, "A", ["A", "A"]).load(2) == {"from": 0}
+    assert [path.name for path in site.folder.iterdir()] == ["round-00000.pt"]

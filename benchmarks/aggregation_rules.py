@@ -5,8 +5,8 @@
 Five sites of 100, 50, 25, 15 and 10 volumes with simulated scanner shift, a fifth of each held out. Parts:
 
 - ``rules``: every rule, three seeds, a small network at 2 mm;
-- ``attacks``: the robust rules and FedAvg with the 25-volume site sending bad updates (one seed; the update times -10
-  with three seeds);
+- ``attack``: the robust rules and FedAvg, the 25-volume site sending its update times -10, three seeds;
+- ``attacks``: the same with other bad updates, one seed;
 - ``full``: five rules with the job's own network and settings at 1 mm, in 6 rounds;
 - ``flare``: FedCostWAvg as ``full``, through FLARE's simulator, to be compared with the same run in one process.
 
@@ -236,8 +236,9 @@ def work(parts: list[str], seeds: list[int]) -> Iterator[tuple[str, str | None, 
     for part in parts:
         if part == "rules":
             yield from ((name, None, seed, False) for seed in seeds for name in RULES)
-        elif part == "attacks":
+        elif part == "attack":
             yield from ((name, ATTACKS[0], seed, False) for seed in seeds for name in ROBUST)
+        elif part == "attacks":
             yield from ((name, attack, seeds[0], False) for attack in ATTACKS[1:] for name in ROBUST)
         elif part == "full":
             yield from ((name, None, seeds[0], True) for name in FULL)
@@ -359,7 +360,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of Task04_Hippocampus")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--parts", nargs="+", default=["rules", "attacks", "full", "flare"])
+    parser.add_argument("--parts", nargs="+", default=["rules", "attack", "attacks", "full", "flare"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=2, help="runs at a time")
     parser.add_argument("--table", action="store_true", help="only write the tables of what is there")

@@ -87,6 +87,16 @@ def test_a_site_that_sends_twice_counts_once_and_rounds_do_not_leak():
     assert variates.outgoing()["control/w"].tolist() == [1, 2]
 
 
+def test_a_newcomer_leaves_c_the_mean_of_all_control_variates():
+    """Two sites with c_i = [2, 4] each: c = [2, 4]. With a third, whose c_i is 0, the mean is [4/3, 8/3]."""
+    variates = started(total_sites=2)
+    run_round(variates, {"a": difference([2, 4]), "b": difference([2, 4])})
+    variates.join()
+    np.testing.assert_allclose(variates.outgoing()["control/w"], [4 / 3, 8 / 3], rtol=1e-6)
+    # Of three sites one moves its c_i by [3, 3]: the mean moves by [1, 1].
+    assert run_round(variates, {"c": difference([3, 3])})["control/w"] == pytest.approx([7 / 3, 11 / 3])
+
+
 def test_what_the_rule_did_not_take_does_not_count():
     variates = started(total_sites=1)
     variates.take("a", difference([1, 2]))

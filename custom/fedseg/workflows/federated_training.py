@@ -13,24 +13,23 @@ from fedseg.aggregators.base import Aggregator
 from fedseg.aggregators.control_variates import SharedArrays
 from fedseg.aggregators.server_optimizers import ServerOptimizer
 from fedseg.errors import ConfigurationError, FedsegError, RefusalError
-from fedseg.executors.protocol import KEEP, LINEAGE, MODEL_NAME, PLAN_DIGEST, PREPARE, SPLITS, START, TOTALS
+from fedseg.executors.protocol import KEEP, LINEAGE, MODEL_NAME, SPLITS, START, TOTALS
 from fedseg.executors.site_profile import read_state_folder
 from fedseg.networks.weights import Arrays
 from fedseg.training.plan import PLAN_FILE, Plan, read_plan
 from fedseg.training.site_report import parse_report
 from fedseg.training.state import check_run_id
 from fedseg.version import __version__
-from fedseg.workflows.acceptance import Acceptance, read_acceptance
 from fedseg.workflows.checkpoint import CheckpointError, Checkpoints
 from fedseg.workflows.global_model import GlobalModel, stored_weights
+from fedseg.workflows.participants import Participants
 from fedseg.workflows.record import BEST_MODEL, FOLDER, LAST_MODEL, RunRecord
 from fedseg.workflows.scores import Scored, describe_round, is_better, readable, summarise_final, validation_scores
 from fedseg.workflows.selection import AllSites, SiteFacts, SiteSelection
-from fedseg.workflows.site_dialogue import SiteDialogue
 from fedseg.workflows.stopping import StoppingRules
 
 
-class FederatedTraining(SiteDialogue):
+class FederatedTraining(Participants):
     """Train one model over all sites that accept the job.
 
     1. ``prepare``: every site accepts the job or refuses it with a reason; the others go on. A site that did not
@@ -126,16 +125,12 @@ class FederatedTraining(SiteDialogue):
         self.model = GlobalModel(aggregator, server_optimizer, shared_arrays)
         self.selection = selection or AllSites()
         self.stopping = StoppingRules(target_dice, patience, max_hours, max_epsilon)
-        self.sites: dict[str, SiteFacts] = {}
         self.totals: dict[str, float] = {}
         self.rounds: list[dict[str, Any]] = []
         self.stopped: dict[str, Any] | None = None
         self.best_round: int | None = None
         self.start_id = uuid.uuid4().hex[:12]
         self.lineage: list[str] = []
-        self._newcomers: dict[str, Acceptance] = {}
-        self._invited: set[str] = set()
-        self._seconds_of: dict[str, float | None] = {}
         self._hours_before = 0.0
 
     # ---------------------------------------------------------------- the run
@@ -204,7 +199,7 @@ class FederatedTraining(SiteDialogue):
         self.selection.restore(values["selection_history"])
         self.rounds, self.events, self.totals = values["rounds"], values["events"], values["totals"]
         self.best_round, self.lineage = values["best_round"], values["lineage"]
-        self._seconds_of = values["seconds_of"]
+        self.former = values["seconds_of"]
         self._hours_before = values["hours"]
         self.checkpoints.drop_after(number)
         self.record.event("resumed", round=number, run_id=self.run_id)
@@ -252,64 +247,24 @@ class FederatedTraining(SiteDialogue):
 
     def _prepare(self) -> None:
         """Ask every connected site to take part."""
-        asked = self.all_sites()
-        self.record.event("prepare", sites=asked, run_id=self.run_id)
-        accepted: dict[str, Acceptance] = {}
-        self.ask(
-            PREPARE, self._preparation(), asked, self.prepare_timeout, lambda a: self._take_acceptance(a, accepted)
-        )
-        for site in sorted(accepted):
-            self._accept(site, accepted[site])
-        if len(self.sites) < self.min_sites:
+        accepted = self.admit(self.plan.digest, self.prepare_timeout)
+        if len(accepted) < self.min_sites:
             reasons = "; ".join(f"{e['site']}: {e['what']}" for e in self.events) or "no site answered"
-            raise FedsegError(f"{len(self.sites)} site(s) accepted the job, but {self.min_sites} must. {reasons}")
-        self._invited = {site for site in asked if site in self._heard}
-        if not self.rounds:
-            for site in sorted(accepted):
-                for name, value in accepted[site].statistics.items():
-                    self.totals[name] = self.totals.get(name, 0.0) + value
-            self.model.start(len(self.sites))
-        for site in sorted(set(self._seconds_of) - set(self.sites)):
-            self.note(site, "took part before the run was stopped, and is missing now")
-
-    def _preparation(self) -> FLModel:
-        return FLModel(metrics={"prepare": 1.0}, meta={PLAN_DIGEST: self.plan.digest})
-
-    def _take_acceptance(self, answer: FLModel, accepted: dict[str, Acceptance]) -> bool:
-        """Keep a site's answer to ``prepare`` if it can be read."""
-        site = answer.meta["client_name"]
-        try:
-            accepted[site] = read_acceptance(answer.metrics)
-        except FedsegError as error:
-            self.note(site, f"left out: {error}")
-            return False
-        return True
-
-    def _accept(self, site: str, answer: Acceptance) -> None:
-        self.sites[site] = SiteFacts(answer.cases["training"], self._seconds_of.get(site))
-        self.record.event("accepted", site=site, cases=answer.cases)
-
-    def _invite_newcomers(self) -> None:
-        """Take in sites that answered an invitation, and invite those that have not answered so far."""
-        with self._lock:
-            arrived, self._newcomers = self._newcomers, {}
-        for site in sorted(arrived):
-            self._accept(site, arrived[site])
-            self.model.join()
-        for site in self.all_sites():
-            if site not in self._invited and site not in self.sites:
-                self._invited.add(site)
-                self.invite(self._preparation(), site, self._take_newcomer)
-
-    def _take_newcomer(self, answer: FLModel) -> bool:
-        """Called from FLARE's threads: the answer waits until the next round begins."""
-        with self._lock:
-            return self._take_acceptance(answer, self._newcomers)
+            raise FedsegError(f"{len(accepted)} site(s) accepted the job, but {self.min_sites} must. {reasons}")
+        if self.rounds:
+            for _ in set(accepted) - set(self.former):
+                self.model.join()
+            return
+        for answer in accepted.values():
+            for name, value in answer.statistics.items():
+                self.totals[name] = self.totals.get(name, 0.0) + value
+        self.model.start(len(accepted))
 
     def _train_round(self) -> None:
         """One round: who is asked, what they send, and the next model."""
         start = time.perf_counter()
-        self._invite_newcomers()
+        for _ in self.take_in_newcomers(self.plan.digest):
+            self.model.join()
         chosen = self.selection.select(dict(self.sites), self.plan.seed, self._round)
         self._received = self.model.weights
         self.record.event(

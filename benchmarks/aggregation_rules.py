@@ -134,10 +134,14 @@ RULES: dict[str, dict] = {
     },
 }
 ROBUST = (
-    "FedAvg", "DOS", "DOS (mean temperature)", "coordinate median", "trimmed mean", "geometric median", "Krum",
-    "multi-Krum", "norm clipping",
+    "FedAvg", "DOS", "coordinate median", "trimmed mean", "geometric median", "multi-Krum", "norm clipping", "Krum",
+    "DOS (mean temperature)",
 )  # fmt: skip
 ATTACKS = ("times -10", "scaled", "sign-flipped", "random", "swapped labels")
+DRAWN = (
+    "FedAvg", "half FedAvg, half uniform", "FedCostWAvg", "FedPIDAvg", "FedPIDAvg, Poisson selection", "FedPOD",
+    "SimAgg", "RegAgg", "DOS", "DOS (mean temperature)", "geometric median", "Krum",
+)  # fmt: skip
 FULL = ("FedAvg", "half FedAvg, half uniform", "FedCostWAvg", "FedPIDAvg", "DOS")
 
 
@@ -239,7 +243,7 @@ def work(parts: list[str], seeds: list[int]) -> Iterator[tuple[str, str | None, 
         elif part == "attack":
             yield from ((name, ATTACKS[0], seed, False) for seed in seeds for name in ROBUST)
         elif part == "attacks":
-            yield from ((name, attack, seeds[0], False) for attack in ATTACKS[1:] for name in ROBUST)
+            yield from ((name, attack, seeds[0], False) for name in ROBUST for attack in ATTACKS[1:])
         elif part == "full":
             yield from ((name, None, seeds[0], True) for name in FULL)
 
@@ -336,24 +340,19 @@ def write_tables(out: Path) -> None:
 
 
 def draw_weights(benign: dict[str, list[dict]], path: Path) -> None:
-    """The sites' weights over the rounds, first seed, for every rule that has weights."""
-    shown = {
-        name: runs[0] for name, runs in benign.items() if runs and runs[0]["rounds"] and runs[0]["rounds"][0]["weights"]
-    }
-    columns = 5
-    rows = -(-len(shown) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(15, 2.2 * rows), sharex=True, sharey=True, squeeze=False)
+    """The sites' weights over the rounds, first seed, for the rules of ``DRAWN``."""
+    shown = {name: benign[name][0] for name in DRAWN if benign[name]}
+    figure, axes = plt.subplots(3, 4, figsize=(12, 6.5), sharex=True, sharey=True)
     for axis, (name, result) in zip(axes.flat, shown.items(), strict=False):
-        for site in SIZES:
-            axis.plot([entry["weights"].get(site, np.nan) for entry in result["rounds"]], label=site, marker=".")
+        for site, size in SIZES.items():
+            weights = [entry["weights"].get(site, np.nan) for entry in result["rounds"]]
+            axis.plot(weights, label=f"{site} ({size * 4 // 5} cases)", marker=".")
         axis.set_title(name, fontsize=9)
-    for axis in axes.flat[len(shown) :]:
-        axis.axis("off")
-    axes[0, 0].legend(fontsize=6)
-    figure.supxlabel("round")
-    figure.supylabel("weight of a site")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="upper center", ncol=len(SIZES), fontsize=8)
+    figure.supxlabel("round", fontsize=9)
+    figure.supylabel("weight of a site", fontsize=9)
+    figure.tight_layout(rect=(0, 0, 1, 0.95))
+    figure.savefig(path, dpi=90)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ class InProcessFederation:
                 self.events.append({"round": number, "site": site, "what": str(error)})
         self.model.finish_round()
         for site, report in self.model.reports.items():
-            self.sites[site] = SiteFacts(self.sites[site].num_samples, report.seconds)
+            self.sites[site] = replace(self.sites[site], seconds=report.seconds)
         entry = describe_round(number, time.perf_counter() - start, self.model, {}, chosen)
         self.rounds.append(entry)
         return entry

@@ -9,14 +9,18 @@ from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.shareable import make_reply
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 
+from fedseg.aggregators.dos import DOS
 from fedseg.aggregators.fedavg import FedAvg
 from fedseg.aggregators.fedcostwavg import FedCostWAvg
 from fedseg.aggregators.fedpidavg import FedPIDAvg
+from fedseg.aggregators.krum import Krum
+from fedseg.aggregators.robust import GeometricMedian
 from fedseg.aggregators.server_optimizers import FedAdam
+from fedseg.aggregators.similarity import SimAgg
 from fedseg.errors import AbortedError, ConfigurationError, FedsegError
 from fedseg.executors.protocol import REASON, TEXT, TOTALS
 from fedseg.training.plan import parse_plan
-from fedseg.training.site_report import SiteReport
+from fedseg.training.site_report import META_KEY, SiteReport
 from fedseg.workflows.checkpoint import CheckpointError
 from fedseg.workflows.federated_training import FederatedTraining
 from fedseg.workflows.record import PROGRESS_FILE, RESULTS_FILE, RunRecord
@@ -70,7 +74,7 @@ def update(model, value=0.5, dice=0.6, samples=2):
 
 
 def accepted(**changes):
-    return FLModel(metrics={"training": 2, "validation": 1, "test": 0, **changes})
+    return FLModel(metrics={"training": 2, "validation": 2, "test": 0, **changes})
 
 
 def good(task, site, model):
@@ -210,7 +214,8 @@ def seeded(task, site, model):
     if task == "prepare":
         return accepted(training="abc".index(site) + 1)
     draw = np.random.default_rng([ord(site), model.current_round])
-    report = SiteReport(2, 1, float(draw.uniform(0.1, 1)), 0.8, {"mean": float(draw.uniform())}, 2)
+    cases = "abc".index(site) + 1
+    report = SiteReport(cases, -(-cases // 2), float(draw.uniform(0.1, 1)), 0.8, {"mean": float(draw.uniform())}, 2)
     arrays = {name: draw.normal(0, 0.01, w.shape).astype(np.float32) for name, w in model.params.items()}
     return FLModel(params_type=ParamsType.DIFF, params=arrays, meta=report.to_meta())
 
@@ -351,6 +356,44 @@ def test_an_update_that_would_overflow_is_refused_by_name(tmp_path):
     loop.run_rounds()
     assert {e["site"] for e in loop.events} == {"b"}
     assert all(np.isfinite(value).all() for value in loop.model.weights.values())
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [{"num_samples": 10**9}, {"num_steps": 10**9}, {"val_cases": 10**9}, {"train_loss": -9e11}, {"val_loss": 9e11}],
+)
+def test_numbers_that_the_server_can_know_are_not_believed(tmp_path, lie):
+    def script(task, site, model):
+        answer = good(task, site, model)
+        if task == "train" and site == "b":
+            answer.meta[META_KEY] = {**answer.meta[META_KEY], **lie}
+        return answer
+
+    loop = Scripted(tmp_path, script)
+    loop.run_rounds()
+    assert {e["site"] for e in loop.events} == {"b"}
+    assert next(iter(lie)) in loop.events[0]["what"]
+    assert all(sorted(entry["weights"]) == ["a", "c"] for entry in loop.rounds)
+
+
+@pytest.mark.parametrize("rule", [FedAvg, DOS, GeometricMedian, SimAgg, Krum])
+def test_a_value_that_only_a_wider_type_can_hold_ends_no_round(tmp_path, rule):
+    def script(task, site, model):
+        answer = good(task, site, model)
+        if task == "train" and site == "b":
+            answer.params = {name: np.full(value.shape, 1e300) for name, value in answer.params.items()}
+        return answer
+
+    loop = Scripted(tmp_path, script, aggregator=rule())
+    loop.run_rounds()
+    assert {e["site"] for e in loop.events} == {"b"}
+    assert all(np.isfinite(value).all() for value in loop.model.weights.values())
+
+
+def test_rounds_on_other_sites_are_not_compared(tmp_path):
+    for rule in ({"patience": 2}, {"target_dice": 0.9}):
+        with pytest.raises(ConfigurationError, match="null with a selection"):
+            FederatedTraining(3, FedAvg(), selection=RandomSites(1), **rule)
 
 
 def test_a_job_with_a_privacy_limit_takes_no_update_that_is_silent_about_it(tmp_path):

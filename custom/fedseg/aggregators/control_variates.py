@@ -75,7 +75,12 @@ class SharedArrays(ABC):
             RefusalError: names, shapes or types differ from ``outgoing``, or a value is not finite (``weights``).
         """
         check_weights(self._current, extras)
-        self._spool.put(site, extras)
+        with np.errstate(over="ignore"):
+            sent = {name: np.asarray(value).astype(self._current[name].dtype) for name, value in extras.items()}
+            moved = [self._current[name] + value for name, value in sent.items()]
+        if not all(np.isfinite(value).all() for value in moved):
+            raise RefusalError("weights", "The further arrays are so large that the server's would not stay finite.")
+        self._spool.put(site, sent)
 
     def finish_round(self, counted: Collection[str]) -> None:
         """Update every array; without answers all stay as they are.

@@ -21,9 +21,10 @@ class Krum(WeightedAggregator):
     The score of an update is the sum of its squared distances to its J - byzantine - 2 nearest neighbours, J being the
     sites that answered. Equal scores go by the sites' names.
 
-    The paper's guarantee needs J >= 2 byzantine + 3. With fewer sites the round is not thrown away: a site that is
-    away for a night would otherwise end the run. Down to J = 3 at least one neighbour is compared; of two updates
-    neither can be told from the other, so both are averaged. Such rounds are logged and noted.
+    The paper's guarantee needs J >= 2 byzantine + 3 and ``select`` up to J - byzantine - 2. With fewer sites the
+    round is not thrown away: a site that is away for a night would otherwise end the run. Down to J = 3 at least
+    one neighbour is compared; of two updates neither can be told from the other, so both are averaged. Such rounds
+    are logged and noted.
 
     ``last_notes`` holds ``scores``, ``neighbours`` (how many each score sums over) and ``guaranteed``.
     """
@@ -49,11 +50,17 @@ class Krum(WeightedAggregator):
         sites = geometry.sites
         neighbours = min(max(1, len(sites) - self.byzantine - 2), len(sites) - 1)
         scores = dict(zip(sites, krum_scores(geometry.squared, neighbours).tolist(), strict=True))
-        guaranteed = len(sites) >= 2 * self.byzantine + 3
+        honest = len(sites) - self.byzantine
+        guaranteed = honest >= self.byzantine + 3 and self.select <= honest - 2
         self.last_notes = {"scores": scores, "neighbours": neighbours, "guaranteed": guaranteed}
         if not guaranteed:
-            needed = 2 * self.byzantine + 3
-            logger.warning("Krum withstands %d faulty site(s) from %d sites up.", self.byzantine, needed)
+            needed = max(2 * self.byzantine + 3, self.byzantine + self.select + 2)
+            logger.warning(
+                "Krum that selects %d withstands %d faulty site(s) from %d sites up.",
+                self.select,
+                self.byzantine,
+                needed,
+            )
         selected = sites if len(sites) < 3 else sorted(sites, key=lambda s: (scores[s], s))[: self.select]
         return {site: 1 / len(selected) if site in selected else 0.0 for site in sites}
 

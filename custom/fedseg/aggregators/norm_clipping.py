@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import numpy as np
-
 from fedseg.aggregators.fedavg import FedAvg
 from fedseg.aggregators.geometry import measure
 from fedseg.errors import ConfigurationError
@@ -16,8 +14,8 @@ from fedseg.training.site_report import SiteReport
 class NormClipped(FedAvg):
     """FedAvg in which no update is longer than a bound: u_j becomes u_j min(1, bound / |u_j|).
 
-    It limits how far one site can move the model, whatever it sends; it hides nothing of a patient, for no noise is
-    added.
+    It limits how far one of three or more sites can move the model, whatever it sends; it hides nothing of a
+    patient, for no noise is added.
 
     ``last_notes`` holds ``norms``, the length of each update as it came, and ``bound``, the bound of the round.
     """
@@ -43,6 +41,8 @@ class NormClipped(FedAvg):
         norms = dict(zip(geometry.sites, geometry.norms.tolist(), strict=True))
         bound = self.bound
         if bound is None:
-            bound = float(np.median([norm for norm in norms.values() if norm > 0] or [0.0]))
+            lengths = sorted(norm for norm in norms.values() if norm > 0) or [0.0]
+            # The lower of two middle ones: half of the sites must not be able to lift it.
+            bound = lengths[(len(lengths) - 1) // 2]
         self.last_notes = {"norms": norms, "bound": bound}
         return {site: bound / norm for site, norm in norms.items() if norm > bound}

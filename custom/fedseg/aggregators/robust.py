@@ -154,7 +154,7 @@ def geometric_median(
     apart = distances[best] > 0
     pulls = np.divide(shares, distances[best], out=np.zeros_like(shares), where=apart)
     pull, own = _length(pulls, centred), shares[~apart].sum()
-    if pull <= own:
+    if pull <= own * (1 + 1e-9):
         tied = shares * (objective <= objective[best] * (1 + 1e-12))
         return tied / tied.sum(), 0, True
     weights = (1 - own / pull) * pulls / pulls.sum()

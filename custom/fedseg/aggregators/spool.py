@@ -136,6 +136,8 @@ def _storable(name: str, array: np.ndarray) -> np.ndarray:
     """The array contiguous, in the machine's byte order, as float32 or float64."""
     if array.dtype.kind != "f" or array.dtype.itemsize > 8:
         raise RefusalError("weights", f"{name} is of the type {array.dtype}, not of half, single or double precision.")
+    if not np.isfinite(array).all():
+        raise RefusalError("weights", f"{name} holds values that are not finite.")
     kind = np.float64 if array.dtype.itemsize == 8 else np.float32
     # ascontiguousarray gives arrays without axes one.
     return np.ascontiguousarray(array, kind).reshape(array.shape)

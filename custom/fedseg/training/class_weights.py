@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fedseg.training.trainer import SiteTrainer
 
 VOXELS = "voxels"
+_LEAST_WEIGHT = 1e-30
 
 
 class ClassWeights(TrainingHook):
@@ -69,6 +70,8 @@ def weights_from_totals(task: Task, totals: Mapping[str, float]) -> torch.Tensor
     counts = [totals.get(name) for name in (VOXELS, *_names(task))]
     if not all(isinstance(count, int | float) and 0 <= count <= totals[VOXELS] for count in counts):
         raise RefusalError("report", "The server's sums of voxels per region are missing or impossible.")
+    if task.exclusive and sum(totals[name] for name in _names(task)) > totals[VOXELS]:
+        raise RefusalError("report", "The server's sums hold more voxels in regions than there are.")
     total, *regions = (float(totals[name]) for name in (VOXELS, *_names(task)))
     if task.exclusive:
         return inverse_frequencies(torch.tensor([total - sum(regions), *regions], dtype=torch.float64))
@@ -79,13 +82,14 @@ def inverse_frequencies(counts: torch.Tensor) -> torch.Tensor:
     """Weights in proportion to 1 / count over the last axis, with mean 1.
 
     A class of which there is no voxel gets 1, and the mean is over the others: it has no voxel to weigh, and must not
-    draw the weights of the others towards 0. Equal counts give exactly 1.
+    draw the weights of the others towards 0. Equal counts give exactly 1, and no weight is below 1e-30: a batch that
+    holds only the most frequent class would otherwise have no weight at all.
     """
     present = counts > 0
     smallest = torch.where(present, counts, torch.inf).amin(dim=-1, keepdim=True)
     inverse = torch.where(present, smallest / counts, 0.0)
     mean = inverse.sum(dim=-1, keepdim=True) / present.sum(dim=-1, keepdim=True)
-    return torch.where(present, inverse / mean, 1.0)
+    return torch.where(present, (inverse / mean).clamp_min(_LEAST_WEIGHT), 1.0)
 
 
 def _names(task: Task) -> list[str]:

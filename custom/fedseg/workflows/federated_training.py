@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ from fedseg.training.plan import PLAN_FILE, Plan, read_plan
 from fedseg.training.site_report import parse_report
 from fedseg.training.state import check_run_id
 from fedseg.version import __version__
+from fedseg.workflows.acceptance import check_report
 from fedseg.workflows.checkpoint import CheckpointError, Checkpoints
 from fedseg.workflows.global_model import GlobalModel, stored_weights
 from fedseg.workflows.participants import Participants
 from fedseg.workflows.record import BEST_MODEL, FOLDER, LAST_MODEL, RunRecord
 from fedseg.workflows.scores import Scored, describe_round, is_better, readable, summarise_final, validation_scores
-from fedseg.workflows.selection import AllSites, SiteFacts, SiteSelection
+from fedseg.workflows.selection import AllSites, SiteSelection
 from fedseg.workflows.stopping import StoppingRules
 
 
@@ -117,6 +119,11 @@ class FederatedTraining(Participants):
                 raise ConfigurationError(
                     f"workflow.{name}", shown, allowed, "docs/reference/method-table.md lists them."
                 )
+        if not isinstance(selection, AllSites | None):
+            for name, rule in (("target_dice", target_dice), ("patience", patience)):
+                if rule is not None:
+                    why = "Rounds that ask other sites score on other cases, so their Dice cannot be compared."
+                    raise ConfigurationError(f"workflow.{name}", rule, "null with a selection of sites", why)
         super().__init__(run_id or uuid.uuid4().hex, task_check_period)
         self.num_rounds, self.min_sites, self.round_timeout = num_rounds, min_sites, round_timeout
         self.prepare_timeout = round_timeout if prepare_timeout is None else prepare_timeout
@@ -293,7 +300,7 @@ class FederatedTraining(Participants):
             report = self.model.reports.get(site)
             # Who did not answer took at least as long as it was waited for.
             took = report.seconds if report else max(seconds, self.sites[site].seconds or 0.0)
-            self.sites[site] = SiteFacts(self.sites[site].num_samples, took)
+            self.sites[site] = replace(self.sites[site], seconds=took)
         self.lineage.append(self.start_id)
         entry = describe_round(self._round, seconds, self.model, self._bytes, chosen)
         self.rounds.append(entry)
@@ -303,6 +310,7 @@ class FederatedTraining(Participants):
         """Hand an update to the aggregator as it arrives; False leaves the site out of the round."""
         site = model.meta["client_name"]
         try:
+            check_report(parse_report(model.meta), self.sites[site], self.plan.training)
             if self.stopping.max_epsilon is not None and parse_report(model.meta).epsilon is None:
                 raise RefusalError("report", "The site reports no epsilon, although the job limits it.")
             report = self.model.take(model, self._keep_update if self.keep_updates else None)

@@ -95,6 +95,8 @@ class GlobalModel:
         averaged = self._averaged()
         check_weights({name: averaged[name] for name in averaged if name in update}, update)
         with np.errstate(over="ignore"):
+            # In the model's own precision: a value that only a wider type can hold would end the round for everybody.
+            update = {name: np.asarray(value).astype(averaged[name].dtype) for name, value in update.items()}
             moved = {name: averaged[name] + value for name, value in update.items()}
         if not all(np.isfinite(value).all() for value in moved.values()):
             raise RefusalError("weights", "The update is so large that the model would not stay finite.")
@@ -105,7 +107,7 @@ class GlobalModel:
                 "weights", f"The update holds {len(extras)} further array(s) that this job does not use."
             )
         if keep is not None:
-            keep(site, model.params)
+            keep(site, join_extras(update, extras))
         self.aggregator.accept_model(FLModel(params_type=ParamsType.DIFF, params=update, meta=model.meta))
         self.reports[site] = report
         return report

@@ -64,7 +64,7 @@ class Participants(SiteDialogue):
         return sorted(arrived)
 
     def _enter(self, site: str, answer: Acceptance) -> None:
-        self.sites[site] = SiteFacts(answer.cases["training"], self.former.get(site))
+        self.sites[site] = SiteFacts(answer.cases["training"], self.former.get(site), answer.cases["validation"])
         self.record.event("accepted", site=site, cases=answer.cases)
 
     def _take(self, answer: FLModel, accepted: dict[str, Acceptance]) -> bool:

@@ -20,12 +20,13 @@ class SiteFacts:
     """What a policy may know of a site.
 
     Attributes:
-        num_samples: training cases, as the site said when it accepted the job.
+        num_samples, val_cases: training and validation cases, as the site said when it accepted the job.
         seconds: duration of its last finished round; None before the first.
     """
 
     num_samples: int
     seconds: float | None = None
+    val_cases: int = 0
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,7 @@ RULES: dict[str, dict] = {
     "coordinate median": rule("robust.CoordinateMedian"),
     "trimmed mean": rule("robust.TrimmedMean", trim=0.2),
     "geometric median": rule("robust.GeometricMedian"),
+    "geometric median (samples)": rule("robust.GeometricMedian", weight_by="samples"),
     "Krum": rule("krum.Krum", byzantine=1, select=1),
     "multi-Krum": rule("krum.Krum", byzantine=1, select=3),
     "norm clipping": rule("norm_clipping.NormClipped"),
@@ -134,8 +135,8 @@ RULES: dict[str, dict] = {
     },
 }
 ROBUST = (
-    "FedAvg", "DOS", "coordinate median", "trimmed mean", "geometric median", "multi-Krum", "norm clipping", "Krum",
-    "DOS (mean temperature)",
+    "FedAvg", "DOS", "coordinate median", "trimmed mean", "geometric median", "geometric median (samples)",
+    "multi-Krum", "norm clipping", "Krum", "DOS (mean temperature)",
 )  # fmt: skip
 ATTACKS = ("times -10", "scaled", "sign-flipped", "random", "swapped labels")
 DRAWN = (

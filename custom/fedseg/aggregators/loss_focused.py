@@ -6,14 +6,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from fedseg.aggregators.costs import check_cost, require_validation_after, site_cost
-from fedseg.aggregators.weighted import WeightedAggregator, normalised, sample_shares
+from fedseg.aggregators.costs import ByCost
+from fedseg.aggregators.weighted import normalised, sample_shares
 from fedseg.errors import ConfigurationError
-from fedseg.training.plan import Plan
 from fedseg.training.site_report import SiteReport
 
 
-class LossFocused(WeightedAggregator):
+class LossFocused(ByCost):
     """Sites with low losses count more, increasingly so: w_j in proportion to s_j exp(-lambda_t loss_j).
 
     FedFocus weighs sites by training loss with a focus that grows over the rounds. No formula of it could be found;
@@ -37,14 +36,14 @@ class LossFocused(WeightedAggregator):
             power: form of the rise: 1 linear, above 1 late, below 1 early; above 0.
             cost: ``train_loss``, ``val_loss`` or ``val_dice``, see ``costs.site_cost``.
         """
-        super().__init__()
+        super().__init__(cost)
         if type(strength) not in (int, float) or not 0 <= strength < math.inf:
             raise ConfigurationError("strength", strength, "a number from 0 up")
         if type(ramp_rounds) is not int or ramp_rounds < 0:
             raise ConfigurationError("ramp_rounds", ramp_rounds, "a whole number from 0 up")
         if type(power) not in (int, float) or not 0 < power < math.inf:
             raise ConfigurationError("power", power, "a number above 0")
-        self.strength, self.ramp_rounds, self.power, self.cost = strength, ramp_rounds, power, check_cost(cost)
+        self.strength, self.ramp_rounds, self.power = strength, ramp_rounds, power
         self.rounds = 0
 
     def describe(self) -> dict[str, object]:
@@ -55,13 +54,6 @@ class LossFocused(WeightedAggregator):
             "power": self.power,
             "cost": self.cost,
         }
-
-    def costs(self, reports: Mapping[str, SiteReport]) -> dict[str, float | None]:
-        return {site: site_cost(self.cost, report) for site, report in reports.items()}
-
-    def check_plan(self, plan: Plan) -> None:
-        if self.cost != "train_loss":
-            require_validation_after(plan, f"LossFocused by {self.cost}")
 
     def history(self) -> dict[str, Any]:
         return {"rounds": self.rounds}

@@ -68,7 +68,7 @@ class SiteState:
             content = self._read(number)
             if self.lineage is None or number >= len(self.lineage) or content["start"] == self.lineage[number]:
                 return dict(content["values"])
-        if rounds and before_round > 0 and self._read(rounds[-1])["first"] < before_round:
+        if rounds and before_round > 0 and self._first(rounds[-1]) < before_round:
             kept = f"the last {self.keep} are kept"
             raise RefusalError("state", f"The state before round {before_round} is gone; {kept}.")
         return None
@@ -81,7 +81,7 @@ class SiteState:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         rounds = self._rounds()
-        first = min(round_number, self._read(rounds[-1])["first"]) if rounds else round_number
+        first = min(round_number, self._first(rounds[-1])) if rounds else round_number
         for leftover in self.folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
         temporary = self.folder / f".{round_number}.{os.getpid()}.tmp"
@@ -98,9 +98,13 @@ class SiteState:
         for other in (earlier[: -self.keep] if self.keep else []) + [r for r in rounds if r > round_number]:
             self._path(other).unlink(missing_ok=True)
 
-    def _read(self, round_number: int) -> dict[str, Any]:
+    def _first(self, round_number: int) -> int:
+        """The first round in which this site took part, as a state says it; the tensors beside it are not read."""
+        return int(self._read(round_number, mapped=True)["first"])
+
+    def _read(self, round_number: int, mapped: bool = False) -> dict[str, Any]:
         try:
-            content = torch.load(self._path(round_number), map_location="cpu", weights_only=True)
+            content = torch.load(self._path(round_number), map_location="cpu", weights_only=True, mmap=mapped)
             return {name: content[name] for name in ("start", "first", "values")}
         except (RuntimeError, OSError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
             logger.error("The state file %s cannot be read: %s", self._path(round_number), error)

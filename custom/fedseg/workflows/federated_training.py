@@ -190,13 +190,7 @@ class FederatedTraining(Participants):
                 "keep no older states."
             )
         arrays, values = self.checkpoints.load(number)
-        for name, now in (
-            ("version", __version__),
-            ("plan", self.plan.digest),
-            ("rule", self.model.describe()),
-            ("selection", self.selection.describe()),
-            ("num_rounds", self.num_rounds),
-        ):
+        for name, now in self._identity().items():
             if values[name] != now:
                 raise CheckpointError(
                     f"The checkpoint of round {number} is of a job with another {name} ({values[name]}, now {now}); "
@@ -211,13 +205,19 @@ class FederatedTraining(Participants):
         self.checkpoints.drop_after(number)
         self.record.event("resumed", round=number, run_id=self.run_id)
 
-    def _save_checkpoint(self) -> None:
-        values = {
+    def _identity(self) -> dict[str, Any]:
+        """What must be equal for a run to go on from a checkpoint."""
+        return {
             "version": __version__,
             "plan": self.plan.digest,
             "rule": self.model.describe(),
             "selection": self.selection.describe(),
             "num_rounds": self.num_rounds,
+        }
+
+    def _save_checkpoint(self) -> None:
+        values = {
+            **self._identity(),
             "history": self.model.aggregator.history(),
             "selection_history": self.selection.history(),
             "rounds": self.rounds,
@@ -310,10 +310,11 @@ class FederatedTraining(Participants):
         """Hand an update to the aggregator as it arrives; False leaves the site out of the round."""
         site = model.meta["client_name"]
         try:
-            check_report(parse_report(model.meta), self.sites[site], self.plan.training)
-            if self.stopping.max_epsilon is not None and parse_report(model.meta).epsilon is None:
+            report = parse_report(model.meta)
+            check_report(report, self.sites[site], self.plan.training)
+            if self.stopping.max_epsilon is not None and report.epsilon is None:
                 raise RefusalError("report", "The site reports no epsilon, although the job limits it.")
-            report = self.model.take(model, self._keep_update if self.keep_updates else None)
+            self.model.take(model, self._keep_update if self.keep_updates else None)
         except FedsegError as error:
             self.note(site, f"update left out: {error}")
             return False

@@ -1,0 +1,201 @@
+"""``fedseg privacy``: what a site's releases have cost, and what planned ones would cost."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from fedseg.console import out
+from fedseg.errors import ConfigurationError, DataError, UsageError
+from fedseg.privacy.accounting import (
+    ACCOUNTANTS,
+    NEIGHBOURS,
+    PATIENT,
+    REPLACE,
+    Release,
+    check_delta,
+    epsilon,
+    noise_for,
+    relative_to_sensitivity,
+    rounds_for,
+)
+from fedseg.privacy.hash_chain_check import Chain, verify
+from fedseg.privacy.ledger import FILE, FOLDER, Ledger
+
+DEFAULT_DELTA = 1e-5
+
+_PLACE = ("dataset", "job", "run_id")
+_COST = ("mechanism", "noise_multiplier", "epsilon", "unit", "sampling_rate", "neighbours", "clip")
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add this command to the command line."""
+    parser = subparsers.add_parser(
+        "privacy",
+        help="show what releases have cost in privacy, or plan their noise",
+        description="The ledger of a site, and the noise or the rounds that a budget of epsilon and delta leaves.",
+        epilog="example: fedseg privacy plan --epsilon 8 --delta 1e-5 --rounds 100",
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", help="ledger or plan")
+    _add_ledger(actions)
+    _add_plan(actions)
+
+
+def _add_ledger(actions: Any) -> None:
+    parser = actions.add_parser(
+        "ledger",
+        help="verify a site's ledger and show its releases and their composed epsilon",
+        description="Verify the hash chain of a site's ledger, show its releases, and compose them.",
+        epilog="example: fedseg privacy ledger runs/first/state/site-1 --delta 1e-5",
+    )
+    parser.add_argument("state", metavar="STATE_FOLDER", type=Path, help="state folder of a site, or a ledger's folder")
+    parser.add_argument("--dataset", metavar="NAME", help="only this data set of the site")
+    parser.add_argument("--delta", type=float, default=DEFAULT_DELTA, help="delta of the epsilon (default 1e-5)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.set_defaults(run=run_ledger)
+
+
+def _add_plan(actions: Any) -> None:
+    parser = actions.add_parser(
+        "plan",
+        help="the noise that a number of rounds needs, or the rounds that a noise allows",
+        description="Plan Gaussian noise on clipped updates. The noise multiplier is that of a job: the standard "
+        "deviation of the noise over the clipping norm.",
+        epilog="example: fedseg privacy plan --epsilon 8 --delta 1e-5 --rounds 100",
+    )
+    parser.add_argument("--epsilon", type=float, required=True, help="largest epsilon after all rounds")
+    parser.add_argument("--delta", type=float, required=True, help="delta, well below one over the number of units")
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--rounds", type=int, metavar="N", help="rounds (or steps): print the least noise multiplier")
+    given.add_argument("--noise-multiplier", type=float, metavar="Z", help="noise: print how many rounds it allows")
+    parser.add_argument("--sampling-rate", type=float, default=1.0, metavar="Q", help="probability with which a unit "
+                        "takes part in a round, drawn anew each time (default 1)")  # fmt: skip
+    parser.add_argument("--neighbours", choices=NEIGHBOURS, default=REPLACE, help="how two data sets differ that must "
+                        "look alike: one unit replaced (default), or added or removed")  # fmt: skip
+    parser.add_argument("--accountant", choices=ACCOUNTANTS, default="pld", help="which epsilon must fit (default pld)")
+    parser.set_defaults(run=run_plan)
+
+
+def run_ledger(options: argparse.Namespace) -> int:
+    """Show a ledger."""
+    _usage(check_delta, options.delta)
+    folder = next((f for f in (options.state / FOLDER, options.state) if any(f.glob(f"{FILE}*"))), None)
+    if folder is None:
+        raise DataError(
+            f"{options.state} holds no privacy ledger: nothing with a guarantee has left, or it is elsewhere."
+        )
+    chain = verify(folder / FILE)
+    if not chain.entries:
+        raise DataError(f"The privacy ledger in {folder} has no entry.")
+    ledger = Ledger(folder, simulated=bool(chain.entries[0].get("simulated")))
+    releases = ledger.history(options.dataset)
+    if options.dataset is not None and not releases:
+        known = sorted({entry["dataset"] for entry in ledger.history()})
+        raise UsageError(f"--dataset: nothing of {options.dataset} is in the ledger; it holds {', '.join(known)}.")
+    names = sorted({entry["dataset"] for entry in releases})
+    spent = {name: asdict(ledger.spent(options.delta, dataset=name)) for name in names}
+    if options.json:
+        out().print_json(json.dumps(_content(chain, ledger, releases, spent)))
+    else:
+        _print_ledger(chain, ledger, releases, spent)
+    return 0
+
+
+def _content(chain: Chain, ledger: Ledger, releases: Sequence[Any], spent: dict[str, Any]) -> dict[str, Any]:
+    """The ledger as JSON, which has no infinity: null stands for it."""
+    count, head = chain.head
+    finite = {
+        name: {**values, "epsilon": values["epsilon"] if math.isfinite(values["epsilon"]) else None}
+        for name, values in spent.items()
+    }
+    return {
+        "schema": "fedseg-privacy-ledger-1",
+        "simulated": ledger.simulated,
+        "lines": count,
+        "head": head,
+        "torn_bytes": len(chain.torn),
+        "releases": list(releases),
+        "spent": finite,
+    }
+
+
+def _print_ledger(chain: Chain, ledger: Ledger, releases: Sequence[Any], spent: dict[str, Any]) -> None:
+    table = Table("Data set", "Job", "Rounds", "Releases", "Mechanism", "Noise", "Patients")
+    for _, group in groupby(releases, key=lambda entry: [entry[name] for name in (*_PLACE, *_COST, "patients")]):
+        entries = list(group)
+        first, rounds = entries[0], sorted({entry["round"] for entry in entries})
+        spread = f"{rounds[0]} to {rounds[-1]}" if len(rounds) > 1 else str(rounds[0])
+        count = sum(entry["count"] for entry in entries)
+        cells = [first["dataset"], first["job"], spread, count, first["mechanism"], _noise(first)]
+        table.add_row(*(escape(str(cell)) for cell in [*cells, first["patient_count"]]))
+    out().print(table)
+    for name, values in spent.items():
+        out().print(
+            f"{escape(name)}: epsilon {values['epsilon']:.4g} at delta {values['delta']:.3g} per {values['unit']}, "
+            f"{values['releases']} release(s) on patients of this data set, neighbours by replacement"
+        )
+    count, head = chain.head
+    kind = "simulated ledger" if ledger.simulated else "ledger"
+    out().print(f"The {kind} is intact: {count} lines, head {head}")
+    if chain.torn:
+        out().print(
+            f"{len(chain.torn)} bytes of a line that was never completed follow it; nothing left on its account."
+        )
+
+
+def _noise(entry: Any) -> str:
+    """The noise over the sensitivity, or the epsilon of a mechanism that has no such number."""
+    if entry["mechanism"] == "pure":
+        return f"epsilon {entry['epsilon']}"
+    sampled = f", sampled at {entry['sampling_rate']:.3g}" if entry["sampling_rate"] < 1 else ""
+    return f"{entry['noise_multiplier']:.4g}{sampled}"
+
+
+def run_plan(options: argparse.Namespace) -> int:
+    """Print the noise, or the rounds, and what each accountant says of them."""
+    rate, neighbours = options.sampling_rate, options.neighbours
+    of_clip, rounds = options.noise_multiplier, options.rounds
+    common = (rate, neighbours, options.accountant)
+    if of_clip is None:
+        least = _usage(noise_for, options.epsilon, options.delta, rounds, *common)
+        # Rounded up, so that what is copied into a job is enough.
+        of_clip = math.ceil(1e4 * least / relative_to_sensitivity(1.0, neighbours)) / 1e4
+    else:
+        multiplier = relative_to_sensitivity(of_clip, neighbours)
+        rounds = _usage(rounds_for, options.epsilon, options.delta, multiplier, *common)
+    out().print(f"noise multiplier {of_clip:.10g} (standard deviation of the noise over the clipping norm)")
+    out().print(f"rounds           {rounds}")
+    if rounds == 0:
+        out().print(f"One round with this noise already costs more than epsilon {options.epsilon:g}.")
+        return 0
+    multiplier = relative_to_sensitivity(of_clip, neighbours)
+    planned = Release("gaussian", multiplier, unit=PATIENT, sampling_rate=rate, count=rounds, neighbours=neighbours)
+    for accountant in ACCOUNTANTS:
+        out().print(f"epsilon ({accountant})    {_cost(planned, options.delta, accountant)}")
+    differ = "is replaced by another" if neighbours == REPLACE else "is added or removed"
+    out().print(f"at delta {options.delta:g}, where one unit (a site's update, or a patient) {differ}")
+    return 0
+
+
+def _cost(planned: Release, delta: float, accountant: str) -> str:
+    try:
+        return f"{epsilon([planned], delta, accountant, planned.neighbours):.4f}"
+    except ConfigurationError:
+        return "not known for sampling under replacement"
+
+
+def _usage(function: Any, *arguments: Any) -> Any:
+    """Call, and report a value that is not allowed as wrong usage."""
+    try:
+        return function(*arguments)
+    except ConfigurationError as error:
+        raise UsageError(str(error)) from None

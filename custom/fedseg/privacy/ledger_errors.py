@@ -1,0 +1,41 @@
+"""Why a ledger keeps a result from leaving. The texts leave the site: they name no file and no patient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedseg.errors import RefusalError
+
+REASON = "privacy"
+
+
+class LedgerError(RefusalError):
+    """The ledger cannot be used, so nothing leaves (reason ``privacy``)."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(REASON, text)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self),)
+
+
+class BudgetError(RefusalError):
+    """A release would cost more than the site allows (reason ``privacy``).
+
+    Attributes:
+        epsilon, delta: what all releases together would have cost.
+        budget: what is allowed.
+        earlier: how many releases were there before.
+    """
+
+    def __init__(self, epsilon: float, delta: float, budget: float, earlier: int) -> None:
+        super().__init__(
+            REASON,
+            f"With this result the privacy loss on these patients would be epsilon = {epsilon:.4g} at delta = "
+            f"{delta:.3g}, over {earlier} earlier release(s), but the site allows {budget:.4g}. Nothing leaves: run "
+            "fewer rounds or more noise, or ask the site for a larger budget.",
+        )
+        self.epsilon, self.delta, self.budget, self.earlier = epsilon, delta, budget, earlier
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.epsilon, self.delta, self.budget, self.earlier)

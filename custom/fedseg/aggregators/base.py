@@ -65,6 +65,20 @@ class Aggregator(ModelAggregator):
         """The cost of each site as the rule uses it; the training loss for rules that use none."""
         return {site: report.train_loss for site, report in reports.items()}
 
+    def train_losses(self, reports: Mapping[str, SiteReport]) -> dict[str, float]:
+        """The training loss of each site, for rules that cannot do without.
+
+        Raises:
+            AggregationError: a site withholds it.
+        """
+        losses = {site: report.train_loss for site, report in reports.items() if report.train_loss is not None}
+        if missing := sorted(set(reports) - set(losses)):
+            raise AggregationError(
+                f"{', '.join(missing)} withholds the training loss, without which {type(self).__name__} has no "
+                "weights; take a rule that does not look at losses, such as FedAvg."
+            )
+        return losses
+
     def check_plan(self, plan: Plan) -> None:
         """Refuse a plan in which sites would not report what the rule needs.
 

@@ -113,6 +113,8 @@ class ByCost(WeightedAggregator):
         self.cost = check_cost(cost)
 
     def costs(self, reports: Mapping[str, SiteReport]) -> dict[str, float | None]:
+        if self.cost == "train_loss":
+            return {**self.train_losses(reports)}
         return {site: site_cost(self.cost, report) for site, report in reports.items()}
 
     def check_plan(self, plan: Plan) -> None:

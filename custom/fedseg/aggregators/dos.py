@@ -35,6 +35,8 @@ class DOS(WeightedAggregator):
     ``last_notes`` holds ``scores``, the r of each site.
     """
 
+    needs_updates = True
+
     def __init__(self, temperature: str = "sum") -> None:
         """Choose how scores become weights.
 

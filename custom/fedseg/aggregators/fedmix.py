@@ -37,12 +37,13 @@ class FedMix(WeightedAggregator):
 
     def site_weights(self, reports: Mapping[str, SiteReport]) -> dict[str, float]:
         shares = sample_shares(reports)
-        largest = max(report.train_loss for report in reports.values())
+        losses = self.train_losses(reports)
+        largest = max(losses.values())
         if largest <= 0:
             self.last_notes = {"fallback": "FedAvg: no training loss is above 0"}
             return shares
         # Divided by the largest first, so that no power overflows.
-        powers = {site: (max(0.0, report.train_loss) / largest) ** self.beta for site, report in reports.items()}
+        powers = {site: (max(0.0, loss) / largest) ** self.beta for site, loss in losses.items()}
         by_loss = normalised(powers)
         self.last_notes = {"loss_shares": by_loss}
         return mixture([(1 / (1 + self.lam), shares), (self.lam / (1 + self.lam), by_loss)])

@@ -29,6 +29,8 @@ class Krum(WeightedAggregator):
     ``last_notes`` holds ``scores``, ``neighbours`` (how many each score sums over) and ``guaranteed``.
     """
 
+    needs_updates = True
+
     def __init__(self, byzantine: int = 1, select: int = 1) -> None:
         """Set how many sites may be faulty, and how many updates are used.
 

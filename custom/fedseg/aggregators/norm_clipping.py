@@ -20,6 +20,8 @@ class NormClipped(FedAvg):
     ``last_notes`` holds ``norms``, the length of each update as it came, and ``bound``, the bound of the round.
     """
 
+    needs_updates = True
+
     def __init__(self, bound: float | None = None, weight_by: str = "samples") -> None:
         """Set the bound.
 

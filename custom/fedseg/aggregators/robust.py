@@ -97,6 +97,8 @@ class GeometricMedian(WeightedAggregator):
     ``last_notes`` holds ``iterations`` and ``converged``.
     """
 
+    needs_updates = True
+
     def __init__(self, tolerance: float = 1e-9, max_iterations: int = 1000, weight_by: str = "uniform") -> None:
         """Set when to stop, and what the sites' shares are.
 

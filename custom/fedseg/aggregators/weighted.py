@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
+from typing import ClassVar
 
 from fedseg.aggregators.base import AggregationError, Aggregator
 from fedseg.aggregators.sums import weighted_sums
@@ -18,7 +19,13 @@ class WeightedAggregator(Aggregator):
     A rule overrides ``site_weights``, and ``site_scales`` where it also stretches or shrinks single updates. Updates
     wait on disk and are read array by array, so memory holds one array per running sum. An array that only some sites
     sent is averaged over those, with their weights rescaled to sum to one; so is what partial sharing leaves out.
+
+    Attributes:
+        needs_updates: whether the weights follow from the updates and not from the reports alone; such a rule cannot
+            weigh what it only sees encrypted.
     """
+
+    needs_updates: ClassVar[bool] = False
 
     @abstractmethod
     def site_weights(self, reports: Mapping[str, SiteReport]) -> dict[str, float]:
@@ -35,10 +42,19 @@ class WeightedAggregator(Aggregator):
         """Positive factors by which single updates are multiplied besides; empty for none."""
         return {}
 
-    def combine(self, reports: Mapping[str, SiteReport]) -> Arrays:
+    def round_weights(self, reports: Mapping[str, SiteReport]) -> dict[str, float]:
+        """The checked weights of a round, kept in ``last_weights``.
+
+        Raises:
+            AggregationError: they are unusable.
+        """
         weights = self.site_weights(reports)
         check_site_weights(weights, reports)
         self.last_weights = {site: weights[site] for site in reports}
+        return self.last_weights
+
+    def combine(self, reports: Mapping[str, SiteReport]) -> Arrays:
+        self.round_weights(reports)
         self.last_scales = self.site_scales(reports, self.last_weights)
         return self._weighted_mean(self.last_weights, self.last_scales)
 

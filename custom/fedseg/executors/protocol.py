@@ -1,6 +1,8 @@
 """Names that server and sites agree on: tasks, headers and meta keys beyond FLARE's own."""
 
 PREPARE = "prepare"
+# the second step of a round in encrypted jobs: the arrays, after the server has said what they weigh
+UPLOAD = "upload"
 
 # meta of a task
 RUN_ID = "fedseg_run_id"
@@ -11,6 +13,16 @@ TOTALS = "fedseg_totals"
 KEEP = "fedseg_keep"
 START = "fedseg_start"
 LINEAGE = "fedseg_lineage"
+
+# meta of the tasks of encrypted jobs: what an encrypted model consists of, and how an update is to be encrypted
+ENCRYPTED_FACTS = "fedseg_encrypted"
+WEIGHT = "fedseg_weight"
+SCALE = "fedseg_scale"
+MODE = "fedseg_mode"
+WEIGHED = "fedseg_weighed"
+
+# meta of an update: what the site's filters did, see privacy/update.py
+STEPS = "fedseg_privacy"
 
 # in the answer to `prepare`, beside the counts of cases
 STATISTICS = "statistics"

@@ -10,11 +10,16 @@ from typing import Any
 
 from fedseg.data.datalist import FILE_NAME
 from fedseg.errors import ConfigurationError, RefusalError
+from fedseg.privacy.policy import SitePolicy, parse_policy
 from fedseg.training.plan import read_json
 
 PROFILE_FILE = "fedseg.json"
+POLICY_FILE = "policy.json"
 DATA_VARIABLE = "FEDSEG_DATA"
 STATE_VARIABLE = "FEDSEG_STATE"
+LEDGER_VARIABLE = "FEDSEG_LEDGER"
+CONTEXT_FILE = "client_context.tenseal"
+SERVER_CONTEXT_FILE = "server_context.tenseal"
 
 
 @dataclass(frozen=True)
@@ -26,12 +31,20 @@ class SiteProfile:
         state: folder for what must survive the client process.
         cache: folder for prepared cases (``cache: disk``).
         device: torch device, or ``auto``.
+        ledger: folder of the privacy ledger: one for all jobs of the site.
+        encryption_context: file with the sites' shared key, which the server never has; it may be missing.
+        simulated: whether this is a site of a simulation, whose ledger counts for nothing real.
+        policy: the site's limits; None where it states none.
     """
 
     datasets: Mapping[str, Path]
     state: Path
     cache: Path
     device: str = "auto"
+    ledger: Path = Path("ledger")
+    encryption_context: Path = Path(CONTEXT_FILE)
+    simulated: bool = False
+    policy: SitePolicy | None = None
 
     def datalist(self, dataset: str) -> Path:
         """The datalist of a data set.
@@ -49,7 +62,9 @@ def read_profile(site: str, config_folder: Path, work_folder: Path) -> SiteProfi
     """The profile of this site.
 
     A provisioned site has ``fedseg.json`` in the ``local`` folder of its workspace. In the simulator the environment
-    variable ``FEDSEG_DATA`` names a folder with ``<site>/datalist.json`` and ``FEDSEG_STATE`` one for the state.
+    variable ``FEDSEG_DATA`` names a folder with ``<site>/datalist.json``, ``FEDSEG_STATE`` one for the state, and
+    ``FEDSEG_LEDGER`` one for privacy ledgers that outlive the run (otherwise they lie with the state). There a site's
+    policy may stand in ``<site>/policy.json``, beside its datalist.
 
     Args:
         site: the site's name.
@@ -70,7 +85,17 @@ def read_profile(site: str, config_folder: Path, work_folder: Path) -> SiteProfi
             f"This site has no data configured: neither {PROFILE_FILE} in its local folder nor {DATA_VARIABLE}.",
         )
     state = Path(os.environ.get(STATE_VARIABLE) or work_folder / "fedseg_state") / site
-    return SiteProfile({"*": Path(root) / site / FILE_NAME}, state, state / "cache")
+    ledger = Path(os.environ[LEDGER_VARIABLE]) / site if os.environ.get(LEDGER_VARIABLE) else state / "ledger"
+    limits = Path(root) / site / POLICY_FILE
+    return SiteProfile(
+        {"*": Path(root) / site / FILE_NAME},
+        state,
+        state / "cache",
+        ledger=ledger,
+        encryption_context=state / CONTEXT_FILE,
+        simulated=True,
+        policy=parse_policy(read_json(limits), POLICY_FILE) if limits.exists() else None,
+    )
 
 
 def read_state_folder(name: str, config_folder: Path, work_folder: Path) -> Path:
@@ -93,10 +118,21 @@ def read_state_folder(name: str, config_folder: Path, work_folder: Path) -> Path
     return Path(os.environ.get(STATE_VARIABLE) or work_folder / "fedseg_state") / name
 
 
+def server_context_file(config_folder: Path, state: Path) -> Path:
+    """Where a server has the parameters of encrypted jobs: in its ``startup`` folder; in the simulator with its state.
+
+    Args:
+        config_folder: the server's ``local`` folder.
+        state: see ``read_state_folder``.
+    """
+    provisioned = config_folder.parent / "startup" / SERVER_CONTEXT_FILE
+    return provisioned if provisioned.exists() else state / SERVER_CONTEXT_FILE
+
+
 def _parse(content: Any, base: Path) -> SiteProfile:
     if not isinstance(content, dict):
         raise ConfigurationError(PROFILE_FILE, content, "an object")
-    known = {"datasets", "state", "cache", "device"}
+    known = {"datasets", "state", "cache", "device", "policy"}
     for key, value in content.items():
         if key not in known and not key.startswith("_"):
             raise ConfigurationError(f"{PROFILE_FILE}: {key}", value, f"absent: a profile has {sorted(known)}")
@@ -113,4 +149,7 @@ def _parse(content: Any, base: Path) -> SiteProfile:
         state,
         base / content.get("cache", state / "cache"),
         str(content.get("device", "auto")),
+        state / "ledger",
+        base.parent / "startup" / CONTEXT_FILE,
+        policy=parse_policy(content["policy"], f"{PROFILE_FILE}: policy") if "policy" in content else None,
     )

@@ -46,6 +46,10 @@ class TrainingHook:
         """A term that is added to the segmentation loss; None adds nothing."""
         return None
 
+    def backward(self, trainer: SiteTrainer, logits: torch.Tensor, classes: torch.Tensor) -> bool:
+        """Make the gradients of a batch in the place of ``loss.backward()``; False leaves that to the trainer."""
+        return False
+
     def after_backward(self, trainer: SiteTrainer) -> None:
         """Gradients are there, not yet clipped; they may be changed in place."""
 

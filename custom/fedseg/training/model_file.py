@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import nn
 
 from fedseg.errors import DataError, RefusalError
 from fedseg.networks.registry import Network, parse_network
-from fedseg.networks.weights import Arrays, contiguous, set_weights
+from fedseg.networks.weights import Arrays, contiguous, get_weights, set_weights
 from fedseg.tasks.registry import resolve_task
 from fedseg.tasks.task import Task
 from fedseg.training.plan import Plan
 from fedseg.version import __version__
 
+INITIAL_FILE = "initial.safetensors"
 _FORMAT = "fedseg-model-1"
 
 
@@ -53,19 +56,27 @@ def write_model(path: Path, plan: Plan, weights: Arrays, round_number: int) -> P
         weights: all parameters and buffers.
         round_number: the training round after which the model was made; -1 for the initial one.
     """
+    return save_model(path, model_header(plan, round_number), weights)
+
+
+def model_header(plan: Plan, round_number: int) -> dict[str, str]:
+    """What a model file says of itself beside its format; see ``write_model``."""
     notes: dict[str, Any] = {"method": plan.method, "seed": plan.seed, "round": round_number, "plan": plan.digest}
     notes["overlap"] = plan.training.overlap
-    header = {
-        "format": _FORMAT,
+    return {
         "fedseg": __version__,
         "task": json.dumps(plan.task.to_dict(), sort_keys=True),
         "network": json.dumps(plan.network.to_dict(), sort_keys=True),
         "notes": json.dumps(notes, sort_keys=True),
     }
+
+
+def save_model(path: Path, header: Mapping[str, str], weights: Arrays) -> Path:
+    """Write a model with a header that ``model_header`` made, here or where the model was trained."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
-        file.writelines(_with_sorted_header(save(contiguous(weights), header)))
+        file.writelines(_with_sorted_header(save(contiguous(weights), {"format": _FORMAT, **header})))
     os.replace(temporary, path)
     return path
 
@@ -106,3 +117,30 @@ def read_model(path: Path | str) -> ModelFile:
     except RefusalError as error:
         raise DataError(f"{path}: {error}") from None
     return model
+
+
+def initial_weights(plan: Plan, initial: Path | None = None) -> Arrays:
+    """The weights from which a run starts.
+
+    Args:
+        plan: the job's plan.
+        initial: a model file; None for the plan's seeded network.
+
+    Raises:
+        DataError: the file cannot be read, or its model is of another task or network than the plan's.
+    """
+    if initial is None:
+        return get_weights(plan.network.build(len(plan.task.channels), plan.task.output_channels, plan.seed))
+    model = read_model(initial)
+    if model.network.to_dict() != plan.network.to_dict():
+        raise DataError(
+            f"The initial model {initial} is of another network than the job's: {model.network.to_dict()}, "
+            f"and the job has {plan.network.to_dict()}."
+        )
+    mine, its = ((len(t.channels), t.output_channels) for t in (plan.task, model.task))
+    if mine != its:
+        raise DataError(
+            f"The initial model {initial} has (channels, outputs) {its}, and the job's task {mine}; train it on the "
+            "job's task."
+        )
+    return {name: np.array(model.weights[name]) for name in get_weights(model.build())}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +14,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fedseg.data.datalist import Datalist
-from fedseg.errors import AbortedError, RefusalError
+from fedseg.errors import AbortedError, ConfigurationError, RefusalError
 from fedseg.evaluation.metrics import CaseScore, score_case
 from fedseg.networks.weights import Arrays, difference, get_weights, set_weights
+from fedseg.privacy.noise import NoiseSource, SecureNoise, SeededNoise
 from fedseg.training.cache import CaseCache
 from fedseg.training.hooks import TrainingHook
 from fedseg.training.inference import choose_device, infer_logits, segment
@@ -75,6 +76,9 @@ class SiteTrainer:
         device: str = "auto",
         cache_folder: Path | None = None,
         hooks: Sequence[TrainingHook] = (),
+        private: Collection[str] = (),
+        frozen: Collection[str] = (),
+        simulated: bool = False,
         aborted: Callable[[], bool] = lambda: False,
     ) -> None:
         """Build the network and the (still empty) caches.
@@ -87,6 +91,9 @@ class SiteTrainer:
             device: a torch device, or ``auto`` for the first GPU if there is one.
             cache_folder: for ``cache: disk``.
             hooks: what a method adds to local training.
+            private: names of the network's arrays that are the site's own: see ``personal``.
+            frozen: names of the parameters that training does not change.
+            simulated: whether noise that protects follows from the seed, so that a run can be repeated.
             aborted: asked before every step and window; True ends the work with ``AbortedError``.
 
         Raises:
@@ -101,6 +108,10 @@ class SiteTrainer:
         self.network = plan.network.build(len(self.task.channels), self.task.output_channels, plan.seed)
         # Convolutions run up to a fifth faster in this layout; the weights' names and values are the same.
         self.network.to(self.device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+        if not any(p.requires_grad for p in self.network.parameters()):
+            raise ConfigurationError("frozen", len(frozen), "fewer than all parameters of the network")
         self.loss = SegmentationLoss(self.task, self.settings.dice_weight, self.settings.batch_dice)
         # A hook may put another loss in the place of `loss`; scores stay comparable between rounds and methods.
         self._scoring_loss = self.loss
@@ -108,13 +119,38 @@ class SiteTrainer:
         self.training_cases = CaseCache(self.task, datalist.training, True, folder)
         self._scored = {s: CaseCache(self.task, datalist.split(s), False, folder) for s in ("validation", "test")}
         self.optimizer = self._new_optimizer()
+        self.private, self.simulated = frozenset(private), simulated
+        self._own: Arrays = {}
         self.received_extras: Arrays = {}
         self.totals: dict[str, float] = {}
         self.total_rounds = 0
 
+    def noise_source(self, round_number: int, epoch: int) -> NoiseSource:
+        """Where a hook gets noise that protects patients."""
+        return SeededNoise(self.plan.seed, self.site, round_number, epoch, "noise") if self.simulated else SecureNoise()
+
     def statistics(self) -> dict[str, float]:
         """What the hooks want added up over all sites before the first round."""
         return {name: value for hook in self.hooks for name, value in hook.statistics(self).items()}
+
+    def personal(self, weights: Arrays, round_number: int | None = None) -> Arrays:
+        """The model that this site uses: ``weights`` with the site's own private arrays in their place.
+
+        Args:
+            weights: the global model.
+            round_number: the round that starts from it; None takes what the site has after its last finished round.
+                Before its first round the private arrays are the global model's.
+
+        Raises:
+            RefusalError: the site's state cannot be read (``state``).
+        """
+        if not self.private:
+            return weights
+        own = self._own
+        if self.state is not None:
+            saved = self.state.load(2**31 if round_number is None else round_number)
+            own = {} if saved is None else {n: saved["network"][n].cpu().numpy() for n in self.private}
+        return {name: own.get(name, value) if name in self.private else value for name, value in weights.items()}
 
     def train_round(
         self,
@@ -151,6 +187,7 @@ class SiteTrainer:
         for hook in self.hooks:
             hook.after_round(self, weights, round_number)
         own = get_weights(self.network)
+        self._own = {name: own[name] for name in self.private}
         update = difference(own, weights)
         extra = {name: array for hook in self.hooks for name, array in hook.extra_arrays(self).items()}
         if self.state is not None:
@@ -233,7 +270,8 @@ class SiteTrainer:
         value = float(loss.detach())
         if value != value or value in (float("inf"), float("-inf")):
             raise RefusalError("loss", "The training loss is not finite; the learning rate may be too high.")
-        loss.backward()
+        if not any(hook.backward(self, logits, classes) for hook in self.hooks):
+            loss.backward()
         for hook in self.hooks:
             hook.after_backward(self)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_clip)
@@ -246,7 +284,8 @@ class SiteTrainer:
         return segmentation
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
-        parameters, rate, decay = self.network.parameters(), self.settings.learning_rate, self.settings.weight_decay
+        parameters = [p for p in self.network.parameters() if p.requires_grad]
+        rate, decay = self.settings.learning_rate, self.settings.weight_decay
         if self.settings.optimizer == "sgd":
             momentum = self.settings.momentum
             return torch.optim.SGD(parameters, lr=rate, momentum=momentum, nesterov=momentum > 0, weight_decay=decay)

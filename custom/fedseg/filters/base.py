@@ -1,0 +1,188 @@
+"""The base of all filters over updates: strict about what comes in, clear about what was done."""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
+from nvflare.apis.filter import Filter
+from nvflare.apis.fl_constant import FilterKey, FLContextKey, ReturnCode
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable, make_reply
+from nvflare.apis.utils.task_utils import get_filters
+from nvflare.app_common.app_constant import AppConstants
+
+from fedseg.errors import FedsegError, RefusalError
+from fedseg.executors.protocol import REASON, STEPS, TEXT
+from fedseg.filters.context import SiteContext, attached_context
+from fedseg.networks.weights import EXTRA
+from fedseg.privacy.update import DENSE, FORMS, Stage, Step, Update, check_dense, parse_steps
+from fedseg.training.hooks import TrainingHook
+from fedseg.training.plan import Plan
+from fedseg.training.site_report import UNPROTECTED, parse_report
+
+logger = logging.getLogger(__name__)
+PREFIX = "fedseg."
+
+
+class UpdateFilter(Filter, ABC):
+    """A filter over a site's update (WEIGHT_DIFF), at the site.
+
+    A filter overrides ``apply``. FLARE's ``process`` is the same for all: a failed result passes as nothing but its
+    code and reason; everything that is not an update in a form that the filter knows, in its right place in the
+    chain, stays at the site, and the server is told why.
+
+    Attributes:
+        stage: place in the chain.
+        accepts: forms of updates that the filter understands.
+        accepts_extras: whether further arrays of a method (``extra:``) may pass through it.
+        gives: form of what the filter hands on; None leaves it as it was.
+        guarantees: whether the filter gives a formal guarantee, so that the job may tell nothing besides that the
+            guarantee does not cover: no losses, no scores, no curves.
+    """
+
+    stage: ClassVar[Stage]
+    accepts: ClassVar[tuple[str, ...]] = (DENSE,)
+    accepts_extras: ClassVar[bool] = False
+    gives: ClassVar[str | None] = None
+    guarantees: ClassVar[bool] = False
+
+    @abstractmethod
+    def apply(self, update: Update, context: SiteContext) -> Update:
+        """What may leave instead of ``update``, with one step more in its record (see ``step``).
+
+        Raises:
+            RefusalError: nothing may leave; the text says why without naming a file or a patient.
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """Name and arguments, for checks and the run's summary."""
+        return {"filter": type(self).__name__}
+
+    def private_names(self, plan: Plan) -> frozenset[str]:
+        """Names of the network's arrays that never leave and that the site keeps as its own from round to round."""
+        return frozenset()
+
+    def frozen_names(self, plan: Plan) -> frozenset[str]:
+        """Names of the network's arrays that never leave because training does not change them."""
+        return frozenset()
+
+    def training_hook(self) -> TrainingHook | None:
+        """What the filter needs to do during training; the executor adds it to the job's hooks."""
+        return None
+
+    def step(self, **facts: Any) -> Step:
+        """One entry for the privacy record."""
+        return {**self.describe(), "stage": int(self.stage), **facts}
+
+    def run(self, update: Update, context: SiteContext) -> Update:
+        """Check the update and its place in the chain, then ``apply``."""
+        name = type(self).__name__
+        if update.form not in self.accepts:
+            raise RefusalError("privacy", f"{name} does not understand an update that is {update.form}.")
+        done = [int(step.get("stage", 0)) for step in update.steps]
+        if done and max(done) >= self.stage:
+            raise RefusalError(
+                "privacy", f"{name} comes after {update.steps[-1]['filter']}; the job's filters are in a wrong order."
+            )
+        if update.form == DENSE:
+            check_dense(update.arrays)
+        if not self.accepts_extras and any(key.startswith(EXTRA) for key in update.arrays):
+            raise RefusalError("privacy", f"{name} cannot protect the further arrays of this job's method.")
+        if self.guarantees:
+            # The guarantee is that of the noisy arrays; a loss or a score beside them would be outside of it.
+            update = replace(update, report=update.report.only(UNPROTECTED))
+        start = time.perf_counter()
+        result = self.apply(update, context)
+        if result.form == DENSE:
+            check_dense(result.arrays)
+        seconds = {"seconds": time.perf_counter() - start}
+        return replace(result, steps=(*result.steps[:-1], {**result.steps[-1], **seconds}))
+
+    def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
+        """FLARE's side; see the class."""
+        try:
+            if shareable.get_return_code(ReturnCode.OK) != ReturnCode.OK:
+                return bare_reply(shareable)
+            return write_update(self.run(read_update(shareable), attached_context(fl_ctx)), shareable)
+        except FedsegError as error:
+            reason = error.reason if isinstance(error, RefusalError) else "privacy"
+            text = (
+                str(error) if isinstance(error, RefusalError) else f"{type(self).__name__} failed; see the site's log."
+            )
+            logger.error("Nothing left the site (%s): %s", reason, error)
+            return make_reply(ReturnCode.TASK_RESULT_FILTER_ERROR, {REASON: reason, TEXT: text})
+        except Exception as error:
+            logger.exception("%s failed; nothing left the site", type(self).__name__)
+            text = f"An unexpected {type(error).__name__} in {type(self).__name__}; the site's own log has the details."
+            return make_reply(ReturnCode.TASK_RESULT_FILTER_ERROR, {REASON: "privacy", TEXT: text})
+
+
+def bare_reply(shareable: Shareable) -> Shareable:
+    """A failed result without anything but its code, reason and text."""
+    headers = {key: str(shareable.get_header(key)) for key in (REASON, TEXT) if shareable.get_header(key)}
+    return make_reply(shareable.get_return_code(), headers)
+
+
+def read_update(shareable: Shareable) -> Update:
+    """The update in a message.
+
+    Raises:
+        RefusalError: it is something else (reason ``privacy``), or its report is wrong (reason ``report``).
+    """
+    try:
+        dxo = from_shareable(shareable)
+    except ValueError:
+        raise RefusalError("privacy", "The result is no DXO; only updates may leave.") from None
+    if dxo.data_kind != DataKind.WEIGHT_DIFF:
+        raise RefusalError(
+            "privacy",
+            f"The result is of the kind {getattr(dxo.data_kind, 'value', dxo.data_kind)}; only WEIGHT_DIFF may leave.",
+        )
+    algorithm = dxo.get_meta_prop(MetaKey.PROCESSED_ALGORITHM)
+    form = DENSE if algorithm is None else str(algorithm).removeprefix(PREFIX)
+    if form not in FORMS or (algorithm is not None and not str(algorithm).startswith(PREFIX)):
+        raise RefusalError("privacy", "The update was processed by something that fedseg does not know.")
+    return Update(dict(dxo.data), parse_report(dxo.meta), form, parse_steps(dxo.get_meta_prop(STEPS)))
+
+
+def write_update(update: Update, shareable: Shareable) -> Shareable:
+    """A message with this update and nothing else of ``shareable`` but the round."""
+    meta: dict[str, Any] = {
+        **update.report.to_meta(),
+        MetaKey.NUM_STEPS_CURRENT_ROUND: update.report.num_steps,
+        STEPS: [dict(step) for step in update.steps],
+    }
+    if update.form != DENSE:
+        meta[MetaKey.PROCESSED_ALGORITHM] = PREFIX + update.form
+    result = DXO(DataKind.WEIGHT_DIFF, data=dict(update.arrays), meta=meta).to_shareable()
+    for header in (AppConstants.CURRENT_ROUND,):
+        if shareable.get_header(header) is not None:
+            result.set_header(header, shareable.get_header(header))
+    return result
+
+
+def own_names(filters: Iterable[Filter], plan: Plan) -> tuple[frozenset[str], frozenset[str]]:
+    """Names of the network's arrays that these filters keep at the site: private ones, and frozen ones."""
+    known = [f for f in filters if isinstance(f, UpdateFilter)]
+    private = frozenset[str]().union(*(f.private_names(plan) for f in known))
+    return private, frozenset[str]().union(*(f.frozen_names(plan) for f in known))
+
+
+def hooks_of(filters: Iterable[Filter]) -> list[TrainingHook]:
+    """The training hooks that these filters bring."""
+    hooks = [f.training_hook() for f in filters if isinstance(f, UpdateFilter)]
+    return [hook for hook in hooks if hook is not None]
+
+
+def result_filters(fl_ctx: FLContext, task: str) -> list[Filter]:
+    """All filters through which the result of ``task`` will go, the site's own first."""
+    runner = fl_ctx.get_prop(FLContextKey.RUNNER)
+    if runner is None:
+        return []
+    return list(get_filters("task_result_filters", fl_ctx, runner.task_result_filters, task, FilterKey.OUT))

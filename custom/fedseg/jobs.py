@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
-import inspect
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -12,9 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedseg.component_policy import FEDSEG_CLASSES, FLARE_CLASSES
 from fedseg.errors import ConfigurationError, UsageError
+from fedseg.executors.protocol import UPLOAD
+from fedseg.filters.chain import UPDATE_TASKS
+from fedseg.job_components import build_component, check_component, components
+from fedseg.job_encryption import check_encryption
+from fedseg.job_filters import check_chain, check_tasks, declared_filters, filters_of, restores
 from fedseg.training.hooks import TrainingHook
+from fedseg.training.model_file import INITIAL_FILE, initial_weights
 from fedseg.training.plan import PLAN_FILE, Plan, parse_plan, read_json
 
 _PARTS = ("aggregator", "server_optimizer", "shared_arrays", "selection")
@@ -30,6 +33,7 @@ class Job:
         name: from ``meta.json``.
         declaration: content of the plan file.
         server, client: contents of FLARE's two configuration files.
+        initial: a model file to start from; None for the plan's seeded network.
     """
 
     folder: Path
@@ -37,6 +41,7 @@ class Job:
     declaration: dict[str, Any]
     server: dict[str, Any]
     client: dict[str, Any]
+    initial: Path | None = None
 
     @property
     def plan(self) -> Plan:
@@ -51,7 +56,7 @@ class Job:
 
     def components(self) -> Iterator[dict[str, Any]]:
         """Every ``{"path": ..., "args": ...}`` of server and client, nested ones included."""
-        yield from _components([self.server, self.client])
+        yield from components([self.server, self.client])
 
     def set(self, key: str, value: Any) -> None:
         """Change one setting.
@@ -59,16 +64,17 @@ class Job:
         Args:
             key: a path into the plan (``seed``, ``training.local_epochs``, ``task.patch_size``, ``network.channels``)
                 or into the arguments of the workflow (``workflow.min_sites``), of one of its parts
-                (``aggregator.weight_by``, ``selection.k``...) or of a training hook (``hook.fedprox.mu``).
+                (``aggregator.weight_by``, ``selection.k``...), of a training hook (``hook.fedprox.mu``) or of a
+                filter at the sites (``filter.ShareFraction.fraction``).
             value: the new value; checked by ``check``.
 
         Raises:
             UsageError: there is no such place.
         """
         first, *rest = key.split(".")
-        if first in ("workflow", "hook", *_PARTS):
-            component = self._component(key, first, rest)
-            component.setdefault("args", {})[rest[-1]] = value
+        if first in ("workflow", "hook", "filter", *_PARTS):
+            for component in self._components(key, first, rest):
+                component.setdefault("args", {})[rest[-1]] = value
             return
         if not rest:
             self.declaration[first] = value
@@ -78,23 +84,34 @@ class Job:
         if first not in ("task", "network", "training") or len(rest) != 1 or not isinstance(part, dict):
             raise UsageError(
                 f"--set {key}: no such setting. Write seed, task.FIELD, network.ARGUMENT, training.SETTING, "
-                f"workflow.ARGUMENT, {', '.join(f'{part}.ARGUMENT' for part in _PARTS)} or hook.ID.ARGUMENT."
+                f"workflow.ARGUMENT, {', '.join(f'{part}.ARGUMENT' for part in _PARTS)}, hook.ID.ARGUMENT "
+                "or filter.CLASS.ARGUMENT."
             )
         part[rest[0]] = value
         self.declaration[first] = part
 
-    def _component(self, key: str, first: str, rest: list[str]) -> dict[str, Any]:
-        """The component whose argument ``key`` names."""
-        if first == "hook":
-            ids = {c["id"]: c for c in self.client.get("components", []) if isinstance(c, dict) and "id" in c}
-            if len(rest) != 2 or rest[0] not in ids:
-                raise UsageError(f"--set {key}: write hook.ID.ARGUMENT=VALUE; components of this job: {sorted(ids)}.")
-            return ids[rest[0]]
+    def _components(self, key: str, first: str, rest: list[str]) -> list[dict[str, Any]]:
+        """The components whose argument ``key`` names."""
+        if first in ("hook", "filter"):
+            found = self._named(first)
+            if len(rest) != 2 or rest[0] not in found:
+                form = "hook.ID" if first == "hook" else "filter.CLASS"
+                raise UsageError(f"--set {key}: write {form}.ARGUMENT=VALUE; this job has: {sorted(found)}.")
+            return found[rest[0]]
         part = {"args": self.workflow} if first == "workflow" else self.workflow.get(first)
         if len(rest) != 1 or not isinstance(part, dict):
             why = "" if isinstance(part, dict) else f" This job has no {first}; set workflow.{first} as a whole."
             raise UsageError(f"--set {key}: write {first}.ARGUMENT=VALUE.{why}")
-        return part
+        return [part]
+
+    def _named(self, kind: str) -> dict[str, list[dict[str, Any]]]:
+        """Components of the sites by the id of a ``hook``, or by the class of a ``filter``."""
+        if kind == "hook":
+            return {c["id"]: [c] for c in self.client.get("components", []) if isinstance(c, dict) and "id" in c}
+        found: dict[str, list[dict[str, Any]]] = {}
+        for component in declared_filters(self.client):
+            found.setdefault(component["path"].rpartition(".")[2], []).append(component)
+        return found
 
     def check(self) -> Plan:
         """Check the plan, every class path and the names of every argument.
@@ -104,22 +121,29 @@ class Job:
         """
         plan = self.plan
         for component in self.components():
-            _check_component(component)
+            check_component(component)
         executors = [entry.get("executor") for entry in self.client.get("executors", []) if isinstance(entry, dict)]
         for component in (self.server["workflows"][0], *executors):
             if not isinstance(component, dict) or not isinstance(component.get("path"), str):
                 raise ConfigurationError(f"{self.name}: component", component, "an object with path and args")
-            _build(component)
+            build_component(component)
         for hook in self.build_hooks():
             if not isinstance(hook, TrainingHook):
                 raise ConfigurationError("executor.hooks", type(hook).__name__, "a training hook")
             hook.check_plan(plan)
-        self.build_workflow().model.aggregator.check_plan(plan)
+        model = self.build_workflow().model
+        model.aggregator.check_plan(plan)
+        check_tasks(self.client)
+        for task in UPDATE_TASKS:
+            check_chain(plan, self.build_filters(task), model.shared_arrays is not None, restores(self.server, task))
+        check_encryption(plan, self.server, self.client, self.build_filters(UPLOAD))
+        if self.initial is not None:
+            initial_weights(plan, self.initial)
         return plan
 
     def build_workflow(self) -> Any:
         """The workflow with all its parts, as FLARE's server builds it."""
-        return _build(self.server["workflows"][0])
+        return build_component(self.server["workflows"][0])
 
     def hooks(self) -> list[dict[str, Any]]:
         """The components that the job's executor names as training hooks.
@@ -138,12 +162,18 @@ class Job:
 
     def build_hooks(self) -> list[Any]:
         """A fresh set of the job's training hooks."""
-        return [_build(component) for component in self.hooks()]
+        return [build_component(component) for component in self.hooks()]
+
+    def build_filters(self, task: str = "train") -> list[Any]:
+        """A fresh set of the filters through which a site's results of ``task`` go, in order."""
+        return [build_component(component) for component in filters_of(self.client, task)]
 
     def write(self, folder: Path) -> Path:
         """Copy the job with its changes to ``folder`` (which must not exist)."""
         shutil.copytree(self.folder, folder)
         config = folder / "app" / "config"
+        if self.initial is not None and self.initial != self.folder / "app" / "config" / INITIAL_FILE:
+            shutil.copyfile(self.initial, config / INITIAL_FILE)
         for name, content in ((PLAN_FILE, self.declaration), (SERVER_FILE, self.server), (CLIENT_FILE, self.client)):
             (config / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
         return folder
@@ -170,7 +200,8 @@ def read_job(folder: Path) -> Job:
     workflows = server.get("workflows")
     if not isinstance(workflows, list) or len(workflows) != 1 or not isinstance(workflows[0], dict):
         raise ConfigurationError(f"{SERVER_FILE}: workflows", workflows, "a list with one workflow")
-    return Job(folder, str(meta.get("name", folder.name)), declaration, copy.deepcopy(server), client)
+    initial = config / INITIAL_FILE if (config / INITIAL_FILE).is_file() else None
+    return Job(folder, str(meta.get("name", folder.name)), declaration, copy.deepcopy(server), client, initial)
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -193,45 +224,3 @@ def apply_settings(
             job.set(key, value)
     for text in settings:
         job.set(*parse_setting(text))
-
-
-def _build(component: dict[str, Any]) -> Any:
-    """Build one of our own components as FLARE will, so that a wrong value is refused here and not in the job."""
-    arguments = {
-        key: _build(value) if isinstance(value, dict) and "path" in value else value
-        for key, value in component.get("args", {}).items()
-    }
-    module, _, name = component["path"].rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), name)(**arguments)
-    except (TypeError, ValueError) as error:
-        raise ConfigurationError(name, arguments, f"arguments with which it can be built ({error})") from None
-
-
-def _components(value: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(value, dict):
-        if isinstance(value.get("path"), str):
-            yield value
-        value = list(value.values())
-    if isinstance(value, list):
-        for item in value:
-            yield from _components(item)
-
-
-def _check_component(component: dict[str, Any]) -> None:
-    path = component["path"]
-    if path not in FEDSEG_CLASSES + FLARE_CLASSES:
-        # Asked before anything is imported: importing a module that a job names would already run its code.
-        remedy = "docs/reference/method-table.md lists them; sites load no other."
-        raise ConfigurationError("path", path, "a component class that fedseg.component_policy lists", remedy)
-    module, _, name = path.rpartition(".")
-    found = getattr(importlib.import_module(module), name)
-    arguments = component.get("args", {})
-    if not isinstance(arguments, dict):
-        raise ConfigurationError(f"{name}: args", arguments, "an object of arguments")
-    known = inspect.signature(found.__init__).parameters
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
-    for key, value in arguments.items():
-        if key not in known and not takes_any:
-            allowed = [k for k in known if k != "self"]
-            raise ConfigurationError(f"{name}.{key}", value, f"absent: {name} takes {allowed}")

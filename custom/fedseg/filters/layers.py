@@ -1,0 +1,169 @@
+"""Layers that stay at the site, and their opposite: layers that alone are shared.
+
+FLOP (Yang et al., "FLOP: Federated learning on medical datasets using partial networks", KDD 2021) keeps the last
+layers, FedBN (Li et al., ICLR 2021) the normalisations, LG-Fed (Liang et al., 2020) shares the upper layers only.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+from torch import nn
+
+from fedseg.errors import ConfigurationError, RefusalError
+from fedseg.filters.base import UpdateFilter
+from fedseg.filters.context import SiteContext
+from fedseg.networks.layers import last_names, matching_names, normalisation_names
+from fedseg.networks.weights import is_averaged
+from fedseg.privacy.update import Stage, Update
+from fedseg.training.plan import Plan
+
+NORM = "norm"
+
+
+class LayerFilter(UpdateFilter):
+    """Drops the arrays of some layers from the update; the global model keeps all its arrays.
+
+    What stays is not protected by noise, but it does not leave: neither its values nor that it changed. A site trains
+    and scores with its own arrays in the place of the global ones, and keeps them with its state (see
+    ``SiteTrainer.personal``), so they come back after a restart.
+    """
+
+    stage = Stage.LAYERS
+
+    def __init__(self, patterns: list[str] | None = None, kind: str | None = None, last: int | None = None) -> None:
+        """Choose layers; what any of the three chooses is chosen.
+
+        Args:
+            patterns: of the names of arrays, as in a shell, e.g. ``model.2.*``; letter case counts.
+            kind: ``norm`` for all normalisation layers, by their type.
+            last: the last modules with parameters on the way to the output; 1 is the output convolution.
+        """
+        super().__init__()
+        where = type(self).__name__
+        if patterns is not None:
+            texts = isinstance(patterns, list) and all(isinstance(p, str) and p for p in patterns)
+            if not texts or not patterns:
+                raise ConfigurationError(f"{where}.patterns", patterns, "a list of patterns, or null")
+        if kind is not None and kind != NORM:
+            raise ConfigurationError(f"{where}.kind", kind, f"{NORM!r}, or null")
+        if last is not None and (type(last) is not int or last < 1):
+            raise ConfigurationError(f"{where}.last", last, "a whole number of at least 1, or null")
+        if patterns is None and kind is None and last is None:
+            raise ConfigurationError(where, {}, "given patterns, kind or last")
+        self.patterns, self.kind, self.last = patterns, kind, last
+        self._kept: dict[str, frozenset[str]] = {}
+
+    @abstractmethod
+    def keeps(self, chosen: frozenset[str], names: frozenset[str]) -> frozenset[str]:
+        """Which of all ``names`` of a network stay at the site, given the ``chosen`` ones."""
+
+    def describe(self) -> dict[str, Any]:
+        patterns = None if self.patterns is None else ", ".join(self.patterns)
+        return {**super().describe(), "patterns": patterns, "kind": self.kind, "last": self.last}
+
+    def kept_names(self, plan: Plan) -> frozenset[str]:
+        """Names of all arrays of the plan's network that stay at the site.
+
+        Raises:
+            ConfigurationError: a choice matches nothing in this network, or nothing would be left to share.
+        """
+        if plan.digest not in self._kept:
+            network = plan.network.build(len(plan.task.channels), plan.task.output_channels, plan.seed)
+            weights = network.state_dict()
+            kept = self.keeps(self._chosen(plan, network), frozenset(weights))
+            if not any(is_averaged(value.numpy()) for name, value in weights.items() if name not in kept):
+                raise ConfigurationError(
+                    type(self).__name__,
+                    self.describe(),
+                    "a choice that leaves something to share",
+                    "`fedseg simulate --compare local` trains each site alone.",
+                )
+            self._kept[plan.digest] = kept
+        return self._kept[plan.digest]
+
+    def private_names(self, plan: Plan) -> frozenset[str]:
+        return self.kept_names(plan)
+
+    def apply(self, update: Update, context: SiteContext) -> Update:
+        kept = self.kept_names(context.plan)
+        arrays = {name: value for name, value in update.arrays.items() if name not in kept}
+        if not arrays:
+            raise RefusalError("privacy", f"{type(self).__name__} leaves nothing of this update to share.")
+        total = sum(value.size for value in update.arrays.values())
+        shared = sum(value.size for value in arrays.values())
+        return update.after(self.step(coordinates=total, shared=shared), arrays)
+
+    def _chosen(self, plan: Plan, network: nn.Module) -> frozenset[str]:
+        where = type(self).__name__
+        chosen = frozenset[str]()
+        for pattern in self.patterns or []:
+            found = matching_names(network, pattern)
+            if not found:
+                names = list(network.state_dict())
+                allowed = f"a pattern that matches arrays of this network, such as {names[0]} or {names[-1]}"
+                raise ConfigurationError(f"{where}.patterns", pattern, allowed)
+            chosen |= found
+        if self.kind == NORM:
+            found = normalisation_names(network)
+            if not found:
+                raise ConfigurationError(
+                    f"{where}.kind",
+                    self.kind,
+                    "null with a network whose normalisation layers have neither parameters nor buffers",
+                    "Choose a network with affine normalisation: every one of docs/reference/job-folder.md has it.",
+                )
+            chosen |= found
+        if self.last is not None:
+            example = (1, len(plan.task.channels), *(2 * factor for factor in plan.network.arguments.divisor))
+            chosen |= last_names(network, self.last, example)
+        return chosen
+
+
+class PrivateLayers(LayerFilter):
+    """The chosen layers stay at the site; all others are shared.
+
+    ``last=1`` is FLOP with the output convolution, ``kind="norm"`` is FedBN.
+    """
+
+    def keeps(self, chosen: frozenset[str], names: frozenset[str]) -> frozenset[str]:
+        return chosen
+
+
+class SharedLayers(LayerFilter):
+    """Only the chosen layers are shared; all others stay at the site (LG-Fed with ``last``).
+
+    With ``frozen`` the others are not the site's own but stay as the server sent them, untrained, at every site: then
+    all sites have one model, of which a small part is trained.
+    """
+
+    def __init__(
+        self,
+        patterns: list[str] | None = None,
+        kind: str | None = None,
+        last: int | None = None,
+        frozen: bool = False,
+    ) -> None:
+        """Choose layers; see ``LayerFilter``.
+
+        Args:
+            patterns, kind, last: as there.
+            frozen: whether all other layers are left untrained instead of becoming the site's own.
+        """
+        super().__init__(patterns, kind, last)
+        if not isinstance(frozen, bool):
+            raise ConfigurationError("SharedLayers.frozen", frozen, "true or false")
+        self.frozen = frozen
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "frozen": self.frozen}
+
+    def keeps(self, chosen: frozenset[str], names: frozenset[str]) -> frozenset[str]:
+        return names - chosen
+
+    def private_names(self, plan: Plan) -> frozenset[str]:
+        return frozenset() if self.frozen else self.kept_names(plan)
+
+    def frozen_names(self, plan: Plan) -> frozenset[str]:
+        return self.kept_names(plan) if self.frozen else frozenset()

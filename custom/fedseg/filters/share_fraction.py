@@ -1,0 +1,108 @@
+"""Partial sharing: only the coordinates that moved most leave the site (Shokri and Shmatikov, CCS 2015).
+
+The "selective parameter sharing" of Li et al. (MLMI 2019), there with 10 % and 40 % of a brain tumour network.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fedseg.errors import ConfigurationError, RefusalError
+from fedseg.executors.protocol import KEEP, LINEAGE, START
+from fedseg.filters.base import UpdateFilter
+from fedseg.filters.context import SiteContext
+from fedseg.networks.weights import Arrays
+from fedseg.privacy.clipping import check_bound, clip_coordinates
+from fedseg.privacy.residual import ResidualStore
+from fedseg.privacy.sparse import to_sparse
+from fedseg.privacy.top_k import check_fraction, largest
+from fedseg.privacy.update import SPARSE, Stage, Update
+from fedseg.training.state import DEFAULT_KEEP
+
+logger = logging.getLogger(__name__)
+FOLDER = "unsent"
+
+
+class ShareFraction(UpdateFilter):
+    """Sends the coordinates of largest magnitude, sparse on the wire; ``RestoreUpdate`` puts zeros for the others.
+
+    It protects nobody in a formal sense: what is sent is exact, and which coordinates are sent depends on the data.
+    It makes messages smaller, and leaves less to invert.
+
+    With error feedback the site keeps what it did not send, and adds it to its next update. What is sent counts as
+    arrived: if a message is lost on its way, its coordinates are lost as those of any lost update are.
+    """
+
+    stage = Stage.SPARSIFY
+    gives = SPARSE
+
+    def __init__(
+        self,
+        fraction: float,
+        per_layer: bool = False,
+        clip: float | None = None,
+        error_feedback: bool = False,
+    ) -> None:
+        """Choose how much leaves.
+
+        Args:
+            fraction: above 0, at most 1; of n coordinates exactly ceil(fraction * n) are sent.
+            per_layer: the fraction of each array instead of that of all together.
+            clip: largest magnitude of a sent coordinate; None for no bound. The choice is made before clipping.
+            error_feedback: add to each update what earlier ones left unsent, what ``clip`` cut off included.
+        """
+        super().__init__()
+        check_fraction("ShareFraction.fraction", fraction)
+        if clip is not None:
+            check_bound("ShareFraction.clip", clip)
+            if math.isinf(clip):
+                raise ConfigurationError("ShareFraction.clip", clip, "a finite number above 0, or null")
+        for name, value in (("per_layer", per_layer), ("error_feedback", error_feedback)):
+            if not isinstance(value, bool):
+                raise ConfigurationError(f"ShareFraction.{name}", value, "true or false")
+        self.fraction, self.per_layer, self.clip, self.error_feedback = fraction, per_layer, clip, error_feedback
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            **super().describe(),
+            "fraction": self.fraction,
+            "per_layer": self.per_layer,
+            "clip": self.clip,
+            "error_feedback": self.error_feedback,
+        }
+
+    def apply(self, update: Update, context: SiteContext) -> Update:
+        wanted = update.arrays
+        if self.error_feedback:
+            store = _store(context)
+            wanted = _sum(wanted, store.load(context.round_number))
+        masks = largest(wanted, self.fraction, self.per_layer)
+        sent = wanted if self.clip is None else clip_coordinates(wanted, self.clip)
+        if self.error_feedback:
+            store.save(context.round_number, {n: wanted[n] - np.where(masks[n], sent[n], 0) for n in wanted})
+        counts = {
+            "coordinates": sum(value.size for value in wanted.values()),
+            "sent": sum(int(mask.sum()) for mask in masks.values()),
+        }
+        logger.info("Sharing %(sent)d of %(coordinates)d coordinates", counts)
+        return update.after(self.step(**counts), to_sparse(sent, masks), SPARSE)
+
+
+def _store(context: SiteContext) -> ResidualStore:
+    """Residuals live as long as the site's states: one more round than the server keeps to go back to."""
+    kept = int(context.task_meta.get(KEEP, DEFAULT_KEEP))
+    meta = context.task_meta
+    return ResidualStore(context.folder / FOLDER, kept + 1 if kept else 0, meta.get(START), meta.get(LINEAGE))
+
+
+def _sum(update: Arrays, residual: Mapping[str, np.ndarray]) -> Arrays:
+    if not residual:
+        return update
+    if {n: v.shape for n, v in residual.items()} != {n: v.shape for n, v in update.items()}:
+        raise RefusalError("state", "What this site had not sent belongs to other arrays than this update.")
+    return {name: np.asarray(value + residual[name], value.dtype) for name, value in update.items()}

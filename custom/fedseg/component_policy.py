@@ -28,12 +28,25 @@ FEDSEG_CLASSES = (
     "fedseg.aggregators.similarity.SimAgg",
     "fedseg.aggregators.staleness.Staleness",
     "fedseg.executors.segmentation.SegmentationExecutor",
+    "fedseg.filters.encrypt.DecryptModel",
+    "fedseg.filters.encrypt.EncryptUpdate",
+    "fedseg.filters.dp_sgd.DPSGD",
+    "fedseg.filters.layers.PrivateLayers",
+    "fedseg.filters.layers.SharedLayers",
+    "fedseg.filters.noise.GaussianNoise",
+    "fedseg.filters.noise.LaplaceNoise",
+    "fedseg.filters.norm_clip.NormClip",
+    "fedseg.filters.quantize.QuantizeUpdate",
+    "fedseg.filters.restore.RestoreUpdate",
+    "fedseg.filters.share_fraction.ShareFraction",
+    "fedseg.filters.sparse_vector.SparseVector",
     "fedseg.training.class_weights.ClassWeights",
     "fedseg.training.ditto.Ditto",
     "fedseg.training.fedmax.FedMax",
     "fedseg.training.fedprox.FedProx",
     "fedseg.training.moon.MOON",
     "fedseg.training.scaffold.Scaffold",
+    "fedseg.workflows.encrypted_training.EncryptedTraining",
     "fedseg.workflows.federated_training.FederatedTraining",
     "fedseg.workflows.selection.AllSites",
     "fedseg.workflows.selection.DropSlow",
@@ -41,16 +54,30 @@ FEDSEG_CLASSES = (
     "fedseg.workflows.selection.PoissonBySize",
     "fedseg.workflows.selection.RandomSites",
 )
-FLARE_CLASSES = (
-    "nvflare.app_common.widgets.convert_to_fed_event.ConvertToFedEvent",
-    "nvflare.app_opt.tracking.tb.tb_receiver.TBAnalyticsReceiver",
-)
+FLARE_CLASSES = ("nvflare.app_opt.tracking.tb.tb_receiver.TBAnalyticsReceiver",)
+
+GUARD = "fedseg.filters.guard.Guard"
+"""Not among the classes that a job may name: the site declares it."""
 
 
 def site_resources() -> dict[str, Any]:
-    """Content of ``local/resources.json``: the exact allow-list (FLARE matches by prefix, so whole class paths)."""
+    """Content of ``local/resources.json``: the exact allow-list (FLARE matches by prefix, so whole class paths).
+
+    No log is streamed to the server: logs hold paths, and FLARE would let any job ask for them. For the same reason
+    no class of FLARE is listed that sends a site's local events on, since log messages are among these.
+    """
     return {
         "format_version": 2,
+        "allow_log_streaming": False,
         "class_allow_list": sorted(FEDSEG_CLASSES + FLARE_CLASSES),
         "components": [],
+    }
+
+
+def site_privacy() -> dict[str, Any]:
+    """Content of ``local/privacy.json``: the guard, and a scope, without which FLARE ignores the guard."""
+    return {
+        "scopes": [{"name": "fedseg"}],
+        "default_scope": "fedseg",
+        "components": [{"id": "guard", "path": GUARD, "args": {}}],
     }

@@ -41,7 +41,7 @@ class Site:
             get_run_dir=lambda job: str(folder),
         )
         self.context = FLContext()
-        engine = SimpleNamespace(get_workspace=lambda: workspace, fire_event=lambda *a: None)
+        engine = SimpleNamespace(get_workspace=lambda: workspace, fire_event=lambda *a: None, get_all_components=dict)
         self.context.set_prop(ReservedKey.ENGINE, engine, private=True)
         self.context.set_prop(ReservedKey.IDENTITY_NAME, "a", private=True)
         self.context.set_prop(ReservedKey.RUN_NUM, "job-1", private=True)
@@ -261,7 +261,7 @@ def test_message_size_is_what_flare_serialises():
         "{",
         '{"datasets": {"a": 3}, "state": "s"}',
         '{"datasets": {}}',
-        '{"datasets": {}, "state": "s", "policy": {}}',
+        '{"datasets": {}, "state": "s", "policy": {"fraction": 1}}',
     ],
 )
 def test_a_wrong_profile_is_explained_at_the_site_only(site, tmp_path, profile, caplog):

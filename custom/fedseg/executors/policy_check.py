@@ -1,0 +1,163 @@
+"""Whether a job stays within what the site allows: asked before every task, and answered with the rule's name."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from math import prod
+
+import torch
+from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_context import FLContext
+
+from fedseg.errors import RefusalError
+from fedseg.filters.base import own_names, result_filters
+from fedseg.filters.chain import UPDATE_TASKS, is_guaranteed, update_chain
+from fedseg.filters.context import job_name
+from fedseg.filters.guard import Guard
+from fedseg.privacy.policy import OPEN, SitePolicy
+from fedseg.privacy.policy_rules import broken, check_protection, planned_fraction
+from fedseg.privacy.update import Step
+from fedseg.training.plan import Plan
+
+
+@dataclass(frozen=True)
+class JobTerms:
+    """What a job asks of a site.
+
+    Attributes:
+        job, task, dataset: their names.
+        steps: what each filter over the updates is set to do, in order.
+        guaranteed: whether a formal guarantee is computed for the updates.
+        filtered: whether any filter stands over the updates.
+        fraction: largest fraction of the model's parameters that leaves in one update.
+        guarded: whether the site's guard is in place.
+        foreign: classes of the job's components at the site that the policy cannot judge.
+    """
+
+    job: str
+    task: str
+    dataset: str
+    steps: tuple[Step, ...] = ()
+    guaranteed: bool = False
+    filtered: bool = False
+    fraction: float = 1.0
+    guarded: bool = False
+    foreign: tuple[str, ...] = ()
+
+
+def job_terms(plan: Plan, fl_ctx: FLContext) -> JobTerms:
+    """Read what a job asks from its components, as FLARE has built them at this site."""
+    chain = update_chain(fl_ctx)
+    steps = tuple(f.step() for f in chain)
+    components = list(_components(fl_ctx))
+    return JobTerms(
+        job_name(fl_ctx),
+        plan.task.name,
+        plan.dataset,
+        steps,
+        is_guaranteed(chain),
+        any(result_filters(fl_ctx, task) for task in UPDATE_TASKS),
+        planned_fraction(steps) * (1 - _kept(plan, set().union(*own_names(chain, plan)))),
+        any(isinstance(c, Guard) for c in components),
+        tuple(sorted({name for c in components if (name := _foreign(c))})),
+    )
+
+
+def check_job(policy: SitePolicy | None, terms: JobTerms) -> None:
+    """Compare what a job asks with what the site allows.
+
+    Args:
+        policy: of the site; None for a site without one, which has no rule to break.
+        terms: of the job.
+
+    Raises:
+        RefusalError: the first rule that is broken (reason ``policy``).
+    """
+    if policy is None:
+        return
+    if not terms.guarded:
+        raise broken("guard", "would run unwatched", "takes no job until its local/privacy.json declares the guard")
+    if terms.foreign:
+        raise broken("components", f"brings {', '.join(terms.foreign)}", "takes fedseg's own components only")
+    if policy.jobs is not None and not any(fnmatchcase(terms.job, pattern) for pattern in policy.jobs):
+        raise broken("jobs", f"is called {terms.job!r}", f"takes {list(policy.jobs)}")
+    if policy.tasks is not None and terms.task not in policy.tasks:
+        raise broken("tasks", f"segments {terms.task!r}", f"takes {list(policy.tasks)}")
+    check_protection(policy, terms.steps, terms.fraction, terms.guaranteed, terms.dataset)
+
+
+def check_cases(policy: SitePolicy | None, training_cases: int) -> None:
+    """Refuse to take part with too few cases: the fewer there are, the more an update tells of each.
+
+    Raises:
+        RefusalError: rule ``min_cases`` (reason ``policy``); the text does not tell the number of cases.
+    """
+    if policy is not None and policy.min_cases is not None and training_cases < policy.min_cases:
+        raise broken(
+            "min_cases", "would train on the cases that this site has", f"takes part with {policy.min_cases} at least"
+        )
+
+
+def check_submission(policy: SitePolicy | None, terms: JobTerms | None) -> None:
+    """Refuse to send the site's own model, which no filter of updates sees.
+
+    Raises:
+        RefusalError: the job's updates are filtered (reason ``privacy``), or rule ``submit_model`` (``policy``).
+    """
+    if terms is None or terms.filtered:
+        raise RefusalError("privacy", "The job filters updates, so this site's whole model does not leave.")
+    if not (policy or OPEN).submit_model:
+        raise broken("submit_model", "asks for this site's own model", "does not give it")
+
+
+def check_statistics(guaranteed: bool, statistics: Collection[str]) -> None:
+    """Refuse a method that tells more of the data than its guarantee covers.
+
+    Raises:
+        RefusalError: there are statistics in a job with a guarantee (reason ``privacy``).
+    """
+    if guaranteed and statistics:
+        raise RefusalError(
+            "privacy", "The method tells statistics of the data, which the job's guarantee does not cover."
+        )
+
+
+def check_features(policy: SitePolicy | None) -> None:
+    """Refuse a job that sends activations of the site's images, as split training does.
+
+    Raises:
+        RefusalError: rule ``features`` (reason ``policy``).
+    """
+    if not (policy or OPEN).features:
+        raise broken("features", "sends activations of this site's images", "does not give them")
+
+
+def curves_leave(policy: SitePolicy | None, guaranteed: bool) -> bool:
+    """Whether curves of losses and scores may leave during training."""
+    return (policy or OPEN).events and not guaranteed
+
+
+def _kept(plan: Plan, names: set[str]) -> float:
+    """Fraction of the network's parameters that have one of ``names``."""
+    if not names:
+        return 0.0
+    with torch.device("meta"):
+        network = plan.network.build(len(plan.task.channels), plan.task.output_channels, plan.seed)
+    sizes = {name: prod(value.shape) for name, value in network.state_dict().items() if value.is_floating_point()}
+    return sum(sizes.get(name, 0) for name in names) / sum(sizes.values())
+
+
+def _components(fl_ctx: FLContext) -> Iterable[object]:
+    """Everything that a job and the site's ``privacy.json`` built in this process."""
+    yield from fl_ctx.get_engine().get_all_components().values()
+    runner = fl_ctx.get_prop(FLContextKey.RUNNER)
+    if runner is not None:
+        yield from runner.task_router.task_table.values()
+        for filters in (*runner.task_result_filters.values(), *runner.task_data_filters.values()):
+            yield from filters
+
+
+def _foreign(component: object) -> str | None:
+    return None if type(component).__module__.startswith("fedseg.") else type(component).__name__

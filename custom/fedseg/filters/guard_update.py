@@ -1,0 +1,109 @@
+"""What an update looks like that may leave: the arrays as they really are, beside what the record says of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from nvflare.apis.dxo import MetaKey, from_shareable
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+
+from fedseg.errors import RefusalError
+from fedseg.executors.protocol import STEPS
+from fedseg.filters.base import read_update
+from fedseg.filters.chain import update_chain
+from fedseg.filters.context import attached_context
+from fedseg.networks.weights import EXTRA, Arrays
+from fedseg.privacy.policy import SitePolicy
+from fedseg.privacy.policy_rules import broken, check_epsilon, check_protection, planned_fraction
+from fedseg.privacy.quantise import SCALES
+from fedseg.privacy.sparse import LAYOUT, POSITIONS, VALUES, check_layout, read_layout
+from fedseg.privacy.update import DENSE, ENCRYPTED, QUANTISED, SPARSE, Update, check_dense
+from fedseg.training.plan import Plan
+from fedseg.training.site_report import META_KEY, SiteReport
+
+_META = {META_KEY, STEPS, MetaKey.NUM_STEPS_CURRENT_ROUND, MetaKey.PROCESSED_ALGORITHM}
+_KINDS = {
+    SPARSE: {LAYOUT: ("u1",), POSITIONS: ("u1", "u4"), VALUES: ("f4", "f8")},
+    QUANTISED: {LAYOUT: ("u1",), POSITIONS: ("u1", "u4"), VALUES: ("i1", "f2"), SCALES: ("f8",)},
+}
+
+
+def check_update(
+    result: Shareable, policy: SitePolicy, plan: Plan, fl_ctx: FLContext, task: str, guaranteed: bool
+) -> None:
+    """Let an update pass, or say why it may not.
+
+    Raises:
+        RefusalError: a rule of the policy is broken (reason ``policy``), or the message is not what such an update
+            looks like (reasons ``guard``, ``privacy``, ``report``).
+    """
+    update = read_update(result)
+    meta = from_shareable(result).meta
+    steps = meta.get(MetaKey.NUM_STEPS_CURRENT_ROUND, update.report.num_steps)
+    if not set(meta) <= _META or steps != update.report.num_steps:
+        raise _unknown("has meta that fedseg does not set")
+    if extra := sorted(told(update.report) - policy.report_fields(guaranteed)):
+        raise broken("scalars", f"reports {', '.join(extra)}", "does not tell them")
+    check_epsilon(policy, update.report.epsilon, plan.dataset)
+    if not update.arrays:
+        return
+    done = [step["filter"] for step in update.steps]
+    if done != [type(f).__name__ for f in update_chain(fl_ctx, [task])]:
+        raise _unknown("did not go through the job's filters in their order")
+    if guaranteed and update.report.epsilon is None:
+        raise _unknown("states no epsilon")
+    received = {n: v for n, v in attached_context(fl_ctx).global_weights.items() if v.dtype.kind == "f"}
+    fraction = sent_fraction(update, received)
+    check_protection(policy, update.steps, fraction, guaranteed, plan.dataset)
+
+
+def told(report: SiteReport) -> set[str]:
+    """Names of the fields of a report that tell something."""
+    empty = SiteReport(0, 0, None, None)
+    return {name for name, value in vars(report).items() if value != getattr(empty, name)}
+
+
+def sent_fraction(update: Update, received: Arrays) -> float:
+    """How much of the model an update holds, counted in its arrays.
+
+    Each array may round its part up to one parameter more, which is not counted. Of ciphertext only the record can
+    tell; whoever holds no key learns nothing from it.
+
+    Args:
+        update: as it would leave.
+        received: the floating-point arrays of the model that the site was given.
+
+    Returns:
+        Parameters sent over parameters of the model; above 1 where a method sends further arrays.
+
+    Raises:
+        RefusalError: arrays have names, types or a layout that the form does not have.
+    """
+    if update.form == ENCRYPTED:
+        if not all(_is_array(value, "u1") for value in update.arrays.values()):
+            raise _unknown("is encrypted, but holds more than ciphertext")
+        return planned_fraction(update.steps)
+    if update.form == DENSE:
+        check_dense(update.arrays)
+        shapes = {name: value.shape for name, value in received.items()}
+        if any(value.shape != shapes.get(n) for n, value in update.arrays.items() if not n.startswith(EXTRA)):
+            raise _unknown("holds arrays that the model does not have")
+        count = sum(value.size for value in update.arrays.values())
+    else:
+        kinds = _KINDS[update.form]
+        if not all(name in kinds and _is_array(value, *kinds[name]) for name, value in update.arrays.items()):
+            raise _unknown(f"is {update.form}, but holds other arrays than this form has")
+        check_layout(read_layout(update.arrays), {name: value.shape for name, value in received.items()})
+        count = update.arrays[VALUES].size
+    total = sum(value.size for value in received.values())
+    return max(0, count - len(received)) / total if count < total else count / total
+
+
+def _is_array(value: Any, *kinds: str) -> bool:
+    return type(value) is np.ndarray and value.dtype in [np.dtype(kind) for kind in kinds]
+
+
+def _unknown(what: str) -> RefusalError:
+    return RefusalError("guard", f"The site's guard kept the update back: it {what}.")

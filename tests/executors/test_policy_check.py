@@ -1,0 +1,220 @@
+"""What a job asks, read from FLARE's objects, and each rule of a site's policy against it."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from nvflare.apis.dxo import DXO, DataKind, from_shareable
+from nvflare.apis.fl_constant import FLContextKey, ReservedKey, ReturnCode
+from nvflare.apis.fl_context import FLContext
+from nvflare.app_common.widgets.convert_to_fed_event import ConvertToFedEvent
+
+from executors.test_segmentation import Site
+from fedseg.errors import RefusalError
+from fedseg.executors.policy_check import (
+    JobTerms,
+    check_cases,
+    check_features,
+    check_job,
+    check_statistics,
+    check_submission,
+    curves_leave,
+    job_terms,
+)
+from fedseg.executors.protocol import REASON, TEXT
+from fedseg.executors.segmentation import SegmentationExecutor
+from fedseg.filters.guard import Guard
+from fedseg.filters.layers import PrivateLayers
+from fedseg.filters.noise import GaussianNoise
+from fedseg.filters.norm_clip import NormClip
+from fedseg.filters.share_fraction import ShareFraction
+from fedseg.networks.weights import get_weights
+from fedseg.privacy.policy import SitePolicy, parse_policy
+from fedseg.training.plan import parse_plan
+from fedseg.training.site_report import META_KEY
+from tiny import PLAN, make_sites
+
+TERMS = JobTerms("brats_partial", "brats", "brats", fraction=0.1, guarded=True)
+BUDGET = {"*": {"epsilon": 8, "delta": 1e-5}}
+
+
+class Foreign:
+    """A component that fedseg does not know."""
+
+
+def context(filters=(), components=(), task="train", name="job"):
+    fl_ctx = FLContext()
+    runner = SimpleNamespace(
+        task_result_filters={f"{task}/out": list(filters)},
+        task_data_filters={},
+        task_router=SimpleNamespace(task_table={"train": SegmentationExecutor()}),
+    )
+    engine = SimpleNamespace(get_all_components=lambda: dict(enumerate(components)))
+    fl_ctx.set_prop(ReservedKey.ENGINE, engine, private=True)
+    fl_ctx.set_prop(FLContextKey.RUNNER, runner, private=True)
+    fl_ctx.set_prop(FLContextKey.JOB_META, {"name": name}, private=True)
+    return fl_ctx
+
+
+def refusal(policy, terms):
+    with pytest.raises(RefusalError) as caught:
+        check_job(parse_policy(policy), terms)
+    assert caught.value.reason == "policy"
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("policy", "good", "bad", "said"),
+    [
+        ({}, TERMS, replace(TERMS, guarded=False), "rule guard: the job would run unwatched"),
+        ({}, TERMS, replace(TERMS, foreign=("Foreign",)), "rule components: the job brings Foreign"),
+        ({"jobs": ["x", "brats_*"]}, TERMS, replace(TERMS, job="pancreas"), "rule jobs: the job is called 'pancreas'"),
+        ({"tasks": ["brats"]}, TERMS, replace(TERMS, task="tiny"), "rule tasks: the job segments 'tiny'"),
+        ({"max_fraction": 0.1}, TERMS, replace(TERMS, fraction=0.11), "rule max_fraction: the job sends 0.11"),
+        ({"epsilon_budget": BUDGET}, replace(TERMS, guaranteed=True), TERMS, "rule epsilon_budget"),
+    ],
+)
+def test_each_rule_takes_what_it_allows_and_names_itself_otherwise(policy, good, bad, said):
+    check_job(parse_policy(policy), good)
+    assert said in refusal(policy, bad)
+
+
+def test_a_site_without_a_policy_has_no_rule_to_break():
+    check_job(None, JobTerms("any", "any", "any", foreign=("Foreign",)))
+    check_cases(None, 1)
+    check_features(None)
+    check_submission(None, TERMS)
+
+
+def test_too_few_cases_are_not_counted_aloud():
+    check_cases(SitePolicy(min_cases=7), 7)
+    with pytest.raises(RefusalError, match="rule min_cases") as caught:
+        check_cases(SitePolicy(min_cases=7), 6)
+    assert "6" not in str(caught.value)
+
+
+def test_features_and_the_sites_own_model_need_the_policys_word():
+    check_features(SitePolicy(features=True))
+    check_submission(SitePolicy(submit_model=True), TERMS)
+    with pytest.raises(RefusalError, match="rule features"):
+        check_features(SitePolicy())
+    with pytest.raises(RefusalError, match="rule submit_model"):
+        check_submission(SitePolicy(), TERMS)
+
+
+@pytest.mark.parametrize("policy", [None, SitePolicy(submit_model=True, events=True)])
+def test_no_policy_opens_what_a_guarantee_closes(policy):
+    with pytest.raises(RefusalError, match="filters updates") as caught:
+        check_submission(policy, replace(TERMS, filtered=True))
+    assert caught.value.reason == "privacy"
+    assert curves_leave(policy, False)
+    assert not curves_leave(policy, True)
+    check_statistics(False, {"voxels": 1.0})
+    check_statistics(True, {})
+    with pytest.raises(RefusalError, match="guarantee does not cover"):
+        check_statistics(True, {"voxels": 1.0})
+
+
+def test_terms_are_read_from_what_flare_built():
+    filters = [NormClip(2.0), ShareFraction(0.25)]
+    components = [Guard(), ConvertToFedEvent(["analytix_log_stats"]), Foreign()]
+    terms = job_terms(parse_plan(PLAN), context(filters, components, name="hippocampus"))
+    assert (terms.job, terms.task, terms.dataset) == ("hippocampus", "tiny", "tiny")
+    assert [step["filter"] for step in terms.steps] == ["NormClip", "ShareFraction"]
+    assert (terms.fraction, terms.guarded, terms.filtered, terms.guaranteed) == (0.25, True, True, False)
+    assert terms.foreign == ("ConvertToFedEvent", "Foreign"), "what FLARE's classes send no rule can judge either"
+
+
+def test_a_filter_that_fedseg_does_not_know_protects_nothing():
+    terms = job_terms(parse_plan(PLAN), context([Foreign()]))
+    assert (terms.steps, terms.fraction, terms.guaranteed) == ((), 1.0, False)
+    assert terms.foreign == ("Foreign",)
+    assert terms.filtered, "yet it is there, so the whole model does not go past it"
+
+
+@pytest.mark.parametrize("task", ["train", "upload"])
+def test_a_guarantee_is_seen_in_either_task_that_carries_updates(task):
+    terms = job_terms(parse_plan(PLAN), context([GaussianNoise(1.0, 1.0)], task=task))
+    assert terms.guaranteed
+
+
+def test_private_layers_lower_the_fraction_by_their_size():
+    plan = parse_plan(PLAN)
+    weights = get_weights(plan.network.build(1, 2, 0))
+    last = list(weights)[-2:]
+    terms = job_terms(plan, context([PrivateLayers(patterns=last), ShareFraction(0.5)]))
+    total, kept = sum(w.size for w in weights.values()), sum(weights[name].size for name in last)
+    assert terms.fraction == pytest.approx(0.5 * (total - kept) / total, rel=1e-12)
+
+
+# ------------------------------------------------------------- at the executor
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDSEG_DATA", str(make_sites(tmp_path / "data", {"a": (3, 2)})))
+    monkeypatch.setenv("FEDSEG_STATE", str(tmp_path / "state"))
+    made = Site(tmp_path / "site", monkeypatch)
+    made.sent = []
+    monkeypatch.setattr(made.executor, "_send_curves", lambda *a: made.sent.append(a))
+    made.context.get_engine().get_all_components = lambda: {"guard": Guard()}
+    made.policy = lambda **rules: (tmp_path / "data" / "a" / "policy.json").write_text(json.dumps(rules))
+    return made
+
+
+def test_every_task_asks_the_policy_as_it_is_now(site):
+    site.policy(min_cases=3)
+    assert site.prepare().get_return_code() == ReturnCode.OK
+    assert site.train().get_return_code() == ReturnCode.OK
+    site.policy(min_cases=4)
+    for reply in (site.prepare(), site.train(), site.ask("validate", DXO(DataKind.WEIGHTS, data=site.weights()))):
+        assert reply.get_return_code() == ReturnCode.BAD_REQUEST_DATA
+        assert reply.get_header(REASON) == "policy"
+        assert "rule min_cases" in reply.get_header(TEXT)
+
+
+def test_a_job_is_refused_before_its_data_is_looked_at(site, monkeypatch):
+    monkeypatch.setattr("fedseg.executors.segmentation.admit_data", lambda *a: pytest.fail("it was looked at"))
+    site.policy(tasks=["brats"])
+    assert "rule tasks" in site.prepare().get_header(TEXT)
+
+
+def test_without_the_guard_a_site_with_a_policy_takes_nothing(site):
+    site.policy()
+    site.context.get_engine().get_all_components = dict
+    assert "rule guard" in site.prepare().get_header(TEXT)
+
+
+def test_a_broken_policy_is_no_open_door(site, tmp_path):
+    (tmp_path / "data" / "a" / "policy.json").write_text('{"min_case": 4}')
+    assert site.prepare().get_header(REASON) == "configuration"
+
+
+def test_withheld_scalars_scores_and_curves(site, tmp_path):
+    open_report = from_shareable(site.train()).meta[META_KEY]
+    assert len(site.sent) == 1
+    assert open_report["train_loss"] > 0
+    site.policy(scalars=["val_loss"], scores=False)
+    report = from_shareable(site.train()).meta[META_KEY]
+    assert {name for name, value in report.items() if value not in (None, {}, 0.0)} == {
+        *("num_samples", "num_steps", "val_cases", "val_loss"),
+    }
+    assert len(site.sent) == 1, "no curves"
+    reply = site.ask("validate", DXO(DataKind.WEIGHTS, data=site.weights()))
+    assert from_shareable(reply).data == {"final": {"split": "validation", "cases": 2, "withheld": True}}
+    assert list((tmp_path / "state").rglob("evaluation-model.json")), "the site itself keeps its scores"
+
+
+def test_a_guarantee_withholds_without_a_policy(site):
+    runner = context([GaussianNoise(1.0, 1.0)]).get_prop(FLContextKey.RUNNER)
+    site.context.set_prop(FLContextKey.RUNNER, runner, private=True)
+    report = from_shareable(site.train()).meta[META_KEY]
+    assert {name for name, value in report.items() if value not in (None, {}, 0.0)} == {
+        *("num_samples", "num_steps", "val_cases", "seconds"),
+    }
+    assert site.sent == []
+    reply = site.ask("validate", DXO(DataKind.WEIGHTS, data=site.weights()))
+    assert from_shareable(reply).data["final"]["withheld"] is True
+    reply = site.ask("submit_model", DXO(DataKind.METRICS, data={"x": 1.0}))
+    assert reply.get_header(REASON) == "privacy"

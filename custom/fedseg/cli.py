@@ -27,6 +27,13 @@ COMMANDS = (
     "report",
     "rank",
     "package",
+    "decrypt-model",
+    "privacy",
+    "provision",
+    "submit",
+    "jobs",
+    "fetch",
+    "local-federation",
 )
 
 

@@ -10,9 +10,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from fedseg.evaluation.privacy import privacy_summary
 from fedseg.jobs import Job
 from fedseg.simulation import SimulationResult
 from fedseg.version import __version__
+from fedseg.withheld import with_own_scores
 
 SCHEMA = "fedseg-summary-1"
 # Described under other keys of the summary.
@@ -31,10 +33,42 @@ def versions() -> dict[str, str]:
     return found
 
 
-def build_summary(job: Job, run: SimulationResult) -> dict[str, Any]:
-    """The summary of a simulated run, without what pictures and comparisons add."""
-    plan, results = job.plan, run.results
-    rounds = results["rounds"]
+def build_summary(job: Job, run: SimulationResult, state: Path) -> dict[str, Any]:
+    """The summary of a simulated run, without what pictures and comparisons add.
+
+    Args:
+        job: as it ran.
+        run: what the simulator left.
+        state: folder of the simulated sites' states.
+    """
+    results = run.results
+    results = {**results, "final": with_own_scores(results["final"], state, results["run_id"])}
+    seconds = max(run.wall_seconds, results["seconds"])
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return describe_run(job, results, date, True, versions(), seconds, run.peak_rss_mb)
+
+
+def describe_run(
+    job: Job,
+    results: dict[str, Any],
+    date: str,
+    simulated: bool,
+    versions: dict[str, str],
+    seconds: float,
+    peak_rss_mb: dict[str, float],
+) -> dict[str, Any]:
+    """The summary of any run.
+
+    Args:
+        job: as it ran.
+        results: what the server recorded, with the scores of the last model.
+        date: when, in ISO 8601.
+        simulated: whether all sites were simulated on one machine.
+        versions: package -> version, as far as known.
+        seconds: from the start to the end.
+        peak_rss_mb: largest resident memory per process in MiB, as far as known.
+    """
+    plan, rounds = job.plan, results["rounds"]
     final, best = dict(results["final"]), dict(results["best"])
     for scores in (final, best):
         if scores.get("model"):
@@ -43,7 +77,7 @@ def build_summary(job: Job, run: SimulationResult) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "run_id": results["run_id"],
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": date,
         "empty_convention": plan.training.empty,
         "job": job.name,
         "task": plan.task.name,
@@ -51,10 +85,10 @@ def build_summary(job: Job, run: SimulationResult) -> dict[str, Any]:
         "method": plan.method,
         "network": plan.network.to_dict(),
         "training": plan.training.to_dict(),
-        "versions": versions(),
+        "versions": versions,
         "seed": plan.seed,
         "threads_per_site": plan.training.threads,
-        "simulated": True,
+        "simulated": simulated,
         "sites": results["sites"],
         "workflow": {key: value for key, value in job.workflow.items() if key not in _ELSEWHERE},
         "local_objectives": [
@@ -65,9 +99,9 @@ def build_summary(job: Job, run: SimulationResult) -> dict[str, Any]:
         "final": final,
         "best": best,
         "events": results["events"],
-        "privacy": {},
+        "privacy": privacy_summary(rounds),
         "stopped": results["stopped"],
-        "cost": {"wall_seconds": max(run.wall_seconds, results["seconds"]), **traffic, "peak_rss_mb": run.peak_rss_mb},
+        "cost": {"wall_seconds": seconds, **traffic, "peak_rss_mb": peak_rss_mb},
     }
 
 

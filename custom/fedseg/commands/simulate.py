@@ -55,6 +55,15 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--from-round", type=int, metavar="N", help="with --resume: go on after this round (from 0; default: last)"
     )
+    parser.add_argument(
+        "--initial", type=Path, metavar="MODEL", help="model file to start from, of the job's task and network"
+    )
+    parser.add_argument(
+        "--ledger",
+        type=Path,
+        metavar="DIR",
+        help="keep the sites' privacy ledgers here, so that runs spend one budget (default: in the run's folder)",
+    )
     parser.add_argument("--gpu", help="GPU ids for FLARE's simulator, e.g. 0 or 0,1")
     parser.set_defaults(run=run)
 
@@ -83,8 +92,8 @@ def run(options: argparse.Namespace) -> int:
         f"patch {'x'.join(map(str, plan.task.patch_size))}, {plan.training.threads} thread(s) per site, "
         f"seed {plan.seed}"
     )
-    result = simulate(job, options.data, options.out, sites, show_event, options.gpu)
-    summary = build_summary(job, result)
+    result = simulate(job, options.data, options.out, sites, show_event, options.gpu, options.ledger)
+    summary = build_summary(job, result, options.out / "state")
     report = options.out / "report"
     report.mkdir(exist_ok=True)
     write_summary(summary, report)
@@ -116,6 +125,8 @@ def _new_job(options: argparse.Namespace) -> Job:
     if options.from_round is not None:
         raise UsageError(f"--from-round {options.from_round}: only together with --resume.")
     job = read_job(options.job)
+    if options.initial is not None:
+        job.initial = options.initial.resolve()
     apply_settings(job, options.rounds, options.threads, options.seed, options.set)
     if options.keep_updates:
         job.workflow["keep_updates"] = True
@@ -125,6 +136,7 @@ def _new_job(options: argparse.Namespace) -> Job:
 def _stopped_job(options: argparse.Namespace) -> Job:
     changes = {
         "--rounds": options.rounds,
+        "--initial": options.initial,
         "--threads": options.threads,
         "--seed": options.seed,
         "--keep-updates": options.keep_updates or None,
@@ -162,11 +174,10 @@ def show_event(event: Event) -> None:
     elif kind == "stopped":
         err().print(f"[yellow]no further round: {escape(event['what'])}[/yellow]")
     elif kind == "update":
-        dice = "n/a" if event["val_dice"] is None else f"{event['val_dice']:.3f}"
-        err().print(
-            f"  {site}: Dice of the received model {dice}, training loss {event['train_loss']:.3f}, "
-            f"{event['seconds']:.1f} s"
+        dice, loss = (
+            "withheld" if event[name] is None else f"{event[name]:.3f}" for name in ("val_dice", "train_loss")
         )
+        err().print(f"  {site}: Dice of the received model {dice}, training loss {loss}, {event['seconds']:.1f} s")
     elif kind == "round_done":
         err().print(f"  done in {event['seconds']:.1f} s")
     elif kind == "evaluate":

@@ -1,0 +1,40 @@
+"""``fedseg decrypt-model``: an encrypted model as an ordinary one, at a site."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from fedseg.console import out
+from fedseg.errors import UsageError
+from fedseg.privacy.encrypted_file import read_encrypted_file
+from fedseg.privacy.encryption_context import secret_context
+
+
+def add_parser(subparsers: Any) -> None:
+    """Declare the command."""
+    parser = subparsers.add_parser(
+        "decrypt-model",
+        help="open the model of an encrypted run, at a site",
+        description="Decrypts the last or best model of an encrypted run with the key that the sites share. Only a "
+        "site can do it: the coordinator and the server have no key.",
+        epilog="example: fedseg decrypt-model last.encrypted --context startup/client_context.tenseal "
+        "--out last.safetensors",
+    )
+    parser.add_argument("file", type=Path, help="encrypted model (.encrypted) of a run")
+    parser.add_argument("--context", type=Path, required=True, help="the site's client_context.tenseal")
+    parser.add_argument("--out", type=Path, required=True, help="model file to write (.safetensors)")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Decrypt, check and write."""
+    if options.out.exists():
+        raise UsageError(f"--out {options.out} exists. Name a new file.")
+    context = secret_context(options.context.read_bytes())
+    encrypted = read_encrypted_file(options.file)
+    model = encrypted.decrypt(context, options.out)
+    rounds = len(encrypted.model.rounds)
+    out().print(f"{model.task.name}, {model.network.name}, after {rounds} round(s): written to {options.out}")
+    return 0

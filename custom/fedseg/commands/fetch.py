@@ -1,0 +1,50 @@
+"""``fedseg fetch``: models and report of a job that has ended."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from fedseg.commands.kit_argument import add_kit
+from fedseg.console import out
+from fedseg.evaluation.tables import dice_table
+from fedseg.federation import connect
+from fedseg.fetched_run import REPORT, fetch
+
+
+def add_parser(subparsers: Any) -> None:
+    """Declare the command."""
+    parser = subparsers.add_parser(
+        "fetch",
+        help="fetch models and report of an ended job",
+        description="Fetch what a job left at the server, and write its models, summary and report. A job that failed "
+        "is fetched too, with its logs; the command then ends with 1.",
+        epilog="example: fedseg fetch JOB_ID --kit coordinator@example.org --out runs/first",
+    )
+    parser.add_argument("job_id", help="as `fedseg submit` printed it; `fedseg jobs` lists all")
+    add_kit(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new or empty folder")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Fetch, and print the scores."""
+    with connect(options.kit) as coordinator:
+        summary = fetch(coordinator, options.job_id, options.out)
+    print_run(summary, options.out)
+    return 0
+
+
+def print_run(summary: dict[str, Any], folder: Path) -> None:
+    """Scores of a fetched run, and where its files are."""
+    out().print(dice_table(summary))
+    report = folder / REPORT
+    out().print(
+        escape(
+            f"report:  {report / 'report.html'}\nsummary: {report / 'summary.json'}\n"
+            f"model:   {folder / summary['final']['model']}"
+        )
+    )

@@ -1,0 +1,60 @@
+"""``fedseg submit``: give a job to a running federation."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from fedseg.commands.kit_argument import add_kit
+from fedseg.console import err, out
+from fedseg.federation import FINISHED, Coordinator, FederationError, connect
+from fedseg.jobs import apply_settings, read_job
+
+
+def add_parser(subparsers: Any) -> None:
+    """Declare the command."""
+    parser = subparsers.add_parser(
+        "submit",
+        help="give a job to a running federation",
+        description="Check a job, submit it with the kit of a person who may, and print its id.",
+        epilog="example: fedseg submit jobs/brats_fedcostwavg --kit coordinator@example.org --wait",
+    )
+    parser.add_argument("job", type=Path, help="job folder, e.g. jobs/brats_fedcostwavg")
+    add_kit(parser)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for simulate")
+    parser.add_argument("--wait", action="store_true", help="show how it goes until the job has ended")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Submit; with ``--wait`` a job that does not end well is an error."""
+    job = read_job(options.job)
+    apply_settings(job, None, None, None, options.set)
+    job.check()
+    with connect(options.kit) as coordinator:
+        err().print(f"connected sites: {', '.join(map(escape, coordinator.sites())) or 'none'}")
+        job_id = coordinator.submit(job)
+        out().print(job_id)
+        if options.wait:
+            follow(coordinator, job_id)
+    return 0
+
+
+def follow(coordinator: Coordinator, job_id: str, timeout: float = 0.0) -> None:
+    """Show how a job goes until it has ended.
+
+    Raises:
+        FederationError: it did not end well, or not in time.
+    """
+    status = coordinator.wait(job_id, show_progress, timeout)
+    if status != FINISHED:
+        raise FederationError(f"The job {job_id} ended with {status}. `fedseg fetch` brings what it left.")
+
+
+def show_progress(seen: dict[str, Any]) -> None:
+    """One line on stderr for each change."""
+    tasks = "; ".join(f"{task} at {', '.join(sites) or 'no site yet'}" for task, sites in seen["tasks"].items())
+    err().print(escape(seen["status"].lower() + (f": {tasks}" if tasks else "")))

@@ -1,0 +1,174 @@
+"""A whole provisioned federation on one machine: a server and its sites as processes that meet over mutual TLS."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from fedseg.data.datalist import FILE_NAME
+from fedseg.errors import UsageError
+from fedseg.federation import Coordinator, FederationError, connect
+from fedseg.federation_processes import Participant, free_port, launch, listens, living_processes
+from fedseg.kits import Federation
+from fedseg.processes import end_processes
+from fedseg.project_file import COORDINATOR, SERVER, SITE, on_this_machine
+from fedseg.provisioning import provision
+from fedseg.site_kits import place_server, place_state
+
+PROVISIONED, LOGS, STATE, STORAGE, PROCESSES_FILE = "provisioned", "logs", "state", "server", "processes.json"
+START_SECONDS = 180.0
+_PARTS = (PROVISIONED, LOGS, STATE, STORAGE, "data", "models", "report", "workspace")
+_TAIL_LINES = 15
+
+
+class LocalFederation:
+    """Server and sites as processes of this machine; ``running`` makes, starts and stops it."""
+
+    def __init__(self, folder: Path, federation: Federation, port: int) -> None:
+        self.folder, self.federation, self.port = folder, federation, port
+        self.participants: list[Participant] = []
+
+    def start(self, timeout: float = START_SECONDS) -> None:
+        """Start the server and, when it listens, the sites; write ``processes.json``.
+
+        Raises:
+            FederationError: a process ended, or the server does not listen in time; the text ends with the logs.
+        """
+        end = time.monotonic() + timeout
+        (self.folder / LOGS).mkdir(exist_ok=True)
+        for kit in self.federation.of_role(SERVER):
+            self.participants.append(launch(kit, self.folder / LOGS))
+        while not listens(self.port):
+            self.check(end)
+            time.sleep(0.2)
+        for kit in self.federation.of_role(SITE):
+            self.participants.append(launch(kit, self.folder / LOGS))
+        entries = [
+            {"pid": p.process.pid, "role": p.kit.role, "name": p.kit.name, "subject": p.kit.certificate.subject}
+            for p in self.participants
+        ]
+        (self.folder / PROCESSES_FILE).write_text(json.dumps(entries, indent=1) + "\n", "utf-8")
+
+    @contextmanager
+    def coordinator(self, timeout: float = START_SECONDS) -> Iterator[Coordinator]:
+        """A session of the coordinator, once every site is connected.
+
+        Raises:
+            FederationError: a process ended, or a site is missing after ``timeout`` seconds.
+        """
+        end, wanted = time.monotonic() + timeout, {kit.name for kit in self.federation.of_role(SITE)}
+        with connect(self.federation.of_role(COORDINATOR)[0].folder, timeout) as coordinator:
+            while not wanted <= set(coordinator.sites()):
+                self.check(end)
+                time.sleep(0.5)
+            yield coordinator
+
+    def check(self, end: float) -> None:
+        """Look whether all is well so far.
+
+        Args:
+            end: reading of the monotonic clock until which there is time.
+
+        Raises:
+            FederationError: a process has ended, or the time is over; the text ends with the logs.
+        """
+        for participant in self.participants:
+            if participant.process.poll() is not None:
+                raise FederationError(f"{participant.kit.name} has ended. {self.tails()}")
+        if time.monotonic() > end:
+            raise FederationError(f"The federation did not get ready in time. {self.tails()}")
+
+    def tails(self) -> str:
+        """The last lines of every log, for error messages."""
+        parts = ["Logs:"]
+        for participant in self.participants:
+            lines = participant.log.read_text("utf-8", "replace").splitlines()[-_TAIL_LINES:]
+            parts += [f"---- {participant.log}", *lines]
+        return "\n".join(parts)
+
+    def processes(self) -> list[psutil.Process]:
+        """Every living process of this federation."""
+        return living_processes(self.federation.kits, [each.process.pid for each in self.participants])
+
+    def stop(self, patience: float = 5.0, attempts: int = 5) -> None:
+        """End all processes; what does not end by itself is killed.
+
+        Raises:
+            FederationError: some are still there after all attempts.
+        """
+        for _ in range(attempts):
+            end_processes(self.processes(), patience)
+            for participant in self.participants:
+                participant.process.poll()
+            if not self.processes():
+                return
+        left = ", ".join(str(process.pid) for process in self.processes())
+        raise FederationError(f"Processes of the federation in {self.folder} could not be ended: {left}.")
+
+
+@contextmanager
+def running(
+    project: Mapping[str, Any],
+    policy: Path,
+    data: Path,
+    sites: Sequence[str],
+    out: Path,
+    limits: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Iterator[LocalFederation]:
+    """Provision a federation of sites with data on this machine, run it, and end all of its processes in every case.
+
+    Args:
+        project: content of a project file; its sites are replaced.
+        policy: folder with the files of a site's policy.
+        data: folder with ``<site>/datalist.json``.
+        sites: names of the sites.
+        out: an existing folder; gets ``provisioned``, ``logs``, ``state/<site>``, ``server`` and ``processes.json``.
+        limits: site -> its policy, as under ``policy`` in ``fedseg.json``; a site that is not named has an empty one:
+            the guard watches it, and every job is taken.
+
+    Raises:
+        FederationError: it could not be started, or not be stopped.
+    """
+    out, port = out.resolve(), free_port()
+    project = on_this_machine(project, sites, port)
+    federation = provision(project, policy, out / PROVISIONED, with_wheel=False)
+    for kit in federation.of_role(SERVER):
+        place_server(kit.folder, out / STORAGE)
+        place_state(kit.folder, out / STATE / SERVER)
+    for kit in federation.of_role(SITE):
+        datasets = {"*": str((data / kit.name / FILE_NAME).resolve())}
+        place_state(
+            kit.folder, out / STATE / kit.name, datasets=datasets, policy=dict((limits or {}).get(kit.name, {}))
+        )
+    local = LocalFederation(out, federation, port)
+    try:
+        local.start()
+        yield local
+    finally:
+        local.stop()
+
+
+def prepare_output(out: Path, overwrite: bool) -> None:
+    """Make sure that ``out`` can become the folder of a local federation.
+
+    Raises:
+        UsageError: it holds something else, or a former one that may not be replaced.
+    """
+    if out.is_dir() and any(out.iterdir()):
+        if not (out / PROVISIONED).is_dir():
+            raise UsageError(f"--out {out} is not empty and no former local federation. Name a new folder.")
+        if not overwrite:
+            raise UsageError(f"--out {out} holds a former local federation. Name a new folder, or add --overwrite.")
+        for name in _PARTS:
+            shutil.rmtree(out / name, ignore_errors=True)
+        (out / PROCESSES_FILE).unlink(missing_ok=True)
+    elif out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file. Name a folder.")
+    out.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,41 @@
+"""The wheel of this very package, for the kits: what every site installs."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import fedseg
+from fedseg.errors import FedsegError, UsageError
+
+_NEEDED = ("pyproject.toml", "README.md")
+_LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "*.egg-info")
+
+
+def build_wheel(folder: Path) -> Path:
+    """Build the wheel from the sources of the running package; nothing is written beside them.
+
+    Args:
+        folder: where the wheel goes.
+
+    Raises:
+        UsageError: fedseg was not installed from its repository, so there are no sources.
+        FedsegError: pip could not build it.
+    """
+    root = Path(fedseg.__file__).parents[2]
+    if not all((root / name).is_file() for name in _NEEDED):
+        raise UsageError("--wheel is needed: this fedseg was not installed from its repository, so none can be built.")
+    with tempfile.TemporaryDirectory() as scratch:
+        sources, built = Path(scratch) / "sources", Path(scratch) / "built"
+        shutil.copytree(root / "custom", sources / "custom", ignore=_LEFT_OUT)
+        for name in _NEEDED:
+            shutil.copyfile(root / name, sources / name)
+        command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        done = subprocess.run([*command, "-w", str(built), str(sources)], capture_output=True, text=True, check=False)
+        wheels = sorted(built.glob("*.whl"))
+        if done.returncode != 0 or len(wheels) != 1:
+            raise FedsegError(f"pip could not build the wheel of fedseg: {done.stderr.strip()[-500:]}")
+        return Path(shutil.copy2(wheels[0], folder / wheels[0].name))

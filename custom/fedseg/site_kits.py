@@ -1,0 +1,99 @@
+"""What fedseg adds to a kit that FLARE has provisioned: the policy of a site, and what a server may load and keep."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from fedseg.component_policy import site_resources
+from fedseg.errors import UsageError
+from fedseg.executors.site_profile import PROFILE_FILE
+from fedseg.training.plan import read_json
+
+RESOURCES_FILE = "resources.json"
+POLICY_FILES = ("authorization.json", "privacy.json", PROFILE_FILE)
+SERVER_STORAGE = Path("/var/lib/fedseg")
+_LOG_SENDER = "site_log_streamer"
+
+
+def check_policy_folder(policy: Path) -> None:
+    """Refuse a folder that lacks a file of a site's policy.
+
+    Raises:
+        UsageError: names the file.
+    """
+    for name in POLICY_FILES:
+        if not (policy / name).is_file():
+            raise UsageError(
+                f"--site-policy {policy} has no {name}. Name a folder like workspace_templates/site_policy/local."
+            )
+
+
+def equip_site(kit: Path, policy: Path) -> None:
+    """Write the four files of ``local`` with which a site takes jobs of fedseg, and nothing else.
+
+    Args:
+        kit: the site's kit as FLARE made it.
+        policy: folder with ``authorization.json``, ``privacy.json`` and ``fedseg.json``.
+    """
+    resources = _provisioned_resources(kit)
+    resources["allow_log_streaming"] = site_resources()["allow_log_streaming"]
+    resources["components"] = [part for part in resources["components"] if part["id"] != _LOG_SENDER]
+    _write(kit / "local" / RESOURCES_FILE, resources)
+    for name in POLICY_FILES:
+        shutil.copyfile(policy / name, kit / "local" / name)
+
+
+def equip_server(kit: Path, policy: Path) -> None:
+    """Write what a server may load, who may do what, and where it keeps jobs and checkpoints.
+
+    Args:
+        kit: the server's kit as FLARE made it.
+        policy: folder with ``authorization.json``.
+    """
+    _write(kit / "local" / RESOURCES_FILE, _provisioned_resources(kit))
+    shutil.copyfile(policy / "authorization.json", kit / "local" / "authorization.json")
+    place_server(kit, SERVER_STORAGE)
+
+
+def place_server(kit: Path, storage: Path) -> None:
+    """Say where a server keeps what must survive it: submitted jobs, results and checkpoints.
+
+    FLARE's own default is a folder in ``/tmp``, which every user of the machine can read and a restart may empty.
+
+    Args:
+        kit: an equipped server kit.
+        storage: an absolute path (FLARE takes no other).
+    """
+    path = kit / "local" / RESOURCES_FILE
+    resources = read_json(path)
+    resources["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = str(storage / "snapshots")
+    for part in resources["components"]:
+        if part["id"] == "job_manager":
+            part["args"]["uri_root"] = str(storage / "jobs")
+    _write(path, resources)
+    place_state(kit, storage / "state")
+
+
+def place_state(kit: Path, state: Path, **more: Any) -> None:
+    """Write ``local/fedseg.json`` of a kit anew.
+
+    Args:
+        kit: of a server or a site.
+        state: folder for what must survive the processes.
+        more: the other keys of a site's profile: ``datasets``, ``policy``...
+    """
+    _write(kit / "local" / PROFILE_FILE, {**more, "state": str(state)})
+
+
+def _provisioned_resources(kit: Path) -> dict[str, Any]:
+    """FLARE's own resources of a kit with the exact list of classes; ``resources.json`` replaces them as a whole."""
+    resources: dict[str, Any] = read_json(kit / "local" / f"{RESOURCES_FILE}.default")
+    resources["class_allow_list"] = site_resources()["class_allow_list"]
+    return resources
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")

@@ -1,0 +1,217 @@
+"""One real federation: kits, a server and three sites as processes that meet over mutual TLS, three jobs, the end."""
+
+import contextlib
+import io
+import json
+import socket
+import ssl
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from fedseg.cli import main
+from fedseg.data.datalist import read_datalist
+from fedseg.federation_processes import listens
+from fedseg.fetched_run import fetch_into
+from fedseg.in_process import InProcessFederation
+from fedseg.jobs import read_job
+from fedseg.local_federation import PROCESSES_FILE, running
+from fedseg.project_file import HOST, read_project
+from tiny import PLAN, make_sites
+
+ROOT = Path(__file__).parents[2]
+TEMPLATE, POLICY = (
+    ROOT / "workspace_templates" / "three_hospitals",
+    ROOT / "workspace_templates" / "site_policy" / "local",
+)
+SITES = {"alpha": (4, 1), "beta": (3, 1), "gamma": (2, 1)}
+ROUNDS, SECONDS = 2, 240
+# gamma takes the first job only.
+LIMITS = {"gamma": {"jobs": ["*_fedcostwavg"]}}
+
+
+def fedseg(*arguments):
+    """A command in this process: exit code, stdout, stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([str(argument) for argument in arguments])
+    return SimpleNamespace(code=code, out=out.getvalue(), err=" ".join(err.getvalue().split()))
+
+
+def tiny_job(name, folder, rounds=ROUNDS):
+    job = read_job(ROOT / "jobs" / name)
+    for key in ("task", "network", "training"):
+        job.set(key, PLAN[key])
+    job.set("workflow.num_rounds", rounds)
+    job.check()
+    return read_job(job.write(folder / name))
+
+
+def hostile_job(folder, trace):
+    """A job that names a function of fedseg as if it were a component: built, it would write phantoms."""
+    job = tiny_job("hippocampus_fedpidavg", folder, 1)
+    arguments = ["phantom", "brats", "--sites", "1", "--cases", "3", "--out", str(trace)]
+    job.client["components"].append({"id": "x", "path": "fedseg.cli.main", "args": {"arguments": arguments}})
+    return job
+
+
+def shakes_hands(port, kit, certificate):
+    """Whether the server talks on with somebody who knows its root, with or without an own certificate."""
+    context = ssl.create_default_context(cafile=str(kit / "startup" / "rootCA.pem"))
+    if certificate:
+        context.load_cert_chain(kit / "startup" / "client.crt", kit / "startup" / "client.key")
+    try:
+        with (
+            socket.create_connection((HOST, port), 20) as plain,
+            context.wrap_socket(plain, server_hostname=HOST) as tls,
+        ):
+            tls.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            return len(tls.recv(1)) == 1
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    """Everything that happened in one federation, written down while it ran."""
+    folder = tmp_path_factory.mktemp("federation")
+    data, out = make_sites(folder / "data", SITES), folder / "out"
+    out.mkdir()
+    (folder / "jobs").mkdir()
+    first = tiny_job("hippocampus_fedcostwavg", folder / "jobs")
+    seen = SimpleNamespace(folder=folder, data=data, out=out, first=first, run=folder / "run", trace=folder / "trace")
+    with running(read_project(TEMPLATE), POLICY, data, list(SITES), out, LIMITS) as local:
+        kits = {kit.name: kit.folder for kit in local.federation.kits}
+        kit = kits["coordinator@example.org"]
+        seen.kits, seen.port = kits, local.port
+        try:
+            with local.coordinator(SECONDS) as coordinator:
+                seen.submit = fedseg("submit", first.folder, "--kit", kit, "--wait")
+                seen.job_id = seen.submit.out.strip()
+                second = coordinator.submit(tiny_job("hippocampus_fedavg", folder / "jobs", 1))
+                third = coordinator.submit(hostile_job(folder / "jobs", seen.trace))
+                seen.fetch = fedseg("fetch", seen.job_id, "--kit", kit, "--out", seen.run)
+                seen.running = fedseg("fetch", second, "--kit", kit, "--out", folder / "early")
+                seen.with_certificate = shakes_hands(local.port, kits["alpha"], True)
+                seen.without_certificate = shakes_hands(local.port, kits["alpha"], False)
+                auditor = kits["auditor@example.org"]
+                seen.auditor_jobs = fedseg("jobs", "--kit", auditor)
+                seen.auditor_submit = fedseg("submit", first.folder, "--kit", auditor)
+                seen.auditor_fetch = fedseg("fetch", seen.job_id, "--kit", auditor, "--out", folder / "auditor")
+                seen.unknown = fedseg("fetch", "no-such-job", "--kit", kit, "--out", folder / "unknown")
+                seen.status = {job_id: coordinator.wait(job_id, timeout=SECONDS) for job_id in (second, third)}
+                seen.second, seen.third = second, third
+                (folder / "second").mkdir()
+                seen.second_run, seen.second_failure = fetch_into(coordinator, second, folder / "second")
+                seen.third_fetch = fedseg("fetch", third, "--kit", kit, "--out", folder / "third")
+                seen.jobs = fedseg("jobs", "--kit", kit)
+        except Exception as error:
+            pytest.fail(f"{type(error).__name__}: {error}\n{local.tails()}")
+        seen.alive = [process.pid for process in local.processes()]
+    seen.left, seen.listens = [process.pid for process in local.processes()], listens(local.port)
+    seen.after = fedseg("jobs", "--kit", kit)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def summary(seen):
+    assert seen.fetch.code == 0, seen.fetch.err
+    return json.loads((seen.run / "report" / "summary.json").read_text("utf-8"))
+
+
+def test_the_job_ends_well_with_all_three_sites(seen, summary):
+    assert seen.submit.code == 0, seen.submit.err
+    assert "connected sites: alpha, beta, gamma" in seen.submit.err
+    assert "finished:completed" in seen.submit.err
+    assert [sorted(entry["sites"]) for entry in summary["rounds"]] == [["alpha", "beta", "gamma"]] * ROUNDS
+    assert sorted(summary["final"]["sites"]) == ["alpha", "beta", "gamma"]
+    assert summary["events"] == []
+
+
+def test_the_fetched_run_has_the_form_of_a_run(seen, summary):
+    assert summary["simulated"] is False
+    assert summary["cost"]["peak_rss_mb"] == {}
+    assert summary["federation"]["job_id"] == seen.job_id
+    assert summary["federation"]["submitter"] == "coordinator@example.org"
+    assert (seen.run / summary["final"]["model"]).is_file()
+    assert "hippocampus_fedcostwavg" in (seen.run / "report" / "report.html").read_text("utf-8")
+
+
+def test_the_model_is_the_one_of_a_simulation_with_the_same_seed(seen, summary):
+    simulated = InProcessFederation(seen.first, {site: read_datalist(seen.data / site) for site in SITES})
+    simulated.run()
+    federated = load_file(seen.run / "models" / "last.safetensors")
+    for name, value in simulated.model.weights.items():
+        np.testing.assert_allclose(federated[name], value, rtol=0, atol=1e-6, err_msg=name)
+    for mine, theirs in zip(simulated.rounds, summary["rounds"], strict=True):
+        assert theirs["weights"] == pytest.approx(mine["weights"])
+
+
+def test_each_process_has_a_certificate_of_its_own(seen):
+    entries = json.loads((seen.out / PROCESSES_FILE).read_text("utf-8"))
+    assert [(e["role"], e["name"], e["subject"]) for e in entries] == [
+        ("server", "localhost", "O=coordination,CN=localhost"),
+        ("client", "alpha", "O=alpha,CN=alpha"),
+        ("client", "beta", "O=beta,CN=beta"),
+        ("client", "gamma", "O=gamma,CN=gamma"),
+    ]
+    assert {e["pid"] for e in entries} <= set(seen.alive)
+
+
+def test_the_server_talks_with_nobody_without_a_certificate(seen):
+    assert seen.with_certificate is True
+    assert seen.without_certificate is False
+
+
+def test_a_site_refuses_a_job_that_its_policy_does_not_name_and_the_others_go_on(seen):
+    assert seen.status[seen.second] == "FINISHED:COMPLETED", seen.second_failure
+    (event,) = seen.second_run["events"]
+    assert event["site"] == "gamma"
+    assert "rule jobs: the job is called 'hippocampus_fedavg'; this site takes ['*_fedcostwavg']" in event["what"]
+    assert [sorted(entry["sites"]) for entry in seen.second_run["rounds"]] == [["alpha", "beta"]]
+
+
+def test_a_function_is_no_component(seen):
+    # FLARE calls it ABNORMAL or EXECUTION_EXCEPTION, depending on which process it hears of first.
+    assert seen.status[seen.third] in ("FINISHED:ABNORMAL", "FINISHED:EXECUTION_EXCEPTION")
+    assert not seen.trace.exists(), "the function was called"
+    log = (seen.kits["alpha"] / seen.third / "log.txt").read_text("utf-8")
+    assert "Component 'fedseg.cli.main' at config path 'components.#1' is not in allow_list" in log
+    assert seen.third_fetch.code == 1
+    assert "ended without a finished model" in seen.third_fetch.err
+    assert (seen.folder / "third" / "workspace" / "workspace" / "log.txt").is_file(), "its log is fetched all the same"
+
+
+def test_who_has_no_right_and_what_does_not_exist_is_said(seen):
+    for refused, what in ((seen.auditor_submit, "submit"), (seen.auditor_fetch, "fetch")):
+        assert refused.code == 1
+        assert f"auditor@example.org has no right to {what}" in refused.err
+    assert seen.unknown.code == 1
+    assert "the server knows no such job" in seen.unknown.err
+    assert seen.running.code == 1
+    assert "still running" in seen.running.err
+    for name in ("early", "auditor", "unknown"):
+        assert not (seen.folder / name).exists(), "a failed fetch leaves nothing"
+
+
+def test_jobs_are_listed_for_those_who_may_see_them(seen):
+    assert seen.auditor_jobs.code == seen.jobs.code == 0
+    assert seen.job_id in seen.jobs.out
+    assert seen.third in seen.jobs.out
+
+
+def test_a_kit_of_a_site_is_no_kit_of_a_person(seen, tmp_path):
+    refused = fedseg("jobs", "--kit", seen.kits["alpha"])
+    assert refused.code == 2
+    assert "is no kit of a person" in refused.err
+
+
+def test_nothing_is_left_running(seen):
+    assert len(seen.alive) >= 1 + len(SITES)
+    assert seen.left == []
+    assert seen.listens is False
+    assert seen.after.code == 1
+    assert "Is the server running" in seen.after.err

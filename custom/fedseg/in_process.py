@@ -6,6 +6,7 @@ training. A test holds it equal to FLARE's simulator.
 
 from __future__ import annotations
 
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -13,13 +14,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
+from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from fedseg.data.datalist import Datalist
-from fedseg.errors import AbortedError, FedsegError
+from fedseg.errors import AbortedError, FedsegError, UsageError
 from fedseg.evaluation.metrics import summarise
+from fedseg.executors.message_size import message_size
+from fedseg.executors.protocol import STEPS
+from fedseg.executors.site_profile import SiteProfile
+from fedseg.filters.base import hooks_of, own_names, write_update
+from fedseg.filters.context import SiteContext, patients_of
+from fedseg.filters.restore import restore, update_shapes
+from fedseg.job_encryption import is_encrypted
 from fedseg.jobs import Job
 from fedseg.networks.weights import Arrays
+from fedseg.privacy.update import Update
 from fedseg.training.site_round import site_round
 from fedseg.training.state import SiteState
 from fedseg.training.trainer import SiteTrainer
@@ -33,8 +44,9 @@ class InProcessFederation:
     """Sites, rule and rounds of a job, without FLARE's processes and messages.
 
     A site that refuses a round (its data, its loss, its update) is left out of it and named; any other error ends the
-    run, since it would be an error of the program. Time limits, minimum numbers of sites and stopping rules are not
-    asked. Without a ``state`` folder a site that failed in a round goes on with the optimizer as the failure left it.
+    run, since it would be an error of the program. Updates go through the job's filters, and bytes are those of the
+    messages that FLARE would send. Time limits, minimum numbers of sites and stopping rules are not asked. Without a
+    ``state`` folder a site that failed in a round goes on with the optimizer as the failure left it.
 
     Attributes:
         rounds: the entries of the finished rounds, as in ``summary.json``.
@@ -58,19 +70,34 @@ class InProcessFederation:
             state: folder for the sites' states; None keeps optimizers in memory and hooks in their objects.
             cache: folder for prepared cases, shared by all sites (``cache: disk``).
             tamper: changes an update on its way, called with site, round and arrays: attacks and failures of tests.
+
+        Raises:
+            UsageError: the job encrypts, which only makes sense between processes.
         """
+        if is_encrypted(job.server, job.client):
+            raise UsageError(f"{job.name}: encrypted jobs run with `fedseg simulate`, not in one process.")
         self.plan = job.check()
         workflow = job.build_workflow()
+        self.job_name = job.name
+        self._filters = {site: job.build_filters() for site in datalists}
+        self._shapes = update_shapes(self.plan)
+        private, frozen = own_names(job.build_filters(), self.plan)
+        self._scratch = tempfile.TemporaryDirectory() if state is None else None
+        kept = state if state is not None else Path(self._scratch.name)  # type: ignore[union-attr]
+        self._profiles = {site: _profile(kept, site) for site in datalists}
         self.model, self.selection, self.total_rounds = workflow.model, workflow.selection, workflow.num_rounds
         self.tamper = tamper
-        run_id = uuid.uuid4().hex
+        self.run_id = run_id = uuid.uuid4().hex
         self.trainers = {
             site: SiteTrainer(
                 self.plan,
                 site,
                 datalists[site],
                 SiteState(state / site, run_id) if state is not None else None,
-                hooks=job.build_hooks(),
+                hooks=[*job.build_hooks(), *hooks_of(self._filters[site])],
+                private=private,
+                frozen=frozen,
+                simulated=True,
                 cache_folder=cache,
             )
             for site in sorted(datalists)
@@ -82,7 +109,7 @@ class InProcessFederation:
         for trainer in self.trainers.values():
             for name, value in trainer.statistics().items():
                 self.totals[name] = self.totals.get(name, 0.0) + float(value)
-        self.model.open(self.plan)
+        self.model.open(self.plan, job.initial)
         self.model.start(len(self.trainers))
 
     def run(self, on_round: Callable[[dict[str, Any]], None] = lambda entry: None) -> None:
@@ -100,12 +127,17 @@ class InProcessFederation:
         chosen = self.selection.select(dict(self.sites), self.plan.seed, number)
         self.model.begin_round()
         outgoing = self.model.outgoing()
+        down = message_size(FLModelUtils.to_shareable(FLModel(params_type=ParamsType.FULL, params=outgoing)))
+        traffic: dict[str, tuple[int, int]] = {}
         for site in chosen.sites:
             try:
                 update, report = site_round(self.trainers[site], outgoing, number, self.total_rounds, self.totals)
                 if self.tamper is not None:
                     update = self.tamper(site, number, update)
-                meta = {"client_name": site, **report.to_meta()}
+                sent = self._filter(site, number, Update(update, report), outgoing)
+                traffic[site] = (message_size(write_update(sent, Shareable())), down)
+                update = restore(sent, self._shapes).arrays
+                meta = {"client_name": site, **sent.report.to_meta(), STEPS: [dict(step) for step in sent.steps]}
                 self.model.take(FLModel(params_type=ParamsType.DIFF, params=update, meta=meta))
             except AbortedError:
                 raise
@@ -114,15 +146,38 @@ class InProcessFederation:
         self.model.finish_round()
         for site, report in self.model.reports.items():
             self.sites[site] = replace(self.sites[site], seconds=report.seconds)
-        entry = describe_round(number, time.perf_counter() - start, self.model, {}, chosen)
+        entry = describe_round(number, time.perf_counter() - start, self.model, traffic, chosen)
         self.rounds.append(entry)
         return entry
+
+    def _filter(self, site: str, number: int, update: Update, received: Arrays) -> Update:
+        """What leaves a site instead of its update."""
+        trainer = self.trainers[site]
+        context = SiteContext(
+            site,
+            self.job_name,
+            self.plan,
+            self.run_id,
+            number,
+            self._profiles[site],
+            patients_of(trainer.datalist),
+            received,
+            trainer=trainer,
+        )
+        for item in self._filters[site]:
+            update = item.run(update, context)
+        return update
 
     def evaluate(self, distances: bool = True) -> dict[str, Any]:
         """Score the present model on every site's final split; the form of ``final`` in ``summary.json``."""
         parts = {}
         for site, trainer in self.trainers.items():
             split = trainer.datalist.final_split
-            scored = trainer.validate(self.model.weights, split, distances)
+            scored = trainer.validate(trainer.personal(self.model.weights), split, distances)
             parts[site] = {"split": split, **summarise([case.score for case in scored])}
         return summarise_final(parts, len(self.rounds) - 1)
+
+
+def _profile(state: Path, site: str) -> SiteProfile:
+    folder = state / site
+    return SiteProfile({}, folder, folder / "cache", ledger=folder / "ledger", simulated=True)

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from fedseg.evaluation import curves, overlays
 from fedseg.evaluation.drawing import ACCENT, INK, REGIONS, grid, legend_below, name_ticks, new_figure, save, style
+from fedseg.evaluation.privacy import epsilon_figure
 from fedseg.evaluation.tables import (
     MEAN_OF_CASES,
     MEAN_OF_SITES,
@@ -42,6 +43,7 @@ def draw_figures(summary: Summary, report_dir: Path, task: Task) -> dict[str, Pa
         "hd95_by_site": lambda: scores_by_site(summary, task, "HD95"),
         "weights": lambda: curves.weights(summary),
         "cost": lambda: curves.cost(summary),
+        "epsilon": lambda: epsilon_figure(summary),
         "comparison": lambda: comparison(summary),
         "cross_site": lambda: cross_site(summary),
         "overlays": lambda: overlays.draw_overlays(overlays.read_list(report_dir / "overlays.json"), task),

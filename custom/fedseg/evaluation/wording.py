@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from fedseg.evaluation.privacy import filter_rows
 from fedseg.evaluation.tables import (
     MEAN_OF_CASES,
     MEAN_OF_SITES,
@@ -30,6 +31,9 @@ _SECTIONS = (
     *("rounds", "final", "best", "comparison", "cross_site", "events", "privacy", "cost", "stopped"),
     "task_declaration",
 )
+
+
+_NOT_IN_TABLE = ("coordinates", "secure_noise")
 
 
 @dataclass(frozen=True)
@@ -219,17 +223,22 @@ def privacy_table(summary: Summary) -> TextTable:
     sites = part(summary, "privacy", "sites")
     total = summary_total = part(summary, "privacy", "total")
     named = {**sites, **({"Total": summary_total} if total else {})}
-    keys = list(dict.fromkeys(key for entry in named.values() for key in part(entry)))
+    keys = list(dict.fromkeys(key for entry in named.values() for key in part(entry) if key not in _NOT_IN_TABLE))
     body = [[str(name), *(plain(part(entry).get(key)) for key in keys)] for name, entry in named.items()]
     return TextTable(("Site", *(key.replace("_", " ") for key in keys)), body, int(bool(total)))
 
 
 def privacy_facts(summary: Summary) -> TextTable:
     """What the privacy section says besides its sites, e.g. the parameters of an encryption."""
-    rest = {k: v for k, v in part(summary, "privacy").items() if k not in ("sites", "total") or not v}
+    rest = {k: v for k, v in part(summary, "privacy").items() if k not in ("sites", "total", "filters") or not v}
     if not isinstance(part(summary, "privacy").get("total"), Mapping):
         rest |= {"total": part(summary, "privacy").get("total")}
     return _facts({k: v for k, v in rest.items() if v not in (None, {}, [])})
+
+
+def filter_table(summary: Summary) -> TextTable:
+    """The filters through which every update went, in order, and what they are for."""
+    return TextTable(("Filter", "Arguments", "What it does"), filter_rows(summary), 0, 3)
 
 
 def event_table(summary: Summary) -> TextTable:

@@ -18,7 +18,7 @@ from fedseg.errors import DataError, RefusalError
 from fedseg.networks.registry import Network, parse_network
 from fedseg.networks.weights import Arrays, contiguous, get_weights, set_weights
 from fedseg.tasks.registry import resolve_task
-from fedseg.tasks.task import Task
+from fedseg.tasks.task import Region, Task
 from fedseg.training.plan import Plan
 from fedseg.version import __version__
 
@@ -137,10 +137,12 @@ def initial_weights(plan: Plan, initial: Path | None = None) -> Arrays:
             f"The initial model {initial} is of another network than the job's: {model.network.to_dict()}, "
             f"and the job has {plan.network.to_dict()}."
         )
-    mine, its = ((len(t.channels), t.output_channels) for t in (plan.task, model.task))
+    # Not only as many channels and outputs: the same ones, in the same order.
+    mine, its = (f"{', '.join(t.channels)} to {', '.join(map(_words, t.regions))}" for t in (plan.task, model.task))
     if mine != its:
-        raise DataError(
-            f"The initial model {initial} has (channels, outputs) {its}, and the job's task {mine}; train it on the "
-            "job's task."
-        )
+        raise DataError(f"The initial model {initial} was made for {its}; the job needs one for {mine}.")
     return {name: np.array(model.weights[name]) for name in get_weights(model.build())}
+
+
+def _words(region: Region) -> str:
+    return f"{region.name} ({' + '.join(region.classes)})"

@@ -1,0 +1,219 @@
+"""Filters with a formal guarantee: a site's update is clipped, and noise is added before it leaves.
+
+What is protected is the whole update of one site in one round, and with it every patient behind it: whatever the
+site's data were, the clipped updates differ by no more than the sensitivity, which the noise hides. The server may be
+curious or broken into; nobody has to be trusted but the site itself. Each release is entered in the site's ledger
+before it leaves, and none leaves that would exceed the site's budget.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from fedseg.errors import ConfigurationError, RefusalError
+from fedseg.filters.base import UpdateFilter
+from fedseg.filters.context import SiteContext
+from fedseg.networks.weights import Arrays
+from fedseg.privacy.accounting import (
+    NEIGHBOURS,
+    REPLACE,
+    SITE_UPDATE,
+    Release,
+    check_delta,
+    epsilon,
+    relative_to_sensitivity,
+)
+from fedseg.privacy.ledger import Ledger
+from fedseg.privacy.noise import NoiseSource, SecureNoise, SeededNoise, gaussian_mechanism, laplace_mechanism
+from fedseg.privacy.policy import LARGEST_EPSILON
+from fedseg.privacy.update import DENSE, Stage, Update
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Protected:
+    """What a mechanism gives: arrays in a form, what they cost, and what may be told of them."""
+
+    arrays: Arrays
+    release: Release
+    facts: dict[str, Any]
+    form: str = DENSE
+
+
+class GuaranteedFilter(UpdateFilter):
+    """A mechanism whose every release is charged to the site's ledger.
+
+    A filter overrides ``planned``, ``protect`` and ``describe``. Noise is drawn from a cryptographic generator at a
+    real site, and from a seeded one in a simulation, so that runs can be repeated.
+    """
+
+    stage: ClassVar[Stage] = Stage.NOISE
+    accepts_extras: ClassVar[bool] = True
+    guarantees: ClassVar[bool] = True
+
+    def __init__(self, delta: float, neighbours: str) -> None:
+        super().__init__()
+        check_delta(delta)
+        if neighbours not in NEIGHBOURS:
+            raise ConfigurationError(f"{type(self).__name__}.neighbours", neighbours, f"one of {NEIGHBOURS}")
+        self.delta, self.neighbours = delta, neighbours
+
+    @abstractmethod
+    def planned(self) -> Release:
+        """The most that one release can cost, as the accountant understands it; the same in every round."""
+
+    @abstractmethod
+    def protect(self, update: Update, noise: NoiseSource, context: SiteContext) -> Protected:
+        """What may leave, and what it costs; facts that depend on the data only in simulations."""
+
+    def epsilon_after(self, rounds: int) -> float:
+        """Epsilon of so many releases at most, if the ledger holds nothing else."""
+        return epsilon([replace(self.planned(), count=rounds)], self.delta)
+
+    def apply(self, update: Update, context: SiteContext) -> Update:
+        simulated, policy = context.profile.simulated, context.profile.policy
+        budget = policy.budget(context.plan.dataset) if policy is not None else None
+        delta = self.delta if budget is None else min(self.delta, budget.delta)
+        if delta * len(context.patients) >= 1:
+            # Publishing one patient drawn by lot has an epsilon of 0 at this delta.
+            raise RefusalError(
+                "privacy",
+                f"{type(self).__name__}: delta {delta:g} is not below one over the number of this site's patients, so "
+                "its epsilon would protect nobody. Set the filter's delta lower; 1e-5 is usual.",
+            )
+        words = (context.plan.seed, context.site, context.round_number, "noise")
+        protected = self.protect(update, SeededNoise(*words) if simulated else SecureNoise(), context)
+        # Entered before anything leaves; what is refused here stays.
+        spent = Ledger(context.profile.ledger, simulated=simulated).charge(
+            context.plan.dataset,
+            context.patients,
+            protected.release,
+            job=context.job,
+            run_id=context.run_id,
+            round_number=context.round_number,
+            delta=delta,
+            budget=budget.epsilon if budget is not None else None,
+            limit=None if policy is not None and policy.allow_large_epsilon else LARGEST_EPSILON,
+            clip=self.describe().get("clip"),
+        )
+        logger.info(
+            "Round %d: epsilon %.4g at delta %g after %d releases (%s); the noise is %.3g times as long as the signal",
+            context.round_number,
+            spent.epsilon,
+            delta,
+            spent.releases,
+            spent.unit,
+            protected.facts.get("noise_to_signal", math.nan),
+        )
+        step = self.step(
+            mechanism=protected.release.mechanism,
+            unit=protected.release.unit,
+            epsilon=spent.epsilon,
+            releases=spent.releases,
+            secure_noise=not simulated,
+            **protected.facts,
+        )
+        step["delta"] = delta
+        report = replace(update.report, epsilon=spent.epsilon)
+        return update.after(step, protected.arrays, protected.form, report)
+
+
+class GaussianNoise(GuaranteedFilter):
+    """Clip to an L2 norm and add Gaussian noise: DP-FedAvg with the noise added by each site for itself.
+
+    McMahan et al., "Learning differentially private recurrent language models" (ICLR 2018); here the server is not
+    trusted, so that the noise of all sites adds up. The noise has the standard deviation noise_multiplier * clip in
+    every coordinate. With n coordinates it is noise_multiplier * sqrt(n) times as long as the largest update
+    (``noise_to_signal``): with a million of them it buries any update, so jobs share a small part of the network.
+    """
+
+    def __init__(self, clip: float, noise_multiplier: float, delta: float = 1e-5, neighbours: str = REPLACE) -> None:
+        """Set the mechanism.
+
+        Args:
+            clip: largest L2 norm of an update, over all its arrays together; above 0.
+            noise_multiplier: standard deviation of the noise over ``clip``; above 0.
+            delta: for which epsilon is stated; well below one over the number of patients.
+            neighbours: ``replace`` (sensitivity 2 * clip) or ``add-remove`` (clip).
+
+        Raises:
+            ConfigurationError: an argument is not allowed.
+        """
+        super().__init__(delta, neighbours)
+        self.clip = _positive("GaussianNoise.clip", clip)
+        self.noise_multiplier = _positive("GaussianNoise.noise_multiplier", noise_multiplier)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            **super().describe(),
+            "clip": self.clip,
+            "noise_multiplier": self.noise_multiplier,
+            "delta": self.delta,
+            "neighbours": self.neighbours,
+        }
+
+    def planned(self) -> Release:
+        multiplier = relative_to_sensitivity(self.noise_multiplier, self.neighbours)
+        return Release("gaussian", multiplier, unit=SITE_UPDATE, neighbours=self.neighbours)
+
+    def protect(self, update: Update, noise: NoiseSource, context: SiteContext) -> Protected:
+        count = sum(array.size for array in update.arrays.values())
+        arrays = gaussian_mechanism(update.arrays, self.clip, self.noise_multiplier, noise)
+        facts = {"coordinates": count, "noise_to_signal": self.noise_multiplier * math.sqrt(count)}
+        return Protected(arrays, self.planned(), facts)
+
+
+class LaplaceNoise(GuaranteedFilter):
+    """Clip to an L1 norm and add Laplace noise: a pure epsilon, at the price of more noise than ``GaussianNoise``.
+
+    Dwork et al., "Calibrating noise to sensitivity in private data analysis" (TCC 2006). The noise has the scale
+    noise_multiplier * clip in every coordinate.
+    """
+
+    def __init__(self, clip: float, noise_multiplier: float, delta: float = 1e-5, neighbours: str = REPLACE) -> None:
+        """Set the mechanism.
+
+        Args:
+            clip: largest L1 norm of an update, over all its arrays together; above 0.
+            noise_multiplier: scale of the noise over ``clip``; above 0.
+            delta: for the composition over rounds; a single release needs none.
+            neighbours: ``replace`` (sensitivity 2 * clip) or ``add-remove`` (clip).
+
+        Raises:
+            ConfigurationError: an argument is not allowed.
+        """
+        super().__init__(delta, neighbours)
+        self.clip = _positive("LaplaceNoise.clip", clip)
+        self.noise_multiplier = _positive("LaplaceNoise.noise_multiplier", noise_multiplier)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            **super().describe(),
+            "clip": self.clip,
+            "norm": "L1",
+            "noise_multiplier": self.noise_multiplier,
+            "delta": self.delta,
+            "neighbours": self.neighbours,
+        }
+
+    def planned(self) -> Release:
+        multiplier = relative_to_sensitivity(self.noise_multiplier, self.neighbours)
+        return Release("laplace", multiplier, unit=SITE_UPDATE, neighbours=self.neighbours)
+
+    def protect(self, update: Update, noise: NoiseSource, context: SiteContext) -> Protected:
+        # The L1 norm of n draws is about n scales.
+        count = sum(array.size for array in update.arrays.values())
+        arrays = laplace_mechanism(update.arrays, self.clip, self.noise_multiplier, noise)
+        facts = {"coordinates": count, "noise_to_signal": self.noise_multiplier * count}
+        return Protected(arrays, self.planned(), facts)
+
+
+def _positive(name: str, value: Any) -> float:
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise ConfigurationError(name, value, "a finite number above 0")
+    return float(value)

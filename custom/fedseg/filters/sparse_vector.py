@@ -1,0 +1,136 @@
+"""The sparse vector technique as a filter: a few coordinates, chosen and sent with noise (Li et al., MLMI 2019)."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import numpy as np
+
+from fedseg.errors import ConfigurationError
+from fedseg.filters.context import SiteContext
+from fedseg.filters.noise import GuaranteedFilter, Protected
+from fedseg.networks.weights import Arrays
+from fedseg.privacy.accounting import REPLACE, SITE_UPDATE, Release
+from fedseg.privacy.noise import NoiseSource
+from fedseg.privacy.sparse import to_sparse
+from fedseg.privacy.sparse_vector import CHARGES, EVERY_PASS, SINGLE_PASS, sparse_vector
+from fedseg.privacy.top_k import check_fraction, selected_count
+from fedseg.privacy.update import SPARSE, Update
+
+logger = logging.getLogger(__name__)
+_MAX_PASSES = 20
+
+
+class SparseVector(GuaranteedFilter):
+    """Chooses up to a fraction of the coordinates by noisy comparisons, and sends them with noise, sparse on the wire.
+
+    The update is divided by the site's optimizer steps, so that clip and threshold are in units of one step, and
+    multiplied again at the end. One pass by default; see ``privacy.sparse_vector`` for what is private and why. With
+    many coordinates the noise of a meaningful epsilon is far larger than any update: the choice is then little better
+    than chance, which the site's log tells (``overlap``), and the values are noise within the clip.
+    """
+
+    gives = SPARSE
+
+    def __init__(
+        self,
+        fraction: float,
+        clip: float,
+        threshold: float,
+        epsilon_threshold: float,
+        epsilon_query: float,
+        epsilon_release: float,
+        charge: str = SINGLE_PASS,
+        delta: float = 1e-5,
+    ) -> None:
+        """Set the mechanism; no epsilon has a default.
+
+        Args:
+            fraction: above 0, at most 1: at most ceil(fraction * n) of n coordinates are sent.
+            clip: largest magnitude of a coordinate per step (gamma), before and after the noise.
+            threshold: magnitude per step from which a coordinate is sent (tau).
+            epsilon_threshold, epsilon_query: for the choice, in every pass.
+            epsilon_release: for the sent values together.
+            charge: ``single_pass`` (fewer coordinates may be sent) or ``every_pass`` (passes until the fraction is
+                reached, each charged).
+            delta: for the composition over rounds.
+
+        Raises:
+            ConfigurationError: an argument is not allowed.
+        """
+        super().__init__(delta, REPLACE)
+        check_fraction("SparseVector.fraction", fraction)
+        for name, value in (
+            ("clip", clip),
+            ("epsilon_threshold", epsilon_threshold),
+            ("epsilon_query", epsilon_query),
+            ("epsilon_release", epsilon_release),
+        ):
+            if type(value) not in (int, float) or not 0 < value < math.inf:
+                raise ConfigurationError(f"SparseVector.{name}", value, "a finite number above 0")
+        if type(threshold) not in (int, float) or not 0 <= threshold < math.inf:
+            raise ConfigurationError("SparseVector.threshold", threshold, "a finite number from 0 up")
+        if charge not in CHARGES:
+            raise ConfigurationError("SparseVector.charge", charge, f"one of {CHARGES}")
+        self.fraction, self.clip, self.threshold, self.charge = fraction, float(clip), float(threshold), charge
+        self.epsilons = (float(epsilon_threshold), float(epsilon_query), float(epsilon_release))
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            **super().describe(),
+            "fraction": self.fraction,
+            "clip": self.clip,
+            "norm": "coordinate, per step",
+            "threshold": self.threshold,
+            "epsilon_threshold": self.epsilons[0],
+            "epsilon_query": self.epsilons[1],
+            "epsilon_release": self.epsilons[2],
+            "charge": self.charge,
+            "delta": self.delta,
+            "neighbours": self.neighbours,
+        }
+
+    def planned(self) -> Release:
+        passes = _MAX_PASSES if self.charge == EVERY_PASS else 1
+        return self._cost(passes)
+
+    def protect(self, update: Update, noise: NoiseSource, context: SiteContext) -> Protected:
+        steps = max(1, update.report.num_steps)
+        names = sorted(update.arrays)
+        values = np.concatenate([update.arrays[name].ravel() for name in names]) / steps
+        count = selected_count(self.fraction, values.size)
+        found = sparse_vector(
+            values, count, self.clip, self.threshold, *self.epsilons, noise, charge=self.charge, max_passes=_MAX_PASSES
+        )
+        logger.info(
+            "%d of %d coordinates sent, overlap with the largest: %s",
+            len(found.indices),
+            values.size,
+            found.overlap_with_top_k,
+        )
+        sent = np.zeros(values.size)
+        sent[found.indices] = found.released * steps
+        mask = np.zeros(values.size, bool)
+        mask[found.indices] = True
+        facts: dict[str, Any] = {"coordinates": values.size, "sent": len(found.indices)}
+        if context.profile.simulated:
+            # Computed from the exact update: for experiments only, and not covered by epsilon.
+            facts["overlap_with_top_k"] = found.overlap_with_top_k
+        arrays = to_sparse(_split(sent, update.arrays, names), _split(mask, update.arrays, names))
+        return Protected(arrays, self._cost(found.passes), facts, SPARSE)
+
+    def _cost(self, passes: int) -> Release:
+        threshold, query, release = self.epsilons
+        return Release("pure", epsilon=passes * (threshold + query) + release, unit=SITE_UPDATE)
+
+
+def _split(flat: np.ndarray, like: Arrays, names: list[str]) -> Arrays:
+    """A flat array as arrays of the shapes of ``like``, in its order; floating ones of its types."""
+    parts, position = {}, 0
+    for name in names:
+        part = flat[position : position + like[name].size].reshape(like[name].shape)
+        parts[name] = part.astype(like[name].dtype) if part.dtype.kind == "f" else part
+        position += like[name].size
+    return {name: parts[name] for name in like}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from nvflare.apis.controller_spec import ControllerSpec as Controller
 from nvflare.apis.executor import Executor
+from nvflare.apis.filter import Filter
 
 from fedseg.aggregators.base import Aggregator
 from fedseg.aggregators.control_variates import SharedArrays
@@ -64,7 +65,7 @@ def test_the_allow_list_is_what_the_jobs_use_and_the_method_table_offers():
 def test_every_listed_class_is_a_component_and_no_function(path):
     module, _, name = path.rpartition(".")
     found = getattr(importlib.import_module(module), name)
-    bases = (Aggregator, ServerOptimizer, SharedArrays, SiteSelection, TrainingHook, Executor, Controller)
+    bases = (Aggregator, ServerOptimizer, SharedArrays, SiteSelection, TrainingHook, Executor, Controller, Filter)
     assert inspect.isclass(found)
     assert issubclass(found, bases)
     assert not inspect.isabstract(found)
@@ -189,3 +190,113 @@ def test_a_job_of_another_version_is_not_packed(job, tmp_path):
     with pytest.raises(ConfigurationError, match=r"9\.9"):
         package_job(job, tmp_path / "packed")
     assert not (tmp_path / "packed").exists()
+
+
+# ------------------------------------------------------------------------- filters
+
+
+def filtered(folder, *chain, tasks=("train",), restored=True):
+    """A copy of brats_fedavg with filters, each a name and arguments."""
+    job = read_job(Path(shutil.copytree(ROOT / "jobs" / "brats_fedavg", folder / "job")))
+    filters = [{"path": PATHS[name], "args": dict(arguments)} for name, arguments in chain]
+    job.client["task_result_filters"] = [{"tasks": list(tasks), "filters": filters}]
+    if restored:
+        restore = {"path": "fedseg.filters.restore.RestoreUpdate", "args": {}}
+        job.server["task_result_filters"] = [{"tasks": ["train"], "direction": "in", "filters": [restore]}]
+    return job
+
+
+PATHS = {path.rpartition(".")[2]: path for path in FEDSEG_CLASSES}
+SHARE, QUANTIZE, CLIP = ("ShareFraction", {"fraction": 0.1}), ("QuantizeUpdate", {}), ("NormClip", {"norm": 1.0})
+
+
+def test_filters_are_built_in_order_and_fresh(tmp_path):
+    job = filtered(tmp_path, ("PrivateLayers", {"last": 1}), CLIP, SHARE, QUANTIZE)
+    job.check()
+    first, second = job.build_filters(), job.build_filters()
+    assert [type(f).__name__ for f in first] == ["PrivateLayers", "NormClip", "ShareFraction", "QuantizeUpdate"]
+    assert not {id(f) for f in first} & {id(f) for f in second}
+    assert job.build_filters("validate") == []
+    assert read_job(ROOT / "jobs" / "brats_fedavg").build_filters() == []
+
+
+def test_a_setting_reaches_a_filter(tmp_path):
+    job = filtered(tmp_path, SHARE)
+    apply_settings(job, None, None, None, ["filter.ShareFraction.fraction=0.01", "filter.ShareFraction.clip=0.5"])
+    job.check()
+    (built,) = read_job(job.write(tmp_path / "copy")).build_filters()
+    assert (built.fraction, built.clip) == (0.01, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("filter.NormClip.norm=1", r"filter\.CLASS\.ARGUMENT=VALUE; this job has: \['ShareFraction'\]"),
+        ("filter.ShareFraction=1", r"filter\.CLASS\.ARGUMENT=VALUE"),
+        ("filter.ShareFraction.fraction=2", r"ShareFraction\.fraction is 2"),
+        ("filter.ShareFraction.part=2", r"ShareFraction\.part is not known"),
+    ],
+)
+def test_a_wrong_setting_of_a_filter_is_refused(tmp_path, setting, said):
+    with pytest.raises(FedsegError, match=said):
+        set_and_check(filtered(tmp_path, SHARE), setting)
+
+
+@pytest.mark.parametrize(
+    ("chain", "said"),
+    [
+        ((QUANTIZE, SHARE), "ShareFraction.*in its place: layers, clip, noise, sparsify, quantise, encrypt"),
+        ((SHARE, CLIP), "NormClip.*in its place"),
+        ((CLIP, CLIP), "at most one filter of each"),
+        ((("PrivateLayers", {"last": 1}), ("SharedLayers", {"last": 1})), "at most one filter of each"),
+        ((("PrivateLayers", {"patterns": ["head.*"]}),), r"PrivateLayers\.patterns"),
+        ((("PrivateLayers", {"patterns": ["*"]}),), "leaves something to share"),
+        ((("RestoreUpdate", {}),), "RestoreUpdate.*filters over updates"),
+    ],
+)
+def test_a_chain_that_no_update_passes_is_refused(tmp_path, chain, said):
+    with pytest.raises(ConfigurationError, match=said):
+        filtered(tmp_path, *chain).check()
+
+
+@pytest.mark.parametrize(("chain", "form"), [((SHARE,), "sparse"), ((QUANTIZE,), "quantised")])
+def test_a_form_that_the_server_would_not_restore_is_refused(tmp_path, chain, form):
+    with pytest.raises(ConfigurationError, match=f"RestoreUpdate.*since updates arrive {form}"):
+        filtered(tmp_path, *chain, restored=False).check()
+
+
+def test_a_chain_of_the_wrong_direction_restores_nothing(tmp_path):
+    job = filtered(tmp_path, SHARE)
+    job.server["task_result_filters"][0]["direction"] = "out"
+    with pytest.raises(ConfigurationError, match="RestoreUpdate"):
+        job.check()
+
+
+def test_filters_over_other_tasks_than_updates_are_refused(tmp_path):
+    """They would hold back every score."""
+    with pytest.raises(ConfigurationError, match=r"'validate'.*only those send updates"):
+        filtered(tmp_path, SHARE, tasks=("train", "validate")).check()
+
+
+def test_two_chains_for_one_task_are_refused(tmp_path):
+    job = filtered(tmp_path, SHARE)
+    job.client["task_result_filters"] *= 2
+    with pytest.raises(ConfigurationError, match="one chain of filters only"):
+        job.check()
+
+
+@pytest.mark.parametrize(
+    "chains", ["x", ["x"], [{"tasks": ["train"]}], [{"tasks": "train", "filters": [{"path": "x"}]}]]
+)
+def test_malformed_chains_are_refused(job, chains):
+    job.client["task_result_filters"] = chains
+    with pytest.raises(ConfigurationError, match=r"task_result_filters|component_policy"):
+        job.check()
+
+
+def test_filters_that_cannot_protect_shared_arrays_are_refused(tmp_path):
+    job = read_job(Path(shutil.copytree(ROOT / "jobs" / "brats_scaffold", tmp_path / "job")))
+    filters = [{"path": PATHS["NormClip"], "args": {"norm": 1.0}}]
+    job.client["task_result_filters"] = [{"tasks": ["train"], "filters": filters}]
+    with pytest.raises(ConfigurationError, match=r"NormClip.*protects further arrays too.*workflow\.shared_arrays"):
+        job.check()

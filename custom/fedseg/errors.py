@@ -47,8 +47,8 @@ class RefusalError(FedsegError):
         """Refuse.
 
         Args:
-            reason: one word for machines: ``version``, ``plan``, ``task``, ``data``, ``weights``, ``loss``, ``state``
-                or ``report``.
+            reason: one word for machines: ``version``, ``plan``, ``task``, ``data``, ``weights``, ``loss``, ``state``,
+                ``report``, ``policy``, ``privacy``, ``guard`` or ``history``.
             text: one sentence for people, free of file names and patient ids.
         """
         super().__init__(text)

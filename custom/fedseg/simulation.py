@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedseg.component_policy import site_resources
+from fedseg.component_policy import site_privacy, site_resources
 from fedseg.data.datalist import FILE_NAME, read_datalist
 from fedseg.errors import FedsegError, UsageError
-from fedseg.executors.site_profile import DATA_VARIABLE, STATE_VARIABLE
+from fedseg.executors.site_profile import CONTEXT_FILE, DATA_VARIABLE, LEDGER_VARIABLE, POLICY_FILE, STATE_VARIABLE
+from fedseg.job_encryption import is_encrypted
 from fedseg.jobs import Job, read_job
 from fedseg.processes import MemoryWatch, end_processes, process_group, process_tree
+from fedseg.simulated_encryption import give_contexts, open_models
 from fedseg.training.plan import PLAN_FILE
 from fedseg.version import __version__
 from fedseg.workflows.checkpoint import Checkpoints
@@ -138,7 +140,13 @@ def check_sites(out: Path, job: Job, sites: Sequence[str]) -> None:
 
 
 def simulate(
-    job: Job, data: Path, out: Path, sites: list[str], on_event: Callable[[Event], None], gpu: str | None = None
+    job: Job,
+    data: Path,
+    out: Path,
+    sites: list[str],
+    on_event: Callable[[Event], None],
+    gpu: str | None = None,
+    ledger: Path | None = None,
 ) -> SimulationResult:
     """Run a job in FLARE's simulator, every site a process of its own.
 
@@ -149,6 +157,7 @@ def simulate(
         sites: names of the sites.
         on_event: called with each event of the server as it happens.
         gpu: FLARE's GPU list; None leaves each site the device that torch finds (the first GPU, else the CPU).
+        ledger: folder for the sites' privacy ledgers; None keeps them with the run, so that runs do not add up.
 
     Raises:
         FedsegError: the run ended without a model; the text names the reason and the log.
@@ -160,15 +169,23 @@ def simulate(
     job.workflow.setdefault("run_id", uuid.uuid4().hex)
     _write_job(job, out / MARKER)
     _clear_for_start(out, job.workflow.get("resume_round"))
+    encrypted = is_encrypted(job.server, job.client)
+    if encrypted:
+        give_contexts(out / "state", sites, SERVER)
     workspace = out / "workspace"
     (workspace / "local").mkdir(parents=True)
     (workspace / "local" / "resources.json").write_text(json.dumps(site_resources(), indent=2), "utf-8")
+    if any((data / site / POLICY_FILE).exists() for site in sites):
+        (workspace / "local" / "privacy.json").write_text(json.dumps(site_privacy(), indent=2), "utf-8")
     environment = {
         **os.environ,
         DATA_VARIABLE: str(data.resolve()),
         STATE_VARIABLE: str((out / "state").resolve()),
         "PYTHONUNBUFFERED": "1",
     }
+    environment.pop(LEDGER_VARIABLE, None)
+    if ledger is not None:
+        environment[LEDGER_VARIABLE] = str(ledger.resolve())
     command = [sys.executable, "-m", "nvflare.private.fed.app.simulator.simulator", str((out / MARKER).resolve())]
     command += ["-w", str(workspace.resolve()), "-c", ",".join(sites)]
     command += ["-gpu", gpu] if gpu else ["-t", str(len(sites))]
@@ -186,6 +203,9 @@ def simulate(
             end_processes({*family, *process_group(process.pid)})
             _rescue_updates(out)
     results = _collect(out, log)
+    if encrypted:
+        context = out / "state" / sites[0] / CONTEXT_FILE
+        results = open_models(results, out / _SERVER_FOLDER, out / "models", context)
     return SimulationResult(results, time.monotonic() - start, {**watch.peak, "total": watch.peak_total})
 
 

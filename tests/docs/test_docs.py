@@ -15,6 +15,7 @@ from fedseg.cli import build_parser
 from fedseg.data.datalist import read_datalist
 from fedseg.data.findings import CODES
 from fedseg.executors.site_profile import read_profile
+from fedseg.jobs import read_job
 from fedseg.networks.registry import NETWORKS
 from fedseg.tasks.registry import resolve_task
 from fedseg.tasks.task import Task
@@ -59,8 +60,13 @@ def rows(page: Path) -> list[list[str]]:
 
 
 def options_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    """The parser of each subcommand."""
-    return next(dict(a.choices) for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    """The parser of each subcommand; of one that has subcommands itself those, as ``privacy plan``."""
+    found: dict[str, argparse.ArgumentParser] = {}
+    for action in parser._actions:
+        for name, command in action.choices.items() if isinstance(action, argparse._SubParsersAction) else ():
+            inner = options_of(command)
+            found |= {f"{name} {word}": its for word, its in inner.items()} if inner else {name: command}
+    return found
 
 
 @cache
@@ -99,8 +105,9 @@ def command_lines() -> list[tuple[str, str]]:
 
 
 def test_there_are_command_lines_of_every_command():
-    used = {shlex.split(line)[1] for _, line in command_lines()}
-    assert used == set(options_of(parser()))
+    known = set(options_of(parser()))
+    words = [shlex.split(line)[1:3] for _, line in command_lines()]
+    assert {" ".join(two) if " ".join(two) in known else two[0] for two in words} == known
 
 
 @pytest.mark.parametrize(("page", "line"), command_lines())
@@ -124,7 +131,7 @@ def test_scripts_and_jobs_that_are_named_exist():
 
 def test_the_reference_names_every_command_and_option():
     text = COMMAND_PAGE.read_text("utf-8")
-    sections = dict(re.findall(r"^## fedseg (\S+)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
+    sections = dict(re.findall(r"^## fedseg ([^\n]+)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
     assert set(sections) == set(options_of(parser()))
     for name, command in options_of(parser()).items():
         for action in command._actions:
@@ -198,8 +205,13 @@ def test_every_field_of_a_task_is_explained():
 
 
 def test_the_other_examples_are_what_the_code_reads(tmp_path):
-    (plan,) = blocks(JOB_PAGE, "json")
-    assert parse_plan(json.loads(plan)).task.name == "hippocampus"
+    plan, client, server = (json.loads(block) for block in blocks(JOB_PAGE, "json"))
+    assert parse_plan(plan).task.name == "hippocampus"
+    job = read_job(ROOT / "jobs" / "hippocampus_fedavg")
+    job.client.update(client)
+    job.server.update(server)
+    job.check()
+    assert [type(f).__name__ for f in job.build_filters()] == ["NormClip", "ShareFraction"]
     (datalist,) = blocks(DOCS / "reference" / "datalist.md", "json")
     (tmp_path / "datalist.json").write_text(datalist, "utf-8")
     assert len(read_datalist(tmp_path).training[0].images) == 4

@@ -52,7 +52,7 @@ def run(tmp_path_factory):
             p for p in psutil.process_iter(["cmdline"]) if p.pid not in before and str(out) in str(p.info["cmdline"])
         ]
     job.declaration.setdefault("method", plan.method)
-    summary = build_summary(job, result)
+    summary = build_summary(job, result, out / "state")
     (out / "report").mkdir()
     write_summary(summary, out / "report")
     return out, summary, left

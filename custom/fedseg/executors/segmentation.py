@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,26 @@ from nvflare.apis.fl_constant import FLContextKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
+from nvflare.apis.utils.analytix_utils import create_analytic_dxo, send_analytic_dxo
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
-from nvflare.app_common.widgets.streaming import create_analytic_dxo, send_analytic_dxo
 
 from fedseg.errors import AbortedError, ConfigurationError, DataError, FedsegError, RefusalError
 from fedseg.evaluation.metrics import summarise
 from fedseg.executors.admission import admit_data, check_plan, check_version
 from fedseg.executors.case_scores import write_case_scores
+from fedseg.executors.held_update import held, hold, largest
 from fedseg.executors.message_size import message_size
+from fedseg.executors.policy_check import (
+    JobTerms,
+    check_cases,
+    check_job,
+    check_statistics,
+    check_submission,
+    curves_leave,
+    job_terms,
+)
 from fedseg.executors.protocol import (
     BYTES_DOWN,
     BYTES_UP,
@@ -41,9 +52,18 @@ from fedseg.executors.protocol import (
     STATISTICS,
     TEXT,
     TOTALS,
+    UPLOAD,
+    WEIGHED,
+    WEIGHT,
 )
 from fedseg.executors.site_profile import SiteProfile, read_profile
+from fedseg.filters.base import hooks_of, own_names
+from fedseg.filters.chain import update_chain
+from fedseg.filters.context import SiteContext, job_name, patients_of
+from fedseg.filters.encrypt import encrypts
+from fedseg.filters.guard import CURVES
 from fedseg.networks.weights import Arrays
+from fedseg.privacy.policy import OPEN, SitePolicy
 from fedseg.training.hooks import TrainingHook
 from fedseg.training.plan import PLAN_FILE, Plan, read_plan
 from fedseg.training.site_report import SiteReport
@@ -58,8 +78,9 @@ _CODES = {"weights": ReturnCode.BAD_TASK_DATA, "loss": ReturnCode.EXECUTION_RESU
 class SegmentationExecutor(Executor):
     """Trains and validates at one site.
 
-    Tasks: ``prepare`` (accept the job or refuse it), ``train``, ``validate`` and ``submit_model``. Everything that is
-    trained stands in the job's plan file; where data and state are stands in the site's own profile.
+    Tasks: ``prepare`` (accept the job or refuse it), ``train``, ``validate`` and ``submit_model``; in jobs that encrypt
+    updates also ``upload``, until which the update of a round waits on the site's own disk. Everything that is trained
+    stands in the job's plan file; where data and state are stands in the site's own profile.
     """
 
     def __init__(self, hooks: list[str] | None = None) -> None:
@@ -79,6 +100,7 @@ class SegmentationExecutor(Executor):
         self._trainer: SiteTrainer | None = None
         self._run_id = ""
         self._profile: SiteProfile | None = None
+        self._terms: JobTerms | None = None
         self._abort: Signal | None = None
         self._bytes_down = 0
 
@@ -97,11 +119,15 @@ class SegmentationExecutor(Executor):
         tasks: dict[str, Callable[[Shareable, FLContext], Shareable]] = {
             PREPARE: self._prepare,
             AppConstants.TASK_TRAIN: self._train,
+            UPLOAD: self._upload,
             AppConstants.TASK_VALIDATION: self._validate,
             AppConstants.TASK_SUBMIT_MODEL: self._submit_model,
         }
         if task_name not in tasks:
             return make_reply(ReturnCode.TASK_UNKNOWN)
+        if reason := shareable.get_header(REASON):
+            # A filter of the task's data could not do its work.
+            return _refuse(ReturnCode.TASK_DATA_FILTER_ERROR, str(reason), str(shareable.get_header(TEXT)))
         self._abort = abort_signal
         try:
             return tasks[task_name](shareable, fl_ctx)
@@ -130,6 +156,7 @@ class SegmentationExecutor(Executor):
         counts = {split: len(trainer.datalist.split(split)) for split in ("training", "validation", "test")}
         logger.info("Job accepted: %s, plan %s", counts, plan.digest[:12])
         statistics = trainer.statistics()
+        check_statistics(self._guaranteed, statistics)
         answer = {**counts, STATISTICS: statistics} if statistics else counts
         return DXO(DataKind.METRICS, data=answer).to_shareable()
 
@@ -144,17 +171,40 @@ class SegmentationExecutor(Executor):
             trainer.state.keep = kept + 1 if kept else 0
             trainer.state.start, trainer.state.lineage = model.meta.get(START), model.meta.get(LINEAGE)
         update, report = site_round(trainer, received, round_number, total, model.meta.get(TOTALS))
-        self._send_curves(report, round_number, fl_ctx)
+        self._attach(trainer, round_number, received, model.meta, fl_ctx)
+        if curves_leave(self._policy, self._guaranteed):
+            self._send_curves(report, round_number, fl_ctx)
+        apart = encrypts(fl_ctx)
+        report = replace(report, largest=largest(update) if apart else None)
+        report = report.only((self._policy or OPEN).report_fields(self._guaranteed))
+        if apart:
+            hold(self._folder, round_number, model.meta.get(START), update, report)
+            update = {}
         meta = {**report.to_meta(), MetaKey.NUM_STEPS_CURRENT_ROUND: report.num_steps}
         return FLModelUtils.to_shareable(
             FLModel(params_type=ParamsType.DIFF, params=update, meta=meta, current_round=round_number)
+        )
+
+    def _upload(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
+        """The update of the round, now that the server has said what it weighs; the job's filters encrypt it."""
+        task = FLModelUtils.from_shareable(shareable)
+        trainer = self._open(_plan(fl_ctx), task.meta.get(RUN_ID), fl_ctx)
+        if not encrypts(fl_ctx):
+            raise RefusalError("privacy", "The job has no filter that encrypts, so the update stays at this site.")
+        number, weights = int(task.current_round or 0), task.metrics or {}
+        update, report = held(self._folder, number, task.meta.get(START))
+        meta = {**task.meta, WEIGHT: weights.get(trainer.site), WEIGHED: len(weights)}
+        self._attach(trainer, number, {}, meta, fl_ctx)
+        result = {**report.to_meta(), MetaKey.NUM_STEPS_CURRENT_ROUND: report.num_steps}
+        return FLModelUtils.to_shareable(
+            FLModel(params_type=ParamsType.DIFF, params=update, meta=result, current_round=number)
         )
 
     def _validate(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         """Score a model: per split asked for, summaries over the site's cases; single cases stay at the site."""
         dxo = from_shareable(shareable)
         trainer = self._open(_plan(fl_ctx), dxo.meta.get(RUN_ID), fl_ctx)
-        weights = _weights(dxo.data)
+        weights = trainer.personal(_weights(dxo.data))
         splits = {s: trainer.datalist.final_split if s == "final" else s for s in dxo.meta.get(SPLITS, ["validation"])}
         scored: dict[str, list[ScoredCase]] = {}
         for split in dict.fromkeys(splits.values()):
@@ -162,6 +212,10 @@ class SegmentationExecutor(Executor):
         if self._profile is not None and trainer.state is not None:
             name = str(dxo.meta.get(MODEL_NAME, "model"))
             write_case_scores(trainer.state.folder, name, trainer.datalist, scored)
+        if not (self._policy or OPEN).scores_leave(self._guaranteed):
+            split = trainer.datalist.final_split
+            withheld = {"split": split, "cases": len(trainer.datalist.split(split)), "withheld": True}
+            return DXO(DataKind.METRICS, data={"final": withheld}).to_shareable()
         data = {
             asked: {"split": split, "loss": mean_loss(scored[split]), **summarise([c.score for c in scored[split]])}
             for asked, split in splits.items()
@@ -171,6 +225,7 @@ class SegmentationExecutor(Executor):
     def _submit_model(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         """This site's own weights after its last finished round, for FLARE's cross-site evaluation."""
         state = self._open(_plan(fl_ctx), from_shareable(shareable).meta.get(RUN_ID), fl_ctx).state
+        check_submission(self._policy, self._terms)
         saved = state.load(2**31) if state is not None else None
         if saved is None:
             raise RefusalError("weights", "This site has trained no model yet.")
@@ -178,13 +233,20 @@ class SegmentationExecutor(Executor):
         return DXO(DataKind.WEIGHTS, data=weights).to_shareable()
 
     def _open(self, plan: Plan, run_id: str | None, fl_ctx: FLContext) -> SiteTrainer:
-        """The trainer of this run, built at the first task after each start of the process."""
+        """The trainer of this run, built at the first task after each start of the process.
+
+        The site's policy is asked before every task: it may have changed since the last one.
+        """
+        check_version(plan)
+        workspace, site = fl_ctx.get_engine().get_workspace(), fl_ctx.get_identity_name()
+        work_folder = Path(workspace.get_run_dir(fl_ctx.get_job_id()))
+        self._profile = read_profile(site, Path(workspace.get_site_config_dir()), work_folder)
+        self._terms = job_terms(plan, fl_ctx)
+        check_job(self._policy, self._terms)
         if self._trainer is None or (run_id and run_id != self._run_id):
             self._run_id = run_id or fl_ctx.get_job_id()
-            check_version(plan)
-            workspace, site = fl_ctx.get_engine().get_workspace(), fl_ctx.get_identity_name()
-            work_folder = Path(workspace.get_run_dir(fl_ctx.get_job_id()))
-            self._profile = read_profile(site, Path(workspace.get_site_config_dir()), work_folder)
+            chain = update_chain(fl_ctx)
+            private, frozen = own_names(chain, plan)
             self._trainer = SiteTrainer(
                 plan,
                 site,
@@ -192,13 +254,51 @@ class SegmentationExecutor(Executor):
                 SiteState(self._profile.state, self._run_id),
                 device=self._profile.device,
                 cache_folder=self._profile.cache,
-                hooks=[_hook(name, fl_ctx) for name in self.hooks],
+                hooks=[*(_hook(name, fl_ctx) for name in self.hooks), *hooks_of(chain)],
+                private=private,
+                frozen=frozen,
+                simulated=self._profile.simulated,
                 aborted=lambda: bool(self._abort and self._abort.triggered),
             )
+        check_cases(self._policy, len(self._trainer.datalist.training))
         return self._trainer
 
+    @property
+    def _folder(self) -> Path:
+        """This site's folder of the run."""
+        if self._profile is None:
+            raise RefusalError("state", "The task came before the run was opened at this site.")
+        return self._profile.state / self._run_id
+
+    @property
+    def _policy(self) -> SitePolicy | None:
+        return self._profile.policy if self._profile is not None else None
+
+    @property
+    def _guaranteed(self) -> bool:
+        """Whether the job computes a formal guarantee for this site, which then tells nothing besides."""
+        return self._terms is not None and self._terms.guaranteed
+
+    def _attach(
+        self, trainer: SiteTrainer, round_number: int, received: Arrays, meta: Mapping[str, Any], fl_ctx: FLContext
+    ) -> None:
+        """Tell the filters of the result what it was made from."""
+        if self._profile is not None:
+            SiteContext(
+                trainer.site,
+                job_name(fl_ctx),
+                trainer.plan,
+                self._run_id,
+                round_number,
+                self._profile,
+                patients_of(trainer.datalist),
+                received,
+                {key: value for key, value in meta.items() if isinstance(value, str | bool | int | float | list)},
+                trainer,
+            ).attach(fl_ctx)
+
     def _send_curves(self, report: SiteReport, round_number: int, fl_ctx: FLContext) -> None:
-        """TensorBoard curves of this site, which FLARE carries to the server as events."""
+        """TensorBoard curves of this site, sent to the server as FLARE's federated events, which the guard sees."""
         curves: dict[str, float | None] = {"train_loss": report.train_loss, "val_loss": report.val_loss}
         curves.update({f"val_dice/{region}": value for region, value in report.val_dice.items()})
         for tag, value in curves.items():
@@ -206,7 +306,7 @@ class SegmentationExecutor(Executor):
                 dxo = create_analytic_dxo(
                     tag, value, AnalyticsDataType.SCALAR, LogWriterName.TORCH_TB, global_step=round_number
                 )
-                send_analytic_dxo(self, dxo, fl_ctx)
+                send_analytic_dxo(self, dxo, fl_ctx, CURVES, fire_fed_event=True)
 
 
 def _plan(fl_ctx: FLContext) -> Plan:

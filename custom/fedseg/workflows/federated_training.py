@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from fedseg.errors import ConfigurationError, FedsegError, RefusalError
 from fedseg.executors.protocol import KEEP, LINEAGE, MODEL_NAME, SPLITS, START, TOTALS
 from fedseg.executors.site_profile import read_state_folder
 from fedseg.networks.weights import Arrays
+from fedseg.training.model_file import INITIAL_FILE
 from fedseg.training.plan import PLAN_FILE, Plan, read_plan
 from fedseg.training.site_report import parse_report
 from fedseg.training.state import check_run_id
@@ -148,9 +150,10 @@ class FederatedTraining(Participants):
         self.record = RunRecord(run_folder / FOLDER)
         try:
             workspace = self.engine.get_workspace()
-            plan = read_plan(Path(workspace.get_app_config_dir(self.fl_ctx.get_job_id())) / PLAN_FILE)
+            config = Path(workspace.get_app_config_dir(self.fl_ctx.get_job_id()))
+            plan, initial = read_plan(config / PLAN_FILE), config / INITIAL_FILE
             state = read_state_folder("server", Path(workspace.get_site_config_dir()), run_folder)
-            self.open(plan, state)
+            self.open(plan, state, initial if initial.is_file() else None)
             self._prepare()
             self._run_rounds()
             self._finish()
@@ -161,15 +164,16 @@ class FederatedTraining(Participants):
             self.record.event("failed", what=f"An unexpected {type(error).__name__} at the server: {error}")
             raise
 
-    def open(self, plan: Plan, state: Path) -> None:
-        """Start from the plan's seeded network, or from the run's checkpoint where there is one.
+    def open(self, plan: Plan, state: Path, initial: Path | None = None) -> None:
+        """Start from the plan's seeded network, from ``initial``, or from the run's checkpoint where there is one.
 
         Args:
             plan: the job's plan.
             state: the server's state folder; checkpoints lie in a folder named after the run.
+            initial: a model that the job brings to start from.
         """
         self.plan, self._start = plan, time.time()
-        self.model.open(plan)
+        self.model.open(plan, initial)
         self.checkpoints = Checkpoints(state / self.run_id, self.keep_checkpoints)
         self.checkpoints.lock()
         rounds = self.checkpoints.resumable()
@@ -246,8 +250,8 @@ class FederatedTraining(Participants):
             self._train_round()
             if number > 0 and self._beats_best(validation_scores(self.rounds[number])):
                 self.best_round = number - 1
-                self.record.model(BEST_MODEL, self.plan, self._received, number - 1)
-            self.record.model(LAST_MODEL, self.plan, self.model.weights, number)
+                self._store(BEST_MODEL, number - 1)
+            self._store(LAST_MODEL, number)
             self._save_checkpoint()
             self._write_results()
         self._round = -1
@@ -273,21 +277,13 @@ class FederatedTraining(Participants):
         for _ in self.take_in_newcomers(self.plan.digest):
             self.model.join()
         chosen = self.selection.select(dict(self.sites), self.plan.seed, self._round)
-        self._received = self.model.weights
         self.record.event(
             "round", round=self._round, total=self.num_rounds, sites=chosen.sites, selection=chosen.reasons
         )
         if self.keep_updates:
             self.record.update(self._round, "global", self.model.weights)
         self.model.begin_round()
-        message = FLModel(
-            params_type=ParamsType.FULL,
-            params=self.model.outgoing(),
-            current_round=self._round,
-            total_rounds=self.num_rounds,
-            meta={TOTALS: self.totals, KEEP: self.keep_checkpoints, START: self.start_id, LINEAGE: self.lineage},
-        )
-        self.ask("train", message, chosen.sites, self.round_timeout, self._take_update)
+        self._collect(chosen.sites)
         answered, needed = len(self.model.reports), min(self.min_sites, len(chosen.sites))
         if answered < needed:
             raise FedsegError(
@@ -305,6 +301,16 @@ class FederatedTraining(Participants):
         entry = describe_round(self._round, seconds, self.model, self._bytes, chosen)
         self.rounds.append(entry)
         self.record.event("round_done", round=self._round, seconds=seconds, val_dice=entry["val_dice"])
+
+    def _collect(self, sites: Sequence[str]) -> None:
+        """Send the global model to the sites of the round and take in what they make of it."""
+        message = FLModel(params_type=ParamsType.FULL, params=self.model.outgoing(), meta=self._round_meta())
+        message.current_round, message.total_rounds = self._round, self.num_rounds
+        self.ask("train", message, sites, self.round_timeout, self._take_update)
+
+    def _round_meta(self) -> dict[str, Any]:
+        """What sites are told with every round."""
+        return {TOTALS: self.totals, KEEP: self.keep_checkpoints, START: self.start_id, LINEAGE: self.lineage}
 
     def _take_update(self, model: FLModel) -> bool:
         """Hand an update to the aggregator as it arrives; False leaves the site out of the round."""
@@ -346,29 +352,43 @@ class FederatedTraining(Participants):
     def _finish(self) -> None:
         """Score the last model, then the best one where it is another."""
         last_round = len(self.rounds) - 1
-        self.record.model(LAST_MODEL, self.plan, self.model.weights, last_round)
+        file = self._store(LAST_MODEL, last_round)
         self.record.event("evaluate", model="last")
-        last, on_validation = self._evaluate("last", self.model.weights, last_round)
-        last["model"] = LAST_MODEL
+        last, on_validation = self._evaluate("last", last_round)
+        last["model"] = file
         self._write_results(final=last, best={"model": None})
         if self._beats_best(on_validation):
-            self.record.model(BEST_MODEL, self.plan, self.model.weights, last_round)
-            best_scores = dict(last, round=last_round)
+            file = self._store(BEST_MODEL, last_round)
+            best_scores = dict(last, round=last_round, model=file)
         elif self.best_round is not None:
             self.record.event("evaluate", model="best")
-            weights = stored_weights(self.checkpoints.load(self.best_round)[0])
-            self.record.model(BEST_MODEL, self.plan, weights, self.best_round)
-            best_scores = dict(self._evaluate("best", weights, self.best_round)[0], round=self.best_round)
+            file = self._store(BEST_MODEL, self.best_round)
+            best_scores = dict(self._evaluate("best", self.best_round)[0], round=self.best_round, model=file)
         else:
-            best_scores = {}
-        best_scores["model"] = BEST_MODEL if best_scores else None
+            best_scores = {"model": None}
         self._write_results(final=last, best=best_scores)
         self.record.event("finished", mean_dice=last["mean_dice"], pooled_dice=last["pooled_dice"])
 
-    def _evaluate(self, name: str, weights: Arrays, round_number: int) -> tuple[dict[str, Any], Scored]:
+    def _weights_after(self, round_number: int) -> Arrays:
+        """The global model after a finished round: the last one, or one that a checkpoint holds."""
+        if round_number == len(self.rounds) - 1:
+            return self.model.weights
+        return stored_weights(self.checkpoints.load(round_number)[0])
+
+    def _store(self, name: str, round_number: int) -> str:
+        """Write the model after a round in place of the one of the same name; returns the name of its file."""
+        self.record.model(name, self.plan, self._weights_after(round_number), round_number)
+        return name
+
+    def _bring(self, round_number: int, sites: Sequence[str]) -> FLModel:
+        """The message that brings the model after a round to sites, to be scored."""
+        return FLModel(params_type=ParamsType.FULL, params=self._weights_after(round_number), meta={})
+
+    def _evaluate(self, name: str, round_number: int) -> tuple[dict[str, Any], Scored]:
         """Scores on the final split of every site, and each site's Dice on its validation cases."""
         splits = ["final", "validation"] if name == "last" else ["final"]
-        model = FLModel(params_type=ParamsType.FULL, params=weights, meta={SPLITS: splits, MODEL_NAME: name})
+        model = self._bring(round_number, sorted(self.sites))
+        model.meta |= {SPLITS: splits, MODEL_NAME: name}
         answers = self.ask("validate", model, sorted(self.sites), self.round_timeout, self._take_scores)
         if not answers:
             raise FedsegError(f"No site scored the {name} model; it is kept unscored.")

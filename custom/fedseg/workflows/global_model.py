@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,17 @@ from fedseg.aggregators.base import AggregationError, Aggregator
 from fedseg.aggregators.control_variates import SharedArrays
 from fedseg.aggregators.server_optimizers import ServerOptimizer
 from fedseg.errors import RefusalError
+from fedseg.executors.protocol import STEPS
 from fedseg.networks.weights import (
     Arrays,
     apply_difference,
     check_weights,
-    get_weights,
     is_averaged,
     join_extras,
     split_extras,
 )
+from fedseg.privacy.update import Step, parse_steps
+from fedseg.training.model_file import initial_weights
 from fedseg.training.plan import Plan
 from fedseg.training.site_report import SiteReport, parse_report
 
@@ -35,6 +38,7 @@ class GlobalModel:
     Attributes:
         weights: parameters and buffers of the global model.
         reports: what the sites whose updates were taken in this round reported.
+        steps: what the filters of these sites did to their updates, see ``privacy.update``.
     """
 
     def __init__(
@@ -46,15 +50,21 @@ class GlobalModel:
         self.aggregator, self.server_optimizer, self.shared_arrays = aggregator, server_optimizer, shared_arrays
         self.weights: Arrays = {}
         self.reports: dict[str, SiteReport] = {}
+        self.steps: dict[str, tuple[Step, ...]] = {}
 
-    def open(self, plan: Plan) -> None:
-        """Start from the plan's seeded network.
+    def open(self, plan: Plan, initial: Path | None = None) -> None:
+        """Start from the plan's seeded network, or from a model that the job brings.
+
+        Args:
+            plan: the job's plan.
+            initial: a model file of the same task and network, see ``training.model_file``; None for the seeded one.
 
         Raises:
             ConfigurationError: the rule needs reports that sites of this plan do not give.
+            DataError: the model file cannot be read, or is of another task or network.
         """
         self.aggregator.check_plan(plan)
-        self.weights = get_weights(plan.network.build(len(plan.task.channels), plan.task.output_channels, plan.seed))
+        self.weights = initial_weights(plan, initial)
 
     def start(self, total_sites: int) -> None:
         """Prepare what depends on the number of sites that accepted the job; before round 0 only."""
@@ -72,7 +82,7 @@ class GlobalModel:
 
     def begin_round(self) -> None:
         """Forget the updates of the round before."""
-        self.reports = {}
+        self.reports, self.steps = {}, {}
         self.aggregator.reset_stats()
         if self.shared_arrays is not None:
             self.shared_arrays.reset_round()
@@ -89,6 +99,7 @@ class GlobalModel:
             AggregationError: it is no weight difference.
         """
         site, report = model.meta["client_name"], parse_report(model.meta)
+        steps = parse_steps(model.meta.get(STEPS))
         update, extras = split_extras(model.params or {})
         if model.params_type != ParamsType.DIFF or not update:
             raise AggregationError(f"The update of {site} is not a weight difference (WEIGHT_DIFF) with arrays.")
@@ -109,7 +120,7 @@ class GlobalModel:
         if keep is not None:
             keep(site, join_extras(update, extras))
         self.aggregator.accept_model(FLModel(params_type=ParamsType.DIFF, params=update, meta=model.meta))
-        self.reports[site] = report
+        self.reports[site], self.steps[site] = report, steps
         return report
 
     def finish_round(self) -> None:

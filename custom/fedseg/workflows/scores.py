@@ -49,6 +49,7 @@ def describe_round(
                 "bytes_down": traffic.get(site, (0, 0))[1],
                 "seconds": report.seconds,
                 "seconds_training": report.seconds_training,
+                "privacy": [dict(step) for step in model.steps.get(site, ())],
             }
             for site, report in reports.items()
         },
@@ -80,8 +81,11 @@ def is_better(candidate: Scored, best: Scored) -> bool | None:
 
 
 def summarise_final(final: Mapping[str, Mapping[str, Any]], round_number: int) -> dict[str, Any]:
-    """Scores of one model at every site, and their two means; sites without cases are left out."""
-    scored = {site: part for site, part in final.items() if part["cases"]}
+    """Scores of one model at every site, and their two means.
+
+    Sites without cases are left out; those that keep their scores to themselves are named under ``withheld``.
+    """
+    scored = {site: part for site, part in final.items() if part["cases"] and not part.get("withheld")}
     means = [p["dice"]["mean"] for p in scored.values() if p["dice"]["mean"] is not None]
     return {
         "split": "/".join(sorted({part["split"] for part in scored.values()})) or None,
@@ -89,12 +93,15 @@ def summarise_final(final: Mapping[str, Mapping[str, Any]], round_number: int) -
         "mean_dice": sum(means) / len(means) if means else None,
         "pooled_dice": pool(scored.values())["dice"]["mean"] if scored else None,
         "after_round": round_number,
+        "withheld": sorted(site for site, part in final.items() if part.get("withheld")),
     }
 
 
 def readable(metrics: Any) -> bool:
     """Whether a site's scores can be pooled."""
     try:
+        if set(metrics or ()) == {"final"} and metrics["final"].get("withheld") is True:
+            return type(metrics["final"]["cases"]) is int and isinstance(metrics["final"]["split"], str)
         parts = list((metrics or {}).values())
         pool([part for part in parts if part["cases"]])
         numbers = [d for part in parts for d in part["dice"].values() if d is not None]

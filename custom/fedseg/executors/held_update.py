@@ -1,0 +1,61 @@
+"""An update that waits at its site until the server has said what it weighs, in jobs that encrypt updates."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from fedseg.errors import RefusalError
+from fedseg.networks.weights import Arrays, contiguous
+from fedseg.training.site_report import SiteReport, parse_report
+
+logger = logging.getLogger(__name__)
+_FILE = "held.safetensors"
+
+
+def hold(folder: Path, round_number: int, start: str | None, update: Arrays, report: SiteReport) -> None:
+    """Keep an update on the site's own disk, in place of the one before.
+
+    Args:
+        folder: the site's folder of the run.
+        round_number: in which it was made.
+        start: the start of the server that asked for it.
+        update: its arrays.
+        report: what was reported of it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{_FILE}.tmp"
+    header = {"round": str(round_number), "start": str(start), "report": json.dumps(report.to_meta())}
+    try:
+        save_file(contiguous(update), temporary, header)
+        os.replace(temporary, folder / _FILE)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def held(folder: Path, round_number: int, start: str | None) -> tuple[Arrays, SiteReport]:
+    """The update that waits, and what was reported of it.
+
+    Raises:
+        RefusalError: none waits, or one of another round or of another start of the server (reason ``state``).
+    """
+    try:
+        with safe_open(folder / _FILE, framework="numpy") as file:
+            header = file.metadata() or {}
+            update = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        logger.error("No update waits: %s", error)
+        header, update = {}, {}
+    if (header.get("round"), header.get("start")) != (str(round_number), str(start)):
+        raise RefusalError("state", f"No update of round {round_number} waits at this site.")
+    return update, parse_report(json.loads(header["report"]))
+
+
+def largest(update: Arrays) -> float:
+    """Largest absolute value of an update."""
+    return max((float(abs(value).max()) for value in update.values() if value.size), default=0.0)

@@ -1,0 +1,163 @@
+"""Homomorphic encryption as filters: updates leave a site as ciphertext, and models come to it as ciphertext.
+
+Both read the site's key (see ``SiteProfile.encryption_context``) when they need it; it stays in no message and no log.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
+from nvflare.apis.filter import Filter
+from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+from nvflare.app_common.app_constant import AppConstants
+
+from fedseg.errors import ConfigurationError, FedsegError, RefusalError
+from fedseg.executors.protocol import ENCRYPTED_FACTS, MODE, REASON, RUN_ID, SCALE, TEXT, UPLOAD, WEIGHED, WEIGHT
+from fedseg.executors.site_profile import SiteProfile, read_profile
+from fedseg.filters.base import PREFIX, UpdateFilter, result_filters
+from fedseg.filters.context import SiteContext
+from fedseg.filters.kept_model import read_kept, write_kept
+from fedseg.filters.restore import update_shapes
+from fedseg.privacy.encrypted_model import read_encrypted_model
+from fedseg.privacy.encrypted_update import encrypt_update
+from fedseg.privacy.encryption_context import EncryptionContext, EncryptionError, secret_context
+from fedseg.privacy.fixed_point import FixedPoint, choose_fields
+from fedseg.privacy.update import ENCRYPTED, Stage, Update
+from fedseg.training.state import check_run_id
+
+logger = logging.getLogger(__name__)
+ALGORITHM = PREFIX + ENCRYPTED
+_MECHANISM = "homomorphic encryption (BFV)"
+
+
+class EncryptUpdate(UpdateFilter):
+    """Weights the update and encrypts it, all arrays in one vector (task ``upload``).
+
+    Weight, scale, mode and the number of sites come with the task: a site can know neither its weight nor the scale
+    before all sites have told their reports. A value beyond the scale is refused, never cut off.
+
+    It hides the update from the server and from everybody else without the sites' key; the other sites have that key,
+    and the scalars beside the update are not encrypted. See docs/explanation/encryption.md.
+    """
+
+    stage = Stage.ENCRYPT
+    gives = ENCRYPTED
+
+    def apply(self, update: Update, context: SiteContext) -> Update:
+        key = site_key(context.profile)
+        missing = set(update_shapes(context.plan)) ^ set(update.arrays)
+        if missing:
+            raise RefusalError(
+                "privacy", f"{len(missing)} array(s) of the network are kept back, so the update cannot be encrypted."
+            )
+        weight, scale = (_number(context.task_meta, name) for name in (WEIGHT, SCALE))
+        point = _fields(context.task_meta, key)
+        ciphertexts = encrypt_update(update.arrays, weight, scale, point, key)
+        count = sum(value.size for value in update.arrays.values())
+        step = self.step(
+            mechanism=_MECHANISM,
+            mode=context.task_meta[MODE],
+            sites=point.sites,
+            key=key.key,
+            error=point.error,
+            security_bits=key.parameters.security_bits,
+            bytes_per_parameter=ciphertexts.nbytes / count,
+        )
+        return update.after(step, ciphertexts.to_arrays(), ENCRYPTED)
+
+
+class DecryptModel(Filter):
+    """Makes the encrypted model of a task (``train``, ``validate``) a plain one, for the executor and nobody else.
+
+    The plain model of the last round in which the site trained is kept in the site's folder of the run, so that a task
+    needs to carry no more than what was added since. A site that lacks the model to which a task adds says so, and gets
+    everything from the start the next time. A task whose model is not encrypted is refused.
+    """
+
+    def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
+        """FLARE's side; what fails is left to the executor, which answers with the reason."""
+        try:
+            return self._decrypt(shareable, fl_ctx)
+        except RefusalError as error:
+            reason, text = error.reason, str(error)
+        except FedsegError as error:
+            logger.error("%s", error)
+            reason, text = "privacy", "The model could not be decrypted; the site's own log says why."
+        except Exception as error:
+            logger.exception("The model of a task could not be decrypted")
+            reason, text = (
+                "privacy",
+                f"An unexpected {type(error).__name__} stopped the decryption; see the site's log.",
+            )
+        shareable.set_header(REASON, reason)
+        shareable.set_header(TEXT, text)
+        return shareable
+
+    def _decrypt(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
+        try:
+            dxo = from_shareable(shareable)
+        except ValueError:
+            raise RefusalError("weights", "The task carries no model.") from None
+        if dxo.meta.get(MetaKey.PROCESSED_ALGORITHM) != ALGORITHM:
+            raise RefusalError("privacy", "The job decrypts models, but the task carries one that is not encrypted.")
+        profile, folder = _site(str(dxo.meta.get(RUN_ID) or fl_ctx.get_job_id()), fl_ctx)
+        arrays = {str(name): np.asarray(value) for name, value in dxo.data.items()}
+        model = read_encrypted_model(arrays, dxo.meta.get(ENCRYPTED_FACTS))
+        identity, weights = model.decrypt(site_key(profile), read_kept(folder))
+        if fl_ctx.get_prop(FLContextKey.TASK_NAME) == AppConstants.TASK_TRAIN:
+            write_kept(folder, identity, weights)
+        meta = {k: v for k, v in dxo.meta.items() if k not in (MetaKey.PROCESSED_ALGORITHM, ENCRYPTED_FACTS)}
+        return DXO(DataKind.WEIGHTS, data=weights, meta=meta).update_shareable(shareable)
+
+
+def encrypts(fl_ctx: FLContext) -> bool:
+    """Whether the job encrypts its updates, so that none may leave but through the task ``upload``."""
+    return any(isinstance(each, EncryptUpdate) for each in result_filters(fl_ctx, UPLOAD))
+
+
+def site_key(profile: SiteProfile) -> EncryptionContext:
+    """The site's context with the secret key.
+
+    Raises:
+        RefusalError: it is missing, cannot be read, holds no key, or is below 128 bits of security (reason
+            ``privacy``).
+    """
+    try:
+        return secret_context(profile.encryption_context.read_bytes())
+    except OSError as error:
+        logger.error("The encryption context cannot be read: %s", error)
+        raise RefusalError("privacy", "This site has no encryption context, which the job needs.") from None
+    except EncryptionError as error:
+        raise RefusalError("privacy", str(error)) from None
+
+
+def _site(run_id: str, fl_ctx: FLContext) -> tuple[SiteProfile, Path]:
+    """The site's profile, and its folder of the run."""
+    check_run_id(run_id)
+    workspace = fl_ctx.get_engine().get_workspace()
+    work_folder = Path(workspace.get_run_dir(fl_ctx.get_job_id()))
+    profile = read_profile(fl_ctx.get_identity_name(), Path(workspace.get_site_config_dir()), work_folder)
+    return profile, profile.state / run_id
+
+
+def _number(meta: Mapping[str, Any], name: str) -> float:
+    value = meta.get(name)
+    if type(value) not in (int, float):
+        raise RefusalError("privacy", "The task does not say how the update is to be encrypted.")
+    return float(value)  # type: ignore[arg-type]
+
+
+def _fields(meta: Mapping[str, Any], key: EncryptionContext) -> FixedPoint:
+    try:
+        return choose_fields(
+            str(meta.get(MODE)), int(_number(meta, WEIGHED)), key.parameters.plain_modulus, key.parameters.max_sites
+        )
+    except ConfigurationError as error:
+        raise RefusalError("privacy", str(error)) from None

@@ -1,0 +1,66 @@
+"""Keys of simulated runs that encrypt, and their models opened as one of the sites would open them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedseg.executors.site_profile import CONTEXT_FILE, SERVER_CONTEXT_FILE
+from fedseg.privacy.encrypted_file import read_encrypted_file
+from fedseg.privacy.encryption_context import make_contexts, secret_context
+
+
+def give_contexts(state: Path, sites: Sequence[str], server: str) -> None:
+    """Give every simulated site the run's key, and the server the parameters; what is there stays.
+
+    Args:
+        state: folder with the state folder of each site and of the server.
+        sites: their names.
+        server: name of the server's state folder.
+    """
+    present = next((path for path in sorted(state.glob(f"*/{CONTEXT_FILE}"))), None)
+    if present is None:
+        secret, public = make_contexts()
+        _write(state / server / SERVER_CONTEXT_FILE, public)
+    else:
+        secret = present.read_bytes()
+    for site in sites:
+        if not (state / site / CONTEXT_FILE).exists():
+            _write(state / site / CONTEXT_FILE, secret)
+
+
+def open_models(results: dict[str, Any], server: Path, models: Path, context: Path) -> dict[str, Any]:
+    """Copy a run's encrypted models and open them.
+
+    Args:
+        results: what the server recorded; ``final`` and ``best`` name their models.
+        server: the folder in which the server left them.
+        models: where encrypted and opened models go to.
+        context: of one of the sites.
+
+    Returns:
+        The results, with the opened models in place of the encrypted ones.
+
+    Raises:
+        DataError, RefusalError, EncryptionError: a model or the context cannot be read.
+    """
+    key = secret_context(context.read_bytes())
+    opened = dict(results)
+    for part in ("final", "best"):
+        name = (results.get(part) or {}).get("model")
+        if name:
+            shutil.copy2(server / name, models / name)
+            path = (models / name).with_suffix(".safetensors")
+            read_encrypted_file(models / name).decrypt(key, path)
+            opened[part] = {**results[part], "model": path.name}
+    return opened
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a key: for its owner only, from the first byte on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(content)

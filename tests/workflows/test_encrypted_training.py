@@ -1,0 +1,487 @@
+"""The encrypted loop's decisions, with sites that encrypt as real ones do; whole runs are in tests/e2e."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from nvflare.apis.dxo import MetaKey
+from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.shareable import make_reply
+from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
+
+from fedseg.aggregators.dos import DOS
+from fedseg.aggregators.fedavg import FedAvg
+from fedseg.aggregators.fedcostwavg import FedCostWAvg
+from fedseg.aggregators.fednova import FedNova
+from fedseg.aggregators.krum import Krum
+from fedseg.aggregators.norm_clipping import NormClipped
+from fedseg.aggregators.robust import CoordinateMedian, GeometricMedian
+from fedseg.aggregators.server_optimizers import FedAdam
+from fedseg.aggregators.similarity import SimAgg
+from fedseg.errors import AbortedError, ConfigurationError, FedsegError, RefusalError
+from fedseg.executors.protocol import ENCRYPTED_FACTS, MODE, REASON, SCALE, STEPS, TEXT, UPLOAD
+from fedseg.filters.encrypt import ALGORITHM
+from fedseg.networks.weights import apply_difference, get_weights, is_averaged
+from fedseg.privacy.encrypted_file import read_encrypted_file
+from fedseg.privacy.encrypted_model import read_encrypted_model
+from fedseg.privacy.encrypted_update import encrypt_update
+from fedseg.privacy.encryption_context import EncryptionError, make_contexts, secret_context
+from fedseg.privacy.fixed_point import MODES, choose_fields
+from fedseg.training.plan import parse_plan
+from fedseg.training.site_report import SiteReport
+from fedseg.workflows.checkpoint import CheckpointError
+from fedseg.workflows.encrypted_history import EncryptedHistory
+from fedseg.workflows.encrypted_training import EncryptedTraining
+from fedseg.workflows.record import RESULTS_FILE, RunRecord
+from fedseg.workflows.selection import RandomSites
+from tiny import PLAN
+
+SITE, SERVER = make_contexts()
+KEY = secret_context(SITE)
+CASES = {"a": 1, "b": 2, "c": 3}
+START = get_weights(parse_plan(PLAN).network.build(1, 2, PLAN["seed"]))
+
+
+class Sites:
+    """Three sites that keep their models and updates and encrypt with one key.
+
+    Attributes:
+        kept: id and weights of each site's model.
+        updates: every update that was made, by (round, site).
+        received: how many rounds the tasks carried, by (task, round).
+    """
+
+    def __init__(self, spoil=lambda task, site, number, answer: answer):
+        self.kept, self.updates, self.received, self.weights, self.spoil = {}, {}, {}, {}, spoil
+
+    def __call__(self, task, site, model):
+        number = model.current_round
+        if task == "prepare":
+            return FLModel(metrics={"training": CASES[site], "validation": 2, "test": 0})
+        if task == UPLOAD:
+            return self.spoil(task, site, number, self.upload(site, model))
+        try:
+            weights = self.decrypt(task, site, model)
+        except RefusalError as error:
+            return make_reply(ReturnCode.TASK_DATA_FILTER_ERROR, {REASON: error.reason, TEXT: str(error)})
+        if task == "train":
+            return self.spoil(task, site, number, self.train(site, number, weights))
+        return FLModel(metrics=dict.fromkeys(("final", "validation"), score(number)))
+
+    def decrypt(self, task, site, model):
+        assert model.meta[MetaKey.PROCESSED_ALGORITHM] == ALGORITHM
+        facts = json.loads(json.dumps(model.meta[ENCRYPTED_FACTS]))
+        self.received[task, model.current_round] = len(facts["rounds"])
+        identity, weights = read_encrypted_model(model.params, facts).decrypt(KEY, self.kept.get(site))
+        if task == "train":
+            self.kept[site] = identity, weights
+        return weights
+
+    def train(self, site, number, weights):
+        draw = np.random.default_rng([ord(site), number])
+        update = {n: draw.normal(0, 0.01, w.shape).astype(np.float32) for n, w in weights.items() if is_averaged(w)}
+        self.updates[number, site] = update
+        self.weights[number] = weights
+        report = SiteReport(
+            CASES[site], -(-CASES[site] // 2), float(draw.uniform(0.1, 1)), 0.8, {"mean": float(draw.uniform())}, 2,
+            largest=max(float(np.abs(value).max()) for value in update.values()),
+        )  # fmt: skip
+        return FLModel(params_type=ParamsType.DIFF, params={}, meta=report.to_meta())
+
+    def upload(self, site, task):
+        mode, weighed = task.meta[MODE], len(task.metrics)
+        point = choose_fields(mode, weighed, KEY.parameters.plain_modulus, KEY.parameters.max_sites)
+        update = self.updates[task.current_round, site]
+        sent = encrypt_update(update, task.metrics[site], task.meta[SCALE], point, KEY)
+        step = {"filter": "EncryptUpdate", "stage": 60, "mode": mode, "sites": weighed, "key": KEY.key}
+        meta = {MetaKey.PROCESSED_ALGORITHM: ALGORITHM, STEPS: [step]}
+        return FLModel(params_type=ParamsType.DIFF, params=sent.to_arrays(), meta=meta)
+
+    def model_after(self, rounds):
+        """What a server that sees everything would have: the plain loop over the rounds' applied weights."""
+        weights = START
+        for entry in rounds:
+            mean = {
+                name: sum(
+                    w * self.updates[entry["round"], s][name].astype(np.float64) for s, w in entry["weights"].items()
+                )
+                for name in weights
+                if is_averaged(weights[name])
+            }
+            weights = apply_difference(weights, mean)
+        return weights
+
+
+def score(number):
+    none = {"both": 0, "reference": 0, "prediction": 0}
+    part = {"split": "validation", "loss": 1.0, "cases": 2, "hd95": {}, "defined": {"inner": 2, "whole": 2}}
+    return part | {"dice": {"inner": 0.4, "whole": 0.4, "mean": 0.4}, "empty": {"inner": none, "whole": none}}
+
+
+class Scripted(EncryptedTraining):
+    """The loop with these sites in place of FLARE's messages."""
+
+    def __init__(self, folder, sites, **arguments):
+        super().__init__(**{"num_rounds": 3, "aggregator": FedAvg(), "run_id": "run", **arguments})
+        self.script, self.asked = sites, []
+        self.record = RunRecord(folder)
+        (folder / "state").mkdir(exist_ok=True)
+        (folder / "state" / "server_context.tenseal").write_bytes(SERVER)
+        self.engine = SimpleNamespace(
+            get_clients=lambda: [SimpleNamespace(name=s) for s in "abc"],
+            get_workspace=lambda: SimpleNamespace(get_site_config_dir=lambda: str(folder / "local")),
+        )
+        self.abort_signal = SimpleNamespace(triggered=False)
+        self.open(parse_plan(PLAN), folder / "state")
+
+    def set_fl_context(self, data):
+        pass
+
+    def warning(self, *text):
+        pass
+
+    def _prepare_task(self, data, task_name, timeout, callback):
+        return SimpleNamespace(model=data, name=task_name, callback=callback)
+
+    def broadcast_and_wait(self, task, targets, **options):
+        self.asked.append((task.name, tuple(targets)))
+        for site in targets:
+            answer = self.script(task.name, site, task.model)
+            if answer is None:
+                continue
+            self._bytes[site] = (10, 1) if task.name == UPLOAD else (3, 4)
+            if isinstance(answer, FLModel):
+                self._heard.add(site)
+                answer.meta = {**(answer.meta or {}), "client_name": site}
+                task.callback(answer)
+            else:
+                self._accept_train_result(site, answer, None)
+
+    def run_rounds(self):
+        self._prepare()
+        self._run_rounds()
+
+    def opened(self, name="last"):
+        """Weights of an encrypted model that the run left, as a site opens it."""
+        return read_encrypted_file(self.record.folder / f"{name}.encrypted").model.decrypt(KEY)[1]
+
+
+def assert_close(found, expected, tolerance):
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_sites_get_the_model_that_a_seeing_server_would_have_made(tmp_path, mode):
+    sites = Sites()
+    loop = Scripted(tmp_path, sites, mode=mode)
+    loop.run_rounds()
+    loop._finish()
+    assert loop.events == []
+    assert loop.rounds[1]["weights"] == pytest.approx({"a": 1 / 6, "b": 2 / 6, "c": 3 / 6})
+    # Each of three rounds may err by the mode's part of its largest update, about 0.05, and by float32's rounding.
+    assert_close(loop.opened(), sites.model_after(loop.rounds), 3 * (MODES[mode] * 0.06 + 1e-7))
+    for name, value in loop.model.weights.items():
+        np.testing.assert_array_equal(value, START[name])
+
+
+@pytest.mark.parametrize("rule", [FedCostWAvg, lambda: FedAvg("uniform")])
+def test_rules_weigh_as_in_the_plain_loop(tmp_path, rule):
+    """The same reports handed to the rule by itself, round after round."""
+    loop = Scripted(tmp_path, Sites(), aggregator=rule())
+    loop.run_rounds()
+    again = rule()
+    for entry in loop.rounds:
+        reports = {
+            site: SiteReport(part["num_samples"], part["num_steps"], part["train_loss"], part["val_loss"])
+            for site, part in entry["sites"].items()
+        }
+        assert entry["weights"] == again.round_weights(reports)
+
+
+def test_a_task_carries_the_one_sum_that_is_new(tmp_path):
+    sites = Sites()
+    loop = Scripted(tmp_path, sites, num_rounds=4)
+    loop.run_rounds()
+    loop._finish()
+    assert [sites.received["train", number] for number in range(4)] == [0, 1, 1, 1]
+    assert loop.asked[1:3] == [("train", ("a", "b", "c")), (UPLOAD, ("a", "b", "c"))]
+
+
+def test_a_site_that_was_not_asked_for_rounds_gets_what_it_missed(tmp_path):
+    sites = Sites()
+    loop = Scripted(tmp_path, sites, num_rounds=8, selection=RandomSites(1))
+    loop.run_rounds()
+    loop._finish()
+    assert loop.events == []
+    assert max(sites.received[task] for task in sites.received if task[0] == "train") > 1
+    assert_close(loop.opened(), sites.model_after(loop.rounds), 8 * (2e-4 * 0.06 + 1e-7))
+
+
+def test_a_site_that_lost_its_model_is_named_and_gets_everything_the_next_time(tmp_path):
+    def lose(task, site, number, answer):
+        if (task, site, number) == (UPLOAD, "b", 1):
+            sites.kept.pop("b")
+        return answer
+
+    sites = Sites(lose)
+    loop = Scripted(tmp_path, sites, num_rounds=4)
+    loop.run_rounds()
+    assert [(e["round"], e["site"]) for e in loop.events] == [(2, "b")]
+    assert "needs all rounds" in loop.events[0]["what"]
+    assert [sorted(entry["sites"]) for entry in loop.rounds][2:] == [["a", "c"], ["a", "b", "c"]]
+    assert sites.received["train", 3] == 3
+
+
+def test_a_site_that_drops_out_between_the_steps_is_made_up_for(tmp_path):
+    def drop(task, site, number, answer):
+        return make_reply(ReturnCode.EXECUTION_EXCEPTION) if (task, site, number) == (UPLOAD, "c", 1) else answer
+
+    sites = Sites(drop)
+    loop = Scripted(tmp_path, sites, mode="exact")
+    loop.run_rounds()
+    loop._finish()
+    assert [(e["round"], e["site"]) for e in loop.events] == [(1, "c")]
+    # a and b had 1/6 and 2/6; of the sum of their weights they are 1/3 and 2/3.
+    assert loop.rounds[1]["weights"] == pytest.approx({"a": 1 / 3, "b": 2 / 3})
+    assert loop.rounds[1]["notes"]["weight_of_sum"] == pytest.approx(0.5)
+    assert sorted(loop.rounds[1]["sites"]) == ["a", "b"]
+    assert_close(loop.opened(), sites.model_after(loop.rounds), 1e-6)
+
+
+def test_too_few_ciphertexts_end_the_run_with_the_model_of_before(tmp_path):
+    def drop(task, site, number, answer):
+        return None if task == UPLOAD and site != "a" and number == 1 else answer
+
+    loop = Scripted(tmp_path, Sites(drop), min_sites=2)
+    with pytest.raises(FedsegError, match=r"1 site\(s\) answered in round 1, but 2 must"):
+        loop.run_rounds()
+    assert len(loop.rounds) == 1
+    assert loop.model.history.rounds() == [0]
+
+
+@pytest.mark.parametrize(
+    ("task", "spoil", "said"),
+    [
+        ("train", lambda a: setattr(a, "params", {"w": np.zeros(1)}), "arrays that are not encrypted"),
+        ("train", lambda a: a.meta["fedseg_report"].update(largest=None), "largest value"),
+        ("train", lambda a: a.meta["fedseg_report"].update(largest=-1.0), "is negative"),
+        ("train", lambda a: a.meta["fedseg_report"].update(largest=float("nan")), "not finite"),
+        ("train", lambda a: a.meta.clear(), "no report"),
+        (UPLOAD, lambda a: a.meta.pop(MetaKey.PROCESSED_ALGORITHM), "is not encrypted"),
+        (UPLOAD, lambda a: a.meta.pop(STEPS), "is not encrypted"),
+        (UPLOAD, lambda a: a.meta[STEPS][0].update(mode="exact"), "in another way"),
+        (UPLOAD, lambda a: a.meta[STEPS][0].update(sites=2), "in another way"),
+        (UPLOAD, lambda a: a.meta[STEPS][0].update(filter="NormClip"), "in another way"),
+        (UPLOAD, lambda a: a.meta[STEPS][0].update(key="0123456789abcdef"), "with the key 0123456789abcdef"),
+        (UPLOAD, lambda a: setattr(a, "params", None), "not those of ciphertexts"),
+        (UPLOAD, lambda a: a.params.update(ciphertexts=a.params["ciphertexts"][::-1]), "cannot be read"),
+        (UPLOAD, lambda a: a.params.update(ciphertexts="x"), "update left out"),
+    ],
+)
+def test_a_bad_answer_is_left_out_named_and_spoils_nothing(tmp_path, task, spoil, said):
+    def change(asked, site, number, answer):
+        if (asked, site, number) == (task, "b", 1):
+            spoil(answer)
+        return answer
+
+    sites = Sites(change)
+    loop = Scripted(tmp_path, sites)
+    loop.run_rounds()
+    loop._finish()
+    assert [(e["round"], e["site"]) for e in loop.events] == [(1, "b")]
+    assert said in loop.events[0]["what"]
+    assert [sorted(entry["sites"]) for entry in loop.rounds] == [["a", "b", "c"], ["a", "c"], ["a", "b", "c"]]
+    assert_close(loop.opened(), sites.model_after(loop.rounds), 1e-4)
+
+
+def test_no_second_ciphertext_of_a_site_is_added(tmp_path):
+    loop = Scripted(tmp_path, Sites(), num_rounds=1)
+    loop.run_rounds()
+    loop.model.begin_round()
+    answer = FLModel(params_type=ParamsType.DIFF, params={}, meta={"client_name": "a"})
+    with pytest.raises(RefusalError, match="was not asked for ciphertexts"):
+        loop.model.take_ciphertexts(answer)
+
+
+def test_updates_of_zeros_are_a_round_like_any_other(tmp_path):
+    class Still(Sites):
+        def train(self, site, number, weights):
+            answer = super().train(site, number, weights)
+            self.updates[number, site] = {n: np.zeros_like(v) for n, v in self.updates[number, site].items()}
+            answer.meta["fedseg_report"]["largest"] = 0.0
+            return answer
+
+    loop = Scripted(tmp_path, Still(), num_rounds=1)
+    loop.run_rounds()
+    loop._finish()
+    for name, value in loop.opened().items():
+        np.testing.assert_array_equal(value, START[name])
+
+
+def test_bytes_of_both_steps_are_counted(tmp_path):
+    loop = Scripted(tmp_path, Sites(), num_rounds=1)
+    loop.run_rounds()
+    assert [(s["bytes_up"], s["bytes_down"]) for s in loop.rounds[0]["sites"].values()] == [(13, 5)] * 3
+
+
+def test_the_summary_holds_the_records_of_the_filters(tmp_path):
+    loop = Scripted(tmp_path, Sites(), num_rounds=1)
+    loop.run_rounds()
+    assert {site: part["privacy"][0]["key"] for site, part in loop.rounds[0]["sites"].items()} == dict.fromkeys(
+        "abc", KEY.key
+    )
+
+
+def test_the_best_model_is_stored_and_scored_from_the_whole_history(tmp_path):
+    class Scored(Sites):
+        def train(self, site, number, weights):
+            answer = super().train(site, number, weights)
+            answer.meta["fedseg_report"]["val_dice"] = {"mean": {0: 0.1, 1: 0.9, 2: 0.2}[number]}
+            return answer
+
+    sites = Scored()
+    loop = Scripted(tmp_path, sites)
+    loop.run_rounds()
+    assert not list(tmp_path.glob("*.encrypted")), "until the end the history holds all of it, once"
+    loop._finish()
+    results = json.loads((tmp_path / RESULTS_FILE).read_text())
+    assert (results["final"]["model"], results["best"]["model"]) == ("last.encrypted", "best.encrypted")
+    assert results["best"]["round"] == 0
+    assert sorted(results["best"]["sites"]) == ["a", "b", "c"]
+    assert_close(loop.opened("best"), sites.model_after(loop.rounds[:1]), 2e-5)
+    assert_close(loop.opened(), sites.model_after(loop.rounds), 5e-5)
+
+
+# ----------------------------------------------------------------- going on
+
+
+@pytest.mark.parametrize("stopped_after", [0, 2])
+def test_a_stopped_run_goes_on_to_the_same_model(tmp_path, stopped_after):
+    """Weights, who was asked, and the decrypted model; ciphertexts are random and so never the same."""
+    whole_sites = Sites()
+    whole = Scripted(tmp_path / "whole", whole_sites, num_rounds=5, aggregator=FedCostWAvg())
+    whole.run_rounds()
+    whole._finish()
+
+    def dies(task, site, number, answer):
+        if task == UPLOAD and number > stopped_after:
+            raise AbortedError("stopped")
+        return answer
+
+    sites = Sites(dies)
+    with pytest.raises(AbortedError):
+        Scripted(tmp_path / "stopped", sites, num_rounds=5, aggregator=FedCostWAvg()).run_rounds()
+    sites.spoil = lambda task, site, number, answer: answer
+    stored = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "stopped").rglob("encrypted-*")}
+    again = Scripted(tmp_path / "stopped", sites, num_rounds=5, aggregator=FedCostWAvg(), resume=True)
+    again.run_rounds()
+    again._finish()
+    assert again.events == []
+    assert [entry["weights"] for entry in again.rounds] == [entry["weights"] for entry in whole.rounds]
+    assert_close(again.opened(), whole.opened(), 0)
+    now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "stopped").rglob("encrypted-*")}
+    assert {name: now[name] for name in stored} == stored, "a round's sum is written once"
+    assert sites.received["train", stopped_after + 1] == 1
+
+
+def test_a_run_that_goes_back_leaves_the_branch_behind(tmp_path):
+    sites = Sites()
+    first = Scripted(tmp_path, sites, num_rounds=4, keep_checkpoints=0)
+    first.run_rounds()
+    del first
+    again = Scripted(tmp_path, sites, num_rounds=4, keep_checkpoints=0, resume=True, resume_round=1)
+    assert again.model.history.rounds() == [0, 1]
+    again.run_rounds()
+    again._finish()
+    assert again.events == []
+    assert_close(again.opened(), sites.model_after(again.rounds), 1e-4)
+    assert sites.received["train", 2] == 2, "sites may have gone further, so they get everything"
+
+
+def test_a_missing_or_damaged_round_is_named(tmp_path):
+    loop = Scripted(tmp_path, Sites())
+    loop.run_rounds()
+    history = EncryptedHistory(tmp_path / "state" / "run")
+    (tmp_path / "state" / "run" / "encrypted-00001.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"round 1 is missing; there are \[0, 2\]"):
+        history.load(1)
+    (tmp_path / "state" / "run" / "encrypted-00000.safetensors").write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match="round 0 is damaged"):
+        history.load(0)
+
+
+def test_nothing_at_the_server_is_plain_but_the_start(tmp_path):
+    """All files of the run, searched for bytes of updates and models; the start, which is there, is found."""
+    sites = Sites()
+    loop = Scripted(tmp_path, sites)
+    loop.run_rounds()
+    loop._finish()
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def where(arrays):
+        """Files that hold any sixteen bytes of any array."""
+        values = [np.ascontiguousarray(value).tobytes() for value in arrays.values() if value.size >= 4]
+        windows = [value[start : start + 16] for value in values for start in range(0, len(value) - 15, 256)]
+        return {path.name for path, content in files.items() if any(window in content for window in windows)}
+
+    starts = {name: value for name, value in START.items() if np.unique(value).size > 4}
+    assert where(starts) == {"best.encrypted", "last.encrypted"}
+    for update in sites.updates.values():
+        assert where(update) == set()
+    for number in (1, 2):
+        assert where({name: sites.weights[number][name] for name in starts}) == set()
+    assert where({name: loop.opened()[name] for name in starts}) == set()
+
+
+# ------------------------------------------------------------------ arguments
+
+
+@pytest.mark.parametrize(
+    "rule", [DOS, Krum, GeometricMedian, NormClipped, FedNova, SimAgg, CoordinateMedian], ids=lambda r: r.__name__
+)
+def test_rules_that_look_at_updates_are_refused(rule):
+    with pytest.raises(ConfigurationError, match=f"workflow.aggregator is '{rule.__name__}', but must be a rule that"):
+        EncryptedTraining(3, rule())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"mode": "small"}, r"workflow\.mode is 'small', but must be one of \('compact', 'exact'\)"),
+        ({"server_optimizer": FedAdam()}, "server_optimizer is 'FedAdam', but must be left out.*only encrypted"),
+        ({"keep_updates": True}, "keep_updates is True, but must be left out.*sees no updates"),
+        ({"num_rounds": 0}, "workflow.num_rounds"),
+        ({"min_sites": "x"}, "workflow.min_sites"),
+    ],
+)
+def test_wrong_arguments_are_refused_by_name(arguments, said):
+    with pytest.raises(ConfigurationError, match=said):
+        EncryptedTraining(**{"num_rounds": 3, "aggregator": FedAvg(), **arguments})
+
+
+def test_more_sites_than_can_be_added_are_refused_before_anything_is_encrypted(tmp_path):
+    loop = Scripted(tmp_path, Sites(), num_rounds=1)
+    loop.model.begin_round()
+    report = SiteReport(1, 1, 0.5, 0.5, largest=1.0)
+    for number in range(48):
+        loop.model.take(FLModel(params={}, meta={"client_name": f"site-{number:02d}", **report.to_meta()}))
+    with pytest.raises(ConfigurationError, match="sites is 48, but must be a number from 1 to 47"):
+        loop.model.weigh()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "has no encryption context"), (SITE, "must not be at the server")]
+)
+def test_the_server_needs_parameters_and_refuses_a_key(tmp_path, content, said):
+    class Other(Scripted):
+        def open(self, plan, state, initial=None):
+            (state / "server_context.tenseal").unlink()
+            if content is not None:
+                (state / "server_context.tenseal").write_bytes(content)
+            super().open(plan, state, initial)
+
+    with pytest.raises(EncryptionError, match=said):
+        Other(tmp_path, Sites())

@@ -36,6 +36,7 @@ TASK_REQUEST_INTERVAL = 0.35
 PATIENCE = 30.0
 SERVER = "server"
 LOG = "simulator.log"
+LEDGER_NOTE = "ledger.txt"
 _SERVER_FOLDER = Path("workspace") / "server" / "simulate_job" / FOLDER
 _NO_LEFTOVERS = ("workspace", "state", "report", "models", "updates", MARKER)
 
@@ -125,6 +126,30 @@ def prepare_resume(out: Path, name: str, from_round: int | None) -> Job:
         raise UsageError(f"--out {out}: the run was made by fedseg {version}, this is {__version__}; install that one.")
     job.workflow.update(resume=True, resume_round=chosen)
     return job
+
+
+def ledger_folder(out: Path, given: Path | None, resume: bool) -> Path | None:
+    """Where the sites' privacy ledgers are to be kept: a run that goes on spends from the ledger that it began with.
+
+    Args:
+        out: folder of the run.
+        given: what the user asks for; None for what the run had, and for the run's own folder if it is new.
+        resume: whether a stopped run goes on.
+
+    Raises:
+        UsageError: a run is to go on with another ledger than it had.
+    """
+    note = out / LEDGER_NOTE
+    had = Path(note.read_text("utf-8")) if resume and note.is_file() else None
+    if resume and given is not None and (had is None or had.resolve() != given.resolve()):
+        raise UsageError(
+            f"--ledger {given}: the run began with {had or 'the ledgers in its own folder'}, and goes on with them."
+        )
+    if not resume:
+        note.unlink(missing_ok=True)
+        if given is not None:
+            note.write_text(str(given.resolve()), "utf-8")
+    return had if given is None else given
 
 
 def check_sites(out: Path, job: Job, sites: Sequence[str]) -> None:

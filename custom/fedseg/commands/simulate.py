@@ -16,7 +16,15 @@ from fedseg.evaluation.report import write_report
 from fedseg.evaluation.tables import dice_table
 from fedseg.jobs import Job, apply_settings, parse_setting, read_job
 from fedseg.pictures import write_gallery, write_overlays
-from fedseg.simulation import Event, check_sites, find_sites, prepare_output, prepare_resume, simulate
+from fedseg.simulation import (
+    Event,
+    check_sites,
+    find_sites,
+    ledger_folder,
+    prepare_output,
+    prepare_resume,
+    simulate,
+)
 from fedseg.summary import build_summary, write_summary
 from fedseg.training.model_file import read_model
 
@@ -87,12 +95,13 @@ def run(options: argparse.Namespace) -> int:
         check_sites(options.out, job, sites)
     else:
         prepare_output(options.out, options.overwrite)
+    ledger = ledger_folder(options.out, options.ledger, options.resume)
     err().print(
         f"{job.name}: {len(sites)} sites, {rounds} rounds of {plan.training.local_epochs} local epoch(s), "
         f"patch {'x'.join(map(str, plan.task.patch_size))}, {plan.training.threads} thread(s) per site, "
         f"seed {plan.seed}"
     )
-    result = simulate(job, options.data, options.out, sites, show_event, options.gpu, options.ledger)
+    result = simulate(job, options.data, options.out, sites, show_event, options.gpu, ledger)
     summary = build_summary(job, result, options.out / "state")
     report = options.out / "report"
     report.mkdir(exist_ok=True)

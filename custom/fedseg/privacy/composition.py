@@ -19,7 +19,7 @@ _BINS = 1e6
 _SAMPLED_BINS = 1e5
 
 # From here on nothing is protected, and the plain sum says so as well as a distribution of privacy losses does.
-_WIDE = 1000.0
+_WIDE = 700.0
 
 _WHOLE_ORDERS = (*range(2, 65), 96, 128, 256, 512, 1024)
 

@@ -40,6 +40,7 @@ def test_encrypted_jobs_are_their_plain_ones_but_for_the_encryption(encrypted, p
     one, other = read_job(ROOT / encrypted), read_job(ROOT / plain)
     assert one.declaration | {"method": ""} == other.declaration | {"method": ""}
     assert one.workflow.pop("mode") == "compact"
+    assert (one.workflow.pop("min_sites"), other.workflow.pop("min_sites")) == (2, 1)
     assert one.workflow == other.workflow
     assert one.client["components"] == other.client["components"]
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -172,6 +173,29 @@ def test_only_a_former_local_federation_is_replaced(tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["mine.txt"], "what is not ours stays"
     with pytest.raises(UsageError, match="is a file"):
         prepare_output(tmp_path / "new" / "mine.txt", True)
+
+
+@pytest.mark.parametrize("option", ["--data", "--job", "--template"])
+def test_what_the_run_reads_is_never_replaced(option, tmp_path, monkeypatch, capsys):
+    """A former federation in --out holds, below a folder that is made new, what an option names, by way of a link."""
+    out = tmp_path / "out"
+    (out / "provisioned").mkdir(parents=True)
+    sources = {"--job": ROOT / "jobs" / "hippocampus_fedavg", "--template": TEMPLATES / "three_hospitals"}
+    read = out / "data"
+    if option == "--data":
+        make_sites(read, {"a": (1, 1), "b": (1, 1)})
+    else:
+        shutil.copytree(sources[option], read)
+    files = sorted(path for path in out.rglob("*") if path.is_file())
+    (tmp_path / "link").symlink_to(out, target_is_directory=True)
+    monkeypatch.chdir(ROOT)
+    named = {option: str(tmp_path / "link" / "data")}
+    if option != "--data":
+        named["--data"] = str(make_sites(tmp_path / "images", {"a": (1, 1), "b": (1, 1)}))
+    words = [word for pair in named.items() for word in pair]
+    assert main(["local-federation", "--overwrite", "--out", str(out), *words]) == 2
+    assert f"{option} {named[option]} lies inside --out" in " ".join(capsys.readouterr().err.split())
+    assert sorted(path for path in out.rglob("*") if path.is_file()) == files
 
 
 @pytest.mark.parametrize(

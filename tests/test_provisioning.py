@@ -23,7 +23,7 @@ from fedseg.errors import ConfigurationError, DataError, UsageError
 from fedseg.executors.site_profile import read_profile, read_state_folder, server_context_file
 from fedseg.kits import sha256_of
 from fedseg.package_wheel import build_wheel
-from fedseg.privacy.encryption_context import public_context, secret_context
+from fedseg.privacy.encryption_context import KEY_NAME_FILE, public_context, secret_context
 from fedseg.project_file import check_project, on_this_machine, read_project
 from fedseg.provisioning import ProvisioningError, provision
 from fedseg.version import __version__
@@ -237,7 +237,9 @@ def test_the_secret_key_is_in_every_sites_kit_and_not_in_the_servers(encrypted, 
     (secret,) = secrets
     assert secret_context(secret).is_secret
     assert not list(folder.rglob("client_context*"))
-    public_context(server_context_file(folder / "local", tmp_path).read_bytes())
+    server = server_context_file(folder / "local", tmp_path)
+    public_context(server.read_bytes())
+    assert server.with_name(KEY_NAME_FILE).read_text() == secret_context(secret).key
     for site in SITES:
         profile = read_profile(site, kit(encrypted, site).folder / "local", tmp_path)
         assert profile.encryption_context.read_bytes() == secret

@@ -8,7 +8,7 @@ from fedseg.cli import main
 from fedseg.networks.weights import get_weights
 from fedseg.privacy.encrypted_file import write_encrypted_file
 from fedseg.privacy.encrypted_model import EncryptedModel, first_id
-from fedseg.privacy.encryption_context import make_contexts, public_context, secret_context
+from fedseg.privacy.encryption_context import KEY_NAME_FILE, make_contexts, public_context, secret_context
 from fedseg.simulated_encryption import give_contexts
 from fedseg.training.model_file import read_model
 from fedseg.training.plan import parse_plan
@@ -20,20 +20,22 @@ CLIENT, SERVER = "client_context.tenseal", "server_context.tenseal"
 def test_all_sites_have_one_key_and_the_server_has_none(tmp_path):
     give_contexts(tmp_path, ["a", "b"], "server")
     found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
-    assert found == {f"a/{CLIENT}", f"b/{CLIENT}", f"server/{SERVER}"}
+    assert found == {f"a/{CLIENT}", f"b/{CLIENT}", f"server/{SERVER}", f"server/{KEY_NAME_FILE}"}
     contents = {(tmp_path / site / CLIENT).read_bytes() for site in "ab"}
     assert len(contents) == 1
     assert (
         secret_context(contents.copy().pop()).parameters
         == public_context((tmp_path / "server" / SERVER).read_bytes()).parameters
     )
+    assert (tmp_path / "server" / KEY_NAME_FILE).read_text() == secret_context(contents.copy().pop()).key
     for path in found:
         assert stat.S_IMODE((tmp_path / path).stat().st_mode) == 0o600
 
 
 def test_a_run_that_goes_on_keeps_its_key_and_a_new_site_gets_it(tmp_path):
     give_contexts(tmp_path, ["a"], "server")
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*.tenseal")}
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    (tmp_path / "server" / KEY_NAME_FILE).unlink()
     give_contexts(tmp_path, ["a", "b"], "server")
     assert {path: path.read_bytes() for path in before} == before
     assert (tmp_path / "b" / CLIENT).read_bytes() == (tmp_path / "a" / CLIENT).read_bytes()

@@ -8,11 +8,11 @@ from pathlib import Path
 from nvflare.lighter.spec import Builder, Project, ProvisionContext
 
 from fedseg.executors.site_profile import CONTEXT_FILE, SERVER_CONTEXT_FILE
-from fedseg.privacy.encryption_context import make_contexts, public_context, secret_context
+from fedseg.privacy.encryption_context import KEY_NAME_FILE, make_contexts, public_context, secret_context
 
 
 class EncryptionContexts(Builder):
-    """Puts the sites' shared secret key into each site's start-up folder, and the parameters only into the server's.
+    """Puts the sites' shared secret key into each site's start-up folder, and only the parameters into the server's.
 
     The key is made once and kept with the project's root key, so that a site that is added later gets the same. It
     protects the updates from whoever runs the server, not from whoever provisions: that person holds every key.
@@ -22,7 +22,7 @@ class EncryptionContexts(Builder):
     """
 
     def build(self, project: Project, ctx: ProvisionContext) -> None:
-        """Write ``client_context.tenseal`` and ``server_context.tenseal``.
+        """Write ``client_context.tenseal`` and ``server_context.tenseal``, and beside the latter the key's short name.
 
         Raises:
             EncryptionError: the kept key is damaged, or the server's context would hold it.
@@ -33,9 +33,10 @@ class EncryptionContexts(Builder):
             _write(kept, secret)
             _write(kept_public, public)
         secret, public = kept.read_bytes(), kept_public.read_bytes()
-        secret_context(secret)
         public_context(public)
-        _write(Path(ctx.get_kit_dir(project.get_server())) / SERVER_CONTEXT_FILE, public)
+        server = Path(ctx.get_kit_dir(project.get_server()))
+        _write(server / SERVER_CONTEXT_FILE, public)
+        _write(server / KEY_NAME_FILE, secret_context(secret).key.encode())
         for site in project.get_clients():
             _write(Path(ctx.get_kit_dir(site)) / CONTEXT_FILE, secret)
 

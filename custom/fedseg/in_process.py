@@ -131,10 +131,14 @@ class InProcessFederation:
         traffic: dict[str, tuple[int, int]] = {}
         for site in chosen.sites:
             try:
-                update, report = site_round(self.trainers[site], outgoing, number, self.total_rounds, self.totals)
+                trainer, context = self.trainers[site], self._context(site, number)
+                trainer.context = context
+                update, report = site_round(trainer, outgoing, number, self.total_rounds, self.totals)
                 if self.tamper is not None:
                     update = self.tamper(site, number, update)
-                sent = self._filter(site, number, Update(update, report), outgoing)
+                sent = Update(update, report)
+                for item in self._filters[site]:
+                    sent = item.run(sent, context)
                 traffic[site] = (message_size(write_update(sent, Shareable())), down)
                 update = restore(sent, self._shapes).arrays
                 meta = {"client_name": site, **sent.report.to_meta(), STEPS: [dict(step) for step in sent.steps]}
@@ -150,23 +154,12 @@ class InProcessFederation:
         self.rounds.append(entry)
         return entry
 
-    def _filter(self, site: str, number: int, update: Update, received: Arrays) -> Update:
-        """What leaves a site instead of its update."""
+    def _context(self, site: str, number: int) -> SiteContext:
+        """What the filters of a site know of a round."""
         trainer = self.trainers[site]
-        context = SiteContext(
-            site,
-            self.job_name,
-            self.plan,
-            self.run_id,
-            number,
-            self._profiles[site],
-            patients_of(trainer.datalist),
-            received,
-            trainer=trainer,
-        )
-        for item in self._filters[site]:
-            update = item.run(update, context)
-        return update
+        patients = patients_of(trainer.datalist)
+        profile = self._profiles[site]
+        return SiteContext(site, self.job_name, self.plan, self.run_id, number, profile, patients, trainer=trainer)
 
     def evaluate(self, distances: bool = True) -> dict[str, Any]:
         """Score the present model on every site's final split; the form of ``final`` in ``summary.json``."""

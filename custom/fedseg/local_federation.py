@@ -155,12 +155,20 @@ def running(
         local.stop()
 
 
-def prepare_output(out: Path, overwrite: bool) -> None:
+def prepare_output(out: Path, overwrite: bool, needed: Mapping[str, Path | None] | None = None) -> None:
     """Make sure that ``out`` can become the folder of a local federation.
 
+    Args:
+        out: the folder.
+        overwrite: whether a former local federation in it may be replaced.
+        needed: folders that the run reads, by the option that named them; None where an option names none.
+
     Raises:
-        UsageError: it holds something else, or a former one that may not be replaced.
+        UsageError: it holds something else, a former one that may not be replaced, or a folder that the run reads.
     """
+    for option, path in (needed or {}).items():
+        if path is not None and path.resolve().is_relative_to(out.resolve()):
+            raise UsageError(f"{option} {path} lies inside --out {out}, which is made new. Name another --out.")
     if out.is_dir() and any(out.iterdir()):
         if not (out / PROVISIONED).is_dir():
             raise UsageError(f"--out {out} is not empty and no former local federation. Name a new folder.")

@@ -10,11 +10,11 @@ from typing import Any
 
 from fedseg.executors.site_profile import CONTEXT_FILE, SERVER_CONTEXT_FILE
 from fedseg.privacy.encrypted_file import read_encrypted_file
-from fedseg.privacy.encryption_context import make_contexts, secret_context
+from fedseg.privacy.encryption_context import KEY_NAME_FILE, make_contexts, secret_context
 
 
 def give_contexts(state: Path, sites: Sequence[str], server: str) -> None:
-    """Give every simulated site the run's key, and the server the parameters; what is there stays.
+    """Give every simulated site the run's key, and the server the parameters and the key's name; what is there stays.
 
     Args:
         state: folder with the state folder of each site and of the server.
@@ -27,6 +27,8 @@ def give_contexts(state: Path, sites: Sequence[str], server: str) -> None:
         _write(state / server / SERVER_CONTEXT_FILE, public)
     else:
         secret = present.read_bytes()
+    if not (state / server / KEY_NAME_FILE).exists():
+        _write(state / server / KEY_NAME_FILE, secret_context(secret).key.encode())
     for site in sites:
         if not (state / site / CONTEXT_FILE).exists():
             _write(state / site / CONTEXT_FILE, secret)

@@ -14,7 +14,7 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from fedseg.errors import RefusalError
-from fedseg.executors.held_update import held, hold, largest
+from fedseg.executors.held_update import held, hold, largest, weight_facts
 from fedseg.executors.protocol import REASON, RUN_ID, START, TEXT, UPLOAD, WEIGHED, WEIGHT
 from fedseg.executors.segmentation import SegmentationExecutor
 from fedseg.filters.context import attached_context
@@ -168,3 +168,28 @@ def test_a_damaged_file_holds_nothing(tmp_path, caplog):
 def test_the_largest_value_by_hand():
     assert largest({"a": np.array([1.0, -3.0], np.float32), "b": np.array(2.0), "c": np.zeros(0)}) == 3.0
     assert largest({}) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ({"a": 0.5, "b": 0.5 + 2e-9}, "more than one"),
+        ({"a": 0.25, "b": 1.0, "c": 1.0}, "sum to 2.25"),
+        ({"a": 0.25, "b": -0.1}, "from 0 to 1"),
+        ({"a": 0.25, "b": 1.1}, "from 0 to 1"),
+        ({"a": 0.25, "b": float("nan")}, "from 0 to 1"),
+        ({"a": True, "b": 0.0}, "from 0 to 1"),
+        ({"b": 1.0}, "each site of the round"),
+        ({}, "each site of the round"),
+    ],
+)
+def test_weights_with_which_a_sum_would_leave_its_digits_are_refused(weights, said):
+    with pytest.raises(RefusalError, match=said) as refusal:
+        weight_facts(weights, "a")
+    assert refusal.value.reason == "privacy"
+
+
+def test_the_weights_of_a_round_may_err_by_rounding():
+    thirds = dict.fromkeys("abc", 1 / 3)
+    assert weight_facts(thirds, "b") == {WEIGHT: 1 / 3, WEIGHED: 3}
+    assert weight_facts({"a": 0.4, "b": 0.6 + 5e-10}, "a") == {WEIGHT: 0.4, WEIGHED: 2}

@@ -24,6 +24,7 @@ from fedseg.executors.policy_check import (
 )
 from fedseg.executors.protocol import REASON, TEXT
 from fedseg.executors.segmentation import SegmentationExecutor
+from fedseg.filters.encrypt import EncryptUpdate
 from fedseg.filters.guard import Guard
 from fedseg.filters.layers import PrivateLayers
 from fedseg.filters.noise import GaussianNoise
@@ -31,6 +32,8 @@ from fedseg.filters.norm_clip import NormClip
 from fedseg.filters.share_fraction import ShareFraction
 from fedseg.networks.weights import get_weights
 from fedseg.privacy.policy import SitePolicy, parse_policy
+from fedseg.training.class_weights import ClassWeights
+from fedseg.training.fedprox import FedProx
 from fedseg.training.plan import parse_plan
 from fedseg.training.site_report import META_KEY
 from tiny import PLAN, make_sites
@@ -133,10 +136,49 @@ def test_a_filter_that_fedseg_does_not_know_protects_nothing():
     assert terms.filtered, "yet it is there, so the whole model does not go past it"
 
 
-@pytest.mark.parametrize("task", ["train", "upload"])
-def test_a_guarantee_is_seen_in_either_task_that_carries_updates(task):
-    terms = job_terms(parse_plan(PLAN), context([GaussianNoise(1.0, 1.0)], task=task))
-    assert terms.guaranteed
+@pytest.mark.parametrize(
+    ("filters", "misplaced"),
+    [
+        ({"train": [GaussianNoise(1.0, 1.0)]}, False),
+        ({"upload": [GaussianNoise(1.0, 1.0), EncryptUpdate()]}, False),
+        ({"upload": [GaussianNoise(1.0, 1.0)]}, True),
+        ({"train": [NormClip(1.0)], "upload": [GaussianNoise(1.0, 1.0)]}, True),
+        ({"train": [GaussianNoise(1.0, 1.0)], "upload": [EncryptUpdate()]}, True),
+    ],
+)
+def test_a_guarantee_counts_where_the_arrays_leave(filters, misplaced):
+    """`upload` carries arrays in jobs that encrypt, `train` in all others."""
+    fl_ctx = context(components=[Guard()])
+    fl_ctx.get_prop(FLContextKey.RUNNER).task_result_filters.update({f"{t}/out": f for t, f in filters.items()})
+    terms = job_terms(parse_plan(PLAN), fl_ctx)
+    assert terms.guaranteed, "in any case nothing besides is told"
+    assert terms.misplaced is misplaced
+    if misplaced:
+        assert "rule filters: the job protects a task whose result carries no arrays" in refusal({}, terms)
+    else:
+        check_job(SitePolicy(), terms)
+
+
+def test_filters_of_the_other_task_count_for_no_rule():
+    terms = job_terms(parse_plan(PLAN), context([NormClip(1.0), ShareFraction(0.1)], [Guard()], task="upload"))
+    assert (terms.steps, terms.fraction, terms.filtered) == ((), 1.0, True)
+    assert "rule require_clip" in refusal({"require_clip": True}, terms)
+
+
+def test_a_method_that_tells_statistics_needs_the_policys_word():
+    plan = parse_plan(PLAN)
+    asks = job_terms(plan, context(components=[Guard(), ClassWeights()]))
+    assert "rule statistics: the job asks for statistics" in refusal({}, asks)
+    check_job(SitePolicy(statistics=True), asks)
+    check_job(SitePolicy(), job_terms(plan, context(components=[Guard(), FedProx(0.1)])))
+
+
+def test_an_encrypted_job_needs_the_scale_of_its_updates():
+    terms = job_terms(parse_plan(PLAN), context([EncryptUpdate()], [Guard()], task="upload"))
+    check_job(SitePolicy(), terms)
+    check_job(parse_policy({"scalars": ["largest"]}), terms)
+    assert "rule scalars: the job encrypts, for which it needs largest" in refusal({"scalars": ["val_loss"]}, terms)
+    check_job(parse_policy({"scalars": ["val_loss"]}), job_terms(parse_plan(PLAN), context([], [Guard()])))
 
 
 def test_private_layers_lower_the_fraction_by_their_size():
@@ -204,6 +246,14 @@ def test_withheld_scalars_scores_and_curves(site, tmp_path):
     reply = site.ask("validate", DXO(DataKind.WEIGHTS, data=site.weights()))
     assert from_shareable(reply).data == {"final": {"split": "validation", "cases": 2, "withheld": True}}
     assert list((tmp_path / "state").rglob("evaluation-model.json")), "the site itself keeps its scores"
+
+
+def test_curves_tell_no_more_than_the_report(site):
+    site.policy(scalars=["val_loss"], events=True)
+    assert site.train().get_return_code() == ReturnCode.OK
+    (report, *_) = site.sent[0]
+    assert (report.train_loss, dict(report.val_dice)) == (None, {})
+    assert report.val_loss is not None
 
 
 def test_a_guarantee_withholds_without_a_policy(site):

@@ -20,7 +20,7 @@ from nvflare.fuel.utils import fobs
 
 import fedseg.filters
 from fedseg.executors.protocol import REASON, STEPS, TEXT
-from fedseg.filters.base import UpdateFilter
+from fedseg.filters.base import UpdateFilter, read_update
 from fedseg.privacy.update import DENSE
 from fedseg.training.site_report import META_KEY
 from outgoing import REPORT, make_context, make_fl_context, make_message
@@ -211,7 +211,20 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_what_a_filter_does_not_know_stays(filter_, case, tmp_path):
     make, reason, said = CASES[case]
+    if filter_.guarantees and said == "not finite":
+        pytest.skip("a refusal would tell something of the data; see the next test")
     assert_held_back(process(filter_, make(), tmp_path), tmp_path, reason, said)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_with_a_guarantee_an_update_that_is_not_finite_counts_as_zeros_and_is_charged(usable, value, tmp_path):
+    """To refuse it would answer a question about the data, free of charge and as often as somebody asks."""
+    if not usable.guarantees:
+        pytest.skip("refused, see the test before")
+    reply = process(usable, make_message({NAME: spoilt(value)}), tmp_path)
+    assert reply.get_return_code() == ReturnCode.OK
+    assert not holds_the_array(reply)
+    assert read_update(reply).report.epsilon > 0
 
 
 def test_a_result_that_fedseg_did_not_make_stays(filter_, tmp_path):

@@ -29,9 +29,10 @@ from fedseg.filters.noise import GaussianNoise
 from fedseg.filters.norm_clip import NormClip
 from fedseg.filters.quantize import QuantizeUpdate
 from fedseg.filters.share_fraction import ShareFraction
+from fedseg.networks.weights import get_weights
 from fedseg.privacy.sparse import LAYOUT, VALUES
 from fedseg.privacy.update import ENCRYPTED, Stage
-from fedseg.training.site_report import META_KEY, parse_report
+from fedseg.training.site_report import META_KEY, SiteReport, parse_report
 from tiny import make_sites
 
 MARKER = 1234.5678
@@ -53,9 +54,9 @@ class Watched(Site):
         self.guard, self.policy_file = Guard(), policy_file
         self.context.get_engine().get_all_components = lambda: {"guard": self.guard}
         self.context.set_prop(ReservedKey.PROCESS_TYPE, ProcessType.CLIENT_JOB, private=True)
-        self.filters = []
+        self.filters, self.uploads = [], []
         runner = SimpleNamespace(
-            task_result_filters={"train/out": self.filters, "upload/out": []},
+            task_result_filters={"train/out": self.filters, "upload/out": self.uploads},
             task_data_filters={},
             task_router=SimpleNamespace(task_table={}),
         )
@@ -233,6 +234,34 @@ def test_further_arrays_of_a_method_count_as_shared(site):
     assert_emptied(site.look(result), "policy", "rule max_fraction: the job sends 2 of")
 
 
+def test_what_the_server_sent_does_not_enlarge_the_model(site):
+    """Half of the model is half, however many further arrays came with it."""
+    model = get_weights(site.plan.network.build(1, 2, 0))
+    padding = {f"extra:padding:{name}": value for name, value in model.items()}
+    weights = site.weights
+    site.weights = lambda: {**weights(), **padding}
+    result = site.update([ShareFraction(0.5)])
+    site.policy(max_fraction=0.3)
+    assert_emptied(site.look(result), "policy", "rule max_fraction: the job sends 0.49")
+
+
+def test_a_guarantee_of_the_other_task_is_none(site):
+    result = site.update()
+    site.uploads[:] = [GaussianNoise(1.0, 5.0)]
+    meta(result)[META_KEY].update({**vars(SiteReport(3, 2, None, None)), "epsilon": 1.0})
+    meta(result).pop(MetaKey.NUM_STEPS_CURRENT_ROUND)
+    site.policy(epsilon_budget={"*": {"epsilon": 8, "delta": 1e-5}})
+    assert_emptied(site.look(result), "policy", "rule epsilon_budget: the job computes no")
+
+
+def test_noise_that_a_seed_foretells_leaves_no_real_site(site, tmp_path, monkeypatch):
+    result = site.update(CHAINS["noisy"])
+    assert meta(result)[STEPS][0]["secure_noise"] is False
+    profile = {"datasets": {"*": str(tmp_path / "data" / "a")}, "state": str(tmp_path / "state" / "a")}
+    (site.folder / "local" / "fedseg.json").write_text(json.dumps(profile))
+    assert_emptied(site.look(result), "privacy", "follows from a seed")
+
+
 def test_an_update_that_was_not_made_here_is_emptied(site):
     result = site.update([NormClip(2.0)])
     site.context.set_prop("fedseg_site_context", None, private=True, sticky=False)
@@ -323,6 +352,16 @@ def test_scores_and_statistics_are_not_covered_by_a_guarantee(site):
     assert_passes(site.look(DXO(DataKind.METRICS, data=COUNTS).to_shareable(), "prepare"))
 
 
+def test_with_a_policy_statistics_need_its_word(site):
+    def answer():
+        return DXO(DataKind.METRICS, data={**COUNTS, "statistics": {"voxels": 1.0}}).to_shareable()
+
+    site.policy()
+    assert_emptied(site.look(answer(), "prepare"), "policy", "rule statistics")
+    site.policy(statistics=True)
+    assert_passes(site.look(answer(), "prepare"))
+
+
 def test_the_sites_own_model(site):
     def model():
         return DXO(DataKind.WEIGHTS, data=site.weights()).to_shareable()
@@ -330,9 +369,10 @@ def test_the_sites_own_model(site):
     assert_passes(site.look(model(), "submit_model"))
     site.policy(submit_model=True)
     assert_passes(site.look(model(), "submit_model"))
-    site.filters[:] = [NormClip(1.0)]
-    assert_emptied(site.look(model(), "submit_model"), "policy", "rule submit_model")
-    site.filters.clear()
+    for filters in (site.filters, site.uploads):
+        filters[:] = [NormClip(1.0)]
+        assert_emptied(site.look(model(), "submit_model"), "policy", "rule submit_model")
+        filters.clear()
     site.policy()
     assert_emptied(site.look(model(), "submit_model"), "policy", "rule submit_model")
 
@@ -395,13 +435,13 @@ def test_a_guard_that_fails_lets_nothing_out(site, monkeypatch, error):
 def test_a_policy_that_cannot_be_read_lets_nothing_out(site):
     result = site.update()
     site.policy_file.write_text("{")
-    assert_emptied(site.look(result), "guard", "ConfigurationError")
+    assert_emptied(site.look(result), "configuration", "not valid")
 
 
 def test_a_site_without_data_and_a_job_without_a_plan_let_nothing_out(site, monkeypatch):
     result = site.update()
     (site.folder / "app" / "config" / "fedseg.json").unlink()
-    assert_emptied(site.look(result), "guard", "ConfigurationError")
+    assert_emptied(site.look(result), "configuration", "not valid")
     monkeypatch.delenv("FEDSEG_DATA")
     assert_emptied(site.look(DXO(DataKind.METRICS, data=COUNTS).to_shareable(), "prepare"), "data", "no data")
 
@@ -480,6 +520,15 @@ def test_the_guard_stops_flares_log_messages_and_lets_curves_pass_where_they_may
     site.policy(events=True)
     assert wire.curve("val_dice/inner") == 2
     assert wire.log() == 2
+
+
+def test_a_curve_of_a_withheld_field_is_stopped(site):
+    """`scalars` without the field holds for curves as for reports."""
+    site.policy(events=True, scalars=["num_samples", "num_steps", "val_cases", "val_dice"])
+    wire = Wire(site)
+    assert wire.curve("val_dice/inner") == 1
+    assert wire.curve("train_loss") == 1
+    assert wire.curve("val_loss") == 1
 
 
 def test_every_curve_of_the_executor_passes_the_guard(site):

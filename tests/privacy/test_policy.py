@@ -27,6 +27,7 @@ EVERY_RULE = {
     "scalars": ["train_loss"],
     "scores": False,
     "events": True,
+    "statistics": True,
     "features": True,
     "submit_model": True,
     "max_bytes": 1000,
@@ -34,6 +35,7 @@ EVERY_RULE = {
 CLIP = {"filter": "NormClip", "stage": Stage.CLIP, "norm": 2.0}
 NOISE = {"filter": "GaussianNoise", "stage": Stage.NOISE, "clip": 1.5, "noise_multiplier": 0.8}
 SHARE = {"filter": "ShareFraction", "stage": Stage.SPARSIFY, "fraction": 0.1, "clip": 0.001}
+UNSENT = {**SHARE, "error_feedback": True}
 ENCRYPT = {"filter": "EncryptUpdate", "stage": Stage.ENCRYPT}
 
 
@@ -48,8 +50,8 @@ def test_every_rule_is_read():
 def test_an_empty_policy_limits_less_than_any_rule_but_lets_no_event_or_model_out():
     policy = parse_policy({})
     check_protection(policy, [], 1.0, False, "brats")
-    assert (policy.events, policy.features, policy.submit_model) == (False, False, False)
-    assert (OPEN.events, OPEN.features, OPEN.submit_model) == (True, True, True)
+    for name in ("events", "statistics", "features", "submit_model"):
+        assert (getattr(policy, name), getattr(OPEN, name)) == (False, True), name
 
 
 @pytest.mark.parametrize(
@@ -78,6 +80,7 @@ def test_an_empty_policy_limits_less_than_any_rule_but_lets_no_event_or_model_ou
         ("scalars", ["loss"], "a list of"),
         ("scores", "no", "true or false"),
         ("events", 0, "true or false"),
+        ("statistics", 1, "true or false"),
         ("features", [], "true or false"),
         ("submit_model", "x", "true or false"),
         ("max_bytes", 1e6, "a whole number"),
@@ -122,6 +125,9 @@ def test_what_a_report_may_tell():
         ({"max_clip_norm": 2}, ([CLIP], 1.0), ([{**CLIP, "norm": 2.1}], 1.0), "clips to the norm 2.1"),
         ({"max_clip_norm": 1.5}, ([CLIP, NOISE], 1.0), ([CLIP], 1.0), "clips to the norm 2"),
         ({"min_noise_multiplier": 0.8}, ([NOISE], 1.0), ([CLIP], 1.0), "the multiplier 0;"),
+        ({"require_clip": True}, ([CLIP, SHARE], 1.0), ([CLIP, UNSENT], 1.0), "adds what was not sent earlier"),
+        ({"max_clip_norm": 2}, ([UNSENT, CLIP], 1.0), ([CLIP, UNSENT], 1.0), "adds what was not sent earlier"),
+        ({"max_clip_norm": 2}, ([CLIP, SHARE], 1.0), ([CLIP, UNSENT, {**CLIP, "norm": 3.0}], 1.0), "the norm 3;"),
         ({"require_encryption": True}, ([ENCRYPT], 1.0), ([NOISE], 1.0), "does not encrypt"),
     ],
 )
@@ -136,9 +142,11 @@ def test_each_rule_over_the_filters_lets_through_what_it_allows_and_names_itself
 def test_a_budget_is_kept_only_by_jobs_that_count():
     policy = parse_policy({"epsilon_budget": {"brats": {"epsilon": 8, "delta": 1e-5}}})
     check_protection(policy, [NOISE], 1.0, True, "brats")
-    check_protection(policy, [], 1.0, False, "pancreas")
     with pytest.raises(RefusalError, match="rule epsilon_budget: the job computes no epsilon"):
         check_protection(policy, [], 1.0, False, "brats")
+    for guaranteed in (False, True):
+        with pytest.raises(RefusalError, match="rule epsilon_budget: the job names the data set 'other'"):
+            check_protection(policy, [NOISE], 1.0, guaranteed, "other")
     check_epsilon(policy, 8.0, "brats")
     with pytest.raises(RefusalError, match="rule epsilon_budget: the job spends more"):
         check_epsilon(policy, 8.001, "brats")

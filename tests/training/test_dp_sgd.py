@@ -235,10 +235,22 @@ def test_a_round_costs_each_patient_as_many_releases_as_it_has_epochs(datalist, 
     """Replacing a patient moves the sum by 2 clips for each of his cases: noise of 6 clips is 6 / (2 cases) of that."""
     names = [f"p{number}" for number, count in enumerate(per_patient) for _ in range(count)]
     training = tuple(replace(case, patient=name) for case, name in zip(datalist.training, names, strict=True))
-    hook = PatientDPSGD(1.0, 6.0)
+    hook = PatientDPSGD(1.0, 6.0, max_cases_per_patient=max(per_patient))
     trainer = make(replace(datalist, training=training), hook, local_epochs=epochs)
     expected = Release("gaussian", 3.0 / max(per_patient), unit=PATIENT, count=epochs)
     assert hook.release(trainer) == expected
+    more = PatientDPSGD(1.0, 6.0, max_cases_per_patient=5)
+    assert more.release(trainer).noise_multiplier == 3.0 / 5, "what a patient could have is charged, not what he has"
+
+
+@pytest.mark.parametrize("name", ["p0", " p0", "p0 "])
+def test_more_cases_of_a_patient_than_the_job_counts_on_are_refused(datalist, name):
+    first, second, *rest = datalist.training
+    training = (replace(first, patient="p0"), replace(second, patient=name), *rest)
+    hook = PatientDPSGD(1.0, 6.0)
+    with pytest.raises(RefusalError, match="more than 1 training case") as error:
+        hook.release(make(replace(datalist, training=training), hook))
+    assert error.value.reason == "privacy"
 
 
 def gaussian_epsilon(mu, delta):
@@ -282,7 +294,8 @@ def test_epsilon_grows_with_rounds_and_falls_with_noise():
 def site_of(datalist, filter_, folder, **options):
     """A trainer with the filter's hook, and the context of its result in round 0."""
     trainer = make(datalist, filter_.training_hook(), **options)
-    return trainer, replace(make_context(folder, trainer=trainer), patients=patients_of(datalist))
+    trainer.context = replace(make_context(folder, trainer=trainer), patients=patients_of(datalist))
+    return trainer, trainer.context
 
 
 def test_a_private_round_leaves_as_it_is_and_is_charged(datalist, tmp_path):
@@ -304,7 +317,7 @@ def test_a_private_round_leaves_as_it_is_and_is_charged(datalist, tmp_path):
     assert entry["patient_count"] == CASES + 1, "the validation patient too"
 
 
-def assert_stays(filter_, context, folder):
+def assert_stays(filter_, context, folder, charged=0):
     with pytest.raises(RefusalError, match="was not trained with DP-SGD, so its update does not leave") as error:
         filter_.run(make_update(), context)
     assert error.value.reason == "privacy"
@@ -312,7 +325,7 @@ def assert_stays(filter_, context, folder):
     assert reply.get_return_code() == ReturnCode.TASK_RESULT_FILTER_ERROR
     assert reply.get_header(REASON) == "privacy"
     assert set(reply) == {"__headers__"}
-    assert Ledger(folder / "ledger", simulated=True).history() == []
+    assert len(Ledger(folder / "ledger", simulated=True).history()) == charged
 
 
 def test_an_update_that_the_hook_did_not_make_stays(datalist, tmp_path):
@@ -326,7 +339,7 @@ def test_an_update_that_the_hook_did_not_make_stays(datalist, tmp_path):
     trainer, context = site_of(datalist, filter_, tmp_path)
     assert_stays(filter_, context, tmp_path)
     trainer.train_round(start_of(trainer), 0, 2)
-    assert_stays(filter_, replace(context, round_number=1), tmp_path)
+    assert_stays(filter_, replace(context, round_number=1), tmp_path, charged=1)
     filter_.run(make_update(), context)
 
 
@@ -342,7 +355,7 @@ def test_an_interrupted_round_stays(datalist, tmp_path):
     with pytest.raises(AbortedError):
         trainer.train_round(weights, 0, 1)
     assert filter_.training_hook().finished == -1
-    assert_stays(filter_, context, tmp_path)
+    assert_stays(filter_, context, tmp_path, charged=2)
 
 
 def test_what_changes_without_a_gradient_stays(datalist, tmp_path):
@@ -353,7 +366,29 @@ def test_what_changes_without_a_gradient_stays(datalist, tmp_path):
     with pytest.raises(RefusalError, match=r"norm\.running_mean of the update follows from no gradient") as error:
         filter_.run(Update({**update, "norm.running_mean": np.ones(4, np.float32)}, REPORT), context)
     assert error.value.reason == "privacy"
-    assert Ledger(tmp_path / "ledger", simulated=True).history() == []
+
+
+def test_a_round_is_charged_before_its_first_step(datalist, tmp_path):
+    """What a round has learnt stays in the optimizer, so it is paid for also where its result never leaves."""
+    filter_ = DPSGD(0.5, 10.0)
+    trainer, _ = site_of(datalist, filter_, tmp_path)
+    trainer.aborted = lambda: True
+    with pytest.raises(AbortedError):
+        trainer.train_round(start_of(trainer), 0, 1)
+    assert len(Ledger(tmp_path / "ledger", simulated=True).history()) == 1
+
+
+def test_a_round_that_cannot_be_charged_is_not_trained(datalist, tmp_path):
+    filter_ = DPSGD(0.5, 0.01)
+    trainer, _ = site_of(datalist, filter_, tmp_path)
+    before = start_of(trainer)
+    with pytest.raises(RefusalError, match="epsilon") as error:
+        trainer.train_round(before, 0, 1)
+    assert error.value.reason == "privacy"
+    assert_same(before, start_of(trainer))
+    trainer.context = None
+    with pytest.raises(RefusalError, match="cannot charge"):
+        trainer.train_round(before, 0, 1)
 
 
 def test_a_hook_that_leaves_an_epoch_unfinished_has_made_nothing(datalist):
@@ -383,20 +418,27 @@ def test_normalisation_over_a_batch_is_refused(datalist):
         trainer.train_round(weights, 0, 1)
 
 
-def test_a_gradient_that_is_not_finite_ends_the_round(datalist):
-    """Clipping cannot bound it."""
-    trainer = make(datalist, PatientDPSGD(1.0, 1.0))
-    plain, calls = trainer.loss, []
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+@pytest.mark.parametrize("place", range(CASES))
+def test_a_case_that_is_not_finite_counts_as_zero_and_spoils_no_other(datalist, place, batch_size):
+    """Its batch mates too: to refuse, or to lose them, would let one patient move more than his clip."""
+    norm = 1e-2
+    hook = PatientDPSGD(norm, 0.0)
+    trainer = make(datalist, hook, batch_size=batch_size)
+    worst = [classes for batch in make(datalist)._batches(0, 0) for classes in batch["classes"]][place]
+    plain = trainer.loss
 
     def spoilt(logits, classes):
-        calls.append(1)
-        # The square root has an infinite slope at 0; its value is 0.
-        return plain(logits, classes) + (torch.sqrt(logits.sum() * 0) if len(calls) > 1 else 0)
+        # Infinite weight on the case: its own gradient is infinite, and 0 times infinity beside it is no number.
+        broken = len(classes) == 1 and torch.equal(classes[0], worst)
+        return plain(logits, classes) * (math.inf if broken else 1)
 
     trainer.loss = spoilt
-    with pytest.raises(RefusalError, match="gradient is not finite") as error:
-        trainer.train_round(start_of(trainer), 0, 1)
-    assert error.value.reason == "loss"
+    update = trainer.train_round(start_of(trainer), 0, 1).update
+    rows = clipped(case_gradients(datalist), norm)
+    assert hook.finished == 0
+    expected = rows.sum(0) - rows[place]
+    np.testing.assert_allclose(-flat(update).astype(float) * CASES, expected, atol=2e-6)
 
 
 @pytest.mark.parametrize(

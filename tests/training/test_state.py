@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedseg.errors import RefusalError
+from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.training.state import SiteState
 
 
@@ -68,3 +68,26 @@ def test_a_failed_write_leaves_the_former_state_and_nothing_half_written(tmp_pat
     monkeypatch.undo()
     assert state(tmp_path, "A", ["A", "A"]).load(2) == {"from": 0}
     assert [path.name for path in site.folder.iterdir()] == ["round-00000.pt"]
+
+
+def test_the_state_of_a_run_belongs_to_one_job(tmp_path):
+    """A run id comes from the server: another job with it must not carry out what the first one keeps here."""
+    SiteState(tmp_path, "run").bind("a" * 64)
+    SiteState(tmp_path, "run").bind("a" * 64)
+    with pytest.raises(RefusalError, match="belongs to another job") as error:
+        SiteState(tmp_path, "run").bind("b" * 64)
+    assert error.value.reason == "state"
+    assert str(tmp_path) not in str(error.value)
+    SiteState(tmp_path, "other").bind("b" * 64)
+
+
+def test_a_folder_of_which_nobody_says_whose_it_is_is_refused(tmp_path):
+    SiteState(tmp_path, "run").save(0, {"x": 1})
+    with pytest.raises(RefusalError, match="cannot be read or written"):
+        SiteState(tmp_path, "run").bind("a" * 64)
+
+
+@pytest.mark.parametrize("name", ["ledger", "Cache", "server"])
+def test_a_run_cannot_have_the_name_of_something_else_in_the_state_folder(tmp_path, name):
+    with pytest.raises(ConfigurationError, match="run_id"):
+        SiteState(tmp_path, name)

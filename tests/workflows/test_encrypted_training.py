@@ -20,14 +20,15 @@ from fedseg.aggregators.robust import CoordinateMedian, GeometricMedian
 from fedseg.aggregators.server_optimizers import FedAdam
 from fedseg.aggregators.similarity import SimAgg
 from fedseg.errors import AbortedError, ConfigurationError, FedsegError, RefusalError
-from fedseg.executors.protocol import ENCRYPTED_FACTS, MODE, REASON, SCALE, STEPS, TEXT, UPLOAD
+from fedseg.executors.protocol import BYTES_DOWN, BYTES_UP, ENCRYPTED_FACTS, MODE, REASON, SCALE, STEPS, TEXT, UPLOAD
 from fedseg.filters.encrypt import ALGORITHM
 from fedseg.networks.weights import apply_difference, get_weights, is_averaged
 from fedseg.privacy.encrypted_file import read_encrypted_file
 from fedseg.privacy.encrypted_model import read_encrypted_model
 from fedseg.privacy.encrypted_update import encrypt_update
-from fedseg.privacy.encryption_context import EncryptionError, make_contexts, secret_context
+from fedseg.privacy.encryption_context import KEY_NAME_FILE, EncryptionError, make_contexts, secret_context
 from fedseg.privacy.fixed_point import MODES, choose_fields
+from fedseg.training.model_file import model_header, save_model
 from fedseg.training.plan import parse_plan
 from fedseg.training.site_report import SiteReport
 from fedseg.workflows.checkpoint import CheckpointError
@@ -64,7 +65,8 @@ class Sites:
         try:
             weights = self.decrypt(task, site, model)
         except RefusalError as error:
-            return make_reply(ReturnCode.TASK_DATA_FILTER_ERROR, {REASON: error.reason, TEXT: str(error)})
+            headers = {REASON: error.reason, TEXT: str(error), BYTES_UP: 2, BYTES_DOWN: 5}
+            return make_reply(ReturnCode.TASK_DATA_FILTER_ERROR, headers)
         if task == "train":
             return self.spoil(task, site, number, self.train(site, number, weights))
         return FLModel(metrics=dict.fromkeys(("final", "validation"), score(number)))
@@ -122,18 +124,20 @@ def score(number):
 class Scripted(EncryptedTraining):
     """The loop with these sites in place of FLARE's messages."""
 
-    def __init__(self, folder, sites, **arguments):
+    def __init__(self, folder, sites, initial=None, key_name=KEY.key, **arguments):
         super().__init__(**{"num_rounds": 3, "aggregator": FedAvg(), "run_id": "run", **arguments})
         self.script, self.asked = sites, []
         self.record = RunRecord(folder)
         (folder / "state").mkdir(exist_ok=True)
         (folder / "state" / "server_context.tenseal").write_bytes(SERVER)
+        if key_name:
+            (folder / "state" / KEY_NAME_FILE).write_text(key_name)
         self.engine = SimpleNamespace(
             get_clients=lambda: [SimpleNamespace(name=s) for s in "abc"],
             get_workspace=lambda: SimpleNamespace(get_site_config_dir=lambda: str(folder / "local")),
         )
         self.abort_signal = SimpleNamespace(triggered=False)
-        self.open(parse_plan(PLAN), folder / "state")
+        self.open(parse_plan(PLAN), folder / "state", initial)
 
     def set_fl_context(self, data):
         pass
@@ -212,7 +216,7 @@ def test_a_task_carries_the_one_sum_that_is_new(tmp_path):
 
 def test_a_site_that_was_not_asked_for_rounds_gets_what_it_missed(tmp_path):
     sites = Sites()
-    loop = Scripted(tmp_path, sites, num_rounds=8, selection=RandomSites(1))
+    loop = Scripted(tmp_path, sites, num_rounds=8, selection=RandomSites(2))
     loop.run_rounds()
     loop._finish()
     assert loop.events == []
@@ -220,19 +224,67 @@ def test_a_site_that_was_not_asked_for_rounds_gets_what_it_missed(tmp_path):
     assert_close(loop.opened(), sites.model_after(loop.rounds), 8 * (2e-4 * 0.06 + 1e-7))
 
 
-def test_a_site_that_lost_its_model_is_named_and_gets_everything_the_next_time(tmp_path):
+def test_a_site_that_lost_its_model_is_named_and_gets_everything_at_once(tmp_path):
+    """All three sites must answer, so a round without it would end the run."""
+
     def lose(task, site, number, answer):
         if (task, site, number) == (UPLOAD, "b", 1):
             sites.kept.pop("b")
         return answer
 
     sites = Sites(lose)
-    loop = Scripted(tmp_path, sites, num_rounds=4)
+    loop = Scripted(tmp_path, sites, num_rounds=4, min_sites=3)
     loop.run_rounds()
     assert [(e["round"], e["site"]) for e in loop.events] == [(2, "b")]
     assert "needs all rounds" in loop.events[0]["what"]
-    assert [sorted(entry["sites"]) for entry in loop.rounds][2:] == [["a", "c"], ["a", "b", "c"]]
-    assert sites.received["train", 3] == 3
+    assert [sorted(entry["sites"]) for entry in loop.rounds] == [["a", "b", "c"]] * 4
+    assert loop.asked[5:8] == [("train", ("a", "b", "c")), ("train", ("b",)), (UPLOAD, ("a", "b", "c"))]
+    assert sites.received["train", 2] == 2
+    assert sites.received["train", 3] == 1, "it goes on like the others"
+    # By hand: a report is 3 bytes up and 4 down, a ciphertext 10 and 1, and the answer that it lacks the model 2 and 5.
+    sent = {site: (part["bytes_up"], part["bytes_down"]) for site, part in loop.rounds[2]["sites"].items()}
+    assert sent == {"a": (13, 5), "b": (15, 10), "c": (13, 5)}
+
+
+def test_a_site_that_lost_its_model_scores_the_last_one_all_the_same(tmp_path):
+    sites = Sites()
+    loop = Scripted(tmp_path, sites)
+    loop.run_rounds()
+    sites.kept.pop("c")
+    loop._finish()
+    everybody = ("validate", ("a", "b", "c"))
+    assert loop.asked[-3:] == [everybody, ("validate", ("c",)), everybody], "the best model's task brings it the whole"
+    results = json.loads((tmp_path / RESULTS_FILE).read_text())
+    assert sorted(results["final"]["sites"]) == ["a", "b", "c"]
+
+
+def test_a_site_that_never_takes_the_model_is_asked_twice_and_no_more(tmp_path):
+    class Forgetful(Sites):
+        def decrypt(self, task, site, model):
+            if (task, site) == ("train", "c"):
+                raise RefusalError("history", "This site lacks the model.")
+            return super().decrypt(task, site, model)
+
+    loop = Scripted(tmp_path, Forgetful(), num_rounds=1)
+    loop.run_rounds()
+    assert loop.asked[1:] == [("train", ("a", "b", "c")), ("train", ("c",)), (UPLOAD, ("a", "b"))]
+    assert sorted(loop.rounds[0]["sites"]) == ["a", "b"]
+
+
+def test_an_invited_sites_answer_during_the_upload_changes_nothing(tmp_path):
+    """A site that was invited answers ``prepare`` whenever it can, also while others send ciphertexts."""
+
+    class Late(Sites):
+        def __call__(self, task, site, model):
+            if (task, site, model.current_round) == (UPLOAD, "b", 0):
+                loop._heard.add("late")
+                loop._bytes["late"] = (7, 7)
+            return super().__call__(task, site, model)
+
+    loop = Scripted(tmp_path, Late(), num_rounds=1)
+    loop.run_rounds()
+    assert sorted(loop.rounds[0]["sites"]) == ["a", "b", "c"]
+    assert loop.events == []
 
 
 def test_a_site_that_drops_out_between_the_steps_is_made_up_for(tmp_path):
@@ -255,11 +307,97 @@ def test_too_few_ciphertexts_end_the_run_with_the_model_of_before(tmp_path):
     def drop(task, site, number, answer):
         return None if task == UPLOAD and site != "a" and number == 1 else answer
 
-    loop = Scripted(tmp_path, Sites(drop), min_sites=2)
+    loop = Scripted(tmp_path, Sites(drop))
     with pytest.raises(FedsegError, match=r"1 site\(s\) answered in round 1, but 2 must"):
         loop.run_rounds()
     assert len(loop.rounds) == 1
     assert loop.model.history.rounds() == [0]
+
+
+def test_a_round_that_asks_a_single_site_fails_before_anything_is_encrypted(tmp_path):
+    loop = Scripted(tmp_path, Sites(), selection=RandomSites(1))
+    with pytest.raises(FedsegError, match=r"0 ciphertext\(s\) with a weight arrived, but 2 must"):
+        loop.run_rounds()
+    assert [task for task, _ in loop.asked] == ["prepare", "train"]
+
+
+def test_a_ciphertext_without_weight_does_not_hide_another(tmp_path):
+    """The sum of one ciphertext and of zeros is that one's update."""
+
+    class OnlyA(FedAvg):
+        def round_weights(self, reports):
+            return dict.fromkeys(reports, 0.0) | {"a": 1.0}
+
+    loop = Scripted(tmp_path, Sites(), aggregator=OnlyA())
+    with pytest.raises(FedsegError, match=r"1 ciphertext\(s\) with a weight arrived, but 2 must"):
+        loop.run_rounds()
+    assert loop.model.history.rounds() == []
+
+
+@pytest.mark.parametrize("wrong", "abc")
+def test_the_servers_name_of_the_key_decides_whichever_ciphertext_comes_first(tmp_path, wrong):
+    def other(task, site, number, answer):
+        if (task, site, number) == (UPLOAD, wrong, 0):
+            answer.meta[STEPS][0]["key"] = "0123456789abcdef"
+        return answer
+
+    loop = Scripted(tmp_path, Sites(other), num_rounds=1)
+    loop.run_rounds()
+    assert [(e["round"], e["site"]) for e in loop.events] == [(0, wrong)]
+    assert f"the round's key is {KEY.key}" in loop.events[0]["what"]
+    assert sorted(loop.rounds[0]["sites"]) == sorted({"a", "b", "c"} - {wrong})
+
+
+def test_a_server_without_the_keys_name_says_that_the_first_ciphertext_decides(tmp_path):
+    def other(task, site, number, answer):
+        if (task, site, number) == (UPLOAD, "c", 0):
+            answer.meta[STEPS][0]["key"] = "0123456789abcdef"
+        return answer
+
+    loop = Scripted(tmp_path, Sites(other), key_name="", num_rounds=1)
+    loop.run_rounds()
+    assert [(e["round"], e["site"]) for e in loop.events] == [(-1, "server"), (0, "c")]
+    assert "the first ciphertext of each round decides" in loop.events[0]["what"]
+
+
+@pytest.mark.parametrize(("factor", "left_out"), [(1e6, ["b"]), (100.0, [])])
+def test_a_largest_value_far_above_the_others_is_left_out(tmp_path, factor, left_out):
+    """The updates' largest values are about 0.05: a million times that would leave the others no digit."""
+
+    def boast(task, site, number, answer):
+        if (task, site) == ("train", "b"):
+            answer.meta["fedseg_report"]["largest"] *= factor
+        return answer
+
+    sites = Sites(boast)
+    loop = Scripted(tmp_path, sites, num_rounds=1)
+    loop.run_rounds()
+    loop._finish()
+    assert [e["site"] for e in loop.events] == left_out
+    assert all("over 1000 times the median" in e["what"] for e in loop.events)
+    assert sorted(loop.rounds[0]["sites"]) == sorted({"a", "b", "c"} - set(left_out))
+    assert_close(loop.opened(), sites.model_after(loop.rounds), 2e-4 * 0.06 * (1 if left_out else factor))
+
+
+@pytest.mark.parametrize(
+    ("values", "left_out"),
+    [
+        # The median of the others is 1.5, so the limit is 1500.
+        ((1.0, 2.0, 1500.0), []),
+        ((1.0, 2.0, 1500.1), ["c"]),
+        ((0.0, 0.0, 5.0), []),
+        ((1.0, 1e9), []),
+        ((1.0, 1.0, 1.0, 1e9, 1e11), ["d", "e"]),
+    ],
+)
+def test_outliers_among_largest_values(tmp_path, values, left_out):
+    loop = Scripted(tmp_path, Sites(), num_rounds=1)
+    loop.model.begin_round()
+    for site, value in zip("abcde", values, strict=False):
+        report = SiteReport(1, 1, 0.5, 0.5, largest=value)
+        loop.model.take(FLModel(params={}, meta={"client_name": site, **report.to_meta()}))
+    assert loop.model.drop_outliers() == left_out
+    assert sorted(loop.model.reports) == sorted(set("abcde"[: len(values)]) - set(left_out))
 
 
 @pytest.mark.parametrize(
@@ -413,6 +551,30 @@ def test_a_missing_or_damaged_round_is_named(tmp_path):
         history.load(0)
 
 
+def test_a_sum_with_one_flipped_bit_is_not_served(tmp_path):
+    loop = Scripted(tmp_path, Sites())
+    loop.run_rounds()
+    path = tmp_path / "state" / "run" / "encrypted-00001.safetensors"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    loop.model.bring(0, [None])
+    for known in (None, -1, 0):
+        with pytest.raises(CheckpointError, match=r"encrypted round from \d to 2 is damaged"):
+            loop.model.bring(2, [known])
+
+
+def test_a_run_goes_on_only_from_the_model_that_it_started_from(tmp_path):
+    first = Scripted(tmp_path, Sites(), num_rounds=2)
+    first.run_rounds()
+    del first
+    other = {name: value + 1 if is_averaged(value) else value for name, value in START.items()}
+    plan = parse_plan(PLAN)
+    path = save_model(tmp_path / "other.safetensors", model_header(plan, 0), other)
+    with pytest.raises(CheckpointError, match="of a job with another start"):
+        Scripted(tmp_path, Sites(), initial=path, num_rounds=2, resume=True)
+
+
 def test_nothing_at_the_server_is_plain_but_the_start(tmp_path):
     """All files of the run, searched for bytes of updates and models; the start, which is there, is found."""
     sites = Sites()
@@ -455,6 +617,7 @@ def test_rules_that_look_at_updates_are_refused(rule):
         ({"keep_updates": True}, "keep_updates is True, but must be left out.*sees no updates"),
         ({"num_rounds": 0}, "workflow.num_rounds"),
         ({"min_sites": "x"}, "workflow.min_sites"),
+        ({"min_sites": 1}, "min_sites is 1, but must be a whole number of at least 2 in an encrypted job"),
     ],
 )
 def test_wrong_arguments_are_refused_by_name(arguments, said):

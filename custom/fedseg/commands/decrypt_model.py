@@ -35,6 +35,7 @@ def run(options: argparse.Namespace) -> int:
     context = secret_context(options.context.read_bytes())
     encrypted = read_encrypted_file(options.file)
     model = encrypted.decrypt(context, options.out)
+    options.out.chmod(0o600)
     rounds = len(encrypted.model.rounds)
     out().print(f"{model.task.name}, {model.network.name}, after {rounds} round(s): written to {options.out}")
     return 0

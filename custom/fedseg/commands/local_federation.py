@@ -66,7 +66,8 @@ def run(options: argparse.Namespace) -> int:
     plan = job.check()
     if options.data is not None:
         find_sites(options.data)
-    prepare_output(options.out, options.overwrite)
+    needed = {"--data": options.data, "--job": options.job, "--template": options.template}
+    prepare_output(options.out, options.overwrite, needed)
     data = options.data or make_example_sites(plan.task, options.out / "data", plan.seed)
     sites = find_sites(data)
     err().print(escape(f"{job.name}: a server and {len(sites)} sites ({', '.join(sites)}), {options.rounds} rounds"))

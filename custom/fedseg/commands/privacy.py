@@ -88,10 +88,13 @@ def _add_plan(actions: Any) -> None:
 def run_ledger(options: argparse.Namespace) -> int:
     """Show a ledger."""
     _usage(check_delta, options.delta)
+    if not options.state.is_dir():
+        raise UsageError(f"{options.state} is not a folder. Name a site's state folder, or the folder of its ledger.")
     folder = next((f for f in (options.state / FOLDER, options.state) if any(f.glob(f"{FILE}*"))), None)
     if folder is None:
         raise DataError(
-            f"{options.state} holds no privacy ledger: nothing with a guarantee has left, or it is elsewhere."
+            f"{options.state} holds no privacy ledger: nothing with a guarantee has left, or it is elsewhere "
+            "(`fedseg simulate --ledger DIR` keeps it in DIR/<site>)."
         )
     chain = verify(folder / FILE)
     if not chain.entries:
@@ -129,7 +132,7 @@ def _content(chain: Chain, ledger: Ledger, releases: Sequence[Any], spent: dict[
 
 
 def _print_ledger(chain: Chain, ledger: Ledger, releases: Sequence[Any], spent: dict[str, Any]) -> None:
-    table = Table("Data set", "Job", "Rounds", "Releases", "Mechanism", "Noise", "Patients")
+    table = Table("Data set", "Job", "Rounds", "Releases", "Mechanism", "Noise over 2 clips", "Patients")
     for _, group in groupby(releases, key=lambda entry: [entry[name] for name in (*_PLACE, *_COST, "patients")]):
         entries = list(group)
         first, rounds = entries[0], sorted({entry["round"] for entry in entries})

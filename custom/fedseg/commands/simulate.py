@@ -119,6 +119,11 @@ def run(options: argparse.Namespace) -> int:
         write_summary(summary, report)
     page = write_report(options.out)
     out().print(dice_table(summary))
+    if kept := summary["final"]["withheld"]:
+        err().print(
+            f"{', '.join(kept)} kept their scores, as in a real federation; here they are read from the simulated "
+            "sites' disks."
+        )
     for entry in summary.get("comparison", []):
         dice = "n/a" if entry["mean_dice"] is None else f"{entry['mean_dice']:.3f}"
         out().print(f"compared: {entry['name']} {dice} ({', '.join(entry['regions'])})")

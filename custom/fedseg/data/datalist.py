@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,11 @@ class Case:
         stems = [_stem(path) for path in self.images]
         common = os.path.commonprefix(stems).rstrip("_-.") if len(stems) > 1 else ""  # noqa: RUF071 (names, not paths)
         return common if len(common) >= 4 else _stem(self.label) if self.label else stems[0]
+
+
+def same_patient(patient: str) -> str:
+    """The id without what two spellings of it may differ in: Unicode forms and outer spaces."""
+    return unicodedata.normalize("NFC", str(patient)).strip()
 
 
 def case_names(cases: Sequence[Case]) -> list[str]:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from fedseg.errors import RefusalError
+from fedseg.executors.protocol import WEIGHED, WEIGHT
 from fedseg.networks.weights import Arrays, contiguous
 from fedseg.training.site_report import SiteReport, parse_report
 
@@ -54,6 +58,25 @@ def held(folder: Path, round_number: int, start: str | None) -> tuple[Arrays, Si
     if (header.get("round"), header.get("start")) != (str(round_number), str(start)):
         raise RefusalError("state", f"No update of round {round_number} waits at this site.")
     return update, parse_report(json.loads(header["report"]))
+
+
+def weight_facts(weights: Mapping[str, Any], site: str) -> dict[str, Any]:
+    """What the encryption needs of the round's weights: this site's, and how many there are.
+
+    Args:
+        weights: of all sites of the round, as the server sent them.
+        site: name of this one.
+
+    Raises:
+        RefusalError: a weight is not from 0 to 1, they sum to more than one, so that the sum of the ciphertexts could
+            leave its digits, or this site has none (reason ``privacy``).
+    """
+    numbers = list(weights.values())
+    if site not in weights or not all(type(w) in (int, float) and 0 <= w <= 1 for w in numbers):
+        raise RefusalError("privacy", "The task does not give each site of the round a weight from 0 to 1.")
+    if math.fsum(numbers) > 1 + 1e-9:
+        raise RefusalError("privacy", f"The weights of the round's sites sum to {math.fsum(numbers)}, more than one.")
+    return {WEIGHT: weights[site], WEIGHED: len(weights)}
 
 
 def largest(update: Arrays) -> float:

@@ -12,13 +12,14 @@ from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 
 from fedseg.errors import RefusalError
-from fedseg.filters.base import own_names, result_filters
-from fedseg.filters.chain import UPDATE_TASKS, is_guaranteed, update_chain
+from fedseg.filters.base import hooks_of, own_names, result_filters
+from fedseg.filters.chain import UPDATE_TASKS, is_guaranteed, sending_chain, update_chain
 from fedseg.filters.context import job_name
 from fedseg.filters.guard import Guard
 from fedseg.privacy.policy import OPEN, SitePolicy
 from fedseg.privacy.policy_rules import broken, check_protection, planned_fraction
-from fedseg.privacy.update import Step
+from fedseg.privacy.update import Stage, Step
+from fedseg.training.hooks import TrainingHook
 from fedseg.training.plan import Plan
 
 
@@ -28,12 +29,14 @@ class JobTerms:
 
     Attributes:
         job, task, dataset: their names.
-        steps: what each filter over the updates is set to do, in order.
-        guaranteed: whether a formal guarantee is computed for the updates.
+        steps: what each filter over the result that carries arrays is set to do, in order.
+        guaranteed: whether any filter over the updates computes a formal guarantee.
         filtered: whether any filter stands over the updates.
         fraction: largest fraction of the model's parameters that leaves in one update.
         guarded: whether the site's guard is in place.
         foreign: classes of the job's components at the site that the policy cannot judge.
+        misplaced: whether the guarantee is computed for a task whose result carries no arrays.
+        statistics: whether the method tells statistics of the data.
     """
 
     job: str
@@ -45,11 +48,14 @@ class JobTerms:
     fraction: float = 1.0
     guarded: bool = False
     foreign: tuple[str, ...] = ()
+    misplaced: bool = False
+    statistics: bool = False
 
 
 def job_terms(plan: Plan, fl_ctx: FLContext) -> JobTerms:
     """Read what a job asks from its components, as FLARE has built them at this site."""
-    chain = update_chain(fl_ctx)
+    chain, every = sending_chain(fl_ctx), update_chain(fl_ctx)
+    guaranteed = is_guaranteed(every)
     steps = tuple(f.step() for f in chain)
     components = list(_components(fl_ctx))
     return JobTerms(
@@ -57,11 +63,13 @@ def job_terms(plan: Plan, fl_ctx: FLContext) -> JobTerms:
         plan.task.name,
         plan.dataset,
         steps,
-        is_guaranteed(chain),
+        guaranteed,
         any(result_filters(fl_ctx, task) for task in UPDATE_TASKS),
         planned_fraction(steps) * (1 - _kept(plan, set().union(*own_names(chain, plan)))),
         any(isinstance(c, Guard) for c in components),
         tuple(sorted({name for c in components if (name := _foreign(c))})),
+        guaranteed and not is_guaranteed(chain),
+        any(_tells_statistics(hook) for hook in (*components, *hooks_of(every))),
     )
 
 
@@ -85,7 +93,19 @@ def check_job(policy: SitePolicy | None, terms: JobTerms) -> None:
         raise broken("jobs", f"is called {terms.job!r}", f"takes {list(policy.jobs)}")
     if policy.tasks is not None and terms.task not in policy.tasks:
         raise broken("tasks", f"segments {terms.task!r}", f"takes {list(policy.tasks)}")
+    if terms.misplaced:
+        raise broken("filters", "protects a task whose result carries no arrays", "asks it of the one that does")
+    if terms.statistics and not policy.statistics:
+        raise broken("statistics", "asks for statistics of the data", "does not give them")
+    _check_scale(policy, terms.steps)
     check_protection(policy, terms.steps, terms.fraction, terms.guaranteed, terms.dataset)
+
+
+def _check_scale(policy: SitePolicy, steps: Iterable[Step]) -> None:
+    """Sites find the scale of encrypted updates in ``largest`` of their reports."""
+    encrypted = any(step.get("stage") == Stage.ENCRYPT for step in steps)
+    if encrypted and policy.scalars is not None and "largest" not in policy.scalars:
+        raise broken("scalars", "encrypts, for which it needs largest of the report", "does not tell it")
 
 
 def check_cases(policy: SitePolicy | None, training_cases: int) -> None:
@@ -157,6 +177,10 @@ def _components(fl_ctx: FLContext) -> Iterable[object]:
         yield from runner.task_router.task_table.values()
         for filters in (*runner.task_result_filters.values(), *runner.task_data_filters.values()):
             yield from filters
+
+
+def _tells_statistics(component: object) -> bool:
+    return isinstance(component, TrainingHook) and type(component).statistics is not TrainingHook.statistics
 
 
 def _foreign(component: object) -> str | None:

@@ -26,7 +26,8 @@ from fedseg.errors import AbortedError, ConfigurationError, DataError, FedsegErr
 from fedseg.evaluation.metrics import summarise
 from fedseg.executors.admission import admit_data, check_plan, check_version
 from fedseg.executors.case_scores import write_case_scores
-from fedseg.executors.held_update import held, hold, largest
+from fedseg.executors.held_update import held, hold, largest, weight_facts
+from fedseg.executors.job_identity import job_fingerprint
 from fedseg.executors.message_size import message_size
 from fedseg.executors.policy_check import (
     JobTerms,
@@ -53,8 +54,6 @@ from fedseg.executors.protocol import (
     TEXT,
     TOTALS,
     UPLOAD,
-    WEIGHED,
-    WEIGHT,
 )
 from fedseg.executors.site_profile import SiteProfile, read_profile
 from fedseg.filters.base import hooks_of, own_names
@@ -67,7 +66,7 @@ from fedseg.privacy.policy import OPEN, SitePolicy
 from fedseg.training.hooks import TrainingHook
 from fedseg.training.plan import PLAN_FILE, Plan, read_plan
 from fedseg.training.site_report import SiteReport
-from fedseg.training.site_round import mean_loss, site_round
+from fedseg.training.site_round import empty_round, mean_loss, site_round
 from fedseg.training.state import DEFAULT_KEEP, SiteState
 from fedseg.training.trainer import ScoredCase, SiteTrainer
 
@@ -170,13 +169,20 @@ class SegmentationExecutor(Executor):
             kept = int(model.meta.get(KEEP, DEFAULT_KEEP))
             trainer.state.keep = kept + 1 if kept else 0
             trainer.state.start, trainer.state.lineage = model.meta.get(START), model.meta.get(LINEAGE)
-        update, report = site_round(trainer, received, round_number, total, model.meta.get(TOTALS))
         self._attach(trainer, round_number, received, model.meta, fl_ctx)
-        if curves_leave(self._policy, self._guaranteed):
-            self._send_curves(report, round_number, fl_ctx)
+        try:
+            update, report = site_round(trainer, received, round_number, total, model.meta.get(TOTALS))
+        except RefusalError as error:
+            if not (self._guaranteed and error.reason == "loss"):
+                raise
+            # To refuse would tell something of the data, outside of the guarantee and as often as the server likes.
+            logger.error("The round could not be trained (%s); an update of zeros is sent in its place.", error)
+            update, report = empty_round(trainer, received)
         apart = encrypts(fl_ctx)
         report = replace(report, largest=largest(update) if apart else None)
         report = report.only((self._policy or OPEN).report_fields(self._guaranteed))
+        if curves_leave(self._policy, self._guaranteed):
+            self._send_curves(report, round_number, fl_ctx)
         if apart:
             hold(self._folder, round_number, model.meta.get(START), update, report)
             update = {}
@@ -193,7 +199,7 @@ class SegmentationExecutor(Executor):
             raise RefusalError("privacy", "The job has no filter that encrypts, so the update stays at this site.")
         number, weights = int(task.current_round or 0), task.metrics or {}
         update, report = held(self._folder, number, task.meta.get(START))
-        meta = {**task.meta, WEIGHT: weights.get(trainer.site), WEIGHED: len(weights)}
+        meta = {**task.meta, **weight_facts(weights, trainer.site)}
         self._attach(trainer, number, {}, meta, fl_ctx)
         result = {**report.to_meta(), MetaKey.NUM_STEPS_CURRENT_ROUND: report.num_steps}
         return FLModelUtils.to_shareable(
@@ -245,13 +251,15 @@ class SegmentationExecutor(Executor):
         check_job(self._policy, self._terms)
         if self._trainer is None or (run_id and run_id != self._run_id):
             self._run_id = run_id or fl_ctx.get_job_id()
+            state = SiteState(self._profile.state, self._run_id)
+            state.bind(job_fingerprint(plan, fl_ctx))
             chain = update_chain(fl_ctx)
             private, frozen = own_names(chain, plan)
             self._trainer = SiteTrainer(
                 plan,
                 site,
                 admit_data(plan, self._profile),
-                SiteState(self._profile.state, self._run_id),
+                state,
                 device=self._profile.device,
                 cache_folder=self._profile.cache,
                 hooks=[*(_hook(name, fl_ctx) for name in self.hooks), *hooks_of(chain)],
@@ -284,7 +292,7 @@ class SegmentationExecutor(Executor):
     ) -> None:
         """Tell the filters of the result what it was made from."""
         if self._profile is not None:
-            SiteContext(
+            trainer.context = SiteContext(
                 trainer.site,
                 job_name(fl_ctx),
                 trainer.plan,
@@ -295,7 +303,8 @@ class SegmentationExecutor(Executor):
                 received,
                 {key: value for key, value in meta.items() if isinstance(value, str | bool | int | float | list)},
                 trainer,
-            ).attach(fl_ctx)
+            )
+            trainer.context.attach(fl_ctx)
 
     def _send_curves(self, report: SiteReport, round_number: int, fl_ctx: FLContext) -> None:
         """TensorBoard curves of this site, sent to the server as FLARE's federated events, which the guard sees."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from fedseg.data.datalist import FILE_NAME
 from fedseg.errors import ConfigurationError, RefusalError
-from fedseg.privacy.policy import SitePolicy, parse_policy
+from fedseg.privacy.policy import Budget, SitePolicy, parse_policy
 from fedseg.training.plan import read_json
 
 PROFILE_FILE = "fedseg.json"
@@ -18,6 +18,7 @@ POLICY_FILE = "policy.json"
 DATA_VARIABLE = "FEDSEG_DATA"
 STATE_VARIABLE = "FEDSEG_STATE"
 LEDGER_VARIABLE = "FEDSEG_LEDGER"
+KIT_FILE = "fed_client.json"
 CONTEXT_FILE = "client_context.tenseal"
 SERVER_CONTEXT_FILE = "server_context.tenseal"
 
@@ -61,7 +62,8 @@ class SiteProfile:
 def read_profile(site: str, config_folder: Path, work_folder: Path) -> SiteProfile:
     """The profile of this site.
 
-    A provisioned site has ``fedseg.json`` in the ``local`` folder of its workspace. In the simulator the environment
+    A provisioned site has ``fedseg.json`` in the ``local`` folder of its workspace, and nothing else counts there: a
+    site is provisioned if its ``startup`` folder holds FLARE's ``fed_client.json``. In the simulator the environment
     variable ``FEDSEG_DATA`` names a folder with ``<site>/datalist.json``, ``FEDSEG_STATE`` one for the state, and
     ``FEDSEG_LEDGER`` one for privacy ledgers that outlive the run (otherwise they lie with the state). There a site's
     policy may stand in ``<site>/policy.json``, beside its datalist.
@@ -78,7 +80,9 @@ def read_profile(site: str, config_folder: Path, work_folder: Path) -> SiteProfi
     path = config_folder / PROFILE_FILE
     if path.exists():
         return _parse(read_json(path), config_folder)
-    root = os.environ.get(DATA_VARIABLE)
+    # Only a provisioned site has FLARE's kit; at such a site simulation mode would draw noise that a seed foretells.
+    provisioned = (config_folder.parent / "startup" / KIT_FILE).is_file()
+    root = None if provisioned else os.environ.get(DATA_VARIABLE)
     if not root:
         raise RefusalError(
             "data",
@@ -144,12 +148,30 @@ def _parse(content: Any, base: Path) -> SiteProfile:
             f"{PROFILE_FILE}: state", content.get("state"), "a folder of the site that outlives its jobs"
         )
     state = base / content["state"]
+    paths = {name: base / path for name, path in datasets.items()}
+    policy = parse_policy(content["policy"], f"{PROFILE_FILE}: policy") if "policy" in content else None
+    if policy is not None:
+        _check_budgets(paths, policy)
     return SiteProfile(
-        {name: base / path for name, path in datasets.items()},
+        paths,
         state,
         base / content.get("cache", state / "cache"),
         str(content.get("device", "auto")),
         state / "ledger",
         base.parent / "startup" / CONTEXT_FILE,
-        policy=parse_policy(content["policy"], f"{PROFILE_FILE}: policy") if "policy" in content else None,
+        policy=policy,
     )
+
+
+def _check_budgets(datasets: Mapping[str, Path], policy: SitePolicy) -> None:
+    """Refuse two budgets for one datalist: a job chooses the name, and with it would choose the larger one."""
+    budgets: dict[Path, Budget] = {}
+    for name in sorted({*datasets, *policy.epsilon_budget}):
+        path, budget = datasets.get(name) or datasets.get("*"), policy.budget(name)
+        if path is None or budget is None:
+            continue
+        file = (path / FILE_NAME if path.is_dir() else path).resolve()
+        if budgets.setdefault(file, budget) != budget:
+            raise ConfigurationError(
+                f"{PROFILE_FILE}: policy.epsilon_budget.{name}", budget, "that of every other name of the same datalist"
+            )

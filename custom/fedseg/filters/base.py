@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import numpy as np
 from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
 from nvflare.apis.filter import Filter
 from nvflare.apis.fl_constant import FilterKey, FLContextKey, ReturnCode
@@ -20,7 +21,7 @@ from nvflare.app_common.app_constant import AppConstants
 from fedseg.errors import FedsegError, RefusalError
 from fedseg.executors.protocol import REASON, STEPS, TEXT
 from fedseg.filters.context import SiteContext, attached_context
-from fedseg.networks.weights import EXTRA
+from fedseg.networks.weights import EXTRA, Arrays
 from fedseg.privacy.update import DENSE, FORMS, Stage, Step, Update, check_dense, parse_steps
 from fedseg.training.hooks import TrainingHook
 from fedseg.training.plan import Plan
@@ -90,6 +91,8 @@ class UpdateFilter(Filter, ABC):
             raise RefusalError(
                 "privacy", f"{name} comes after {update.steps[-1]['filter']}; the job's filters are in a wrong order."
             )
+        if self.guarantees and update.form == DENSE:
+            update = replace(update, arrays=_finite(update.arrays))
         if update.form == DENSE:
             check_dense(update.arrays)
         if not self.accepts_extras and any(key.startswith(EXTRA) for key in update.arrays):
@@ -101,7 +104,9 @@ class UpdateFilter(Filter, ABC):
         result = self.apply(update, context)
         if result.form == DENSE:
             check_dense(result.arrays)
-        seconds = {"seconds": time.perf_counter() - start}
+        policy = context.profile.policy
+        told = policy is None or "seconds" in policy.report_fields(self.guarantees)
+        seconds = {"seconds": time.perf_counter() - start} if told else {}
         return replace(result, steps=(*result.steps[:-1], {**result.steps[-1], **seconds}))
 
     def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
@@ -121,6 +126,14 @@ class UpdateFilter(Filter, ABC):
             logger.exception("%s failed; nothing left the site", type(self).__name__)
             text = f"An unexpected {type(error).__name__} in {type(self).__name__}; the site's own log has the details."
             return make_reply(ReturnCode.TASK_RESULT_FILTER_ERROR, {REASON: "privacy", TEXT: text})
+
+
+def _finite(arrays: Arrays) -> Arrays:
+    """Zeros in the place of an update that is not finite: to refuse it would tell something, and cost nothing."""
+    floats = {n: v for n, v in arrays.items() if isinstance(v, np.ndarray) and v.dtype.kind == "f"}
+    if all(np.isfinite(value).all() for value in floats.values()):
+        return arrays
+    return {**arrays, **{name: np.zeros_like(value) for name, value in floats.items()}}
 
 
 def bare_reply(shareable: Shareable) -> Shareable:

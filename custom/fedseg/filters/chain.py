@@ -9,6 +9,7 @@ from nvflare.app_common.app_constant import AppConstants
 
 from fedseg.executors.protocol import UPLOAD
 from fedseg.filters.base import UpdateFilter, result_filters
+from fedseg.filters.encrypt import encrypts
 
 UPDATE_TASKS = (AppConstants.TASK_TRAIN, UPLOAD)
 """Tasks whose results are updates: in encrypted jobs a second one carries the arrays."""
@@ -21,6 +22,11 @@ def update_chain(fl_ctx: FLContext, tasks: Iterable[str] = UPDATE_TASKS) -> tupl
     """
     found = [f for task in tasks for f in result_filters(fl_ctx, task) if isinstance(f, UpdateFilter)]
     return tuple({id(f): f for f in found}.values())
+
+
+def sending_chain(fl_ctx: FLContext) -> tuple[UpdateFilter, ...]:
+    """The filters of the one task whose result carries arrays: ``upload`` in jobs that encrypt, ``train`` in others."""
+    return update_chain(fl_ctx, [UPLOAD if encrypts(fl_ctx) else AppConstants.TASK_TRAIN])
 
 
 def is_guaranteed(chain: Iterable[UpdateFilter]) -> bool:

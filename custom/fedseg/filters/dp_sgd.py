@@ -11,11 +11,14 @@ from typing import Any
 from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.filters.context import SiteContext
 from fedseg.filters.noise import GuaranteedFilter, Protected
+from fedseg.networks.weights import Arrays
 from fedseg.privacy.accounting import PATIENT, REPLACE, Release, relative_to_sensitivity
-from fedseg.privacy.noise import NoiseSource
+from fedseg.privacy.ledger import Spent
+from fedseg.privacy.noise import NoiseSource, SecureNoise
 from fedseg.privacy.update import Update
 from fedseg.training.dp_sgd import PatientDPSGD
 from fedseg.training.hooks import TrainingHook
+from fedseg.training.trainer import SiteTrainer
 
 
 class DPSGD(GuaranteedFilter):
@@ -27,13 +30,16 @@ class DPSGD(GuaranteedFilter):
 
     accepts_extras = False
 
-    def __init__(self, clip: float, noise_multiplier: float, delta: float = 1e-5) -> None:
+    def __init__(
+        self, clip: float, noise_multiplier: float, delta: float = 1e-5, max_cases_per_patient: int = 1
+    ) -> None:
         """Set the mechanism.
 
         Args:
             clip: largest L2 norm of one case's gradient, above 0.
             noise_multiplier: standard deviation of the noise on the sum of an epoch's gradients over ``clip``.
             delta: for which epsilon is stated; well below one over the number of patients.
+            max_cases_per_patient: how many training cases one patient may have; each costs.
 
         Raises:
             ConfigurationError: an argument is not allowed.
@@ -41,7 +47,7 @@ class DPSGD(GuaranteedFilter):
         super().__init__(delta, REPLACE)
         if type(noise_multiplier) not in (int, float) or not noise_multiplier > 0:
             raise ConfigurationError("DPSGD.noise_multiplier", noise_multiplier, "a finite number above 0")
-        self._hook = PatientDPSGD(clip, noise_multiplier)
+        self._hook = _ChargedDPSGD(self, clip, noise_multiplier, max_cases_per_patient)
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -49,6 +55,7 @@ class DPSGD(GuaranteedFilter):
             "clip": self._hook.clip,
             "norm": "gradient of a case",
             "noise_multiplier": self._hook.noise_multiplier,
+            "max_cases_per_patient": self._hook.max_cases_per_patient,
             "delta": self.delta,
             "neighbours": self.neighbours,
         }
@@ -58,8 +65,15 @@ class DPSGD(GuaranteedFilter):
         return self._hook
 
     def planned(self) -> Release:
-        """One epoch over patients with one case each."""
-        return Release("gaussian", relative_to_sensitivity(self._hook.noise_multiplier), unit=PATIENT)
+        """One epoch; a round is as many as the plan has local epochs."""
+        multiplier = relative_to_sensitivity(self._hook.noise_multiplier) / self._hook.max_cases_per_patient
+        return Release("gaussian", multiplier, unit=PATIENT)
+
+    def apply(self, update: Update, context: SiteContext) -> Update:
+        # Charged by the hook, before the first step.
+        protected = self.protect(update, SecureNoise(), context)
+        release, spent = self._hook.charged
+        return self.released(update, protected, release, spent, context)
 
     def protect(self, update: Update, noise: NoiseSource, context: SiteContext) -> Protected:
         trainer = context.trainer
@@ -68,4 +82,26 @@ class DPSGD(GuaranteedFilter):
         parameters = {name for name, _ in trainer.network.named_parameters()}
         if others := sorted(set(update.arrays) - parameters):
             raise RefusalError("privacy", f"{', '.join(others)} of the update follows from no gradient, so it stays.")
-        return Protected(update.arrays, self._hook.release(trainer), self._hook.facts(trainer))
+        return Protected(update.arrays, self._hook.facts(trainer))
+
+
+class _ChargedDPSGD(PatientDPSGD):
+    """Enters the whole round in the ledger before the first step.
+
+    Optimizer and private layers are kept after every round, so what a round has learnt may leave with a later one, also
+    if this round's own result never does.
+    """
+
+    charged: tuple[Release, Spent]
+
+    def __init__(self, mechanism: DPSGD, clip: float, noise_multiplier: float, max_cases_per_patient: int) -> None:
+        super().__init__(clip, noise_multiplier, max_cases_per_patient)
+        self._mechanism = mechanism
+
+    def before_round(self, trainer: SiteTrainer, global_weights: Arrays, round_number: int) -> None:
+        super().before_round(trainer, global_weights, round_number)
+        context = trainer.context
+        if not isinstance(context, SiteContext) or context.round_number != round_number:
+            raise RefusalError("privacy", "DP-SGD cannot charge this round, so it is not trained.")
+        release = self.release(trainer)
+        self.charged = release, self._mechanism.enter(release, context)

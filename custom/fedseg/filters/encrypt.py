@@ -78,7 +78,7 @@ class DecryptModel(Filter):
 
     The plain model of the last round in which the site trained is kept in the site's folder of the run, so that a task
     needs to carry no more than what was added since. A site that lacks the model to which a task adds says so, and gets
-    everything from the start the next time. A task whose model is not encrypted is refused.
+    everything from the start in a second task. A task whose model is not encrypted is refused.
     """
 
     def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:

@@ -14,7 +14,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 from nvflare.app_common.widgets.convert_to_fed_event import FED_EVENT_PREFIX
 
-from fedseg.errors import RefusalError
+from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.executors.protocol import REASON, TEXT
 from fedseg.executors.site_profile import SiteProfile, read_profile
 from fedseg.filters.chain import is_guaranteed, update_chain
@@ -56,6 +56,10 @@ class Guard(FLComponent):
         except RefusalError as error:
             logger.error("The guard let nothing out (%s): %s", error.reason, error)
             empty_result(result, error.reason, str(error))
+        except ConfigurationError as error:
+            logger.error("%s", error)
+            text = "The site's profile or policy is not valid, so nothing leaves; its own log says what to mend."
+            empty_result(result, "configuration", text)
         except BaseException as error:
             logger.exception("The guard failed, so nothing left the site")
             empty_result(result, "guard", f"An unexpected {type(error).__name__} in the site's guard; see its own log.")
@@ -71,7 +75,7 @@ class Guard(FLComponent):
             profile, plan = self._site(fl_ctx)
             policy = profile.policy or OPEN
             if event_type == CURVES and policy.events and not is_guaranteed(update_chain(fl_ctx)):
-                check_curve(data, plan)
+                check_curve(data, plan, policy.report_fields(guaranteed=False))
                 return
             logger.warning("The guard stopped the event %s", event_type)
         except BaseException:

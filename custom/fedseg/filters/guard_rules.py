@@ -19,7 +19,7 @@ from fedseg.executors.message_size import message_size
 from fedseg.executors.protocol import BYTES_DOWN, BYTES_UP, PREPARE, REASON, STATISTICS, TEXT, UPLOAD
 from fedseg.executors.site_profile import SiteProfile
 from fedseg.filters.base import result_filters
-from fedseg.filters.chain import is_guaranteed, update_chain
+from fedseg.filters.chain import UPDATE_TASKS, is_guaranteed, update_chain
 from fedseg.filters.guard_text import check_text
 from fedseg.filters.guard_update import check_update
 from fedseg.privacy.policy import OPEN, SitePolicy
@@ -69,20 +69,28 @@ def check_result(result: Shareable, profile: SiteProfile, plan: Plan, fl_ctx: FL
     _TASKS[task](Leaving(result, profile, policy, plan, fl_ctx, task, guaranteed))
 
 
-def check_curve(event: Shareable, plan: Plan) -> None:
+def check_curve(event: Shareable, plan: Plan, fields: Collection[str]) -> None:
     """Let one point of a curve pass, which the executor sends as an event.
 
+    Args:
+        event: as it would leave.
+        plan: of the job.
+        fields: of the report that may leave; a curve tells one of them.
+
     Raises:
-        RefusalError: it is something else (reason ``guard``).
+        RefusalError: it is something else (reason ``guard``), or rule ``scalars`` (reason ``policy``).
     """
     dxo = _read(event)
     tag, value = dxo.data.get(TrackConst.TRACK_KEY), dxo.data.get(TrackConst.TRACK_VALUE)
     step = {TrackConst.GLOBAL_STEP_KEY: dxo.data.get(TrackConst.GLOBAL_STEP_KEY)}
     expected = {TrackConst.TRACK_KEY: tag, TrackConst.TRACK_VALUE: value, **step, TrackConst.KWARGS_KEY: step}
-    tags = {"train_loss", "val_loss", *(f"val_dice/{region}" for region in (*plan.task.region_names, "mean"))}
+    tags = {"train_loss": "train_loss", "val_loss": "val_loss"}
+    tags |= {f"val_dice/{region}": "val_dice" for region in (*plan.task.region_names, "mean")}
     numbers = _is_number(value) and type(step[TrackConst.GLOBAL_STEP_KEY]) is int
     if dxo.data_kind != DataKind.ANALYTIC or tag not in tags or not numbers or dxo.data != expected:
         raise unknown("the event is no point of a curve")
+    if tags[tag] not in fields:
+        raise broken("scalars", f"draws a curve of {tags[tag]}", "does not tell it")
 
 
 def unknown(what: str) -> RefusalError:
@@ -125,6 +133,8 @@ def _check_acceptance(leaving: Leaving) -> None:
         raise RefusalError(
             "privacy", "The method tells statistics of the data that the job's guarantee does not cover."
         )
+    if statistics and not leaving.policy.statistics:
+        raise broken("statistics", "asks for statistics of the data", "does not give them")
 
 
 def _check_scores(leaving: Leaving) -> None:
@@ -156,7 +166,8 @@ def _check_summary(part: Mapping[str, Any], regions: Collection[str]) -> None:
 
 
 def _check_submission(leaving: Leaving) -> None:
-    if not leaving.policy.submit_model or result_filters(leaving.fl_ctx, AppConstants.TASK_TRAIN):
+    filtered = any(result_filters(leaving.fl_ctx, task) for task in UPDATE_TASKS)
+    if not leaving.policy.submit_model or filtered:
         raise broken("submit_model", "asks for this site's own model", "does not give it")
     dxo = _read(leaving.result)
     if dxo.data_kind != DataKind.WEIGHTS or dxo.meta:
@@ -191,7 +202,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _check_update(leaving: Leaving) -> None:
-    check_update(leaving.result, leaving.policy, leaving.plan, leaving.fl_ctx, leaving.task, leaving.guaranteed)
+    check_update(leaving.result, leaving.profile, leaving.plan, leaving.fl_ctx, leaving.task, leaving.guaranteed)
 
 
 _TASKS: dict[str, Callable[[Leaving], None]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,16 @@ from nvflare.apis.shareable import Shareable
 
 from fedseg.errors import RefusalError
 from fedseg.executors.protocol import STEPS
+from fedseg.executors.site_profile import SiteProfile
 from fedseg.filters.base import read_update
-from fedseg.filters.chain import update_chain
+from fedseg.filters.chain import is_guaranteed, update_chain
 from fedseg.filters.context import attached_context
-from fedseg.networks.weights import EXTRA, Arrays
-from fedseg.privacy.policy import SitePolicy
+from fedseg.filters.restore import update_shapes
+from fedseg.networks.weights import EXTRA
+from fedseg.privacy.policy import OPEN
 from fedseg.privacy.policy_rules import broken, check_epsilon, check_protection, planned_fraction
 from fedseg.privacy.quantise import SCALES
-from fedseg.privacy.sparse import LAYOUT, POSITIONS, VALUES, check_layout, read_layout
+from fedseg.privacy.sparse import LAYOUT, POSITIONS, VALUES, Shapes, check_layout, read_layout
 from fedseg.privacy.update import DENSE, ENCRYPTED, QUANTISED, SPARSE, Update, check_dense
 from fedseg.training.plan import Plan
 from fedseg.training.site_report import META_KEY, SiteReport
@@ -31,14 +34,23 @@ _KINDS = {
 
 
 def check_update(
-    result: Shareable, policy: SitePolicy, plan: Plan, fl_ctx: FLContext, task: str, guaranteed: bool
+    result: Shareable, profile: SiteProfile, plan: Plan, fl_ctx: FLContext, task: str, guaranteed: bool
 ) -> None:
     """Let an update pass, or say why it may not.
+
+    Args:
+        result: as it would leave.
+        profile: of the site.
+        plan: of the job.
+        fl_ctx: of the task.
+        task: its name.
+        guaranteed: whether the job has a guarantee, so that its reports are held to that.
 
     Raises:
         RefusalError: a rule of the policy is broken (reason ``policy``), or the message is not what such an update
             looks like (reasons ``guard``, ``privacy``, ``report``).
     """
+    policy = profile.policy or OPEN
     update = read_update(result)
     meta = from_shareable(result).meta
     steps = meta.get(MetaKey.NUM_STEPS_CURRENT_ROUND, update.report.num_steps)
@@ -49,14 +61,16 @@ def check_update(
     check_epsilon(policy, update.report.epsilon, plan.dataset)
     if not update.arrays:
         return
-    done = [step["filter"] for step in update.steps]
-    if done != [type(f).__name__ for f in update_chain(fl_ctx, [task])]:
+    attached_context(fl_ctx)  # refuses what fedseg's executor did not make
+    chain = update_chain(fl_ctx, [task])
+    if [step["filter"] for step in update.steps] != [type(f).__name__ for f in chain]:
         raise _unknown("did not go through the job's filters in their order")
     if guaranteed and update.report.epsilon is None:
         raise _unknown("states no epsilon")
-    received = {n: v for n, v in attached_context(fl_ctx).global_weights.items() if v.dtype.kind == "f"}
-    fraction = sent_fraction(update, received)
-    check_protection(policy, update.steps, fraction, guaranteed, plan.dataset)
+    if not profile.simulated and any(step.get("secure_noise") is False for step in update.steps):
+        raise RefusalError("privacy", "The update's noise follows from a seed, so it protects nobody at this site.")
+    fraction = sent_fraction(update, update_shapes(plan))
+    check_protection(policy, update.steps, fraction, is_guaranteed(chain), plan.dataset)
 
 
 def told(report: SiteReport) -> set[str]:
@@ -65,7 +79,7 @@ def told(report: SiteReport) -> set[str]:
     return {name for name, value in vars(report).items() if value != getattr(empty, name)}
 
 
-def sent_fraction(update: Update, received: Arrays) -> float:
+def sent_fraction(update: Update, shapes: Shapes) -> float:
     """How much of the model an update holds, counted in its arrays.
 
     Each array may round its part up to one parameter more, which is not counted. Of ciphertext only the record can
@@ -73,7 +87,7 @@ def sent_fraction(update: Update, received: Arrays) -> float:
 
     Args:
         update: as it would leave.
-        received: the floating-point arrays of the model that the site was given.
+        shapes: of the arrays of the plan's network, see ``update_shapes``; what the server sent does not count.
 
     Returns:
         Parameters sent over parameters of the model; above 1 where a method sends further arrays.
@@ -87,7 +101,6 @@ def sent_fraction(update: Update, received: Arrays) -> float:
         return planned_fraction(update.steps)
     if update.form == DENSE:
         check_dense(update.arrays)
-        shapes = {name: value.shape for name, value in received.items()}
         if any(value.shape != shapes.get(n) for n, value in update.arrays.items() if not n.startswith(EXTRA)):
             raise _unknown("holds arrays that the model does not have")
         count = sum(value.size for value in update.arrays.values())
@@ -95,10 +108,10 @@ def sent_fraction(update: Update, received: Arrays) -> float:
         kinds = _KINDS[update.form]
         if not all(name in kinds and _is_array(value, *kinds[name]) for name, value in update.arrays.items()):
             raise _unknown(f"is {update.form}, but holds other arrays than this form has")
-        check_layout(read_layout(update.arrays), {name: value.shape for name, value in received.items()})
+        check_layout(read_layout(update.arrays), shapes)
         count = update.arrays[VALUES].size
-    total = sum(value.size for value in received.values())
-    return max(0, count - len(received)) / total if count < total else count / total
+    total = sum(prod(shape) for shape in shapes.values())
+    return max(0, count - len(shapes)) / total if count < total else count / total
 
 
 def _is_array(value: Any, *kinds: str) -> bool:

@@ -27,7 +27,7 @@ from fedseg.privacy.accounting import (
     epsilon,
     relative_to_sensitivity,
 )
-from fedseg.privacy.ledger import Ledger
+from fedseg.privacy.ledger import Ledger, Spent
 from fedseg.privacy.noise import NoiseSource, SecureNoise, SeededNoise, gaussian_mechanism, laplace_mechanism
 from fedseg.privacy.policy import LARGEST_EPSILON
 from fedseg.privacy.update import DENSE, Stage, Update
@@ -37,10 +37,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Protected:
-    """What a mechanism gives: arrays in a form, what they cost, and what may be told of them."""
+    """What a mechanism gives: arrays in a form, and what may be told of them."""
 
     arrays: Arrays
-    release: Release
     facts: dict[str, Any]
     form: str = DENSE
 
@@ -65,20 +64,23 @@ class GuaranteedFilter(UpdateFilter):
 
     @abstractmethod
     def planned(self) -> Release:
-        """The most that one release can cost, as the accountant understands it; the same in every round."""
+        """What one release is charged, as the accountant understands it; the same in every round."""
 
     @abstractmethod
     def protect(self, update: Update, noise: NoiseSource, context: SiteContext) -> Protected:
-        """What may leave, and what it costs; facts that depend on the data only in simulations."""
+        """What may leave; facts that depend on the data only in simulations."""
 
     def epsilon_after(self, rounds: int) -> float:
         """Epsilon of so many releases at most, if the ledger holds nothing else."""
         return epsilon([replace(self.planned(), count=rounds)], self.delta)
 
-    def apply(self, update: Update, context: SiteContext) -> Update:
-        simulated, policy = context.profile.simulated, context.profile.policy
-        budget = policy.budget(context.plan.dataset) if policy is not None else None
-        delta = self.delta if budget is None else min(self.delta, budget.delta)
+    def enter(self, release: Release, context: SiteContext) -> Spent:
+        """Enter a release in the site's ledger; what is refused here stays.
+
+        Raises:
+            RefusalError: delta protects nobody, the budget is used up, or the ledger cannot be used (``privacy``).
+        """
+        policy, delta = context.profile.policy, self.delta_at(context)
         if delta * len(context.patients) >= 1:
             # Publishing one patient drawn by lot has an epsilon of 0 at this delta.
             raise RefusalError(
@@ -86,13 +88,11 @@ class GuaranteedFilter(UpdateFilter):
                 f"{type(self).__name__}: delta {delta:g} is not below one over the number of this site's patients, so "
                 "its epsilon would protect nobody. Set the filter's delta lower; 1e-5 is usual.",
             )
-        words = (context.plan.seed, context.site, context.round_number, "noise")
-        protected = self.protect(update, SeededNoise(*words) if simulated else SecureNoise(), context)
-        # Entered before anything leaves; what is refused here stays.
-        spent = Ledger(context.profile.ledger, simulated=simulated).charge(
+        budget = policy.budget(context.plan.dataset) if policy is not None else None
+        return Ledger(context.profile.ledger, simulated=context.profile.simulated).charge(
             context.plan.dataset,
             context.patients,
-            protected.release,
+            release,
             job=context.job,
             run_id=context.run_id,
             round_number=context.round_number,
@@ -101,6 +101,27 @@ class GuaranteedFilter(UpdateFilter):
             limit=None if policy is not None and policy.allow_large_epsilon else LARGEST_EPSILON,
             clip=self.describe().get("clip"),
         )
+
+    def delta_at(self, context: SiteContext) -> float:
+        """The delta at which this site counts: the filter's, or the policy's where that is smaller."""
+        policy = context.profile.policy
+        budget = policy.budget(context.plan.dataset) if policy is not None else None
+        return self.delta if budget is None else min(self.delta, budget.delta)
+
+    def apply(self, update: Update, context: SiteContext) -> Update:
+        # Charged before anything is computed from the update, and always the same: neither the cost nor a refusal may
+        # depend on the data.
+        release = self.planned()
+        spent = self.enter(release, context)
+        words = (context.plan.seed, context.site, context.round_number, "noise")
+        noise = SeededNoise(*words) if context.profile.simulated else SecureNoise()
+        return self.released(update, self.protect(update, noise, context), release, spent, context)
+
+    def released(
+        self, update: Update, protected: Protected, release: Release, spent: Spent, context: SiteContext
+    ) -> Update:
+        """The protected update with its entry in the record, epsilon in its report."""
+        delta = self.delta_at(context)
         logger.info(
             "Round %d: epsilon %.4g at delta %g after %d releases (%s); the noise is %.3g times as long as the signal",
             context.round_number,
@@ -111,11 +132,11 @@ class GuaranteedFilter(UpdateFilter):
             protected.facts.get("noise_to_signal", math.nan),
         )
         step = self.step(
-            mechanism=protected.release.mechanism,
-            unit=protected.release.unit,
+            mechanism=release.mechanism,
+            unit=spent.unit,
             epsilon=spent.epsilon,
             releases=spent.releases,
-            secure_noise=not simulated,
+            secure_noise=not context.profile.simulated,
             **protected.facts,
         )
         step["delta"] = delta
@@ -165,7 +186,7 @@ class GaussianNoise(GuaranteedFilter):
         count = sum(array.size for array in update.arrays.values())
         arrays = gaussian_mechanism(update.arrays, self.clip, self.noise_multiplier, noise)
         facts = {"coordinates": count, "noise_to_signal": self.noise_multiplier * math.sqrt(count)}
-        return Protected(arrays, self.planned(), facts)
+        return Protected(arrays, facts)
 
 
 class LaplaceNoise(GuaranteedFilter):
@@ -210,7 +231,7 @@ class LaplaceNoise(GuaranteedFilter):
         count = sum(array.size for array in update.arrays.values())
         arrays = laplace_mechanism(update.arrays, self.clip, self.noise_multiplier, noise)
         facts = {"coordinates": count, "noise_to_signal": self.noise_multiplier * count}
-        return Protected(arrays, self.planned(), facts)
+        return Protected(arrays, facts)
 
 
 def _positive(name: str, value: Any) -> float:

@@ -20,7 +20,6 @@ from fedseg.privacy.top_k import check_fraction, selected_count
 from fedseg.privacy.update import SPARSE, Update
 
 logger = logging.getLogger(__name__)
-_MAX_PASSES = 20
 
 
 class SparseVector(GuaranteedFilter):
@@ -43,6 +42,7 @@ class SparseVector(GuaranteedFilter):
         epsilon_query: float,
         epsilon_release: float,
         charge: str = SINGLE_PASS,
+        max_passes: int = 5,
         delta: float = 1e-5,
     ) -> None:
         """Set the mechanism; no epsilon has a default.
@@ -54,7 +54,9 @@ class SparseVector(GuaranteedFilter):
             epsilon_threshold, epsilon_query: for the choice, in every pass.
             epsilon_release: for the sent values together.
             charge: ``single_pass`` (fewer coordinates may be sent) or ``every_pass`` (passes until the fraction is
-                reached, each charged).
+                reached or ``max_passes`` is).
+            max_passes: with ``every_pass`` the most passes, all of which are charged, whether or not they were needed:
+                how many were depends on the data.
             delta: for the composition over rounds.
 
         Raises:
@@ -74,6 +76,9 @@ class SparseVector(GuaranteedFilter):
             raise ConfigurationError("SparseVector.threshold", threshold, "a finite number from 0 up")
         if charge not in CHARGES:
             raise ConfigurationError("SparseVector.charge", charge, f"one of {CHARGES}")
+        if type(max_passes) is not int or max_passes < 1:
+            raise ConfigurationError("SparseVector.max_passes", max_passes, "a whole number of at least 1")
+        self._passes = max_passes if charge == EVERY_PASS else 1
         self.fraction, self.clip, self.threshold, self.charge = fraction, float(clip), float(threshold), charge
         self.epsilons = (float(epsilon_threshold), float(epsilon_query), float(epsilon_release))
 
@@ -88,13 +93,14 @@ class SparseVector(GuaranteedFilter):
             "epsilon_query": self.epsilons[1],
             "epsilon_release": self.epsilons[2],
             "charge": self.charge,
+            "max_passes": self._passes,
             "delta": self.delta,
             "neighbours": self.neighbours,
         }
 
     def planned(self) -> Release:
-        passes = _MAX_PASSES if self.charge == EVERY_PASS else 1
-        return self._cost(passes)
+        threshold, query, release = self.epsilons
+        return Release("pure", epsilon=self._passes * (threshold + query) + release, unit=SITE_UPDATE)
 
     def protect(self, update: Update, noise: NoiseSource, context: SiteContext) -> Protected:
         steps = max(1, update.report.num_steps)
@@ -102,7 +108,7 @@ class SparseVector(GuaranteedFilter):
         values = np.concatenate([update.arrays[name].ravel() for name in names]) / steps
         count = selected_count(self.fraction, values.size)
         found = sparse_vector(
-            values, count, self.clip, self.threshold, *self.epsilons, noise, charge=self.charge, max_passes=_MAX_PASSES
+            values, count, self.clip, self.threshold, *self.epsilons, noise, charge=self.charge, max_passes=self._passes
         )
         logger.info(
             "%d of %d coordinates sent, overlap with the largest: %s",
@@ -119,11 +125,7 @@ class SparseVector(GuaranteedFilter):
             # Computed from the exact update: for experiments only, and not covered by epsilon.
             facts["overlap_with_top_k"] = found.overlap_with_top_k
         arrays = to_sparse(_split(sent, update.arrays, names), _split(mask, update.arrays, names))
-        return Protected(arrays, self._cost(found.passes), facts, SPARSE)
-
-    def _cost(self, passes: int) -> Release:
-        threshold, query, release = self.epsilons
-        return Release("pure", epsilon=passes * (threshold + query) + release, unit=SITE_UPDATE)
+        return Protected(arrays, facts, SPARSE)
 
 
 def _split(flat: np.ndarray, like: Arrays, names: list[str]) -> Arrays:

@@ -16,6 +16,8 @@ from tenseal.sealapi import PlainModulus, util
 from fedseg.errors import FedsegError
 
 LEAST_SECURITY = 128
+# Beside the server's context: the short name of the sites' key, so that the server knows a ciphertext of another one.
+KEY_NAME_FILE = "encryption_key_name.txt"
 _DEGREE = 4096
 # The first prime is the ciphertexts' modulus. The second exists because TenSEAL insists on keys for multiplications;
 # nothing is encrypted under it, and being small it costs the least security.

@@ -67,6 +67,8 @@ class Ledger:
             simulated: a simulation's ledger. It cannot count for a real site, nor the other way round.
         """
         self.simulated = simulated
+        # Beside the ledger's folder, so that one that is gone is not taken for one that never was.
+        self._file, self._marker = folder / FILE, folder.with_name(f".{folder.name}-opened")
         self._chain = HashChain(folder / FILE)
 
     def charge(
@@ -106,7 +108,13 @@ class Ledger:
         check_delta(delta)
         allowed = _allowed(budget, limit)
         names = normal(patients)
+        if not self._file.exists() and self._marker.exists():
+            raise LedgerError(
+                "The site's privacy ledger is gone, so nothing leaves. Bring it back from a copy, or mount its disk; "
+                "docs/reference/site-profile.md says how to begin a new one."
+            )
         with self._open() as writer:
+            self._marker.touch()
             book = Book(writer.entries, self.simulated)
             salt = book.salt or secrets.token_hex(32)
             members = frozenset(hashed(salt, name) for name in names)

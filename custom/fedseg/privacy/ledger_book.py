@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from fedseg.data.datalist import same_patient
 from fedseg.errors import ConfigurationError
 from fedseg.privacy.accounting import Release
 from fedseg.privacy.hash_chain_check import Entry
@@ -43,6 +43,8 @@ class Book:
             self.releases = [entry for entry in entries if entry["kind"] == "release"]
             self.sets = {entry["set"]: frozenset(entry["patients"]) for entry in entries if entry["kind"] == "patients"}
             self.salt: str | None = entries[0]["salt"] if entries else None
+            if strangers := {entry["kind"] for entry in entries} - {"opened", "patients", "release"}:
+                raise KeyError(", ".join(sorted(strangers)))
             other = bool(entries) and bool(entries[0]["simulated"]) is not simulated
         except KeyError as error:
             logger.error("An entry of the privacy ledger lacks %s.", error)
@@ -71,7 +73,7 @@ def normal(patients: Iterable[str]) -> set[str]:
     Raises:
         ConfigurationError: there is none.
     """
-    names = {unicodedata.normalize("NFC", str(name)).strip() for name in patients}
+    names = {same_patient(name) for name in patients}
     if not names:
         raise ConfigurationError("patients", [], "at least one patient: a release without any cannot be counted")
     return names

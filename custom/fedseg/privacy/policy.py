@@ -37,14 +37,17 @@ class SitePolicy:
         max_fraction: largest fraction of the model's parameters that may leave in one update.
         require_clip: whether an update must be clipped.
         max_clip_norm: largest clipping norm (L2) of an update; implies ``require_clip``.
-        min_noise_multiplier: smallest noise, as a multiple of the sensitivity.
-        epsilon_budget: data set -> budget; ``*`` stands for every data set without one of its own.
+        min_noise_multiplier: smallest noise, as a multiple of the clipping norm. It is no multiple of the sensitivity,
+            which is twice that norm where neighbours replace one another.
+        epsilon_budget: data set -> budget; ``*`` stands for every data set without one of its own. Where there is any
+            budget, a name that has none is refused: jobs choose the name.
         allow_large_epsilon: whether a job may spend an epsilon above ``LARGEST_EPSILON``, which protects nobody.
         require_encryption: whether updates must be encrypted.
         scalars: fields of the report that may leave beside ``ALWAYS``; None: all, but only ``UNPROTECTED`` in jobs with
-            a guarantee.
+            a guarantee, whose filters cut off all others in any case.
         scores: whether summaries of ``validate`` may leave; None: yes, but not in jobs with a guarantee.
         events: whether curves may leave as events during training; never in jobs with a guarantee.
+        statistics: whether statistics of a method may leave with the answer to ``prepare``.
         features: whether activations may leave in split training.
         submit_model: whether the site's own model may leave for FLARE's cross-site evaluation.
         max_bytes: largest size of one result.
@@ -63,6 +66,7 @@ class SitePolicy:
     scalars: frozenset[str] | None = None
     scores: bool | None = None
     events: bool = False
+    statistics: bool = False
     features: bool = False
     submit_model: bool = False
     max_bytes: int | None = None
@@ -87,7 +91,7 @@ class SitePolicy:
         return self.scores if self.scores is not None else not guaranteed
 
 
-OPEN = SitePolicy(events=True, features=True, submit_model=True)
+OPEN = SitePolicy(events=True, statistics=True, features=True, submit_model=True)
 """What holds at a site without a policy: no limit but those that come with a guarantee."""
 
 
@@ -179,6 +183,7 @@ _RULES: dict[str, Callable[[str, Any], Any]] = {
     "scalars": _scalars,
     "scores": _flag,
     "events": _flag,
+    "statistics": _flag,
     "features": _flag,
     "submit_model": _flag,
     "max_bytes": _count,

@@ -52,8 +52,7 @@ def check_protection(
         )
     _check_clip(policy, steps)
     _check_noise(policy, steps)
-    if policy.budget(dataset) is not None and not guaranteed:
-        raise broken("epsilon_budget", "computes no epsilon for its updates", "has a budget for this data set")
+    _check_budget(policy, guaranteed, dataset)
     if policy.require_encryption and not any(step.get("stage") == Stage.ENCRYPT for step in steps):
         raise broken("require_encryption", "does not encrypt its updates", "requires it")
 
@@ -80,13 +79,28 @@ def check_epsilon(policy: SitePolicy, epsilon: float | None, dataset: str) -> No
         )
 
 
+def _check_budget(policy: SitePolicy, guaranteed: bool, dataset: str) -> None:
+    if not policy.epsilon_budget:
+        return
+    if policy.budget(dataset) is None:
+        raise broken("epsilon_budget", f"names the data set {dataset!r}", "has no budget for that name, but for others")
+    if not guaranteed:
+        raise broken("epsilon_budget", "computes no epsilon for its updates", "has a budget for this data set")
+
+
 def _check_clip(policy: SitePolicy, steps: Sequence[Step]) -> None:
     if not policy.clips:
         return
     rule = "max_clip_norm" if policy.max_clip_norm is not None else "require_clip"
-    norms = [norm for step in steps if (norm := clipping_norm(step)) is not None]
+    # What was left unsent comes on top of an update that was clipped before it, without any bound.
+    added = [position for position, step in enumerate(steps) if step.get("error_feedback")]
+    last = steps[added[-1] + 1 :] if added else steps
+    norms = [norm for step in last if (norm := clipping_norm(step)) is not None]
     if not norms:
-        raise broken(rule, "does not clip its updates", "requires it")
+        does = (
+            "adds what was not sent earlier (error_feedback) after clipping" if added else "does not clip its updates"
+        )
+        raise broken(rule, does, "requires it to be clipped" if added else "requires it")
     if policy.max_clip_norm is not None and min(norms) > policy.max_clip_norm:
         raise broken(rule, f"clips to the norm {min(norms):.4g}", f"allows {policy.max_clip_norm:.4g} at most")
 

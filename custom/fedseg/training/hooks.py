@@ -20,7 +20,12 @@ class TrainingHook:
 
     What a hook must remember between rounds goes through ``state`` and ``load_state`` to the site's disk: the object
     itself may not live that long.
+
+    Attributes:
+        makes_gradients: whether ``backward`` does the work, and copes with losses that are not finite.
     """
+
+    makes_gradients = False
 
     def check_plan(self, plan: Plan) -> None:
         """Refuse a plan under which the method would not be the method; asked when the trainer is built.
@@ -46,7 +51,7 @@ class TrainingHook:
         """A term that is added to the segmentation loss; None adds nothing."""
         return None
 
-    def backward(self, trainer: SiteTrainer, logits: torch.Tensor, classes: torch.Tensor) -> bool:
+    def backward(self, trainer: SiteTrainer, images: torch.Tensor, logits: torch.Tensor, classes: torch.Tensor) -> bool:
         """Make the gradients of a batch in the place of ``loss.backward()``; False leaves that to the trainer."""
         return False
 

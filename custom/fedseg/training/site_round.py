@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fedseg.evaluation.metrics import summarise
-from fedseg.networks.weights import Arrays, join_extras, split_extras
+from fedseg.networks.weights import Arrays, is_averaged, join_extras, split_extras
 from fedseg.training.site_report import SiteReport
 from fedseg.training.trainer import ScoredCase, SiteTrainer
 
@@ -56,3 +56,13 @@ def site_round(
 def mean_loss(scored: Sequence[ScoredCase]) -> float | None:
     """Mean loss over cases; None without cases."""
     return sum(case.loss for case in scored) / len(scored) if scored else None
+
+
+def empty_round(trainer: SiteTrainer, received: Mapping[str, np.ndarray]) -> tuple[Arrays, SiteReport]:
+    """The update and report of a site that could not train, where it may not say so: nothing moved."""
+    weights, _ = split_extras(received)
+    cases, settings = len(trainer.training_cases), trainer.settings
+    steps = settings.local_epochs * -(-cases // settings.batch_size)
+    update = {name: np.zeros_like(value) for name, value in weights.items() if is_averaged(value)}
+    scored = len(trainer.datalist.validation)
+    return update, SiteReport(num_samples=cases, num_steps=steps, train_loss=None, val_loss=None, val_cases=scored)

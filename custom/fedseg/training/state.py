@@ -19,10 +19,18 @@ DEFAULT_KEEP = 2
 logger = logging.getLogger(__name__)
 
 
+# Beside the folders of runs in a site's state folder.
+RESERVED = ("ledger", "cache", "server")
+_JOB_FILE = "job.sha256"
+
+
 def check_run_id(run_id: str) -> None:
-    """Refuse a run id that could not be the name of a folder."""
-    if not isinstance(run_id, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", run_id):
-        raise ConfigurationError("run_id", run_id, "letters, digits, '.', '_' and '-', a letter or digit first")
+    """Refuse a run id that could not be the name of a run's folder."""
+    named = isinstance(run_id, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", run_id)
+    if not named or run_id.lower() in RESERVED:
+        raise ConfigurationError(
+            "run_id", run_id, f"letters, digits, '.', '_' and '-', a letter or digit first, and none of {RESERVED}"
+        )
 
 
 class SiteState:
@@ -52,6 +60,32 @@ class SiteState:
         self.folder, self.keep = folder / run_id, keep
         self.start: str | None = None
         self.lineage: Sequence[str] | None = None
+
+    def bind(self, fingerprint: str) -> None:
+        """Bind the run's folder to a job at its first use; no other job may ever read what lies there.
+
+        A run id comes from the server. With another job's id, a job with other filters could carry out what that job
+        keeps at the site: optimizer, private layers, what partial sharing has not sent.
+
+        Args:
+            fingerprint: of everything that decides what the job keeps and lets out.
+
+        Raises:
+            RefusalError: the folder belongs to another job, or the note of it cannot be read (reason ``state``).
+        """
+        note = self.folder / _JOB_FILE
+        try:
+            if not self.folder.exists():
+                self.folder.mkdir(parents=True)
+                temporary = note.with_suffix(f".{os.getpid()}.tmp")
+                temporary.write_text(fingerprint, "ascii")
+                os.replace(temporary, note)
+            found = note.read_text("ascii")
+        except OSError as error:
+            logger.error("The run's folder %s cannot be used: %s", self.folder, error)
+            raise RefusalError("state", "The site's state of this run cannot be read or written.") from None
+        if found != fingerprint:
+            raise RefusalError("state", "The run id belongs to another job at this site; start a run of its own.")
 
     def load(self, before_round: int) -> dict[str, Any] | None:
         """The newest state of a round earlier than ``before_round`` (on the CPU), or None before any round.

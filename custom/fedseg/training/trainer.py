@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -121,6 +123,8 @@ class SiteTrainer:
         self.optimizer = self._new_optimizer()
         self.private, self.simulated = frozenset(private), simulated
         self._own: Arrays = {}
+        # What the FLARE side knows of the task at hand; hooks of filters need it to charge what they release.
+        self.context: Any = None
         self.received_extras: Arrays = {}
         self.totals: dict[str, float] = {}
         self.total_rounds = 0
@@ -267,10 +271,10 @@ class SiteTrainer:
         for hook in self.hooks:
             extra = hook.loss(self, images, logits, classes)
             loss = loss if extra is None else loss + extra
-        value = float(loss.detach())
-        if value != value or value in (float("inf"), float("-inf")):
+        own = [hook for hook in self.hooks if hook.makes_gradients]
+        if not own and not math.isfinite(float(loss.detach())):
             raise RefusalError("loss", "The training loss is not finite; the learning rate may be too high.")
-        if not any(hook.backward(self, logits, classes) for hook in self.hooks):
+        if not any(hook.backward(self, images, logits, classes) for hook in own):
             loss.backward()
         for hook in self.hooks:
             hook.after_backward(self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,14 @@ from fedseg.privacy.fixed_point import MODES, FixedPoint, choose_fields
 from fedseg.privacy.update import parse_steps
 from fedseg.training.plan import Plan
 from fedseg.training.site_report import SiteReport, parse_report
+from fedseg.workflows.checkpoint import CheckpointError
 from fedseg.workflows.encrypted_history import EncryptedHistory
 from fedseg.workflows.global_model import GlobalModel
+
+# The sum of fewer ciphertexts is a site's own update, which every other site could read.
+LEAST_SITES = 2
+# One common scale for all sites costs the others as many of their digits as one site's largest value lies above theirs.
+_FAR_ABOVE = 1000.0
 
 
 class EncryptedGlobalModel(GlobalModel):
@@ -38,11 +45,16 @@ class EncryptedGlobalModel(GlobalModel):
         mode: how exact the sums are, see ``fixed_point.MODES``.
         scale: largest absolute value of the round's updates, by the sites' reports.
         context: the server's, without a key; set before the first round.
+        key: short name of the sites' key, with which all ciphertexts must be made; where it is empty, the first
+            ciphertext of a round decides.
+        first_id: id of the model that the run starts from.
         history: the finished rounds; set before the first round.
     """
 
     context: EncryptionContext
     history: EncryptedHistory
+    key: str = ""
+    first_id: str = ""
 
     def __init__(self, aggregator: Aggregator, mode: str = "compact") -> None:
         """Check that the rule weighs sites by their reports alone.
@@ -81,14 +93,14 @@ class EncryptedGlobalModel(GlobalModel):
     def open(self, plan: Plan, initial: Path | None = None) -> None:
         super().open(plan, initial)
         self._count = sum(value.size for value in self.weights.values() if is_averaged(value))
-        self._id = first_id(self.weights)
+        self._id = self.first_id = first_id(self.weights)
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "encryption": self.mode}
 
     def begin_round(self) -> None:
         super().begin_round()
-        self._point, self._sum, self._given, self._arrived, self._key = None, None, {}, {}, ""
+        self._point, self._sum, self._given, self._arrived, self._key = None, None, {}, {}, self.key
 
     # ------------------------------------------------------------- reports, then ciphertexts
 
@@ -106,6 +118,22 @@ class EncryptedGlobalModel(GlobalModel):
             raise RefusalError("report", "The site does not report the largest value of its update.")
         self.reports[model.meta["client_name"]] = report
         return report
+
+    def drop_outliers(self) -> list[str]:
+        """Forget the reports of sites whose largest value would blind the round, which needs three sites to tell.
+
+        Returns:
+            The sites whose value is more than 1000 times the median of the others'.
+        """
+        largest = {site: report.largest or 0.0 for site, report in self.reports.items()}
+        outliers = []
+        for site in sorted(largest) if len(largest) >= 3 else ():
+            usual = median(largest[other] for other in largest if other != site)
+            if 0 < usual * _FAR_ABOVE < largest[site]:
+                outliers.append(site)
+        for site in outliers:
+            del self.reports[site]
+        return outliers
 
     def weigh(self) -> dict[str, float]:
         """Weights of the sites that reported; from now on only ciphertexts are taken.
@@ -143,7 +171,7 @@ class EncryptedGlobalModel(GlobalModel):
         key = str(facts.get("key"))
         if self._key not in ("", key):
             raise RefusalError(
-                "privacy", f"The update was encrypted with the key {key}, but those before it with {self._key}."
+                "privacy", f"The update was encrypted with the key {key}, but the round's key is {self._key}."
             )
         self._sum.add(read_ciphertexts(model.params or {}))
         self._key, self._arrived[site], self.steps[site] = key, self._given[site], steps
@@ -156,11 +184,15 @@ class EncryptedGlobalModel(GlobalModel):
         """Store the round's sum.
 
         Raises:
-            AggregationError: no ciphertext arrived, or those that did have no weight.
+            AggregationError: fewer than two ciphertexts with a weight arrived.
         """
         weight = sum(self._arrived[site] for site in sorted(self._arrived))
-        if self._sum is None or weight <= 0:
-            raise AggregationError("No ciphertext with a weight arrived; there is nothing to aggregate.")
+        counted = sum(value > 0 for value in self._arrived.values())
+        if self._sum is None or counted < LEAST_SITES:
+            raise AggregationError(
+                f"{counted} ciphertext(s) with a weight arrived, but {LEAST_SITES} must: the sum of one is that site's "
+                "update, which the other sites could read. The model of the round before is kept."
+            )
         self.rule.last_weights = {site: self._arrived[site] / weight for site in sorted(self._arrived)}
         self.rule.last_notes |= {"scale": self.scale, "weight_of_sum": weight}
         added = EncryptedRound(self._sum.result(), weight, self.scale, len(self._given), self.mode, self._key)
@@ -189,11 +221,14 @@ class EncryptedGlobalModel(GlobalModel):
         whole = not known or len(usable) < len(known)
         base = -1 if whole else min(usable)
         added = tuple(self.history.load(number) for number in range(base + 1, round_number + 1))
-        return EncryptedModel(self.id_after(base), added, dict(self.weights) if whole else None)
+        model = EncryptedModel(self.id_after(base), added, dict(self.weights) if whole else None)
+        if model.ids()[-1] != self.id_after(round_number):
+            raise CheckpointError(f"An encrypted round from {base + 1} to {round_number} is damaged (its id differs).")
+        return model
 
     def id_after(self, round_number: int) -> str:
         """Id of the model after a finished round; -1 for the start."""
-        return first_id(self.weights) if round_number < 0 else self.history.id_after(round_number)
+        return self.first_id if round_number < 0 else self.history.id_after(round_number)
 
     def arrays(self) -> Arrays:
         """Nothing: what a run goes on from lies in ``history``."""

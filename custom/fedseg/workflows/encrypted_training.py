@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from fedseg.executors.protocol import ENCRYPTED_FACTS, MODE, REASON, SCALE, STAR
 from fedseg.executors.site_profile import server_context_file
 from fedseg.filters.encrypt import ALGORITHM
 from fedseg.privacy.encrypted_file import write_encrypted_file
-from fedseg.privacy.encryption_context import EncryptionError, public_context
+from fedseg.privacy.encryption_context import KEY_NAME_FILE, EncryptionError, public_context
 from fedseg.training.plan import Plan
 from fedseg.workflows.encrypted_history import EncryptedHistory
-from fedseg.workflows.encrypted_model import EncryptedGlobalModel
+from fedseg.workflows.encrypted_model import LEAST_SITES, EncryptedGlobalModel
 from fedseg.workflows.federated_training import FederatedTraining
+from fedseg.workflows.site_dialogue import Take
 
 _ABSENT = {
     "server_optimizer": "A server optimizer computes with the aggregated update, which the server has only encrypted.",
@@ -37,20 +39,30 @@ class EncryptedTraining(FederatedTraining):
     2. The rule makes weights from the reports, and ``upload`` tells the sites their weights and one scale for all.
        They answer with weighted ciphertexts, which the server adds as they arrive.
     3. A site that drops out in between is named and left out; the sites divide the sum by the weights that arrived.
+       With fewer than two the round fails, since the sum of one is that site's update.
 
-    A task carries the sums of those rounds that the site asked which is furthest behind has not seen, normally one. The
-    models that the run leaves are encrypted; ``fedseg decrypt-model`` opens them at a site.
+    A task carries the sums of those rounds that the site asked which is furthest behind has not seen, normally one. A
+    site that answers that it lacks the model to which they add is asked once more, with the whole model. The models
+    that the run leaves are encrypted; ``fedseg decrypt-model`` opens them at a site.
     """
 
     model: EncryptedGlobalModel
 
-    def __init__(self, num_rounds: int, aggregator: Aggregator, mode: str = "compact", **arguments: Any) -> None:
+    def __init__(
+        self,
+        num_rounds: int,
+        aggregator: Aggregator,
+        mode: str = "compact",
+        min_sites: int = LEAST_SITES,
+        **arguments: Any,
+    ) -> None:
         """Check the arguments.
 
         Args:
             num_rounds, aggregator: see ``FederatedTraining``; the rule must weigh by reports alone.
             mode: ``compact``, in which a decrypted sum errs by at most 2e-4 of the round's largest update, or
                 ``exact``, by at most 1e-6; see ``privacy.fixed_point``.
+            min_sites: see ``FederatedTraining``; of the sites' ciphertexts at least two must arrive in each round.
             arguments: those of ``FederatedTraining``, but for ``server_optimizer``, ``shared_arrays`` and
                 ``keep_updates``.
         """
@@ -58,18 +70,33 @@ class EncryptedTraining(FederatedTraining):
             if arguments.get(name):
                 shown = arguments[name] if isinstance(arguments[name], bool) else type(arguments[name]).__name__
                 raise ConfigurationError(f"workflow.{name}", shown, "left out in an encrypted job", why)
-        super().__init__(num_rounds, aggregator, **arguments)
+        if type(min_sites) is int and min_sites < LEAST_SITES:
+            why = "The sum of a single ciphertext is that site's update, which every other site could read."
+            raise ConfigurationError(
+                "workflow.min_sites", min_sites, f"a whole number of at least {LEAST_SITES} in an encrypted job", why
+            )
+        super().__init__(num_rounds, aggregator, min_sites=min_sites, **arguments)
         self.model = EncryptedGlobalModel(aggregator, mode)
-        # Sites that said that they lack the model to which a task added.
+        # Sites that said that they lack the model to which a task added: in all, and in answer to the last one.
         self._behind: set[str] = set()
+        self._lacking: set[str] = set()
+        self._brought = -1
 
     def open(self, plan: Plan, state: Path, initial: Path | None = None) -> None:
+        file = self._context_file(state)
         try:
-            self.model.context = public_context(self._context_file(state).read_bytes())
+            self.model.context = public_context(file.read_bytes())
         except OSError:
             raise EncryptionError("The server has no encryption context; encrypted jobs need one.") from None
         self.model.history = EncryptedHistory(state / self.run_id)
+        with suppress(OSError):
+            self.model.key = file.with_name(KEY_NAME_FILE).read_text(encoding="ascii").strip()
         super().open(plan, state, initial)
+        if not self.model.key:
+            self.note("server", f"has no {KEY_NAME_FILE}: the first ciphertext of each round decides which key counts")
+
+    def _identity(self) -> dict[str, Any]:
+        return {**super()._identity(), "start": self.model.first_id}
 
     def _context_file(self, state: Path) -> Path:
         """Where the server's context lies."""
@@ -90,7 +117,9 @@ class EncryptedTraining(FederatedTraining):
         message.current_round, message.total_rounds = self._round, self.num_rounds
         self.ask("train", message, sites, self.round_timeout, self._take_update)
         self._behind -= set(self.model.reports)
-        if len(self.model.reports) >= max(1, min(self.min_sites, len(sites))):
+        for site in self.model.drop_outliers():
+            self.note(site, "update left out: its largest value is over 1000 times the median of the other sites'")
+        if len(self.model.reports) >= max(LEAST_SITES, min(self.min_sites, len(sites))):
             self._collect_ciphertexts()
 
     def _collect_ciphertexts(self) -> None:
@@ -100,9 +129,31 @@ class EncryptedTraining(FederatedTraining):
         meta = {SCALE: self.model.scale, MODE: self.model.mode, START: self.start_id}
         task = FLModel(metrics=weights, meta=meta, current_round=self._round, total_rounds=self.num_rounds)
         self.ask(UPLOAD, task, sorted(weights), self.round_timeout, self._take_ciphertexts)
-        for site in self._heard:
-            self._bytes[site] = tuple(map(sum, zip(self._bytes[site], before[site], strict=True)))  # type: ignore[assignment]
+        # An invited site's late answer to ``prepare`` may come meanwhile, and is none to this task.
+        self._add_bytes(before, self._heard & set(weights))
         self.model.drop_missing()
+
+    def ask(
+        self, task: str, model: FLModel, sites: Sequence[str], timeout: int, take: Take | None = None
+    ) -> dict[str, FLModel]:
+        """Send a task; sites that lack the model to which it adds are asked once more, with the whole one."""
+        self._lacking = set()
+        answers = super().ask(task, model, sites, timeout, take)
+        lacking = sorted(self._lacking & set(sites))
+        if not lacking:
+            return answers
+        whole, before = self._bring(self._brought, lacking), dict(self._bytes)
+        whole.meta = {**model.meta, **whole.meta}
+        whole.current_round, whole.total_rounds = model.current_round, model.total_rounds
+        answers = {**answers, **super().ask(task, whole, lacking, timeout, take)}
+        self._add_bytes(before, self._heard & set(lacking))
+        return answers
+
+    def _add_bytes(self, before: Mapping[str, tuple[int, int]], sites: Iterable[str]) -> None:
+        """Count what an earlier task of the same round took."""
+        for site in sites:
+            (up, down), (up_before, down_before) = self._bytes[site], before[site]
+            self._bytes[site] = up + up_before, down + down_before
 
     def _take_ciphertexts(self, model: FLModel) -> bool:
         """Add a site's ciphertexts as they arrive; False leaves the site out of the round."""
@@ -120,6 +171,7 @@ class EncryptedTraining(FederatedTraining):
     # ---------------------------------------------------------------- models
 
     def _bring(self, round_number: int, sites: Sequence[str]) -> FLModel:
+        self._brought = round_number
         model = self.model.bring(round_number, [self._known(site) for site in sites])
         meta = {MetaKey.PROCESSED_ALGORITHM: ALGORITHM, ENCRYPTED_FACTS: model.facts()}
         return FLModel(params_type=ParamsType.FULL, params=model.to_arrays(), meta=meta)
@@ -144,4 +196,5 @@ class EncryptedTraining(FederatedTraining):
     ) -> bool:
         if result.get_header(REASON) == "history":
             self._behind.add(client_name)
+            self._lacking.add(client_name)
         return super()._accept_train_result(client_name, result, fl_ctx, is_unknown_task)

@@ -9,6 +9,12 @@ esac
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 export FEDSEG_TEST_DATA="${FEDSEG_TEST_DATA:-../shared/data}"
-echo "== ruff" && ruff check . && ruff format --check .
-echo "== mypy" && mypy
-echo "== pytest" && python -m pytest -m "$marks" --durations=8
+# One command a line: with && a failure of all but the last would not end the script.
+echo "== ruff"
+ruff check .
+ruff format --check .
+echo "== mypy"
+mypy
+echo "== pytest"
+# Two workers, a file to each: tests of whole runs wait for processes most of the time.
+python -m pytest -m "$marks" -n 2 --dist loadfile --durations=8

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from fedseg.project_file import COORDINATOR, SERVER, SITE, on_this_machine
 from fedseg.provisioning import provision
 from fedseg.site_kits import place_server, place_state
 
+logger = logging.getLogger(__name__)
 PROVISIONED, LOGS, STATE, STORAGE, PROCESSES_FILE = "provisioned", "logs", "state", "server", "processes.json"
 START_SECONDS = 180.0
 _PARTS = (PROVISIONED, LOGS, STATE, STORAGE, "data", "models", "report", "workspace")
@@ -64,11 +66,23 @@ class LocalFederation:
             FederationError: a process ended, or a site is missing after ``timeout`` seconds.
         """
         end, wanted = time.monotonic() + timeout, {kit.name for kit in self.federation.of_role(SITE)}
-        with connect(self.federation.of_role(COORDINATOR)[0].folder, timeout) as coordinator:
+        with ExitStack() as stack:
+            coordinator = self._connected(stack, end)
             while not wanted <= set(coordinator.sites()):
                 self.check(end)
                 time.sleep(0.5)
             yield coordinator
+
+    def _connected(self, stack: ExitStack, end: float) -> Coordinator:
+        """The coordinator's session. A server that is starting may answer before it has read its own certificate."""
+        folder = self.federation.of_role(COORDINATOR)[0].folder
+        while True:
+            try:
+                return stack.enter_context(connect(folder, max(1.0, end - time.monotonic())))
+            except FederationError as error:
+                logger.info("No session yet: %s", error)
+                self.check(end)
+                time.sleep(1)
 
     def check(self, end: float) -> None:
         """Look whether all is well so far.

@@ -6,7 +6,9 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -19,7 +21,7 @@ from fedseg.executors.site_profile import read_profile, read_state_folder
 from fedseg.federation import FederationError
 from fedseg.federation_processes import Participant, free_port, listens
 from fedseg.jobs import read_job
-from fedseg.local_federation import prepare_output, running
+from fedseg.local_federation import LocalFederation, prepare_output, running
 from fedseg.project_file import read_project
 from fedseg.simulation import find_sites
 from fedseg.tasks.registry import resolve_task
@@ -253,3 +255,25 @@ def test_the_command_goes_from_kits_to_the_report(tmp_path):
     assert (tmp_path / "out" / "models" / "last.safetensors").is_file()
     assert len(json.loads((tmp_path / "out" / "processes.json").read_text("utf-8"))) == 4
     assert of_this_test(tmp_path) == []
+
+
+def test_a_server_that_is_not_ready_yet_is_asked_again(monkeypatch, tmp_path):
+    """FLARE's server may answer before it has read its own certificate."""
+    answers = [FederationError("not yet"), FederationError("not yet"), "session"]
+
+    @contextmanager
+    def connect(folder, timeout):
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        yield answer
+
+    monkeypatch.setattr(local_federation, "connect", connect)
+    monkeypatch.setattr(local_federation.time, "sleep", lambda seconds: None)
+    kit = SimpleNamespace(folder=tmp_path, name="coordinator")
+    started = LocalFederation(tmp_path, SimpleNamespace(of_role=lambda role: [kit]), 1)
+    with ExitStack() as stack:
+        assert started._connected(stack, time.monotonic() + 60) == "session"
+    answers.append(FederationError("not yet"))
+    with pytest.raises(FederationError, match="not get ready in time"), ExitStack() as stack:
+        started._connected(stack, time.monotonic() - 1)

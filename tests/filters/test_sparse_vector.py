@@ -102,7 +102,8 @@ def test_distinct_coordinates_up_to_the_fraction_each_within_the_clip(
 ):
     update = replace(make_update(seed, scale=0.5), report=replace(REPORT, num_steps=steps))
     folder = tmp_path_factory.mktemp("site")
-    sent = run(folder, update, LARGE, fraction=fraction, clip=clip, threshold=0.0, charge=charge)
+    changes = {"fraction": fraction, "clip": clip, "threshold": 0.0, "charge": charge, "max_passes": 80}
+    sent = run(folder, update, LARGE, **changes)
     assert sent.form == SPARSE
     where = read_positions(sent.arrays, read_layout(sent.arrays))
     where = np.arange(COUNT) if where is None else where

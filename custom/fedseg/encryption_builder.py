@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from nvflare.lighter.spec import Builder, Project, ProvisionContext
 
 from fedseg.executors.site_profile import CONTEXT_FILE, SERVER_CONTEXT_FILE
-from fedseg.privacy.encryption_context import KEY_NAME_FILE, make_contexts, public_context, secret_context
+from fedseg.privacy.encryption_context import KEY_NAME_FILE, make_contexts, public_context, secret_context, write_key
 
 
 class EncryptionContexts(Builder):
@@ -30,18 +29,12 @@ class EncryptionContexts(Builder):
         kept, kept_public = (Path(ctx.get_state_dir()) / name for name in (CONTEXT_FILE, SERVER_CONTEXT_FILE))
         if not (kept.exists() and kept_public.exists()):
             secret, public = make_contexts()
-            _write(kept, secret)
-            _write(kept_public, public)
+            write_key(kept, secret)
+            write_key(kept_public, public)
         secret, public = kept.read_bytes(), kept_public.read_bytes()
         public_context(public)
         server = Path(ctx.get_kit_dir(project.get_server()))
-        _write(server / SERVER_CONTEXT_FILE, public)
-        _write(server / KEY_NAME_FILE, secret_context(secret).key.encode())
+        write_key(server / SERVER_CONTEXT_FILE, public)
+        write_key(server / KEY_NAME_FILE, secret_context(secret).key.encode())
         for site in project.get_clients():
-            _write(Path(ctx.get_kit_dir(site)) / CONTEXT_FILE, secret)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a key: for its owner only, from the first byte on."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(content)
+            write_key(Path(ctx.get_kit_dir(site)) / CONTEXT_FILE, secret)

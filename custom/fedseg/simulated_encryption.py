@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from fedseg.executors.site_profile import CONTEXT_FILE, SERVER_CONTEXT_FILE
 from fedseg.privacy.encrypted_file import read_encrypted_file
-from fedseg.privacy.encryption_context import KEY_NAME_FILE, make_contexts, secret_context
+from fedseg.privacy.encryption_context import KEY_NAME_FILE, make_contexts, secret_context, write_key
 
 
 def give_contexts(state: Path, sites: Sequence[str], server: str) -> None:
@@ -24,14 +23,14 @@ def give_contexts(state: Path, sites: Sequence[str], server: str) -> None:
     present = next((path for path in sorted(state.glob(f"*/{CONTEXT_FILE}"))), None)
     if present is None:
         secret, public = make_contexts()
-        _write(state / server / SERVER_CONTEXT_FILE, public)
+        write_key(state / server / SERVER_CONTEXT_FILE, public)
     else:
         secret = present.read_bytes()
     if not (state / server / KEY_NAME_FILE).exists():
-        _write(state / server / KEY_NAME_FILE, secret_context(secret).key.encode())
+        write_key(state / server / KEY_NAME_FILE, secret_context(secret).key.encode())
     for site in sites:
         if not (state / site / CONTEXT_FILE).exists():
-            _write(state / site / CONTEXT_FILE, secret)
+            write_key(state / site / CONTEXT_FILE, secret)
 
 
 def open_models(results: dict[str, Any], server: Path, models: Path, context: Path) -> dict[str, Any]:
@@ -59,10 +58,3 @@ def open_models(results: dict[str, Any], server: Path, models: Path, context: Pa
             read_encrypted_file(models / name).decrypt(key, path)
             opened[part] = {**results[part], "model": path.name}
     return opened
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a key: for its owner only, from the first byte on."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(content)

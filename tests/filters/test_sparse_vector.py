@@ -148,7 +148,7 @@ def test_the_overlap_with_the_largest_leaves_in_simulations_only(tmp_path):
 
 
 def test_the_server_restores_what_was_sent(tmp_path, monkeypatch):
-    monkeypatch.setattr("fedseg.filters.restore._plan", lambda fl_ctx: parse_plan(PLAN))
+    monkeypatch.setattr("fedseg.filters.restore.job_plan", lambda fl_ctx: parse_plan(PLAN))
     fl_ctx = make_fl_context(context_of(tmp_path))
     reply = SparseVector(**ARGUMENTS).process(make_message(make_update().arrays), fl_ctx)
     assert reply.get_return_code() == ReturnCode.OK

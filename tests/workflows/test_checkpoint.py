@@ -61,7 +61,7 @@ def test_a_write_that_fails_leaves_the_checkpoint_before(tmp_path, monkeypatch):
         path.write_bytes(b"half a file")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fedseg.workflows.checkpoint.save_file", full)
+    monkeypatch.setattr("fedseg.networks.array_files.save_file", full)
     with pytest.raises(OSError, match="No space"):
         checkpoints.save(0, ARRAYS, {"best_round": None, "mark": 2})
     assert checkpoints.load(0)[1]["mark"] == 1

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from fedseg.errors import RefusalError
 from fedseg.executors.protocol import WEIGHED, WEIGHT
-from fedseg.networks.weights import Arrays, contiguous
+from fedseg.networks.array_files import save_whole
+from fedseg.networks.weights import Arrays
 from fedseg.training.site_report import SiteReport, parse_report
 
 logger = logging.getLogger(__name__)
@@ -32,14 +31,8 @@ def hold(folder: Path, round_number: int, start: str | None, update: Arrays, rep
         update: its arrays.
         report: what was reported of it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{_FILE}.tmp"
     header = {"round": str(round_number), "start": str(start), "report": json.dumps(report.to_meta())}
-    try:
-        save_file(contiguous(update), temporary, header)
-        os.replace(temporary, folder / _FILE)
-    finally:
-        temporary.unlink(missing_ok=True)
+    save_whole(folder / _FILE, update, header)
 
 
 def held(folder: Path, round_number: int, start: str | None) -> tuple[Arrays, SiteReport]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import prod
 
-import torch
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 
@@ -16,6 +15,7 @@ from fedseg.filters.base import hooks_of, own_names, result_filters
 from fedseg.filters.chain import UPDATE_TASKS, is_guaranteed, sending_chain, update_chain
 from fedseg.filters.context import job_name
 from fedseg.filters.guard import Guard
+from fedseg.filters.restore import update_shapes
 from fedseg.privacy.policy import OPEN, SitePolicy
 from fedseg.privacy.policy_rules import broken, check_protection, planned_fraction
 from fedseg.privacy.update import Stage, Step
@@ -163,9 +163,7 @@ def _kept(plan: Plan, names: set[str]) -> float:
     """Fraction of the network's parameters that have one of ``names``."""
     if not names:
         return 0.0
-    with torch.device("meta"):
-        network = plan.network.build(len(plan.task.channels), plan.task.output_channels, plan.seed)
-    sizes = {name: prod(value.shape) for name, value in network.state_dict().items() if value.is_floating_point()}
+    sizes = {name: prod(shape) for name, shape in update_shapes(plan).items()}
     return sum(sizes.get(name, 0) for name in names) / sum(sizes.values())
 
 

@@ -55,16 +55,16 @@ from fedseg.executors.protocol import (
     TOTALS,
     UPLOAD,
 )
-from fedseg.executors.site_profile import SiteProfile, read_profile
+from fedseg.executors.site_profile import SiteProfile
 from fedseg.filters.base import hooks_of, own_names
 from fedseg.filters.chain import update_chain
-from fedseg.filters.context import SiteContext, job_name, patients_of
+from fedseg.filters.context import SiteContext, job_name, job_plan, patients_of, site_profile
 from fedseg.filters.encrypt import encrypts
 from fedseg.filters.guard import CURVES
 from fedseg.networks.weights import Arrays
 from fedseg.privacy.policy import OPEN, SitePolicy
 from fedseg.training.hooks import TrainingHook
-from fedseg.training.plan import PLAN_FILE, Plan, read_plan
+from fedseg.training.plan import Plan
 from fedseg.training.site_report import SiteReport
 from fedseg.training.site_round import empty_round, mean_loss, site_round
 from fedseg.training.state import DEFAULT_KEEP, SiteState
@@ -147,7 +147,7 @@ class SegmentationExecutor(Executor):
             return _refuse(ReturnCode.EXECUTION_EXCEPTION, "error", text)
 
     def _prepare(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
-        plan = _plan(fl_ctx)
+        plan = job_plan(fl_ctx)
         check_version(plan)
         meta = from_shareable(shareable).meta
         check_plan(plan, meta.get(PLAN_DIGEST))
@@ -161,7 +161,7 @@ class SegmentationExecutor(Executor):
 
     def _train(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         model = FLModelUtils.from_shareable(shareable)
-        trainer = self._open(_plan(fl_ctx), model.meta.get(RUN_ID), fl_ctx)
+        trainer = self._open(job_plan(fl_ctx), model.meta.get(RUN_ID), fl_ctx)
         received = _weights(model.params)
         round_number, total = int(model.current_round or 0), max(1, int(model.total_rounds or 1))
         if trainer.state is not None:
@@ -194,7 +194,7 @@ class SegmentationExecutor(Executor):
     def _upload(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         """The update of the round, now that the server has said what it weighs; the job's filters encrypt it."""
         task = FLModelUtils.from_shareable(shareable)
-        trainer = self._open(_plan(fl_ctx), task.meta.get(RUN_ID), fl_ctx)
+        trainer = self._open(job_plan(fl_ctx), task.meta.get(RUN_ID), fl_ctx)
         if not encrypts(fl_ctx):
             raise RefusalError("privacy", "The job has no filter that encrypts, so the update stays at this site.")
         number, weights = int(task.current_round or 0), task.metrics or {}
@@ -209,7 +209,7 @@ class SegmentationExecutor(Executor):
     def _validate(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         """Score a model: per split asked for, summaries over the site's cases; single cases stay at the site."""
         dxo = from_shareable(shareable)
-        trainer = self._open(_plan(fl_ctx), dxo.meta.get(RUN_ID), fl_ctx)
+        trainer = self._open(job_plan(fl_ctx), dxo.meta.get(RUN_ID), fl_ctx)
         weights = trainer.personal(_weights(dxo.data))
         splits = {s: trainer.datalist.final_split if s == "final" else s for s in dxo.meta.get(SPLITS, ["validation"])}
         scored: dict[str, list[ScoredCase]] = {}
@@ -230,7 +230,7 @@ class SegmentationExecutor(Executor):
 
     def _submit_model(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         """This site's own weights after its last finished round, for FLARE's cross-site evaluation."""
-        state = self._open(_plan(fl_ctx), from_shareable(shareable).meta.get(RUN_ID), fl_ctx).state
+        state = self._open(job_plan(fl_ctx), from_shareable(shareable).meta.get(RUN_ID), fl_ctx).state
         check_submission(self._policy, self._terms)
         saved = state.load(2**31) if state is not None else None
         if saved is None:
@@ -244,9 +244,7 @@ class SegmentationExecutor(Executor):
         The site's policy is asked before every task: it may have changed since the last one.
         """
         check_version(plan)
-        workspace, site = fl_ctx.get_engine().get_workspace(), fl_ctx.get_identity_name()
-        work_folder = Path(workspace.get_run_dir(fl_ctx.get_job_id()))
-        self._profile = read_profile(site, Path(workspace.get_site_config_dir()), work_folder)
+        self._profile = site_profile(fl_ctx)
         self._terms = job_terms(plan, fl_ctx)
         check_job(self._policy, self._terms)
         if self._trainer is None or (run_id and run_id != self._run_id):
@@ -257,7 +255,7 @@ class SegmentationExecutor(Executor):
             private, frozen = own_names(chain, plan)
             self._trainer = SiteTrainer(
                 plan,
-                site,
+                fl_ctx.get_identity_name(),
                 admit_data(plan, self._profile),
                 state,
                 device=self._profile.device,
@@ -316,11 +314,6 @@ class SegmentationExecutor(Executor):
                     tag, value, AnalyticsDataType.SCALAR, LogWriterName.TORCH_TB, global_step=round_number
                 )
                 send_analytic_dxo(self, dxo, fl_ctx, CURVES, fire_fed_event=True)
-
-
-def _plan(fl_ctx: FLContext) -> Plan:
-    workspace = fl_ctx.get_engine().get_workspace()
-    return read_plan(Path(workspace.get_app_config_dir(fl_ctx.get_job_id())) / PLAN_FILE)
 
 
 def _hook(name: str, fl_ctx: FLContext) -> TrainingHook:

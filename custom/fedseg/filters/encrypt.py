@@ -20,9 +20,9 @@ from nvflare.app_common.app_constant import AppConstants
 
 from fedseg.errors import ConfigurationError, FedsegError, RefusalError
 from fedseg.executors.protocol import ENCRYPTED_FACTS, MODE, REASON, RUN_ID, SCALE, TEXT, UPLOAD, WEIGHED, WEIGHT
-from fedseg.executors.site_profile import SiteProfile, read_profile
+from fedseg.executors.site_profile import SiteProfile
 from fedseg.filters.base import PREFIX, UpdateFilter, result_filters
-from fedseg.filters.context import SiteContext
+from fedseg.filters.context import SiteContext, site_profile
 from fedseg.filters.kept_model import read_kept, write_kept
 from fedseg.filters.restore import update_shapes
 from fedseg.privacy.encrypted_model import read_encrypted_model
@@ -141,9 +141,7 @@ def site_key(profile: SiteProfile) -> EncryptionContext:
 def _site(run_id: str, fl_ctx: FLContext) -> tuple[SiteProfile, Path]:
     """The site's profile, and its folder of the run."""
     check_run_id(run_id)
-    workspace = fl_ctx.get_engine().get_workspace()
-    work_folder = Path(workspace.get_run_dir(fl_ctx.get_job_id()))
-    profile = read_profile(fl_ctx.get_identity_name(), Path(workspace.get_site_config_dir()), work_folder)
+    profile = site_profile(fl_ctx)
     return profile, profile.state / run_id
 
 

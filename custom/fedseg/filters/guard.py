@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 from nvflare.apis.analytix import ANALYTIC_EVENT_TYPE
@@ -16,11 +15,12 @@ from nvflare.app_common.widgets.convert_to_fed_event import FED_EVENT_PREFIX
 
 from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.executors.protocol import REASON, TEXT
-from fedseg.executors.site_profile import SiteProfile, read_profile
+from fedseg.executors.site_profile import SiteProfile
 from fedseg.filters.chain import is_guaranteed, update_chain
+from fedseg.filters.context import job_plan, site_profile
 from fedseg.filters.guard_rules import check_curve, check_result
 from fedseg.privacy.policy import OPEN
-from fedseg.training.plan import PLAN_FILE, Plan, read_plan
+from fedseg.training.plan import Plan
 
 logger = logging.getLogger(__name__)
 CURVES = FED_EVENT_PREFIX + ANALYTIC_EVENT_TYPE
@@ -85,11 +85,7 @@ class Guard(FLComponent):
 
     def _site(self, fl_ctx: FLContext) -> tuple[SiteProfile, Plan]:
         """Profile and plan, read anew: a policy may be tightened while a job runs."""
-        workspace, job = fl_ctx.get_engine().get_workspace(), fl_ctx.get_job_id()
-        profile = read_profile(
-            fl_ctx.get_identity_name(), Path(workspace.get_site_config_dir()), Path(workspace.get_run_dir(job))
-        )
-        return profile, read_plan(Path(workspace.get_app_config_dir(job)) / PLAN_FILE)
+        return site_profile(fl_ctx), job_plan(fl_ctx)
 
 
 def empty_result(result: dict[str, Any], reason: str, text: str) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from fedseg.networks.weights import Arrays, contiguous
+from fedseg.networks.array_files import save_whole
+from fedseg.networks.weights import Arrays
 
 logger = logging.getLogger(__name__)
 _FILE, _ID = "model.safetensors", "id"
@@ -36,12 +35,4 @@ def read_kept(folder: Path) -> tuple[str, Arrays] | None:
 
 def write_kept(folder: Path, identity: str, weights: Arrays) -> None:
     """Keep a model, complete or not at all, in place of the one before."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{_FILE}.tmp"
-    try:
-        save_file(contiguous(weights), temporary, {_ID: identity})
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, folder / _FILE)
-    finally:
-        temporary.unlink(missing_ok=True)
+    save_whole(folder / _FILE, weights, {_ID: identity})

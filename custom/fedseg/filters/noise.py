@@ -144,7 +144,48 @@ class GuaranteedFilter(UpdateFilter):
         return update.after(step, protected.arrays, protected.form, report)
 
 
-class GaussianNoise(GuaranteedFilter):
+class AdditiveNoise(GuaranteedFilter):
+    """Clip an update to a norm and add noise in every coordinate, as much as ``noise_multiplier`` times the clip.
+
+    A filter names its ``mechanism`` and, where it is not L2, the ``norm`` that it clips to, and overrides ``protect``.
+    """
+
+    mechanism: ClassVar[str]
+    norm: ClassVar[str | None] = None
+
+    def __init__(self, clip: float, noise_multiplier: float, delta: float = 1e-5, neighbours: str = REPLACE) -> None:
+        """Set the mechanism.
+
+        Args:
+            clip: largest norm of an update, over all its arrays together; above 0.
+            noise_multiplier: standard deviation or scale of the noise over ``clip``; above 0.
+            delta: for which epsilon is stated; well below one over the number of patients.
+            neighbours: ``replace`` (sensitivity 2 * clip) or ``add-remove`` (clip).
+
+        Raises:
+            ConfigurationError: an argument is not allowed.
+        """
+        super().__init__(delta, neighbours)
+        where = type(self).__name__
+        self.clip = _positive(f"{where}.clip", clip)
+        self.noise_multiplier = _positive(f"{where}.noise_multiplier", noise_multiplier)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            **super().describe(),
+            "clip": self.clip,
+            **({} if self.norm is None else {"norm": self.norm}),
+            "noise_multiplier": self.noise_multiplier,
+            "delta": self.delta,
+            "neighbours": self.neighbours,
+        }
+
+    def planned(self) -> Release:
+        multiplier = relative_to_sensitivity(self.noise_multiplier, self.neighbours)
+        return Release(self.mechanism, multiplier, unit=SITE_UPDATE, neighbours=self.neighbours)
+
+
+class GaussianNoise(AdditiveNoise):
     """Clip to an L2 norm and add Gaussian noise: DP-FedAvg with the noise added by each site for itself.
 
     McMahan et al., "Learning differentially private recurrent language models" (ICLR 2018); here the server is not
@@ -153,34 +194,7 @@ class GaussianNoise(GuaranteedFilter):
     (``noise_to_signal``): with a million of them it buries any update, so jobs share a small part of the network.
     """
 
-    def __init__(self, clip: float, noise_multiplier: float, delta: float = 1e-5, neighbours: str = REPLACE) -> None:
-        """Set the mechanism.
-
-        Args:
-            clip: largest L2 norm of an update, over all its arrays together; above 0.
-            noise_multiplier: standard deviation of the noise over ``clip``; above 0.
-            delta: for which epsilon is stated; well below one over the number of patients.
-            neighbours: ``replace`` (sensitivity 2 * clip) or ``add-remove`` (clip).
-
-        Raises:
-            ConfigurationError: an argument is not allowed.
-        """
-        super().__init__(delta, neighbours)
-        self.clip = _positive("GaussianNoise.clip", clip)
-        self.noise_multiplier = _positive("GaussianNoise.noise_multiplier", noise_multiplier)
-
-    def describe(self) -> dict[str, Any]:
-        return {
-            **super().describe(),
-            "clip": self.clip,
-            "noise_multiplier": self.noise_multiplier,
-            "delta": self.delta,
-            "neighbours": self.neighbours,
-        }
-
-    def planned(self) -> Release:
-        multiplier = relative_to_sensitivity(self.noise_multiplier, self.neighbours)
-        return Release("gaussian", multiplier, unit=SITE_UPDATE, neighbours=self.neighbours)
+    mechanism = "gaussian"
 
     def protect(self, update: Update, noise: NoiseSource, context: SiteContext) -> Protected:
         count = sum(array.size for array in update.arrays.values())
@@ -189,42 +203,14 @@ class GaussianNoise(GuaranteedFilter):
         return Protected(arrays, facts)
 
 
-class LaplaceNoise(GuaranteedFilter):
+class LaplaceNoise(AdditiveNoise):
     """Clip to an L1 norm and add Laplace noise: a pure epsilon, at the price of more noise than ``GaussianNoise``.
 
     Dwork et al., "Calibrating noise to sensitivity in private data analysis" (TCC 2006). The noise has the scale
-    noise_multiplier * clip in every coordinate.
+    noise_multiplier * clip in every coordinate; a single release needs no delta.
     """
 
-    def __init__(self, clip: float, noise_multiplier: float, delta: float = 1e-5, neighbours: str = REPLACE) -> None:
-        """Set the mechanism.
-
-        Args:
-            clip: largest L1 norm of an update, over all its arrays together; above 0.
-            noise_multiplier: scale of the noise over ``clip``; above 0.
-            delta: for the composition over rounds; a single release needs none.
-            neighbours: ``replace`` (sensitivity 2 * clip) or ``add-remove`` (clip).
-
-        Raises:
-            ConfigurationError: an argument is not allowed.
-        """
-        super().__init__(delta, neighbours)
-        self.clip = _positive("LaplaceNoise.clip", clip)
-        self.noise_multiplier = _positive("LaplaceNoise.noise_multiplier", noise_multiplier)
-
-    def describe(self) -> dict[str, Any]:
-        return {
-            **super().describe(),
-            "clip": self.clip,
-            "norm": "L1",
-            "noise_multiplier": self.noise_multiplier,
-            "delta": self.delta,
-            "neighbours": self.neighbours,
-        }
-
-    def planned(self) -> Release:
-        multiplier = relative_to_sensitivity(self.noise_multiplier, self.neighbours)
-        return Release("laplace", multiplier, unit=SITE_UPDATE, neighbours=self.neighbours)
+    mechanism, norm = "laplace", "L1"
 
     def protect(self, update: Update, noise: NoiseSource, context: SiteContext) -> Protected:
         # The L1 norm of n draws is about n scales.

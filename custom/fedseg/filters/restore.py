@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
+import torch
 from nvflare.apis.dxo import MetaKey, from_shareable
 from nvflare.apis.filter import Filter
 from nvflare.apis.fl_constant import ReturnCode
@@ -14,11 +14,11 @@ from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 from fedseg.errors import FedsegError, RefusalError
 from fedseg.executors.protocol import REASON, TEXT
 from fedseg.filters.base import read_update
-from fedseg.networks.weights import get_weights, is_averaged
+from fedseg.filters.context import job_plan
 from fedseg.privacy.quantise import from_quantised
 from fedseg.privacy.sparse import Shapes, from_sparse
 from fedseg.privacy.update import DENSE, QUANTISED, SPARSE, Update
-from fedseg.training.plan import PLAN_FILE, Plan, read_plan
+from fedseg.training.plan import Plan
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class RestoreUpdate(Filter):
             if update.form == DENSE:
                 return shareable
             if self._shapes is None:
-                self._shapes = update_shapes(_plan(fl_ctx))
+                self._shapes = update_shapes(job_plan(fl_ctx))
             dense = restore(update, self._shapes)
         except RefusalError as error:
             return _failed(shareable, error.reason, str(error))
@@ -84,13 +84,10 @@ def restore(update: Update, shapes: Shapes) -> Update:
 
 def update_shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
     """Names and shapes of all arrays that a dense update of this plan may hold."""
-    weights = get_weights(plan.network.build(len(plan.task.channels), plan.task.output_channels, plan.seed))
-    return {name: value.shape for name, value in weights.items() if is_averaged(value)}
-
-
-def _plan(fl_ctx: FLContext) -> Plan:
-    workspace = fl_ctx.get_engine().get_workspace()
-    return read_plan(Path(workspace.get_app_config_dir(fl_ctx.get_job_id())) / PLAN_FILE)
+    with torch.device("meta"):
+        # Names and shapes without the time and the memory of the values.
+        network = plan.network.build(len(plan.task.channels), plan.task.output_channels, plan.seed)
+    return {name: tuple(value.shape) for name, value in network.state_dict().items() if value.is_floating_point()}
 
 
 def _failed(shareable: Shareable, reason: str, text: str) -> Shareable:

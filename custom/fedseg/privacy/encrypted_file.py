@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from fedseg.errors import DataError, RefusalError
-from fedseg.networks.weights import contiguous
+from fedseg.networks.array_files import save_whole
 from fedseg.privacy.encrypted_model import EncryptedModel, read_encrypted_model
 from fedseg.privacy.encryption_context import EncryptionContext
 from fedseg.training.model_file import ModelFile, model_header, read_model, save_model
@@ -54,11 +52,7 @@ def write_encrypted_file(path: Path, plan: Plan, model: EncryptedModel, round_nu
         round_number: the training round after which the model was made.
     """
     header = {"format": FORMAT, "rounds": json.dumps(model.facts()), **model_header(plan, round_number)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(contiguous(model.to_arrays()), temporary, header)
-    os.replace(temporary, path)
-    return path
+    return save_whole(path, model.to_arrays(), header)
 
 
 def read_encrypted_file(path: Path) -> EncryptedFile:

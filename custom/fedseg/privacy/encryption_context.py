@@ -8,7 +8,9 @@ sum shows nothing of the noise, which CKKS leaves in its results (Li and Miccian
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import tenseal as ts
 from tenseal.sealapi import PlainModulus, util
@@ -152,6 +154,13 @@ def public_context(content: bytes) -> EncryptionContext:
     if context.is_secret:
         raise EncryptionError("The encryption context holds the secret key. It must not be at the server: remove it.")
     return context
+
+
+def write_key(path: Path, content: bytes) -> None:
+    """Write a context or what belongs to it: for its owner only, from the first byte on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(content)
 
 
 def make_contexts() -> tuple[bytes, bytes]:

@@ -7,17 +7,16 @@ learned; with it, every coordinate's sum over the rounds travels sooner or later
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from fedseg.errors import RefusalError
-from fedseg.networks.weights import Arrays, contiguous
+from fedseg.networks.array_files import save_whole
+from fedseg.networks.weights import Arrays
 from fedseg.training.state import DEFAULT_KEEP
 
 logger = logging.getLogger(__name__)
@@ -60,20 +59,11 @@ class ResidualStore:
 
     def save(self, round_number: int, residual: Mapping[str, np.ndarray]) -> None:
         """Store what the next round adds to its update, complete or not at all; later rounds' files go away."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         rounds = self._rounds()
         first = min(round_number, int(self._read(rounds[-1])[0]["first"])) if rounds else round_number
         for leftover in self.folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
-        temporary = self.folder / f".{round_number}.{os.getpid()}.tmp"
-        try:
-            with temporary.open("wb") as file:
-                file.write(save(contiguous(residual), {"start": str(self.start), "first": str(first)}))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self._path(round_number))
-        finally:
-            temporary.unlink(missing_ok=True)
+        save_whole(self._path(round_number), residual, {"start": str(self.start), "first": str(first)})
         rounds = self._rounds()
         earlier = [r for r in rounds if r <= round_number]
         for other in (earlier[: -self.keep] if self.keep else []) + [r for r in rounds if r > round_number]:

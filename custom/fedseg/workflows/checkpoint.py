@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from fedseg.errors import FedsegError
-from fedseg.networks.weights import Arrays, contiguous
+from fedseg.networks.array_files import save_whole
+from fedseg.networks.weights import Arrays
 
 _FORMAT = "fedseg-checkpoint-1"
 _BEST = "best_round"
@@ -81,17 +81,8 @@ class Checkpoints:
             arrays: see ``GlobalModel.arrays``.
             values: plain JSON; ``best_round`` in it names the checkpoint that holds the best model so far.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self._path(round_number)
-        temporary = path.with_suffix(".tmp")
         text = np.frombuffer(json.dumps(dict(values)).encode(), np.uint8)
-        try:
-            save_file({**contiguous(arrays), _VALUES: text}, temporary, {"format": _FORMAT})
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        save_whole(self._path(round_number), {**arrays, _VALUES: text}, {"format": _FORMAT})
         self.drop_after(round_number)
         self._prune()
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from fedseg.errors import RefusalError
+from fedseg.networks.array_files import save_whole
 from fedseg.privacy.encrypted_model import EncryptedRound, next_id, read_round
 from fedseg.workflows.checkpoint import CheckpointError
 
@@ -39,17 +38,9 @@ class EncryptedHistory:
         Returns:
             The id of the model that it leads to.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         result = next_id(before, added)
         header = {"facts": json.dumps(added.facts()), "id": result}
-        temporary = self._path(number).with_suffix(".tmp")
-        try:
-            save_file(added.ciphertexts.to_arrays(), temporary, header)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, self._path(number))
-        finally:
-            temporary.unlink(missing_ok=True)
+        save_whole(self._path(number), added.ciphertexts.to_arrays(), header)
         return result
 
     def load(self, number: int) -> EncryptedRound:

@@ -1,53 +1,26 @@
 """One real federation: kits, a server and three sites as processes that meet over mutual TLS, three jobs, the end."""
 
-import contextlib
-import io
 import json
 import socket
 import ssl
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from federation_parts import COORDINATOR, POLICY, SITES, TEMPLATE, fedseg, tiny_job
 from safetensors.numpy import load_file
 
-from fedseg.cli import main
 from fedseg.data.datalist import read_datalist
 from fedseg.federation_processes import listens
 from fedseg.fetched_run import fetch_into
 from fedseg.in_process import InProcessFederation
-from fedseg.jobs import read_job
 from fedseg.local_federation import PROCESSES_FILE, running
 from fedseg.project_file import HOST, read_project
-from tiny import PLAN, make_sites
+from tiny import make_sites
 
-ROOT = Path(__file__).parents[2]
-TEMPLATE, POLICY = (
-    ROOT / "workspace_templates" / "three_hospitals",
-    ROOT / "workspace_templates" / "site_policy" / "local",
-)
-SITES = {"alpha": (4, 1), "beta": (3, 1), "gamma": (2, 1)}
 ROUNDS, SECONDS = 2, 240
 # gamma takes the first job only.
 LIMITS = {"gamma": {"jobs": ["*_fedcostwavg"]}}
-
-
-def fedseg(*arguments):
-    """A command in this process: exit code, stdout, stderr."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main([str(argument) for argument in arguments])
-    return SimpleNamespace(code=code, out=out.getvalue(), err=" ".join(err.getvalue().split()))
-
-
-def tiny_job(name, folder, rounds=ROUNDS):
-    job = read_job(ROOT / "jobs" / name)
-    for key in ("task", "network", "training"):
-        job.set(key, PLAN[key])
-    job.set("workflow.num_rounds", rounds)
-    job.check()
-    return read_job(job.write(folder / name))
 
 
 def hostile_job(folder, trace):
@@ -81,11 +54,11 @@ def seen(tmp_path_factory):
     data, out = make_sites(folder / "data", SITES), folder / "out"
     out.mkdir()
     (folder / "jobs").mkdir()
-    first = tiny_job("hippocampus_fedcostwavg", folder / "jobs")
+    first = tiny_job("hippocampus_fedcostwavg", folder / "jobs", ROUNDS)
     seen = SimpleNamespace(folder=folder, data=data, out=out, first=first, run=folder / "run", trace=folder / "trace")
     with running(read_project(TEMPLATE), POLICY, data, list(SITES), out, LIMITS) as local:
         kits = {kit.name: kit.folder for kit in local.federation.kits}
-        kit = kits["coordinator@example.org"]
+        kit = kits[COORDINATOR]
         seen.kits, seen.port = kits, local.port
         try:
             with local.coordinator(SECONDS) as coordinator:

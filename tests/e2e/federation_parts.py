@@ -1,0 +1,36 @@
+"""What the tests of a real provisioned federation share: its template, tiny jobs, and commands as people type them."""
+
+import contextlib
+import io
+from pathlib import Path
+from types import SimpleNamespace
+
+from fedseg.cli import main
+from fedseg.jobs import read_job
+from tiny import PLAN
+
+ROOT = Path(__file__).parents[2]
+TEMPLATE, POLICY = (
+    ROOT / "workspace_templates" / "three_hospitals",
+    ROOT / "workspace_templates" / "site_policy" / "local",
+)
+COORDINATOR = "coordinator@example.org"
+SITES = {"alpha": (4, 1), "beta": (3, 1), "gamma": (2, 1)}
+
+
+def fedseg(*arguments):
+    """A command in this process: exit code, stdout, stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([str(argument) for argument in arguments])
+    return SimpleNamespace(code=code, out=out.getvalue(), err=" ".join(err.getvalue().split()))
+
+
+def tiny_job(name, folder, rounds):
+    """A job of this repository with the smallest network and few steps, checked and written into ``folder``."""
+    job = read_job(ROOT / "jobs" / name)
+    for key in ("task", "network", "training"):
+        job.set(key, PLAN[key])
+    job.set("workflow.num_rounds", rounds)
+    job.check()
+    return read_job(job.write(folder / name))

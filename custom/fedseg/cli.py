@@ -32,6 +32,7 @@ COMMANDS = (
     "provision",
     "submit",
     "jobs",
+    "resume",
     "fetch",
     "local-federation",
 )

@@ -61,7 +61,7 @@ def fetch_into(coordinator: Coordinator, job_id: str, folder: Path) -> tuple[dic
     results = read_json(server / RESULTS_FILE) if (server / RESULTS_FILE).is_file() else {}
     if "final" not in results:
         return None, _failure(server, meta)
-    summary = _summary(_job(folder / DOWNLOADED), results, meta)
+    summary = _summary(submitted_job(folder / DOWNLOADED), results, meta)
     (folder / REPORT).mkdir()
     write_summary(summary, folder / REPORT)
     write_report(folder)
@@ -86,7 +86,12 @@ def _summary(job: Job, results: dict[str, Any], meta: dict[str, Any]) -> dict[st
     return {**summary, "federation": {key: meta.get(name) for key, name in names.items()}}
 
 
-def _job(download: Path) -> Job:
+def submitted_job(download: Path) -> Job:
+    """The job that was submitted, from what the server keeps of it; its files stay where they are.
+
+    Raises:
+        DataError: there is not exactly one.
+    """
     folders = [path for path in (download / "job").iterdir() if path.is_dir()]
     if len(folders) != 1:
         raise DataError(f"{download} does not hold the one job that was submitted.")

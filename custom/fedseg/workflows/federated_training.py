@@ -16,7 +16,7 @@ from fedseg.aggregators.control_variates import SharedArrays
 from fedseg.aggregators.server_optimizers import ServerOptimizer
 from fedseg.errors import ConfigurationError, FedsegError, RefusalError
 from fedseg.executors.protocol import KEEP, LINEAGE, MODEL_NAME, SPLITS, START, TOTALS
-from fedseg.executors.site_profile import read_state_folder
+from fedseg.executors.site_profile import PROFILE_FILE, read_state_folder
 from fedseg.networks.weights import Arrays
 from fedseg.training.model_file import INITIAL_FILE
 from fedseg.training.plan import PLAN_FILE, Plan, read_plan
@@ -83,7 +83,8 @@ class FederatedTraining(Participants):
             target_dice, patience, max_hours, max_epsilon: see ``StoppingRules``.
             keep_updates: store every round's global model and updates beside the results.
             keep_checkpoints: how many of the last rounds server and sites keep to go on from; 0 keeps all.
-            run_id: keys the state of server and sites; made at the first start if None.
+            run_id: keys the state of server and sites; if None it is made at the first start. In a federation it is
+                the id of that job, so that whoever knows the job can continue the run.
             resume: continue the stopped run ``run_id`` from its checkpoint at the server.
             resume_round: the finished round to continue after; None for the last one.
             task_check_period: seconds between looks at the tasks; small, since rounds may be short.
@@ -127,6 +128,7 @@ class FederatedTraining(Participants):
                     why = "Rounds that ask other sites score on other cases, so their Dice cannot be compared."
                     raise ConfigurationError(f"workflow.{name}", rule, "null with a selection of sites", why)
         super().__init__(run_id or uuid.uuid4().hex, task_check_period)
+        self._named = run_id is not None
         self.num_rounds, self.min_sites, self.round_timeout = num_rounds, min_sites, round_timeout
         self.prepare_timeout = round_timeout if prepare_timeout is None else prepare_timeout
         self.keep_updates, self.keep_checkpoints = keep_updates, keep_checkpoints
@@ -146,13 +148,17 @@ class FederatedTraining(Participants):
 
     def run(self) -> None:
         """The whole job; a failure is recorded before FLARE ends the job with it."""
-        run_folder = Path(self.get_run_dir())
+        run_folder, job_id = Path(self.get_run_dir()), str(self.fl_ctx.get_job_id())
         self.record = RunRecord(run_folder / FOLDER)
         try:
             workspace = self.engine.get_workspace()
-            config = Path(workspace.get_app_config_dir(self.fl_ctx.get_job_id()))
+            site_config = Path(workspace.get_site_config_dir())
+            if not self._named and (site_config / PROFILE_FILE).is_file():
+                # A server of its own, not a simulated one: FLARE's job ids are unique here.
+                self.run_id = job_id
+            config = Path(workspace.get_app_config_dir(job_id))
             plan, initial = read_plan(config / PLAN_FILE), config / INITIAL_FILE
-            state = read_state_folder("server", Path(workspace.get_site_config_dir()), run_folder)
+            state = read_state_folder("server", site_config, run_folder)
             self.open(plan, state, initial if initial.is_file() else None)
             self._prepare()
             self._run_rounds()

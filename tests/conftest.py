@@ -9,10 +9,19 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from nvflare.private.fed.utils.fed_utils import nvflare_fobs_initialize
 
 from fedseg.data.datalist import Case
 
 DEFAULT_TEST_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def flare_serialises() -> None:
+    """As in FLARE's own processes: what is serialised before FLARE has declared how is serialised wrongly ever after,
+    by every later test in this process.
+    """
+    nvflare_fobs_initialize()
 
 
 @pytest.fixture(scope="session")

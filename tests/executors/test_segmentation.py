@@ -247,9 +247,7 @@ def test_bytes_are_counted_after_the_filters(site):
 
 def test_message_size_is_what_flare_serialises():
     from nvflare.fuel.utils import fobs
-    from nvflare.private.fed.utils.fed_utils import nvflare_fobs_initialize
 
-    nvflare_fobs_initialize()
     dxo = DXO(DataKind.WEIGHT_DIFF, data={"w": np.ones((50, 100), np.float32)}, meta={"x": 1.5})
     assert message_size(dxo.to_shareable()) == pytest.approx(len(fobs.dumps(dxo.to_shareable())), rel=0.05)
 

@@ -15,7 +15,6 @@ from nvflare.apis.dxo import DXO, DataKind, MetaKey
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable, make_reply
 from nvflare.app_common.app_constant import AppConstants
-from nvflare.app_common.decomposers import numpy_decomposers
 from nvflare.fuel.utils import fobs
 
 import fedseg.filters
@@ -81,11 +80,6 @@ def filter_(request):
 def usable(request):
     """A filter that lets a good update out."""
     return FILTERS[request.param](**ARGUMENTS[request.param])
-
-
-@pytest.fixture(autouse=True)
-def _arrays_can_be_serialised():
-    numpy_decomposers.register()
 
 
 def holds_the_array(message, array=MARK):

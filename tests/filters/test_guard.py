@@ -16,7 +16,6 @@ from nvflare.apis.utils.analytix_utils import create_analytic_dxo, send_analytic
 from nvflare.apis.utils.event import fire_event_to_components
 from nvflare.app_common.widgets.convert_to_fed_event import ConvertToFedEvent
 from nvflare.fuel.utils import fobs
-from nvflare.private.fed.utils.fed_utils import nvflare_fobs_initialize
 from nvflare.widgets.fed_event import ClientFedEventRunner
 
 from executors.test_segmentation import Site
@@ -219,7 +218,6 @@ def test_an_update_that_is_not_what_it_should_be_is_emptied(site, chain, tamper,
     result = site.update(CHAINS[chain])
     tamper(result)
     assert_emptied(site.look(result), reason, said)
-    nvflare_fobs_initialize()
     assert np.float64(MARKER).tobytes() not in fobs.dumps(result)
 
 

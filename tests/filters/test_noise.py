@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nvflare.apis.dxo import MetaKey, from_shareable
 from nvflare.apis.fl_constant import ReturnCode
-from nvflare.app_common.decomposers import numpy_decomposers
 from nvflare.fuel.utils import fobs
 from scipy import optimize, stats
 
@@ -216,7 +215,6 @@ def test_the_smaller_delta_counts(tmp_path):
 
 def assert_nothing_left(filter_, context, said):
     """Neither an exception nor an array: FLARE's side answers with a code, a reason and a text."""
-    numpy_decomposers.register()
     arrays = make_update(5).arrays
     reply = filter_.process(make_message(arrays), make_fl_context(context))
     assert reply.get_return_code() == ReturnCode.TASK_RESULT_FILTER_ERROR

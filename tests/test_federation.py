@@ -39,7 +39,8 @@ class FakeSession:
 
 
 def coordinator(**answers):
-    return Coordinator(FakeSession(**answers), "ada@example.org")
+    session = FakeSession(**answers)
+    return Coordinator(lambda: session, "ada@example.org")
 
 
 @pytest.mark.parametrize(
@@ -205,3 +206,24 @@ def test_a_broken_job_is_not_submitted(connected, capsys):
     connected("submit")
     assert main(["submit", str(JOB), "--kit", ".", "--set", "training.local_epochs=0"]) == 1
     assert "local_epochs" in capsys.readouterr().err
+
+
+def test_a_wait_outlives_a_restart_of_the_server():
+    meta = [{"status": "RUNNING"}, api_spec.NoConnection("gone"), api_spec.NoConnection("gone"),
+            {"status": "FINISHED:ABANDONED"}]  # fmt: skip
+    sessions, seen = [], []
+
+    def open_session():
+        sessions.append(FakeSession(get_job_meta=meta, show_stats={}))
+        return sessions[-1]
+
+    status = Coordinator(open_session, "ada@example.org").wait("7", lambda now: seen.append(now["status"]), interval=0)
+    assert status == "FINISHED:ABANDONED"
+    assert seen == ["RUNNING", federation.SILENT, "FINISHED:ABANDONED"]
+    assert [session.closed for session in sessions] == [True, True, False]
+
+
+def test_a_server_that_stays_away_ends_the_wait():
+    waiting = coordinator(get_job_meta=api_spec.NoConnection("gone"))
+    with pytest.raises(federation.ConnectionLostError, match="Is the server running"):
+        waiting.wait("7", interval=0.01, patience=0.05)

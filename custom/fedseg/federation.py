@@ -30,6 +30,7 @@ from fedseg.jobs import Job
 ADMIN_FILE = Path("startup") / "fed_admin.json"
 FINISHED = "FINISHED:COMPLETED"
 CONNECT_SECONDS = 20.0
+SILENT = "NO ANSWER OF THE SERVER"
 _ENDS = ("FINISHED", "ABANDONED")
 Progress = Callable[[dict[str, Any]], None]
 
@@ -38,12 +39,28 @@ class FederationError(FedsegError):
     """The federation did not do what was asked; the text says why."""
 
 
+class ConnectionLostError(FederationError):
+    """The server does not answer any more, or has forgotten the session; it may come back."""
+
+
 class Coordinator:
     """What a person with an admin kit can ask of a federation; made by ``connect``."""
 
-    def __init__(self, session: Session, user: str) -> None:
-        self._session = session
+    def __init__(self, open_session: Callable[[], Session], user: str) -> None:
+        """Open a session.
+
+        Args:
+            open_session: makes a new one; called again where a wait outlives the server's process.
+            user: name of the person.
+        """
+        self._open = open_session
         self.user = user
+        self._session = open_session()
+
+    def close(self) -> None:
+        """End the session; that the server has gone meanwhile is no error."""
+        with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
+            self._session.close()
 
     def sites(self) -> list[str]:
         """Names of the sites that are connected now, sorted."""
@@ -84,7 +101,12 @@ class Coordinator:
         return {name: sorted(map(str, sites)) for tasks in found for name, sites in tasks.items()}
 
     def wait(
-        self, job_id: str, on_progress: Progress = lambda seen: None, timeout: float = 0.0, interval: float = 2.0
+        self,
+        job_id: str,
+        on_progress: Progress = lambda seen: None,
+        timeout: float = 0.0,
+        interval: float = 2.0,
+        patience: float = 900.0,
     ) -> str:
         """Wait until a job has ended.
 
@@ -93,17 +115,25 @@ class Coordinator:
             on_progress: called with ``{"status": ..., "tasks": {task: [sites]}}`` whenever something has changed.
             timeout: seconds; 0 waits for ever.
             interval: seconds between looks.
+            patience: seconds without an answer of the server, which may be restarting, after which this is an error.
 
         Returns:
             The last status; ``FINISHED:COMPLETED`` if all went well.
 
         Raises:
             FederationError: there is no such job, or it takes longer.
+            ConnectionLostError: the server has not answered for too long.
         """
-        start, seen = time.monotonic(), None
+        start, seen, heard = time.monotonic(), None, time.monotonic()
         while True:
-            status = str(self.describe(job_id).get("status"))
-            tasks = self._tasks_if_running(job_id, status)
+            try:
+                status = str(self.describe(job_id).get("status"))
+                tasks, heard = self._tasks_if_running(job_id, status), time.monotonic()
+            except ConnectionLostError:
+                if time.monotonic() - heard > patience:
+                    raise
+                status, tasks = SILENT, {}
+                self._reconnect()
             if (status, tasks) != seen:
                 seen = (status, tasks)
                 on_progress({"status": status, "tasks": tasks})
@@ -112,6 +142,13 @@ class Coordinator:
             if timeout and time.monotonic() - start > timeout:
                 raise FederationError(f"The job {job_id} has not ended within {timeout:.0f} s; its status is {status}.")
             time.sleep(interval)
+
+    def _reconnect(self) -> None:
+        """A new session in place of a lost one, if the server is there."""
+        with contextlib.suppress(FederationError):
+            session = self._open()
+            self.close()
+            self._session = session
 
     def _tasks_if_running(self, job_id: str, status: str) -> dict[str, list[str]]:
         if status != "RUNNING":
@@ -156,13 +193,16 @@ def connect(kit: Path, timeout: float = CONNECT_SECONDS) -> Iterator[Coordinator
     except (ValueError, KeyError, TypeError):
         raise UsageError(f"--kit {kit}: {ADMIN_FILE} is damaged. Unpack the kit again.") from None
     (kit / "transfer").mkdir(exist_ok=True)
-    with _explained(user, f"connect to {server}"):
-        session = new_secure_session(user, str(kit.resolve()), timeout=timeout)
+
+    def open_session() -> Session:
+        with _explained(user, f"connect to {server}"):
+            return new_secure_session(user, str(kit.resolve()), timeout=timeout)
+
+    coordinator = Coordinator(open_session, user)
     try:
-        yield Coordinator(session, user)
+        yield coordinator
     finally:
-        with contextlib.suppress(Exception):
-            session.close()
+        coordinator.close()
 
 
 @contextmanager
@@ -173,9 +213,9 @@ def _explained(user: str, what: str = "ask the server") -> Iterator[None]:
             yield
     except NoConnection as error:
         why = "Is the server running, is its port open, and is the kit of this federation?"
-        raise FederationError(f"{user} could not {what}: {error}. {why}") from None
+        raise ConnectionLostError(f"{user} could not {what}: {error}. {why}") from None
     except (SessionClosed, SessionExpired) as error:
-        raise FederationError(f"{user} could not {what}: the session has ended ({error}). Try again.") from None
+        raise ConnectionLostError(f"{user} could not {what}: the session has ended ({error}). Try again.") from None
     except AuthenticationError as error:
         raise FederationError(f"{user} could not {what}: the server does not accept the kit ({error}).") from None
     except AuthorizationError:

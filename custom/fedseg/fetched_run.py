@@ -12,12 +12,14 @@ from fedseg.errors import DataError, FedsegError
 from fedseg.evaluation.report import write_report
 from fedseg.federation import Coordinator
 from fedseg.jobs import Job, read_job
+from fedseg.provenance.model_note import SUFFIX
+from fedseg.provenance.run_log import RECORD_FILE, copy_record
 from fedseg.summary import describe_run, write_summary
 from fedseg.training.plan import read_json
 from fedseg.workflows.record import FOLDER, PROGRESS_FILE, RESULTS_FILE
 
 MODELS, REPORT, DOWNLOADED = "models", "report", "workspace"
-_MODEL_FILES = ("*.safetensors", "*.encrypted")
+_MODEL_FILES = ("*.safetensors", "*.encrypted", f"*{SUFFIX}")
 
 
 class UnfinishedError(FedsegError):
@@ -40,8 +42,9 @@ def fetch(coordinator: Coordinator, job_id: str, out: Path) -> dict[str, Any]:
 def fetch_into(coordinator: Coordinator, job_id: str, folder: Path) -> tuple[dict[str, Any] | None, str]:
     """Fetch an ended job and write models, ``report/summary.json`` and ``report/report.html``.
 
-    What the server kept lies in ``workspace`` as it came. Scores that sites withheld are not known here, nor is how
-    much memory the processes took.
+    The models' provenance files come with them, and the server's record of the run lies in ``report``. What the server
+    kept lies in ``workspace`` as it came. Scores that sites withheld are not known here, nor is how much memory the
+    processes took.
 
     Args:
         coordinator: a session.
@@ -57,12 +60,12 @@ def fetch_into(coordinator: Coordinator, job_id: str, folder: Path) -> tuple[dic
     for pattern in _MODEL_FILES:
         for model in server.glob(pattern):
             shutil.copy2(model, folder / MODELS)
+    copy_record(server / RECORD_FILE, folder / REPORT)
     meta = read_json(folder / DOWNLOADED / "meta.json")
     results = read_json(server / RESULTS_FILE) if (server / RESULTS_FILE).is_file() else {}
     if "final" not in results:
         return None, _failure(server, meta)
     summary = _summary(submitted_job(folder / DOWNLOADED), results, meta)
-    (folder / REPORT).mkdir()
     write_summary(summary, folder / REPORT)
     write_report(folder)
     return summary, ""

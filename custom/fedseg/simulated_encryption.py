@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from fedseg.executors.site_profile import CONTEXT_FILE, SERVER_CONTEXT_FILE
 from fedseg.privacy.encrypted_file import read_encrypted_file
 from fedseg.privacy.encryption_context import KEY_NAME_FILE, make_contexts, secret_context, write_key
+from fedseg.provenance.model_note import copy_with_note
 
 
 def give_contexts(state: Path, sites: Sequence[str], server: str) -> None:
@@ -53,7 +53,7 @@ def open_models(results: dict[str, Any], server: Path, models: Path, context: Pa
     for part in ("final", "best"):
         name = (results.get(part) or {}).get("model")
         if name:
-            shutil.copy2(server / name, models / name)
+            copy_with_note(server / name, models)
             path = (models / name).with_suffix(".safetensors")
             read_encrypted_file(models / name).decrypt(key, path)
             opened[part] = {**results[part], "model": path.name}

@@ -23,6 +23,8 @@ from fedseg.executors.site_profile import CONTEXT_FILE, DATA_VARIABLE, LEDGER_VA
 from fedseg.job_encryption import is_encrypted
 from fedseg.jobs import Job, read_job
 from fedseg.processes import MemoryWatch, end_processes, process_group, process_tree
+from fedseg.provenance.model_note import copy_with_note
+from fedseg.provenance.run_log import RECORD_FILE, copy_record
 from fedseg.simulated_encryption import give_contexts, open_models
 from fedseg.training.plan import PLAN_FILE
 from fedseg.version import __version__
@@ -287,8 +289,9 @@ def _follow(process: subprocess.Popen[bytes], path: Path, on_event: Callable[[Ev
 
 
 def _collect(out: Path, log: Path) -> dict[str, Any]:
-    """Move models and updates out of FLARE's workspace and return the server's record."""
+    """Move models, their provenance and the run's record out of FLARE's workspace; return the server's results."""
     server = out / _SERVER_FOLDER
+    copy_record(server / RECORD_FILE, out / "report")
     failure = ""
     if (server / PROGRESS_FILE).exists():
         events = [json.loads(line) for line in (server / PROGRESS_FILE).read_text("utf-8").splitlines()]
@@ -297,7 +300,7 @@ def _collect(out: Path, log: Path) -> dict[str, Any]:
     (out / "models").mkdir(exist_ok=True)
     for name in (LAST_MODEL, BEST_MODEL):
         if (server / name).exists():
-            shutil.copy2(server / name, out / "models" / name)
+            copy_with_note(server / name, out / "models")
     if "final" not in results:
         raise FedsegError(
             f"The run ended without a finished model. {failure or 'The simulator stopped without a reason.'} See {log}."

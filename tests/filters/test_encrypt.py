@@ -12,7 +12,18 @@ from nvflare.app_common.decomposers import numpy_decomposers
 from nvflare.fuel.utils import fobs
 
 from fedseg.errors import RefusalError
-from fedseg.executors.protocol import ENCRYPTED_FACTS, MODE, REASON, RUN_ID, SCALE, STEPS, TEXT, WEIGHED, WEIGHT
+from fedseg.executors.protocol import (
+    ENCRYPTED_FACTS,
+    MODE,
+    MODEL_ID,
+    REASON,
+    RUN_ID,
+    SCALE,
+    STEPS,
+    TEXT,
+    WEIGHED,
+    WEIGHT,
+)
 from fedseg.executors.site_profile import CONTEXT_FILE
 from fedseg.filters.encrypt import ALGORITHM, DecryptModel, EncryptUpdate
 from fedseg.filters.kept_model import read_kept
@@ -206,12 +217,17 @@ def site(tmp_path, monkeypatch):
     return send
 
 
+def expected_id(seeds):
+    """The server's name of the model to which the rounds of these seeds lead."""
+    return model_after(len(seeds), None).ids()[-1]
+
+
 def assert_model(message, *seeds):
     assert message.get_header(REASON) is None, message.get_header(TEXT)
     assert message.get_header(AppConstants.CURRENT_ROUND) == 5
     dxo = from_shareable(message)
     assert dxo.data_kind == DataKind.WEIGHTS
-    assert dxo.meta == {RUN_ID: "run"}
+    assert dxo.meta == {RUN_ID: "run", MODEL_ID: expected_id(seeds)}
     changes = [make_update(seed).arrays for seed in seeds]
     for name, value in START.items():
         expected = value + sum(c[name].astype(np.float64) for c in changes)

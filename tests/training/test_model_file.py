@@ -1,7 +1,11 @@
+import ast
+from pathlib import Path
+
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import fedseg
 from fedseg.errors import ConfigurationError, DataError
 from fedseg.networks.weights import get_weights
 from fedseg.training.model_file import read_model, write_model
@@ -65,3 +69,16 @@ def test_the_digest_covers_every_setting():
     other = parse_plan({**PLAN, "training": {**PLAN["training"], "overlap": 0.3}})
     assert other.digest != plan.digest
     assert parse_plan(plan.to_dict()).digest == plan.digest
+
+
+def test_nothing_that_is_read_can_bring_code_along():
+    """Pickles run what they hold: every reader of tensors reads safetensors, or asks for weights only."""
+    found = []
+    for path in Path(fedseg.__file__).parent.rglob("*.py"):
+        for call in (node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)):
+            name, options = ast.unparse(call.func), {k.arg: ast.unparse(k.value) for k in call.keywords}
+            unsafe = name in ("pickle.load", "pickle.loads", "pickle.Unpickler") or "allow_pickle" in options
+            if name == "torch.load":
+                found.append((path.name, options.get("weights_only")))
+            assert not unsafe, f"{path}: {ast.unparse(call)}"
+    assert sorted(found) == [("cache.py", "True"), ("state.py", "True")]

@@ -451,9 +451,52 @@ def test_progress_is_a_line_for_every_event(tmp_path):
         ({"num_rounds": 1.5}, "num_rounds"),
         ({"num_rounds": 1, "min_sites": 0}, "min_sites"),
         ({"num_rounds": 1, "round_timeout": -1}, "round_timeout"),
+        ({"num_rounds": 1, "site_silence": -1}, "site_silence"),
+        ({"num_rounds": 1, "site_silence": 1.5}, "site_silence"),
+        ({"num_rounds": 1, "site_silence": None}, "site_silence"),
         ({"num_rounds": 1, "aggregator": "fedavg"}, "aggregator"),
     ],
 )
 def test_wrong_arguments_are_refused_when_the_component_is_built(arguments, named):
     with pytest.raises(ConfigurationError, match=named):
         FederatedTraining(**{"aggregator": FedAvg(), **arguments})
+
+
+def test_an_absent_site_is_named_once_not_asked_and_asked_again_when_it_is_back(tmp_path):
+    def script(task, site, model):
+        if task == "prepare":
+            return accepted()
+        if site == "b" and loop._round == 1:
+            loop.presence.ended("b")
+            return None
+        if site == "c" and loop._round == 2:
+            loop.presence.heard("b")
+        return update(model)
+
+    loop = Scripted(tmp_path, script, num_rounds=4)
+    loop.run_rounds()
+    assert [targets for task, targets in loop.asked if task == "train"] == [
+        ("a", "b", "c"), ("a", "b", "c"), ("a", "c"), ("a", "b", "c"),
+    ]  # fmt: skip
+    (number, lost), (later, back) = [(e["round"], e["what"]) for e in loop.events]
+    assert (number, later) == (1, 3)
+    assert lost.startswith("did not answer the task train: its FLARE client is not connected")
+    assert back == "is heard of again, and is asked again"
+    assert [sorted(entry["sites"]) for entry in loop.rounds] == [
+        ["a", "b", "c"],
+        ["a", "c"],
+        ["a", "c"],
+        ["a", "b", "c"],
+    ]
+
+
+def test_when_all_sites_are_absent_the_round_fails_at_once(tmp_path):
+    def script(task, site, model):
+        if task == "train":
+            loop.presence.ended(site)
+            return None
+        return good(task, site, model)
+
+    loop = Scripted(tmp_path, script)
+    with pytest.raises(FedsegError, match=r"0 site\(s\) answered in round 0, but 1 must"):
+        loop.run_rounds()

@@ -6,10 +6,14 @@ import argparse
 from pathlib import Path
 
 import torch
+from rich.markup import escape
 
 from fedseg.commands.task_argument import HELP, task_from_argument
+from fedseg.console import err
 from fedseg.data.datalist import SPLITS, Case, Datalist, read_datalist
-from fedseg.errors import UsageError
+from fedseg.errors import DataError, UsageError
+from fedseg.provenance.digest import model_digest
+from fedseg.provenance.model_note import check_against_note
 from fedseg.scoring import check_model_task, choose_cases
 from fedseg.training.model_file import ModelFile, read_model
 
@@ -26,6 +30,11 @@ def add_model_arguments(parser: argparse.ArgumentParser, default_split: str) -> 
     )
     parser.add_argument("--threads", type=int, help="torch threads (default: torch's own choice)")
     parser.add_argument("--device", default="auto", help="torch device, e.g. cpu or cuda:0")
+    parser.add_argument(
+        "--accept-changed-model",
+        action="store_true",
+        help="use the model although it is not the one that its provenance file is about",
+    )
 
 
 def load(options: argparse.Namespace) -> tuple[ModelFile, Datalist, tuple[Case, ...]]:
@@ -33,7 +42,7 @@ def load(options: argparse.Namespace) -> tuple[ModelFile, Datalist, tuple[Case, 
 
     Raises:
         UsageError: the model is of another task, or an argument is out of range.
-        DataError: model or datalist cannot be used.
+        DataError: model or datalist cannot be used, or the model is not the one that its provenance file is about.
     """
     if options.overlap is not None and not 0 <= options.overlap < 1:
         raise UsageError(f"--overlap {options.overlap}: give a fraction from 0 to below 1.")
@@ -49,8 +58,27 @@ def load(options: argparse.Namespace) -> tuple[ModelFile, Datalist, tuple[Case, 
         ) from None
     task = task_from_argument(options.task)
     model = read_model(options.model)
+    check_origin(options.model, model, options.accept_changed_model)
     check_model_task(model, task)
     if options.overlap is None:
         options.overlap = model.overlap
     datalist = read_datalist(options.data)
     return model, datalist, choose_cases(datalist, options.split)
+
+
+def check_origin(path: Path, model: ModelFile, accept_changed: bool) -> None:
+    """Compare a model with its provenance file; a model without one is taken, and the user told.
+
+    Raises:
+        DataError: the model is another one, and that is not accepted.
+    """
+    digest = model_digest(model.weights)
+    try:
+        note = check_against_note(path, digest)
+    except DataError as error:
+        if not accept_changed:
+            raise
+        err().print(escape(f"Used all the same: {error}"))
+        return
+    if note is None:
+        err().print(escape(f"{path.name} has no provenance file beside it, so nothing says which run made it."))

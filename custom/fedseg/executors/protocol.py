@@ -13,6 +13,8 @@ TOTALS = "fedseg_totals"
 KEEP = "fedseg_keep"
 START = "fedseg_start"
 LINEAGE = "fedseg_lineage"
+# set at the site where a model came encrypted: its name at the server
+MODEL_ID = "fedseg_model_id"
 
 # meta of the tasks of encrypted jobs: what an encrypted model consists of, and how an update is to be encrypted
 ENCRYPTED_FACTS = "fedseg_encrypted"

@@ -27,6 +27,7 @@ from fedseg.evaluation.metrics import summarise
 from fedseg.executors.admission import admit_data, check_plan, check_version
 from fedseg.executors.case_scores import write_case_scores
 from fedseg.executors.held_update import held, hold, largest, weight_facts
+from fedseg.executors.job_facts import job_facts
 from fedseg.executors.job_identity import job_fingerprint
 from fedseg.executors.message_size import message_size
 from fedseg.executors.policy_check import (
@@ -56,6 +57,7 @@ from fedseg.executors.protocol import (
     UPLOAD,
 )
 from fedseg.executors.site_profile import SiteProfile
+from fedseg.executors.site_record import SiteRecord
 from fedseg.filters.base import hooks_of, own_names
 from fedseg.filters.chain import update_chain
 from fedseg.filters.context import SiteContext, job_name, job_plan, patients_of, site_profile
@@ -102,16 +104,25 @@ class SegmentationExecutor(Executor):
         self._terms: JobTerms | None = None
         self._abort: Signal | None = None
         self._bytes_down = 0
+        self._record = SiteRecord()
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Count bytes where they are what the wire carries: before the task's filters and after the result's."""
+        """Count bytes where they are what the wire carries: before the task's filters and after the result's.
+
+        What leaves is entered in the site's record once the guard has seen it too.
+        """
         if event_type == EventType.BEFORE_TASK_DATA_FILTER:
+            self._record.begin()
             self._bytes_down = message_size(fl_ctx.get_prop(FLContextKey.TASK_DATA))
         elif event_type == EventType.AFTER_TASK_RESULT_FILTER:
             result = fl_ctx.get_prop(FLContextKey.TASK_RESULT)
             if isinstance(result, Shareable):
                 result.set_header(BYTES_DOWN, self._bytes_down)
                 result.set_header(BYTES_UP, message_size(result))
+                self._record.leaving(result)
+        elif event_type == EventType.BEFORE_SEND_TASK_RESULT:
+            task = str(fl_ctx.get_prop(FLContextKey.TASK_NAME))
+            self._record.sent(task, self._state_folder(fl_ctx), fl_ctx.get_identity_name())
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         """Do one task; every failure becomes a reply with a return code and a reason free of files and patients."""
@@ -156,6 +167,8 @@ class SegmentationExecutor(Executor):
         logger.info("Job accepted: %s, plan %s", counts, plan.digest[:12])
         statistics = trainer.statistics()
         check_statistics(self._guaranteed, statistics)
+        workspace = fl_ctx.get_engine().get_workspace()
+        self._record.accepted(job_facts(fl_ctx, workspace), plan.digest, counts)
         answer = {**counts, STATISTICS: statistics} if statistics else counts
         return DXO(DataKind.METRICS, data=answer).to_shareable()
 
@@ -169,6 +182,8 @@ class SegmentationExecutor(Executor):
             kept = int(model.meta.get(KEEP, DEFAULT_KEEP))
             trainer.state.keep = kept + 1 if kept else 0
             trainer.state.start, trainer.state.lineage = model.meta.get(START), model.meta.get(LINEAGE)
+        apart, cases = encrypts(fl_ctx), len(trainer.datalist.training)
+        self._record.received(received, round_number, model.meta, cases, apart)
         self._attach(trainer, round_number, received, model.meta, fl_ctx)
         try:
             update, report = site_round(trainer, received, round_number, total, model.meta.get(TOTALS))
@@ -178,7 +193,6 @@ class SegmentationExecutor(Executor):
             # To refuse would tell something of the data, outside of the guarantee and as often as the server likes.
             logger.error("The round could not be trained (%s); an update of zeros is sent in its place.", error)
             update, report = empty_round(trainer, received)
-        apart = encrypts(fl_ctx)
         report = replace(report, largest=largest(update) if apart else None)
         report = report.only((self._policy or OPEN).report_fields(self._guaranteed))
         if curves_leave(self._policy, self._guaranteed):
@@ -198,6 +212,7 @@ class SegmentationExecutor(Executor):
         if not encrypts(fl_ctx):
             raise RefusalError("privacy", "The job has no filter that encrypts, so the update stays at this site.")
         number, weights = int(task.current_round or 0), task.metrics or {}
+        self._record.belongs_to(number, task.meta)
         update, report = held(self._folder, number, task.meta.get(START))
         meta = {**task.meta, **weight_facts(weights, trainer.site)}
         self._attach(trainer, number, {}, meta, fl_ctx)
@@ -210,13 +225,16 @@ class SegmentationExecutor(Executor):
         """Score a model: per split asked for, summaries over the site's cases; single cases stay at the site."""
         dxo = from_shareable(shareable)
         trainer = self._open(job_plan(fl_ctx), dxo.meta.get(RUN_ID), fl_ctx)
-        weights = trainer.personal(_weights(dxo.data))
+        received = _weights(dxo.data)
+        weights = trainer.personal(received)
         splits = {s: trainer.datalist.final_split if s == "final" else s for s in dxo.meta.get(SPLITS, ["validation"])}
         scored: dict[str, list[ScoredCase]] = {}
         for split in dict.fromkeys(splits.values()):
             scored[split] = trainer.validate(weights, split, distances=True)
+        name = str(dxo.meta.get(MODEL_NAME, "model"))
+        cases = {split: len(scores) for split, scores in scored.items()}
+        self._record.scored(name, received, dxo.meta, cases, encrypts(fl_ctx))
         if self._profile is not None and trainer.state is not None:
-            name = str(dxo.meta.get(MODEL_NAME, "model"))
             write_case_scores(trainer.state.folder, name, trainer.datalist, scored)
         if not (self._policy or OPEN).scores_leave(self._guaranteed):
             split = trainer.datalist.final_split
@@ -250,7 +268,9 @@ class SegmentationExecutor(Executor):
         if self._trainer is None or (run_id and run_id != self._run_id):
             self._run_id = run_id or fl_ctx.get_job_id()
             state = SiteState(self._profile.state, self._run_id)
+            self._record.close()
             state.bind(job_fingerprint(plan, fl_ctx))
+            self._record.open(state.folder, fl_ctx.get_identity_name())
             chain = update_chain(fl_ctx)
             private, frozen = own_names(chain, plan)
             self._trainer = SiteTrainer(
@@ -268,6 +288,13 @@ class SegmentationExecutor(Executor):
             )
         check_cases(self._policy, len(self._trainer.datalist.training))
         return self._trainer
+
+    def _state_folder(self, fl_ctx: FLContext) -> Path | None:
+        """Where this site keeps its state, also before a run was opened; None where its profile cannot be read."""
+        try:
+            return (self._profile or site_profile(fl_ctx)).state
+        except FedsegError:
+            return None
 
     @property
     def _folder(self) -> Path:

@@ -19,7 +19,18 @@ from nvflare.apis.shareable import Shareable
 from nvflare.app_common.app_constant import AppConstants
 
 from fedseg.errors import ConfigurationError, FedsegError, RefusalError
-from fedseg.executors.protocol import ENCRYPTED_FACTS, MODE, REASON, RUN_ID, SCALE, TEXT, UPLOAD, WEIGHED, WEIGHT
+from fedseg.executors.protocol import (
+    ENCRYPTED_FACTS,
+    MODE,
+    MODEL_ID,
+    REASON,
+    RUN_ID,
+    SCALE,
+    TEXT,
+    UPLOAD,
+    WEIGHED,
+    WEIGHT,
+)
 from fedseg.executors.site_profile import SiteProfile
 from fedseg.filters.base import PREFIX, UpdateFilter, result_filters
 from fedseg.filters.context import SiteContext, site_profile
@@ -114,6 +125,7 @@ class DecryptModel(Filter):
         if fl_ctx.get_prop(FLContextKey.TASK_NAME) == AppConstants.TASK_TRAIN:
             write_kept(folder, identity, weights)
         meta = {k: v for k, v in dxo.meta.items() if k not in (MetaKey.PROCESSED_ALGORITHM, ENCRYPTED_FACTS)}
+        meta[MODEL_ID] = identity
         return DXO(DataKind.WEIGHTS, data=weights, meta=meta).update_shareable(shareable)
 
 

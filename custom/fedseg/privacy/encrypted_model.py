@@ -21,6 +21,7 @@ from fedseg.privacy.encrypted_update import decrypt_update
 from fedseg.privacy.encryption import Ciphertexts, read_ciphertexts
 from fedseg.privacy.encryption_context import EncryptionContext, EncryptionError
 from fedseg.privacy.fixed_point import FixedPoint, choose_fields
+from fedseg.provenance.digest import model_digest
 
 _INITIAL, _ROUND = "initial/", "round-{:05d}/"
 
@@ -71,12 +72,7 @@ def read_round(facts: Any, arrays: Mapping[str, np.ndarray]) -> EncryptedRound:
 
 def first_id(weights: Mapping[str, np.ndarray]) -> str:
     """Name of a model by its weights."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        value = np.ascontiguousarray(weights[name])
-        digest.update(json.dumps([name, str(value.dtype), list(np.shape(weights[name]))]).encode())
-        digest.update(value.data)
-    return digest.hexdigest()
+    return model_digest(weights)
 
 
 def next_id(before: str, added: EncryptedRound) -> str:

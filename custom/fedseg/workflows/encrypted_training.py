@@ -19,6 +19,7 @@ from fedseg.executors.site_profile import server_context_file
 from fedseg.filters.encrypt import ALGORITHM
 from fedseg.privacy.encrypted_file import write_encrypted_file
 from fedseg.privacy.encryption_context import KEY_NAME_FILE, EncryptionError, public_context
+from fedseg.provenance.model_note import write_note
 from fedseg.training.plan import Plan
 from fedseg.workflows.encrypted_history import EncryptedHistory
 from fedseg.workflows.encrypted_model import LEAST_SITES, EncryptedGlobalModel
@@ -170,6 +171,9 @@ class EncryptedTraining(FederatedTraining):
 
     # ---------------------------------------------------------------- models
 
+    def _digest_after(self, round_number: int) -> str:
+        return self.model.id_after(round_number)
+
     def _bring(self, round_number: int, sites: Sequence[str]) -> FLModel:
         self._brought = round_number
         model = self.model.bring(round_number, [self._known(site) for site in sites])
@@ -188,7 +192,10 @@ class EncryptedTraining(FederatedTraining):
         file = f"{Path(name).stem}.encrypted"
         if self._round < 0:
             whole = self.model.bring(round_number, [])
-            write_encrypted_file(self.record.folder / file, self.plan, whole, round_number)
+            note = self.record.note(file, self.plan, whole.ids()[-1], round_number)
+            path = write_encrypted_file(self.record.folder / file, self.plan, whole, round_number)
+            if note is not None:
+                write_note(path, note)
         return file
 
     def _accept_train_result(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,26 +13,25 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from fedseg.aggregators.base import Aggregator
 from fedseg.aggregators.control_variates import SharedArrays
 from fedseg.aggregators.server_optimizers import ServerOptimizer
-from fedseg.errors import ConfigurationError, FedsegError, RefusalError
-from fedseg.executors.protocol import KEEP, LINEAGE, MODEL_NAME, SPLITS, START, TOTALS
+from fedseg.errors import FedsegError, RefusalError
+from fedseg.executors.job_facts import job_facts
+from fedseg.executors.protocol import KEEP, LINEAGE, START, TOTALS
 from fedseg.executors.site_profile import PROFILE_FILE, read_state_folder
 from fedseg.networks.weights import Arrays
 from fedseg.training.model_file import INITIAL_FILE
-from fedseg.training.plan import PLAN_FILE, Plan, read_plan
+from fedseg.training.plan import PLAN_FILE, read_plan
 from fedseg.training.site_report import parse_report
-from fedseg.training.state import check_run_id
-from fedseg.version import __version__
+from fedseg.workflows import arguments
 from fedseg.workflows.acceptance import check_report
-from fedseg.workflows.checkpoint import CheckpointError, Checkpoints
-from fedseg.workflows.global_model import GlobalModel, stored_weights
-from fedseg.workflows.participants import Participants
-from fedseg.workflows.record import BEST_MODEL, FOLDER, LAST_MODEL, RunRecord
-from fedseg.workflows.scores import Scored, describe_round, is_better, readable, summarise_final, validation_scores
+from fedseg.workflows.global_model import GlobalModel
+from fedseg.workflows.last_evaluation import LastEvaluation
+from fedseg.workflows.record import BEST_MODEL, FOLDER, LAST_MODEL, RunRecord, round_line
+from fedseg.workflows.scores import describe_round, validation_scores
 from fedseg.workflows.selection import AllSites, SiteSelection
 from fedseg.workflows.stopping import StoppingRules
 
 
-class FederatedTraining(Participants):
+class FederatedTraining(LastEvaluation):
     """Train one model over all sites that accept the job.
 
     1. ``prepare``: every site accepts the job or refuses it with a reason; the others go on. A site that did not
@@ -55,6 +53,7 @@ class FederatedTraining(Participants):
         min_sites: int = 1,
         round_timeout: int = 0,
         prepare_timeout: int | None = None,
+        site_silence: int = 120,
         target_dice: float | None = None,
         patience: int | None = None,
         max_hours: float | None = None,
@@ -80,6 +79,8 @@ class FederatedTraining(Participants):
                 that have not answered; 0 waits for all.
             prepare_timeout: the same for ``prepare``, in which sites start their processes and check their data; None
                 takes ``round_timeout``.
+            site_silence: seconds without a sign of life (a site's process gives one every 10 s, also while it trains)
+                after which no task waits for a site any more; 0 waits on. It is asked again once it is heard of.
             target_dice, patience, max_hours, max_epsilon: see ``StoppingRules``.
             keep_updates: store every round's global model and updates beside the results.
             keep_checkpoints: how many of the last rounds server and sites keep to go on from; 0 keeps all.
@@ -89,62 +90,29 @@ class FederatedTraining(Participants):
             resume_round: the finished round to continue after; None for the last one.
             task_check_period: seconds between looks at the tasks; small, since rounds may be short.
         """
-        for name, value, least in (
-            ("num_rounds", num_rounds, 1),
-            ("min_sites", min_sites, 1),
-            ("round_timeout", round_timeout, 0),
-            ("prepare_timeout", 0 if prepare_timeout is None else prepare_timeout, 0),
-            ("keep_checkpoints", keep_checkpoints, 0),
-            ("resume_round", 0 if resume_round is None else resume_round, 0),
-        ):
-            if type(value) is not int or value < least:
-                raise ConfigurationError(f"workflow.{name}", value, f"a whole number of at least {least}")
-        if not isinstance(task_check_period, int | float) or not 0 < task_check_period < 60:
-            raise ConfigurationError("workflow.task_check_period", task_check_period, "seconds above 0 and below 60")
-        for name, switch in (("keep_updates", keep_updates), ("resume", resume)):
-            if not isinstance(switch, bool):
-                raise ConfigurationError(f"workflow.{name}", switch, "true or false")
-        if run_id is not None:
-            check_run_id(run_id)
-        elif resume:
-            raise ConfigurationError("workflow.resume", resume, "false without run_id, which says what to continue")
-        if resume_round is not None and not resume:
-            raise ConfigurationError("workflow.resume_round", resume_round, "null unless workflow.resume is true")
-        for name, part, kind in (
-            ("aggregator", aggregator, Aggregator),
-            ("server_optimizer", server_optimizer, ServerOptimizer | None),
-            ("shared_arrays", shared_arrays, SharedArrays | None),
-            ("selection", selection, SiteSelection | None),
-        ):
-            if not isinstance(part, kind):
-                shown = part if isinstance(part, str | int | float) else type(part).__name__
-                allowed = f'the {name} of a method: {{"path": ..., "args": {{...}}}}'
-                raise ConfigurationError(
-                    f"workflow.{name}", shown, allowed, "docs/reference/method-table.md lists them."
-                )
-        if not isinstance(selection, AllSites | None):
-            for name, rule in (("target_dice", target_dice), ("patience", patience)):
-                if rule is not None:
-                    why = "Rounds that ask other sites score on other cases, so their Dice cannot be compared."
-                    raise ConfigurationError(f"workflow.{name}", rule, "null with a selection of sites", why)
-        super().__init__(run_id or uuid.uuid4().hex, task_check_period)
-        self._named = run_id is not None
-        self.num_rounds, self.min_sites, self.round_timeout = num_rounds, min_sites, round_timeout
-        self.prepare_timeout = round_timeout if prepare_timeout is None else prepare_timeout
-        self.keep_updates, self.keep_checkpoints = keep_updates, keep_checkpoints
-        self.resume, self.resume_round = resume, resume_round
-        self.model = GlobalModel(aggregator, server_optimizer, shared_arrays)
-        self.selection = selection or AllSites()
+        prepare_timeout = round_timeout if prepare_timeout is None else prepare_timeout
+        arguments.check_counts(1, num_rounds=num_rounds, min_sites=min_sites)
+        arguments.check_counts(0, round_timeout=round_timeout, prepare_timeout=prepare_timeout)
+        arguments.check_counts(0, site_silence=site_silence, keep_checkpoints=keep_checkpoints)
+        arguments.check_switches(task_check_period, keep_updates=keep_updates, resume=resume)
+        arguments.check_resumption(run_id, resume, resume_round)
+        parts = {"server_optimizer": server_optimizer, "shared_arrays": shared_arrays, "selection": selection}
+        arguments.check_parts(aggregator=aggregator, **parts)
+        arguments.check_rules_of_scores(selection, target_dice=target_dice, patience=patience)
+        super().__init__(
+            run_id,
+            task_check_period,
+            site_silence,
+            model=GlobalModel(aggregator, server_optimizer, shared_arrays),
+            selection=selection or AllSites(),
+            num_rounds=num_rounds,
+            keep_checkpoints=keep_checkpoints,
+            resume=resume,
+            resume_round=resume_round,
+        )
+        self._named, self.min_sites, self.keep_updates = run_id is not None, min_sites, keep_updates
+        self.round_timeout, self.prepare_timeout = round_timeout, prepare_timeout
         self.stopping = StoppingRules(target_dice, patience, max_hours, max_epsilon)
-        self.totals: dict[str, float] = {}
-        self.rounds: list[dict[str, Any]] = []
-        self.stopped: dict[str, Any] | None = None
-        self.best_round: int | None = None
-        self.start_id = uuid.uuid4().hex[:12]
-        self.lineage: list[str] = []
-        self._hours_before = 0.0
-
-    # ---------------------------------------------------------------- the run
 
     def run(self) -> None:
         """The whole job; a failure is recorded before FLARE ends the job with it."""
@@ -152,6 +120,7 @@ class FederatedTraining(Participants):
         self.record = RunRecord(run_folder / FOLDER)
         try:
             workspace = self.engine.get_workspace()
+            self.record.job = job_facts(self.fl_ctx, workspace)
             site_config = Path(workspace.get_site_config_dir())
             if not self._named and (site_config / PROFILE_FILE).is_file():
                 # A server of its own, not a simulated one: FLARE's job ids are unique here.
@@ -164,81 +133,11 @@ class FederatedTraining(Participants):
             self._run_rounds()
             self._finish()
         except FedsegError as error:
-            self.record.event("failed", what=str(error))
+            self.record.failed(str(error))
             raise
         except Exception as error:
-            self.record.event("failed", what=f"An unexpected {type(error).__name__} at the server: {error}")
+            self.record.failed(f"An unexpected {type(error).__name__} at the server: {error}")
             raise
-
-    def open(self, plan: Plan, state: Path, initial: Path | None = None) -> None:
-        """Start from the plan's seeded network, from ``initial``, or from the run's checkpoint where there is one.
-
-        Args:
-            plan: the job's plan.
-            state: the server's state folder; checkpoints lie in a folder named after the run.
-            initial: a model that the job brings to start from.
-        """
-        self.plan, self._start = plan, time.time()
-        self.model.open(plan, initial)
-        self.checkpoints = Checkpoints(state / self.run_id, self.keep_checkpoints)
-        self.checkpoints.lock()
-        rounds = self.checkpoints.resumable()
-        if self.resume and not rounds:
-            raise CheckpointError(f"There is no checkpoint of the run {self.run_id} at this server to continue from.")
-        if rounds and not self.resume:
-            raise CheckpointError(
-                f"This server has checkpoints of the run {self.run_id}: set workflow.resume to true to continue it, or "
-                "give another run_id for a new run."
-            )
-        if self.resume:
-            self._resume(rounds[-1] if self.resume_round is None else self.resume_round)
-
-    def _resume(self, number: int) -> None:
-        if number not in self.checkpoints.resumable():
-            raise CheckpointError(
-                f"The run cannot be continued after round {number}, only after {self.checkpoints.resumable()}: sites "
-                "keep no older states."
-            )
-        arrays, values = self.checkpoints.load(number)
-        for name, now in self._identity().items():
-            if values[name] != now:
-                raise CheckpointError(
-                    f"The checkpoint of round {number} is of a job with another {name} ({values[name]}, now {now}); "
-                    "continue with the job as it was, or start a new run with another run_id."
-                )
-        self.model.restore(arrays, values["history"])
-        self.selection.restore(values["selection_history"])
-        self.rounds, self.events, self.totals = values["rounds"], values["events"], values["totals"]
-        self.best_round, self.lineage = values["best_round"], values["lineage"]
-        self.former = values["seconds_of"]
-        self._hours_before = values["hours"]
-        self.checkpoints.drop_after(number)
-        self.record.event("resumed", round=number, run_id=self.run_id)
-
-    def _identity(self) -> dict[str, Any]:
-        """What must be equal for a run to go on from a checkpoint."""
-        return {
-            "version": __version__,
-            "plan": self.plan.digest,
-            "rule": self.model.describe(),
-            "selection": self.selection.describe(),
-            "num_rounds": self.num_rounds,
-        }
-
-    def _save_checkpoint(self) -> None:
-        values = {
-            **self._identity(),
-            "history": self.model.aggregator.history(),
-            "selection_history": self.selection.history(),
-            "rounds": self.rounds,
-            "events": self.events,
-            "totals": self.totals,
-            "best_round": self.best_round,
-            "lineage": self.lineage,
-            "seconds_of": {site: facts.seconds for site, facts in self.sites.items()},
-            "hours": self._hours(),
-        }
-        self.checkpoints.save(self._round, self.model.arrays(), values)
 
     def _run_rounds(self) -> None:
         """All rounds that are still to run, as long as no stopping rule speaks.
@@ -306,6 +205,8 @@ class FederatedTraining(Participants):
         self.lineage.append(self.start_id)
         entry = describe_round(self._round, seconds, self.model, self._bytes, chosen)
         self.rounds.append(entry)
+        model = self._digest_after(self._round)
+        self.record.enter("round", **round_line(entry, self.events), start=self.start_id, model=model)
         self.record.event("round_done", round=self._round, seconds=seconds, val_dice=entry["val_dice"])
 
     def _collect(self, sites: Sequence[str]) -> None:
@@ -346,83 +247,3 @@ class FederatedTraining(Participants):
 
     def _keep_update(self, site: str, update: Arrays) -> None:
         self.record.update(self._round, site, update)
-
-    # ------------------------------------------------------- the last evaluation
-
-    def _beats_best(self, scored: Scored) -> bool:
-        """Whether a model with these validation scores is the best so far."""
-        if self.best_round is None:
-            return any(dice is not None for dice, _ in scored.values())
-        return is_better(scored, validation_scores(self.rounds[self.best_round + 1])) is True
-
-    def _finish(self) -> None:
-        """Score the last model, then the best one where it is another."""
-        last_round = len(self.rounds) - 1
-        file = self._store(LAST_MODEL, last_round)
-        self.record.event("evaluate", model="last")
-        last, on_validation = self._evaluate("last", last_round)
-        last["model"] = file
-        self._write_results(final=last, best={"model": None})
-        if self._beats_best(on_validation):
-            file = self._store(BEST_MODEL, last_round)
-            best_scores = dict(last, round=last_round, model=file)
-        elif self.best_round is not None:
-            self.record.event("evaluate", model="best")
-            file = self._store(BEST_MODEL, self.best_round)
-            best_scores = dict(self._evaluate("best", self.best_round)[0], round=self.best_round, model=file)
-        else:
-            best_scores = {"model": None}
-        self._write_results(final=last, best=best_scores)
-        self.record.event("finished", mean_dice=last["mean_dice"], pooled_dice=last["pooled_dice"])
-
-    def _weights_after(self, round_number: int) -> Arrays:
-        """The global model after a finished round: the last one, or one that a checkpoint holds."""
-        if round_number == len(self.rounds) - 1:
-            return self.model.weights
-        return stored_weights(self.checkpoints.load(round_number)[0])
-
-    def _store(self, name: str, round_number: int) -> str:
-        """Write the model after a round in place of the one of the same name; returns the name of its file."""
-        self.record.model(name, self.plan, self._weights_after(round_number), round_number)
-        return name
-
-    def _bring(self, round_number: int, sites: Sequence[str]) -> FLModel:
-        """The message that brings the model after a round to sites, to be scored."""
-        return FLModel(params_type=ParamsType.FULL, params=self._weights_after(round_number), meta={})
-
-    def _evaluate(self, name: str, round_number: int) -> tuple[dict[str, Any], Scored]:
-        """Scores on the final split of every site, and each site's Dice on its validation cases."""
-        splits = ["final", "validation"] if name == "last" else ["final"]
-        model = self._bring(round_number, sorted(self.sites))
-        model.meta |= {SPLITS: splits, MODEL_NAME: name}
-        answers = self.ask("validate", model, sorted(self.sites), self.round_timeout, self._take_scores)
-        if not answers:
-            raise FedsegError(f"No site scored the {name} model; it is kept unscored.")
-        content = summarise_final({site: answers[site].metrics["final"] for site in sorted(answers)}, round_number)
-        validation = {site: a.metrics["validation"] for site, a in answers.items() if "validation" in a.metrics}
-        return content, {site: (part["dice"]["mean"], part["cases"]) for site, part in validation.items()}
-
-    def _take_scores(self, answer: FLModel) -> bool:
-        """Accept a site's scores if they can be pooled."""
-        if not readable(answer.metrics):
-            self.note(answer.meta["client_name"], "sent scores that cannot be read; they were left out")
-            return False
-        return True
-
-    def _hours(self) -> float:
-        return self._hours_before + (time.time() - self._start) / 3600
-
-    def _write_results(self, **parts: Any) -> None:
-        content = {
-            "run_id": self.run_id,
-            "plan": self.plan.to_dict(),
-            "num_rounds": self.num_rounds,
-            "sites": sorted(self.sites),
-            "selection": self.selection.describe(),
-            "rounds": self.rounds,
-            "events": self.events,
-            "stopped": self.stopped,
-            "seconds": self._hours() * 3600,
-            **parts,
-        }
-        self.record.results(content)

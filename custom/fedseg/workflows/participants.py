@@ -19,8 +19,8 @@ class Participants(SiteDialogue):
         former: sites that took part before the run was stopped, with the seconds of their last round.
     """
 
-    def __init__(self, run_id: str, task_check_period: float) -> None:
-        super().__init__(run_id, task_check_period)
+    def __init__(self, run_id: str, task_check_period: float, site_silence: int = 0) -> None:
+        super().__init__(run_id, task_check_period, site_silence)
         self.sites: dict[str, SiteFacts] = {}
         self.former: dict[str, float | None] = {}
         self._newcomers: dict[str, Acceptance] = {}

@@ -7,15 +7,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nvflare.apis.client import Client
-from nvflare.apis.controller_spec import TaskCompletionStatus
-from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.controller_spec import ClientTask, Task, TaskCompletionStatus
+from nvflare.apis.fl_constant import FLContextKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
+from nvflare.apis.wf_comm_spec import WFCommSpec
 from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.workflows.model_controller import ModelController
 
 from fedseg.errors import AbortedError, FedsegError
 from fedseg.executors.protocol import BYTES_DOWN, BYTES_UP, PREPARE, REASON, RUN_ID, TEXT
+from fedseg.workflows.presence import Listening, Presence
 from fedseg.workflows.record import RunRecord
 
 Take = Callable[[FLModel], bool]
@@ -27,12 +29,15 @@ class SiteDialogue(ModelController):
     Attributes:
         events: what went wrong at which site in which round (-1 outside of rounds).
         record: where events are written as they happen; set at the start of the run.
+        presence: of which sites nothing is heard.
     """
 
     record: RunRecord
 
-    def __init__(self, run_id: str, task_check_period: float) -> None:
+    def __init__(self, run_id: str, task_check_period: float, site_silence: int = 0) -> None:
         super().__init__(persistor_id="", allow_empty_global_weights=True, task_check_period=task_check_period)
+        self.presence = Presence(site_silence)
+        self._missing: set[str] = set()
         self.run_id = run_id
         self.events: list[dict[str, Any]] = []
         self._answers: dict[str, FLModel] = {}
@@ -48,13 +53,14 @@ class SiteDialogue(ModelController):
     def ask(
         self, task: str, model: FLModel, sites: Sequence[str], timeout: int, take: Take | None = None
     ) -> dict[str, FLModel]:
-        """Send a task and wait for the answers.
+        """Send a task and wait for the answers. Sites that are absent are not asked, and not waited for.
 
         Args:
             task: name of the task.
             model: what it carries.
             sites: who is asked.
-            timeout: seconds after which the wait ends without those who have not answered; 0 waits for all.
+            timeout: seconds after which the wait ends without those who have not answered; 0 waits for all that are
+                there.
             take: gets each answer as it arrives; False leaves it out.
 
         Returns:
@@ -64,6 +70,9 @@ class SiteDialogue(ModelController):
             AbortedError: the job was aborted meanwhile.
         """
         self._answers, self._heard, noted = {}, set(), len(self.events)
+        sites = self._present(sites)
+        if not sites:
+            return self._answers
         model.meta = {**(model.meta or {}), RUN_ID: self.run_id}
         open_ = True
 
@@ -79,9 +88,10 @@ class SiteDialogue(ModelController):
         if model.current_round is not None:
             self.set_fl_context(model)
         task_object = self._prepare_task(model, task, timeout, receive)
-        self.broadcast_and_wait(
-            task=task_object, targets=list(sites), min_responses=0, fl_ctx=self.fl_ctx, abort_signal=self.abort_signal
-        )
+        with self.presence.watch(sites, self._heard, self._lock.locked, lambda: self._end_early(task_object)):
+            self.broadcast_and_wait(
+                task=task_object, targets=sites, min_responses=0, fl_ctx=self.fl_ctx, abort_signal=self.abort_signal
+            )
         with self._lock:
             open_ = False
         status = getattr(task_object, "completion_status", None)
@@ -91,11 +101,33 @@ class SiteDialogue(ModelController):
             raise AbortedError(f"The job was aborted during the task {task}; the last finished round is kept.")
         for site in sites:
             if site not in self._heard:
-                limit = f" within {timeout} s" if timeout else ""
-                self.note(site, f"did not answer the task {task}{limit}")
+                self._note_silence(site, task, timeout)
             elif site not in self._answers and site not in {e["site"] for e in self.events[noted:]}:
                 self.note(site, f"sent an answer to the task {task} that cannot be read")
         return self._answers
+
+    def set_communicator(self, communicator: WFCommSpec) -> None:
+        """What FLARE calls to connect the workflow with its sites."""
+        super().set_communicator(communicator)
+        self.communicator = Listening(communicator, self.presence)
+
+    def _end_early(self, task: Task) -> None:
+        self.cancel_task(task, TaskCompletionStatus.TIMEOUT)
+
+    def _present(self, sites: Sequence[str]) -> list[str]:
+        """Those of whom something can be expected; who is missing was noted before, and who is back is noted now."""
+        for site in sorted(self._missing & set(sites)):
+            if self.presence.absence(site) is None:
+                self._missing.discard(site)
+                self.note(site, "is heard of again, and is asked again")
+        return [site for site in sites if site not in self._missing]
+
+    def _note_silence(self, site: str, task: str, timeout: int) -> None:
+        if (why := self.presence.absence(site)) is not None:
+            self._missing.add(site)
+            self.note(site, f"did not answer the task {task}: {why}; it is left out until it is heard of again")
+        else:
+            self.note(site, f"did not answer the task {task}" + (f" within {timeout} s" if timeout else ""))
 
     def invite(self, model: FLModel, site: str, take: Take) -> None:
         """Ask a single site to take part without waiting: its answer counts whenever it comes."""
@@ -110,6 +142,16 @@ class SiteDialogue(ModelController):
         self.record.event("site", round=self._round, site=site, what=what)
 
     # ------------------------------------------------------------- what FLARE calls
+
+    def _prepare_task_data(self, client_task: ClientTask, fl_ctx: FLContext) -> None:
+        """Note a task that a site asks for once more, which tells that its process was killed and started again."""
+        if fl_ctx.get_prop(FLContextKey.IS_CLIENT_TASK_RESEND):
+            self.note(
+                client_task.client.name,
+                f"asked for the task {client_task.task.name} again: its process was started anew, or an answer was "
+                "lost on the way",
+            )
+        super()._prepare_task_data(client_task, fl_ctx)
 
     def _accept_train_result(
         self, client_name: str, result: Shareable, fl_ctx: FLContext, is_unknown_task: bool = False

@@ -1,0 +1,148 @@
+"""``fedseg audit-log``: whether records, models and sites of a run tell the same story."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from fedseg.audit import audit, collect
+from fedseg.console import out
+from fedseg.errors import DataError, UsageError
+from fedseg.privacy.hash_chain_check import ChainError
+from fedseg.provenance.reading import Record, read_record
+from fedseg.provenance.run_log import SERVER_SIDE
+
+_SHOWN = 16
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add this command to the command line."""
+    parser = subparsers.add_parser(
+        "audit-log",
+        help="verify or show the record of a run",
+        description="The record of a run at the server and at its sites: who submitted what, who took part, which "
+        "models were made.",
+        epilog="example: fedseg audit-log verify runs/first",
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", help="verify or show")
+    verify = actions.add_parser(
+        "verify",
+        help="check records, and models against them",
+        description="Verify the hash chains of records, compare the records of server and sites, and models with their "
+        "provenance files and the record. Ends with 1 if a check fails.",
+        epilog="example: fedseg audit-log verify runs/first",
+    )
+    verify.add_argument("paths", metavar="PATH", type=Path, nargs="+", help="record, model, or folder of a run")
+    verify.set_defaults(run=run_verify)
+    show = actions.add_parser(
+        "show",
+        help="print a record as a table",
+        description="Print a record, one row for each line, and its head: the hash to note elsewhere.",
+        epilog="example: fedseg audit-log show runs/first/report/record.jsonl",
+    )
+    show.add_argument("path", metavar="PATH", type=Path, help="record, or folder of a run")
+    show.set_defaults(run=run_show)
+
+
+def run_verify(options: argparse.Namespace) -> int:
+    """Print one line for each check."""
+    findings = audit(options.paths)
+    for finding in findings:
+        word = "[green]ok   [/green]" if finding.good else "[red]WRONG[/red]"
+        out().print(f"{word} {escape(finding.text)}")
+    wrong = sum(not finding.good for finding in findings)
+    out().print(f"{wrong} of {len(findings)} check(s) failed." if wrong else f"All {len(findings)} check(s) hold.")
+    return int(wrong > 0)
+
+
+def run_show(options: argparse.Namespace) -> int:
+    """Print the table."""
+    record = _one_record(options.path)
+    table = Table("line", "time (UTC)", "what", "details")
+    for entry in record.entries:
+        describe = _DETAILS.get(entry["kind"], _all)
+        cells = (entry["number"], entry["time"].partition(".")[0].replace("T", " "), entry["kind"], describe(entry))
+        table.add_row(*(escape(str(cell)) for cell in cells))
+    out().print(table)
+    of_run = f" of the run {record.run_id}" if record.run_id else ""
+    out().print(escape(f"{record.title[0].upper()}{record.title[1:]}{of_run}: {len(record.entries)} lines, intact"))
+    out().print(f"head {record.head}")
+    return 0
+
+
+def _one_record(path: Path) -> Record:
+    """The record at a path; in a folder that of the server, or the only one."""
+    files, _ = collect([path])
+    try:
+        records = [read_record(file) for file in files]
+    except ChainError as error:
+        raise DataError(f"{path} holds a record that was changed. {error}") from None
+    chosen = [record for record in records if record.side == SERVER_SIDE] or records
+    # Of several copies of a record the one that goes on longest.
+    whose = {(r.side, r.name, r.run_id): r for r in sorted(chosen, key=lambda record: len(record.entries))}
+    if len(whose) != 1:
+        raise UsageError(f"{path} holds {len(whose)} records; name one of them, e.g. {files[0] if files else path}.")
+    return next(iter(whose.values()))
+
+
+def _job(entry: Mapping[str, Any]) -> str:
+    submitter = entry.get("submitter") or {}
+    who = ", ".join(str(submitter[name]) for name in ("name", "organisation") if submitter.get(name))
+    after = f", after round {entry['round']}" if entry["kind"] == "resumed" else ""
+    versions = " ".join(f"{name} {number}" for name, number in sorted(entry.get("versions", {}).items()))
+    job = f"{entry.get('job')} ({entry.get('job_id')}), content {str(entry.get('job_hash', ''))[:_SHOWN]}"
+    return f"{job}, by {who or 'nobody named'}{after}; {versions}"
+
+
+def _round(entry: Mapping[str, Any]) -> str:
+    sites = ", ".join(f"{site} {_taken(part)}" for site, part in entry["sites"].items())
+    left = "; ".join(f"without {site}: {why}" for site, why in entry["left_out"].items())
+    return f"round {entry['round']}: {sites}; model {entry['model'][:_SHOWN]}" + (f"; {left}" if left else "")
+
+
+def _taken(part: Mapping[str, Any]) -> str:
+    epsilon = part.get("epsilon")
+    return f"{part['cases']} case(s)" + ("" if epsilon is None else f", epsilon {epsilon:.4g}")
+
+
+def _received(entry: Mapping[str, Any]) -> str:
+    return f"round {entry['round']}: model {entry['model'][:_SHOWN]}, {entry['cases']} training case(s)"
+
+
+def _sent(entry: Mapping[str, Any]) -> str:
+    epsilon = "" if entry.get("epsilon") is None else f", epsilon {entry['epsilon']:.4g}"
+    rest = f" in round {entry['round']}" if entry.get("round") is not None else ""
+    return f"{entry['task']}{rest}: {entry['content']}, {entry['bytes']} bytes{epsilon}"
+
+
+def _model(entry: Mapping[str, Any]) -> str:
+    return f"{entry['name']}: model {entry['model'][:_SHOWN]}, after round {entry['round']}"
+
+
+def _all(entry: Mapping[str, Any]) -> str:
+    hidden = ("number", "time", "kind", "previous", "hash", "schema")
+    known = {name: value for name, value in entry.items() if name not in hidden and value not in ("", None)}
+    return ", ".join(f"{name} {_words(value)}" for name, value in known.items())
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{count} {name}" for name, count in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+_DETAILS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "start": _job,
+    "resumed": _job,
+    "accepted": lambda entry: _all(entry) if "site" in entry else f"{_job(entry)}; cases {_words(entry['cases'])}",
+    "round": _round,
+    "received": _received,
+    "sent": _sent,
+    "final": _model,
+    "model": _model,
+}

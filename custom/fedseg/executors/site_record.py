@@ -1,0 +1,181 @@
+"""A site's own record of what it was asked, received and sent; no line names a patient or a file."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nvflare.apis.dxo import DataKind, from_shareable
+from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.shareable import ReservedHeaderKey, Shareable
+
+from fedseg.errors import RefusalError
+from fedseg.executors.protocol import BYTES_UP, MODEL_ID, REASON, START, STEPS, TEXT
+from fedseg.networks.weights import Arrays, split_extras
+from fedseg.provenance.digest import model_digest
+from fedseg.provenance.run_log import RECORD_FILE, REFUSED_FILE, SITE_SIDE, RecordError, RunLog
+from fedseg.training.site_report import META_KEY
+
+logger = logging.getLogger(__name__)
+
+
+class SiteRecord:
+    """Lines of the task at hand; each is on the disk before the site goes on, and a result leaves after its line.
+
+    A job that is refused before it has a run here stands in one record for all such jobs, since the server chooses run
+    ids and could otherwise fill the site's disk with folders.
+    """
+
+    def __init__(self) -> None:
+        self._log: RunLog | None = None
+        self._result: Shareable | None = None
+        self._place: dict[str, Any] = {}
+
+    def open(self, folder: Path, site: str) -> None:
+        """Write into the record of a run from now on.
+
+        Args:
+            folder: the site's folder of the run; its name is the run's id.
+            site: name of the site.
+        """
+        self._log = RunLog(folder / RECORD_FILE, SITE_SIDE, site, folder.name)
+
+    def close(self) -> None:
+        """The task at hand belongs to a run that is not open here."""
+        self._log = None
+
+    def accepted(self, facts: Mapping[str, Any], plan: str, cases: Mapping[str, int]) -> None:
+        """The site takes part.
+
+        Args:
+            facts: see ``job_facts``.
+            plan: digest of the plan.
+            cases: by split.
+
+        Raises:
+            RefusalError: the record cannot be written (reason ``state``).
+        """
+        self._enter("accepted", **facts, plan=plan, cases=dict(cases))
+
+    def received(
+        self, weights: Arrays, round_number: int, meta: Mapping[str, Any], cases: int, encrypted: bool
+    ) -> None:
+        """A model came to be trained.
+
+        Args:
+            weights: as the task brought them, decrypted where they came encrypted.
+            round_number: from 0.
+            meta: of the task.
+            cases: training cases that will be used.
+            encrypted: whether a filter of this site decrypted the model, and said how the server names it.
+
+        Raises:
+            RefusalError: see ``accepted``.
+        """
+        self._place = {"round": round_number, "start": meta.get(START)}
+        self._enter("received", task="train", **self._place, **_named(weights, meta, encrypted), cases=cases)
+
+    def scored(
+        self, name: str, weights: Arrays, meta: Mapping[str, Any], cases: Mapping[str, int], encrypted: bool
+    ) -> None:
+        """A model was scored.
+
+        Args:
+            name: as the server calls it.
+            weights, meta, encrypted: see ``received``.
+            cases: number of cases of each split.
+
+        Raises:
+            RefusalError: see ``accepted``.
+        """
+        self._enter("scored", name=name, **_named(weights, meta, encrypted), cases=dict(cases))
+
+    def begin(self) -> None:
+        """A task came; nothing is known of it yet."""
+        self._result, self._place = None, {}
+
+    def belongs_to(self, round_number: int, meta: Mapping[str, Any]) -> None:
+        """What is sent next belongs to a round that was received before."""
+        self._place = {"round": round_number, "start": meta.get(START)}
+
+    def leaving(self, result: Shareable) -> None:
+        """A result has passed all filters; the site's guard may still empty it."""
+        self._result = result
+
+    def sent(self, task: str, state: Path | None, site: str) -> None:
+        """What is about to leave, or why nothing does. A result whose line cannot be written is emptied.
+
+        Args:
+            task: name of the task.
+            state: the site's state folder, for jobs that have no run here; None where it is not known.
+            site: name of the site.
+        """
+        result = self._result
+        try:
+            if result is not None and result.get_return_code(ReturnCode.OK) == ReturnCode.OK:
+                self._enter("sent", task=task, **self._place, **_content(result))
+            else:
+                self._refused(task, result, state, site)
+        except RefusalError as error:
+            _empty(result, error.reason, str(error))
+        except BaseException as error:
+            # FLARE swallows what an event handler raises, and would send the result.
+            logger.exception("The record could not be written, so nothing left the site")
+            _empty(result, "state", f"An unexpected {type(error).__name__} kept the site from writing its record.")
+
+    def _refused(self, task: str, result: Shareable | None, state: Path | None, site: str) -> None:
+        log = self._log
+        if log is None and state is not None:
+            log = RunLog(state / REFUSED_FILE, SITE_SIDE, site, "")
+        if log is None:
+            return
+        code, reason, text = ReturnCode.TASK_RESULT_FILTER_ERROR, "filter", "A filter failed, so nothing left."
+        if result is not None:
+            code, reason, text = (str(result.get_header(key, "")) for key in (ReservedHeaderKey.RC, REASON, TEXT))
+        try:
+            log.enter("refused", task=task, **self._place, code=code, reason=reason, text=text)
+        except RecordError as error:
+            logger.error("A refusal does not stand in the record: %s", error)
+
+    def _enter(self, kind: str, **details: Any) -> None:
+        if self._log is None:
+            raise RefusalError("state", "The task came before the run's record was opened at this site.")
+        try:
+            self._log.enter(kind, **details)
+        except RecordError as error:
+            logger.error("%s", error)
+            raise RefusalError("state", f"{error} Nothing leaves the site without its line in it.") from None
+
+
+def _named(weights: Arrays, meta: Mapping[str, Any], encrypted: bool) -> dict[str, str]:
+    """The model as the server names it; of an encrypted one the digest of its weights comes beside.
+
+    In a job that does not encrypt, a name in the meta is the server's word only, and is not looked at.
+    """
+    digest = model_digest(split_extras(weights)[0])
+    return {"model": str(meta.get(MODEL_ID)), "weights": digest} if encrypted else {"model": digest}
+
+
+def _content(result: Shareable) -> dict[str, Any]:
+    """What leaves, without a number that was made from images."""
+    dxo = from_shareable(result)
+    report = dxo.meta.get(META_KEY)
+    return {
+        "content": DataKind(dxo.data_kind).value,
+        "bytes": int(result.get_header(BYTES_UP, 0)),
+        "epsilon": report.get("epsilon") if isinstance(report, Mapping) else None,
+        "privacy": [dict(step) for step in dxo.meta.get(STEPS) or ()],
+    }
+
+
+def _empty(result: Shareable | None, reason: str, text: str) -> None:
+    """Leave nothing of a result but an error; FLARE's own headers stay, by which it finds the task."""
+    if result is None:
+        return
+    for key in [key for key in result if key != ReservedHeaderKey.HEADERS]:
+        del result[key]
+    result.set_return_code(ReturnCode.TASK_RESULT_FILTER_ERROR)
+    result.set_header(REASON, reason)
+    result.set_header(TEXT, text)

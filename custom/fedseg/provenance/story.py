@@ -1,0 +1,164 @@
+"""Whether the server's record and those of the sites tell the same story."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedseg.errors import DataError
+from fedseg.privacy.hash_chain_check import Entry
+from fedseg.provenance.reading import Record, ServerRound, ServerStart, named_models, server_starts
+
+# A chain can be sound and yet hold lines that no run of this version writes.
+_OTHER_LINES = (KeyError, TypeError, ValueError, AttributeError)
+_NOT_WHOLE = "a line lacks what such a line holds in this version"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of one check.
+
+    Attributes:
+        good: whether it holds.
+        text: what was compared, or what is wrong and in which line.
+    """
+
+    good: bool
+    text: str
+
+
+def compare(server: Record, sites: Sequence[Record]) -> list[Finding]:
+    """Compare the server's record of a run with those of its sites, check by check.
+
+    Args:
+        server: the server's record.
+        sites: records of sites; those of other runs are findings themselves.
+    """
+    try:
+        starts = server_starts(server)
+    except DataError as error:
+        return [Finding(False, f"{server.title}: {error}")]
+    except _OTHER_LINES:
+        return [Finding(False, f"{server.title}: {_NOT_WHOLE}")]
+    rounds = sum(len(start.rounds) for start in starts)
+    findings = [
+        Finding(True, f"{server.title}: {len(starts)} start(s) and {rounds} finished round(s) follow from each other")
+    ]
+    mine = [site for site in sites if site.run_id == server.run_id]
+    for site in sites:
+        if site not in mine:
+            text = f"is of the run {site.run_id}, that of the server is of the run {server.run_id}"
+            findings.append(Finding(False, f"{site.title}: {text}"))
+    for site in mine:
+        findings += [_checked(check, server, starts, site) for check in (_job, _rounds, _received, _scored, _took_part)]
+    return [*findings, *_same_weights(mine)]
+
+
+# What holds, in words, and what does not.
+Outcome = tuple[str, list[str]]
+Check = Callable[[Record, Sequence[ServerStart], Record], Outcome]
+
+
+def _checked(check: Check, server: Record, starts: Sequence[ServerStart], site: Record) -> Finding:
+    try:
+        good, wrong = check(server, starts, site)
+    except _OTHER_LINES:
+        good, wrong = "", [_NOT_WHOLE]
+    return Finding(not wrong, f"{site.title}: {wrong[0] if wrong else good}")
+
+
+def _job(server: Record, starts: Sequence[ServerStart], site: Record) -> Outcome:
+    """Job, content and plan that the site accepted are those that the server ran."""
+    wrong, accepted = [], list(site.of_kind("accepted"))
+    facts = [{**start.facts, "kind": ""} for start in starts]
+    for entry in accepted:
+        known = [its for its in facts if its.get("job_id") == entry.get("job_id")]
+        if not known:
+            wrong.append(f"line {entry['number']} accepts the job {entry.get('job_id')}, which the server did not run")
+        for name in ("job_hash", "plan", "job", "submitter") if known else ():
+            if entry.get(name) not in [its.get(name) for its in known]:
+                wrong.append(f"line {entry['number']} accepts a job with another {name} than the server ran")
+    return f"{len(accepted)} time(s) accepted the job that the server ran, with equal content and plan", wrong
+
+
+def _rounds(server: Record, starts: Sequence[ServerStart], site: Record) -> Outcome:
+    """Every round that the server counts for the site is in the site's record, with equal cases, and was answered."""
+    wrong, count = [], 0
+    for start, told in _counted(starts, site.name):
+        count += 1
+        here = f"round {told.number} (start {start.id})"
+        lines = _of_round(site, "received", start.id, told.number, "train")
+        if not lines:
+            wrong.append(f"the server counts {here}, of which the site's record knows nothing")
+        elif not _of_round(site, "sent", start.id, told.number):
+            wrong.append(f"the server counts {here}, in which nothing was sent by the site's record")
+        cases = told.cases[site.name]
+        wrong += [
+            f"line {line['number']} trained {line['cases']} case(s) in {here}, the server counts {cases}"
+            for line in lines
+            if line["cases"] != cases
+        ]
+    return f"all {count} round(s) that the server counts are there, with equal numbers of cases", wrong
+
+
+def _received(server: Record, starts: Sequence[ServerStart], site: Record) -> Outcome:
+    """The model that the site received in a round is the one that the server made in the round before."""
+    wrong, count, known = [], 0, {start.id: start for start in starts}
+    for line in site.of_kind("received"):
+        if line["task"] != "train":
+            continue
+        count += 1
+        start = known.get(line["start"])
+        expected = start.sent(line["round"]) if start else None
+        if expected is None:
+            wrong.append(f"line {line['number']} tells of round {line['round']}, which the server's record lacks")
+        elif line["model"] != expected:
+            wrong.append(
+                f"line {line['number']} received another model in round {line['round']} than the server had made"
+            )
+    return f"{count} model(s) received are those that the server had made in the round before", wrong
+
+
+def _scored(server: Record, starts: Sequence[ServerStart], site: Record) -> Outcome:
+    """Models that the site scored are models of the run."""
+    models, lines = named_models(server), list(site.of_kind("scored"))
+    wrong = [f"line {line['number']} scored a model that the server's record lacks" for line in lines]
+    wrong = [text for line, text in zip(lines, wrong, strict=True) if line["model"] not in models]
+    return f"{len(lines)} model(s) scored are models of the run", wrong
+
+
+def _took_part(server: Record, starts: Sequence[ServerStart], site: Record) -> Outcome:
+    """Numbers of cases that the site stated are those that the server noted."""
+    stated = [line["cases"] for line in site.of_kind("accepted")]
+    wrong = [
+        f"the server's line {line['number']} notes the cases {line['cases']}, which the site never stated"
+        for line in server.of_kind("accepted")
+        if line["site"] == site.name and line["cases"] not in stated
+    ]
+    return "the numbers of cases that it stated are those that the server noted", wrong
+
+
+def _same_weights(sites: Sequence[Record]) -> list[Finding]:
+    """In runs that encrypt, all sites came to the same weights; the server has none to compare with."""
+    seen: dict[tuple[Any, Any], tuple[str, Record]] = {}
+    count = 0
+    for site in sites:
+        for line in site.of_kind("received"):
+            if "weights" not in line:
+                continue
+            weights, first = seen.setdefault((line["start"], line["round"]), (line["weights"], site))
+            count += 1
+            if weights != line["weights"]:
+                text = f"line {line['number']} decrypted other weights than the site {first.name} in the same round"
+                return [Finding(False, f"{site.title}: {text}")]
+    return [Finding(True, f"{len(seen)} decrypted model(s) are equal at all sites")] if count else []
+
+
+def _counted(starts: Sequence[ServerStart], name: str) -> Iterator[tuple[ServerStart, ServerRound]]:
+    return ((start, told) for start in starts for told in start.rounds.values() if name in told.cases)
+
+
+def _of_round(site: Record, kind: str, start: str, number: int, *tasks: str) -> list[Entry]:
+    lines = [line for line in site.of_kind(kind) if (line.get("start"), line.get("round")) == (start, number)]
+    return [line for line in lines if not tasks or line["task"] in tasks]

@@ -18,9 +18,10 @@ from nvflare.lighter.utils import load_yaml
 import fedseg
 from fedseg.certificates import read_certificate
 from fedseg.cli import main
-from fedseg.component_policy import GUARD, site_resources
+from fedseg.component_policy import GUARD, LAUNCHER, site_resources
 from fedseg.errors import ConfigurationError, DataError, UsageError
 from fedseg.executors.site_profile import read_profile, read_state_folder, server_context_file
+from fedseg.kit_manifest import MANIFEST_FILE
 from fedseg.kits import sha256_of
 from fedseg.package_wheel import build_wheel
 from fedseg.privacy.encryption_context import KEY_NAME_FILE, public_context, secret_context
@@ -98,7 +99,7 @@ def test_every_participant_of_the_template_gets_a_kit(federation):
 @pytest.mark.parametrize("site", SITES)
 def test_a_sites_kit_holds_exactly_these_files(federation, site):
     folder = kit(federation, site).folder
-    assert names(folder) == {"startup", "local", "readme.txt", "fedseg-1-py3-none-any.whl", "transfer"}
+    assert names(folder) == {"startup", "local", "readme.txt", "fedseg-1-py3-none-any.whl", MANIFEST_FILE, "transfer"}
     assert names(folder / "local") == LOCAL | LOCAL_OF_FLARE
     assert names(folder / "startup") == STARTUP | {"fed_client.json", "client.crt", "client.key"}
     assert names(folder / "transfer") == set()
@@ -120,7 +121,11 @@ def test_server_and_sites_load_the_listed_classes_only(federation, name):
     # resources.json replaces FLARE's default as a whole, so nothing that a process needs may be missing.
     assert set(resources) == set(default)
     launchers = [part["path"] for part in resources["components"] if part["id"] == "process_launcher"]
-    assert launchers == [part["path"] for part in default["components"] if part["id"] == "process_launcher"]
+    flares = [part["path"] for part in default["components"] if part["id"] == "process_launcher"]
+    assert launchers == ([LAUNCHER] if name in SITES else flares)
+    if name not in SITES:
+        (server,) = resources["servers"]
+        assert server == {**default["servers"][0], "heart_beat_timeout": 120}
 
 
 @pytest.mark.parametrize("site", SITES)

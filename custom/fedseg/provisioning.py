@@ -5,21 +5,26 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import json
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from nvflare.lighter.constants import CtxKey
 from nvflare.lighter.prov_utils import prepare_builders, prepare_packager
 from nvflare.lighter.provision import prepare_project
 from nvflare.lighter.provisioner import Provisioner
+from nvflare.lighter.utils import load_private_key
 
 from fedseg.data.staging import new_folder
 from fedseg.errors import FedsegError, UsageError
+from fedseg.kit_manifest import write_manifest
 from fedseg.kits import KITS, Federation, describe_federation, pack_kits
 from fedseg.package_wheel import build_wheel
-from fedseg.project_file import PROJECT_FILE, SERVER, SITE, check_project
+from fedseg.project_file import PROJECT_FILE, SERVER, SITE, check_project, role_of
 from fedseg.site_kits import check_policy_folder, equip_server, equip_site
 
 AUTHORITY = "authority"
@@ -54,7 +59,7 @@ def provision(
     if wheel is not None and not (wheel.is_file() and wheel.suffix == ".whl"):
         raise UsageError(f"--wheel {wheel} is no wheel. Leave it out to build one.")
     with new_folder(out) as folder:
-        _run_flare(project, folder)
+        run_flare(project, folder)
         for entry in project["participants"]:
             if entry["type"] == SITE:
                 equip_site(folder / KITS / entry["name"], policy)
@@ -64,14 +69,56 @@ def provision(
             given = shutil.copy2(wheel, folder) if wheel is not None else build_wheel(folder)
             for kit in (folder / KITS).iterdir():
                 shutil.copy2(given, kit)
+        root_key = authority_of(folder / AUTHORITY).key
+        for entry in project["participants"]:
+            write_manifest(folder / KITS / entry["name"], entry["name"], role_of(entry), root_key)
         pack_kits(folder)
     return describe_federation(project, Path(os.path.abspath(out)))
 
 
-def _run_flare(project: dict[str, Any], folder: Path) -> None:
-    """Let FLARE make certificates and start-up files; its kits move to ``kits``, its keys stay in ``authority``."""
+@dataclass(frozen=True)
+class Authority:
+    """What a federation's certificates are made from.
+
+    Attributes:
+        file: FLARE's store of all certificates and keys.
+        root: the root certificate in PEM form.
+        key: of the root certificate.
+        names: of everybody who has a certificate.
+    """
+
+    file: Path
+    root: bytes
+    key: RSAPrivateKey
+    names: frozenset[str]
+
+
+def authority_of(folder: Path) -> Authority:
+    """Read the folder ``authority`` of a provisioned federation.
+
+    Raises:
+        UsageError: it is not there, or damaged.
+    """
+    found = sorted(folder.glob("*/state/cert.json"))
+    try:
+        (file,) = found
+        content = json.loads(file.read_text("ascii"))
+        key, root = load_private_key(content["root_pri_key"]), content["root_cert"].encode("ascii")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UsageError(f"{folder} does not hold the keys of one provisioned federation.") from None
+    return Authority(file, root, key, frozenset(content) - {"root_pri_key", "root_cert"})
+
+
+def run_flare(project: dict[str, Any], folder: Path) -> None:
+    """Let FLARE make certificates and start-up files; its kits move to ``kits``, its keys stay in ``authority``.
+
+    Certificates that ``authority`` holds already are used again.
+
+    Raises:
+        ProvisioningError: FLARE refuses the project.
+    """
     authority = folder / AUTHORITY
-    authority.mkdir(mode=0o700)
+    authority.mkdir(mode=0o700, exist_ok=True)
     log, content = _Log(), copy.deepcopy(project)
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):

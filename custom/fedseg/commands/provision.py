@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
+from fedseg.adding_sites import add_site, entry_of
 from fedseg.certificates import Certificate
 from fedseg.console import err, out
 from fedseg.kits import ARCHIVES, ROOT_CERTIFICATE, Federation
-from fedseg.project_file import read_project
+from fedseg.project_file import PROJECT_FILE, read_project
 from fedseg.provisioning import AUTHORITY, provision
 
 _FOR = {"server": "who runs the server", "client": "site", "project_admin": "coordinator", "org_admin": "site admin"}
@@ -24,7 +26,8 @@ def add_parser(subparsers: Any) -> None:
         "provision",
         help="make the kits of a federation",
         description="Make the kits of a federation from a template: for every participant a certificate, start-up "
-        "files, the policy files of a site, and fedseg's wheel. Prints what to send to whom, with fingerprints.",
+        "files, the policy files of a site, and fedseg's wheel. Prints what to send to whom, with fingerprints. With "
+        "--add-site, the kit of one more site for a federation that exists.",
         epilog="example: fedseg provision workspace_templates/three_hospitals --out runs/kits",
     )
     parser.add_argument("template", type=Path, help="folder with project.yml, a copy of one in workspace_templates")
@@ -36,6 +39,11 @@ def add_parser(subparsers: Any) -> None:
         metavar="DIR",
         help="folder with fedseg.json, privacy.json, authorization.json (default: site_policy/local beside TEMPLATE)",
     )
+    parser.add_argument(
+        "--add-site",
+        metavar="NAME",
+        help="make the kit of one more site of the federation in --out; nobody else's changes",
+    )
     parser.set_defaults(run=run)
 
 
@@ -43,6 +51,11 @@ def run(options: argparse.Namespace) -> int:
     """Make the kits and say what to do with them."""
     project = read_project(options.template)
     policy = options.site_policy or default_policy(options.template)
+    if options.add_site is not None:
+        federation = add_site(project, options.add_site, policy, options.out, options.wheel)
+        out().print(_table(federation))
+        out().print("\n".join(_for_one_more(federation, project, options)), markup=False, emoji=False)
+        return 0
     err().print(f"{escape(str(project['name']))}: {len(project['participants'])} participants")
     federation = provision(project, policy, options.out, options.wheel)
     out().print(_table(federation))
@@ -53,6 +66,24 @@ def run(options: argparse.Namespace) -> int:
 def default_policy(template: Path) -> Path:
     """The site policy that lies beside a template."""
     return template.resolve().parent / "site_policy" / "local"
+
+
+def _for_one_more(federation: Federation, project: dict[str, Any], options: argparse.Namespace) -> list[str]:
+    """What to do with the kit of a site that was added."""
+    (kit,) = federation.kits
+    lines = [
+        f"Give {kit.name} its archive {kit.archive}, and nobody else: it holds a private key.",
+        "SHA-256 of the archive, to be compared by telephone:",
+        f"  {kit.sha256}  {kit.archive.name}",
+        f"SHA-256 of the root certificate, the same as in every other kit, valid until {_day(federation.root)}:",
+        f"  {federation.root.fingerprint}",
+        "Server, sites and people go on with the kits they have.",
+    ]
+    if all(entry["name"] != kit.name for entry in project["participants"]):
+        entry = ", ".join(f"{key}: {json.dumps(value)}" for key, value in entry_of(project, kit.name).items())
+        lines.append(f"Write it down in {options.template / PROJECT_FILE}, under participants:")
+        lines.append(f"  - {{{entry}}}")
+    return lines
 
 
 def _instructions(federation: Federation) -> list[str]:

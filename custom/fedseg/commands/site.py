@@ -1,0 +1,193 @@
+"""``fedseg site``: check, start, stop and watch a site, or the server, from its unpacked kit."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from fedseg.commands.task_argument import task_from_argument
+from fedseg.console import err, out
+from fedseg.errors import FedsegError, UsageError
+from fedseg.installed_kit import InstalledKit, read_kit
+from fedseg.site_check import CheckPage, check_site
+from fedseg.site_check_result import CheckOptions, Colour
+from fedseg.site_process import LOG_FILE, refuse_if_running, start, stop
+from fedseg.site_status import KitStatus, status
+from fedseg.tasks.task import Task
+
+SHOWN_LINES = 5
+
+
+def add_parser(subparsers: Any) -> None:
+    """Declare the command."""
+    parser = subparsers.add_parser(
+        "site",
+        help="check, start, stop and watch a site from its kit",
+        description="For the engineer of a site, and of the server: look whether all is ready, start and stop FLARE.",
+        epilog="example: fedseg site check --kit hospital-a",
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", help="check, start, stop or status")
+    _add_check(actions)
+    _add_start(actions)
+    _add(actions, "stop", run_stop, "end FLARE and its jobs", "End everything that runs from a kit, in order.")
+    parser = _add(
+        actions,
+        "status",
+        run_status,
+        "say whether FLARE runs, since when, and on which jobs it works",
+        "Look at what runs from a kit. Ends with 1 if FLARE does not run.",
+    )
+    parser.add_argument("--lines", type=int, default=SHOWN_LINES, metavar="N", help="lines of the log (default 5)")
+
+
+def _add(actions: Any, name: str, run: Any, help_text: str, description: str) -> argparse.ArgumentParser:
+    example = f"example: fedseg site {name} --kit hospital-a"
+    parser: argparse.ArgumentParser = actions.add_parser(name, help=help_text, description=description, epilog=example)
+    parser.add_argument(
+        "--kit", type=Path, default=Path("."), metavar="DIR", help="the unpacked kit of a site or of the server "
+        "(default: this folder)",
+    )  # fmt: skip
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_check(actions: Any) -> None:
+    parser = _add(
+        actions,
+        "check",
+        run_check,
+        "say whether a site is ready, and what to mend",
+        "Look at the kit, the machine, the way to the server, the data, and what is allowed. Each check is green, "
+        "yellow or red with what to do. Ends with 1 if anything is red. Changes nothing.",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results here, for machines")
+    parser.add_argument("--full-data", action="store_true", help="read every voxel of the data, not the headers only")
+    parser.add_argument("--task", action="append", default=[], metavar="DATA_SET=TASK", help="task of a data set, as "
+                        "for check-data; needed where it is not built in")  # fmt: skip
+
+
+def _add_start(actions: Any) -> None:
+    parser = _add(
+        actions,
+        "start",
+        run_start,
+        "start FLARE in the background",
+        "Check the site and start FLARE by the kit's own script, which starts it again whenever it ends. What it "
+        f"prints goes to {LOG_FILE} in the kit.",
+    )
+    parser.add_argument("--force", action="store_true", help="start although a check is red")
+
+
+def run_check(options: argparse.Namespace) -> int:
+    """Print the page."""
+    kit = read_kit(options.kit)
+    tasks = _tasks(options.task)
+    if options.json is not None and not options.json.absolute().parent.is_dir():
+        raise UsageError(f"--json: the folder {options.json.parent} does not exist.")
+    page = check_site(kit, CheckOptions(options.full_data, tasks))
+    _say(f"{kit.name}, of the federation {kit.project}, in {kit.folder}")
+    for about, results in page.groups.items():
+        if not results:
+            continue
+        table = Table(title=about, title_justify="left", show_header=False)
+        for _ in range(3):
+            table.add_column(overflow="fold")
+        for result in results:
+            # As Text, a fingerprint such as 4E:AB:12 stays one; else rich takes :AB: for the name of a picture.
+            text = Text(result.found)
+            if result.remedy:
+                text.append("\nTo do: ", style="bold").append(result.remedy, style="not bold")
+            table.add_row(Text(result.colour, style=result.colour), Text(result.check), text)
+        out().print(table)
+    out().print(Text(page.verdict, style=f"bold {page.colour}"))
+    if options.json is not None:
+        options.json.write_text(json.dumps(page.to_dict(), indent=1) + "\n", "utf-8")
+    return 1 if page.colour is Colour.RED else 0
+
+
+def _tasks(arguments: Sequence[str]) -> dict[str, Task]:
+    tasks = {}
+    for argument in arguments:
+        name, _, task = argument.partition("=")
+        if not name or not task:
+            raise UsageError(f"--task {argument}: write DATA_SET=TASK, e.g. brats=brats.")
+        tasks[name] = task_from_argument(task)
+    return tasks
+
+
+def run_start(options: argparse.Namespace) -> int:
+    """Start, unless something is red."""
+    kit = read_kit(options.kit)
+    refuse_if_running(kit)
+    page = check_site(kit, CheckOptions())
+    if page.colour is Colour.RED:
+        _complain(page, options.force)
+    process = start(kit)
+    _say(f"{kit.name} runs: process {process.pid}. Log: {kit.folder / LOG_FILE}")
+    _say("`fedseg site status` says whether it is connected.")
+    return 0
+
+
+def _complain(page: CheckPage, force: bool) -> None:
+    """Say what is red.
+
+    Raises:
+        FedsegError: and it is not forced.
+    """
+    first = page.reds[0]
+    why = f"{first.check}: {first.found}"
+    if not force:
+        raise FedsegError(f"{page.kit.name} is not started, for {why} `fedseg site check` says all; --force starts it.")
+    err().print(Text(f"Started all the same, though {why}"))
+
+
+def run_stop(options: argparse.Namespace) -> int:
+    """Stop, and say what was ended."""
+    kit = read_kit(options.kit)
+    ended = stop(kit)
+    for each in ended:
+        _say(f"{each.what} (process {each.pid}): {each.how}")
+    _say(f"{kit.name} {'is stopped' if ended else 'did not run'}.")
+    return 0
+
+
+def run_status(options: argparse.Namespace) -> int:
+    """Say how it is."""
+    if options.lines < 0:
+        raise UsageError(f"--lines is {options.lines}, but must be at least 0.")
+    kit = read_kit(options.kit)
+    seen = status(kit, options.lines)
+    if seen.processes.main is None:
+        left = ", ".join(sorted(seen.processes.jobs))
+        _say(f"{kit.name}: stopped{f'; jobs that are left: {left}' if left else ''}")
+    else:
+        _say(f"{kit.name}: running, process {seen.processes.main.pid}, since {_time(seen)}")
+        _say(f"server: {_server(kit, seen.connected)}")
+        _say(f"jobs: {', '.join(sorted(seen.processes.jobs)) or 'none'}")
+    if seen.lines:
+        _say(f"the end of {seen.log}:")
+        _say("\n".join(seen.lines))
+    return 0 if seen.processes.main is not None else 1
+
+
+def _time(seen: KitStatus) -> str:
+    return f"{seen.since:%Y-%m-%d %H:%M:%S} UTC" if seen.since is not None else "an unknown time"
+
+
+def _server(kit: InstalledKit, connected: bool | None) -> str:
+    if connected is None:
+        return f"{kit.address}, perhaps connected: this user may not look"
+    if kit.is_site:
+        return f"{'connected to' if connected else 'NOT connected to'} {kit.address}"
+    return f"{'listens' if connected else 'does NOT listen'} at port {kit.port}"
+
+
+def _say(text: str) -> None:
+    """Print what may hold anything: paths, names, lines of a log."""
+    out().print(text, markup=False, emoji=False)

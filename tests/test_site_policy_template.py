@@ -57,7 +57,7 @@ def test_a_job_cannot_name_the_guard():
 
 def test_fedseg_reads_the_profile_of_the_template(workspace, tmp_path):
     policy = read_profile("a", Path(workspace.get_site_config_dir()), tmp_path).policy
-    assert (policy.min_cases, policy.max_fraction, policy.max_clip_norm) == (20, 0.1, 1.0)
+    assert (policy.min_cases, policy.max_fraction, policy.jobs) == (20, None, ("brats_*",))
     assert policy.budget("brats") is None
 
 

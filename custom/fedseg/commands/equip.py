@@ -1,0 +1,55 @@
+"""``fedseg equip``: fedseg's policy in a kit that FLARE's own tools have made or changed."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from fedseg.console import err
+from fedseg.kit_equipment import equip
+from fedseg.project_file import SITE
+from fedseg.site_kits import SERVER_STORAGE
+
+
+def add_parser(subparsers: Any) -> None:
+    """Declare the command."""
+    parser = subparsers.add_parser(
+        "equip",
+        help="put fedseg's policy into a kit of FLARE's own tools",
+        description="Put the exact list of classes and the policy files into the kit of a server or a site that "
+        "`nvflare package` has made or `nvflare deploy prepare` has changed. Both leave FLARE's own list and stream "
+        "logs. Policy files that the kit has already stay as they are. May be repeated.",
+        epilog="example: fedseg equip hospital-a --site-policy workspace_templates/site_policy/local",
+    )
+    parser.add_argument("folder", type=Path, help="the kit")
+    parser.add_argument(
+        "--site-policy",
+        type=Path,
+        metavar="DIR",
+        help="folder with fedseg.json, privacy.json, authorization.json, for those that the kit lacks",
+    )
+    parser.add_argument("--wheel", type=Path, metavar="FILE", help="fedseg's wheel, to be put into the kit")
+    parser.add_argument(
+        "--storage",
+        type=Path,
+        default=SERVER_STORAGE,
+        metavar="DIR",
+        help=f"server: where it keeps jobs and results (default: {SERVER_STORAGE})",
+    )
+    parser.add_argument(
+        "--state", type=Path, metavar="DIR", help="server: where it keeps checkpoints (default: state in --storage)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Equip the kit and say what is left to do."""
+    role = equip(options.folder, options.site_policy, options.storage, options.state, options.wheel)
+    local = options.folder / "local"
+    err().print(f"{local}/resources.json: the exact list of classes", markup=False)
+    if role == SITE:
+        err().print(f"{local}/fedseg.json: name the site's data, state and limits there", markup=False)
+    else:
+        err().print(f"{local}/fedseg.json: checkpoints in {options.state or options.storage / 'state'}", markup=False)
+    return 0

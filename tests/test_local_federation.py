@@ -21,7 +21,8 @@ from fedseg.executors.site_profile import read_profile, read_state_folder
 from fedseg.federation import FederationError
 from fedseg.federation_processes import Participant, free_port, listens
 from fedseg.jobs import read_job
-from fedseg.local_federation import LocalFederation, prepare_output, running
+from fedseg.local_federation import LocalFederation, running
+from fedseg.local_federation_folder import prepare_output
 from fedseg.project_file import read_project
 from fedseg.simulation import find_sites
 from fedseg.tasks.registry import resolve_task
@@ -39,7 +40,7 @@ time.sleep(float(sys.argv[1]))
 
 
 def fake_launch(seconds):
-    def launch(kit, logs):
+    def launch(kit, logs, wrapper=()):
         log = logs / f"{kit.name}.log"
         log.write_text(f"last words of {kit.name}\n")
         command = [sys.executable, "-c", PARENT, str(seconds), "nvflare.private.fed.app.server", str(kit.folder)]

@@ -58,6 +58,10 @@ FLARE_CLASSES = ("nvflare.app_opt.tracking.tb.tb_receiver.TBAnalyticsReceiver",)
 
 GUARD = "fedseg.filters.guard.Guard"
 """Not among the classes that a job may name: the site declares it."""
+LAUNCHER = "fedseg.executors.supervised_launcher.SupervisedLauncher"
+"""Starts the processes of jobs; the site declares it too."""
+LOST_JOBS = "fedseg.workflows.lost_jobs.LostJobs"
+"""Finds jobs that ended with the server's process; the server declares it."""
 
 
 def site_resources() -> dict[str, Any]:
@@ -72,6 +76,20 @@ def site_resources() -> dict[str, Any]:
         "class_allow_list": sorted(FEDSEG_CLASSES + FLARE_CLASSES),
         "components": [],
     }
+
+
+def site_launcher(part_id: str) -> dict[str, Any]:
+    """The component of ``local/resources.json`` in place of FLARE's own starter of job processes.
+
+    Args:
+        part_id: under which FLARE declares its own.
+    """
+    return {"id": part_id, "path": LAUNCHER, "args": {"restarts": 3, "pause": 5.0}}
+
+
+def server_components() -> list[dict[str, Any]]:
+    """The components that a server's ``local/resources.json`` has besides FLARE's own."""
+    return [{"id": "lost_jobs", "path": LOST_JOBS, "args": {}}]
 
 
 def site_privacy() -> dict[str, Any]:

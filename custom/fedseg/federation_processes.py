@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from fedseg.processes import process_group
 from fedseg.project_file import HOST
 
 _PROGRAMS = "nvflare.private.fed.app."
+_JOB_PROGRAMS = (f"{_PROGRAMS}client.worker_process", f"{_PROGRAMS}server.runner_process")
 
 
 @dataclass(frozen=True)
@@ -35,18 +36,19 @@ class Participant:
     log: Path
 
 
-def launch(kit: Kit, logs: Path) -> Participant:
+def launch(kit: Kit, logs: Path, wrapper: Sequence[str] = ()) -> Participant:
     """Start a kit's own script without its loop that restarts what ends, so that it becomes FLARE's process.
 
     Args:
         kit: of a server or a site.
         logs: existing folder for what it prints.
+        wrapper: words before the command, of a program that becomes the command, such as ``ip netns exec NAME``.
     """
     log = logs / f"{kit.name}.log"
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     with log.open("ab") as file:
         process = subprocess.Popen(
-            ["bash", str(kit.folder / "startup" / "sub_start.sh"), "--once"],
+            [*wrapper, "bash", str(kit.folder / "startup" / "sub_start.sh"), "--once"],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -74,6 +76,17 @@ def living_processes(kits: Iterable[Kit], parents: Iterable[int]) -> list[psutil
             if any(word.startswith(_PROGRAMS) for word in command) and folders & set(command):
                 found[process.pid] = process
     return [process for process in found.values() if _lives(process)]
+
+
+def job_processes(kit: Kit, job_id: str | None = None) -> list[psutil.Process]:
+    """The living processes of jobs that run from a kit; with ``job_id`` of that job only."""
+    found = []
+    for process in living_processes([kit], []):
+        with contextlib.suppress(psutil.Error):
+            command = process.cmdline()
+            if set(_JOB_PROGRAMS) & set(command) and (job_id is None or job_id in command):
+                found.append(process)
+    return found
 
 
 def free_port() -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,28 +14,32 @@ from typing import Any
 import psutil
 
 from fedseg.data.datalist import FILE_NAME
-from fedseg.errors import UsageError
 from fedseg.federation import Coordinator, FederationError, connect
 from fedseg.federation_processes import Participant, free_port, launch, listens, living_processes
-from fedseg.kits import Federation
+from fedseg.kits import Federation, Kit
+from fedseg.local_federation_folder import LOGS, PROCESSES_FILE, PROVISIONED, STATE, STORAGE
 from fedseg.processes import end_processes
 from fedseg.project_file import COORDINATOR, SERVER, SITE, on_this_machine
 from fedseg.provisioning import provision
 from fedseg.site_kits import place_server, place_state
 
 logger = logging.getLogger(__name__)
-PROVISIONED, LOGS, STATE, STORAGE, PROCESSES_FILE = "provisioned", "logs", "state", "server", "processes.json"
 START_SECONDS = 180.0
-_PARTS = (PROVISIONED, LOGS, STATE, STORAGE, "data", "models", "report", "workspace")
 _TAIL_LINES = 15
 
 
 class LocalFederation:
-    """Server and sites as processes of this machine; ``running`` makes, starts and stops it."""
+    """Server and sites as processes of this machine; ``running`` makes, starts and stops it.
+
+    Attributes:
+        participants: what was started.
+        wrappers: words before a participant's command, by name; see ``launch``.
+    """
 
     def __init__(self, folder: Path, federation: Federation, port: int) -> None:
         self.folder, self.federation, self.port = folder, federation, port
         self.participants: list[Participant] = []
+        self.wrappers: dict[str, list[str]] = {}
 
     def start(self, timeout: float = START_SECONDS) -> None:
         """Start the server and, when it listens, the sites; write ``processes.json``.
@@ -46,12 +50,12 @@ class LocalFederation:
         end = time.monotonic() + timeout
         (self.folder / LOGS).mkdir(exist_ok=True)
         for kit in self.federation.of_role(SERVER):
-            self.participants.append(launch(kit, self.folder / LOGS))
+            self.participants.append(self._launch(kit))
         while not listens(self.port):
             self.check(end)
             time.sleep(0.2)
         for kit in self.federation.of_role(SITE):
-            self.participants.append(launch(kit, self.folder / LOGS))
+            self.participants.append(self._launch(kit))
         entries = [
             {"pid": p.process.pid, "role": p.kit.role, "name": p.kit.name, "subject": p.kit.certificate.subject}
             for p in self.participants
@@ -107,6 +111,26 @@ class LocalFederation:
             parts += [f"---- {participant.log}", *lines]
         return "\n".join(parts)
 
+    def participant(self, name: str) -> Participant:
+        """The server or the site of this name."""
+        return next(each for each in self.participants if each.kit.name == name)
+
+    def kill(self, name: str) -> None:
+        """End all processes of a participant at once, as a loss of power would."""
+        participant = self.participant(name)
+        for process in living_processes([participant.kit], [participant.process.pid]):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        participant.process.wait()
+
+    def restart(self, name: str) -> None:
+        """Start a participant again whose processes were killed."""
+        position = self.participants.index(self.participant(name))
+        self.participants[position] = self._launch(self.participants[position].kit)
+
+    def _launch(self, kit: Kit) -> Participant:
+        return launch(kit, self.folder / LOGS, self.wrappers.get(kit.name, []))
+
     def processes(self) -> list[psutil.Process]:
         """Every living process of this federation."""
         return living_processes(self.federation.kits, [each.process.pid for each in self.participants])
@@ -135,6 +159,7 @@ def running(
     sites: Sequence[str],
     out: Path,
     limits: Mapping[str, Mapping[str, Any]] | None = None,
+    before_start: Callable[[LocalFederation], None] = lambda local: None,
 ) -> Iterator[LocalFederation]:
     """Provision a federation of sites with data on this machine, run it, and end all of its processes in every case.
 
@@ -146,6 +171,7 @@ def running(
         out: an existing folder; gets ``provisioned``, ``logs``, ``state/<site>``, ``server`` and ``processes.json``.
         limits: site -> its policy, as under ``policy`` in ``fedseg.json``; a site that is not named has an empty one:
             the guard watches it, and every job is taken.
+        before_start: called with the kits ready and nothing started yet, to change what they are configured for.
 
     Raises:
         FederationError: it could not be started, or not be stopped.
@@ -163,34 +189,8 @@ def running(
         )
     local = LocalFederation(out, federation, port)
     try:
+        before_start(local)
         local.start()
         yield local
     finally:
         local.stop()
-
-
-def prepare_output(out: Path, overwrite: bool, needed: Mapping[str, Path | None] | None = None) -> None:
-    """Make sure that ``out`` can become the folder of a local federation.
-
-    Args:
-        out: the folder.
-        overwrite: whether a former local federation in it may be replaced.
-        needed: folders that the run reads, by the option that named them; None where an option names none.
-
-    Raises:
-        UsageError: it holds something else, a former one that may not be replaced, or a folder that the run reads.
-    """
-    for option, path in (needed or {}).items():
-        if path is not None and path.resolve().is_relative_to(out.resolve()):
-            raise UsageError(f"{option} {path} lies inside --out {out}, which is made new. Name another --out.")
-    if out.is_dir() and any(out.iterdir()):
-        if not (out / PROVISIONED).is_dir():
-            raise UsageError(f"--out {out} is not empty and no former local federation. Name a new folder.")
-        if not overwrite:
-            raise UsageError(f"--out {out} holds a former local federation. Name a new folder, or add --overwrite.")
-        for name in _PARTS:
-            shutil.rmtree(out / name, ignore_errors=True)
-        (out / PROCESSES_FILE).unlink(missing_ok=True)
-    elif out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out} is a file. Name a folder.")
-    out.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fedseg.component_policy import site_resources
+from fedseg.component_policy import server_components, site_launcher, site_resources
 from fedseg.errors import UsageError
 from fedseg.executors.site_profile import PROFILE_FILE
 from fedseg.training.plan import read_json
@@ -15,7 +15,9 @@ from fedseg.training.plan import read_json
 RESOURCES_FILE = "resources.json"
 POLICY_FILES = ("authorization.json", "privacy.json", PROFILE_FILE)
 SERVER_STORAGE = Path("/var/lib/fedseg")
-_LOG_SENDER = "site_log_streamer"
+# Seconds of silence after which the server drops a client, which gives a sign every 10 s and comes back with the next.
+HEART_BEAT_TIMEOUT = 120
+_LOG_SENDER, _LAUNCHER = "site_log_streamer", "process_launcher"
 
 
 def check_policy_folder(policy: Path) -> None:
@@ -40,7 +42,11 @@ def equip_site(kit: Path, policy: Path) -> None:
     """
     resources = _provisioned_resources(kit)
     resources["allow_log_streaming"] = site_resources()["allow_log_streaming"]
-    resources["components"] = [part for part in resources["components"] if part["id"] != _LOG_SENDER]
+    resources["components"] = [
+        site_launcher(_LAUNCHER) if part["id"] == _LAUNCHER else part
+        for part in resources["components"]
+        if part["id"] != _LOG_SENDER
+    ]
     _write(kit / "local" / RESOURCES_FILE, resources)
     for name in POLICY_FILES:
         shutil.copyfile(policy / name, kit / "local" / name)
@@ -53,7 +59,11 @@ def equip_server(kit: Path, policy: Path) -> None:
         kit: the server's kit as FLARE made it.
         policy: folder with ``authorization.json``.
     """
-    _write(kit / "local" / RESOURCES_FILE, _provisioned_resources(kit))
+    resources = _provisioned_resources(kit)
+    resources["components"] += server_components()
+    for server in resources["servers"]:
+        server["heart_beat_timeout"] = HEART_BEAT_TIMEOUT
+    _write(kit / "local" / RESOURCES_FILE, resources)
     shutil.copyfile(policy / "authorization.json", kit / "local" / "authorization.json")
     place_server(kit, SERVER_STORAGE)
 

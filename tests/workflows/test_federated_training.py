@@ -24,6 +24,7 @@ from fedseg.training.site_report import META_KEY, SiteReport
 from fedseg.workflows.checkpoint import CheckpointError
 from fedseg.workflows.federated_training import FederatedTraining
 from fedseg.workflows.record import PROGRESS_FILE, RESULTS_FILE, RunRecord
+from fedseg.workflows.scores import readable
 from fedseg.workflows.selection import DropSlow, LargestSites, PoissonBySize, RandomSites
 from tiny import PLAN
 
@@ -178,6 +179,24 @@ def test_too_few_sites_end_the_job_with_their_reasons(tmp_path):
 
     with pytest.raises(FedsegError, match=r"1 site\(s\) answered in round 0, but 2 must"):
         Scripted(tmp_path / "two", later, min_sites=2).run_rounds()
+
+
+@pytest.mark.parametrize(
+    ("change", "good"),
+    [
+        ({}, True),
+        ({"loss": None}, True),
+        ({"loss": float("nan")}, False),
+        ({"loss": float("inf")}, False),
+        ({"hd95": {"inner": float("nan"), "whole": 1.0}}, False),
+        ({"dice": {"inner": float("nan"), "whole": 0.4, "mean": 0.4}}, False),
+    ],
+)
+def test_scores_that_json_does_not_know_are_not_taken(change, good):
+    none = {"both": 0, "reference": 0, "prediction": 0}
+    part = {"split": "test", "loss": 1.0, "cases": 2, "hd95": {}, "defined": {"inner": 2, "whole": 2}}
+    part |= {"dice": {"inner": 0.4, "whole": 0.4, "mean": 0.4}, "empty": {"inner": none, "whole": none}, **change}
+    assert readable({"final": part}) is good
 
 
 def test_the_best_model_is_the_one_with_the_best_validation_not_the_last(tmp_path):

@@ -9,12 +9,13 @@ from nvflare.apis.shareable import make_reply
 
 from fedseg.errors import AbortedError
 from fedseg.executors.protocol import REASON, TEXT
+from fedseg.privacy.hash_chain_check import head_path
 from fedseg.provenance.digest import model_digest
 from fedseg.provenance.model_note import note_path, read_note
 from fedseg.provenance.reading import named_models, read_record, server_starts
-from fedseg.provenance.run_log import RecordError
+from fedseg.provenance.run_log import RecordError, RunLog
 from fedseg.training.model_file import read_model
-from fedseg.workflows.checkpoint import CheckpointError
+from fedseg.workflows.checkpoint import CheckpointError, Checkpoints
 from fedseg.workflows.record import RunRecord, round_line
 from fedseg.workflows.selection import LargestSites
 from workflows.test_federated_training import Scripted, accepted, good, seeded, update
@@ -104,6 +105,59 @@ def test_a_run_that_goes_back_tells_of_both_branches(tmp_path):
     first, second = server_starts(record_of(tmp_path))
     assert (sorted(first.rounds), sorted(second.rounds)) == ([0, 1, 2], [1, 2])
     assert second.rounds[1].before == first.rounds[0].after
+
+
+def test_a_model_names_the_sites_of_the_rounds_that_made_it(tmp_path):
+    first = RunRecord(tmp_path / "other")
+    first.keep_in(RunLog(tmp_path / "other" / "record.jsonl", "server", "server", "run"))
+    plan = Scripted(tmp_path / "plan", good).plan
+    first.enter("start", round=-1, model="m-1")
+    for number, sites in enumerate((["a", "b"], ["a", "b", "c"], ["c", "d"])):
+        first.enter("round", round=number, sites=dict.fromkeys(sites, {}), model=f"m{number}")
+    assert first.note("last", plan, "m2", 2).sites == ("a", "b", "c", "d")
+    assert first.note("best", plan, "m0", 0).sites == ("a", "b"), "who came later did not make it"
+    again = RunRecord(tmp_path / "other")
+    again.keep_in(RunLog(tmp_path / "other" / "record.jsonl", "server", "server", "run"))
+    again.enter("resumed", round=0, model="m0")
+    again.enter("round", round=1, sites={"a": {}}, model="n1")
+    assert again.note("last", plan, "n1", 1).sites == ("a", "b"), "c and d are in rounds that the run went back before"
+
+
+def test_a_checkpoint_that_is_not_of_the_record_is_not_gone_on_with(tmp_path):
+    Scripted(tmp_path, good, num_rounds=2).run_rounds()
+    record = tmp_path / "state" / "run" / "record.jsonl"
+    for part in (record, head_path(record)):
+        part.rename(part.with_name(f"away-{part.name}"))
+    with pytest.raises(CheckpointError, match="or the record is gone"):
+        Scripted(tmp_path, good, num_rounds=2, resume=True)
+    assert not record.exists(), "no record begins in the middle"
+    for part in (record, head_path(record)):
+        part.with_name(f"away-{part.name}").rename(part)
+    before = record.read_bytes()
+    loop = Scripted(tmp_path / "elsewhere", good, num_rounds=2)
+    values = Checkpoints(tmp_path / "state" / "run").load(1)[1]
+    arrays = {f"weights/{name}": value + 1 for name, value in loop.model.weights.items()}
+    Checkpoints(tmp_path / "state" / "run").save(1, arrays, values)
+    with pytest.raises(CheckpointError, match="holds another model than the run's record names"):
+        Scripted(tmp_path, good, num_rounds=2, resume=True)
+    assert record.read_bytes() == before
+
+
+def test_a_server_that_ends_between_a_model_and_its_note_leaves_no_note_about_another(tmp_path, monkeypatch):
+    loop = Scripted(tmp_path, seeded, num_rounds=1)
+    loop.run_rounds()
+    path = tmp_path / "last.safetensors"
+    assert note_path(path).is_file()
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fedseg.provenance.model_note.write_note", killed)
+    other = {name: value + 1 for name, value in loop.model.weights.items()}
+    with pytest.raises(KeyboardInterrupt):
+        loop.record.model("last.safetensors", loop.plan, other, 0)
+    assert model_digest(read_model(path).weights) == model_digest(other)
+    assert not note_path(path).exists()
 
 
 def test_who_refused_or_was_left_out_stands_there_with_the_reason(tmp_path):

@@ -16,7 +16,8 @@ from fedseg.errors import UsageError
 from fedseg.example_sites import hippocampi, make_example_sites
 from fedseg.fetched_run import fetch_into, require_finished
 from fedseg.jobs import Job, apply_settings, read_job
-from fedseg.local_federation import prepare_output, running
+from fedseg.local_federation import running
+from fedseg.local_federation_folder import prepare_output
 from fedseg.project_file import read_project
 from fedseg.simulation import find_sites
 

@@ -32,8 +32,8 @@ from fedseg.training.model_file import read_model
 _CHANGEABLE = tuple(
     f"workflow.{name}"
     for name in (
-        "round_timeout", "prepare_timeout", "min_sites", "target_dice", "patience", "max_hours", "max_epsilon",
-        "keep_updates",
+        "round_timeout", "prepare_timeout", "site_silence", "min_sites", "target_dice", "patience", "max_hours",
+        "max_epsilon", "keep_updates",
     )
 )  # fmt: skip
 

@@ -19,7 +19,7 @@ from fedseg.executors.site_profile import server_context_file
 from fedseg.filters.encrypt import ALGORITHM
 from fedseg.privacy.encrypted_file import write_encrypted_file
 from fedseg.privacy.encryption_context import KEY_NAME_FILE, EncryptionError, public_context
-from fedseg.provenance.model_note import write_note
+from fedseg.provenance.model_note import replaced_note
 from fedseg.training.plan import Plan
 from fedseg.workflows.encrypted_history import EncryptedHistory
 from fedseg.workflows.encrypted_model import LEAST_SITES, EncryptedGlobalModel
@@ -193,9 +193,9 @@ class EncryptedTraining(FederatedTraining):
         if self._round < 0:
             whole = self.model.bring(round_number, [])
             note = self.record.note(file, self.plan, whole.ids()[-1], round_number)
-            path = write_encrypted_file(self.record.folder / file, self.plan, whole, round_number)
-            if note is not None:
-                write_note(path, note)
+            path = self.record.folder / file
+            with replaced_note(path, note):
+                write_encrypted_file(path, self.plan, whole, round_number)
         return file
 
     def _accept_train_result(

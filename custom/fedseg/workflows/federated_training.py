@@ -181,7 +181,8 @@ class FederatedTraining(LastEvaluation):
         start = time.perf_counter()
         for _ in self.take_in_newcomers(self.plan.digest):
             self.model.join()
-        chosen = self.selection.select(dict(self.sites), self.plan.seed, self._round)
+        present = {site: facts for site, facts in self.sites.items() if self.presence.absence(site) is None}
+        chosen = self.selection.select(present or dict(self.sites), self.plan.seed, self._round)
         self.record.event(
             "round", round=self._round, total=self.num_rounds, sites=chosen.sites, selection=chosen.reasons
         )

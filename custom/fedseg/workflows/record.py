@@ -16,7 +16,7 @@ from fedseg.errors import FedsegError
 from fedseg.networks.weights import Arrays, contiguous
 from fedseg.privacy.hash_chain_check import Entry
 from fedseg.provenance.digest import model_digest
-from fedseg.provenance.model_note import ModelNote, write_note
+from fedseg.provenance.model_note import ModelNote, replaced_note
 from fedseg.provenance.run_log import RunLog, versions
 from fedseg.training.model_file import write_model
 from fedseg.training.plan import Plan
@@ -45,8 +45,10 @@ class RunRecord:
     def __init__(self, folder: Path, job: Mapping[str, Any] | None = None) -> None:
         self.folder, self.job = folder, dict(job or {})
         self._log: RunLog | None = None
-        self._lines: dict[str, Entry] = {}
-        self._sites: set[str] = set()
+        # Of each model the latest line that names it: number, hash and round.
+        self._lines: dict[str, tuple[int, str, int]] = {}
+        # Who took part in each round of the branch that is followed.
+        self._sites: dict[int, set[str]] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
     def keep_in(self, log: RunLog) -> None:
@@ -69,10 +71,17 @@ class RunRecord:
             self._learn(self._log.enter(kind, **details))
 
     def _learn(self, entry: Entry) -> None:
-        """Remember which line names a model, and who took part."""
+        """Remember which line names a model, and who took part; a run that goes back forgets the rounds after."""
         if "model" in entry:
-            self._lines[entry["model"]] = entry
-        self._sites.update(entry["sites"] if entry["kind"] == "round" else ())
+            self._lines[entry["model"]] = (entry["number"], entry["hash"], entry["round"])
+        if entry["kind"] == "round":
+            self._sites[entry["round"]] = set(entry["sites"])
+        elif entry["kind"] in ("start", "resumed"):
+            self._sites = {number: sites for number, sites in self._sites.items() if number <= entry["round"]}
+
+    def names(self, digest: str, round_number: int) -> bool:
+        """Whether a line of the record names this model as the one after a round."""
+        return digest in self._lines and self._lines[digest][2] == round_number
 
     def event(self, kind: str, **details: Any) -> None:
         """Tell of an event: in the run's record, if it belongs there, and in ``progress.jsonl``.
@@ -122,9 +131,8 @@ class RunRecord:
     def model(self, name: str, plan: Plan, weights: Arrays, round_number: int) -> None:
         """Write a model file and its provenance."""
         note = self.note(name, plan, model_digest(weights), round_number)
-        write_model(self.folder / name, plan, weights, round_number)
-        if note is not None:
-            write_note(self.folder / name, note)
+        with replaced_note(self.folder / name, note):
+            write_model(self.folder / name, plan, weights, round_number)
 
     def note(self, name: str, plan: Plan, digest: str, round_number: int) -> ModelNote | None:
         """Where a model comes from, by the latest line of the record that names it; one is added where none does.
@@ -140,10 +148,10 @@ class RunRecord:
         """
         if self._log is None:
             return None
-        line = self._lines.get(digest)
-        if line is None or line["round"] != round_number:
+        if not self.names(digest, round_number):
             self.enter("model", name=Path(name).stem, round=round_number, model=digest)
-            line = self._lines[digest]
+        line, line_hash, _ = self._lines[digest]
+        taken = {site for number, sites in self._sites.items() if number <= round_number for site in sites}
         return ModelNote(
             model=digest,
             run_id=self._log.run_id,
@@ -151,10 +159,10 @@ class RunRecord:
             job_id=str(self.job.get("job_id", "")),
             round=round_number,
             plan=plan.digest,
-            line=line["number"],
-            hash=line["hash"],
+            line=line,
+            hash=line_hash,
             versions=versions(),
-            sites=tuple(sorted(self._sites)),
+            sites=tuple(sorted(taken)),
         )
 
     def update(self, round_number: int, name: str, arrays: Arrays) -> None:

@@ -135,6 +135,13 @@ class RunState(Participants):
         log = RunLog(self.checkpoints.folder / RECORD_FILE, SERVER_SIDE, "server", self.run_id)
         self.record.keep_in(log)
         last = len(self.rounds) - 1
+        model = self._digest_after(last)
+        if self.resume and not self.record.names(model, last):
+            raise CheckpointError(
+                f"The checkpoint of round {last} holds another model than the run's record names, or the record is "
+                "gone; nobody could tell later where the model comes from. Bring back record and checkpoints as they "
+                "were, or start a new run."
+            )
         self.record.enter(
             "resumed" if self.resume else "start",
             **self.record.job,
@@ -142,7 +149,7 @@ class RunState(Participants):
             num_rounds=self.num_rounds,
             start=self.start_id,
             round=last,
-            model=self._digest_after(last),
+            model=model,
         )
 
     def _weights_after(self, round_number: int) -> Arrays:

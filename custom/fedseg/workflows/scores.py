@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -104,8 +105,11 @@ def readable(metrics: Any) -> bool:
             return type(metrics["final"]["cases"]) is int and isinstance(metrics["final"]["split"], str)
         parts = list((metrics or {}).values())
         pool([part for part in parts if part["cases"]])
-        numbers = [d for part in parts for d in part["dice"].values() if d is not None]
-        return "final" in metrics and all(part["split"] for part in parts) and all(0 <= d <= 1 for d in numbers)
+        dice = [d for part in parts for d in part["dice"].values() if d is not None]
+        # What is not finite has no place in JSON, in which results are written.
+        others = [n for part in parts for n in (part.get("loss"), *part["hd95"].values()) if n is not None]
+        sound = all(0 <= d <= 1 for d in dice) and all(0 <= n < math.inf for n in others)
+        return "final" in metrics and all(part["split"] for part in parts) and sound
     except (KeyError, TypeError, ValueError, AttributeError):
         return False
 

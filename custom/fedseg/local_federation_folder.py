@@ -1,0 +1,39 @@
+"""The folder of a federation on one machine: what lies in it, and whether a former one may be replaced."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from fedseg.errors import UsageError
+
+PROVISIONED, LOGS, STATE, STORAGE, PROCESSES_FILE = "provisioned", "logs", "state", "server", "processes.json"
+_PARTS = (PROVISIONED, LOGS, STATE, STORAGE, "data", "models", "report", "workspace")
+
+
+def prepare_output(out: Path, overwrite: bool, needed: Mapping[str, Path | None] | None = None) -> None:
+    """Make sure that ``out`` can become the folder of a local federation.
+
+    Args:
+        out: the folder.
+        overwrite: whether a former local federation in it may be replaced.
+        needed: folders that the run reads, by the option that named them; None where an option names none.
+
+    Raises:
+        UsageError: it holds something else, a former one that may not be replaced, or a folder that the run reads.
+    """
+    for option, path in (needed or {}).items():
+        if path is not None and path.resolve().is_relative_to(out.resolve()):
+            raise UsageError(f"{option} {path} lies inside --out {out}, which is made new. Name another --out.")
+    if out.is_dir() and any(out.iterdir()):
+        if not (out / PROVISIONED).is_dir():
+            raise UsageError(f"--out {out} is not empty and no former local federation. Name a new folder.")
+        if not overwrite:
+            raise UsageError(f"--out {out} holds a former local federation. Name a new folder, or add --overwrite.")
+        for name in _PARTS:
+            shutil.rmtree(out / name, ignore_errors=True)
+        (out / PROCESSES_FILE).unlink(missing_ok=True)
+    elif out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file. Name a folder.")
+    out.mkdir(parents=True, exist_ok=True)

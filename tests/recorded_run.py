@@ -19,6 +19,7 @@ from tiny import PLAN
 
 RUN = "run-1"
 CASES = {"alpha": 4, "beta": 2}
+NO_PRIVACY: dict[str, Any] = {"epsilon": None, "privacy": []}
 PLAN_OF_RUN = parse_plan(PLAN)
 COUNTS = {site: {"training": count, "validation": 1, "test": 0} for site, count in CASES.items()}
 
@@ -65,8 +66,8 @@ class RecordedRun:
         for site, count in CASES.items():
             received = model_digest(model_after(number - 1))
             self.sites[site].enter("received", task="train", **place, model=received, cases=count)
-            self.sites[site].enter("sent", task="train", **place, content="WEIGHT_DIFF", bytes=9, epsilon=None)
-        sites = {site: {"cases": n, "epsilon": None, "privacy": []} for site, n in CASES.items() if site != left_out}
+            self.sites[site].enter("sent", task="train", **place, content="WEIGHT_DIFF", bytes=9, **NO_PRIVACY)
+        sites = {site: {"cases": n, **NO_PRIVACY} for site, n in CASES.items() if site != left_out}
         why = {left_out: "too late"} if left_out else {}
         self.record.enter("round", **place, sites=sites, left_out=why, model=model_digest(model_after(number)))
 

@@ -102,8 +102,11 @@ def submitted_job(download: Path) -> Job:
 
 
 def _failure(server: Path, meta: dict[str, Any]) -> str:
-    """Why a job failed: the server's own words, and FLARE's status."""
+    """Why a job failed: the server's own words, who did not take it and why, and FLARE's status."""
+    refused = [str(told) for told in meta.get("job_deploy_detail") or [] if not str(told).endswith(": OK")]
     status = f"FLARE's status is {meta.get('status')}."
+    if refused:
+        status = f"Not started: {'; '.join(refused)}. {status}"
     try:
         lines = (server / PROGRESS_FILE).read_text("utf-8").splitlines()
         return f"{next(e['what'] for e in map(json.loads, lines) if e['event'] == 'failed')} {status}"

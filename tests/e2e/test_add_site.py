@@ -14,6 +14,7 @@ import pytest
 import yaml
 from federation_parts import COORDINATOR, POLICY, ROOT, TEMPLATE, tiny_job
 
+from fedseg.certificates import read_certificate
 from fedseg.data.datalist import read_datalist, write_datalist
 from fedseg.federation_processes import listens
 from fedseg.installed_kit import read_kit
@@ -121,12 +122,13 @@ def seen(tmp_path_factory):
 
 def follow(page, coordinator, hospital, kit, data, local, before, folder):
     """The page from its first command to its last; returns what was seen on the way."""
-    make, install, use, leave = (
+    make, install, use, renew, leave = (
         page[title]
         for title in (
             "Coordinator: make the kit",
             "Site: install it",
             "Coordinator: run a job with it",
+            "When its certificate ends",
             "If the site shall leave again",
         )
     )
@@ -145,11 +147,31 @@ def follow(page, coordinator, hospital, kit, data, local, before, folder):
     coordinator.substitutions["JOB_ID"] = seen.submit.stdout.strip()
     seen.fetch = coordinator.run(fetch)
     seen.summary = json.loads((folder / "run" / "report" / "summary.json").read_text("utf-8"))
+    seen.certificates = [certificate_of(kit)]
+    write_down(seen.make.stdout, coordinator.folder / "our_federation" / PROJECT_FILE)
+    (_, anew), (_, change) = renew
+    seen.renew = coordinator.run(anew)
+    shutil.copy(local.folder / "provisioned" / "archives" / f"{NEW}.tar.gz", hospital.folder)
+    seen.change = hospital.run(change)
+    seen.status_anew = hospital.becomes(look, f"connected to localhost:{local.port}\n")
+    seen.certificates.append(certificate_of(kit))
     seen.pids = sorted(process.pid for process in local.processes())
     seen.kits = {k.name: sha256_of(k.archive) for k in local.federation.kits}
     ((_, block),) = leave
     seen.leave = hospital.run(block)
     return seen
+
+
+def certificate_of(kit):
+    return read_certificate(kit / "startup" / "client.crt")
+
+
+def write_down(said, project):
+    """Put the line that the command printed into the project file, as the page asks for."""
+    (line,) = [line for line in said.splitlines() if line.startswith("  - {")]
+    content = yaml.safe_load(project.read_text("utf-8"))
+    content["participants"] += yaml.safe_load(line)
+    project.write_text(yaml.safe_dump(content), "utf-8")
 
 
 def filled_in(profile, datalist, folder):
@@ -191,6 +213,17 @@ def test_the_others_were_not_restarted_and_keep_their_kits(seen):
     assert COORDINATOR in seen.kits
 
 
+def test_the_renewed_site_is_connected_with_another_certificate_of_the_same_root(seen):
+    before, after = seen.certificates
+    assert before.subject == after.subject
+    assert before.fingerprint != after.fingerprint
+    root = read_certificate(seen.kit / "startup" / "rootCA.pem").fingerprint
+    assert root in seen.make.stdout
+    assert root in seen.renew.stdout
+    assert "NOT" not in seen.status_anew.stdout
+    assert re.search(rf"(GREEN|YELLOW): {NEW} is ready", seen.change.stdout)
+
+
 def test_the_site_leaves_and_nothing_of_it_is_left(seen):
     assert seen.leave.stdout.rstrip().endswith(f"{NEW} is stopped.")
     assert not find_processes(read_kit(seen.kit))
@@ -203,6 +236,7 @@ def test_every_command_of_the_page_was_run():
         "Coordinator: make the kit": 1,
         "Site: install it": 4,
         "Coordinator: run a job with it": 2,
+        "When its certificate ends": 2,
         "If the site shall leave again": 1,
         "When it does not work": 0,
     }

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedseg.errors import ConfigurationError
+from fedseg.privacy import hash_chain_check
 from fedseg.privacy.hash_chain import HashChain
 from fedseg.privacy.hash_chain_check import ORIGIN, ChainError, verify
 
@@ -70,6 +71,22 @@ def test_an_append_returns_the_line_as_it_is_read(chain):
 def test_another_object_goes_on(chain):
     HashChain(chain.path).append({"value": 5})
     assert values(chain) == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_long_chain_is_not_taken_apart_again_for_each_line_and_a_change_is_still_found(tmp_path, monkeypatch):
+    chain = HashChain(tmp_path / "chain.jsonl")
+    seen, check = [], hash_chain_check._checked
+    monkeypatch.setattr(
+        hash_chain_check, "_checked", lambda line, number, before: seen.append(number) or check(line, number, before)
+    )
+    for value in range(5):
+        chain.append({"value": value})
+    assert seen == [1, 2, 3, 4], "each line once, by the append after it"
+    assert values(HashChain(chain.path)) == list(range(5)), "whoever did not verify it before does so"
+    assert seen[4:] == [1, 2, 3, 4, 5]
+    chain.path.write_bytes(chain.path.read_bytes().replace(b'"value":1', b'"value":8'))
+    with pytest.raises(ChainError, match="Line 2 was changed"):
+        chain.append({"value": 5})
 
 
 def test_nothing_there_is_an_empty_chain(tmp_path):
@@ -305,6 +322,24 @@ def test_a_write_that_fails_is_no_line(chain, monkeypatch):
     assert chain.append({"value": 6})["torn_bytes"] == 20
 
 
+def test_a_full_disk_never_makes_a_chain_look_changed(chain, monkeypatch):
+    """Room in the last block of the file, none for a new head, and that again and again. The first of these lines
+    counts, as after a kill between the two writes; no other is written before the head knows it."""
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fedseg.privacy.hash_chain.os.replace", full)
+        for value in (5, 6, 7):
+            with pytest.raises(OSError, match="No space"):
+                chain.append({"value": value})
+    assert values(chain) == [0, 1, 2, 3, 4, 5]
+    chain.append({"value": 8})
+    assert values(chain) == [0, 1, 2, 3, 4, 5, 8]
+    assert json.loads(head(chain).read_text())["count"] == 7
+
+
 # ---------------------------------------------------------- processes
 
 WRITER = """
@@ -329,9 +364,11 @@ def test_killed_processes_leave_a_complete_chain(tmp_path):
     for attempt in range(6):
         process = writer(path, str(attempt), 100_000)
         assert process.stdout.readline() == b"ready\n"
+        # However slow the disk is, some lines of each process are on it.
+        heard = [process.stdout.readline() for _ in range(4)]
         time.sleep(draw.uniform(0.01, 0.15))
         process.send_signal(signal.SIGKILL)
-        acknowledged = len([line for line in process.communicate()[0].split(b"\n")[:-1] if line])
+        acknowledged = len(heard) + len([line for line in process.communicate()[0].split(b"\n")[:-1] if line])
         found = [entry["value"][1] for entry in HashChain(path).read() if entry["value"][0] == str(attempt)]
         assert found == list(range(len(found)))
         assert acknowledged <= len(found) <= acknowledged + 1

@@ -101,6 +101,7 @@ def test_a_folder_is_named_by_paths_and_contents(tmp_path):
     assert folder_digest(fill(tmp_path / "b", dict(reversed(FILES.items())))) == digest
     fill(tmp_path / "b", {"custom/__pycache__/rule.pyc": b"compiled"})
     assert folder_digest(tmp_path / "b") == digest, "what Python leaves there is no part of a job"
+    assert folder_digest(fill(tmp_path / "__pycache__" / "c", FILES)) == digest, "wherever the folder itself lies"
 
 
 @pytest.mark.parametrize(

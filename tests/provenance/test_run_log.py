@@ -2,6 +2,7 @@
 
 import threading
 import traceback
+from contextlib import contextmanager
 
 import pytest
 
@@ -42,20 +43,45 @@ def test_a_changed_record_is_not_gone_on_with_and_the_text_names_no_path(tmp_pat
         assert str(tmp_path) not in str(caught.value)
 
 
-def test_after_a_line_that_could_not_be_written_there_is_no_other(tmp_path, monkeypatch):
-    record = log(tmp_path)
-    record.enter("accepted")
+@pytest.fixture
+def full_disk(monkeypatch):
+    """A context in which no line can be written."""
 
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch:
-        patch.setattr("fedseg.privacy.hash_chain.os.write", full)
-        with pytest.raises(RecordError, match=r"cannot be written \(No space left on device\)"):
-            record.enter("round", round=0)
+    @contextmanager
+    def context():
+        with monkeypatch.context() as patch:
+            patch.setattr("fedseg.privacy.hash_chain.os.write", full)
+            yield
+
+    return context
+
+
+def test_after_a_line_that_could_not_be_written_at_the_server_there_is_no_other(tmp_path, full_disk):
+    record = RunLog(tmp_path / "record.jsonl", "server", "server", "run")
+    record.enter("start")
+    with full_disk(), pytest.raises(RecordError, match=r"cannot be written \(No space left on device\)"):
+        record.enter("round", round=0)
     with pytest.raises(RecordError, match="No space left"):
         record.enter("round", round=1)
     assert len(read_record(tmp_path / "record.jsonl").entries) == 2
+
+
+def test_a_site_goes_on_when_there_is_room_again_and_says_what_is_missing(tmp_path, full_disk):
+    record = log(tmp_path)
+    record.enter("accepted")
+    for _ in range(2):
+        with full_disk(), pytest.raises(RecordError, match="No space left"):
+            record.enter("received", round=0)
+    record.enter("received", round=1)
+    record.enter("sent", round=1)
+    found = read_record(tmp_path / "record.jsonl").entries[2:]
+    assert [(entry["kind"], entry["round"], entry.get("unwritten")) for entry in found] == [
+        ("received", 1, 2),
+        ("sent", 1, None),
+    ]
 
 
 def test_a_value_that_is_none_of_json_is_refused(tmp_path):

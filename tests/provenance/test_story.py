@@ -2,9 +2,11 @@
 
 import pytest
 
+from fedseg.privacy.hash_chain_check import head_path
+from fedseg.provenance.digest import model_digest
 from fedseg.provenance.reading import read_record, server_starts
 from fedseg.provenance.story import compare
-from recorded_run import CASES, RecordedRun, forge
+from recorded_run import CASES, RecordedRun, forge, model_after
 
 
 @pytest.fixture
@@ -32,7 +34,8 @@ def test_an_honest_run_with_a_stop_in_between_holds(run):
 def test_starts_and_rounds_are_brought_into_order(run):
     first, second = server_starts(read_record(run.path("server")))
     assert (sorted(first.rounds), sorted(second.rounds)) == ([0, 1], [2, 3])
-    assert first.rounds[1].cases == {"alpha": 4}
+    assert first.rounds[1].sites == {"alpha": {"cases": 4, "epsilon": None, "privacy": []}}
+    assert first.rounds[1].left_out == {"beta": "too late"}
     assert second.rounds[2].before == first.rounds[1].after
     assert second.sent(4) == second.rounds[3].after
     assert second.sent(5) is None
@@ -77,6 +80,9 @@ def without(kind, number=0):
         ("server", set_in("start", 0, job_hash="9" * 64), "another job_hash"),
         ("server", without("resumed", 0), "tells of round 2, which does not follow"),
         ("server", lambda lines: lines_of(lines, "round")[0].pop("sites"), "lacks what such a line holds"),
+        ("server", lambda lines: lines_of(lines, "round")[1].update(left_out={}), "beta: line 6 sent something for"),
+        ("server", set_in("final", 0, model=model_digest(model_after(9))), "that is not the one made there"),
+        ("server", set_in("final", 0, round=2), "leaves a model after round 2 that is not the one made there"),
     ],
 )
 def test_a_rewritten_record_does_not_fit_the_others(run, who, change, said):
@@ -93,6 +99,25 @@ def test_a_site_that_the_server_adds_to_a_round_knows_nothing_of_it(run):
     assert any("site beta: the server counts round 1" in text for text in wrong(run))
 
 
+def test_a_swapped_last_model_is_found_even_if_the_server_had_the_sites_score_it(run):
+    other = model_digest(model_after(9))
+    forge(run.path("server"), set_in("final", 0, model=other))
+    for site in CASES:
+        forge(run.path(site), set_in("scored", 0, model=other))
+    assert any("leaves a model after round 3" in text for text in wrong(run))
+
+
+@pytest.mark.parametrize(("name", "other"), [("epsilon", 0.1), ("epsilon", None), ("privacy", [])])
+def test_less_privacy_spent_than_the_site_sent_is_found(run, name, other):
+    spent = {"epsilon": 3.5, "privacy": [{"filter": "DPSGD", "noise_multiplier": 0.8}]}
+    forge(run.path("alpha"), set_in("sent", 1, **spent))
+    part = {"cases": CASES["alpha"], **spent}
+    forge(run.path("server"), lambda lines: lines_of(lines, "round")[1]["sites"].update(alpha=part))
+    assert wrong(run) == []
+    forge(run.path("server"), lambda lines: lines_of(lines, "round")[1]["sites"].update(alpha={**part, name: other}))
+    assert [f"the server notes {other} as" in text for text in wrong(run)] == [True]
+
+
 def test_a_record_of_another_run_is_named(run, tmp_path):
     other = RecordedRun(tmp_path / "other", "run-2").whole()
     found = compare(read_record(run.path("server")), [read_record(other.path("alpha"))])
@@ -102,12 +127,22 @@ def test_a_record_of_another_run_is_named(run, tmp_path):
 
 
 def test_sites_that_decrypt_come_to_the_same_weights(run):
+
+    def decrypt(lines):
+        for line in lines_of(lines, "received") + lines_of(lines, "scored"):
+            line["weights"] = f"of {line['model']}"
+
     for site in CASES:
-        forge(run.path(site), lambda lines: [line.update(weights="w") for line in lines_of(lines, "received")])
+        forge(run.path(site), decrypt)
     assert wrong(run) == []
     assert findings(run)[-1].text == "5 decrypted model(s) are equal at all sites"
-    forge(run.path("beta"), set_in("received", 1, weights="v"))
-    assert any("site beta: line 5 decrypted other weights than the site alpha" in text for text in wrong(run))
+    whole = run.path("beta").read_bytes(), head_path(run.path("beta")).read_bytes()
+    for kind, number, line in (("received", 1, 5), ("scored", 0, 12)):
+        run.path("beta").write_bytes(whole[0])
+        head_path(run.path("beta")).write_bytes(whole[1])
+        forge(run.path("beta"), set_in(kind, number, weights="v"))
+        said = f"site beta: line {line} decrypted other weights than the site alpha"
+        assert any(said in text for text in wrong(run)), wrong(run)
 
 
 def test_without_a_site_the_others_are_compared(run):

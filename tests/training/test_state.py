@@ -54,17 +54,24 @@ def test_a_damaged_state_is_a_refusal_with_its_reason(tmp_path):
     assert str(tmp_path) not in str(error.value)
 
 
-def test_a_failed_write_leaves_the_former_state_and_nothing_half_written(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("number", "said"), [(28, "its disk is full"), (5, "its disk does not take it")])
+def test_a_failed_write_leaves_the_former_state_and_nothing_half_written(tmp_path, monkeypatch, number, said):
+    """28 is ENOSPC, 5 an error of input or output. As torch does, an error of its own hides the one of the file."""
     site = state(tmp_path, "A", [])
     site.save(0, {"from": 0})
 
     def full(content, file):
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
+        try:
+            file.write(b"half")
+            raise OSError(number, f"{file.name} cannot be written")
+        finally:
+            raise RuntimeError("unexpected position")
 
     monkeypatch.setattr("fedseg.training.state.torch.save", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(RefusalError, match=f"after round 1: {said}") as error:
         site.save(1, {"from": 1})
+    assert error.value.reason == "state"
+    assert str(tmp_path) not in str(error.value)
     monkeypatch.undo()
     assert state(tmp_path, "A", ["A", "A"]).load(2) == {"from": 0}
     assert [path.name for path in site.folder.iterdir()] == ["round-00000.pt"]

@@ -6,7 +6,8 @@ head, each forced to the disk before ``append`` returns. What a reader finds, an
 ===========================================  =======================================================================
 a line changed, removed, moved or foreign    ``ChainError`` that names the line
 the head counts more lines than there are    ``ChainError``: lines were cut off the end
-the head counts one line less                killed between the two writes; the line counts, and the head is repaired
+the head counts one line less                killed between the two writes, or no room for the second; the line counts,
+                                             and the head is repaired before the next line
 the head counts fewer than that              ``ChainError``: the head is an older copy
 a last line without its end                  killed in the middle of a write. If the line is complete it counts. If
                                              not, ``append`` had not returned, so nothing was done on its strength: it
@@ -19,6 +20,7 @@ only a copy of the head that is kept elsewhere shows it. Whoever may only append
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -30,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.errors import ConfigurationError
-from fedseg.privacy.hash_chain_check import Entry, canonical, digest, head_path, verified, verify
+from fedseg.privacy.hash_chain_check import Beginning, Entry, canonical, digest, head_path, verified, verify
 
 RESERVED = ("number", "time", "previous", "hash", "torn_bytes")
 
@@ -47,6 +49,8 @@ class HashChain:
             path: made, with its folder, at the first ``append``.
         """
         self.path = path
+        # Read and replaced only by whoever holds the chain alone.
+        self._known = Beginning()
 
     def append(self, entry: Mapping[str, Any]) -> Entry:
         """Add a line, and return once it is on the disk.
@@ -88,7 +92,9 @@ class HashChain:
         handle = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
-            yield ChainWriter(self.path, handle)
+            writer = ChainWriter(self.path, handle, self._known)
+            self._known = writer.beginning
+            yield writer
         finally:
             os.close(handle)
 
@@ -98,12 +104,16 @@ class ChainWriter:
 
     Attributes:
         entries: all lines so far, verified.
+        beginning: the complete ones among those that were found.
     """
 
-    def __init__(self, path: Path, handle: int) -> None:
+    def __init__(self, path: Path, handle: int, known: Beginning) -> None:
         self._path, self._handle = path, handle
-        self._chain = verified(path, path.read_bytes())
+        content = path.read_bytes()
+        self._chain = verified(path, content, known)
         self.entries = self._chain.entries
+        complete = content[: content.rfind(b"\n") + 1]
+        self.beginning = Beginning(complete, tuple(self.entries[: len(self.entries) - self._chain.open_line]))
 
     def append(self, entry: Mapping[str, Any]) -> Entry:
         """As ``HashChain.append``."""
@@ -118,19 +128,23 @@ class ChainWriter:
         text = canonical(line) + b"\n"
         self._repair()
         if os.write(self._handle, text) != len(text):
-            raise OSError(f"{self._path}: the line was not written completely")
+            raise OSError(errno.EIO, "the line was not written completely", str(self._path))
         os.fsync(self._handle)
         # As it will be read: tuples have become lists.
         written: Entry = json.loads(text)
         self.entries.append(written)
+        self._chain.unnoted = True
         self._write_head()
         return written
 
     def _repair(self) -> None:
-        """Finish or move away what a killed process left at the end of the file."""
+        """Finish or move away what a killed process or a full disk left at the end of the file."""
         if self._chain.open_line:
             os.write(self._handle, b"\n")
             self._chain.open_line = False
+        if self._chain.unnoted:
+            # Before the next line: a head that is two lines behind would be taken for an older copy.
+            self._write_head()
         if self._chain.torn:
             with open(self._path.with_name(self._path.name + ".torn"), "ab") as file:
                 file.write(self._chain.torn + b"\n")
@@ -149,6 +163,7 @@ class ChainWriter:
             os.fsync(file.fileno())
         os.replace(temporary, head)
         _sync_folder(self._path.parent)
+        self._chain.unnoted = False
 
 
 def _sync_folder(folder: Path) -> None:

@@ -42,16 +42,31 @@ class Chain:
             ``previous`` and ``hash``.
         torn: bytes of an incomplete last line.
         open_line: whether the last line is complete, but for the sign of its end.
+        unnoted: whether the head does not know the last line yet.
     """
 
     entries: list[Entry] = field(default_factory=list)
     torn: bytes = b""
     open_line: bool = False
+    unnoted: bool = False
 
     @property
     def head(self) -> tuple[int, str]:
         """The number of lines, and the hash of the last one: what to note elsewhere."""
         return len(self.entries), self.entries[-1]["hash"] if self.entries else ORIGIN
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Complete lines that were verified before; while a file still begins with them, byte for byte, they are sound.
+
+    Attributes:
+        content: the lines as they lay on the disk.
+        entries: what they say.
+    """
+
+    content: bytes = b""
+    entries: tuple[Entry, ...] = ()
 
 
 def verify(path: Path) -> Chain:
@@ -74,15 +89,24 @@ def verify(path: Path) -> Chain:
         os.close(handle)
 
 
-def verified(path: Path, content: bytes) -> Chain:
-    """As ``verify``, for content that was read while nobody else could write."""
-    *lines, rest = content.split(b"\n")
+def verified(path: Path, content: bytes, known: Beginning = Beginning()) -> Chain:
+    """As ``verify``, for content that was read while nobody else could write.
+
+    Args:
+        path: of the chain.
+        content: of its file.
+        known: what was verified before, so that a long chain is not taken apart again for each line that is added.
+    """
     chain = Chain()
-    for number, line in enumerate(lines, start=1):
-        chain.entries.append(_checked(line, number, chain.head[1]))
+    if content.startswith(known.content):
+        chain.entries += known.entries
+        content = content[len(known.content) :]
+    *lines, rest = content.split(b"\n")
+    for line in lines:
+        chain.entries.append(_checked(line, len(chain.entries) + 1, chain.head[1]))
     if rest:
         try:
-            chain.entries.append(_checked(rest, len(lines) + 1, chain.head[1]))
+            chain.entries.append(_checked(rest, len(chain.entries) + 1, chain.head[1]))
             chain.open_line = True
         except ChainError:
             chain.torn = rest
@@ -117,6 +141,7 @@ def _check_head(path: Path, chain: Chain) -> None:
         raise ChainError(noted + 1, f"is not known to the head, which counts {noted} of {count} lines.")
     if last != (chain.entries[noted - 1]["hash"] if noted else ORIGIN):
         raise ChainError(max(noted, 1), "is not the line that the head names: the file or its head was replaced.")
+    chain.unnoted = noted < count
 
 
 def _read_head(path: Path, count: int) -> tuple[int, str]:

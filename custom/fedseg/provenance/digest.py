@@ -43,7 +43,8 @@ def folder_digest(folder: Path) -> str:
         64 hexadecimal digits.
     """
     digest = hashlib.sha256()
-    files = [path for path in folder.rglob("*") if path.is_file() and _PASSED_OVER not in path.parts]
+    found = [path for path in folder.rglob("*") if path.is_file()]
+    files = [path for path in found if _PASSED_OVER not in path.relative_to(folder).parts]
     for path in sorted(files, key=lambda path: path.relative_to(folder).as_posix()):
         content = hashlib.sha256(path.read_bytes()).hexdigest()
         digest.update(json.dumps([path.relative_to(folder).as_posix(), content]).encode())

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ class ModelNote:
         round: the training round after which it was made; -1 for the initial model.
         plan: digest of the job's plan.
         versions: of fedseg, Python, nvflare and torch at the server.
-        sites: that took part in any round so far.
+        sites: that took part in any of the rounds that made it.
         line, hash: number and hash of the line of the server's record that names the model. The hash depends on all
             lines up to this one.
+        opened_from: of a model that a site decrypted the id under which the record names it; else empty.
     """
 
     model: str
@@ -41,6 +43,11 @@ class ModelNote:
     hash: str
     versions: Mapping[str, str] = field(default_factory=dict)
     sites: tuple[str, ...] = ()
+    opened_from: str = ""
+
+    def of_opened(self, digest: str) -> ModelNote:
+        """The note of the model that came out of this encrypted one."""
+        return replace(self, model=digest, opened_from=self.model)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of the file."""
@@ -61,6 +68,19 @@ def write_note(model: Path, note: ModelNote) -> Path:
     temporary.write_text(json.dumps(note.to_dict(), indent=1, sort_keys=True) + "\n", "utf-8")
     os.replace(temporary, path)
     return path
+
+
+@contextmanager
+def replaced_note(model: Path, note: ModelNote | None) -> Iterator[None]:
+    """Write a model inside, and its note after it.
+
+    Between the two there is no note: whoever stops there leaves a model that nothing tells of, which the record still
+    names, and not one beside a note about another.
+    """
+    note_path(model).unlink(missing_ok=True)
+    yield
+    if note is not None:
+        write_note(model, note)
 
 
 def copy_with_note(model: Path, folder: Path) -> Path:
@@ -96,7 +116,7 @@ def _parse(path: Path, content: Any) -> ModelNote:
         note = ModelNote(**{name: values[name] for name in _NAMES})
     except (KeyError, TypeError, AttributeError):
         raise DataError(f"The provenance file {path} is not one of this version ({SCHEMA}).") from None
-    texts = (note.model, note.run_id, note.job, note.job_id, note.plan, note.hash)
+    texts = (note.model, note.run_id, note.job, note.job_id, note.plan, note.hash, note.opened_from)
     if not all(isinstance(text, str) for text in texts) or type(note.line) is not int or type(note.round) is not int:
         raise DataError(f"The provenance file {path} holds values of other types than it should.")
     return note

@@ -11,6 +11,9 @@ from fedseg.errors import DataError
 from fedseg.privacy.hash_chain_check import Entry, verify
 from fedseg.provenance.run_log import SCHEMA, SERVER_SIDE, SITE_SIDE
 
+# Lines of models that a run leaves as files.
+_LEFT = ("final", "model")
+
 
 @dataclass(frozen=True)
 class Record:
@@ -64,6 +67,8 @@ def read_record(path: Path) -> Record:
     first: Mapping[str, Any] = chain.entries[0] if chain.entries else {}
     if first.get("schema") != SCHEMA or first.get("side") not in (SERVER_SIDE, SITE_SIDE):
         raise DataError(f"{path} is not the record of a run: its first line does not say {SCHEMA!r}.")
+    if not all(isinstance(entry.get("kind"), str) for entry in chain.entries):
+        raise DataError(f"{path} is not the record of a run: a line does not say what happened.")
     whose = (str(first["side"]), str(first.get("name")), str(first.get("run_id", "")))
     return Record(path, *whose, tuple(chain.entries), len(chain.torn))
 
@@ -75,13 +80,15 @@ class ServerRound:
     Attributes:
         number: from 0.
         before, after: digests of the model that went out and of the one that was made.
-        cases: training cases of each site that took part.
+        sites: of each site that took part the training cases, the epsilon and what its filters did.
+        left_out: the sites that did not, each with the reason.
     """
 
     number: int
     before: str
     after: str
-    cases: Mapping[str, int]
+    sites: Mapping[str, Mapping[str, Any]]
+    left_out: Mapping[str, str]
 
 
 @dataclass
@@ -118,13 +125,17 @@ def server_starts(record: Record) -> list[ServerStart]:
     """The starts of a run, oldest first.
 
     Raises:
-        DataError: the lines do not follow from each other: a round is missing or counted twice, or a start goes on
-            from a model that was not made.
+        DataError: the lines do not follow from each other: a round is missing or counted twice, a start goes on from
+            a model that was not made, or the run leaves one that was not.
     """
     starts: list[ServerStart] = []
     made: dict[int, str] = {}
-    for entry in record.of_kind("start", "resumed", "round"):
+    for entry in record.of_kind("start", "resumed", "round", *_LEFT):
         number, line = int(entry.get("round", -1)), entry["number"]
+        if entry["kind"] in _LEFT:
+            if made.get(number) != entry["model"]:
+                raise DataError(f"Line {line} leaves a model after round {number} that is not the one made there.")
+            continue
         if entry["kind"] != "round":
             if entry["kind"] == "resumed" and made.get(number) != entry["model"]:
                 raise DataError(f"Line {line} goes on from a model after round {number} that no line before it names.")
@@ -135,8 +146,9 @@ def server_starts(record: Record) -> list[ServerStart]:
             continue
         if not starts or entry["start"] != starts[-1].id or number != starts[-1].next:
             raise DataError(f"Line {line} tells of round {number}, which does not follow the line before it.")
-        cases = {site: part["cases"] for site, part in entry["sites"].items()}
-        starts[-1].rounds[number] = ServerRound(number, starts[-1].model, entry["model"], cases)
+        sites = {site: dict(part) for site, part in entry["sites"].items()}
+        left_out = dict(entry["left_out"])
+        starts[-1].rounds[number] = ServerRound(number, starts[-1].model, entry["model"], sites, left_out)
         starts[-1].model = made[number] = entry["model"]
     return starts
 
@@ -144,6 +156,6 @@ def server_starts(record: Record) -> list[ServerStart]:
 def named_models(record: Record) -> dict[str, list[int]]:
     """Digests of all models that the server's record names, each with the numbers of the lines."""
     found: dict[str, list[int]] = {}
-    for entry in record.of_kind("start", "resumed", "round", "final", "model"):
-        found.setdefault(entry["model"], []).append(entry["number"])
+    for entry in record.of_kind("start", "resumed", "round", *_LEFT):
+        found.setdefault(str(entry.get("model")), []).append(entry["number"])
     return found

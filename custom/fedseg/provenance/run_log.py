@@ -30,7 +30,9 @@ class RecordError(FedsegError):
 class RunLog:
     """Appends to a run's record; several starts of a run, one after the other, go on in the same file.
 
-    Once a line could not be written, no later one is: a record with a gap would say that nothing happened there.
+    Once a line could not be written at the server, no later one is: a record with a gap would say that nothing happened
+    there. At a site nothing leaves without its line, so a full disk costs it those tasks only: when there is room again
+    it goes on, and the next line says as ``unwritten`` how many lines are missing before it.
     """
 
     def __init__(self, path: Path, side: str, name: str, run_id: str) -> None:
@@ -47,6 +49,7 @@ class RunLog:
         self._opening = {"kind": "opened", "schema": SCHEMA, "side": side, "name": name, "run_id": run_id}
         self._lock = threading.Lock()
         self._broken: str = ""
+        self._unwritten = 0
 
     def enter(self, kind: str, **details: Any) -> Entry:
         """Add a line, and return once it is on the disk.
@@ -68,14 +71,21 @@ class RunLog:
                         writer.append(self._opening)
                     elif {name: writer.entries[0].get(name) for name in self._opening} != self._opening:
                         raise RecordError("The record at hand is of another run, or of another version of fedseg.")
-                    return writer.append({"kind": kind, **details})
+                    gap = {"unwritten": self._unwritten} if self._unwritten else {}
+                    entry = writer.append({"kind": kind, **gap, **details})
+                    self._unwritten = 0
+                    return entry
             except RecordError as error:
                 self._broken = str(error)
                 raise
             except ChainError as error:
                 self._broken = f"The run's record is not what was written. {error}"
             except OSError as error:
-                self._broken = f"The run's record cannot be written ({error.strerror or type(error).__name__})."
+                text = f"The run's record cannot be written ({error.strerror or type(error).__name__})."
+                if self._opening["side"] == SITE_SIDE:
+                    self._unwritten += 1
+                    raise RecordError(text) from None
+                self._broken = text
             except ConfigurationError as error:
                 self._broken = f"The run's record cannot hold this: {error}"
             raise RecordError(self._broken)

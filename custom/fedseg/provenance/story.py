@@ -51,7 +51,7 @@ def compare(server: Record, sites: Sequence[Record]) -> list[Finding]:
             text = f"is of the run {site.run_id}, that of the server is of the run {server.run_id}"
             findings.append(Finding(False, f"{site.title}: {text}"))
     for site in mine:
-        findings += [_checked(check, server, starts, site) for check in (_job, _rounds, _received, _scored, _took_part)]
+        findings += [_checked(check, server, starts, site) for check in _CHECKS]
     return [*findings, *_same_weights(mine)]
 
 
@@ -93,13 +93,41 @@ def _rounds(server: Record, starts: Sequence[ServerStart], site: Record) -> Outc
             wrong.append(f"the server counts {here}, of which the site's record knows nothing")
         elif not _of_round(site, "sent", start.id, told.number):
             wrong.append(f"the server counts {here}, in which nothing was sent by the site's record")
-        cases = told.cases[site.name]
+        cases = told.sites[site.name]["cases"]
         wrong += [
             f"line {line['number']} trained {line['cases']} case(s) in {here}, the server counts {cases}"
             for line in lines
             if line["cases"] != cases
         ]
     return f"all {count} round(s) that the server counts are there, with equal numbers of cases", wrong
+
+
+def _told(server: Record, starts: Sequence[ServerStart], site: Record) -> Outcome:
+    """The server tells of every finished round for which the site sent something: it counts, or why it does not."""
+    rounds = {(start.id, number): told for start in starts for number, told in start.rounds.items()}
+    wrong, count = [], 0
+    for line in site.of_kind("sent"):
+        told = rounds.get((line.get("start"), line.get("round")))
+        if told is None:
+            continue
+        count += 1
+        if site.name not in {*told.sites, *told.left_out}:
+            wrong.append(f"line {line['number']} sent something for round {told.number}, of which the server is silent")
+    return f"of all {count} result(s) for finished rounds the server says whether they count", wrong
+
+
+def _privacy(server: Record, starts: Sequence[ServerStart], site: Record) -> Outcome:
+    """Epsilon and what the filters did are, for each round that the server counts, those that the site sent."""
+    wrong, count = [], 0
+    for start, told in _counted(starts, site.name):
+        count += 1
+        sent = _of_round(site, "sent", start.id, told.number)
+        for name, words in (("epsilon", "epsilon"), ("privacy", "work of the site's filters")):
+            noted = told.sites[site.name][name]
+            if sent and noted not in [line[name] for line in sent]:
+                by_site = ", ".join(str(line[name]) for line in sent)
+                wrong.append(f"the server notes {noted} as {words} in round {told.number}, the site sent {by_site}")
+    return f"what protected the updates of all {count} round(s) is what the site sent, epsilon too", wrong
 
 
 def _received(server: Record, starts: Sequence[ServerStart], site: Record) -> Outcome:
@@ -139,24 +167,25 @@ def _took_part(server: Record, starts: Sequence[ServerStart], site: Record) -> O
     return "the numbers of cases that it stated are those that the server noted", wrong
 
 
+_CHECKS: tuple[Check, ...] = (_job, _rounds, _told, _privacy, _received, _scored, _took_part)
+
+
 def _same_weights(sites: Sequence[Record]) -> list[Finding]:
     """In runs that encrypt, all sites came to the same weights; the server has none to compare with."""
-    seen: dict[tuple[Any, Any], tuple[str, Record]] = {}
-    count = 0
+    seen: dict[Any, tuple[str, Record]] = {}
     for site in sites:
-        for line in site.of_kind("received"):
+        for line in site.of_kind("received", "scored"):
             if "weights" not in line:
                 continue
-            weights, first = seen.setdefault((line["start"], line["round"]), (line["weights"], site))
-            count += 1
+            weights, first = seen.setdefault(line.get("model"), (line["weights"], site))
             if weights != line["weights"]:
-                text = f"line {line['number']} decrypted other weights than the site {first.name} in the same round"
+                text = f"line {line['number']} decrypted other weights than the site {first.name} from the same model"
                 return [Finding(False, f"{site.title}: {text}")]
-    return [Finding(True, f"{len(seen)} decrypted model(s) are equal at all sites")] if count else []
+    return [Finding(True, f"{len(seen)} decrypted model(s) are equal at all sites")] if seen else []
 
 
 def _counted(starts: Sequence[ServerStart], name: str) -> Iterator[tuple[ServerStart, ServerRound]]:
-    return ((start, told) for start in starts for told in start.rounds.values() if name in told.cases)
+    return ((start, told) for start in starts for told in start.rounds.values() if name in told.sites)
 
 
 def _of_round(site: Record, kind: str, start: str, number: int, *tasks: str) -> list[Entry]:

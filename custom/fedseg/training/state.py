@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import pickle
@@ -112,6 +113,9 @@ class SiteState:
 
         States of later rounds go away: the run was continued from an earlier round, and they belong to a branch of it
         that is no longer followed.
+
+        Raises:
+            RefusalError: it cannot be written (reason ``state``); the states of the rounds before are as they were.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         rounds = self._rounds()
@@ -125,6 +129,12 @@ class SiteState:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, self._path(round_number))
+        except (OSError, RuntimeError) as error:
+            logger.error("The state file %s cannot be written: %s", self._path(round_number), error)
+            why = "its disk is full" if _is_full(error) else "its disk does not take it"
+            raise RefusalError(
+                "state", f"The site could not store its state after round {round_number}: {why}."
+            ) from None
         finally:
             temporary.unlink(missing_ok=True)
         rounds = self._rounds()
@@ -149,3 +159,12 @@ class SiteState:
 
     def _rounds(self) -> list[int]:
         return sorted(int(p.stem.removeprefix("round-")) for p in self.folder.glob("round-*.pt"))
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether there was no room; torch raises an error of its own while it handles that of the file."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

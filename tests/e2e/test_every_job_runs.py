@@ -1,0 +1,172 @@
+"""Every job of the repository for one round on provisioned federations of two sites; four kinds of them every day.
+
+Each site has three data sets: phantoms of brain tumours and of pancreas CT, and bright balls in place of hippocampi.
+The task of a job stays what it is; patches and networks are made small.
+"""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from federation_parts import COORDINATOR, POLICY, ROOT, fedseg
+
+from fedseg.data.datalist import FILE_NAME
+from fedseg.data.phantom import make_phantoms
+from fedseg.executors.site_profile import CONTEXT_FILE
+from fedseg.jobs import read_job
+from fedseg.local_federation import STATE, running
+from fedseg.networks.weights import get_weights
+from fedseg.privacy.ledger import Ledger
+from fedseg.project_file import HOST, read_project
+from fedseg.site_kits import place_state
+from fedseg.training.model_file import read_model
+from tiny import PLAN, make_sites
+
+SECONDS, CASES = 600, 3
+SITES = ("site-1", "site-2")
+PLAIN, ENCRYPTED = "three_hospitals", "three_hospitals_he"
+JOBS = sorted(path.parent.name for path in (ROOT / "jobs").glob("*/meta.json"))
+EVERY_DAY = {"brats_scaffold", "hippocampus_gaussian_dp", "hippocampus_partial", "hippocampus_he"}
+PATCHES = {"brats": [32, 32, 32], "pancreas": [48, 48, 32], "hippocampus": [16, 16, 16]}
+
+
+def is_encrypted(name):
+    return read_job(ROOT / "jobs" / name).server["workflows"][0]["path"].endswith("EncryptedTraining")
+
+
+def small(name, folder):
+    """A job with its own task and method for one round, on small patches and with a small network."""
+    job = read_job(ROOT / "jobs" / name)
+    job.set("network", PLAN["network"])
+    for key, value in (("local_epochs", 1), ("threads", 1), ("overlap", 0.25)):
+        job.set(f"training.{key}", value)
+    job.set("task.patch_size", PATCHES[job.plan.task.name])
+    job.set("workflow.num_rounds", 1)
+    job.check()
+    return read_job(job.write(folder / name))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Folder of each task's sites; those of phantoms are made when the first job asks for them."""
+    folder = tmp_path_factory.mktemp("data")
+    make_sites(folder / "hippocampus", dict.fromkeys(SITES, (CASES - 1, 1)))
+    return folder
+
+
+def make_data(task, folder):
+    if not (folder / task).is_dir():
+        make_phantoms(task, len(SITES), CASES, folder / task)
+
+
+@pytest.fixture(scope="module")
+def federation(request, data, tmp_path_factory):
+    """A running federation of the template that the test names."""
+    folder = tmp_path_factory.mktemp(request.param)
+    out = folder / "out"
+    for each in (out, folder / "jobs", folder / "runs"):
+        each.mkdir()
+    project = read_project(ROOT / "workspace_templates" / request.param)
+    with running(project, POLICY, data / "hippocampus", SITES, out) as local:
+        kits = {kit.name: kit.folder for kit in local.federation.kits}
+        for site in SITES:
+            lists = {task: str(data / task / site / FILE_NAME) for task in PATCHES}
+            place_state(kits[site], out / STATE / site, datasets=lists, policy={})
+        with local.coordinator(SECONDS) as coordinator:
+            yield SimpleNamespace(folder=folder, out=out, kits=kits, local=local, coordinator=coordinator)
+
+
+@pytest.fixture
+def finished(federation, data, name):
+    """A job that has run and was fetched: its summary, its folder, and the job itself."""
+    job, out = small(name, federation.folder / "jobs"), federation.folder / "runs" / name
+    make_data(job.plan.task.name, data)
+    job_id = federation.coordinator.submit(job)
+    status = federation.coordinator.wait(job_id, timeout=SECONDS)
+    fetched = fedseg("fetch", job_id, "--kit", federation.kits[COORDINATOR], "--out", out)
+    assert status == "FINISHED:COMPLETED", f"{fetched.err}\n{federation.local.tails()}"
+    assert fetched.code == 0, fetched.err
+    return SimpleNamespace(job=job, out=out, summary=json.loads((out / "report" / "summary.json").read_text("utf-8")))
+
+
+def bytes_of_weights(job):
+    plan = job.plan
+    network = plan.network.build(len(plan.task.channels), plan.task.output_channels, plan.seed)
+    return sum(array.nbytes for array in get_weights(network).values())
+
+
+def is_whole(finished):
+    """What holds for every job."""
+    summary = finished.summary
+    assert summary["events"] == []
+    (entry,) = summary["rounds"]
+    assert sorted(entry["sites"]) == list(SITES)
+    weights = entry["weights"]
+    # A median weighs nobody.
+    assert weights == {} if entry["rule"]["name"] == "CoordinateMedian" else sum(weights.values()) == pytest.approx(1)
+    assert sorted({*summary["final"]["sites"], *summary["final"].get("withheld", [])}) == list(SITES)
+    assert (finished.out / summary["final"]["model"]).is_file()
+    assert (finished.out / "report" / "report.html").is_file()
+
+
+def marked(encrypted):
+    names = [name for name in JOBS if is_encrypted(name) == encrypted]
+    return [pytest.param(name, marks=() if name in EVERY_DAY else pytest.mark.full) for name in names]
+
+
+# The scope is said, since pytest would otherwise start a federation for each job.
+@pytest.mark.parametrize("federation", [PLAIN], indirect=True, scope="module")
+@pytest.mark.parametrize("name", marked(encrypted=False))
+def test_a_job_runs_on_a_provisioned_federation(federation, finished, name):
+    is_whole(finished)
+    model = read_model(finished.out / finished.summary["final"]["model"])
+    assert model.build() is not None
+    (sites,) = (entry["sites"] for entry in finished.summary["rounds"])
+    if name in KINDS:
+        KINDS[name](federation, finished, sites)
+
+
+@pytest.mark.parametrize("federation", [ENCRYPTED], indirect=True, scope="module")
+@pytest.mark.parametrize("name", marked(encrypted=True))
+def test_an_encrypted_job_runs_and_a_site_opens_its_model(federation, finished, name):
+    is_whole(finished)
+    model = finished.out / finished.summary["final"]["model"]
+    assert model.suffix == ".encrypted"
+    server = [path for place in (federation.out / "server", federation.kits[HOST]) for path in place.rglob("*")]
+    assert not [path for path in server if path.name in (CONTEXT_FILE, "last.safetensors")]
+    context = federation.kits[SITES[0]] / "startup" / CONTEXT_FILE
+    opened = federation.folder / f"{name}.safetensors"
+    assert fedseg("decrypt-model", model, "--context", context, "--out", opened).code == 0
+    assert read_model(opened).notes["round"] == 0
+
+
+def sends_two_models(federation, finished, sites):
+    """SCAFFOLD's control variates travel both ways, one for each parameter (buffers have none)."""
+    weights = bytes_of_weights(finished.job)
+    for site in sites.values():
+        for way in ("bytes_up", "bytes_down"):
+            assert 1.9 * weights < site[way] < 2 * weights + 16384
+
+
+def sends_a_tenth(federation, finished, sites):
+    """A tenth of the values, each with its place."""
+    for site in sites.values():
+        assert site["bytes_up"] < 0.35 * site["bytes_down"]
+
+
+def is_in_the_ledgers(federation, finished, sites):
+    """What each site reports is what its ledger counts for the patients of this data set, and no others."""
+    assert finished.summary["privacy"]["total"]["mechanism"] == "gaussian"
+    assert all(told["epsilon"] > 0 for told in sites.values())
+    for site, told in sites.items():
+        ledger = Ledger(federation.out / STATE / site / "ledger")
+        (release,) = ledger.history("hippocampus")
+        assert (release["round"], release["run_id"]) == (0, finished.summary["run_id"])
+        assert ledger.spent(1e-5, dataset="hippocampus").epsilon == pytest.approx(told["epsilon"])
+
+
+KINDS = {
+    "brats_scaffold": sends_two_models,
+    "hippocampus_partial": sends_a_tenth,
+    "hippocampus_gaussian_dp": is_in_the_ledgers,
+}

@@ -3,12 +3,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch
 
 import fedseg
 from fedseg.errors import ConfigurationError, DataError
 from fedseg.networks.weights import get_weights
-from fedseg.training.model_file import read_model, write_model
+from fedseg.training.model_file import model_header, read_model, write_model
 from fedseg.training.plan import parse_plan
 from tiny import PLAN
 
@@ -41,6 +43,31 @@ def test_a_missing_model_and_one_of_another_program_are_refused(tmp_path):
     save_file({"w": np.zeros(2)}, tmp_path / "other")
     with pytest.raises(DataError, match="not a model of fedseg"):
         read_model(tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"task": None},
+        {"task": "[1, 2]"},
+        {"task": '"no such task"'},
+        {"network": "{"},
+        {"notes": "{}"},
+        {"notes": '{"overlap": 1.5}'},
+        {"notes": "7"},
+    ],
+)
+def test_a_damaged_header_is_told_in_a_sentence(tmp_path, change):
+    header = {"format": "fedseg-model-1", **model_header(plan, 0), **change}
+    save_file(weights, tmp_path / "m", {name: text for name, text in header.items() if text is not None})
+    with pytest.raises(DataError, match="m: |header is damaged"):
+        read_model(tmp_path / "m")
+
+
+def test_a_number_type_that_is_not_known_is_told_in_a_sentence(tmp_path):
+    save_torch({"w": torch.zeros(2, dtype=torch.bfloat16)}, tmp_path / "m")
+    with pytest.raises(DataError, match="not a model"):
+        read_model(tmp_path / "m")
 
 
 def test_weights_that_do_not_fit_their_network_are_refused(tmp_path):

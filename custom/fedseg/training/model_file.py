@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import nn
 
-from fedseg.errors import DataError, RefusalError
+from fedseg.errors import ConfigurationError, DataError, RefusalError
 from fedseg.networks.registry import Network, parse_network
 from fedseg.networks.weights import Arrays, contiguous, get_weights, set_weights
 from fedseg.tasks.registry import resolve_task
@@ -102,20 +102,21 @@ def read_model(path: Path | str) -> ModelFile:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except FileNotFoundError:
         raise DataError(f"The model {path} does not exist.") from None
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, TypeError) as error:
+        # A type that numpy lacks is a TypeError.
         raise DataError(f"{path} is not a model in safetensors form ({error}).") from None
     if header.get("format") != _FORMAT:
         raise DataError(f"{path} is not a model of fedseg: its header lacks the format {_FORMAT!r}.")
-    model = ModelFile(
-        resolve_task(json.loads(header["task"])),
-        parse_network(json.loads(header["network"])),
-        weights,
-        json.loads(header["notes"]),
-    )
     try:
+        task, network, notes = (json.loads(header[name]) for name in ("task", "network", "notes"))
+        model = ModelFile(resolve_task(task), parse_network(network), weights, dict(notes))
+        if not 0 <= model.overlap < 1:
+            raise ValueError("its overlap is none")
         model.build()
-    except RefusalError as error:
+    except (RefusalError, ConfigurationError) as error:
         raise DataError(f"{path}: {error}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is not a whole model of fedseg: its header is damaged ({error}).") from None
     return model
 
 

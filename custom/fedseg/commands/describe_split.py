@@ -1,0 +1,151 @@
+"""``fedseg describe-split``: what crosses each possible cut of a network, and what is left to do at a site."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from fedseg.commands.task_argument import HELP, JOB_CONFIGURATION, task_from_argument
+from fedseg.console import out
+from fedseg.errors import ConfigurationError, UsageError
+from fedseg.networks.registry import NETWORKS, Network, parse_network
+from fedseg.networks.split_costs import BYTES, CutCost, cut_costs
+from fedseg.networks.split_stages import cut_stages
+from fedseg.tasks.task import Task
+from fedseg.training.plan import read_json
+
+ALL = "all"
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add this command to the command line."""
+    parser = subparsers.add_parser(
+        "describe-split",
+        help="show what crosses each cut of a network in split training",
+        description="For each place at which a network can be cut: the tensors that a site sends for one patch, their "
+        "size, and which share of the parameters and of the computation (forward only) is the site's.",
+        epilog="example: fedseg describe-split hippocampus --network residual_unet --cut all",
+    )
+    parser.add_argument("task", metavar="TASK", help=HELP)
+    parser.add_argument(
+        "--network",
+        metavar="NAME",
+        help=f"one of {', '.join(NETWORKS)}; or a JSON object as in a job's plan (default: the job's, if TASK is a job "
+        "folder; else residual_unet)",
+    )
+    parser.add_argument("--cut", metavar="STAGE", default=ALL, help="only this cut (default all)")
+    parser.add_argument("--patch", metavar="X,Y,Z", help="voxels of a patch (default: the task's)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do what the command line asks."""
+    task = task_from_argument(options.task)
+    try:
+        network = _network(options.network, Path(options.task) / JOB_CONFIGURATION)
+        if options.cut != ALL:
+            cut_stages(network, options.cut, "--cut")
+    except ConfigurationError as error:
+        raise UsageError(str(error)) from None
+    patch = _patch(options.patch, task, network)
+    cuts = None if options.cut == ALL else [options.cut]
+    costs = cut_costs(network, len(task.channels), task.output_channels, patch, cuts)
+    if options.json:
+        out().print_json(json.dumps(_content(task, network, patch, costs)))
+    else:
+        _print(task, network, patch, costs)
+    return 0
+
+
+def _network(declaration: str | None, job: Path) -> Network:
+    if declaration is None:
+        return parse_network(read_json(job).get("network", "residual_unet") if job.is_file() else "residual_unet")
+    if not declaration.lstrip().startswith("{"):
+        return parse_network(declaration, "--network")
+    try:
+        return parse_network(json.loads(declaration), "--network")
+    except json.JSONDecodeError as error:
+        raise UsageError(f"--network is not JSON: {error}.") from None
+
+
+def _patch(text: str | None, task: Task, network: Network) -> tuple[int, ...]:
+    """Voxels along each axis, checked against the network."""
+    words = text.split(",") if text is not None else [str(size) for size in task.patch_size]
+    divisor = network.arguments.divisor
+    patch = tuple(int(word) if word.strip().isdecimal() else 0 for word in words)
+    fits = len(patch) == 3 and all(size > 0 and size % d == 0 for size, d in zip(patch, divisor, strict=True))
+    if not fits or prod(patch) < 2 * prod(divisor):
+        name = f"--patch {text}" if text is not None else f"The task's patch {','.join(words)}"
+        raise UsageError(
+            f"{name}: give three numbers of voxels such as 96,96,64, divisible by {','.join(map(str, divisor))} for "
+            "this network and not all equal to that."
+        )
+    return patch
+
+
+def _content(task: Task, network: Network, patch: Sequence[int], costs: Sequence[CutCost]) -> dict[str, Any]:
+    return {
+        "schema": "fedseg-split-costs-1",
+        "task": task.name,
+        "network": network.to_dict(),
+        "patch": list(patch),
+        "image_values": costs[0].image_values,
+        "label_bytes": costs[0].voxels,
+        "prediction_bytes": {name: costs[0].prediction_values * width for name, width in BYTES.items()},
+        "parameters": costs[0].parameters,
+        "flops": costs[0].flops,
+        "cuts": [
+            {
+                "cut": cost.cut,
+                "tensors": {name: list(shape) for name, shape in cost.shapes.items()},
+                "values": cost.values,
+                "features_up_bytes": {name: cost.bytes_each_way(name) for name in BYTES},
+                "gradients_down_bytes": {name: cost.bytes_each_way(name) for name in BYTES},
+                "site_parameters": cost.site_parameters,
+                "site_parameter_share": cost.site_parameters / cost.parameters,
+                "site_flops": cost.site_flops,
+                "site_flop_share": cost.site_flops / cost.flops,
+            }
+            for cost in costs
+        ],
+    }
+
+
+def _print(task: Task, network: Network, patch: Sequence[int], costs: Sequence[CutCost]) -> None:
+    first = costs[0]
+    size = " x ".join(str(length) for length in patch)
+    out().print(f"{escape(task.name)}, {network.name}, one patch of {size} voxels and {len(task.channels)} channel(s)")
+    # As narrow as a terminal of 80 columns: a name that is cut short could not be typed.
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for heading in ("cut", "tensors", *BYTES, "image", "param.", "work"):
+        table.add_column(heading, overflow="fold", justify="left" if heading in ("cut", "tensors") else "right")
+    for cost in costs:
+        table.add_row(
+            cost.cut,
+            "\n".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in cost.shapes.items()),
+            *(f"{cost.bytes_each_way(name) / 1e6:.4g}" for name in BYTES),
+            f"{cost.values / cost.image_values:.2f}",
+            f"{cost.site_parameters / cost.parameters:.1%}",
+            f"{cost.site_flops / cost.flops:.1%}",
+        )
+    out().print(table)
+    predictions = ", ".join(f"{first.prediction_values * width / 1e6:.4g} in {name}" for name, width in BYTES.items())
+    labels, operations = f"{first.voxels / 1e6:.4g}", f"{first.flops / 1e9:.4g}"
+    for line in (
+        "cut: the last stage at the site. float32, float16, int8: MB that cross for one patch as features to the",
+        "server, and once more as their gradients back. image: numbers that cross for each number of the image.",
+        "param., work: the site's share of the parameters and of the operations, forward only.",
+        f"With the features go {labels} MB of labels. Where labels stay at the site, predictions go back and the",
+        f"gradient at them to the server, in MB each: {predictions}.",
+        f"The network has {first.parameters} parameters and takes {operations} billion operations for a patch, those",
+        "of convolutions alone.",
+    ):
+        out().print(line)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from fedseg import adding_sites
+from fedseg import single_kits
 from fedseg.adding_sites import add_site, entry_of
 from fedseg.cli import main
 from fedseg.errors import ConfigurationError, UsageError
@@ -21,6 +21,7 @@ from fedseg.version import __version__
 
 TEMPLATES = Path(__file__).parents[1] / "workspace_templates"
 POLICY = TEMPLATES / "site_policy" / "local"
+WHEEL = f"fedseg-{__version__}-py3-none-any.whl"
 LISTS = ("archives/SHA256SUMS", "authority/three_hospitals_he/state/cert.json")
 
 
@@ -51,7 +52,7 @@ def project():
 
 
 def wheel(folder):
-    path = folder / "fedseg-1-py3-none-any.whl"
+    path = folder / WHEEL
     path.write_bytes(b"wheel")
     return path
 
@@ -80,7 +81,7 @@ def test_the_new_kit_is_of_the_same_federation_and_no_other_changes(federation):
     assert {n for n in after if n.startswith("kits/hospital-d/")} == {
         n.replace("hospital-a", "hospital-d") for n in before if n.startswith("kits/hospital-a/")
     }
-    for name in ("local/resources.json", "local/fedseg.json", "fedseg-1-py3-none-any.whl"):
+    for name in ("local/resources.json", "local/fedseg.json", WHEEL):
         assert after[f"kits/hospital-d/{name}"] == before[f"kits/hospital-a/{name}"]
     servers = [json.loads(after[f"kits/hospital-{s}/startup/fed_client.json"])["servers"] for s in "ad"]
     assert servers[0] == servers[1]
@@ -101,12 +102,12 @@ def test_archive_and_sums_are_complete_and_private(federation):
     assert mode(kit.folder / "startup" / "client.key") == 0o600
     with tarfile.open(kit.archive) as archive:
         assert "hospital-d/fedseg_kit.json" in archive.getnames()
-    assert names(federation) == {"kits", "archives", "authority", "fedseg-1-py3-none-any.whl"}
+    assert names(federation) == {"kits", "archives", "authority", WHEEL}
 
 
 def test_one_site_after_the_other_can_be_added_and_a_failed_attempt_repeated(federation, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(adding_sites, "_note_sum", lambda out, name: 1 / 0)
+        patch.setattr(single_kits, "_note_sum", lambda out, name: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             add_site(project(), "hospital-d", POLICY, federation)
     assert "hospital-d" in authority_of(federation / "authority").names
@@ -183,5 +184,31 @@ def test_the_command_says_what_to_send_to_whom(federation, capsys):
     text = capsys.readouterr().out
     assert f"  {sha256_of(federation / 'archives' / 'hospital-d.tar.gz')}  hospital-d.tar.gz\n" in text
     assert "hospital-a" not in text
-    assert "Server, sites and people go on with the kits they have." in text
+    assert "Everybody else goes on with the kits they have." in text
     assert '  - {name: "hospital-d", type: "client", org: "hospital_d", allow_log_streaming: false}' in text
+
+
+def test_a_name_whose_kit_was_deleted_gets_a_new_key(federation):
+    """The old one may have been stolen, which is why the kit is gone."""
+    kit = federation / "kits" / "hospital-a"
+    before = [(kit / "startup" / name).read_bytes() for name in ("client.key", "client.crt")]
+    shutil.rmtree(kit)
+    add_site(project(), "hospital-a", POLICY, federation)
+    assert all(
+        (kit / "startup" / n).read_bytes() != b for n, b in zip(("client.key", "client.crt"), before, strict=True)
+    )
+
+
+def test_a_kit_has_the_wheel_of_the_version_that_wrote_its_lists(federation, monkeypatch):
+    """A coordinator who has upgraded would else send lists of the new version with the wheel of the old one."""
+    before = files(federation)
+    monkeypatch.setattr(single_kits, "__version__", "99.0")
+    with pytest.raises(UsageError, match=rf"is fedseg {__version__}, and this is fedseg 99\.0.*by --wheel"):
+        add_site(project(), "hospital-d", POLICY, federation)
+    assert files(federation) == before
+    monkeypatch.undo()
+    (federation / "fedseg-0.0.1-py3-none-any.whl").write_bytes(b"old")
+    (kit,) = add_site(project(), "hospital-d", POLICY, federation).kits
+    assert [path.name for path in kit.folder.glob("*.whl")] == [WHEEL]
+    with pytest.raises(UsageError, match=r"is fedseg 0\.0\.1, and this is fedseg"):
+        add_site(project(), "hospital-e", POLICY, federation, federation / "fedseg-0.0.1-py3-none-any.whl")

@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,10 +15,10 @@ from fedseg.privacy.encrypted_model import EncryptedModel, first_id
 from fedseg.privacy.hash_chain import HashChain
 from fedseg.privacy.hash_chain_check import head_path
 from fedseg.provenance.digest import model_digest
-from fedseg.provenance.model_note import note_path
+from fedseg.provenance.model_note import note_path, read_note, write_note
 from fedseg.provenance.run_log import RunLog
 from fedseg.training.model_file import read_model, write_model
-from recorded_run import PLAN_OF_RUN, RUN, RecordedRun, forge, model_after
+from recorded_run import PLAN_OF_RUN, RUN, RecordedRun, forge, job, model_after
 from tiny import TASK, make_sites
 
 
@@ -168,7 +169,7 @@ def test_a_model_far_from_its_run_is_compared_with_its_note_only(run, tmp_path, 
         shutil.copy(path, tmp_path / "alone")
     code, said = verify(capsys, tmp_path / "alone" / "last.safetensors")
     assert code == 0
-    assert "there is no record here to look further" in said
+    assert "no record of a server is here to look further" in said
     assert verify(capsys, tmp_path / "alone" / "last.safetensors", run.path("server"))[0] == 0
 
 
@@ -190,15 +191,39 @@ def test_an_opened_model_is_found_where_a_site_named_it(run, capsys):
     assert verify(capsys, run.out)[0] == 1
     run.sites["alpha"].enter("scored", name="last", model="0", weights=model_digest(weights), cases={})
     said = verify(capsys, run.out)[1]
-    assert "of the record of the site alpha names it as decrypted" in said
+    assert "of the record of the site alpha names it as scored" in said
 
 
-def test_refused_jobs_are_verified_too(run, capsys):
+def test_an_opened_model_that_says_what_it_was_opened_from_must_be_what_the_sites_came_to(run, capsys):
+    """As if the run were encrypted: the record names the model of round 3, and the sites noted the weights."""
+    path, note = run.out / "models" / "opened.safetensors", read_note(model(run))
+    write_model(path, PLAN_OF_RUN, model_after(11), 3)
+    write_note(path, note.of_opened(model_digest(model_after(11))))
+    code, said = verify(capsys, path, run.path("server"))
+    assert code == 0
+    assert "opened from the model after round 3, as line" in said
+    for digest, good in ((model_digest(model_after(11)), True), ("0" * 64, False)):
+        forge(run.path("beta"), lambda lines, digest=digest: lines[-1].update(weights=digest))
+        code, said = verify(capsys, path, run.path("server"), run.path("beta"))
+        assert ("the sites decrypted the same" in said) is good
+        assert ("but the sites decrypted other weights" in said) is not good
+        assert code == (0 if good else 1)
+    write_note(path, replace(note.of_opened(model_digest(model_after(11))), opened_from="0" * 64))
+    code, said = verify(capsys, path, run.path("server"))
+    assert code == 1
+    assert "is not the one that its provenance file names" in said
+
+
+def test_refused_jobs_are_verified_too_and_shown_with_who_wanted_them(run, capsys, monkeypatch):
     path = run.out / "state" / "alpha" / "_refused.jsonl"
-    RunLog(path, "site", "alpha", "").enter("refused", task="prepare", code="x", reason="policy", text="No.")
+    why = {"task": "prepare", "code": "x", "reason": "policy", "text": "No."}
+    RunLog(path, "site", "alpha", "").enter("refused", **job(0), **why)
     code, said = verify(capsys, run.out)
     assert code == 0
     assert "record of jobs that the site alpha refused, 2 lines" in said
+    monkeypatch.setenv("COLUMNS", "400")
+    shown = call(capsys, "audit-log", "show", path)[1]
+    assert "prepare: policy: No.; tiny (job-0), content 0000000000000000, by ada@example.org, Example" in shown
     path.write_bytes(path.read_bytes().replace(b"policy", b"nothing"))
     assert verify(capsys, run.out)[0] == 1
 
@@ -213,7 +238,44 @@ def test_what_cannot_be_checked_is_wrong_usage(tmp_path, capsys, what):
     for action in ("verify", "show"):
         code, _, said = call(capsys, "audit-log", action, path)
         assert code == 2
-        assert "is no record, model or folder of a run" in said
+        assert ("does not exist" if what == "nothing" else "is no record, model or folder of a run") in said
+
+
+def test_a_model_that_is_not_there_is_not_verified_by_the_record_beside_it(run, capsys):
+    code, _, said = call(capsys, "audit-log", "verify", run.out / "models" / "lost.safetensors")
+    assert code == 2
+    assert "lost.safetensors does not exist" in said
+
+
+def test_an_older_copy_of_a_sites_record_is_a_copy_and_another_story_is_found(run, capsys):
+    backup = run.out / "backup" / "record.jsonl"
+    backup.parent.mkdir()
+    lines = run.path("alpha").read_bytes().splitlines(keepends=True)
+    backup.write_bytes(b"".join(lines[:4]))
+    fourth = json.loads(lines[3])
+    head_path(backup).write_text(json.dumps({"count": 4, "hash": fourth["hash"]}))
+    code, said = verify(capsys, run.out)
+    assert code == 0, said
+    forge(backup, lambda lines: lines[1].update(job="another"))
+    code, said = verify(capsys, run.out)
+    assert code == 1
+    assert "tells another story than" in said
+
+
+def test_a_site_finds_a_model_in_its_own_record(run, tmp_path, capsys):
+    shutil.copy(model(run), tmp_path / "last.safetensors")
+    code, said = verify(capsys, tmp_path / "last.safetensors", run.path("alpha"))
+    assert code == 0
+    assert "of the record of the site alpha names it as scored" in said
+
+
+@pytest.mark.parametrize("change", [{"kind": None}, {"kind": "final", "model": None, "round": "x"}])
+def test_a_chain_whose_lines_are_none_of_a_record_ends_in_a_sentence(run, capsys, change):
+    note_path(model(run)).unlink()
+    forge(run.path("server"), lambda lines: lines[3].update(change))
+    code, said = verify(capsys, run.path("server"), model(run))
+    assert code == 1
+    assert "WRONG" in said
 
 
 @pytest.mark.parametrize("content", [b"", b"hello\nyou\n", b'{"kind": "round"}\n'])

@@ -33,13 +33,18 @@ from fedseg.errors import UsageError
 from fedseg.executors.site_profile import read_profile
 from fedseg.federation import FINISHED, FederationError, connect
 from fedseg.federation_processes import free_port, listens, living_processes
+from fedseg.installed_kit import read_kit
 from fedseg.jobs import read_job
 from fedseg.kit_equipment import equip, role_of_kit
 from fedseg.package_wheel import build_wheel
+from fedseg.prepared_kit import runtime_of
 from fedseg.processes import end_processes
 from fedseg.project_file import on_this_machine, read_project
 from fedseg.provisioning import provision
+from fedseg.site_check_result import CheckOptions, Colour
+from fedseg.site_checks_kit import check_files
 from fedseg.site_kits import place_server, place_state
+from fedseg.version import __version__
 from tiny import PLAN, make_sites
 
 ROOT = Path(__file__).parents[1]
@@ -151,7 +156,10 @@ def test_equip_says_what_is_wrong(kits, tmp_path):
         equip(kits / SERVER, storage=Path("storage"))
     with pytest.raises(UsageError, match="is no wheel"):
         equip(bare, POLICY, wheel=tmp_path / "none.whl")
-    wheel = tmp_path / "fedseg-1-py3-none-any.whl"
+    (tmp_path / "fedseg-0.0.1-py3-none-any.whl").touch()
+    with pytest.raises(UsageError, match=rf"is fedseg 0\.0\.1, and this is fedseg {__version__}"):
+        equip(bare, POLICY, wheel=tmp_path / "fedseg-0.0.1-py3-none-any.whl")
+    wheel = tmp_path / f"fedseg-{__version__}-py3-none-any.whl"
     wheel.write_bytes(b"wheel")
     assert equip(bare, POLICY, wheel=wheel) == "client"
     assert (bare / "local" / "privacy.json").read_bytes() == (POLICY / "privacy.json").read_bytes()
@@ -159,6 +167,58 @@ def test_equip_says_what_is_wrong(kits, tmp_path):
     (bare / "local" / "resources.json.default").unlink()
     with pytest.raises(UsageError, match="Make the kit anew"):
         equip(bare)
+
+
+def test_equip_once_more_leaves_a_server_where_it_keeps_its_jobs(kits, tmp_path, capsys):
+    """After an upgrade, say: with other folders the server would have forgotten every job and checkpoint."""
+    kit = shutil.copytree(kits / SERVER, tmp_path / "kit")
+    assert main(["equip", str(kit), "--storage", "/srv/fedseg"]) == 0
+    resources, own = kit / "local" / "resources.json", kit / "local" / "fedseg.json"
+    # The administrator has moved one of three, and lets more jobs run at a time.
+    resources.write_text(resources.read_text("utf-8").replace("/srv/fedseg/jobs", "/mnt/jobs"), "utf-8")
+    edited = resources.read_text("utf-8").replace('"max_jobs": 4', '"max_jobs": 9')
+    resources.write_text(edited, "utf-8")
+    capsys.readouterr()
+    assert main(["equip", str(kit)]) == 0
+    text = resources.read_text("utf-8")
+    assert "/mnt/jobs" in text
+    assert "/srv/fedseg/snapshots" in text
+    assert "/var/lib/fedseg" not in text
+    assert load(own) == {"state": "/srv/fedseg/state"}
+    # What it does not know is not lost without a word.
+    assert (kit / "local" / "resources.json.before").read_text("utf-8") == edited
+    assert "bring over what you had changed by hand" in " ".join(capsys.readouterr().err.split())
+    assert main(["equip", str(kit), "--storage", "/srv/new"]) == 0
+    assert load(own) == {"state": "/srv/new/state"}
+    assert "/mnt/jobs" not in resources.read_text("utf-8")
+
+
+@pytest.mark.parametrize("runtime", ["docker", "k8s", "slurm"])
+def test_a_server_in_a_container_must_be_told_where_its_volume_is(prepared, runtime, tmp_path):
+    """In a folder of the container itself jobs and checkpoints would end with it."""
+    kit = shutil.copytree(prepared[runtime, SERVER], tmp_path / "kit")
+    with pytest.raises(UsageError, match=r"--storage is needed: .* was made ready for (Docker|Kubernetes|Slurm)"):
+        equip(kit)
+    assert not (kit / "local" / "resources.json").exists()
+    equip(kit, storage=Path("/volume"), state=Path("/volume/state"))
+    before = (kit / "local" / "resources.json").read_bytes()
+    equip(kit)
+    assert (kit / "local" / "resources.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("runtime", ["docker", "k8s", "slurm"])
+def test_the_check_of_a_site_knows_what_deploy_prepare_has_done(prepared, kits, runtime, tmp_path):
+    """FLARE's real changes, none of which is damage."""
+    assert runtime_of(kits / SITE) is None
+    kit = shutil.copytree(prepared[runtime, SITE], tmp_path / "kit")
+    (result,) = check_files(read_kit(kit), CheckOptions())
+    assert (result.colour, result.remedy) == (Colour.RED, f"fedseg equip {kit}")
+    equip(kit)
+    (result,) = check_files(read_kit(kit), CheckOptions())
+    assert result.colour is Colour.YELLOW, result.found
+    assert "All else is as the coordinator signed it." in result.found
+    start = runtime_of(kit).start
+    assert runtime == "k8s" or (kit / start).is_file(), "it names the script that is there"
 
 
 @pytest.mark.parametrize("mode", ["docker", "k8s", "slurm"])
@@ -442,7 +502,7 @@ def test_a_prepared_kit_fits_into_a_secret_and_a_config_map(prepared, name, tmp_
     kit = shutil.copytree(prepared["k8s", name], tmp_path / "kit")
     for file in ("study_runtime.yaml", "job-pod.yaml"):
         shutil.copy2(KUBERNETES / file, kit / "local")
-    equip(kit)
+    equip(kit, storage=None if name == SITE else Path("/var/tmp/nvflare/workspace/storage"))
     for part in ("startup", "local"):
         files = list((kit / part).iterdir())
         assert all(path.is_file() and re.fullmatch(r"[-._a-zA-Z0-9]+", path.name) for path in files)

@@ -6,7 +6,10 @@ from pathlib import Path
 import fedseg
 
 ROOT = Path(fedseg.__file__).parent
-PLAIN = {"tasks", "networks", "data", "training", "privacy", "provenance", "evaluation", "errors", "version", "console"}
+PLAIN = {
+    *("tasks", "networks", "data", "training", "privacy", "provenance", "evaluation"),
+    *("errors", "version", "console", "memory"),
+}
 FLARE_SIDE = {"executors", "aggregators", "filters", "workflows"}
 
 

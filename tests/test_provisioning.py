@@ -31,6 +31,7 @@ from fedseg.version import __version__
 
 ROOT = Path(__file__).parents[1]
 TEMPLATES = ROOT / "workspace_templates"
+WHEEL = f"fedseg-{__version__}-py3-none-any.whl"
 POLICY = TEMPLATES / "site_policy" / "local"
 SITES = ["hospital-a", "hospital-b", "hospital-c"]
 PEOPLE = {
@@ -38,7 +39,7 @@ PEOPLE = {
     **{f"admin@{site}.example.org": "org_admin" for site in SITES},
     "auditor@example.org": "member",
 }
-LOCAL = {"authorization.json", "fedseg.json", "privacy.json", "resources.json"}
+LOCAL = {"authorization.json", "fedseg.json", "log_config.json", "privacy.json", "resources.json"}
 LOCAL_OF_FLARE = {
     "authorization.json.default",
     "log_config.json.default",
@@ -67,7 +68,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory, home):
-    wheel = tmp_path_factory.mktemp("wheel") / "fedseg-1-py3-none-any.whl"
+    wheel = tmp_path_factory.mktemp("wheel") / WHEEL
     wheel.write_bytes(b"wheel")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(home))
@@ -92,14 +93,14 @@ def kit(federation, name):
 def test_every_participant_of_the_template_gets_a_kit(federation):
     found = {kit.name: kit.role for kit in federation.kits}
     assert found == {"server.example.org": "server", **dict.fromkeys(SITES, "client"), **PEOPLE}
-    assert names(federation.folder) == {"kits", "archives", "authority", "fedseg-1-py3-none-any.whl"}
+    assert names(federation.folder) == {"kits", "archives", "authority", WHEEL}
     assert names(federation.folder / "kits") == set(found)
 
 
 @pytest.mark.parametrize("site", SITES)
 def test_a_sites_kit_holds_exactly_these_files(federation, site):
     folder = kit(federation, site).folder
-    assert names(folder) == {"startup", "local", "readme.txt", "fedseg-1-py3-none-any.whl", MANIFEST_FILE, "transfer"}
+    assert names(folder) == {"startup", "local", "readme.txt", WHEEL, MANIFEST_FILE, "transfer"}
     assert names(folder / "local") == LOCAL | LOCAL_OF_FLARE
     assert names(folder / "startup") == STARTUP | {"fed_client.json", "client.crt", "client.key"}
     assert names(folder / "transfer") == set()
@@ -314,10 +315,13 @@ def test_folders_and_files_are_looked_at_first(tmp_path, capsys):
     template = TEMPLATES / "three_hospitals"
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
+    old = tmp_path / "fedseg-0.0.1-py3-none-any.whl"
+    old.touch()
     cases = {
         "is no template": ["provision", tmp_path, "--out", tmp_path / "a"],
         "is not empty": ["provision", template, "--out", tmp_path / "full", "--wheel", wheel(tmp_path)],
         "is no wheel": ["provision", template, "--out", tmp_path / "a", "--wheel", tmp_path / "none.whl"],
+        "is fedseg 0.0.1, and this": ["provision", template, "--out", tmp_path / "a", "--wheel", old],
         "has no authorization.json": ["provision", template, "--out", tmp_path / "a", "--site-policy", tmp_path],
     }
     for message, arguments in cases.items():
@@ -327,7 +331,7 @@ def test_folders_and_files_are_looked_at_first(tmp_path, capsys):
 
 
 def wheel(folder):
-    path = folder / "fedseg-1-py3-none-any.whl"
+    path = folder / WHEEL
     path.write_bytes(b"wheel")
     return path
 

@@ -6,9 +6,11 @@ import pytest
 
 from fedseg.cli import main
 from fedseg.networks.weights import get_weights
-from fedseg.privacy.encrypted_file import write_encrypted_file
+from fedseg.privacy.encrypted_file import read_encrypted_file, write_encrypted_file
 from fedseg.privacy.encrypted_model import EncryptedModel, first_id
 from fedseg.privacy.encryption_context import KEY_NAME_FILE, make_contexts, public_context, secret_context
+from fedseg.provenance.digest import model_digest
+from fedseg.provenance.model_note import ModelNote, check_against_note, note_path, write_note
 from fedseg.simulated_encryption import give_contexts
 from fedseg.training.model_file import read_model
 from fedseg.training.plan import parse_plan
@@ -54,9 +56,33 @@ def model(tmp_path):
     return write_encrypted_file(tmp_path / "last.encrypted", plan, EncryptedModel(first_id(weights), (), weights), -1)
 
 
-def decrypt(model, context=CLIENT, out="model.safetensors"):
+def decrypt(model, *more, context=CLIENT, out="model.safetensors"):
     folder = model.parent
-    return main(["decrypt-model", str(model), "--context", str(folder / context), "--out", str(folder / out)])
+    return main(["decrypt-model", str(model), "--context", str(folder / context), "--out", str(folder / out), *more])
+
+
+def noted(model, digest):
+    """Write the provenance of an encrypted model, as the server would."""
+    return write_note(model, ModelNote(digest, "run", "job", "id", -1, "p" * 64, 2, "h" * 64, {}, ("a", "b")))
+
+
+def test_an_opened_model_says_where_it_comes_from(model):
+    name = read_encrypted_file(model).model.ids()[-1]
+    noted(model, name)
+    assert decrypt(model) == 0
+    opened = model.parent / "model.safetensors"
+    note = check_against_note(opened, model_digest(read_model(opened).weights))
+    assert (note.opened_from, note.run_id, note.line) == (name, "run", 2)
+
+
+def test_an_encrypted_model_that_was_exchanged_is_not_opened_unless_told(model, capsys):
+    noted(model, "0" * 64)
+    assert decrypt(model) == 1
+    assert "is not the one that its provenance file is about" in " ".join(capsys.readouterr().err.split())
+    assert not (model.parent / "model.safetensors").exists()
+    noted(model.parent / "model.safetensors", "1" * 64)
+    assert decrypt(model, "--accept-changed-model") == 0
+    assert not note_path(model.parent / "model.safetensors").exists(), "nothing says where this one comes from"
 
 
 def test_a_site_opens_a_model(model, capsys):

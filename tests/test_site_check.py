@@ -22,7 +22,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from nvflare.lighter.utils import Identity, generate_cert, generate_keys, serialize_cert, serialize_pri_key
 
-from fedseg import site_check, site_checks_connection, site_checks_machine
+from fedseg import (
+    site_check,
+    site_checks_connection,
+    site_checks_flare,
+    site_checks_folders,
+    site_checks_kit,
+    site_checks_machine,
+)
 from fedseg.cli import main
 from fedseg.commands import site
 from fedseg.component_policy import site_resources
@@ -133,8 +140,9 @@ def server(federation):
 
 @pytest.fixture(autouse=True)
 def room(monkeypatch):
-    """The same free disk on every machine."""
-    monkeypatch.setattr(site_checks_machine.shutil, "disk_usage", lambda path: Usage(200 * GIB, 0, 100 * GIB))
+    """The same free disk on every machine, and no more rights for whom the tests run."""
+    monkeypatch.setattr(site_checks_machine, "is_root", lambda: False)
+    monkeypatch.setattr(site_checks_folders.shutil, "disk_usage", lambda path: Usage(200 * GIB, 0, 100 * GIB))
 
 
 def check(folder, **more):
@@ -451,6 +459,24 @@ def test_a_clock_that_is_a_little_off_is_yellow_and_one_that_is_not_told_too(kit
     assert found(page) == {}
 
 
+def test_a_server_that_accepts_and_then_is_silent_does_not_refuse_the_kit(kit, server, monkeypatch):
+    def silent(tls):
+        raise TimeoutError("The read operation timed out")
+
+    monkeypatch.setattr(site_checks_flare, "_answer", silent)
+    text = found(check(kit))["FLARE"]
+    assert "accepts TLS, but does not answer within 5 s" in text
+    assert "refuses" not in text
+
+
+def test_commands_to_copy_hold_for_folders_with_spaces(kit, server, tmp_path):
+    folder = tmp_path / "our kits" / "alpha"
+    shutil.copytree(kit, folder)
+    (folder / "startup" / "client.key").chmod(0o644)
+    reds = found(check(folder))
+    assert f"chmod 600 '{folder}/startup/client.key'" in reds["key file"]
+
+
 def test_another_program_at_the_port_is_found(kit, server):
     server.status = "404 Not Found"
     reds = found(check(kit))
@@ -522,12 +548,12 @@ def test_dates_are_yellow_from_thirty_days_before_the_end_and_red_after(kit, ser
 
 def test_another_version_of_fedseg_is_found(kit, server, monkeypatch):
     monkeypatch.setattr(site_checks_machine, "__version__", "0.0.1")
-    (kit / "fedseg-9.9.9-py3-none-any.whl").touch()
     reds = found(check(kit))
     assert set(reds) == {"fedseg"}
     wanted = read_manifest(kit).fedseg_version
     assert f"Version 0.0.1 is installed, but the federation uses {wanted}" in reds["fedseg"]
     # Without the list of files the wheel says which version is wanted.
+    (kit / "fedseg-9.9.9-py3-none-any.whl").touch()
     (kit / "fedseg_kit.json").unlink()
     assert "the federation uses 9.9.9" in found(check(kit))["fedseg"]
     (kit / "fedseg-9.9.9-py3-none-any.whl").unlink()
@@ -560,14 +586,14 @@ def test_the_requirements_are_those_of_the_installed_package():
 
 @pytest.mark.parametrize(("free", "colour"), [(1, Colour.RED), (10, Colour.YELLOW)])
 def test_a_full_disk_is_found(free, colour, kit, server, monkeypatch):
-    monkeypatch.setattr(site_checks_machine.shutil, "disk_usage", lambda path: Usage(200 * GIB, 0, free * GIB))
+    monkeypatch.setattr(site_checks_folders.shutil, "disk_usage", lambda path: Usage(200 * GIB, 0, free * GIB))
     page = check(kit)
     assert set(found(page, colour)) == {"disk"}
     assert f"{free}.0 GiB free" in found(page, colour)["disk"]
 
 
 def test_a_file_system_without_locks_is_found(kit, server, monkeypatch):
-    monkeypatch.setattr(site_checks_machine.fcntl, "flock", lambda file, how: None)
+    monkeypatch.setattr(site_checks_folders.fcntl, "flock", lambda file, how: None)
     reds = found(check(kit))
     assert set(reds) == {"ledger"}
     assert "two jobs could spend the same privacy budget" in reds["ledger"]
@@ -666,7 +692,7 @@ def test_a_changed_file_in_a_kit_that_flare_signed_is_found(other, data, tmp_pat
     (folder / "startup" / "client_context.tenseal").chmod(0o644)
     (folder / "startup" / "start.sh").write_text("true\n")
     reds = found(check(folder))
-    assert "FLARE will not start from it" in reds["files"]
+    assert "A file in startup is not the one that was signed" in reds["files"]
     assert "client_context.tenseal is open to other users" in reds["key file"]
 
 
@@ -786,3 +812,168 @@ def test_the_list_of_classes_is_the_packages(kit):
         json.loads((kit / "local" / "resources.json").read_text())["class_allow_list"]
         == (site_resources()["class_allow_list"])
     )
+
+
+# -------------------------------------------- users, folders, prepared kits
+
+
+def test_a_kit_of_another_user_is_said_with_what_to_do(kit, server, monkeypatch):
+    monkeypatch.setattr(site_checks_kit.os, "geteuid", lambda: (kit / "startup" / "client.key").stat().st_uid + 1)
+    page = check(kit)
+    assert found(page) == {}
+    owner = (kit / "startup" / "client.key").owner()
+    assert f"startup/client.key belongs to {owner}, and you are another user" in found(page, Colour.YELLOW)["key file"]
+    monkeypatch.undo()
+    real = Path.read_bytes
+
+    def closed(path):
+        if path.name == "client.key":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", closed)
+    key = next(
+        result for result in site_checks_kit.check_certificates(read_kit(kit), CheckOptions()) if result.check == "key"
+    )
+    assert (key.colour, "belongs to another user" in key.found) == (Colour.RED, True)
+    assert f"Work as its owner ({owner})" in key.remedy, "and not: unpack the archive once more"
+
+
+def test_root_is_a_remark(kit, server, monkeypatch):
+    monkeypatch.setattr(site_checks_machine, "is_root", lambda: True)
+    assert "You are root" in found(check(kit), Colour.YELLOW)["user"]
+
+
+def test_a_state_folder_that_has_vanished_is_a_remark(kit, server):
+    """A share that is not mounted looks like a site that never trained, with its whole privacy budget left."""
+    assert found(check(kit), Colour.YELLOW) == {}, "a new site has none yet"
+    (kit / "log.txt").touch()
+    assert re.search(r"is not there, though FLARE has run.*mounted\?", found(check(kit), Colour.YELLOW)["folders"])
+    (kit.parent / "state").mkdir()
+    assert found(check(kit), Colour.YELLOW) == {}
+
+
+def test_two_sites_on_one_machine_may_not_share_a_state_folder(kit, server, data):
+    second = kit.parent / "beta"
+    shutil.copytree(kit, second)
+    process = subprocess.Popen([*SLEEP, "nvflare.private.fed.app.client.client_train", "-m", str(second), "-s", "x"])
+    try:
+        reds = found(check(kit))
+        assert f"is used by the site at {second}, too" in reds["folders"]
+        fill_in(second, data, state=str(kit.parent / "state-of-beta"))
+        assert found(check(kit)) == {}
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_device_that_is_none_is_found(kit, server):
+    edit(kit / "local" / "fedseg.json", lambda c: {**c, "device": "gpu"})
+    assert "wants 'gpu', which is no device" in found(check(kit))["GPU"]
+
+
+def test_all_folders_of_a_server_are_looked_at(federation, tmp_path):
+    folder = tmp_path / "localhost"
+    shutil.copytree(federation / "kits" / "localhost", folder)
+    place_server(folder, tmp_path / "storage")
+    resources = folder / "local" / "resources.json"
+    resources.write_text(resources.read_text("utf-8").replace(f"{tmp_path}/storage/jobs", "/proc/jobs"))
+    assert re.search(r"jobs: /proc/jobs cannot be written", found(check(folder))["folders"])
+
+
+def test_a_wheel_that_came_later_counts_in_place_of_the_kits_version(kit, server, monkeypatch):
+    """So a federation is upgraded: the new wheel into the kit, and into the environment."""
+    (kit / "fedseg-99.0-py3-none-any.whl").touch()
+    text = found(check(kit))["fedseg"]
+    assert "but the federation uses 99.0" in text
+    assert text.endswith(f"pip install {kit}/fedseg-99.0-py3-none-any.whl")
+    monkeypatch.setattr(site_checks_machine, "__version__", "99.0")
+    page = check(kit)
+    assert "fedseg" not in found(page)
+    assert "Version 99.0, as the federation." in [result.found for result in page.results]
+
+
+def prepared(kit, launcher="docker_launcher"):
+    """What `nvflare deploy prepare` does to a kit, as tests/test_deployment_templates.py has it from FLARE itself."""
+    for name in ("start.sh", "sub_start.sh", "stop_fl.sh"):
+        (kit / "startup" / name).unlink()
+    edit(
+        kit / "local" / "resources.json.default",
+        lambda c: {**c, "components": [*c["components"], {"id": launcher, "path": "x", "args": {}}]},
+    )
+
+
+def test_a_prepared_kit_is_not_taken_for_a_damaged_one(kit, server):
+    edit(kit / "local" / "fedseg.json", lambda c: {**c, "datasets": {"tiny": "/data/default/tiny"}, "state": "/proc/x"})
+    prepared(kit)
+    page = check(kit)
+    assert found(page) == {}
+    remarks = found(page, Colour.YELLOW)
+    assert re.search(
+        r"for Docker by `nvflare deploy prepare`: local/resources\.json\.default changed", remarks["files"]
+    )
+    assert "started by startup/start_docker.sh" in remarks["files"]
+    assert "is a path where Docker mounts it: not checked" in remarks["data: tiny"]
+    assert "not checked from here" in remarks["folders"]
+    # What it does not change is compared as ever, and the start script is taken away, not replaced.
+    (kit / "startup" / "sub_start.sh").write_text("true\n")
+    assert "startup/sub_start.sh" in found(check(kit))["files"]
+    (kit / "local" / "resources.json").unlink()
+    text = found(check(kit))["files"]
+    assert "Missing in the kit: local/resources.json" in text
+    assert f"fedseg equip {kit}" in text, "the archive would not help"
+
+
+def test_a_prepared_kit_of_a_federation_with_encryption_is_not_taken_for_a_changed_one(other, data, tmp_path):
+    """FLARE has signed the scripts that `nvflare deploy prepare` takes away."""
+    folder = tmp_path / "alpha"
+    shutil.copytree(other / "kits" / "alpha", folder)
+    fill_in(folder, data)
+    prepared(folder)
+    (folder / "startup" / "start_docker.sh").touch()
+    assert set(found(check(folder))) == {"server: port"}
+    (folder / "startup" / "client_context.tenseal").write_bytes(b"x")
+    assert "startup/client_context.tenseal" in found(check(folder))["files"]
+
+
+@pytest.mark.parametrize("action", ["start", "status"])
+def test_a_prepared_kit_says_how_it_is_started_and_seen(action, kit):
+    prepared(kit)
+    code, out, err = command("site", action, "--kit", kit)
+    assert code == 1
+    if action == "start":
+        assert "alpha was made ready for Docker: start it by startup/start_docker.sh." in err
+    else:
+        assert "its processes are not seen from here: docker ps" in out
+
+
+# ------------------------------------------------- names with two addresses
+
+
+def test_the_time_of_a_blocked_name_does_not_grow_with_its_addresses(kit, monkeypatch):
+    asked = []
+
+    def silent(address, timeout):
+        asked.append((address[0], timeout))
+        raise TimeoutError if address[0] != "::1" else OSError(101, "Network is unreachable")
+
+    both = [(0, 0, 0, "", (name, 1)) for name in ("192.0.2.1", "::1", "192.0.2.1", "192.0.2.2")]
+    monkeypatch.setattr(site_checks_connection.socket, "getaddrinfo", lambda *more, **named: both)
+    monkeypatch.setattr(site_checks_connection.socket, "create_connection", silent)
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy")
+    text = found(check(kit))["server: port"]
+    assert [name for name, _ in asked] == ["192.0.2.1", "::1", "192.0.2.2"]
+    assert sum(timeout for _, timeout in asked) == pytest.approx(5)
+    assert "does not answer within 5 s: blocked" in text, "not the unreachable network of an address that is not used"
+    assert "HTTPS_PROXY, which is set here, does not help" in text
+
+
+def test_one_of_two_addresses_is_enough(kit, server, monkeypatch):
+    real = socket.getaddrinfo
+
+    def both(host, port, *more, **named):
+        found = real(host, port, *more, **named)
+        return [(0, 0, 0, "", ("192.0.2.1.invalid", port)), *found] if host == "localhost" else found
+
+    monkeypatch.setattr(site_checks_connection.socket, "getaddrinfo", both)
+    assert found(check(kit)) == {}

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -22,6 +24,16 @@ from fedseg.privacy.policy import SitePolicy, parse_policy
 
 ROOT = Path(__file__).parents[1]
 TEMPLATE = ROOT / "workspace_templates" / "site_policy"
+# As FLARE's own processes set their logs up.
+LOG = """
+import logging, sys
+from nvflare.apis.workspace import Workspace
+from nvflare.fuel.utils.log_utils import configure_logging
+workspace = Workspace(sys.argv[1], site_name="a")
+configure_logging(workspace)
+logging.getLogger("a").info("fine")
+logging.getLogger("a").error("wrong")
+"""
 RULES = {f.name for f in fields(SitePolicy)}
 
 
@@ -97,3 +109,16 @@ def test_log_streaming_is_off_in_our_kits(workspace, tmp_path):
 def test_the_reference_page_names_every_rule():
     page = (ROOT / "docs" / "reference" / "site-policy.md").read_text("utf-8")
     assert [rule for rule in RULES if f"\n| `{rule}` |" not in page] == []
+
+
+def test_flare_logs_as_the_template_says(workspace, tmp_path):
+    path = Path(workspace.get_log_config_file_path())
+    assert path.name == "log_config.json"
+    handlers = load(path)["handlers"]
+    files = {name: each for name, each in handlers.items() if "filename" in each}
+    assert {each["filename"] for each in files.values()} == {"log.txt", "error_log.txt"}
+    assert all(each["maxBytes"] * (each["backupCount"] + 1) < 250e6 for each in files.values())
+    done = subprocess.run([sys.executable, "-c", LOG, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert "\033[" not in done.stdout, "colours"
+    assert "INFO" in (tmp_path / "log.txt").read_text("utf-8")
+    assert (tmp_path / "error_log.txt").read_text("utf-8").count("\n") == 1

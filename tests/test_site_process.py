@@ -198,6 +198,20 @@ def test_a_program_that_does_not_start_is_said_with_its_last_words(kit, tmp_path
     assert not find_processes(kit)
 
 
+def test_a_program_that_ends_at_once_is_not_called_running(kit, tmp_path):
+    """FLARE's script starts it again and again, so somebody who looks for a process finds one now and then."""
+    (tmp_path / "bin" / "program.py").write_text("import time; time.sleep(2); print('the port is taken', flush=True)")
+    with pytest.raises(ProcessError, match=r"(?s)alpha ended as soon as it had started; .*the port is taken"):
+        start(kit)
+    assert not find_processes(kit)
+
+
+def test_a_variable_of_flares_containers_does_not_move_the_kit(kit, listener, tmp_path, monkeypatch):
+    monkeypatch.setenv("NVFL_WORKSPACE", str(tmp_path / "elsewhere"))
+    start(kit, settle_seconds=0)
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_what_cannot_be_ended_is_named(kit, monkeypatch):
     line = [PYTHON, "-c", "import time; time.sleep(600)", "nvflare.private.fed.app.client.client_train"]
     process = subprocess.Popen([*line, "-m", str(kit.folder)])

@@ -48,6 +48,8 @@ def collect(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     records: dict[Path, None] = {}
     models: dict[Path, None] = {}
     for path in paths:
+        if not path.exists():
+            raise UsageError(f"{path} does not exist, so it cannot be checked.")
         found_records, found_models = list(_records_in(path)), list(_models_in(path))
         if not found_records and not found_models:
             raise UsageError(
@@ -90,21 +92,18 @@ def check_record(path: Path) -> tuple[Finding, Record | None]:
 
 def _compare_all(records: Sequence[Record]) -> Iterator[Finding]:
     """Each run's records against each other. With one server's record, all others must be of its run."""
-    servers: dict[str, Record] = {}
+    longest: dict[tuple[str, str, str], Record] = {}
     for record in records:
-        if record.side == SERVER_SIDE:
-            known = servers.get(record.run_id)
-            if known is not None:
+        if record.run_id:
+            known = longest.setdefault((record.side, record.name, record.run_id), record)
+            if known is not record:
                 yield _same_beginning(known, record)
-            if known is None or len(record.entries) > len(known.entries):
-                servers[record.run_id] = record
-    sites: dict[tuple[str, str, str], Record] = {}
-    for record in records:
-        if record.side != SERVER_SIDE and record.run_id:
-            sites[record.name, record.run_id, record.head] = record
-    for server in servers.values():
-        of_run = [site for site in sites.values() if len(servers) == 1 or site.run_id == server.run_id]
-        yield from compare(server, of_run)
+            if len(record.entries) > len(known.entries):
+                longest[record.side, record.name, record.run_id] = record
+    servers = [record for record in longest.values() if record.side == SERVER_SIDE]
+    sites = [record for record in longest.values() if record.side != SERVER_SIDE]
+    for server in servers:
+        yield from compare(server, [site for site in sites if len(servers) == 1 or site.run_id == server.run_id])
 
 
 def _same_beginning(one: Record, other: Record) -> Finding:
@@ -144,12 +143,14 @@ def check_model(path: Path, records: Sequence[Record]) -> Finding:
         return Finding(False, f"{path} is not the model that its provenance file is about: {text}")
     servers = [record for record in records if record.side == SERVER_SIDE]
     if not servers:
-        return Finding(True, f"{path} agrees with its provenance file; there is no record here to look further")
+        return Finding(True, f"{path} agrees with its provenance file; no record of a server is here to look further")
     found = [_named(note, record) for record in servers if record.run_id == note.run_id]
     if not found:
         return Finding(False, f"{path} is a model of the run {note.run_id}, of which no record is here")
     if True not in found:
         return Finding(False, f"{path}: line {note.line} of the record is not the one that its provenance file names")
+    if note.opened_from:
+        return _opened(path, note, records)
     return Finding(True, f"{path} is the model after round {note.round}, as line {note.line} of the record says")
 
 
@@ -157,7 +158,23 @@ def _named(note: ModelNote, record: Record) -> bool:
     if not 1 <= note.line <= len(record.entries):
         return False
     entry = record.entries[note.line - 1]
-    return (entry["hash"], entry.get("model"), entry.get("round")) == (note.hash, note.model, note.round)
+    model = note.opened_from or note.model
+    return (entry["hash"], entry.get("model"), entry.get("round")) == (note.hash, model, note.round)
+
+
+def _opened(path: Path, note: ModelNote, records: Sequence[Record]) -> Finding:
+    """A decrypted model must be what the sites came to; the server's record knows only what it was opened from."""
+    came_to = {
+        str(entry["weights"])
+        for record in records
+        if record.side != SERVER_SIDE and record.run_id == note.run_id
+        for entry in record.of_kind("received", "scored")
+        if "weights" in entry and entry.get("model") == note.opened_from
+    }
+    text = f"{path} was opened from the model after round {note.round}, as line {note.line} of the record says"
+    if came_to and came_to != {note.model}:
+        return Finding(False, f"{text}, but the sites decrypted other weights")
+    return Finding(True, text + (", and the sites decrypted the same" if came_to else "; no site's record says more"))
 
 
 def _without_note(path: Path, digest: str, records: Sequence[Record]) -> Finding:
@@ -167,7 +184,7 @@ def _without_note(path: Path, digest: str, records: Sequence[Record]) -> Finding
         if lines:
             return Finding(True, f"{path} has no provenance file; line {lines[-1]} of the server's record names it")
         for entry in record.of_kind("received", "scored"):
-            if entry.get("weights") == digest:
+            if digest in (entry.get("model"), entry.get("weights")):
                 where = f"line {entry['number']} of the {record.title}"
-                return Finding(True, f"{path} has no provenance file; {where} names it as decrypted")
+                return Finding(True, f"{path} has no provenance file; {where} names it as {entry['kind']}")
     return Finding(False, f"{path} has no provenance file, and no record here names its digest {digest[:16]}...")

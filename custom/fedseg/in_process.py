@@ -28,6 +28,7 @@ from fedseg.filters.base import hooks_of, own_names, write_update
 from fedseg.filters.context import SiteContext, patients_of
 from fedseg.filters.restore import restore, update_shapes
 from fedseg.job_encryption import is_encrypted
+from fedseg.job_split import is_split
 from fedseg.jobs import Job
 from fedseg.networks.weights import Arrays
 from fedseg.privacy.update import Update
@@ -72,10 +73,12 @@ class InProcessFederation:
             tamper: changes an update on its way, called with site, round and arrays: attacks and failures of tests.
 
         Raises:
-            UsageError: the job encrypts, which only makes sense between processes.
+            UsageError: the job encrypts or splits the network, which only makes sense between processes.
         """
         if is_encrypted(job.server, job.client):
             raise UsageError(f"{job.name}: encrypted jobs run with `fedseg simulate`, not in one process.")
+        if is_split(job.server, job.client):
+            raise UsageError(f"{job.name}: jobs of split training run with `fedseg simulate`, not in one process.")
         self.plan = job.check()
         workflow = job.build_workflow()
         self.job_name = job.name

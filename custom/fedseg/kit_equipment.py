@@ -11,10 +11,14 @@ import tempfile
 from pathlib import Path
 
 from fedseg.errors import UsageError
+from fedseg.package_wheel import check_wheel
+from fedseg.prepared_kit import runtime_of
 from fedseg.project_file import SERVER, SITE
+from fedseg.server_folders import read_folders, write_folders
 from fedseg.site_kits import (
     POLICY_FILES,
     RESOURCES_FILE,
+    SERVER_POLICY_FILES,
     SERVER_STORAGE,
     equip_server,
     equip_site,
@@ -23,7 +27,7 @@ from fedseg.site_kits import (
 )
 
 _ROLE_FILES = {"fed_server.json": SERVER, "fed_client.json": SITE}
-_SERVER_POLICY = ("authorization.json",)
+BEFORE = f"{RESOURCES_FILE}.before"
 
 
 def role_of_kit(kit: Path) -> str:
@@ -43,16 +47,19 @@ def role_of_kit(kit: Path) -> str:
 def equip(
     kit: Path,
     policy: Path | None = None,
-    storage: Path = SERVER_STORAGE,
+    storage: Path | None = None,
     state: Path | None = None,
     wheel: Path | None = None,
 ) -> str:
     """Write what fedseg needs into ``local`` of a kit; policy files that are there already stay as they are.
 
+    ``resources.json`` is written anew; one that was there stays beside it as ``resources.json.before``.
+
     Args:
         kit: of a server or a site.
         policy: folder with the files of a site's policy, for those that the kit lacks.
-        storage: server only: where it keeps jobs and results; absolute.
+        storage: server only: where it keeps jobs and results; absolute. None leaves all folders as they are, and is
+            ``/var/lib/fedseg`` in a kit that has none yet.
         state: server only: where it keeps checkpoints; None is ``storage/state``.
         wheel: to be put into the kit.
 
@@ -60,22 +67,36 @@ def equip(
         The role of the kit.
 
     Raises:
-        UsageError: this is no such kit, or a file is missing.
+        UsageError: this is no such kit, a file is missing, or the storage of a server in a container is not named.
     """
     role = role_of_kit(kit)
+    kept = read_folders(kit) if role == SERVER and storage is None else None
+    runtime = runtime_of(kit)
+    if role == SERVER and storage is None and kept is None and runtime is not None:
+        raise UsageError(
+            f"--storage is needed: {kit} was made ready for {runtime.name}, and what the server keeps must lie on a "
+            "volume that outlives its container. Name the folder as it is called inside."
+        )
     for folder in (storage, state):
         if folder is not None and not folder.is_absolute():
             raise UsageError(f"{folder} is not absolute, and FLARE takes no other folder. Write it from / on.")
-    if wheel is not None and not (wheel.is_file() and wheel.suffix == ".whl"):
-        raise UsageError(f"--wheel {wheel} is no wheel.")
+    if wheel is not None:
+        check_wheel(wheel)
+    resources = kit / "local" / RESOURCES_FILE
+    before = resources.read_bytes() if resources.is_file() else None
     with tempfile.TemporaryDirectory() as scratch:
-        files = _gather(kit, policy, POLICY_FILES if role == SITE else _SERVER_POLICY, Path(scratch))
+        files = _gather(kit, policy, POLICY_FILES if role == SITE else SERVER_POLICY_FILES, Path(scratch))
         if role == SITE:
             equip_site(kit, files)
         else:
             equip_server(kit, files)
-            place_server(kit, storage)
-            place_state(kit, state or storage / "state")
+            place_server(kit, storage or SERVER_STORAGE)
+            if kept is not None:
+                write_folders(kit, kept)
+            if state is not None:
+                place_state(kit, state)
+    if before is not None and before != resources.read_bytes():
+        resources.with_name(BEFORE).write_bytes(before)
     if wheel is not None and wheel.resolve().parent != kit.resolve():
         shutil.copy2(wheel, kit)
     return role

@@ -16,6 +16,7 @@ import psutil
 from fedseg.installed_kit import START_SCRIPT, STARTUP, InstalledKit
 
 _PROGRAMS = "nvflare.private.fed.app."
+_CLIENT = f"{_PROGRAMS}client.client_train"
 _MAIN_PROGRAMS = ("client_train", "server_train")
 
 
@@ -51,6 +52,17 @@ def find_processes(kit: InstalledKit) -> KitProcesses:
                 continue
             _sort_in(found, process, process.cmdline(), kit.folder)
     return found
+
+
+def other_sites(kit: InstalledKit) -> list[Path]:
+    """The folders of other kits from which a site runs on this machine, as far as this user may see them."""
+    found = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            command = process.cmdline()
+            if _CLIENT in command and "-m" in command[command.index(_CLIENT) : -1]:
+                found.add(Path(command[command.index("-m", command.index(_CLIENT)) + 1]).resolve())
+    return sorted(found - {kit.folder})
 
 
 def _sort_in(found: KitProcesses, process: psutil.Process, command: list[str], folder: Path) -> None:

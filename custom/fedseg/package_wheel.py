@@ -10,6 +10,7 @@ from pathlib import Path
 
 import fedseg
 from fedseg.errors import FedsegError, UsageError
+from fedseg.version import __version__
 
 _NEEDED = ("pyproject.toml", "README.md")
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "*.egg-info")
@@ -39,3 +40,26 @@ def build_wheel(folder: Path) -> Path:
         if done.returncode != 0 or len(wheels) != 1:
             raise FedsegError(f"pip could not build the wheel of fedseg: {done.stderr.strip()[-500:]}")
         return Path(shutil.copy2(wheels[0], folder / wheels[0].name))
+
+
+def wheel_version(path: Path) -> str | None:
+    """The version that the name of a wheel of fedseg states; None for every other file."""
+    name, _, rest = path.name.partition("-")
+    return rest.partition("-")[0] if name == "fedseg" and path.suffix == ".whl" and "-" in rest else None
+
+
+def check_wheel(path: Path) -> Path:
+    """Refuse a wheel that does not fit what this fedseg writes into a kit: version, list of classes, policy.
+
+    Raises:
+        UsageError: it is none, or of another version.
+    """
+    version = wheel_version(path) if path.is_file() else None
+    if version is None:
+        raise UsageError(f"--wheel {path} is no wheel of fedseg. Leave it out to build one.")
+    if version != __version__:
+        raise UsageError(
+            f"--wheel {path} is fedseg {version}, and this is fedseg {__version__}, whose lists do not fit it. "
+            "Run this command with the version of the wheel."
+        )
+    return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,20 @@ def write_gallery(data: Path, sites: list[str], report: Path) -> None:
     (report / "gallery.json").write_text(json.dumps(gallery, indent=1), "utf-8")
 
 
-def write_overlays(model: ModelFile, state: Path, run_id: str, report: Path, overlap: float) -> None:
-    """``overlays.json`` and masks of each site's best, median and worst case of the last model."""
+def write_overlays(models: Mapping[str, ModelFile], state: Path, run_id: str, report: Path, overlap: float) -> None:
+    """``overlays.json`` and masks of each site's best, median and worst case of the last model.
+
+    Args:
+        models: of each site; one that has none is left out.
+        state: folder with the states of the simulated sites.
+        run_id: of the run.
+        report: folder of the report.
+        overlap: of the sliding windows.
+    """
     entries = []
     for site, rank, scored in _ranked(_read_scores(state, run_id)):
+        if (model := models.get(site)) is None:
+            continue
         case = Case(tuple(Path(p) for p in scored["images"]), Path(scored["label"]), "")
         _, prepared, predicted = next(segment_cases(model, [case], "auto", overlap))
         path = report / "overlays" / f"{site}-{rank}.nii.gz"

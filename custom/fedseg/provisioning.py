@@ -23,7 +23,7 @@ from fedseg.data.staging import new_folder
 from fedseg.errors import FedsegError, UsageError
 from fedseg.kit_manifest import write_manifest
 from fedseg.kits import KITS, Federation, describe_federation, pack_kits
-from fedseg.package_wheel import build_wheel
+from fedseg.package_wheel import build_wheel, check_wheel
 from fedseg.project_file import PROJECT_FILE, SERVER, SITE, check_project, role_of
 from fedseg.site_kits import check_policy_folder, equip_server, equip_site
 
@@ -50,14 +50,14 @@ def provision(
         with_wheel: False leaves the wheel out, where all participants use one installation.
 
     Raises:
-        UsageError: ``out`` is not empty, or a file is missing.
+        UsageError: ``out`` is not empty, a file is missing, or the wheel is of another version than this fedseg.
         ConfigurationError: the project is not one that could train.
         ProvisioningError: FLARE refuses the project.
     """
     check_project(project)
     check_policy_folder(policy)
-    if wheel is not None and not (wheel.is_file() and wheel.suffix == ".whl"):
-        raise UsageError(f"--wheel {wheel} is no wheel. Leave it out to build one.")
+    if wheel is not None:
+        check_wheel(wheel)
     with new_folder(out) as folder:
         run_flare(project, folder)
         for entry in project["participants"]:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.executors.site_profile import CONTEXT_FILE, SERVER_CONTEXT_FILE
+from fedseg.opened_model import open_with_note
 from fedseg.privacy.encrypted_file import read_encrypted_file
 from fedseg.privacy.encryption_context import KEY_NAME_FILE, make_contexts, secret_context, write_key
-from fedseg.provenance.model_note import copy_with_note
+from fedseg.provenance.model_note import copy_with_note, read_note
 
 
 def give_contexts(state: Path, sites: Sequence[str], server: str) -> None:
@@ -55,6 +56,6 @@ def open_models(results: dict[str, Any], server: Path, models: Path, context: Pa
         if name:
             copy_with_note(server / name, models)
             path = (models / name).with_suffix(".safetensors")
-            read_encrypted_file(models / name).decrypt(key, path)
+            open_with_note(read_encrypted_file(models / name), read_note(models / name), key, path)
             opened[part] = {**results[part], "model": path.name}
     return opened

@@ -298,7 +298,8 @@ def _collect(out: Path, log: Path) -> dict[str, Any]:
         failure = next((e["what"] for e in events if e["event"] == "failed"), "")
     results = json.loads((server / RESULTS_FILE).read_text("utf-8")) if (server / RESULTS_FILE).exists() else {}
     (out / "models").mkdir(exist_ok=True)
-    for name in (LAST_MODEL, BEST_MODEL):
+    of_sites = sorted(results.get("final", {}).get("models", {}).values())
+    for name in (LAST_MODEL, BEST_MODEL, *of_sites):
         if (server / name).exists():
             copy_with_note(server / name, out / "models")
     if "final" not in results:

@@ -10,20 +10,15 @@ from fedseg.installed_kit import InstalledKit
 from fedseg.site_check_result import CheckOptions, CheckResult, Colour, red
 from fedseg.site_checks_connection import check_connection
 from fedseg.site_checks_data import check_data, check_profile
+from fedseg.site_checks_folders import check_disk, check_folders
 from fedseg.site_checks_kit import check_certificates, check_files, check_key_modes
-from fedseg.site_checks_machine import (
-    check_disk,
-    check_folders,
-    check_gpu,
-    check_packages,
-    check_versions,
-)
+from fedseg.site_checks_machine import check_gpu, check_packages, check_user, check_versions
 from fedseg.site_checks_policy import check_classes, check_guard, check_policy, check_rights
 
 Check = Callable[[InstalledKit, CheckOptions], Iterable[CheckResult]]
 CHECKS: tuple[tuple[str, tuple[Check, ...]], ...] = (
     ("the kit", (check_files, check_certificates, check_key_modes)),
-    ("this machine", (check_versions, check_packages, check_gpu, check_profile, check_disk, check_folders)),
+    ("this machine", (check_user, check_versions, check_packages, check_gpu, check_profile, check_disk, check_folders)),
     ("the server", (check_connection,)),
     ("the data", (check_data,)),
     ("what is allowed", (check_classes, check_rights, check_guard, check_policy)),

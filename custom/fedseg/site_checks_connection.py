@@ -7,6 +7,7 @@ the site for five seconds and ends every process with the same command line, a s
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import ssl
 from collections.abc import Generator, Iterator
@@ -70,17 +71,41 @@ def _open_port(kit: InstalledKit, options: CheckOptions) -> Generator[CheckResul
         remedy = "Ask the network's administrator for name service, or the coordinator whether the name is right."
         yield red("server: name", f"{kit.host} does not resolve ({why}).", remedy)
         return None
-    yield green("server: name", f"{kit.host} is {found[0][4][0]}.")
-    try:
-        plain = socket.create_connection((kit.host, kit.port), timeout=options.timeout)
-    except TimeoutError:
-        yield red("server: port", f"{kit.address} does not answer within {options.timeout:g} s: blocked.", allow)
-        return None
-    except OSError as error:
-        yield red("server: port", f"{kit.address} cannot be reached ({error.strerror}).", allow)
+    addresses = list(dict.fromkeys(str(each[4][0]) for each in found))
+    yield green("server: name", f"{kit.host} is {', '.join(addresses)}.")
+    plain, refused = _connect(addresses, kit.port, options.timeout)
+    if plain is None:
+        why = f"{kit.address} does not answer within {options.timeout:g} s: blocked."
+        if refused is not None:
+            why = f"{kit.address} cannot be reached ({refused})."
+        yield red("server: port", why, f"{allow}{_proxy()}")
         return None
     yield green("server: port", f"{kit.address} is open.")
     return plain
+
+
+def _connect(addresses: list[str], port: int, timeout: float) -> tuple[socket.socket | None, str | None]:
+    """The first address that opens, all of them together within the time; or why they refused, None if one was silent.
+
+    A name often has two addresses, of which a machine can use one only: what is said is then about the other.
+    """
+    refused, silent = None, False
+    for address in addresses:
+        try:
+            plain = socket.create_connection((address, port), timeout=timeout / len(addresses))
+        except TimeoutError:
+            silent = True
+        except OSError as error:
+            refused = refused or str(error.strerror)
+        else:
+            plain.settimeout(timeout)
+            return plain, None
+    return None, None if silent else refused
+
+
+def _proxy() -> str:
+    names = [name for name in ("HTTPS_PROXY", "https_proxy") if os.environ.get(name)]
+    return f" FLARE connects directly: {names[0]}, which is set here, does not help." if names else ""
 
 
 def _shake_hands(kit: InstalledKit, plain: socket.socket) -> Generator[CheckResult, None, ssl.SSLSocket | None]:

@@ -37,6 +37,11 @@ def ask_flare(kit: InstalledKit, options: CheckOptions, tls: ssl.SSLSocket) -> I
         tls.settimeout(options.timeout)
         tls.sendall("\r\n".join([*lines, "", ""]).encode("ascii"))
         status, headers = _answer(tls)
+    except TimeoutError:
+        remedy = "Ask the coordinator how the server is; a firewall that lets no data through does this too."
+        yield red("FLARE", f"The server accepts TLS, but does not answer within {options.timeout:g} s.", remedy)
+        yield no_clock()
+        return
     except (OSError, ValueError) as error:
         # With TLS 1.3 the server says only after the handshake whether it accepts the site's certificate.
         remedy = "Is the kit of this federation and still valid? Ask the coordinator to look at the server's log."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import stat
 from collections.abc import Iterator
 from datetime import timedelta
@@ -19,6 +21,7 @@ from fedseg.certificates import read_certificate
 from fedseg.errors import DataError
 from fedseg.installed_kit import LOCAL, START_SCRIPT, STARTUP, InstalledKit
 from fedseg.kit_manifest import MANIFEST_FILE, changed_files, read_manifest
+from fedseg.prepared_kit import TAKEN_AWAY, Runtime, runtime_of
 from fedseg.site_check_result import CheckOptions, CheckResult, green, listed, red, yellow
 
 ENDS_SOON = timedelta(days=30)
@@ -29,17 +32,23 @@ _SECRETS = ("*.key", "client_context.tenseal")
 
 def check_files(kit: InstalledKit, options: CheckOptions) -> Iterator[CheckResult]:
     """Nothing is missing, and nothing is other than what the coordinator sent, but for what the site fills in."""
-    needed = [kit.root, kit.certificate, kit.key, kit.configuration, kit.folder / STARTUP / START_SCRIPT]
+    runtime = runtime_of(kit.folder)
+    needed = [kit.root, kit.certificate, kit.key, kit.configuration]
+    needed += [kit.folder / STARTUP / START_SCRIPT] if runtime is None else []
     needed += [kit.local / name for name in ("resources.json", "authorization.json", "fedseg.json")]
     needed += [kit.local / "privacy.json"] if kit.is_site else []
     missing = [path.relative_to(kit.folder).as_posix() for path in needed if not path.is_file()]
     if missing:
-        yield red("files", f"Missing in the kit: {listed(missing)}.", _ANEW)
+        # `nvflare deploy prepare` deletes local/resources.json; nothing is damaged.
+        remedy = f"fedseg equip {shlex.quote(str(kit.folder))}" if runtime is not None else _ANEW
+        yield red("files", f"Missing in the kit: {listed(missing)}.", remedy)
         return
-    if (kit.folder / STARTUP / ProvFileName.SIGNATURE_JSON).is_file() and not _signature_holds(kit):
-        yield red("files", "A file in startup is not the one that was signed; FLARE will not start from it.", _ANEW)
+    # A prepared kit lacks scripts that FLARE has signed, and has others; the coordinator's list, below, is as strict.
+    signed = runtime is None and (kit.folder / STARTUP / ProvFileName.SIGNATURE_JSON).is_file()
+    if signed and not _signature_holds(kit):
+        yield red("files", "A file in startup is not the one that was signed.", _ANEW)
         return
-    yield _compared(kit)
+    yield _compared(kit, runtime)
 
 
 def _signature_holds(kit: InstalledKit) -> bool:
@@ -52,7 +61,7 @@ def _signature_holds(kit: InstalledKit) -> bool:
         return False
 
 
-def _compared(kit: InstalledKit) -> CheckResult:
+def _compared(kit: InstalledKit, runtime: Runtime | None) -> CheckResult:
     try:
         manifest = read_manifest(kit.folder)
     except DataError as error:
@@ -69,9 +78,14 @@ def _compared(kit: InstalledKit) -> CheckResult:
         return red("files", f"The list of files is of {manifest.participant}, the kit of {kit.name}.", _ANEW)
     missing, changed = changed_files(kit.folder, manifest)
     changed = [name for name in changed if name != _OWN]
+    missing = [name for name in missing if runtime is None or name not in TAKEN_AWAY]
     grave = missing + [name for name in changed if not name.startswith(f"{LOCAL}/")]
     if grave:
         return red("files", f"Missing or changed since the kit was made: {listed(grave)}.", _ANEW)
+    if runtime is not None:
+        found = f"Made ready for {runtime.name} by `nvflare deploy prepare`: {listed(changed) or 'nothing'} changed."
+        remedy = f"Check the kit as it came, too. This one is started by {runtime.start}."
+        return yellow("files", f"{found} All else is as the coordinator signed it.", remedy)
     if changed:
         remedy = (
             f"Was that you? If not, take the files from the archive. ({_OWN} is yours to change and does not count.)"
@@ -114,6 +128,9 @@ def _issued(chain: list[x509.Certificate], root: x509.Certificate) -> bool:
 def _key_fits(kit: InstalledKit, certificate: x509.Certificate) -> CheckResult:
     try:
         key = load_pem_private_key(kit.key.read_bytes(), password=None)
+    except PermissionError:
+        remedy = f"Work as its owner ({_owner(kit.key)}), or as root: chown -R USER {shlex.quote(str(kit.folder))}"
+        return red("key", f"{STARTUP}/{kit.key.name} belongs to another user, and you may not read it.", remedy)
     except (OSError, ValueError, TypeError):
         return red("key", f"{STARTUP}/{kit.key.name} cannot be read as a private key.", _ANEW)
     if key.public_key() != certificate.public_key():
@@ -135,15 +152,28 @@ def _dates(what: str, certificate: x509.Certificate, options: CheckOptions) -> C
 
 
 def check_key_modes(kit: InstalledKit, options: CheckOptions) -> Iterator[CheckResult]:
-    """Nobody but the owner may read a secret."""
+    """Nobody but the owner may read a secret, and it is the owner who works here."""
     secrets = [path for pattern in _SECRETS for path in sorted((kit.folder / STARTUP).glob(pattern))]
     open_ones = [path for path in secrets if _others_may(path)]
     for path in open_ones:
         found = f"{STARTUP}/{path.name} is open to other users (mode {stat.S_IMODE(path.stat().st_mode):04o})."
-        remedy = f"chmod 600 {path}   If others use this machine, ask the coordinator for a new kit: they may have it."
+        command = shlex.join(["chmod", "600", str(path)])
+        remedy = f"{command}   If others use this machine, ask the coordinator for a new kit: they may have it."
         yield red("key file", found, remedy)
-    if secrets and not open_ones:
+    foreign = [path for path in secrets if path.stat().st_uid != os.geteuid()]
+    if foreign and not open_ones:
+        found = f"{STARTUP}/{foreign[0].name} belongs to {_owner(foreign[0])}, and you are another user."
+        yield yellow("key file", found, "Run fedseg and FLARE as that user, who could not use files that you make.")
+    elif secrets and not open_ones:
         yield green("key file", "Only its owner may read it.")
+
+
+def _owner(path: Path) -> str:
+    try:
+        return path.owner()
+    except (KeyError, OSError):
+        # A number without a name, such as of the coordinator's own machine, if root has unpacked the archive.
+        return f"user {path.stat().st_uid}"
 
 
 def _others_may(path: Path) -> bool:

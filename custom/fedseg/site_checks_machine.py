@@ -1,12 +1,11 @@
-"""Checks of a machine: versions, packages, GPU, disk, folders."""
+"""Checks of a machine: user, versions, packages, GPU."""
 
 from __future__ import annotations
 
-import fcntl
 import importlib
+import os
 import re
-import shutil
-import tempfile
+import shlex
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -14,41 +13,61 @@ from pathlib import Path
 import torch
 
 from fedseg.errors import FedsegError
-from fedseg.executors.site_profile import read_profile, read_state_folder
+from fedseg.executors.site_profile import read_profile
 from fedseg.installed_kit import InstalledKit
 from fedseg.kit_manifest import read_manifest
-from fedseg.site_check_result import CheckOptions, CheckResult, green, listed, nearest_folder, red, yellow
+from fedseg.package_wheel import wheel_version
+from fedseg.site_check_result import CheckOptions, CheckResult, green, listed, red, yellow
 from fedseg.version import __version__
 
-LEAST_FREE, ENOUGH_FREE = 2 * 2**30, 20 * 2**30
 _PINNED = re.compile(r"^([\w.\-]+)==([^;\s]+)$")
 _GIBIBYTE = 2**30
 
 
+def check_user(kit: InstalledKit, options: CheckOptions) -> Iterator[CheckResult]:
+    """FLARE does not run with all rights on the machine."""
+    if is_root():
+        remedy = "Make a user of its own and give it the kit: docs/how-to/walkthrough.md, A user and folders."
+        yield yellow("user", "You are root: a fault in a job would have every right on this machine.", remedy)
+
+
+def is_root() -> bool:
+    """Whether who runs this may do everything on the machine."""
+    return os.geteuid() == 0
+
+
 def check_versions(kit: InstalledKit, options: CheckOptions) -> Iterator[CheckResult]:
     """fedseg is the version of the federation: jobs of another one are refused."""
-    wanted = _version_of(kit)
-    wheel = next(iter(sorted(kit.folder.glob("fedseg-*.whl"))), None)
+    wheels = _wheels_of(kit)
+    wanted, wheel = next(iter(wheels.items()), (None, None))
     if wanted is None:
         remedy = "Ask the coordinator which version the federation uses."
         yield yellow("fedseg", f"Version {__version__}; the kit does not say which one it needs.", remedy)
-    elif wanted != __version__:
-        remedy = f"pip install {wheel}" if wheel else f"Install fedseg {wanted}; the coordinator has its wheel."
+    elif __version__ not in wheels:
+        remedy = (
+            f"pip install {shlex.quote(str(wheel))}"
+            if wheel
+            else f"Install fedseg {wanted}; the coordinator has its wheel."
+        )
         yield red("fedseg", f"Version {__version__} is installed, but the federation uses {wanted}.", remedy)
     else:
         yield green("fedseg", f"Version {__version__}, as the federation.")
 
 
-def _version_of(kit: InstalledKit) -> str | None:
-    """The version of the federation, by the kit's manifest or by the wheel in it."""
+def _wheels_of(kit: InstalledKit) -> dict[str, Path | None]:
+    """Version of the federation -> its wheel in the kit.
+
+    A wheel that came later (`fedseg equip --wheel`) counts in place of the version with which the kit was made.
+    """
     try:
         manifest = read_manifest(kit.folder)
     except FedsegError:
         manifest = None
-    if manifest is not None:
-        return manifest.fedseg_version
-    wheels = sorted(path.name.split("-")[1] for path in kit.folder.glob("fedseg-*.whl"))
-    return wheels[0] if wheels else None
+    there = [(version, path) for path in sorted(kit.folder.glob("*.whl")) if (version := wheel_version(path))]
+    if manifest is None:
+        return dict(there)
+    later = [(version, path) for version, path in there if path.name not in manifest.files]
+    return dict(later) or {manifest.fedseg_version: dict(there).get(manifest.fedseg_version)}
 
 
 def check_packages(kit: InstalledKit, options: CheckOptions) -> Iterator[CheckResult]:
@@ -113,6 +132,10 @@ def check_gpu(kit: InstalledKit, options: CheckOptions) -> Iterator[CheckResult]
         device = read_profile(kit.name, kit.local, kit.folder).device
     except FedsegError:
         device = "auto"
+    if device != "auto" and not _is_device(device):
+        remedy = 'Write "auto", "cpu", "cuda" or "cuda:0" in local/fedseg.json.'
+        yield red("GPU", f"local/fedseg.json wants {device!r}, which is no device of PyTorch's.", remedy)
+        return
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "cpu":
         yield green("GPU", "Trains on the CPU, as local/fedseg.json says.")
@@ -127,62 +150,9 @@ def check_gpu(kit: InstalledKit, options: CheckOptions) -> Iterator[CheckResult]
         yield green("GPU", f"{first.name}, {first.total_memory / _GIBIBYTE:.0f} GiB of memory.")
 
 
-def check_disk(kit: InstalledKit, options: CheckOptions) -> Iterator[CheckResult]:
-    """There is room where the site keeps things."""
-    for what, path in folders_of(kit).items():
-        free = shutil.disk_usage(nearest_folder(path)).free
-        found = f"{what}: {free / _GIBIBYTE:.1f} GiB free at {path}."
-        if free < LEAST_FREE:
-            least = f"{LEAST_FREE // _GIBIBYTE} GiB"
-            yield red("disk", found, f"Make room: below {least} a job is likely to fail half-way.")
-        elif free < ENOUGH_FREE:
-            yield yellow("disk", found, f"Make room: {ENOUGH_FREE // _GIBIBYTE} GiB are advised for several jobs.")
-        else:
-            yield green("disk", found)
-
-
-def check_folders(kit: InstalledKit, options: CheckOptions) -> Iterator[CheckResult]:
-    """The site can write where it keeps things, and one process can lock out another."""
-    folders = folders_of(kit)
-    for what, path in folders.items():
-        folder = nearest_folder(path)
-        try:
-            with tempfile.TemporaryFile(dir=folder) as file:
-                file.write(b"x")
-        except OSError as error:
-            remedy = f"Give the user who runs FLARE the right to write in {folder}, or name another folder."
-            yield red("folders", f"{what}: {path} cannot be written ({error.strerror}).", remedy)
-            continue
-        yield green("folders", f"{what}: {path} can be written{'' if path.is_dir() else ', and will be made'}.")
-    if "state" in folders:
-        yield _locks(nearest_folder(folders["state"]))
-
-
-def _locks(folder: Path) -> CheckResult:
-    """Whether a second opener of a file is locked out, as the privacy ledger needs it."""
+def _is_device(name: str) -> bool:
     try:
-        with tempfile.NamedTemporaryFile(dir=folder) as first, open(first.name, "rb") as second:
-            fcntl.flock(first, fcntl.LOCK_EX)
-            try:
-                fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return green("ledger", "The file system of the state folder locks files.")
-            found = f"The file system at {folder} does not lock files: two jobs could spend the same privacy budget."
-    except OSError as error:
-        found = f"The file system at {folder} cannot lock files ({error.strerror})."
-    return red("ledger", found, "Name a state folder on a local disk, or mount the share with locks.")
-
-
-def folders_of(kit: InstalledKit) -> dict[str, Path]:
-    """Where a participant keeps things; only the kit's own folder where its profile cannot be read."""
-    folders = {"kit": kit.folder}
-    try:
-        if kit.is_site:
-            profile = read_profile(kit.name, kit.local, kit.folder)
-            folders |= {"state": profile.state, "cache": profile.cache}
-        else:
-            folders |= {"state": read_state_folder(kit.name, kit.local, kit.folder)}
-    except FedsegError:
-        # The check of the profile says what is wrong with it.
-        return folders
-    return folders
+        torch.device(name)
+    except RuntimeError:
+        return False
+    return True

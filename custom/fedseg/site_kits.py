@@ -7,13 +7,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fedseg.component_policy import server_components, site_launcher, site_resources
+from fedseg.component_policy import server_components, site_components, site_launcher, site_resources
 from fedseg.errors import UsageError
 from fedseg.executors.site_profile import PROFILE_FILE
 from fedseg.training.plan import read_json
 
 RESOURCES_FILE = "resources.json"
-POLICY_FILES = ("authorization.json", "privacy.json", PROFILE_FILE)
+POLICY_FILES = ("authorization.json", "privacy.json", PROFILE_FILE, "log_config.json")
+SERVER_POLICY_FILES = ("authorization.json", "log_config.json")
 SERVER_STORAGE = Path("/var/lib/fedseg")
 # Seconds of silence after which the server drops a client, which gives a sign every 10 s and comes back with the next.
 HEART_BEAT_TIMEOUT = 120
@@ -34,11 +35,11 @@ def check_policy_folder(policy: Path) -> None:
 
 
 def equip_site(kit: Path, policy: Path) -> None:
-    """Write the four files of ``local`` with which a site takes jobs of fedseg, and nothing else.
+    """Write the five files of ``local`` with which a site takes jobs of fedseg, and nothing else.
 
     Args:
         kit: the site's kit as FLARE made it.
-        policy: folder with ``authorization.json``, ``privacy.json`` and ``fedseg.json``.
+        policy: folder with the files of a site's policy, see ``POLICY_FILES``.
     """
     resources = _provisioned_resources(kit)
     resources["allow_log_streaming"] = site_resources()["allow_log_streaming"]
@@ -46,7 +47,7 @@ def equip_site(kit: Path, policy: Path) -> None:
         site_launcher(_LAUNCHER) if part["id"] == _LAUNCHER else part
         for part in resources["components"]
         if part["id"] != _LOG_SENDER
-    ]
+    ] + site_components()
     _write(kit / "local" / RESOURCES_FILE, resources)
     for name in POLICY_FILES:
         shutil.copyfile(policy / name, kit / "local" / name)
@@ -57,14 +58,15 @@ def equip_server(kit: Path, policy: Path) -> None:
 
     Args:
         kit: the server's kit as FLARE made it.
-        policy: folder with ``authorization.json``.
+        policy: folder with ``SERVER_POLICY_FILES``.
     """
     resources = _provisioned_resources(kit)
     resources["components"] += server_components()
     for server in resources["servers"]:
         server["heart_beat_timeout"] = HEART_BEAT_TIMEOUT
     _write(kit / "local" / RESOURCES_FILE, resources)
-    shutil.copyfile(policy / "authorization.json", kit / "local" / "authorization.json")
+    for name in SERVER_POLICY_FILES:
+        shutil.copyfile(policy / name, kit / "local" / name)
     place_server(kit, SERVER_STORAGE)
 
 

@@ -16,11 +16,12 @@ import psutil
 from fedseg.errors import FedsegError
 from fedseg.installed_kit import START_SCRIPT, STARTUP, InstalledKit
 from fedseg.kit_processes import KitProcesses, find_processes
+from fedseg.prepared_kit import runtime_of
 from fedseg.processes import end_processes, process_tree
 
 LOG_FILE = "console.log"
 SHUTDOWN_FILE = "shutdown.fl"
-START_SECONDS, FLARE_SECONDS, PATIENCE = 60.0, 20.0, 10.0
+START_SECONDS, SETTLE_SECONDS, FLARE_SECONDS, PATIENCE = 60.0, 5.0, 20.0, 10.0
 _LEFT_BY_FLARE = ("pid.fl", "daemon_pid.fl", SHUTDOWN_FILE, "restart.fl")
 
 
@@ -43,35 +44,42 @@ class Ended:
     how: str
 
 
-def refuse_if_running(kit: InstalledKit) -> None:
-    """Two of one kit would take turns at the server.
+def refuse_to_start(kit: InstalledKit) -> None:
+    """Two of one kit would take turns at the server, and one for containers has no script for this machine.
 
     Raises:
-        ProcessError: something runs from this kit.
+        ProcessError: something runs from this kit, or it is started by other means.
     """
+    runtime = runtime_of(kit.folder)
+    if runtime is not None:
+        raise ProcessError(f"{kit.name} was made ready for {runtime.name}: start it by {runtime.start}.")
     running = find_processes(kit)
     if running:
         pids = ", ".join(str(process.pid) for process in running.all)
         raise ProcessError(f"{kit.name} runs already (process {pids}). `fedseg site stop` ends it.")
 
 
-def start(kit: InstalledKit, timeout: float = START_SECONDS) -> psutil.Process:
+def start(kit: InstalledKit, timeout: float = START_SECONDS, settle_seconds: float = SETTLE_SECONDS) -> psutil.Process:
     """Start FLARE from a kit in the background, by the kit's own script, which starts it again whenever it ends.
 
     Args:
         kit: of a site or of the server.
         timeout: seconds until FLARE's program must run.
+        settle_seconds: how long it must then live: one that cannot work ends at once, and is started again and again.
 
     Returns:
         FLARE's program.
 
     Raises:
-        ProcessError: something runs from this kit already, or the program does not start.
+        ProcessError: something runs from this kit already, it was made ready for containers or a cluster, or the
+            program does not start or ends at once.
     """
-    refuse_if_running(kit)
+    refuse_to_start(kit)
     for name in _LEFT_BY_FLARE:
         (kit.folder / name).unlink(missing_ok=True)
     log = kit.folder / LOG_FILE
+    # With this variable FLARE's script would run a copy of the kit in another folder.
+    environment = {name: value for name, value in os.environ.items() if name != "NVFL_WORKSPACE"}
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     with log.open("ab") as file:
         keeper = subprocess.Popen(
@@ -80,17 +88,25 @@ def start(kit: InstalledKit, timeout: float = START_SECONDS) -> psutil.Process:
             stdout=file,
             stderr=subprocess.STDOUT,
             cwd=kit.folder,
-            env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"},
+            env={**environment, "PATH": path, "PYTHONUNBUFFERED": "1"},
             start_new_session=True,
         )
     end = time.monotonic() + timeout
     while (main := find_processes(kit).main) is None:
         if keeper.poll() is not None or time.monotonic() > end:
-            stop(kit)
-            lines = "\n".join(last_lines(log))
-            raise ProcessError(f"{kit.name} did not start; the end of {log}:\n{lines}")
+            raise _failed(kit, "did not start")
         time.sleep(0.5)
+    _, alive = psutil.wait_procs([main], timeout=settle_seconds)
+    if not alive:
+        raise _failed(kit, "ended as soon as it had started")
     return main
+
+
+def _failed(kit: InstalledKit, what: str) -> ProcessError:
+    """Leave nothing behind, and say why."""
+    stop(kit)
+    log = kit.folder / LOG_FILE
+    return ProcessError("\n".join([f"{kit.name} {what}; the end of {log}:", *last_lines(log)]))
 
 
 def stop(kit: InstalledKit, flare_seconds: float = FLARE_SECONDS, patience: float = PATIENCE) -> list[Ended]:

@@ -73,6 +73,8 @@ def describe_run(
     for scores in (final, best):
         if scores.get("model"):
             scores["model"] = f"models/{scores['model']}"
+        if "models" in scores:
+            scores["models"] = {site: f"models/{file}" for site, file in scores["models"].items()}
     traffic = {key: sum(s[key] for r in rounds for s in r["sites"].values()) for key in ("bytes_up", "bytes_down")}
     return {
         "schema": SCHEMA,
@@ -85,6 +87,7 @@ def describe_run(
         "method": plan.method,
         "network": plan.network.to_dict(),
         "training": plan.training.to_dict(),
+        **({} if plan.split is None else {"split": plan.split.to_dict()}),
         "versions": versions,
         "seed": plan.seed,
         "threads_per_site": plan.training.threads,

@@ -16,7 +16,6 @@ from nvflare.fuel.f3.sfm import conn_manager, heartbeat_monitor
 from nvflare.fuel.hci.client.cli import AdminClient
 from nvflare.lighter.impl.cert import DEFAULT_CERT_VALID_DAYS
 
-from fedseg.adding_sites import add_site
 from fedseg.component_policy import site_launcher
 from fedseg.errors import RefusalError
 from fedseg.executors import held_update
@@ -31,7 +30,6 @@ from fedseg.privacy.policy import SitePolicy, parse_policy
 from fedseg.privacy.policy_rules import check_protection, planned_fraction
 from fedseg.project_file import read_project
 from fedseg.provenance.run_log import RECORD_FILE, REFUSED_FILE
-from fedseg.provisioning import provision
 from fedseg.site_kits import HEART_BEAT_TIMEOUT, SERVER_STORAGE
 from fedseg.site_process import LOG_FILE
 from fedseg.training.state import SiteState
@@ -121,17 +119,6 @@ def test_certificates_last_as_long_as_the_page_says():
     (args,) = [b["args"] for b in read_project(TEMPLATE)["builders"] if "root_valid_days" in b.get("args", {})]
     said = re.search(r"certificates last (\d+) days, the root (\d+)", text(COORDINATOR))
     assert list(map(int, said.groups())) == [DEFAULT_CERT_VALID_DAYS, args["root_valid_days"]]
-
-
-def test_adding_a_site_again_gives_the_same_certificate_as_the_page_says(tmp_path):
-    project = read_project(TEMPLATE)
-    provision(project, POLICY, tmp_path / "out", with_wheel=False)
-    kit = tmp_path / "out" / "kits" / "hospital-a"
-    before = (kit / STARTUP / "client.crt").read_bytes()
-    kit.rename(tmp_path / "gone")
-    add_site(project, "hospital-a", POLICY, tmp_path / "out", with_wheel=False)
-    assert (kit / STARTUP / "client.crt").read_bytes() == before
-    assert "gives the same certificate again" in text(COORDINATOR)
 
 
 # ------------------------------------------------------------------ walkthrough

@@ -19,8 +19,8 @@ from fedseg.provisioning import provision
 from fedseg.site_check import check_site
 from fedseg.site_check_result import CheckOptions
 from fedseg.site_checks_flare import SKEW_NOTED, SKEW_REFUSED
+from fedseg.site_checks_folders import ENOUGH_FREE, LEAST_FREE
 from fedseg.site_checks_kit import ENDS_SOON
-from fedseg.site_checks_machine import ENOUGH_FREE, LEAST_FREE
 from fedseg.site_process import LOG_FILE
 
 ROOT = Path(__file__).parents[2]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ def runs(tmp_path_factory):
             result = simulation.simulate(job, folder / "data", out, list(SITES), lambda event: None)
             limits.unlink(missing_ok=True)
             summary = build_summary(job, result, out / "state")
-            (out / "report").mkdir()
+            (out / "report").mkdir(exist_ok=True)
             write_summary(summary, out / "report")
             found[name] = out, summary
     return found
@@ -157,6 +158,16 @@ def test_a_site_opens_the_model_with_the_command(runs, tmp_path):
     model, context = out / "models" / "last.encrypted", out / "state" / "beta" / CONTEXT
     assert main(["decrypt-model", str(model), "--context", str(context), "--out", str(tmp_path / "m.safetensors")]) == 0
     assert (tmp_path / "m.safetensors").read_bytes() == (out / "models" / "last.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("mode", ["compact", "exact"])
+def test_the_records_of_server_and_sites_fit_together_and_name_the_opened_models(runs, mode, capsys):
+    assert main(["audit-log", "verify", str(runs[mode][0])]) == 0
+    said = capsys.readouterr().out
+    assert "decrypted model(s) are equal at all sites" in said
+    for name in ("last", "best"):
+        opened = rf"{name}\.safetensors was opened from .* and the sites decrypted the same"
+        assert re.search(opened, said), said
 
 
 # ------------------------------------------------------- what the server never has

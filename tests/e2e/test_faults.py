@@ -53,7 +53,7 @@ def run(tmp_path_factory):
         ]
     job.declaration.setdefault("method", plan.method)
     summary = build_summary(job, result, out / "state")
-    (out / "report").mkdir()
+    (out / "report").mkdir(exist_ok=True)
     write_summary(summary, out / "report")
     return out, summary, left
 

@@ -1,9 +1,9 @@
 """What a federation of real processes refuses, and what it says: one federation in which every site has its fault.
 
 alpha would send NaN in one round, but has its guard; beta sends NaN in another round, and has none; gamma's disk is
-full for a while; old runs another version of fedseg; lost has no datalist. A stranger with a kit of another federation
-knocks all the while. Two further jobs are refused as a whole: one that was made for another version, and one that
-brings code.
+full for a while; old runs another version of fedseg; lost has no datalist; strict does not allow a class of the job. A
+stranger with a kit of another federation knocks all the while. Two further jobs are refused as a whole: one that was
+made for another version, and one that brings code.
 """
 
 import json
@@ -40,7 +40,7 @@ ROUNDS, SECONDS, TIMEOUT, START_SECONDS = 8, 300, 60, 90
 NAN_ROUNDS = {"alpha": 0, "beta": 1}
 OTHER_VERSION = "0.0.1"
 DISK_BYTES, FILE_BYTES = 2**20, 2**16
-SITES = ("alpha", "beta", "gamma", "lost", "old")
+SITES = ("alpha", "beta", "gamma", "lost", "old", "strict")
 BROKEN = "refusal_parts.NotANumber"
 HERE = Path(__file__).parent
 ENCRYPTED_TEMPLATE = TEMPLATE.with_name("three_hospitals_he")
@@ -94,7 +94,7 @@ def equip(local, folder):
     for name in SITES:
         resources = kits[name] / "local" / RESOURCES_FILE
         content = json.loads(resources.read_text("utf-8"))
-        content["class_allow_list"].append(BROKEN)
+        content["class_allow_list"] += [BROKEN] * (name != "strict")
         resources.write_text(json.dumps(content))
         # A site with a policy takes components of fedseg only.
         profile = kits[name] / "local" / PROFILE_FILE
@@ -229,6 +229,7 @@ def seen(tmp_path_factory):
                 }
                 seen.stranger_log = strangers[0].log.read_text("utf-8", "replace")
                 seen.alpha_log = local.participant("alpha").log.read_text("utf-8")
+                seen.strict_log = (kits["strict"] / job_id / "log.txt").read_text("utf-8")
             except Exception as error:
                 pytest.fail(f"{type(error).__name__}: {error}\n{local.tails()}")
             finally:
@@ -283,6 +284,15 @@ def test_the_server_takes_no_nan_from_a_site_without_a_guard(summary):
 def test_a_site_with_another_version_says_which(summary):
     text = f"version: The job was made for fedseg {__version__}, but this site runs fedseg {OTHER_VERSION}."
     assert notes(summary, "old") == [(-1, text)]
+
+
+def test_a_site_that_may_not_build_the_job_leaves_it_and_the_others_go_on(seen, summary):
+    assert f"Component '{BROKEN}'" in seen.strict_log
+    assert "is not in allow_list" in seen.strict_log
+    ((number, what),) = notes(summary, "strict")
+    assert number == -1
+    assert what.startswith("did not answer the task prepare")
+    assert rounds_of(summary, "strict") == []
 
 
 def test_a_site_without_its_datalist_says_so(summary):

@@ -123,6 +123,8 @@ def test_a_refused_job_that_has_no_run_here_stands_beside_the_runs(site, tmp_pat
     line = site.lines("refused", path="_refused.jsonl")[0]
     assert (line["task"], line["reason"]) == ("prepare", "plan")
     assert "plan differs" in line["text"]
+    assert (line["job"], line["job_id"], line["job_hash"]) == ("tiny", "job-1", folder_digest(site.folder / "app"))
+    assert line["submitter"]["name"] == "ada@example.org", "who wanted it"
     assert not (site.state / "run").exists(), "no folder is made for it"
     assert site.task("prepare", site.question()).get_return_code() == ReturnCode.OK
 
@@ -148,6 +150,7 @@ def test_a_round_that_is_refused_stands_in_the_run(site):
     site.task("train", site.message(weights, 1))
     line = site.lines("refused")[0]
     assert (line["task"], line["round"], line["reason"]) == ("train", 1, "weights")
+    assert "job" not in line, "which job it was stands in the line that accepted it"
     assert len(site.lines("sent")) == 1
 
 

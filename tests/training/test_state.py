@@ -3,7 +3,7 @@
 import pytest
 
 from fedseg.errors import ConfigurationError, RefusalError
-from fedseg.training.state import SiteState
+from fedseg.training.state import SiteState, claim
 
 
 def state(folder, start, lineage, keep=0):
@@ -98,3 +98,19 @@ def test_a_folder_of_which_nobody_says_whose_it_is_is_refused(tmp_path):
 def test_a_run_cannot_have_the_name_of_something_else_in_the_state_folder(tmp_path, name):
     with pytest.raises(ConfigurationError, match="run_id"):
         SiteState(tmp_path, name)
+
+
+def test_a_state_folder_is_one_sites(tmp_path):
+    folder = tmp_path / "state"
+    claim(folder, "alpha")
+    claim(folder, "alpha")
+    with pytest.raises(RefusalError, match="that of another site") as refused:
+        claim(folder, "beta")
+    assert refused.value.reason == "state"
+    assert str(tmp_path) not in str(refused.value)
+
+
+def test_a_state_folder_that_cannot_be_used_is_refused(tmp_path):
+    (tmp_path / "state").write_text("no folder")
+    with pytest.raises(RefusalError, match="cannot be used; its own log says why"):
+        claim(tmp_path / "state", "alpha")

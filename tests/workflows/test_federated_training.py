@@ -6,8 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import make_reply
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
+from nvflare.widgets.info_collector import GroupInfoCollector, InfoCollector
 
 from fedseg.aggregators.dos import DOS
 from fedseg.aggregators.fedavg import FedAvg
@@ -487,6 +489,7 @@ def test_an_absent_site_is_named_once_not_asked_and_asked_again_when_it_is_back(
             return accepted()
         if site == "b" and loop._round == 1:
             loop.presence.ended("b")
+            loop.presence.pass_time(["b"], 25)
             return None
         if site == "c" and loop._round == 2:
             loop.presence.heard("b")
@@ -519,3 +522,47 @@ def test_when_all_sites_are_absent_the_round_fails_at_once(tmp_path):
     loop = Scripted(tmp_path, script)
     with pytest.raises(FedsegError, match=r"0 site\(s\) answered in round 0, but 1 must"):
         loop.run_rounds()
+
+
+def stats(loop):
+    """What FLARE's show_stats would tell of the workflow, beside what FLARE itself tells under the same name."""
+    collector, context = GroupInfoCollector(), FLContext()
+    collector.add_info(loop.name, {"tasks": {"train": ["a"]}})
+    context.set_prop(InfoCollector.CTX_KEY_STATS_COLLECTOR, collector, private=True, sticky=False)
+    loop.handle_event(InfoCollector.EVENT_TYPE_GET_STATS, context)
+    assert collector.info[loop.name].pop("tasks") == {"train": ["a"]}
+    return json.loads(json.dumps(collector.info[loop.name]))
+
+
+def test_who_asks_is_told_the_round_and_for_whom_the_server_waits(tmp_path):
+    told = []
+
+    def script(task, site, model):
+        if site == "b" and task == "train" and loop._round == 1:
+            loop.presence.ended("c")
+            loop.presence.pass_time(["c"], 25)
+        told.append((task, site, stats(loop)))
+        return good(task, site, model)
+
+    loop = Scripted(tmp_path, script, num_rounds=2)
+    loop.run_rounds()
+    assert told[:2] == [
+        ("prepare", "a", {"answered": [], "waiting": ["a", "b", "c"]}),
+        ("prepare", "b", {"answered": ["a"], "waiting": ["b", "c"]}),
+    ]
+    assert told[3:8] == [
+        ("train", "a", {"round": 0, "rounds": 2, "answered": [], "waiting": ["a", "b", "c"]}),
+        ("train", "b", {"round": 0, "rounds": 2, "answered": ["a"], "waiting": ["b", "c"]}),
+        ("train", "c", {"round": 0, "rounds": 2, "answered": ["a", "b"], "waiting": ["c"]}),
+        ("train", "a", {"round": 1, "rounds": 2, "answered": [], "waiting": ["a", "b", "c"]}),
+        ("train", "b", {"round": 1, "rounds": 2, "answered": ["a"], "waiting": ["b"]}),
+    ]
+    assert stats(loop) == {"answered": [], "waiting": []}
+
+
+def test_other_events_add_nothing_and_a_missing_collector_harms_nothing(tmp_path):
+    loop, collector, context = Scripted(tmp_path, good), GroupInfoCollector(), FLContext()
+    loop.handle_event(InfoCollector.EVENT_TYPE_GET_STATS, context)
+    context.set_prop(InfoCollector.CTX_KEY_STATS_COLLECTOR, collector, private=True, sticky=False)
+    loop.handle_event("_start_run", context)
+    assert collector.info == {}

@@ -120,6 +120,12 @@ def _sent(entry: Mapping[str, Any]) -> str:
     return f"{entry['task']}{rest}: {entry['content']}, {entry['bytes']} bytes{epsilon}"
 
 
+def _refused(entry: Mapping[str, Any]) -> str:
+    rest = f" in round {entry['round']}" if entry.get("round") is not None else ""
+    job = f"; {_job(entry)}" if "job_id" in entry else ""
+    return f"{entry['task']}{rest}: {entry['reason'] or entry['code']}: {entry['text']}{job}"
+
+
 def _model(entry: Mapping[str, Any]) -> str:
     return f"{entry['name']}: model {entry['model'][:_SHOWN]}, after round {entry['round']}"
 
@@ -143,6 +149,7 @@ _DETAILS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "round": _round,
     "received": _received,
     "sent": _sent,
+    "refused": _refused,
     "final": _model,
     "model": _model,
 }

@@ -6,8 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from fedseg.commands.model_arguments import origin
 from fedseg.console import out
 from fedseg.errors import UsageError
+from fedseg.opened_model import open_with_note
 from fedseg.privacy.encrypted_file import read_encrypted_file
 from fedseg.privacy.encryption_context import secret_context
 
@@ -25,6 +27,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("file", type=Path, help="encrypted model (.encrypted) of a run")
     parser.add_argument("--context", type=Path, required=True, help="the site's client_context.tenseal")
     parser.add_argument("--out", type=Path, required=True, help="model file to write (.safetensors)")
+    parser.add_argument(
+        "--accept-changed-model",
+        action="store_true",
+        help="open the model although it is not the one that its provenance file is about",
+    )
     parser.set_defaults(run=run)
 
 
@@ -34,7 +41,8 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"--out {options.out} exists. Name a new file.")
     context = secret_context(options.context.read_bytes())
     encrypted = read_encrypted_file(options.file)
-    model = encrypted.decrypt(context, options.out)
+    note = origin(options.file, encrypted.model.ids()[-1], options.accept_changed_model)
+    model = open_with_note(encrypted, note, context, options.out)
     options.out.chmod(0o600)
     rounds = len(encrypted.model.rounds)
     out().print(f"{model.task.name}, {model.network.name}, after {rounds} round(s): written to {options.out}")

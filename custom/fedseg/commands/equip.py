@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.console import err
-from fedseg.kit_equipment import equip
+from fedseg.executors.site_profile import read_state_folder
+from fedseg.kit_equipment import BEFORE, equip
 from fedseg.project_file import SITE
 from fedseg.site_kits import SERVER_STORAGE
 
@@ -33,9 +34,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--storage",
         type=Path,
-        default=SERVER_STORAGE,
         metavar="DIR",
-        help=f"server: where it keeps jobs and results (default: {SERVER_STORAGE})",
+        help=f"server: where it keeps jobs and results (default: as the kit says, or {SERVER_STORAGE})",
     )
     parser.add_argument(
         "--state", type=Path, metavar="DIR", help="server: where it keeps checkpoints (default: state in --storage)"
@@ -48,8 +48,11 @@ def run(options: argparse.Namespace) -> int:
     role = equip(options.folder, options.site_policy, options.storage, options.state, options.wheel)
     local = options.folder / "local"
     err().print(f"{local}/resources.json: the exact list of classes", markup=False)
+    if (local / BEFORE).is_file():
+        err().print(f"{local}/{BEFORE}: as it was before; bring over what you had changed by hand", markup=False)
     if role == SITE:
         err().print(f"{local}/fedseg.json: name the site's data, state and limits there", markup=False)
     else:
-        err().print(f"{local}/fedseg.json: checkpoints in {options.state or options.storage / 'state'}", markup=False)
+        state = read_state_folder(options.folder.name, local, options.folder)
+        err().print(f"{local}/fedseg.json: checkpoints in {state}", markup=False)
     return 0

@@ -13,7 +13,7 @@ from fedseg.console import err
 from fedseg.data.datalist import SPLITS, Case, Datalist, read_datalist
 from fedseg.errors import DataError, UsageError
 from fedseg.provenance.digest import model_digest
-from fedseg.provenance.model_note import check_against_note
+from fedseg.provenance.model_note import ModelNote, check_against_note
 from fedseg.scoring import check_model_task, choose_cases
 from fedseg.training.model_file import ModelFile, read_model
 
@@ -58,7 +58,7 @@ def load(options: argparse.Namespace) -> tuple[ModelFile, Datalist, tuple[Case, 
         ) from None
     task = task_from_argument(options.task)
     model = read_model(options.model)
-    check_origin(options.model, model, options.accept_changed_model)
+    origin(options.model, model_digest(model.weights), options.accept_changed_model)
     check_model_task(model, task)
     if options.overlap is None:
         options.overlap = model.overlap
@@ -66,19 +66,27 @@ def load(options: argparse.Namespace) -> tuple[ModelFile, Datalist, tuple[Case, 
     return model, datalist, choose_cases(datalist, options.split)
 
 
-def check_origin(path: Path, model: ModelFile, accept_changed: bool) -> None:
+def origin(path: Path, digest: str, accept_changed: bool) -> ModelNote | None:
     """Compare a model with its provenance file; a model without one is taken, and the user told.
+
+    Args:
+        path: the model file, encrypted or not.
+        digest: of its content.
+        accept_changed: take another model all the same; it has no provenance then.
+
+    Returns:
+        The content of the provenance file, where it is about this model.
 
     Raises:
         DataError: the model is another one, and that is not accepted.
     """
-    digest = model_digest(model.weights)
     try:
         note = check_against_note(path, digest)
     except DataError as error:
         if not accept_changed:
             raise
         err().print(escape(f"Used all the same: {error}"))
-        return
+        return None
     if note is None:
         err().print(escape(f"{path.name} has no provenance file beside it, so nothing says which run made it."))
+    return note

@@ -16,6 +16,7 @@ from fedseg.console import err, out
 from fedseg.kits import ARCHIVES, ROOT_CERTIFICATE, Federation
 from fedseg.project_file import PROJECT_FILE, read_project
 from fedseg.provisioning import AUTHORITY, provision
+from fedseg.renewing_kits import renew_kit
 
 _FOR = {"server": "who runs the server", "client": "site", "project_admin": "coordinator", "org_admin": "site admin"}
 
@@ -27,7 +28,7 @@ def add_parser(subparsers: Any) -> None:
         help="make the kits of a federation",
         description="Make the kits of a federation from a template: for every participant a certificate, start-up "
         "files, the policy files of a site, and fedseg's wheel. Prints what to send to whom, with fingerprints. With "
-        "--add-site, the kit of one more site for a federation that exists.",
+        "--add-site, the kit of one more site for a federation that exists; with --renew, somebody's kit anew.",
         epilog="example: fedseg provision workspace_templates/three_hospitals --out runs/kits",
     )
     parser.add_argument("template", type=Path, help="folder with project.yml, a copy of one in workspace_templates")
@@ -39,10 +40,16 @@ def add_parser(subparsers: Any) -> None:
         metavar="DIR",
         help="folder with fedseg.json, privacy.json, authorization.json (default: site_policy/local beside TEMPLATE)",
     )
-    parser.add_argument(
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument(
         "--add-site",
         metavar="NAME",
         help="make the kit of one more site of the federation in --out; nobody else's changes",
+    )
+    one.add_argument(
+        "--renew",
+        metavar="NAME",
+        help="make somebody's kit in --out anew, with a new key and certificate; nobody else's changes",
     )
     parser.set_defaults(run=run)
 
@@ -51,10 +58,11 @@ def run(options: argparse.Namespace) -> int:
     """Make the kits and say what to do with them."""
     project = read_project(options.template)
     policy = options.site_policy or default_policy(options.template)
-    if options.add_site is not None:
-        federation = add_site(project, options.add_site, policy, options.out, options.wheel)
+    if options.add_site is not None or options.renew is not None:
+        make, name = (add_site, options.add_site) if options.renew is None else (renew_kit, options.renew)
+        federation = make(project, name, policy, options.out, options.wheel)
         out().print(_table(federation))
-        out().print("\n".join(_for_one_more(federation, project, options)), markup=False, emoji=False)
+        out().print("\n".join(_for_one(federation, project, options)), markup=False, emoji=False)
         return 0
     err().print(f"{escape(str(project['name']))}: {len(project['participants'])} participants")
     federation = provision(project, policy, options.out, options.wheel)
@@ -68,8 +76,8 @@ def default_policy(template: Path) -> Path:
     return template.resolve().parent / "site_policy" / "local"
 
 
-def _for_one_more(federation: Federation, project: dict[str, Any], options: argparse.Namespace) -> list[str]:
-    """What to do with the kit of a site that was added."""
+def _for_one(federation: Federation, project: dict[str, Any], options: argparse.Namespace) -> list[str]:
+    """What to do with the kit of one participant that was added or renewed."""
     (kit,) = federation.kits
     lines = [
         f"Give {kit.name} its archive {kit.archive}, and nobody else: it holds a private key.",
@@ -77,8 +85,12 @@ def _for_one_more(federation: Federation, project: dict[str, Any], options: argp
         f"  {kit.sha256}  {kit.archive.name}",
         f"SHA-256 of the root certificate, the same as in every other kit, valid until {_day(federation.root)}:",
         f"  {federation.root.fingerprint}",
-        "Server, sites and people go on with the kits they have.",
+        "Everybody else goes on with the kits they have.",
     ]
+    if kit.certificate.not_after >= federation.root.not_after:
+        lines.append("This certificate ends with the root: by then, everybody needs a new kit of a new federation.")
+    if options.renew is not None:
+        lines.append("The old certificate stays good until it ends: let the old kit be deleted once the new one works.")
     if all(entry["name"] != kit.name for entry in project["participants"]):
         entry = ", ".join(f"{key}: {json.dumps(value)}" for key, value in entry_of(project, kit.name).items())
         lines.append(f"Write it down in {options.template / PROJECT_FILE}, under participants:")

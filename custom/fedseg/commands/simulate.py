@@ -107,8 +107,9 @@ def run(options: argparse.Namespace) -> int:
     report.mkdir(exist_ok=True)
     write_summary(summary, report)
     write_gallery(options.data, sites, report)
-    model = read_model(options.out / "models" / "last.safetensors")
-    write_overlays(model, options.out / "state", summary["run_id"], report, plan.training.overlap)
+    files = summary["final"].get("models") or dict.fromkeys(summary["sites"], summary["final"]["model"])
+    models = {site: read_model(options.out / file) for site, file in files.items() if file}
+    write_overlays(models, options.out / "state", summary["run_id"], report, plan.training.overlap)
     if kinds:
         write_report(options.out)
         err().print(f"comparing with: {', '.join(kinds)}")
@@ -129,9 +130,9 @@ def run(options: argparse.Namespace) -> int:
         out().print(f"compared: {entry['name']} {dice} ({', '.join(entry['regions'])})")
     if left_out := sorted(set(sites) - set(summary["sites"])):
         err().print(f"[yellow]{len(left_out)} of {len(sites)} sites took no part: {', '.join(left_out)}[/yellow]")
-    out().print(
-        f"report:  {page}\nsummary: {report / 'summary.json'}\nmodel:   {options.out / summary['final']['model']}"
-    )
+    out().print(f"report:  {page}\nsummary: {report / 'summary.json'}")
+    for file in sorted(set(files.values()) - {None}):
+        out().print(f"model:   {options.out / file}")
     return 0
 
 

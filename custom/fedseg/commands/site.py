@@ -15,9 +15,10 @@ from fedseg.commands.task_argument import task_from_argument
 from fedseg.console import err, out
 from fedseg.errors import FedsegError, UsageError
 from fedseg.installed_kit import InstalledKit, read_kit
+from fedseg.prepared_kit import runtime_of
 from fedseg.site_check import CheckPage, check_site
 from fedseg.site_check_result import CheckOptions, Colour
-from fedseg.site_process import LOG_FILE, refuse_if_running, start, stop
+from fedseg.site_process import LOG_FILE, refuse_to_start, start, stop
 from fedseg.site_status import KitStatus, status
 from fedseg.tasks.task import Task
 
@@ -124,7 +125,7 @@ def _tasks(arguments: Sequence[str]) -> dict[str, Task]:
 def run_start(options: argparse.Namespace) -> int:
     """Start, unless something is red."""
     kit = read_kit(options.kit)
-    refuse_if_running(kit)
+    refuse_to_start(kit)
     page = check_site(kit, CheckOptions())
     if page.colour is Colour.RED:
         _complain(page, options.force)
@@ -166,6 +167,8 @@ def run_status(options: argparse.Namespace) -> int:
     if seen.processes.main is None:
         left = ", ".join(sorted(seen.processes.jobs))
         _say(f"{kit.name}: stopped{f'; jobs that are left: {left}' if left else ''}")
+        if (runtime := runtime_of(kit.folder)) is not None:
+            _say(f"It was made ready for {runtime.name}, and its processes are not seen from here: {runtime.look}")
     else:
         _say(f"{kit.name}: running, process {seen.processes.main.pid}, since {_time(seen)}")
         _say(f"server: {_server(kit, seen.connected)}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +65,14 @@ from fedseg.filters.chain import update_chain
 from fedseg.filters.context import SiteContext, job_name, job_plan, patients_of, site_profile
 from fedseg.filters.encrypt import encrypts
 from fedseg.filters.guard import CURVES
+from fedseg.memory import give_back
 from fedseg.networks.weights import Arrays
 from fedseg.privacy.policy import OPEN, SitePolicy
 from fedseg.training.hooks import TrainingHook
 from fedseg.training.plan import Plan
 from fedseg.training.site_report import SiteReport
 from fedseg.training.site_round import empty_round, mean_loss, site_round
-from fedseg.training.state import DEFAULT_KEEP, SiteState
+from fedseg.training.state import DEFAULT_KEEP, SiteState, claim
 from fedseg.training.trainer import ScoredCase, SiteTrainer
 
 logger = logging.getLogger(__name__)
@@ -122,7 +125,9 @@ class SegmentationExecutor(Executor):
                 self._record.leaving(result)
         elif event_type == EventType.BEFORE_SEND_TASK_RESULT:
             task = str(fl_ctx.get_prop(FLContextKey.TASK_NAME))
-            self._record.sent(task, self._state_folder(fl_ctx), fl_ctx.get_identity_name())
+            workspace = fl_ctx.get_engine().get_workspace()
+            site, facts = fl_ctx.get_identity_name(), partial(job_facts, fl_ctx, workspace)
+            self._record.sent(task, self._state_folder(fl_ctx), site, facts)
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         """Do one task; every failure becomes a reply with a return code and a reason free of files and patients."""
@@ -156,6 +161,8 @@ class SegmentationExecutor(Executor):
             logger.exception("The task %s failed", task_name)
             text = f"An unexpected {type(error).__name__} stopped the task; the site's own log has the details."
             return _refuse(ReturnCode.EXECUTION_EXCEPTION, "error", text)
+        finally:
+            give_back()
 
     def _prepare(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         plan = job_plan(fl_ctx)
@@ -241,7 +248,11 @@ class SegmentationExecutor(Executor):
             withheld = {"split": split, "cases": len(trainer.datalist.split(split)), "withheld": True}
             return DXO(DataKind.METRICS, data={"final": withheld}).to_shareable()
         data = {
-            asked: {"split": split, "loss": mean_loss(scored[split]), **summarise([c.score for c in scored[split]])}
+            asked: {
+                "split": split,
+                "loss": _finite(mean_loss(scored[split])),
+                **summarise([c.score for c in scored[split]]),
+            }
             for asked, split in splits.items()
         }
         return DXO(DataKind.METRICS, data=data).to_shareable()
@@ -267,6 +278,7 @@ class SegmentationExecutor(Executor):
         check_job(self._policy, self._terms)
         if self._trainer is None or (run_id and run_id != self._run_id):
             self._run_id = run_id or fl_ctx.get_job_id()
+            claim(self._profile.state, fl_ctx.get_identity_name())
             state = SiteState(self._profile.state, self._run_id)
             self._record.close()
             state.bind(job_fingerprint(plan, fl_ctx))
@@ -354,6 +366,11 @@ def _weights(params: Any) -> Arrays:
     if not isinstance(params, Mapping) or not params:
         raise RefusalError("weights", "The task carries no weights.")
     return {str(name): np.asarray(value) for name, value in params.items()}
+
+
+def _finite(loss: float | None) -> float | None:
+    """A loss that is none any more is not sent: the Dice beside it still counts."""
+    return loss if loss is not None and math.isfinite(loss) else None
 
 
 def _refuse(code: str, reason: str, text: str) -> Shareable:

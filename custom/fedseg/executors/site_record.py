@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 
 from fedseg.errors import RefusalError
-from fedseg.executors.protocol import BYTES_UP, MODEL_ID, REASON, START, STEPS, TEXT
+from fedseg.executors.protocol import BYTES_UP, MODEL_ID, PREPARE, REASON, START, STEPS, TEXT
 from fedseg.networks.weights import Arrays, split_extras
 from fedseg.provenance.digest import model_digest
 from fedseg.provenance.run_log import RECORD_FILE, REFUSED_FILE, SITE_SIDE, RecordError, RunLog
@@ -104,20 +104,21 @@ class SiteRecord:
         """A result has passed all filters; the site's guard may still empty it."""
         self._result = result
 
-    def sent(self, task: str, state: Path | None, site: str) -> None:
+    def sent(self, task: str, state: Path | None, site: str, facts: Callable[[], Mapping[str, Any]]) -> None:
         """What is about to leave, or why nothing does. A result whose line cannot be written is emptied.
 
         Args:
             task: name of the task.
             state: the site's state folder, for jobs that have no run here; None where it is not known.
             site: name of the site.
+            facts: gives those of the job, see ``job_facts``; asked for where the whole job is refused.
         """
         result = self._result
         try:
             if result is not None and result.get_return_code(ReturnCode.OK) == ReturnCode.OK:
                 self._enter("sent", task=task, **self._place, **_content(result))
             else:
-                self._refused(task, result, state, site)
+                self._refused(task, result, state, site, facts)
         except RefusalError as error:
             _empty(result, error.reason, str(error))
         except BaseException as error:
@@ -125,7 +126,14 @@ class SiteRecord:
             logger.exception("The record could not be written, so nothing left the site")
             _empty(result, "state", f"An unexpected {type(error).__name__} kept the site from writing its record.")
 
-    def _refused(self, task: str, result: Shareable | None, state: Path | None, site: str) -> None:
+    def _refused(
+        self,
+        task: str,
+        result: Shareable | None,
+        state: Path | None,
+        site: str,
+        facts: Callable[[], Mapping[str, Any]],
+    ) -> None:
         log = self._log
         if log is None and state is not None:
             log = RunLog(state / REFUSED_FILE, SITE_SIDE, site, "")
@@ -135,7 +143,8 @@ class SiteRecord:
         if result is not None:
             code, reason, text = (str(result.get_header(key, "")) for key in (ReservedHeaderKey.RC, REASON, TEXT))
         try:
-            log.enter("refused", task=task, **self._place, code=code, reason=reason, text=text)
+            job = facts() if task == PREPARE or self._log is None else {}
+            log.enter("refused", **job, task=task, **self._place, code=code, reason=reason, text=text)
         except RecordError as error:
             logger.error("A refusal does not stand in the record: %s", error)
 

@@ -104,7 +104,9 @@ def _rounds(server: Record, starts: Sequence[ServerStart], site: Record) -> Outc
 
 def _told(server: Record, starts: Sequence[ServerStart], site: Record) -> Outcome:
     """The server tells of every finished round for which the site sent something: it counts, or why it does not."""
-    rounds = {(start.id, number): told for start in starts for number, told in start.rounds.items()}
+    rounds: dict[Any, ServerRound] = {
+        (start.id, number): told for start in starts for number, told in start.rounds.items()
+    }
     wrong, count = [], 0
     for line in site.of_kind("sent"):
         told = rounds.get((line.get("start"), line.get("round")))

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 # Beside the folders of runs in a site's state folder.
 RESERVED = ("ledger", "cache", "server")
 _JOB_FILE = "job.sha256"
+# Whose folder it is; no run id begins with an underscore.
+_SITE_FILE = "_site"
 
 
 def check_run_id(run_id: str) -> None:
@@ -31,6 +33,34 @@ def check_run_id(run_id: str) -> None:
     if not named or run_id.lower() in RESERVED:
         raise ConfigurationError(
             "run_id", run_id, f"letters, digits, '.', '_' and '-', a letter or digit first, and none of {RESERVED}"
+        )
+
+
+def claim(folder: Path, site: str) -> None:
+    """Make a state folder that of one site: two sites in one folder would mix weights and privacy ledgers.
+
+    Args:
+        folder: the site's state folder; made where it is missing.
+        site: the site's name.
+
+    Raises:
+        RefusalError: it is another site's, or the note of it cannot be read or written (reason ``state``).
+    """
+    note = folder / _SITE_FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with note.open("x", encoding="utf-8") as file:
+                file.write(site)
+        except FileExistsError:
+            pass
+        owner = note.read_text("utf-8")
+    except OSError as error:
+        logger.error("The state folder %s cannot be used: %s", folder, error)
+        raise RefusalError("state", "The site's state folder cannot be used; its own log says why.") from None
+    if owner != site:
+        raise RefusalError(
+            "state", "The site's state folder is that of another site. Give each site a folder of its own."
         )
 
 

@@ -17,10 +17,11 @@ from fedseg.errors import FedsegError, RefusalError
 from fedseg.executors.job_facts import job_facts
 from fedseg.executors.protocol import KEEP, LINEAGE, START, TOTALS
 from fedseg.executors.site_profile import PROFILE_FILE, read_state_folder
+from fedseg.memory import give_back
 from fedseg.networks.weights import Arrays
 from fedseg.training.model_file import INITIAL_FILE
 from fedseg.training.plan import PLAN_FILE, read_plan
-from fedseg.training.site_report import parse_report
+from fedseg.training.site_report import SiteReport, parse_report
 from fedseg.workflows import arguments
 from fedseg.workflows.acceptance import check_report
 from fedseg.workflows.global_model import GlobalModel
@@ -208,6 +209,7 @@ class FederatedTraining(LastEvaluation):
         self.rounds.append(entry)
         model = self._digest_after(self._round)
         self.record.enter("round", **round_line(entry, self.events), start=self.start_id, model=model)
+        give_back()
         self.record.event("round_done", round=self._round, seconds=seconds, val_dice=entry["val_dice"])
 
     def _collect(self, sites: Sequence[str]) -> None:
@@ -225,7 +227,7 @@ class FederatedTraining(LastEvaluation):
         site = model.meta["client_name"]
         try:
             report = parse_report(model.meta)
-            check_report(report, self.sites[site], self.plan.training)
+            self._check_report(site, report)
             if self.stopping.max_epsilon is not None and report.epsilon is None:
                 raise RefusalError("report", "The site reports no epsilon, although the job limits it.")
             self.model.take(model, self._keep_update if self.keep_updates else None)
@@ -245,6 +247,10 @@ class FederatedTraining(LastEvaluation):
             seconds=report.seconds,
         )
         return True
+
+    def _check_report(self, site: str, report: SiteReport) -> None:
+        """Believe no number that can be known; see ``check_report``."""
+        check_report(report, self.sites[site], self.plan.training)
 
     def _keep_update(self, site: str, update: Arrays) -> None:
         self.record.update(self._round, site, update)

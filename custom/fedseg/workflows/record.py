@@ -45,8 +45,8 @@ class RunRecord:
     def __init__(self, folder: Path, job: Mapping[str, Any] | None = None) -> None:
         self.folder, self.job = folder, dict(job or {})
         self._log: RunLog | None = None
-        # Of each model the latest line that names it: number, hash and round.
-        self._lines: dict[str, tuple[int, str, int]] = {}
+        # Of each model after a round the latest line that names it: number and hash.
+        self._lines: dict[tuple[str, int], tuple[int, str]] = {}
         # Who took part in each round of the branch that is followed.
         self._sites: dict[int, set[str]] = {}
         folder.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ class RunRecord:
     def _learn(self, entry: Entry) -> None:
         """Remember which line names a model, and who took part; a run that goes back forgets the rounds after."""
         if "model" in entry:
-            self._lines[entry["model"]] = (entry["number"], entry["hash"], entry["round"])
+            self._lines[entry["model"], entry["round"]] = entry["number"], entry["hash"]
         if entry["kind"] == "round":
             self._sites[entry["round"]] = set(entry["sites"])
         elif entry["kind"] in ("start", "resumed"):
@@ -81,7 +81,7 @@ class RunRecord:
 
     def names(self, digest: str, round_number: int) -> bool:
         """Whether a line of the record names this model as the one after a round."""
-        return digest in self._lines and self._lines[digest][2] == round_number
+        return (digest, round_number) in self._lines
 
     def event(self, kind: str, **details: Any) -> None:
         """Tell of an event: in the run's record, if it belongs there, and in ``progress.jsonl``.
@@ -150,7 +150,7 @@ class RunRecord:
             return None
         if not self.names(digest, round_number):
             self.enter("model", name=Path(name).stem, round=round_number, model=digest)
-        line, line_hash, _ = self._lines[digest]
+        line, line_hash = self._lines[digest, round_number]
         taken = {site for number, sites in self._sites.items() if number <= round_number for site in sites}
         return ModelNote(
             model=digest,

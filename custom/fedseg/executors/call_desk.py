@@ -1,0 +1,110 @@
+"""Where direct calls wait for the one thread that trains."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from nvflare.apis.shareable import Shareable
+
+from fedseg.errors import AbortedError, RefusalError
+from fedseg.executors.split_calls import Ask, Call, refusal
+
+_LOOK = 0.5
+# Shorter than any time-out of the server: a site that is not in the round yet says so by its silence and is asked anew.
+_READY_WAIT = 1.0
+
+
+@dataclass
+class _Waiting:
+    call: Call
+    answered: threading.Event = field(default_factory=threading.Event)
+    answer: Shareable | None = None
+
+
+class CallDesk:
+    """Takes calls from FLARE's threads and hands them to the thread of the task, one after the other.
+
+    All that is computed so happens in one thread, in the order in which it was asked for, and an end of the task leaves
+    nothing running.
+    """
+
+    def __init__(self) -> None:
+        self._queue: queue.Queue[_Waiting] = queue.Queue()
+        self._open = threading.Condition()
+        self._place: tuple[str, int] | None = None
+
+    def take(self, call: Call) -> Shareable:
+        """Called by FLARE: wait for the answer to a call of the round at hand."""
+        place = (call.start, call.round)
+        with self._open:
+            if not self._open.wait_for(lambda: self._place == place, _READY_WAIT if call.ask is Ask.READY else 0):
+                return refusal("state", "The site is not in this round.")
+            waiting = _Waiting(call)
+            self._queue.put(waiting)
+        waiting.answered.wait()
+        return waiting.answer or refusal("state", "The site has left the round.")
+
+    def serve(
+        self,
+        start: str,
+        round_number: int,
+        answer: Callable[[Call], Shareable],
+        patience: float,
+        aborted: Callable[[], bool],
+    ) -> bool:
+        """Answer the calls of a round until it ends.
+
+        Args:
+            start, round_number: of the round.
+            answer: called in this thread, once for each call.
+            patience: seconds without a call after which the round is over for this site.
+            aborted: whether the job was aborted.
+
+        Returns:
+            Whether the server has ended the round; else it has not called for too long.
+
+        Raises:
+            AbortedError: ``aborted`` said so.
+            RefusalError: what ``answer`` raises; the call at hand is answered with it.
+        """
+        with self._open:
+            self._place = (start, round_number)
+            self._open.notify_all()
+        last = time.monotonic()
+        try:
+            while time.monotonic() - last < patience:
+                if aborted():
+                    raise AbortedError("The work was aborted.")
+                try:
+                    waiting = self._queue.get(timeout=_LOOK)
+                except queue.Empty:
+                    continue
+                self._answer(waiting, answer)
+                if waiting.call.ask is Ask.END:
+                    return True
+                last = time.monotonic()
+            return False
+        finally:
+            self._close()
+
+    def _answer(self, waiting: _Waiting, answer: Callable[[Call], Shareable]) -> None:
+        try:
+            waiting.answer = answer(waiting.call)
+        except RefusalError as error:
+            waiting.answer = refusal(error.reason, str(error))
+            raise
+        finally:
+            waiting.answered.set()
+
+    def _close(self) -> None:
+        with self._open:
+            self._place = None
+            while True:
+                try:
+                    self._queue.get_nowait().answered.set()
+                except queue.Empty:
+                    return

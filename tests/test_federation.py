@@ -3,13 +3,16 @@
 import json
 import sys
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from nvflare.fuel.flare_api import api_spec
 
 from fedseg import federation
 from fedseg.cli import main
+from fedseg.commands.submit import show_progress
 from fedseg.errors import UsageError
 from fedseg.federation import Coordinator, FederationError, connect
 from fedseg.fetched_run import UnfinishedError, fetch
@@ -82,6 +85,120 @@ def test_waiting_tells_each_change_once():
         {"status": "RUNNING", "tasks": {}},
         {"status": "FINISHED:COMPLETED", "tasks": {}},
     ]
+
+
+def round_of(number, total, answered, waiting):
+    """What a server of fedseg tells."""
+    work = {"tasks": {"train": ["b", "a"]}, "round": number, "rounds": total, "answered": answered, "waiting": waiting}
+    return {"server": {"FederatedTraining": work, "ServerRunner": {"status": "started"}}}
+
+
+def test_waiting_tells_the_round_and_who_has_answered_where_the_server_says_so():
+    seen = []
+    coordinator(
+        get_job_meta=status("RUNNING", "RUNNING", "FINISHED:COMPLETED"),
+        show_stats=[round_of(2, 15, [], ["b", "a"]), round_of(2, 15, ["b"], ["a"])],
+    ).wait("7", seen.append, interval=0.001)
+    tasks = {"train": ["a", "b"]}
+    assert seen == [
+        {"status": "RUNNING", "tasks": tasks, "round": 2, "rounds": 15, "answered": [], "waiting": ["a", "b"]},
+        {"status": "RUNNING", "tasks": tasks, "round": 2, "rounds": 15, "answered": ["b"], "waiting": ["a"]},
+        {"status": "FINISHED:COMPLETED", "tasks": {}},
+    ]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"round": "2", "rounds": 15}, {"round": 2}, {"round": 15, "rounds": 15}, {"round": -1, "rounds": 3},
+     {"round": True, "rounds": 3}, {"answered": "a", "waiting": None}, "text", None],
+)  # fmt: skip
+def test_what_cannot_be_read_of_the_progress_is_left_out(odd):
+    assert coordinator(show_stats={"server": {"C": odd, "D": {"tasks": {"t": []}}}}).activity("7") == {
+        "tasks": {"t": []}
+    }
+
+
+@pytest.mark.parametrize(
+    ("seen", "line"),
+    [
+        ({"status": "SUBMITTED", "tasks": {}}, "submitted"),
+        ({"status": "RUNNING", "tasks": {"train": ["a", "b"]}}, "running: train at a, b"),
+        ({"status": "RUNNING", "tasks": {"train": []}}, "running: train at no site yet"),
+        (
+            {"status": "RUNNING", "tasks": {"train": ["a", "b"]}, "round": 2, "rounds": 15, "answered": []},
+            "running: round 3 of 15: train at a, b",
+        ),
+        (
+            {"status": "RUNNING", "tasks": {"train": ["a", "b"]}, "round": 2, "rounds": 15, "answered": ["a"]},
+            "running: round 3 of 15: train at b",
+        ),
+        (
+            {"status": "RUNNING", "tasks": {"train": ["a"]}, "round": 2, "rounds": 15, "answered": ["a"]},
+            "running: round 3 of 15: train done at a",
+        ),
+        ({"status": "RUNNING", "tasks": {}, "round": 2, "rounds": 15}, "running: round 3 of 15"),
+    ],
+)
+def test_a_line_says_what_a_job_does(seen, line, capsys):
+    show_progress(seen)
+    assert capsys.readouterr().err == f"{line}\n"
+
+
+class Clock:
+    """Time that goes on only where somebody sleeps."""
+
+    def __init__(self):
+        self.now, self.slept = 0.0, []
+
+    def sleep(self, seconds):
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(federation, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=clock.sleep))
+    return clock
+
+
+def test_the_longer_a_wait_lasts_the_less_often_it_asks(clock):
+    """2 s for the first 40 s; a twentieth of the time until 15 s are reached after 300 s, for hours."""
+    asked = []
+
+    def meta(job_id):
+        asked.append(clock.now)
+        return {"status": "RUNNING" if clock.now < 8 * 3600 else "FINISHED:COMPLETED"}
+
+    assert coordinator(get_job_meta=meta, show_stats={}).wait("7") == "FINISHED:COMPLETED"
+    assert clock.slept[:21] == [2.0] * 21
+    assert clock.slept[21] == pytest.approx(42 / 20)
+    assert max(clock.slept) == clock.slept[-1] == 15.0
+    assert clock.slept == sorted(clock.slept)
+    # Every 2 s would be 14400.
+    assert len(asked) < 2000
+    for before, after in pairwise(asked):
+        assert after - before <= max(2.0, before / 20) + 1e-9
+
+
+def test_a_limit_is_kept_although_the_pauses_grow(clock):
+    with pytest.raises(FederationError, match="has not ended within 1000 s"):
+        coordinator(get_job_meta={"status": "RUNNING"}, show_stats={}).wait("7", timeout=1000)
+    assert 1000 <= clock.now <= 1002
+
+
+def test_a_session_that_expired_while_the_computer_slept_is_opened_again(clock):
+    """FLARE closes a session after 1800 s without a question."""
+    meta = [{"status": "RUNNING"}, api_spec.SessionExpired("inactivity"), {"status": "RUNNING"},
+            api_spec.SessionClosed("the session is closed on server"), {"status": "FINISHED:COMPLETED"}]  # fmt: skip
+    sessions = []
+
+    def open_session():
+        sessions.append(FakeSession(get_job_meta=meta, show_stats={}))
+        return sessions[-1]
+
+    assert Coordinator(open_session, "ada@example.org").wait("7") == "FINISHED:COMPLETED"
+    assert [session.closed for session in sessions] == [True, True, False]
 
 
 def test_a_job_that_ends_while_it_is_asked_what_it_does_is_no_failure():

@@ -28,6 +28,7 @@ FEDSEG_CLASSES = (
     "fedseg.aggregators.similarity.SimAgg",
     "fedseg.aggregators.staleness.Staleness",
     "fedseg.executors.segmentation.SegmentationExecutor",
+    "fedseg.executors.split.SplitExecutor",
     "fedseg.filters.encrypt.DecryptModel",
     "fedseg.filters.encrypt.EncryptUpdate",
     "fedseg.filters.dp_sgd.DPSGD",
@@ -53,6 +54,7 @@ FEDSEG_CLASSES = (
     "fedseg.workflows.selection.LargestSites",
     "fedseg.workflows.selection.PoissonBySize",
     "fedseg.workflows.selection.RandomSites",
+    "fedseg.workflows.split_training.SplitTraining",
 )
 FLARE_CLASSES = ("nvflare.app_opt.tracking.tb.tb_receiver.TBAnalyticsReceiver",)
 
@@ -62,6 +64,8 @@ LAUNCHER = "fedseg.executors.supervised_launcher.SupervisedLauncher"
 """Starts the processes of jobs; the site declares it too."""
 LOST_JOBS = "fedseg.workflows.lost_jobs.LostJobs"
 """Finds jobs that ended with the server's process; the server declares it."""
+STEADY_MEMORY = "fedseg.executors.steady_memory.SteadyMemory"
+"""Gives freed memory of FLARE's processes back; server and sites declare it."""
 
 
 def site_resources() -> dict[str, Any]:
@@ -89,7 +93,12 @@ def site_launcher(part_id: str) -> dict[str, Any]:
 
 def server_components() -> list[dict[str, Any]]:
     """The components that a server's ``local/resources.json`` has besides FLARE's own."""
-    return [{"id": "lost_jobs", "path": LOST_JOBS, "args": {}}]
+    return [{"id": "lost_jobs", "path": LOST_JOBS, "args": {}}, *site_components()]
+
+
+def site_components() -> list[dict[str, Any]]:
+    """The components that a site's ``local/resources.json`` has besides FLARE's own and the launcher."""
+    return [{"id": "steady_memory", "path": STEADY_MEMORY, "args": {}}]
 
 
 def site_privacy() -> dict[str, Any]:

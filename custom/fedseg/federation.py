@@ -31,6 +31,9 @@ ADMIN_FILE = Path("startup") / "fed_admin.json"
 FINISHED = "FINISHED:COMPLETED"
 CONNECT_SECONDS = 20.0
 SILENT = "NO ANSWER OF THE SERVER"
+# A wait looks less often the longer it lasts, since a server of FLARE keeps a little memory for each question: after a
+# while every 15 s, and never later than a twentieth of the time that the job has taken.
+LONGEST_PAUSE, _SHARE = 15.0, 1 / 20
 _ENDS = ("FINISHED", "ABANDONED")
 Progress = Callable[[dict[str, Any]], None]
 
@@ -92,13 +95,23 @@ class Coordinator:
         with _explained(self.user, f"see the job {job_id}"):
             return dict(self._session.get_job_meta(job_id))
 
-    def open_tasks(self, job_id: str) -> dict[str, list[str]]:
-        """The tasks on which a running job waits now, with the sites that were asked; empty if none is known."""
+    def activity(self, job_id: str) -> dict[str, Any]:
+        """What a running job does now.
+
+        Returns:
+            ``tasks``: those that are open, each with the sites that have begun it; empty if none is known. Where the
+            server says so also ``round`` (from 0) of ``rounds``, and the sites that have ``answered`` in it, and for
+            which it is ``waiting``.
+        """
         with _explained(self.user, f"watch the job {job_id}"):
             stats = self._session.show_stats(job_id, "server")
         groups = [group for target in (stats or {}).values() if isinstance(target, dict) for group in target.values()]
-        found = [group["tasks"] for group in groups if isinstance(group, dict) and isinstance(group.get("tasks"), dict)]
-        return {name: sorted(map(str, sites)) for tasks in found for name, sites in tasks.items()}
+        found: dict[str, Any] = {"tasks": {}}
+        for group in groups:
+            if isinstance(group, dict) and isinstance(group.get("tasks"), dict):
+                found["tasks"] |= {name: sorted(map(str, sites)) for name, sites in group["tasks"].items()}
+            found |= _progress(group)
+        return found
 
     def wait(
         self,
@@ -112,9 +125,9 @@ class Coordinator:
 
         Args:
             job_id: of the job.
-            on_progress: called with ``{"status": ..., "tasks": {task: [sites]}}`` whenever something has changed.
+            on_progress: called with ``status`` and what ``activity`` tells whenever something has changed.
             timeout: seconds; 0 waits for ever.
-            interval: seconds between looks.
+            interval: seconds between the first looks; they grow to ``LONGEST_PAUSE``.
             patience: seconds without an answer of the server, which may be restarting, after which this is an error.
 
         Returns:
@@ -128,20 +141,23 @@ class Coordinator:
         while True:
             try:
                 status = str(self.describe(job_id).get("status"))
-                tasks, heard = self._tasks_if_running(job_id, status), time.monotonic()
+                activity, heard = self._activity_if_running(job_id, status), time.monotonic()
             except ConnectionLostError:
                 if time.monotonic() - heard > patience:
                     raise
-                status, tasks = SILENT, {}
+                status, activity = SILENT, {"tasks": {}}
                 self._reconnect()
-            if (status, tasks) != seen:
-                seen = (status, tasks)
-                on_progress({"status": status, "tasks": tasks})
+            now = {"status": status, **activity}
+            if now != seen:
+                seen = now
+                on_progress(now)
             if status.startswith(_ENDS):
                 return status
-            if timeout and time.monotonic() - start > timeout:
+            waited = time.monotonic() - start
+            if timeout and waited > timeout:
                 raise FederationError(f"The job {job_id} has not ended within {timeout:.0f} s; its status is {status}.")
-            time.sleep(interval)
+            pause = max(interval, min(waited * _SHARE, LONGEST_PAUSE))
+            time.sleep(min(pause, max(timeout - waited, interval)) if timeout else pause)
 
     def _reconnect(self) -> None:
         """A new session in place of a lost one, if the server is there."""
@@ -150,14 +166,12 @@ class Coordinator:
             self.close()
             self._session = session
 
-    def _tasks_if_running(self, job_id: str, status: str) -> dict[str, list[str]]:
-        if status != "RUNNING":
-            return {}
-        try:
-            return self.open_tasks(job_id)
-        except FederationError:
+    def _activity_if_running(self, job_id: str, status: str) -> dict[str, Any]:
+        if status == "RUNNING":
             # It may have ended since its status was read; what a job does now is no reason to stop waiting for it.
-            return {}
+            with contextlib.suppress(FederationError):
+                return self.activity(job_id)
+        return {"tasks": {}}
 
     def download(self, job_id: str, folder: Path) -> Path:
         """Bring what the server keeps of an ended job into ``folder`` and return where it lies.
@@ -203,6 +217,19 @@ def connect(kit: Path, timeout: float = CONNECT_SECONDS) -> Iterator[Coordinator
         yield coordinator
     finally:
         coordinator.close()
+
+
+def _progress(group: Any) -> dict[str, Any]:
+    """What the workflow of a job says of its round; nothing where it says nothing, or nothing that can be read."""
+    found: dict[str, Any] = {}
+    if isinstance(group, dict):
+        number, total = group.get("round"), group.get("rounds")
+        if type(number) is int and type(total) is int and 0 <= number < total:
+            found = {"round": number, "rounds": total}
+        for name in ("answered", "waiting"):
+            if isinstance(group.get(name), list):
+                found[name] = sorted(map(str, group[name]))
+    return found
 
 
 @contextmanager

@@ -16,7 +16,9 @@ from nvflare.private.fed.utils.fed_utils import get_return_code
 
 from fedseg.component_policy import LAUNCHER, site_launcher
 from fedseg.errors import ConfigurationError
+from fedseg.executors import supervised_launcher as module
 from fedseg.executors.supervised_launcher import SupervisedLauncher
+from fedseg.executors.unfinished_jobs import NOTE
 
 JOB = "job-1"
 # Each start adds a line and ends in the way that the list names for it; the last way holds for all further starts.
@@ -40,28 +42,31 @@ os._exit(int(way))
 
 
 class Launcher(SupervisedLauncher):
-    """Starts a small program in place of FLARE's."""
+    """Starts a small program in place of FLARE's; each of ``errors`` is raised by one start after the first."""
 
-    def __init__(self, command, **limits):
+    def __init__(self, command, errors=(), **limits):
         super().__init__(**limits)
-        self.command = command
+        self.command, self.errors = command, [None, *errors]
 
     def get_command(self, job_meta, fl_ctx):
+        if self.errors and (error := self.errors.pop(0)):
+            raise error
         return self.command
 
 
 @pytest.fixture
-def launch(tmp_path):
+def launch(tmp_path, monkeypatch):
     """Start a job whose processes end in these ways; returns its handle and the number of starts so far."""
     handles = []
 
-    def run(*ways, restarts=3, pause=0.0):
+    def run(*ways, restarts=3, pause=0.0, farewell=0.0, errors=()):
+        monkeypatch.setattr(module, "_FAREWELL", farewell)
         folder, context = tmp_path / JOB, FLContext()
         folder.mkdir()
         workspace = SimpleNamespace(get_app_custom_dir=lambda job_id: "", get_run_dir=lambda job_id: str(folder))
         context.set_prop(FLContextKey.WORKSPACE_OBJECT, workspace)
         words = [sys.executable, "-c", PROGRAM, str(folder / "lines"), ",".join(map(str, ways))]
-        launcher = Launcher(" ".join(map(shlex.quote, words)), restarts=restarts, pause=pause)
+        launcher = Launcher(" ".join(map(shlex.quote, words)), errors, restarts=restarts, pause=pause)
         handles.append(launcher.launch_job({"job_id": JOB}, context))
         return handles[-1], lambda: len(read(folder / "lines"))
 
@@ -112,13 +117,67 @@ def test_one_that_was_asked_to_end_is_not_started_again(number, launch, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("way", "expected"), [("0", 0), ("9", JobReturnCode.ABORTED), ("102", 1), ("103", 1), ("file102", 102)]
+    ("way", "expected"), [("0", 0), ("9", JobReturnCode.ABORTED), ("file9", JobReturnCode.ABORTED), ("104", 1)]
 )
 def test_an_end_that_belongs_to_the_job_is_told_as_flare_tells_it(way, expected, launch, tmp_path):
     handle, starts = launch(way)
     handle.wait()
     assert starts() == 1
     assert code(handle, tmp_path) == expected
+
+
+@pytest.mark.parametrize("way", ["102", "103", "file102", "file103"])
+def test_a_site_that_cannot_build_the_job_leaves_it_at_once_and_ends_nobody_elses(way, launch, tmp_path):
+    handle, starts = launch(way)
+    handle.wait()
+    assert starts() == 1
+    assert code(handle, tmp_path) == JobReturnCode.UNKNOWN
+
+
+def test_when_a_machine_is_shut_down_its_job_is_not_forgotten(launch, tmp_path):
+    """All get SIGTERM: the client ends while the launcher still waits, so the note of the job must be there."""
+    handle, starts = launch(-signal.SIGTERM, farewell=60)
+    waiting = threading.Thread(target=handle.wait)
+    waiting.start()
+    wait_for(lambda: starts() == 1)
+    time.sleep(0.5)
+    assert waiting.is_alive(), "the client may be about to end too"
+    assert (tmp_path / JOB / NOTE).is_file()
+    handle.terminate()
+    waiting.join(timeout=30)
+    assert not waiting.is_alive()
+    assert not (tmp_path / JOB / NOTE).exists()
+
+
+def test_a_start_that_fails_counts_as_a_death(launch, tmp_path):
+    memory = OSError(12, "Cannot allocate memory")
+    handle, starts = launch("file101", "0", errors=[memory, memory])
+    handle.wait()
+    assert starts() == 2
+    assert code(handle, tmp_path) == JobReturnCode.SUCCESS
+
+
+def test_a_machine_on_which_nothing_can_be_started_leaves_the_job(launch, tmp_path):
+    handle, starts = launch(-signal.SIGKILL, errors=[OSError(12, "Cannot allocate memory")] * 3)
+    handle.wait()
+    assert starts() == 1
+    assert code(handle, tmp_path) == JobReturnCode.UNKNOWN
+
+
+def test_whatever_goes_wrong_with_watching_ends_the_wait(launch, tmp_path):
+    handle, starts = launch(-signal.SIGKILL, errors=[RuntimeError("odd")])
+    handle.wait()
+    assert starts() == 1
+    assert code(handle, tmp_path) == JobReturnCode.UNKNOWN
+    assert not (tmp_path / JOB / NOTE).exists()
+
+
+def test_a_code_file_that_a_full_disk_left_empty_is_no_code(launch, tmp_path):
+    handle, starts = launch("file", "file", "0", restarts=0)
+    handle.wait()
+    assert starts() == 1
+    # The process ended with 0.
+    assert handle.poll() == JobReturnCode.SUCCESS
 
 
 def test_a_job_that_is_told_to_end_stays_ended(launch, tmp_path):

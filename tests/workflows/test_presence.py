@@ -40,14 +40,45 @@ def test_a_site_is_absent_after_so_much_silence_and_there_again_when_it_is_heard
     assert there.absence("a") is None
 
 
-def test_a_site_without_a_process_is_absent_at_once_until_it_is_heard():
+DOUBT = 25
+"""Seconds that FLARE's word needs to be believed."""
+
+
+def test_a_site_without_a_process_is_absent_soon_until_it_is_heard():
     there = beating(0)
     there.pass_time(["a"], 1e9)
     assert there.absence("a") is None, "0 seconds: silence never counts"
     there.ended("a")
+    there.pass_time(["a"], DOUBT - 1)
+    there.ended("a")
+    assert there.absence("a") is None, "a process that lives would have been heard by then, or soon"
+    there.pass_time(["a"], 1)
     assert "has no process of this job" in there.absence("a")
     there.heard("a")
     assert there.absence("a") is None
+    there.pass_time(["a"], DOUBT)
+    assert there.absence("a") is None
+
+
+def test_a_server_that_wakes_up_and_drops_all_of_its_clients_gives_up_none_that_lives():
+    """FLARE's server compares the time of day with the last sign of each client before it has read the waiting ones."""
+    there = beating(120)
+    for site in "abc":
+        there.ended(site)
+    there.pass_time("abc", 20)
+    for site in "ab":
+        there.heard(site, heartbeat=True)
+    there.pass_time("abc", 10)
+    assert [there.absence(site) is None for site in "abc"] == [True, True, False]
+
+
+def gone(*sites):
+    """Presence that believes that these have ended."""
+    there = Presence(0)
+    for site in sites:
+        there.ended(site)
+    there.pass_time(sites, DOUBT)
+    return there
 
 
 @pytest.fixture
@@ -65,23 +96,15 @@ def watch(monkeypatch):
 
 
 def test_a_task_is_given_up_when_all_that_have_not_answered_are_absent(watch):
-    there = Presence(0)
-    there.ended("a")
-    there.ended("b")
-    assert watch(there, lambda given_up: given_up.wait(30), answered={"c"}) is True
+    assert watch(gone("a", "b"), lambda given_up: given_up.wait(30), answered={"c"}) is True
 
 
 def test_a_task_goes_on_while_one_site_is_there(watch):
-    there = Presence(0)
-    there.ended("a")
-    assert watch(there, lambda given_up: given_up.wait(0.3), answered={"c"}) is False
+    assert watch(gone("a"), lambda given_up: given_up.wait(0.3), answered={"c"}) is False
 
 
 def test_a_task_that_all_have_answered_is_not_given_up(watch):
-    there = Presence(0)
-    for site in "abc":
-        there.ended(site)
-    assert watch(there, lambda given_up: given_up.wait(0.3), answered=set("abc")) is False
+    assert watch(gone(*"abc"), lambda given_up: given_up.wait(0.3), answered=set("abc")) is False
 
 
 def test_silence_of_all_sites_is_noticed_after_the_limit(watch):
@@ -121,6 +144,7 @@ def test_what_flare_hears_is_heard_and_handed_on():
     there = Presence(0)
     listening = Listening(inner, there)
     listening.process_dead_client_report("a", "context")
+    there.pass_time(["a"], DOUBT)
     assert there.absence("a") is not None
     listening.client_is_active("a", "jobHeartbeat", "context")
     assert there.absence("a") is None

@@ -113,7 +113,7 @@ def test_a_model_names_the_sites_of_the_rounds_that_made_it(tmp_path):
     plan = Scripted(tmp_path / "plan", good).plan
     first.enter("start", round=-1, model="m-1")
     for number, sites in enumerate((["a", "b"], ["a", "b", "c"], ["c", "d"])):
-        first.enter("round", round=number, sites=dict.fromkeys(sites, {}), model=f"m{number}")
+        first.enter("round", round=number, sites={site: {} for site in sites}, model=f"m{number}")
     assert first.note("last", plan, "m2", 2).sites == ("a", "b", "c", "d")
     assert first.note("best", plan, "m0", 0).sites == ("a", "b"), "who came later did not make it"
     again = RunRecord(tmp_path / "other")
@@ -121,6 +121,17 @@ def test_a_model_names_the_sites_of_the_rounds_that_made_it(tmp_path):
     again.enter("resumed", round=0, model="m0")
     again.enter("round", round=1, sites={"a": {}}, model="n1")
     assert again.note("last", plan, "n1", 1).sites == ("a", "b"), "c and d are in rounds that the run went back before"
+
+
+def test_rounds_that_change_nothing_are_told_apart_by_their_numbers(tmp_path):
+    record = RunRecord(tmp_path)
+    record.keep_in(RunLog(tmp_path / "record.jsonl", "server", "server", "run"))
+    record.enter("start", round=-1, model="m")
+    for number in range(3):
+        record.enter("round", round=number, sites={"a": {}}, model="m")
+    assert [record.names("m", number) for number in range(-1, 4)] == [True, True, True, True, False]
+    plan = Scripted(tmp_path / "plan", good).plan
+    assert record.note("best", plan, "m", 1).line == 4, "opened, start, and the rounds 0 and 1"
 
 
 def test_a_checkpoint_that_is_not_of_the_record_is_not_gone_on_with(tmp_path):

@@ -55,6 +55,16 @@ def follow(coordinator: Coordinator, job_id: str, timeout: float = 0.0) -> None:
 
 
 def show_progress(seen: dict[str, Any]) -> None:
-    """One line on stderr for each change."""
-    tasks = "; ".join(f"{task} at {', '.join(sites) or 'no site yet'}" for task, sites in seen["tasks"].items())
-    err().print(escape(seen["status"].lower() + (f": {tasks}" if tasks else "")))
+    """One line on stderr for each change, such as ``running: round 3 of 15: train at alpha, beta``."""
+    parts = [seen["status"].lower()]
+    if "round" in seen:
+        parts.append(f"round {seen['round'] + 1} of {seen['rounds']}")
+    done = set(seen.get("answered", ()))
+    tasks = [_at(task, sites, [site for site in sites if site not in done]) for task, sites in seen["tasks"].items()]
+    err().print(escape(": ".join([*parts, *(["; ".join(tasks)] if tasks else [])])))
+
+
+def _at(task: str, begun: list[str], left: list[str]) -> str:
+    if begun and not left:
+        return f"{task} done at {', '.join(begun)}"
+    return f"{task} at {', '.join(left) or 'no site yet'}"

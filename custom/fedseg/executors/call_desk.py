@@ -52,7 +52,7 @@ class CallDesk:
         self,
         start: str,
         round_number: int,
-        answer: Callable[[Call], Shareable],
+        answer: Callable[[Call], Call],
         patience: float,
         aborted: Callable[[], bool],
     ) -> bool:
@@ -91,9 +91,9 @@ class CallDesk:
         finally:
             self._close()
 
-    def _answer(self, waiting: _Waiting, answer: Callable[[Call], Shareable]) -> None:
+    def _answer(self, waiting: _Waiting, answer: Callable[[Call], Call]) -> None:
         try:
-            waiting.answer = answer(waiting.call)
+            waiting.answer = answer(waiting.call).to_shareable()
         except RefusalError as error:
             waiting.answer = refusal(error.reason, str(error))
             raise

@@ -24,16 +24,17 @@ from fedseg.executors.unfinished_jobs import forget_job, note_job, take_up_jobs
 
 logger = logging.getLogger(__name__)
 _MOST_RESTARTS, _LONGEST_PAUSE = 100, 600.0
-# The process ended as it should, or the job as such cannot run here: starting it again would change nothing.
-_FINAL = (
-    JobReturnCode.SUCCESS,
-    JobReturnCode.ABORTED,
-    ProcessExitCode.UNSAFE_COMPONENT,
-    ProcessExitCode.CONFIG_ERROR,
-    ProcessExitCode.INFRASTRUCTURE_ERROR,
-)
+# The process ended as it should, or somebody who may has ended the job.
+_FINAL = (JobReturnCode.SUCCESS, JobReturnCode.ABORTED, ProcessExitCode.INFRASTRUCTURE_ERROR)
+# This site cannot build the job, since its fedseg is older or its list of classes shorter: starting the process again
+# would change nothing, and for the other sites it says nothing.
+_HOPELESS = (ProcessExitCode.UNSAFE_COMPONENT, ProcessExitCode.CONFIG_ERROR)
 # Somebody at the site wants the process to end, and does not want another one.
 _ASKED_TO_END = tuple(-number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+# Seconds between the last end and the word that the site has left. A machine that is shut down, or a batch system that
+# takes it back, sends SIGTERM to all: then the client ends meanwhile, and its note of the job stays. And the server
+# misses a process only after a heartbeat of the client, every 10 s, has told of it.
+_FAREWELL = 25.0
 
 
 class SupervisedLauncher(ClientProcessJobLauncher):
@@ -112,6 +113,11 @@ class SupervisedJob(JobHandleSpec):
         """Wait until the job has ended at this site: well, refused, told to end, or given up."""
         try:
             self._watch()
+        except Exception:
+            # FLARE would lose sight of the job, and of what it has reserved for it, for as long as the client lives.
+            logger.exception("Job %s: its process cannot be watched any more; this site leaves the job.", self.job_id)
+            self.terminate()
+            self._give_up()
         finally:
             forget_job(self._folder)
 
@@ -123,8 +129,9 @@ class SupervisedJob(JobHandleSpec):
             if self._told_to_end.is_set() or code in _FINAL:
                 self._code = self._process.poll()
                 return
-            if code in _ASKED_TO_END or left == 0:
+            if code in _ASKED_TO_END or code in _HOPELESS or left == 0:
                 logger.error("Job %s: its process ended with %s; this site leaves the job.", self.job_id, code)
+                self._told_to_end.wait(_FAREWELL)
                 self._give_up()
                 return
             logger.warning("Job %s: its process ended with %s; %d more start(s).", self.job_id, code, left)
@@ -135,8 +142,13 @@ class SupervisedJob(JobHandleSpec):
                 if self._told_to_end.is_set():
                     self._give_up()
                     return
-                self._code_file.unlink(missing_ok=True)
-                self._process = self._start()
+                try:
+                    self._process = self._start()
+                except OSError as error:
+                    # What killed the former one, such as a lack of memory, may hinder this one, which counts as dead.
+                    logger.warning("Job %s: its process could not be started again: %s", self.job_id, error)
+                else:
+                    self._code_file.unlink(missing_ok=True)
 
     def poll(self) -> int:
         """FLARE's code of the ended job; ``UNKNOWN`` while it goes on, and for one that was given up."""
@@ -146,15 +158,18 @@ class SupervisedJob(JobHandleSpec):
         """End the job at this site for good."""
         self._told_to_end.set()
         with self._lock:
-            self._process.terminate()
+            # The number of a dead process may be another one's by now.
+            if self._process.adapter.poll() is None:
+                self._process.terminate()
 
     def _ended_with(self) -> int:
         """The code of the process, negative for a signal; a code that it wrote down before counts more."""
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, IndexError):
             return int(self._code_file.read_text("ascii").split()[0])
         return int(self._process.adapter.poll() or 0)
 
     def _give_up(self) -> None:
         # FLARE reads the file too, and takes its code for the job's.
-        self._code_file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._code_file.unlink(missing_ok=True)
         self._code = JobReturnCode.UNKNOWN

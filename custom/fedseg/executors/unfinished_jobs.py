@@ -50,7 +50,10 @@ def note_job(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
 
 def forget_job(folder: Path) -> None:
     """The job has ended at this site."""
-    (folder / NOTE).unlink(missing_ok=True)
+    try:
+        (folder / NOTE).unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("The note of an ended job stays; the server will end it again after a restart: %s", error)
 
 
 def take_up_jobs(fl_ctx: FLContext) -> None:

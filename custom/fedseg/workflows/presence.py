@@ -14,6 +14,9 @@ from nvflare.apis.fl_context import FLContext
 _HEARTBEAT = "jobHeartbeat"
 # Silence counts in steps: while this process itself stands still, nobody can be heard.
 _STEP, _LONGEST_STEP = 0.5, 2.0
+# FLARE may be wrong when it says that a site has gone: a server that stood still for a while drops all of its clients
+# when it wakes. A process that lives gives a sign within 10 s, and connects anew within 10 more.
+_DOUBT = 25.0
 
 
 class Presence:
@@ -33,7 +36,7 @@ class Presence:
         """
         self.limit = limit
         self._silence: dict[str, float] = {}
-        self._ended: set[str] = set()
+        self._ended: dict[str, float] = {}
         self._beating = False
         self._lock = threading.Lock()
 
@@ -42,27 +45,33 @@ class Presence:
         with self._lock:
             self._beating |= heartbeat
             self._silence[site] = 0.0
-            self._ended.discard(site)
+            self._ended.pop(site, None)
 
     def ended(self, site: str) -> None:
-        """FLARE says that the site is not connected, or has no process of this job any more."""
+        """FLARE says that the site is not connected, or has no process of this job any more.
+
+        It is believed when no sign of life has come for some time.
+        """
         with self._lock:
-            self._ended.add(site)
+            self._ended.setdefault(site, 0.0)
 
     def absence(self, site: str) -> str | None:
         """Why nothing can be expected of a site now, as the end of a sentence; None if something can."""
         with self._lock:
-            if site in self._ended:
+            if self._ended.get(site, 0.0) >= _DOUBT:
                 return "its FLARE client is not connected, or has no process of this job"
             if self.limit and self._silence.get(site, 0.0) >= self.limit:
                 return f"it was not heard of for {self.limit} s"
         return None
 
     def pass_time(self, sites: Collection[str], seconds: float) -> None:
-        """Nothing new was heard for so long; of no meaning where sites give no heartbeats."""
+        """Nothing new was heard for so long; of no meaning by itself where sites give no heartbeats."""
         with self._lock:
-            for site in sites if self._beating else ():
-                self._silence[site] = self._silence.get(site, 0.0) + seconds
+            for site in sites:
+                if site in self._ended:
+                    self._ended[site] += seconds
+                if self._beating:
+                    self._silence[site] = self._silence.get(site, 0.0) + seconds
 
     @contextmanager
     def watch(

@@ -14,6 +14,7 @@ from nvflare.apis.shareable import Shareable
 from nvflare.apis.wf_comm_spec import WFCommSpec
 from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.workflows.model_controller import ModelController
+from nvflare.widgets.info_collector import InfoCollector
 
 from fedseg.errors import AbortedError, FedsegError
 from fedseg.executors.protocol import BYTES_DOWN, BYTES_UP, PREPARE, REASON, RUN_ID, TEXT
@@ -30,9 +31,11 @@ class SiteDialogue(ModelController):
         events: what went wrong at which site in which round (-1 outside of rounds).
         record: where events are written as they happen; set at the start of the run.
         presence: of which sites nothing is heard.
+        num_rounds: how many there will be, for those who ask how far the job is.
     """
 
     record: RunRecord
+    num_rounds = 0
 
     def __init__(self, run_id: str, task_check_period: float, site_silence: int = 0) -> None:
         super().__init__(persistor_id="", allow_empty_global_weights=True, task_check_period=task_check_period)
@@ -42,6 +45,7 @@ class SiteDialogue(ModelController):
         self.events: list[dict[str, Any]] = []
         self._answers: dict[str, FLModel] = {}
         self._bytes: dict[str, tuple[int, int]] = {}
+        self._asked: list[str] = []
         self._heard: set[str] = set()
         self._round = -1
         self._lock = threading.Lock()
@@ -88,10 +92,12 @@ class SiteDialogue(ModelController):
         if model.current_round is not None:
             self.set_fl_context(model)
         task_object = self._prepare_task(model, task, timeout, receive)
+        self._asked = sites
         with self.presence.watch(sites, self._heard, self._lock.locked, lambda: self._end_early(task_object)):
             self.broadcast_and_wait(
                 task=task_object, targets=sites, min_responses=0, fl_ctx=self.fl_ctx, abort_signal=self.abort_signal
             )
+        self._asked = []
         with self._lock:
             open_ = False
         status = getattr(task_object, "completion_status", None)
@@ -141,7 +147,23 @@ class SiteDialogue(ModelController):
         self.events.append({"round": self._round, "site": site, "what": what})
         self.record.event("site", round=self._round, site=site, what=what)
 
+    def progress(self) -> dict[str, Any]:
+        """How far the job is: ``round`` (from 0) of ``rounds`` during a round, and of the sites that were asked now
+        those that have ``answered``, and for whom it is ``waiting``."""
+        asked, heard = self._asked, set(self._heard)
+        waiting = [site for site in asked if site not in heard and self.presence.absence(site) is None]
+        now = {"answered": [site for site in asked if site in heard], "waiting": waiting}
+        return now if self._round < 0 else {"round": self._round, "rounds": self.num_rounds, **now}
+
     # ------------------------------------------------------------- what FLARE calls
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Add the progress to what FLARE's ``show_stats`` tells."""
+        super().handle_event(event_type, fl_ctx)
+        if event_type == InfoCollector.EVENT_TYPE_GET_STATS:
+            collector = fl_ctx.get_prop(InfoCollector.CTX_KEY_STATS_COLLECTOR)
+            if collector is not None:
+                collector.add_info(group_name=self.name, info=self.progress())
 
     def _prepare_task_data(self, client_task: ClientTask, fl_ctx: FLContext) -> None:
         """Note a task that a site asks for once more, which tells that its process was killed and started again."""

@@ -1,0 +1,297 @@
+"""A round of the protocol, with messages that are serialised as on the wire, against the plain loop."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from nvflare.fuel.utils import fobs
+
+from fedseg.data.datalist import read_datalist
+from fedseg.errors import RefusalError
+from fedseg.executors.message_size import message_size
+from fedseg.executors.split_answers import SplitAnswers
+from fedseg.executors.split_calls import Ask, Call, read_call
+from fedseg.training.plan import parse_plan
+from fedseg.training.split_loops import splitavg_round, splitavg_step
+from fedseg.training.split_message import step_bytes
+from fedseg.training.split_plan import plan_cost, server_half, site_half
+from fedseg.training.split_round_site import SplitSite
+from fedseg.training.state import SiteState
+from fedseg.training.trainer import SiteTrainer
+from fedseg.workflows.split_round import SplitRound
+from split_example import all_weights, same_bits
+from tiny import PLAN, make_sites
+
+SITES = {"a": 4, "b": 3, "c": 2}
+STEPS = 3
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("split")
+    make_sites(folder, {site: (cases, 0) for site, cases in SITES.items()})
+    return {site: read_datalist(folder / site) for site in SITES}
+
+
+def plan_of(**split):
+    training = {**PLAN["training"], "batch_dice": False, "schedule": "polynomial"}
+    return parse_plan({**PLAN, "training": training, "split": {"message": "float32", **split}})
+
+
+class Wire:
+    """Three sites behind serialised calls; keeps every message, and loses answers as told: {(site, ask, step)}."""
+
+    def __init__(self, plan, data, lost=(), states=None):
+        self.plan, self.lost, self.messages, self.left = plan, set(lost), [], {}
+        self.trainers = {
+            s: SiteTrainer(plan, s, d, states and SiteState(states / s, "run"), simulated=True) for s, d in data.items()
+        }
+        self.sites = {site: SplitAnswers(SplitSite(trainer)) for site, trainer in self.trainers.items()}
+        self.server = server_half(plan, plan.split)
+        self.common = site_half(plan, plan.split, "all sites")
+
+    def carry(self, site, way, call):
+        shareable = call.to_shareable()
+        self.messages.append((site, way, call.ask, shareable))
+        return read_call(fobs.loads(fobs.dumps(shareable)))
+
+    def exchange(self, calls):
+        answers = {}
+        for site in reversed(sorted(calls)):  # the order of arrival does not matter
+            call = calls[site]
+            answer = self.sites[site].answer(self.carry(site, "down", call))
+            if (site, str(call.ask), call.step) not in self.lost:
+                answers[site] = self.carry(site, "up", answer)
+        return answers
+
+    def run(self, number=0, steps=STEPS, rounds=2):
+        summed = self.plan.split.site_update == "summed"
+        received = self.server.weights()
+        if self.plan.split.site_update != "separate":
+            received = {**received, **self.common.weights()}
+        if not summed:
+            for each in self.sites.values():
+                each.site.begin(number, received)
+        else:
+            from fedseg.networks.weights import join_extras
+            from fedseg.training.split_state import optimizer_arrays
+
+            for each in self.sites.values():
+                each.site.begin(number, join_extras(received, optimizer_arrays(self.common)))
+        job = SplitRound(
+            self.plan, self.server, self.common, "start", number, self.exchange, self.left.__setitem__
+        )
+        there = job.run(sorted(self.sites), steps, number / rounds, (number + 1) / rounds)
+        return there, job.result
+
+    @property
+    def halves(self):
+        return {site: each.site.half for site, each in self.sites.items()}
+
+    def batches(self, number=0):
+        """The same batches again, from trainers of their own."""
+        for trainer in self.trainers.values():
+            yield trainer.site, itertools.chain.from_iterable(trainer.batches(number, e) for e in range(STEPS))
+
+
+def plain(plan):
+    return server_half(plan, plan.split), {
+        site: site_half(plan, plan.split, site, simulated=True) for site in SITES
+    }
+
+
+VARIANTS = [
+    {},
+    {"labels": "private"},
+    {"site_update": "summed"},
+    {"site_update": "summed", "labels": "private", "message": "float16"},
+    {"message": "float16", "feature_noise": 0.1},
+    {"message": "float64", "cut": "encoder2", "labels": "private"},
+]
+
+
+@pytest.mark.parametrize("split", VARIANTS, ids=lambda split: "-".join(map(str, split.values())) or "published")
+def test_a_round_is_the_plain_loop_to_the_last_bit(data, split):
+    """Sites have 4, 3 and 2 cases and batches of 2, so that batches are unequal and sites repeat theirs."""
+    plan = plan_of(**split)
+    wire = Wire(plan, data)
+    there, result = wire.run()
+    server, sites = plain(plan)
+    done = splitavg_round(server, sites, dict(wire.batches()), STEPS, 0.0, 0.5)
+    assert there == ["a", "b", "c"]
+    assert wire.left == {}
+    assert same_bits(all_weights(wire.server, wire.halves), all_weights(server, sites))
+    assert result.losses == [iteration.loss for iteration in done]
+    assert result.samples == {"a": 6, "b": 5, "c": 6}
+    if plan.split.site_update == "summed":
+        assert same_bits(wire.common.weights(), sites["a"].weights())
+        assert same_bits(wire.common.weights(), sites["c"].weights())
+
+
+def test_with_private_labels_no_message_holds_a_label(data):
+    plan = plan_of(labels="private", site_update="summed")
+    wire = Wire(plan, data)
+    wire.run()
+    drawn = dict(wire.batches())
+    labels = [next(drawn[site])["classes"].numpy() for site in SITES for _ in range(STEPS)]
+    assert any(label.any() for label in labels)
+    kinds = set()
+    for _, way, _, message in wire.messages:
+        for kind, group in read_call(message).arrays.items():
+            kinds.add((way, kind))
+            for value in group.values():
+                assert value.dtype == np.float32
+                for label in labels:
+                    assert not (value.size == label.size and np.array_equal(value.ravel(), label.ravel()))
+    assert kinds == {
+        ("up", "features"), ("up", "at_predictions"), ("up", "parameters"),
+        ("down", "predictions"), ("down", "gradients"), ("down", "parameters"),
+    }  # fmt: skip
+
+
+def test_with_shared_labels_they_are_one_byte_a_voxel(data):
+    wire = Wire(plan_of(), data)
+    wire.run()
+    sent = [read_call(m).arrays["labels"]["labels"] for s, way, ask, m in wire.messages if way == "up" and ask != "end"
+            and "labels" in read_call(m).arrays]  # fmt: skip
+    assert len(sent) == 3 * STEPS
+    assert {value.dtype for value in sent} == {np.dtype(np.uint8)}
+
+
+@pytest.mark.parametrize("message", ["float16", "float32"])
+@pytest.mark.parametrize("labels", ["shared", "private"])
+@pytest.mark.parametrize("update", ["separate", "summed"])
+def test_bytes_are_those_foretold_within_a_twentieth(data, labels, update, message):
+    plan = plan_of(labels=labels, site_update=update, message=message)
+    wire = Wire(plan, data)
+    wire.run()
+    cost = plan_cost(plan, plan.split)
+    for way in ("up", "down"):
+        sent = sum(message_size(m) for site, w, _, m in wire.messages if (site, w) == ("a", way))
+        foretold = STEPS * getattr(step_bytes(cost, plan.split, 2), way)
+        assert foretold <= sent < 1.05 * foretold, (sent, foretold)
+
+
+# ---------------------------------------------------------------------------- drop-outs
+
+
+@pytest.mark.parametrize(
+    ("split", "lost"),
+    [
+        ({}, ("b", "features", 0)),
+        ({}, ("b", "backward", 0)),
+        ({"labels": "private"}, ("b", "answer", 1)),
+        ({"site_update": "summed"}, ("b", "backward", 1)),
+        ({"site_update": "summed"}, ("b", "apply", 1)),
+    ],
+)
+def test_a_site_that_falls_silent_is_left_out_and_the_others_go_on(data, split, lost):
+    """The others equal the plain loop in which the site takes part as long as its answers counted."""
+    plan = plan_of(**split)
+    wire = Wire(plan, data, [lost])
+    there, result = wire.run()
+    server, sites = plain(plan)
+    drawn = dict(wire.batches())
+    # In the iteration of a lost answer it counts no more, but for one that brings the next features only.
+    last = {"features": 0, "answer": 1, "backward": 1, "apply": 2}[lost[1]]
+    for step in range(STEPS):
+        present = [s for s in SITES if s != "b" or step < last]
+        splitavg_step(server, {s: sites[s] for s in present}, {s: next(drawn[s]) for s in present}, step / STEPS / 2)
+    assert there == ["a", "c"]
+    assert result.iterations == STEPS
+    others = {site: wire.halves[site] for site in ("a", "c")}
+    expected = {site: sites[site] for site in ("a", "c")}
+    assert same_bits(all_weights(wire.server, others), all_weights(server, expected))
+
+
+def test_a_round_that_everybody_leaves_ends(data):
+    wire = Wire(plan_of(), data, [(site, "backward", 1) for site in SITES])
+    there, result = wire.run()
+    assert there == []
+    assert result.iterations == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda arrays: arrays["labels"].update(labels=np.full((2, 1, 16, 16, 16), 7, np.uint8)), "data"),
+        (lambda arrays: arrays.pop("labels"), "data"),
+        (lambda arrays: arrays["features"].update(encoder1=np.zeros((3, 4, 8, 8, 8), np.float32)), "data"),
+        (lambda arrays: arrays["features"].update(encoder1=np.full((2, 4, 8, 8, 8), np.nan, np.float32)), "data"),
+        (lambda arrays: arrays["features"].update(surprise=np.zeros((2, 4), np.float32)), "data"),
+    ],
+    ids=["class", "no labels", "batch", "nan", "name"],
+)
+def test_an_answer_that_does_not_fit_leaves_its_site_out_by_name(data, change, reason):
+    wire = Wire(plan_of(), data)
+    honest = wire.sites["b"].answer
+
+    def spoilt(call):
+        answer = honest(call)
+        if call.ask is Ask.FEATURES:
+            change(answer.arrays)
+        return answer
+
+    wire.sites["b"].answer = spoilt
+    there, _ = wire.run()
+    assert there == ["a", "c"]
+    assert list(wire.left) == ["b"]
+    assert wire.left["b"].startswith(f"{reason}: ")
+
+
+# ------------------------------------------------------------------------ stop and go on
+
+
+@pytest.mark.parametrize("update", ["separate", "summed"])
+def test_sites_go_on_from_their_disks_to_the_bit(data, tmp_path, update):
+    plan = plan_of(site_update=update)
+    through = Wire(plan, data, states=tmp_path / "one")
+    for number in range(2):
+        through.run(number)
+        for each in through.sites.values():
+            each.site.finish()
+    first = Wire(plan, data, states=tmp_path / "two")
+    first.run(0)
+    for each in first.sites.values():
+        each.site.finish()
+    again = Wire(plan, data, states=tmp_path / "two")
+    again.server.load_state(first.server.state())
+    again.common.load_state(first.common.state())
+    again.run(1)
+    assert same_bits(all_weights(again.server, again.halves), all_weights(through.server, through.halves))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"fedseg_split": {"ask": "features"}},
+        {"fedseg_split": "text"},
+        {"fedseg_split": {"ask": "run", "start": "", "round": 0, "step": 0, "next": None, "loss": None, "arrays": {}}},
+        {"fedseg_split": {"ask": "end", "start": "", "round": 0, "step": 0, "next": "x", "loss": None, "arrays": {}}},
+        *(
+            {"fedseg_split": {"ask": "end", "start": "", "round": 0, "step": 0, "next": None, "loss": None,
+                              "arrays": {"features": {"x": value}}}}
+            for value in (["object", [1], b"12345678"], ["float32", [2], b"1234"], ["float32", [-1], b""], 5)
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_no_call_is_refused(content):
+    with pytest.raises(RefusalError, match="no call of split training"):
+        read_call(content)
+
+
+def test_a_call_survives_the_wire():
+    call = Call(Ask.BACKWARD, "s", 3, 2, 0.25, None, {"gradients": {"x": np.arange(6.0).reshape(2, 3)}})
+    read = read_call(fobs.loads(fobs.dumps(call.to_shareable())))
+    assert (read.ask, read.start, read.round, read.step, read.next, read.loss) == ("backward", "s", 3, 2, 0.25, None)
+    np.testing.assert_array_equal(read.arrays["gradients"]["x"], call.arrays["gradients"]["x"])

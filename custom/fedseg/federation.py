@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -207,6 +208,8 @@ def connect(kit: Path, timeout: float = CONNECT_SECONDS) -> Iterator[Coordinator
     except (ValueError, KeyError, TypeError):
         raise UsageError(f"--kit {kit}: {ADMIN_FILE} is damaged. Unpack the kit again.") from None
     (kit / "transfer").mkdir(exist_ok=True)
+    # Or FLARE's attempts to connect would stand between the lines of whoever waits for a restarting server.
+    logging.getLogger().addHandler(logging.NullHandler())
 
     def open_session() -> Session:
         with _explained(user, f"connect to {server}"):

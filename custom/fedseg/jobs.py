@@ -16,6 +16,7 @@ from fedseg.filters.chain import UPDATE_TASKS
 from fedseg.job_components import build_component, check_component, components
 from fedseg.job_encryption import check_encryption
 from fedseg.job_filters import check_chain, check_tasks, declared_filters, filters_of, restores
+from fedseg.job_split import check_split_job
 from fedseg.training.hooks import TrainingHook
 from fedseg.training.model_file import INITIAL_FILE, initial_weights
 from fedseg.training.plan import PLAN_FILE, Plan, parse_plan, read_json
@@ -81,9 +82,10 @@ class Job:
             return
         part = self.declaration.get(first, {})
         part = {"name": part} if isinstance(part, str) else part
-        if first not in ("task", "network", "training") or len(rest) != 1 or not isinstance(part, dict):
+        if first not in ("task", "network", "training", "split") or len(rest) != 1 or not isinstance(part, dict):
             raise UsageError(
                 f"--set {key}: no such setting. Write seed, task.FIELD, network.ARGUMENT, training.SETTING, "
+                "split.SETTING, "
                 f"workflow.ARGUMENT, {', '.join(f'{part}.ARGUMENT' for part in _PARTS)}, hook.ID.ARGUMENT "
                 "or filter.CLASS.ARGUMENT."
             )
@@ -137,6 +139,7 @@ class Job:
         for task in UPDATE_TASKS:
             check_chain(plan, self.build_filters(task), model.shared_arrays is not None, restores(self.server, task))
         check_encryption(plan, self.server, self.client, self.build_filters(UPLOAD))
+        check_split_job(plan, self.server, self.client, self.build_filters(), self.initial is not None)
         if self.initial is not None:
             initial_weights(plan, self.initial)
         return plan

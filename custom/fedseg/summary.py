@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -106,6 +107,17 @@ def describe_run(
         "stopped": results["stopped"],
         "cost": {"wall_seconds": seconds, **traffic, "peak_rss_mb": peak_rss_mb},
     }
+
+
+def last_models(summary: Mapping[str, Any]) -> dict[str, str]:
+    """The file of the last model that each site uses, in the run's folder.
+
+    Sites with parts of their own have models of their own; one that has not sent its part has none here.
+    """
+    final = summary["final"]
+    if final.get("model"):
+        return dict.fromkeys(summary["sites"], final["model"])
+    return dict(final.get("models", {}))
 
 
 def write_summary(summary: dict[str, Any], report: Path) -> Path:

@@ -36,6 +36,7 @@ INVENTORY = {
     ("aux_communication", "__task_check__"),
     ("aux_communication", "__job_heartbeat__"),
     ("aux_communication", "fed.event"),
+    ("return_only", "aux_communication:fedseg.split"),
     ("download_service__", "download_service__download"),
     ("return_only", "download_service__:download_service__download"),
     ("sm__STREAM", "sm__ACK"),
@@ -97,6 +98,18 @@ def guaranteed(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def split(tmp_path_factory):
+    """Split training with private labels; one site has a policy that lets features out, one has none."""
+    folder, policies = tmp_path_factory.mktemp("split"), {"watched": {"features": True}}
+
+    def keep_labels(job):
+        job.set("training", {**PLAN["training"], "batch_dice": False})
+        job.set("split.labels", "private")
+
+    return run(folder, "hippocampus_splitavg", ("free", "watched"), policies, keep_labels)
+
+
+@pytest.fixture(scope="module")
 def allowed(tmp_path_factory):
     folder, policies = tmp_path_factory.mktemp("allowed"), {"strict": {"events": True}}
     return run(folder, "hippocampus_fedavg", ("open", "strict"), policies, ask_for_log_events, allowed=(CONVERTER,))
@@ -114,7 +127,7 @@ def events(recorded, site):
     return [p["__headers__"]["_event_type"] for p in found if isinstance(p, dict)]
 
 
-@pytest.fixture(params=["watched", "guaranteed"])
+@pytest.fixture(params=["watched", "guaranteed", "split"])
 def either(request):
     return request.getfixturevalue(request.param)
 
@@ -234,6 +247,20 @@ def test_a_sites_own_model_leaves_only_if_nothing_forbids_it(watched):
     (model,) = results(watched, "quiet", "submit_model")
     assert set(model) == {"__headers__"}
     assert "rule submit_model" in model["__headers__"][TEXT]
+
+
+def test_in_split_training_features_and_gradients_leave_and_no_label(split):
+    for site in ("free", "watched"):
+        sent = [m["payload"] for m in split[0] if m["site"] == site and isinstance(m["payload"], dict)]
+        calls = [payload["fedseg_split"] for payload in sent if "fedseg_split" in payload]
+        assert {kind for call in calls for kind in call["arrays"]} == {"features", "at_predictions"}
+        arrays = [value for call in calls for group in call["arrays"].values() for value in group.values()]
+        assert {kind for kind, _, _ in arrays} == {"float16", "float64"}, "values, and a scale for each tensor"
+        assert {tuple(shape) for kind, shape, _ in arrays if kind == "float64"} == {()}
+        answers = [results(split, site, "train"), results(split, site, "submit_model")]
+        assert all("data" not in answer.get("DXO", {}) or not answer["DXO"]["data"] for answer in answers[0])
+    assert results(split, "free", "submit_model")[0]["DXO"]["kind"] == "WEIGHTS"
+    assert "rule submit_model" in results(split, "watched", "submit_model")[0]["__headers__"][TEXT]
 
 
 def test_no_log_is_streamed_even_if_a_job_asks_for_it(guaranteed):

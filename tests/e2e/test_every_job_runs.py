@@ -1,4 +1,4 @@
-"""Every job of the repository for one round on provisioned federations of two sites; four kinds of them every day.
+"""Every job of the repository for one round on provisioned federations of two sites; five of them every day.
 
 Each site has three data sets: phantoms of brain tumours and of pancreas CT, and bright balls in place of hippocampi.
 The task of a job stays what it is; patches and networks are made small.
@@ -20,13 +20,21 @@ from fedseg.privacy.ledger import Ledger
 from fedseg.project_file import HOST, read_project
 from fedseg.site_kits import place_state
 from fedseg.training.model_file import read_model
+from fedseg.training.split_message import step_bytes
+from fedseg.training.split_plan import plan_cost
 from tiny import PLAN, make_sites
 
 SECONDS, CASES = 600, 3
 SITES = ("site-1", "site-2")
 PLAIN, ENCRYPTED = "three_hospitals", "three_hospitals_he"
 JOBS = sorted(path.parent.name for path in (ROOT / "jobs").glob("*/meta.json"))
-EVERY_DAY = {"brats_scaffold", "hippocampus_gaussian_dp", "hippocampus_partial", "hippocampus_he"}
+EVERY_DAY = {
+    "brats_scaffold",
+    "hippocampus_gaussian_dp",
+    "hippocampus_partial",
+    "hippocampus_he",
+    "hippocampus_splitavg",
+}
 PATCHES = {"brats": [32, 32, 32], "pancreas": [48, 48, 32], "hippocampus": [16, 16, 16]}
 
 
@@ -71,7 +79,7 @@ def federation(request, data, tmp_path_factory):
         kits = {kit.name: kit.folder for kit in local.federation.kits}
         for site in SITES:
             lists = {task: str(data / task / site / FILE_NAME) for task in PATCHES}
-            place_state(kits[site], out / STATE / site, datasets=lists, policy={})
+            place_state(kits[site], out / STATE / site, datasets=lists, policy={"features": True, "submit_model": True})
         with local.coordinator(SECONDS) as coordinator:
             yield SimpleNamespace(folder=folder, out=out, kits=kits, local=local, coordinator=coordinator)
 
@@ -95,6 +103,12 @@ def bytes_of_weights(job):
     return sum(array.nbytes for array in get_weights(network).values())
 
 
+def models_of(finished):
+    """The file of the last model; of each site's own where the parts of a network stay apart."""
+    final = finished.summary["final"]
+    return [finished.out / file for file in final.get("models", {SITES[0]: final["model"]}).values()]
+
+
 def is_whole(finished):
     """What holds for every job."""
     summary = finished.summary
@@ -105,7 +119,7 @@ def is_whole(finished):
     # A median weighs nobody.
     assert weights == {} if entry["rule"]["name"] == "CoordinateMedian" else sum(weights.values()) == pytest.approx(1)
     assert sorted({*summary["final"]["sites"], *summary["final"].get("withheld", [])}) == list(SITES)
-    assert (finished.out / summary["final"]["model"]).is_file()
+    assert all(file.is_file() for file in models_of(finished))
     assert (finished.out / "report" / "report.html").is_file()
 
 
@@ -119,8 +133,8 @@ def marked(encrypted):
 @pytest.mark.parametrize("name", marked(encrypted=False))
 def test_a_job_runs_on_a_provisioned_federation(federation, finished, name):
     is_whole(finished)
-    model = read_model(finished.out / finished.summary["final"]["model"])
-    assert model.build() is not None
+    for file in models_of(finished):
+        assert read_model(file).build() is not None
     (sites,) = (entry["sites"] for entry in finished.summary["rounds"])
     if name in KINDS:
         KINDS[name](federation, finished, sites)
@@ -165,7 +179,19 @@ def is_in_the_ledgers(federation, finished, sites):
         assert ledger.spent(1e-5, dataset="hippocampus").epsilon == pytest.approx(told["epsilon"])
 
 
+def leaves_a_model_for_each_site(federation, finished, sites):
+    """And as many bytes of features and gradients as were foretold."""
+    assert sorted(finished.summary["final"]["models"]) == list(SITES)
+    plan, (entry,) = finished.job.plan, finished.summary["rounds"]
+    assert entry["iterations"] == 1
+    foretold = step_bytes(plan_cost(plan, plan.split), plan.split, CASES - 1)
+    for up, down in entry["bytes_in_iterations"].values():
+        assert foretold.up < up < 1.05 * foretold.up + 1024
+        assert foretold.down < down < 1.05 * foretold.down + 1024
+
+
 KINDS = {
+    "hippocampus_splitavg": leaves_a_model_for_each_site,
     "brats_scaffold": sends_two_models,
     "hippocampus_partial": sends_a_tenth,
     "hippocampus_gaussian_dp": is_in_the_ledgers,

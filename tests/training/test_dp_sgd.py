@@ -66,7 +66,7 @@ def case_gradients(datalist, epoch=0, weights=None, dtype=torch.float32):
     set_weights(trainer.network, start_of(trainer) if weights is None else weights)
     trainer.network.train().to(dtype)
     rows = []
-    for batch in trainer._batches(0, epoch):
+    for batch in trainer.batches(0, epoch):
         for image, classes in zip(batch["image"], batch["classes"], strict=True):
             trainer.network.zero_grad()
             trainer.loss(trainer.network(image[None].to(dtype)), classes[None]).backward()
@@ -103,7 +103,7 @@ def test_without_noise_and_clip_it_is_full_batch_descent(datalist, batch_size):
         for name, parameter in parameters.items():
             parameter.data = torch.from_numpy(weights[name])
             parameter.grad = None
-        for batch in written._batches(0, epoch):
+        for batch in written.batches(0, epoch):
             for image, classes in zip(batch["image"].double(), batch["classes"], strict=True):
                 (written.loss(written.network(image[None]), classes[None]) / CASES).backward()
         weights = {name: weights[name] - rate * p.grad.numpy() for name, p in parameters.items()}
@@ -154,7 +154,7 @@ def test_a_case_with_a_gradient_a_million_times_as_long_moves_no_more(cases, mon
     clip = 0.1 * float(np.linalg.norm(case_gradients(ours), axis=1).min())
     honest = summed(ours, PatientDPSGD(clip, 0.0))
     marked = make(ours)
-    first = next(iter(marked._batches(0, 0)))["classes"][0]
+    first = next(iter(marked.batches(0, 0)))["classes"][0]
 
     def hostile_trainer(hook):
         trainer = make(ours, hook)
@@ -425,7 +425,7 @@ def test_a_case_that_is_not_finite_counts_as_zero_and_spoils_no_other(datalist, 
     norm = 1e-2
     hook = PatientDPSGD(norm, 0.0)
     trainer = make(datalist, hook, batch_size=batch_size)
-    worst = [classes for batch in make(datalist)._batches(0, 0) for classes in batch["classes"]][place]
+    worst = [classes for batch in make(datalist).batches(0, 0) for classes in batch["classes"]][place]
     plain = trainer.loss
 
     def spoilt(logits, classes):

@@ -60,7 +60,7 @@ def test_a_missing_model_and_one_of_another_program_are_refused(tmp_path):
 def test_a_damaged_header_is_told_in_a_sentence(tmp_path, change):
     header = {"format": "fedseg-model-1", **model_header(plan, 0), **change}
     save_file(weights, tmp_path / "m", {name: text for name, text in header.items() if text is not None})
-    with pytest.raises(DataError, match="m: |header is damaged"):
+    with pytest.raises(DataError, match=r"m: |header is damaged"):
         read_model(tmp_path / "m")
 
 

@@ -83,7 +83,7 @@ def test_later_rounds_compare_with_the_own_model_of_the_round_before(datalist):
             inner = layers[1].submodule
             return inner[1].submodule(inner[0](layers[0](images))).mean(dim=(2, 3, 4))
 
-    images = next(trainer._batches(1, 0))["image"]
+    images = next(trainer.batches(1, 0))["image"]
     expected = 2.0 * float(contrastive_term(features(received), features(received), features(own), 0.3))
     assert hook.seen[4] == pytest.approx(expected, rel=1e-5)
     assert abs(hook.seen[4] - 2 * math.log(2)) > 1e-3

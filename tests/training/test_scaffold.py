@@ -163,7 +163,7 @@ def test_the_own_control_variate_is_the_mean_gradient(datalist):
     """One step on all cases: c_i is its gradient, computed again without a trainer's loop."""
     changes = {**SGD, "batch_size": 4, "augmentation": "none", "gradient_clip": 1e9}
     trainer = make_trainer(datalist, [Scaffold()], changes=changes)
-    batch = next(trainer._batches(0, 0))
+    batch = next(trainer.batches(0, 0))
     result = trainer.train_round(start_of(trainer), 0, 1, zeros(datalist))
     other = make_trainer(datalist, changes=changes)
     other.loss(other.network(batch["image"]), batch["classes"]).backward()
@@ -233,7 +233,7 @@ def test_without_momentum_a_step_is_rate_times_gradient(datalist):
     """Two full-batch steps of plain SGD, written out."""
     changes = {**SGD, "batch_size": 4, "local_epochs": 2, "augmentation": "none", "gradient_clip": 1e9}
     trainer = make_trainer(datalist, changes=changes)
-    batches = [next(trainer._batches(0, epoch)) for epoch in range(2)]
+    batches = [next(trainer.batches(0, epoch)) for epoch in range(2)]
     own = trainer.train_round(start_of(trainer), 0, 1).weights
     other = make_trainer(datalist, changes=changes)
     for batch in batches:

@@ -79,7 +79,7 @@ def test_one_step_equals_a_step_written_out(datalist):
     changes = {"optimizer": "sgd", "schedule": "constant", "batch_size": 4, "weight_decay": 0.0, "gradient_clip": 1e9}
     site = trainer(datalist, changes={**changes, "augmentation": "none", "learning_rate": 0.01})
     start = get_weights(site.network)
-    batch = next(site._batches(0, 0))
+    batch = next(site.batches(0, 0))
     update = site.train_round(start, 0, 1).update
     other = trainer(datalist, changes={**changes, "augmentation": "none"})
     loss = other.loss(other.network(batch["image"]), batch["classes"])

@@ -13,6 +13,7 @@ from fedseg.console import out
 from fedseg.evaluation.tables import dice_table
 from fedseg.federation import connect
 from fedseg.fetched_run import REPORT, fetch
+from fedseg.summary import last_models
 
 
 def add_parser(subparsers: Any) -> None:
@@ -42,9 +43,10 @@ def print_run(summary: dict[str, Any], folder: Path) -> None:
     """Scores of a fetched run, and where its files are."""
     out().print(dice_table(summary))
     report = folder / REPORT
+    models = sorted(set(last_models(summary).values()))
     out().print(
         escape(
-            f"report:  {report / 'report.html'}\nsummary: {report / 'summary.json'}\n"
-            f"model:   {folder / summary['final']['model']}"
+            f"report:  {report / 'report.html'}\nsummary: {report / 'summary.json'}"
+            + "".join(f"\nmodel:   {folder / file}" for file in models)
         )
     )

@@ -25,7 +25,7 @@ from fedseg.simulation import (
     prepare_resume,
     simulate,
 )
-from fedseg.summary import build_summary, write_summary
+from fedseg.summary import build_summary, last_models, write_summary
 from fedseg.training.model_file import read_model
 
 # What decides when a round or the run ends, but not what a round makes.
@@ -107,8 +107,9 @@ def run(options: argparse.Namespace) -> int:
     report.mkdir(exist_ok=True)
     write_summary(summary, report)
     write_gallery(options.data, sites, report)
-    files = summary["final"].get("models") or dict.fromkeys(summary["sites"], summary["final"]["model"])
-    models = {site: read_model(options.out / file) for site, file in files.items() if file}
+    files = last_models(summary)
+    read = {file: read_model(options.out / file) for file in sorted(set(files.values()))}
+    models = {site: read[file] for site, file in files.items()}
     write_overlays(models, options.out / "state", summary["run_id"], report, plan.training.overlap)
     if kinds:
         write_report(options.out)
@@ -131,7 +132,7 @@ def run(options: argparse.Namespace) -> int:
     if left_out := sorted(set(sites) - set(summary["sites"])):
         err().print(f"[yellow]{len(left_out)} of {len(sites)} sites took no part: {', '.join(left_out)}[/yellow]")
     out().print(f"report:  {page}\nsummary: {report / 'summary.json'}")
-    for file in sorted(set(files.values()) - {None}):
+    for file in read:
         out().print(f"model:   {options.out / file}")
     return 0
 

@@ -51,7 +51,10 @@ def follow(coordinator: Coordinator, job_id: str, timeout: float = 0.0) -> None:
     """
     status = coordinator.wait(job_id, show_progress, timeout)
     if status != FINISHED:
-        raise FederationError(f"The job {job_id} ended with {status}. `fedseg fetch` brings what it left.")
+        raise FederationError(
+            f"The job {job_id} ended with {status}. `fedseg fetch {job_id}` brings what it left, and `fedseg resume "
+            f"{job_id}` goes on after its last finished round."
+        )
 
 
 def show_progress(seen: dict[str, Any]) -> None:

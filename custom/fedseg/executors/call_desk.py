@@ -36,11 +36,13 @@ class CallDesk:
         self._queue: queue.Queue[_Waiting] = queue.Queue()
         self._open = threading.Condition()
         self._place: tuple[str, int] | None = None
+        self._outdated = False
 
     def take(self, call: Call) -> Shareable:
         """Called by FLARE: wait for the answer to a call of the round at hand."""
         place = (call.start, call.round)
         with self._open:
+            self._outdated |= call.ask is Ask.READY and self._place is not None and self._is_later(place, self._place)
             if not self._open.wait_for(lambda: self._place == place, _READY_WAIT if call.ask is Ask.READY else 0):
                 return refusal("state", "The site is not in this round.")
             waiting = _Waiting(call)
@@ -65,18 +67,18 @@ class CallDesk:
             aborted: whether the job was aborted.
 
         Returns:
-            Whether the server has ended the round; else it has not called for too long.
+            Whether the server has ended the round; else it has not called for too long, or is in a later round.
 
         Raises:
             AbortedError: ``aborted`` said so.
             RefusalError: what ``answer`` raises; the call at hand is answered with it.
         """
         with self._open:
-            self._place = (start, round_number)
+            self._place, self._outdated = (start, round_number), False
             self._open.notify_all()
         last = time.monotonic()
         try:
-            while time.monotonic() - last < patience:
+            while time.monotonic() - last < patience and not self._outdated:
                 if aborted():
                     raise AbortedError("The work was aborted.")
                 try:
@@ -90,6 +92,11 @@ class CallDesk:
             return False
         finally:
             self._close()
+
+    @staticmethod
+    def _is_later(asked: tuple[str, int], here: tuple[str, int]) -> bool:
+        """Whether the server has gone on, so that the call that ends the round at hand was missed."""
+        return asked[0] != here[0] or asked[1] > here[1]
 
     def _answer(self, waiting: _Waiting, answer: Callable[[Call], Call]) -> None:
         try:

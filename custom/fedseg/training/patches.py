@@ -46,7 +46,8 @@ class PatchDataset(Dataset[Sample]):
         sample: Sample = {"image": case.image[window].clone(), "classes": case.classes[window].clone()}
         self.transform.set_random_state(seed=int(generator.integers(2**31)))
         changed = self.transform(sample)
-        return {key: as_plain_tensor(changed[key]) for key in sample}
+        # Where a patch was turned, MONAI gives the classes as floating-point numbers.
+        return {key: as_plain_tensor(changed[key]).to(value.dtype) for key, value in sample.items()}
 
 
 def choose_corner(task: Task, case: PreparedCase, generator: np.random.Generator) -> tuple[int, ...]:

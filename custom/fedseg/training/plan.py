@@ -15,9 +15,10 @@ from fedseg.networks.registry import Network, parse_network
 from fedseg.tasks.registry import resolve_task
 from fedseg.tasks.task import Task
 from fedseg.training.settings import TrainingSettings, parse_training
+from fedseg.training.split_settings import SplitSettings, parse_split
 
 PLAN_FILE = "fedseg.json"
-_KEYS = ("fedseg_version", "method", "seed", "dataset", "task", "network", "training")
+_KEYS = ("fedseg_version", "method", "seed", "dataset", "task", "network", "training", "split")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Plan:
         seed: root of every random generator of the job.
         dataset: name under which a site looks up its datalist; the task's name by default.
         task, network, training: see their classes.
+        split: how the network is trained in two parts; None in every other job.
     """
 
     fedseg_version: str
@@ -39,10 +41,11 @@ class Plan:
     task: Task
     network: Network
     training: TrainingSettings
+    split: SplitSettings | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Complete JSON form with all defaults filled in."""
-        return {
+        plain = {
             "fedseg_version": self.fedseg_version,
             "method": self.method,
             "seed": self.seed,
@@ -51,6 +54,7 @@ class Plan:
             "network": self.network.to_dict(),
             "training": self.training.to_dict(),
         }
+        return plain if self.split is None else {**plain, "split": self.split.to_dict()}
 
     @property
     def digest(self) -> str:
@@ -97,6 +101,7 @@ def parse_plan(declaration: Mapping[str, Any]) -> Plan:
         task=task,
         network=network,
         training=parse_training(declaration.get("training", {})),
+        split=parse_split(declaration["split"]) if "split" in declaration else None,
     )
 
 

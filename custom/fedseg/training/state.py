@@ -40,7 +40,7 @@ def claim(folder: Path, site: str) -> None:
     """Make a state folder that of one site: two sites in one folder would mix weights and privacy ledgers.
 
     Args:
-        folder: the site's state folder; made where it is missing.
+        folder: the site's state folder; made where it is missing, for its owner only.
         site: the site's name.
 
     Raises:
@@ -48,7 +48,7 @@ def claim(folder: Path, site: str) -> None:
     """
     note = folder / _SITE_FILE
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             with note.open("x", encoding="utf-8") as file:
                 file.write(site)

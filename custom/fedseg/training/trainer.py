@@ -242,13 +242,13 @@ class SiteTrainer:
             # Dropout is the one draw that comes from torch's own generator.
             torch.manual_seed(derive_seed(self.plan.seed, self.site, round_number, "network"))
             for epoch in range(epochs):
-                for batch in self._batches(round_number, epoch):
+                for batch in self.batches(round_number, epoch):
                     self._check_abort()
                     self._set_rate((round_number + len(losses) / steps) / total_rounds)
                     losses.append(self._step(batch))
         return losses
 
-    def _batches(self, round_number: int, epoch: int) -> Iterator[Sample]:
+    def batches(self, round_number: int, epoch: int) -> Iterator[Sample]:
         """The epoch's batches: every case once, in an order and with patches that follow from the seed."""
         where = (self.plan.seed, self.site, round_number, epoch)
         order = generator(*where, "order").permutation(len(self.training_cases)).tolist()

@@ -1,0 +1,138 @@
+"""The executor of a site in split training: features of its patches out, gradients at them in."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from nvflare.apis.dxo import MetaKey, from_shareable
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
+from nvflare.app_common.utils.fl_model_utils import FLModelUtils
+
+from fedseg.errors import RefusalError
+from fedseg.evaluation.metrics import summarise
+from fedseg.executors.call_desk import CallDesk
+from fedseg.executors.policy_check import check_features, curves_leave
+from fedseg.executors.protocol import KEEP, LINEAGE, RUN_ID, START
+from fedseg.executors.segmentation import SegmentationExecutor
+from fedseg.executors.split_answers import SplitAnswers
+from fedseg.executors.split_calls import PATIENCE, TOPIC, read_call, refusal
+from fedseg.filters.context import job_plan
+from fedseg.networks.weights import Arrays
+from fedseg.privacy.policy import OPEN
+from fedseg.training.plan import Plan
+from fedseg.training.site_report import SiteReport
+from fedseg.training.site_round import mean_loss
+from fedseg.training.split_round_site import SplitSite
+from fedseg.training.state import DEFAULT_KEEP
+from fedseg.training.trainer import SiteTrainer
+
+logger = logging.getLogger(__name__)
+_NO_CALL = 600.0
+
+
+class SplitExecutor(SegmentationExecutor):
+    """Trains the first part of a network at one site; the rest is at the server.
+
+    The task ``train`` starts a round: the site scores what it received, and then answers the server's direct calls
+    until the server ends the round. What leaves in these calls (features; labels or gradients that tell them) passes no
+    filter and no guard, so this executor is the gate: where the site has a policy, its rule ``features`` must be true,
+    and a job whose updates are filtered is refused, since the filters would not see what leaves here.
+    """
+
+    def __init__(self) -> None:
+        """Take no hooks: they change the training of a whole network."""
+        super().__init__()
+        self._desk = CallDesk()
+        self._answers: SplitAnswers | None = None
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Listen for direct calls from the start of the job's process."""
+        if event_type == EventType.START_RUN:
+            fl_ctx.get_engine().register_aux_message_handler(TOPIC, self._called)
+        super().handle_event(event_type, fl_ctx)
+
+    def _called(self, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:
+        try:
+            return self._desk.take(read_call(request))
+        except RefusalError as error:
+            return refusal(error.reason, str(error))
+
+    def _open(self, plan: Plan, run_id: str | None, fl_ctx: FLContext) -> SiteTrainer:
+        trainer = super()._open(plan, run_id, fl_ctx)
+        check_features(self._policy)
+        if self._terms is not None and self._terms.filtered:
+            raise RefusalError("privacy", "The job filters updates, but features and their gradients pass no filter.")
+        if self._answers is None or self._answers.site.trainer is not trainer:
+            self._answers = SplitAnswers(SplitSite(trainer))
+        return trainer
+
+    def _train(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
+        begin = time.perf_counter()
+        model = FLModelUtils.from_shareable(shareable)
+        trainer = self._open(job_plan(fl_ctx), model.meta.get(RUN_ID), fl_ctx)
+        answers, number, received = self._split, int(model.current_round or 0), _arrays(model.params)
+        start = str(model.meta.get(START))
+        if trainer.state is not None:
+            # One more than the server, which may go back to a round while this site is already in the next.
+            kept = int(model.meta.get(KEEP, DEFAULT_KEEP))
+            trainer.state.keep = kept + 1 if kept else 0
+            trainer.state.start, trainer.state.lineage = model.meta.get(START), model.meta.get(LINEAGE)
+        self._record.received(received, number, model.meta, len(trainer.datalist.training), False)
+        self._attach(trainer, number, received, model.meta, fl_ctx)
+        with torch.random.fork_rng(devices=[]):
+            scored = trainer.validate(answers.site.begin(number, received))
+            answers.begin("train_loss" in (self._policy or OPEN).report_fields(self._guaranteed))
+            ended = self._desk.serve(start, number, answers.answer, _patience(model.meta), trainer.aborted)
+        if not ended:
+            logger.warning("The server has not called for a long time; the round is over for this site.")
+        update = answers.site.finish()
+        report = SiteReport(
+            num_samples=len(trainer.training_cases),
+            num_steps=answers.site.steps,
+            train_loss=answers.loss,
+            val_loss=mean_loss(scored),
+            val_dice=summarise([case.score for case in scored])["dice"],
+            val_cases=len(scored),
+            seconds=time.perf_counter() - begin,
+            seconds_training=answers.seconds,
+        )
+        report = report.only((self._policy or OPEN).report_fields(self._guaranteed))
+        if curves_leave(self._policy, self._guaranteed):
+            self._send_curves(report, number, fl_ctx)
+        meta = {**report.to_meta(), MetaKey.NUM_STEPS_CURRENT_ROUND: report.num_steps}
+        return FLModelUtils.to_shareable(
+            FLModel(params_type=ParamsType.DIFF, params=update, meta=meta, current_round=number)
+        )
+
+    def _validate(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
+        """Score the server's part together with this site's own, where it has one."""
+        dxo = from_shareable(shareable)
+        self._open(job_plan(fl_ctx), dxo.meta.get(RUN_ID), fl_ctx)
+        self._split.site.restore(2**31)
+        dxo.data = self._split.site.joined(_arrays(dxo.data))
+        return super()._validate(dxo.update_shareable(shareable), fl_ctx)
+
+    @property
+    def _split(self) -> SplitAnswers:
+        if self._answers is None:
+            raise RefusalError("state", "The task came before the run was opened at this site.")
+        return self._answers
+
+
+def _arrays(params: Any) -> Arrays:
+    if not isinstance(params, Mapping) or not params:
+        raise RefusalError("weights", "The task carries no weights.")
+    return {str(name): np.asarray(value) for name, value in params.items()}
+
+
+def _patience(meta: Mapping[str, Any]) -> float:
+    found = meta.get(PATIENCE)
+    return float(found) if isinstance(found, int | float) and found > 0 else _NO_CALL

@@ -1,0 +1,195 @@
+"""Split training through FLARE's real simulator: tiny images, small network, real processes."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from fedseg import component_policy, simulation
+from fedseg.data.datalist import read_datalist
+from fedseg.jobs import read_job
+from fedseg.training.split_loops import splitavg_round
+from fedseg.training.split_message import step_bytes
+from fedseg.training.split_plan import plan_cost, server_half, site_half, whole_weights
+from fedseg.training.trainer import SiteTrainer
+from tiny import PLAN, make_sites
+
+ROOT = Path(__file__).parents[2]
+JOB = ROOT / "jobs" / "hippocampus_splitavg"
+SITES = {"alpha": (4, 2), "beta": (3, 1), "gamma": (2, 1)}
+ROUNDS, STEPS = 2, 2
+TRAINING = {**PLAN["training"], "batch_dice": False}
+STILL = "split_parts.StandingStill"
+
+
+def fedseg(*arguments):
+    command = [sys.executable, "-m", "fedseg", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300, cwd=ROOT)
+
+
+def settings(**split):
+    values = {"task": PLAN["task"], "network": PLAN["network"], "training": TRAINING}
+    values |= {f"split.{name}": value for name, value in {"message": "float32", **split}.items()}
+    return [f"--set={key}={json.dumps(value)}" for key, value in values.items()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("split")
+
+
+@pytest.fixture(scope="module")
+def data(folder):
+    """Three sites, and one with a policy that does not let features out."""
+    make_sites(folder / "data", {**SITES, "closed": (2, 1)})
+    (folder / "data" / "closed" / "policy.json").write_text("{}")
+    return folder / "data"
+
+
+@pytest.fixture(scope="module")
+def published(folder, data):
+    """The method as published: labels at the server, each site a part of its own; what the command printed."""
+    out = folder / "published"
+    result = fedseg("simulate", JOB, "--data", data, "--out", out, "--rounds", ROUNDS, "--seed", 3, *settings())
+    assert result.returncode == 0, result.stderr
+    return out, result
+
+
+@pytest.fixture(scope="module")
+def summed(folder, data):
+    out = folder / "summed"
+    split = settings(site_update="summed", labels="private")
+    result = fedseg("simulate", JOB, "--data", data, "--out", out, "--rounds", ROUNDS, "--seed", 3, *split)
+    assert result.returncode == 0, result.stderr
+    return out, result
+
+
+def summary_of(run):
+    return json.loads((run[0] / "report" / "summary.json").read_text("utf-8"))
+
+
+def plain(run, data):
+    """The same run in one process: weights of each site's whole network."""
+    plan, threads = read_job(run[0] / "job").check(), torch.get_num_threads()
+    torch.set_num_threads(1)
+    trainers = {site: SiteTrainer(plan, site, read_datalist(data / site)) for site in SITES}
+    server, sites = server_half(plan, plan.split), {s: site_half(plan, plan.split, s) for s in SITES}
+
+    def endless(site, number):
+        for epoch in itertools.count():
+            yield from trainers[site].batches(number, epoch)
+
+    for number in range(ROUNDS):
+        batches = {site: endless(site, number) for site in SITES}
+        splitavg_round(server, sites, batches, STEPS, number / ROUNDS, (number + 1) / ROUNDS)
+    torch.set_num_threads(threads)
+    return {site: whole_weights(plan, half, server) for site, half in sites.items()}
+
+
+def assert_equal(file, weights):
+    found = load_file(file)
+    assert set(found) == set(weights)
+    for name, value in weights.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+def test_with_parts_of_their_own_every_sites_model_is_that_of_the_plain_loop_to_the_bit(published, data):
+    for site, weights in plain(published, data).items():
+        assert_equal(published[0] / "models" / f"last.{site}.safetensors", weights)
+
+
+def test_with_summed_gradients_and_private_labels_the_one_model_is_that_of_the_plain_loop_to_the_bit(summed, data):
+    weights = plain(summed, data)
+    assert_equal(summed[0] / "models" / "last.safetensors", weights["alpha"])
+    assert_equal(summed[0] / "models" / "last.safetensors", weights["gamma"])
+
+
+def test_a_site_whose_policy_does_not_let_features_out_refuses(published):
+    summary = summary_of(published)
+    assert summary["sites"] == sorted(SITES)
+    (note,) = [event for event in summary["events"] if event["site"] == "closed"]
+    assert note["what"].startswith("policy: The site's policy, rule features: ")
+
+
+def test_the_summary_tells_of_rounds_weights_and_bytes(published):
+    summary = summary_of(published)
+    plan = read_job(published[0] / "job").check()
+    assert summary["split"]["cut"] == "encoder1"
+    for entry in summary["rounds"]:
+        assert entry["iterations"] == STEPS
+        assert entry["rule"]["name"] == "SplitAVG"
+        # 4, 3 and 2 cases in batches of 2: 4, 3 and 4 samples in two iterations.
+        assert entry["weights"] == pytest.approx({"alpha": 4 / 11, "beta": 3 / 11, "gamma": 4 / 11})
+        foretold = step_bytes(plan_cost(plan, plan.split), plan.split, 2)
+        up, down = entry["bytes_in_iterations"]["alpha"]
+        # Headers included, which are many on a patch as small as this.
+        assert STEPS * foretold.up < up < 1.05 * STEPS * foretold.up
+        assert STEPS * foretold.down < down < 1.05 * STEPS * foretold.down
+        for site, part in entry["sites"].items():
+            assert part["num_samples"] == SITES[site][0]
+            assert part["num_steps"] == STEPS
+            assert part["cost"] == part["train_loss"] > 0
+            assert part["bytes_up"] > entry["bytes_in_iterations"][site][0]
+    final = summary["final"]
+    assert final["model"] is None
+    assert set(final["models"]) == set(SITES)
+    assert all((published[0] / file).is_file() for file in final["models"].values())
+    assert {site: part["cases"] for site, part in final["sites"].items()} == {s: n[1] for s, n in SITES.items()}
+    assert (published[0] / "report" / "report.html").is_file()
+
+
+def test_evaluate_takes_a_sites_model_and_gives_the_scores_of_the_run(published, data, folder):
+    out = folder / "evaluated"
+    model = published[0] / "models" / "last.alpha.safetensors"
+    options = ["--task", published[0] / "job", "--data", data / "alpha", "--out", out, "--threads", 1]
+    result = fedseg("evaluate", model, *options)
+    assert result.returncode == 0, result.stderr
+    content = json.loads((out / "evaluation.json").read_text("utf-8"))
+    assert content["mean"]["dice"] == pytest.approx(summary_of(published)["final"]["sites"]["alpha"]["dice"])
+
+
+@pytest.mark.parametrize("kind", ["published", "summed"])
+def test_a_run_goes_on_from_its_checkpoint_to_the_bit(kind, request, data):
+    """Server and sites go back to the state after the first round together."""
+    out = request.getfixturevalue(kind)[0]
+    before = {path.name: path.read_bytes() for path in (out / "models").glob("*.safetensors")}
+    assert before
+    result = fedseg("simulate", JOB, "--data", data, "--out", out, "--resume", "--from-round", 0)
+    assert result.returncode == 0, result.stderr
+    assert {path.name: path.read_bytes() for path in (out / "models").glob("*.safetensors")} == before
+
+
+def test_a_site_that_stands_still_is_left_out_within_the_time_limit_and_comes_back(folder, data, monkeypatch):
+    classes = (*component_policy.FEDSEG_CLASSES, STILL)
+    monkeypatch.setattr(component_policy, "FEDSEG_CLASSES", classes)
+    monkeypatch.setattr("fedseg.job_split._EXECUTOR", STILL)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+    job = read_job(JOB)
+    for key in ("task", "network"):
+        job.set(key, PLAN[key])
+    job.set("training", TRAINING)
+    job.workflow.update(num_rounds=5, message_timeout=8)
+    job.client["executors"][0]["executor"] = {"path": STILL, "args": {"site": "beta", "seconds": 20}}
+    out = folder / "still"
+    simulation.prepare_output(out, False)
+    results = simulation.simulate(job, data, out, list(SITES), lambda event: None).results
+    first, *_, last = results["rounds"]
+    assert {event["site"] for event in results["events"]} == {"beta"}
+    note = results["events"][0]
+    assert note["round"] == 0
+    assert note["what"] == "left out of the rest of the round: it did not answer within 8 s"
+    assert sorted(first["sites"]) == ["alpha", "gamma"]
+    assert first["iterations"] == STEPS
+    assert first["seconds"] < 20, "nobody waits until the site moves again"
+    assert set(last["sites"]) == set(SITES), "it has come back"
+    assert last["sites"]["beta"]["num_steps"] == STEPS
+    assert {path.name for path in (out / "models").iterdir() if path.suffix == ".safetensors"} == {
+        f"last.{site}.safetensors" for site in SITES
+    }

@@ -1,0 +1,200 @@
+"""What the server of split training keeps and believes; whole runs are in tests/e2e."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.shareable import make_reply
+from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
+
+from fedseg.errors import ConfigurationError, FedsegError, RefusalError
+from fedseg.executors.split_calls import Ask, Call, refusal
+from fedseg.networks.split import join_weights
+from fedseg.networks.weights import get_weights, split_extras
+from fedseg.training.plan import parse_plan
+from fedseg.training.site_report import SiteReport
+from fedseg.training.split_plan import plan_parts
+from fedseg.workflows.direct_calls import DirectCalls
+from fedseg.workflows.federated_training import FederatedTraining
+from fedseg.workflows.selection import AllSites, SiteFacts
+from fedseg.workflows.split_model import SplitModel
+from fedseg.workflows.split_training import SplitTraining
+from tiny import PLAN
+
+
+def plan_of(**split):
+    return parse_plan({**PLAN, "training": {**PLAN["training"], "batch_dice": False}, "split": split})
+
+
+def model_of(**split):
+    model = SplitModel()
+    model.open(plan_of(**split))
+    return model
+
+
+def report(samples=4, steps=2):
+    return SiteReport(samples, steps, 0.5, 0.6, {"mean": 0.5}, 2)
+
+
+def answer(site, arrays=None, **numbers):
+    meta = {**report(**numbers).to_meta(), "client_name": site}
+    return FLModel(params_type=ParamsType.DIFF, params=arrays or {}, meta=meta)
+
+
+def test_a_round_sends_what_the_sites_need_and_no_more():
+    whole = get_weights(parse_plan(PLAN).network.build(1, 2, PLAN["seed"]))
+    part, rest = (set(p.state_dict()) for p in plan_parts(plan_of(), plan_of().split))
+    assert set(model_of().outgoing()) == rest
+    averaged = model_of(site_update="averaged").outgoing()
+    assert set(averaged) == part | rest
+    for name, value in averaged.items():
+        np.testing.assert_array_equal(value, whole[name])
+    weights, memory = split_extras(model_of(site_update="summed").outgoing())
+    assert (set(weights), set(memory)) == (part | rest, {"steps"}), "the optimizer has nothing to remember yet"
+
+
+def test_sites_parts_are_averaged_by_the_samples_that_they_have_contributed():
+    model = model_of(site_update="averaged")
+    names = model.common.weights()
+    before = {name: value.copy() for name, value in names.items()}
+    model.begin_round()
+    model.round.samples = {"a": 3, "b": 1}
+    for site, value in (("a", 0.25), ("b", 1.25)):
+        model.take(answer(site, {name: np.full_like(w, value) for name, w in names.items()}))
+    model.finish_round()
+    # (3 x 0.25 + 1 x 1.25) / 4 = 0.5
+    for name, value in before.items():
+        np.testing.assert_allclose(model.weights[name], value + 0.5, atol=1e-6)
+    assert model.describe_round()["weights"] == {"a": 0.75, "b": 0.25}
+
+
+@pytest.mark.parametrize("update", ["separate", "summed"])
+def test_arrays_that_nobody_asked_for_are_refused(update):
+    model = model_of(site_update=update)
+    with pytest.raises(RefusalError, match="arrays that this job does not use") as error:
+        model.take(answer("a", {"x": np.zeros(1, np.float32)}))
+    assert error.value.reason == "weights"
+
+
+@pytest.mark.parametrize("spoil", ["missing", "shape", "nan"])
+def test_a_part_that_does_not_fit_is_refused(spoil):
+    averaged, separate = model_of(site_update="averaged"), model_of()
+    arrays = dict(averaged.common.weights())
+    first = next(iter(arrays))
+    if spoil == "missing":
+        del arrays[first]
+    else:
+        arrays[first] = arrays[first][None] if spoil == "shape" else arrays[first] * np.nan
+    for take in (lambda: averaged.take(answer("a", arrays)), lambda: separate.take_part("a", arrays)):
+        with pytest.raises(RefusalError) as error:
+            take()
+        assert error.value.reason == "weights"
+
+
+def test_a_sites_part_and_the_servers_are_a_whole_network():
+    model = model_of()
+    part = {name: value + 1 for name, value in plan_parts(model.plan, model.split)[0].state_dict().items()}
+    model.take_part("a", {name: value.numpy() for name, value in part.items()})
+    whole = model.whole("a")
+    assert list(whole) == list(get_weights(parse_plan(PLAN).network.build(1, 2, 0))), "in the network's order"
+    expected = join_weights({name: value.numpy() for name, value in part.items()}, model.server.weights())
+    for name, value in expected.items():
+        np.testing.assert_array_equal(whole[name], value)
+
+
+@pytest.mark.parametrize("optimizer", [{"optimizer": "adamw"}, {"optimizer": "sgd", "momentum": 0.9}])
+def test_a_checkpoint_holds_both_parts_and_their_optimizers(optimizer):
+    plan = parse_plan({**PLAN, "training": {**PLAN["training"], **optimizer}, "split": {"site_update": "summed"}})
+    first, second = SplitModel(), SplitModel()
+    first.open(plan)
+    for half in (first.server, first.common):
+        for parameter in half.parameters().values():
+            parameter.grad = torch.ones_like(parameter)
+        half.step_as_it_is()
+    first.begin_round()
+    first.finish_round()
+    second.open(plan)
+    second.restore(first.arrays(), {})
+    assert second.server.steps == second.common.steps == 1
+    for name, value in first.arrays().items():
+        np.testing.assert_array_equal(second.arrays()[name], value, err_msg=name)
+
+
+def test_what_has_no_meaning_in_split_training_is_refused():
+    for name, value in (("selection", AllSites()), ("keep_updates", True), ("max_epsilon", 1.0)):
+        with pytest.raises(ConfigurationError, match=f"workflow.{name} is 'given', but must be left out in split"):
+            SplitTraining(1, **{name: value})
+    for name in ("message_timeout", "start_timeout", "num_rounds"):
+        with pytest.raises(ConfigurationError, match=f"workflow.{name} is 0, but must be a whole number of at least 1"):
+            SplitTraining(**{"num_rounds": 1, name: 0})
+
+
+def test_the_mean_of_gradients_needs_equal_batches(monkeypatch):
+    monkeypatch.setattr(FederatedTraining, "_prepare", lambda self: None)
+    loop = SplitTraining(1)
+    loop.plan, loop.model = plan_of(cut_gradient="mean"), model_of(cut_gradient="mean")
+    loop.sites = {"a": SiteFacts(4, None, 2), "b": SiteFacts(2, None, 2)}
+    loop._prepare()
+    loop.sites["b"] = SiteFacts(3, None, 2)
+    with pytest.raises(FedsegError, match="training cases of b are no multiple of 2"):
+        loop._prepare()
+
+
+def test_a_report_is_held_to_what_is_known():
+    loop = SplitTraining(1)
+    loop.plan, loop.sites = plan_of(), {"a": SiteFacts(4, None, 2), "b": SiteFacts(6, None, 2)}
+    loop._check_report("a", report(steps=3))  # as many as the largest site has batches
+    loop._check_report("a", report(steps=0))
+    for wrong in (report(steps=4), report(samples=5)):
+        with pytest.raises(RefusalError, match="The site reports"):
+            loop._check_report("a", wrong)
+
+
+class Engine:
+    """FLARE's engine, as far as direct calls need it."""
+
+    def __init__(self, replies):
+        self.replies, self.limits = replies, []
+
+    def new_context(self):
+        return _Nothing()
+
+    def send_aux_request(self, targets, topic, request, timeout, fl_ctx, optional):
+        (site,) = targets
+        self.limits.append(timeout)
+        reply = self.replies[site]
+        return {} if reply is None else {site: reply(request)}
+
+
+class _Nothing(SimpleNamespace):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *failure):
+        pass
+
+
+def test_direct_calls_name_who_did_not_answer_and_why():
+    replies = {
+        "a": lambda request: request,
+        "b": lambda request: make_reply(ReturnCode.TIMEOUT),
+        "c": lambda request: refusal("loss", "Not finite."),
+        "d": None,
+        "e": lambda request: Call(Ask.END, "s", 1).to_shareable(),
+        "f": lambda request: make_reply(ReturnCode.OK),
+    }
+    calls = DirectCalls(Engine(replies), 7, len(replies))
+    answers, failures = calls.exchange(dict.fromkeys(replies, Call(Ask.READY, "s", 1)))
+    calls.close()
+    assert set(answers) == {"a"}
+    assert failures == {
+        "b": "it did not answer within 7 s",
+        "c": "loss: Not finite.",
+        "d": "it cannot be reached",
+        "e": "it answered another call",
+        "f": "data: The message is no call of split training.",
+    }
+    assert set(calls.engine.limits) == {7}
+    assert 0 < calls.up["a"] == calls.down["a"]

@@ -17,7 +17,7 @@ from tiny import PLAN, make_sites
 
 ROOT = Path(__file__).parents[1]
 ALL = {path.parent: read_job(path.parent) for path in sorted((ROOT / "jobs").glob("*/meta.json"))}
-JOBS = [folder for folder, job in ALL.items() if not is_encrypted(job.server, job.client)]
+JOBS = [folder for folder, job in ALL.items() if not is_encrypted(job.server, job.client) and job.plan.split is None]
 SITES = {"alpha": (4, 1), "beta": (2, 1), "gamma": (2, 1)}
 
 

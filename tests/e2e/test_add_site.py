@@ -25,6 +25,8 @@ from fedseg.project_file import PROJECT_FILE, on_this_machine, read_project
 from fedseg.site_process import stop
 from tiny import make_sites
 
+pytestmark = pytest.mark.full
+
 PAGE = ROOT / "docs" / "how-to" / "add-a-site.md"
 NEW, OLD, SECONDS = "hospital-d", {"alpha": (2, 1), "beta": (2, 1)}, 240
 _HEADING = re.compile(r"^## (.+)$", re.MULTILINE)

@@ -16,6 +16,8 @@ from fedseg.in_process import InProcessFederation
 from fedseg.jobs import read_job
 from tiny import PLAN, make_sites
 
+pytestmark = pytest.mark.full
+
 ROOT = Path(__file__).parents[2]
 ROUNDS = 3
 SITES = {"alpha": (4, 1), "beta": (2, 1), "gamma": (2, 1)}

@@ -28,6 +28,8 @@ from fedseg.site_kits import place_state
 from fedseg.training.plan import read_json
 from tiny import make_sites
 
+pytestmark = pytest.mark.full
+
 PAGE = ROOT / "docs" / "how-to" / "own-keys.md"
 HOST, STORAGE, SECONDS = "server.example.org", "/srv/fedseg", 120
 REGISTERED = "Successfully registered client:hospital-a"

@@ -53,7 +53,7 @@ def data(folder):
     return make_sites(folder / "data", {"alpha": (6, 2), "beta": (2, 1), "gamma": (2, 1)})
 
 
-@pytest.fixture(scope="module", params=METHODS)
+@pytest.fixture(scope="module", params=["fedcostwavg", pytest.param("fedpidavg", marks=pytest.mark.full), "fedadam"])
 def whole(request, folder, data):
     """The uninterrupted run of a method."""
     job, options = METHODS[request.param]

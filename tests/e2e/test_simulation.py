@@ -260,7 +260,7 @@ def test_a_packed_job_runs_where_fedseg_is_not_installed(run, data, folder):
     assert plain_model(home / "workspace") == (run[0] / "models" / "last.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.full), signal.SIGTERM])
 def test_ctrl_c_and_termination_end_every_process(data, folder, number):
     out = folder / f"interrupted-{number}"
     command = [sys.executable, "-m", "fedseg", "simulate", str(JOB), "--data", str(data), "--out", str(out)]

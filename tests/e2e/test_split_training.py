@@ -21,6 +21,8 @@ from fedseg.training.split_plan import plan_cost, server_half, site_half, whole_
 from fedseg.training.trainer import SiteTrainer
 from tiny import PLAN, make_sites
 
+pytestmark = pytest.mark.full
+
 ROOT = Path(__file__).parents[2]
 JOB = ROOT / "jobs" / "hippocampus_splitavg"
 SITES = {"alpha": (4, 2), "beta": (3, 1), "gamma": (2, 1)}

@@ -55,11 +55,11 @@ def test_every_job_trains_and_is_seeded(folder, datalists):
     assert 0 <= federations[0].evaluate(distances=False)["pooled_dice"] <= 1
 
 
-def test_encrypted_jobs_say_where_they_run(datalists):
-    encrypted = [folder for folder in ALL if folder not in JOBS]
-    assert encrypted
-    for folder in encrypted:
-        with pytest.raises(UsageError, match="encrypted jobs run with `fedseg simulate`"):
+def test_jobs_that_need_a_server_of_their_own_say_where_they_run(datalists):
+    others = [folder for folder in ALL if folder not in JOBS]
+    assert others
+    for folder in others:
+        with pytest.raises(UsageError, match=r"jobs (of split training )?run with `fedseg simulate`"):
             InProcessFederation(tiny_job(folder), datalists)
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 
-from fedseg.errors import RefusalError
 from fedseg.training.losses import SegmentationLoss
+from fedseg.training.optimisation import check_loss
 from fedseg.training.patches import Sample
 from fedseg.training.settings import TrainingSettings
 from fedseg.training.split_half import Half
@@ -46,8 +46,7 @@ class WholeNetwork(Half):
         with self.autocast():
             logits = self.part(self.take(batch["image"]))
         loss = self.loss(logits.to(self.dtype), batch["classes"].to(self.device))
-        if not torch.isfinite(loss):
-            raise RefusalError("loss", "The training loss is not finite; the learning rate may be too high.")
+        check_loss(loss)
         loss.backward()
         self.clip_and_step()
         return float(loss.detach())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 from fedseg.errors import RefusalError
 from fedseg.networks.split import Tensors
 from fedseg.networks.weights import Arrays, get_weights, set_weights
-from fedseg.training.schedule import learning_rate
+from fedseg.training.optimisation import autocast, check_norm, new_optimizer, set_rate
 from fedseg.training.settings import TrainingSettings
 
 
@@ -59,8 +59,7 @@ class Half:
 
     def set_progress(self, progress: float) -> None:
         """Set the learning rate for a point of the whole job, 0 to 1."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.settings, progress)
+        set_rate(self.optimizer, self.settings, progress)
 
     def state(self) -> dict[str, Any]:
         """A copy of everything that the next step depends on: weights, optimizer, number of steps."""
@@ -104,37 +103,14 @@ class Half:
         self.steps += 1
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The precision in which the part runs forward; that of ``SiteTrainer``."""
-        precision = self.settings.precision
-        if precision == "bfloat16" or (precision == "auto" and self.device.type == "cuda"):
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return nullcontext()
+        """The precision in which the part runs forward."""
+        return autocast(self.settings, self.device)
 
     def take(self, value: torch.Tensor) -> torch.Tensor:
         """A tensor [B, C, X, Y, Z] in this half's type and layout, on its device."""
         return value.detach().to(self.device, self.dtype).contiguous(memory_format=torch.channels_last_3d)
 
 
-def new_optimizer(settings: TrainingSettings, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer that the settings name, as ``SiteTrainer`` makes it."""
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    rate, decay = settings.learning_rate, settings.weight_decay
-    if settings.optimizer == "sgd":
-        momentum = settings.momentum
-        return torch.optim.SGD(trained, lr=rate, momentum=momentum, nesterov=momentum > 0, weight_decay=decay)
-    return torch.optim.AdamW(trained, lr=rate, weight_decay=decay)
-
-
 def shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
     """The shape of each tensor by name."""
     return {name: tuple(value.shape) for name, value in tensors.items()}
-
-
-def check_norm(norm: torch.Tensor) -> None:
-    """Refuse a step whose gradient is not finite; clipping would turn it into NaN everywhere.
-
-    Raises:
-        RefusalError: reason ``loss``.
-    """
-    if not torch.isfinite(norm):
-        raise RefusalError("loss", "A gradient is not finite; the learning rate may be too high.")

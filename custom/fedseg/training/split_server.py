@@ -10,9 +10,10 @@ import torch
 from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.networks.split import ServerPart, Tensors
 from fedseg.training.losses import SegmentationLoss
+from fedseg.training.optimisation import check_loss, check_norm
 from fedseg.training.settings import TrainingSettings
 from fedseg.training.split_checks import batch_size, checked_labels
-from fedseg.training.split_half import Half, check_norm
+from fedseg.training.split_half import Half
 from fedseg.training.split_settings import SplitSettings
 from fedseg.training.split_weights import sum_gradients
 
@@ -131,8 +132,7 @@ class ServerHalf(Half):
             for site, logits in own.items()
         }
         loss = self.loss(pending.logits, torch.cat(list(labels.values())))
-        if not torch.isfinite(loss):
-            raise RefusalError("loss", "The training loss is not finite; the learning rate may be too high.")
+        check_loss(loss)
         with torch.no_grad():
             losses = {site: float(self.loss(own[site], labels[site])) for site in own}
         return CutGradients(self._backward(loss, None, tuple(own)), float(loss.detach()), losses)

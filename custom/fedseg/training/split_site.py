@@ -8,6 +8,7 @@ from fedseg.errors import RefusalError
 from fedseg.networks.split import SitePart, Tensors
 from fedseg.privacy.noise import NoiseSource, SecureNoise, SeededNoise
 from fedseg.training.losses import SegmentationLoss
+from fedseg.training.optimisation import check_loss, check_norm
 from fedseg.training.settings import TrainingSettings
 from fedseg.training.split_half import Half, shapes
 from fedseg.training.split_losses import check_mean_over_samples
@@ -81,8 +82,7 @@ class SiteHalf(Half):
         assert self.loss is not None
         leaf = self.take(predictions).requires_grad_()
         loss = self.loss(leaf, classes.to(self.device))
-        if not torch.isfinite(loss):
-            raise RefusalError("loss", "The training loss is not finite; the learning rate may be too high.")
+        check_loss(loss)
         (gradient,) = torch.autograd.grad(loss, leaf)
         return gradient, float(loss.detach())
 
@@ -120,8 +120,7 @@ class SiteHalf(Half):
         parameters = self.parameters()
         if shapes(gradients) != shapes(parameters):
             raise RefusalError("state", "The sum of gradients is not that of this site's part of the network.")
-        if not all(bool(torch.isfinite(value).all()) for value in gradients.values()):
-            raise RefusalError("loss", "A gradient is not finite; the learning rate may be too high.")
+        check_norm(torch.nn.utils.get_total_norm(list(gradients.values())))
         for name, parameter in parameters.items():
             parameter.grad = gradients[name].detach().to(parameter).clone(memory_format=torch.preserve_format)
         self.step_as_it_is()

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,10 @@ from fedseg.training.cache import CaseCache
 from fedseg.training.hooks import TrainingHook
 from fedseg.training.inference import choose_device, infer_logits, segment
 from fedseg.training.losses import SegmentationLoss
+from fedseg.training.optimisation import autocast, check_loss, check_norm, new_optimizer, set_rate
 from fedseg.training.patches import PatchDataset, Sample, collate
 from fedseg.training.plan import Plan
 from fedseg.training.randomness import derive_seed, generator
-from fedseg.training.schedule import learning_rate
 from fedseg.training.state import SiteState
 
 logger = logging.getLogger(__name__)
@@ -120,7 +119,7 @@ class SiteTrainer:
         folder = cache_folder if self.settings.cache == "disk" else None
         self.training_cases = CaseCache(self.task, datalist.training, True, folder)
         self._scored = {s: CaseCache(self.task, datalist.split(s), False, folder) for s in ("validation", "test")}
-        self.optimizer = self._new_optimizer()
+        self.optimizer = new_optimizer(self.settings, self.network.parameters())
         self.private, self.simulated = frozenset(private), simulated
         self._own: Arrays = {}
         # What the FLARE side knows of the task at hand; hooks of filters need it to charge what they release.
@@ -244,7 +243,7 @@ class SiteTrainer:
             for epoch in range(epochs):
                 for batch in self.batches(round_number, epoch):
                     self._check_abort()
-                    self._set_rate((round_number + len(losses) / steps) / total_rounds)
+                    set_rate(self.optimizer, self.settings, (round_number + len(losses) / steps) / total_rounds)
                     losses.append(self._step(batch))
         return losses
 
@@ -272,50 +271,32 @@ class SiteTrainer:
             extra = hook.loss(self, images, logits, classes)
             loss = loss if extra is None else loss + extra
         own = [hook for hook in self.hooks if hook.makes_gradients]
-        if not own and not math.isfinite(float(loss.detach())):
-            raise RefusalError("loss", "The training loss is not finite; the learning rate may be too high.")
+        if not own:
+            check_loss(loss)
         if not any(hook.backward(self, images, logits, classes) for hook in own):
             loss.backward()
         for hook in self.hooks:
             hook.after_backward(self)
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_clip)
-        if not torch.isfinite(norm):
-            # Clipping would turn it into NaN everywhere, and the saved optimizer would carry it into every later round.
-            raise RefusalError("loss", "A gradient is not finite; the learning rate may be too high.")
+        check_norm(nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_clip))
         self.optimizer.step()
         for hook in self.hooks:
             hook.after_step(self)
         return segmentation
 
-    def _new_optimizer(self) -> torch.optim.Optimizer:
-        parameters = [p for p in self.network.parameters() if p.requires_grad]
-        rate, decay = self.settings.learning_rate, self.settings.weight_decay
-        if self.settings.optimizer == "sgd":
-            momentum = self.settings.momentum
-            return torch.optim.SGD(parameters, lr=rate, momentum=momentum, nesterov=momentum > 0, weight_decay=decay)
-        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
-
     def _restore(self, round_number: int) -> None:
         """Optimizer and hooks as this site's last finished round left them, or fresh ones."""
         saved = self.state.load(round_number) if self.state is not None else None
         if self.settings.reset_optimizer or self.state is not None:
-            self.optimizer = self._new_optimizer()
+            self.optimizer = new_optimizer(self.settings, self.network.parameters())
         if saved is not None and not self.settings.reset_optimizer:
             self.optimizer.load_state_dict(saved["optimizer"])
         if self.state is not None:
             for position, hook in enumerate(self.hooks):
                 hook.load_state(saved["hooks"][position] if saved is not None else None)
 
-    def _set_rate(self, progress: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.settings, progress)
-
     def autocast(self) -> AbstractContextManager[object]:
         """The precision in which the network runs forward, here and in hooks that run it too."""
-        precision = self.settings.precision
-        if precision == "bfloat16" or (precision == "auto" and self.device.type == "cuda"):
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return nullcontext()
+        return autocast(self.settings, self.device)
 
     def _check_abort(self) -> None:
         if self.aborted():

@@ -1,0 +1,58 @@
+"""A step of training, the same for whole networks and for parts of one: optimizer, rate, precision, what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import nn
+
+from fedseg.errors import RefusalError
+from fedseg.training.schedule import learning_rate
+from fedseg.training.settings import TrainingSettings
+
+
+def new_optimizer(settings: TrainingSettings, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer that the settings name, over the parameters that are not frozen."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if settings.optimizer == "sgd":
+        momentum = settings.momentum
+        return torch.optim.SGD(trained, lr=rate, momentum=momentum, nesterov=momentum > 0, weight_decay=decay)
+    return torch.optim.AdamW(trained, lr=rate, weight_decay=decay)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, settings: TrainingSettings, progress: float) -> None:
+    """Set the learning rate for a point of the whole job, 0 to 1."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(settings, progress)
+
+
+def autocast(settings: TrainingSettings, device: torch.device) -> AbstractContextManager[object]:
+    """The precision in which a network runs forward on a device."""
+    if settings.precision == "bfloat16" or (settings.precision == "auto" and device.type == "cuda"):
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
+
+
+def check_loss(loss: torch.Tensor) -> None:
+    """Refuse a loss that is no number any more.
+
+    Raises:
+        RefusalError: reason ``loss``.
+    """
+    if not torch.isfinite(loss):
+        raise RefusalError("loss", "The training loss is not finite; the learning rate may be too high.")
+
+
+def check_norm(norm: torch.Tensor) -> None:
+    """Refuse a step whose gradient is not finite, by its norm.
+
+    Clipping would turn it into NaN everywhere, and the saved optimizer would carry it into every later round.
+
+    Raises:
+        RefusalError: reason ``loss``.
+    """
+    if not torch.isfinite(norm):
+        raise RefusalError("loss", "A gradient is not finite; the learning rate may be too high.")

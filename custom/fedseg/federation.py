@@ -36,6 +36,8 @@ SILENT = "NO ANSWER OF THE SERVER"
 # while every 15 s, and never later than a twentieth of the time that the job has taken.
 LONGEST_PAUSE, _SHARE = 15.0, 1 / 20
 _ENDS = ("FINISHED", "ABANDONED")
+# One for the whole process: the root logger takes the same handler only once.
+_QUIET = logging.NullHandler()
 Progress = Callable[[dict[str, Any]], None]
 
 
@@ -209,7 +211,7 @@ def connect(kit: Path, timeout: float = CONNECT_SECONDS) -> Iterator[Coordinator
         raise UsageError(f"--kit {kit}: {ADMIN_FILE} is damaged. Unpack the kit again.") from None
     (kit / "transfer").mkdir(exist_ok=True)
     # Or FLARE's attempts to connect would stand between the lines of whoever waits for a restarting server.
-    logging.getLogger().addHandler(logging.NullHandler())
+    logging.getLogger().addHandler(_QUIET)
 
     def open_session() -> Session:
         with _explained(user, f"connect to {server}"):

@@ -78,7 +78,7 @@ class LocalFederation:
             yield coordinator
 
     def _connected(self, stack: ExitStack, end: float) -> Coordinator:
-        """The coordinator's session. A server that is starting may answer before it has read its own certificate."""
+        """The coordinator's session. A server that is starting is asked again."""
         folder = self.federation.of_role(COORDINATOR)[0].folder
         while True:
             try:

@@ -2,11 +2,14 @@
 
 import contextlib
 import io
+import socket
+import ssl
 from pathlib import Path
 from types import SimpleNamespace
 
 from fedseg.cli import main
 from fedseg.jobs import read_job
+from fedseg.project_file import HOST
 from tiny import PLAN
 
 ROOT = Path(__file__).parents[2]
@@ -34,3 +37,26 @@ def tiny_job(name, folder, rounds):
     job.set("workflow.num_rounds", rounds)
     job.check()
     return read_job(job.write(folder / name))
+
+
+def shakes_hands(port: int, kit: Path, *, root: Path | None = None, certificate: bool = True) -> bool:
+    """Whether the server talks on with somebody who knows its root.
+
+    Args:
+        port: of the server.
+        kit: whose certificate is shown.
+        root: the kit whose root certificate is believed; None takes ``kit``.
+        certificate: whether one is shown at all.
+    """
+    context = ssl.create_default_context(cafile=str((root or kit) / "startup" / "rootCA.pem"))
+    if certificate:
+        context.load_cert_chain(kit / "startup" / "client.crt", kit / "startup" / "client.key")
+    try:
+        with (
+            socket.create_connection((HOST, port), 20) as plain,
+            context.wrap_socket(plain, server_hostname=HOST) as tls,
+        ):
+            tls.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            return len(tls.recv(1)) == 1
+    except OSError:
+        return False

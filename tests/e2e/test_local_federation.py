@@ -2,13 +2,11 @@
 
 import json
 import re
-import socket
-import ssl
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from federation_parts import COORDINATOR, POLICY, SITES, TEMPLATE, fedseg, tiny_job
+from federation_parts import COORDINATOR, POLICY, SITES, TEMPLATE, fedseg, shakes_hands, tiny_job
 from safetensors.numpy import load_file
 
 from fedseg.data.datalist import read_datalist
@@ -16,7 +14,7 @@ from fedseg.federation_processes import listens
 from fedseg.fetched_run import fetch_into
 from fedseg.in_process import InProcessFederation
 from fedseg.local_federation import PROCESSES_FILE, running
-from fedseg.project_file import HOST, read_project
+from fedseg.project_file import read_project
 from tiny import make_sites
 
 ROUNDS, SECONDS = 2, 240
@@ -30,22 +28,6 @@ def hostile_job(folder, trace):
     arguments = ["phantom", "brats", "--sites", "1", "--cases", "3", "--out", str(trace)]
     job.client["components"].append({"id": "x", "path": "fedseg.cli.main", "args": {"arguments": arguments}})
     return job
-
-
-def shakes_hands(port, kit, certificate):
-    """Whether the server talks on with somebody who knows its root, with or without an own certificate."""
-    context = ssl.create_default_context(cafile=str(kit / "startup" / "rootCA.pem"))
-    if certificate:
-        context.load_cert_chain(kit / "startup" / "client.crt", kit / "startup" / "client.key")
-    try:
-        with (
-            socket.create_connection((HOST, port), 20) as plain,
-            context.wrap_socket(plain, server_hostname=HOST) as tls,
-        ):
-            tls.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            return len(tls.recv(1)) == 1
-    except OSError:
-        return False
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +51,8 @@ def seen(tmp_path_factory):
                 third = coordinator.submit(hostile_job(folder / "jobs", seen.trace))
                 seen.fetch = fedseg("fetch", seen.job_id, "--kit", kit, "--out", seen.run)
                 seen.running = fedseg("fetch", second, "--kit", kit, "--out", folder / "early")
-                seen.with_certificate = shakes_hands(local.port, kits["alpha"], True)
-                seen.without_certificate = shakes_hands(local.port, kits["alpha"], False)
+                seen.with_certificate = shakes_hands(local.port, kits["alpha"])
+                seen.without_certificate = shakes_hands(local.port, kits["alpha"], certificate=False)
                 auditor = kits["auditor@example.org"]
                 seen.auditor_jobs = fedseg("jobs", "--kit", auditor)
                 seen.auditor_submit = fedseg("submit", first.folder, "--kit", auditor)

@@ -10,8 +10,6 @@ import json
 import os
 import re
 import shutil
-import socket
-import ssl
 import subprocess
 import time
 from dataclasses import replace
@@ -20,7 +18,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from federation_parts import COORDINATOR, POLICY, TEMPLATE, fedseg, tiny_job
+from federation_parts import COORDINATOR, POLICY, TEMPLATE, fedseg, shakes_hands, tiny_job
 
 import fedseg as package
 from fedseg.executors.site_profile import PROFILE_FILE
@@ -170,21 +168,6 @@ def fill_and_empty_the_disk(local, disk, job_id, progress):
     return kept
 
 
-def accepted_by_server(port, kit, root):
-    """Whether the server talks on with somebody who shows this kit's certificate and knows the server's root."""
-    context = ssl.create_default_context(cafile=str(root / "startup" / "rootCA.pem"))
-    context.load_cert_chain(kit / "startup" / "client.crt", kit / "startup" / "client.key")
-    try:
-        with (
-            socket.create_connection((HOST, port), 20) as plain,
-            context.wrap_socket(plain, server_hostname=HOST) as tls,
-        ):
-            tls.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            return len(tls.recv(1)) == 1
-    except OSError:
-        return False
-
-
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
     """Everything that happened, written down while it ran."""
@@ -224,7 +207,7 @@ def seen(tmp_path_factory):
                     seen.admin = fedseg("submit", stale.folder, "--kit", admin)
                     seen.jobs = coordinator.jobs()
                 seen.accepts = {
-                    name: accepted_by_server(local.port, shown, kits["alpha"])
+                    name: shakes_hands(local.port, shown, root=kits["alpha"])
                     for name, shown in (("own", kits["alpha"]), ("foreign", foreign.folder))
                 }
                 seen.stranger_log = strangers[0].log.read_text("utf-8", "replace")

@@ -16,19 +16,17 @@ in OUT/runs as JSON, so that an interrupted benchmark goes on where it was; ``--
 
 import argparse
 import json
-import multiprocessing
-import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import matplotlib
 import nibabel as nib
 import numpy as np
+from kept_runs import keep, kept, load, run_all, spread
 
 from fedseg.data.datalist import Case, Datalist, read_datalist, write_datalist
 from fedseg.data.intake import read_source
@@ -177,8 +175,7 @@ class Attack:
 
 def run(name: str, attack: str | None, seed: int, full: bool, out: Path) -> Path:
     """One run of one rule; its result is kept in ``out/runs``."""
-    text = "-".join([name, attack or "benign", str(seed), "full" if full else "small"])
-    path = out / "runs" / f"{''.join(c if c.isalnum() else '_' for c in text)}.json"
+    path = kept(out, name, attack or "benign", seed, "full" if full else "small")
     if path.exists():
         return path
     lists = {folder.name: read_datalist(folder) for folder in sorted((out / "sites").iterdir())}
@@ -197,11 +194,7 @@ def run(name: str, attack: str | None, seed: int, full: bool, out: Path) -> Path
         "rule": name, "attack": attack, "seed": seed, "full": full, "seconds": time.time() - start, "error": error,
         "rounds": federation.rounds, "events": federation.events, "final": federation.evaluate(distances=full),
     }  # fmt: skip
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(result))
-    temporary.rename(path)
-    return path
+    return keep(path, result)
 
 
 def prepare(data: Path, out: Path) -> None:
@@ -252,12 +245,6 @@ def work(parts: list[str], seeds: list[int]) -> Iterator[tuple[str, str | None, 
 # ---------------------------------------------------------------------- tables
 
 
-def spread(values: list[float]) -> str:
-    """Mean and range over seeds."""
-    mean = statistics.mean(values)
-    return f"{mean:.4f}" if len(values) == 1 else f"{mean:.4f} ({min(values):.4f} to {max(values):.4f})"
-
-
 def clock(result: dict) -> list[float]:
     """Seconds of each round by the simulated clock of the FeTS challenge, with our table of sites."""
     validation = {site: part["cases"] for site, part in result["final"]["sites"].items()}
@@ -272,7 +259,7 @@ def convergence(result: dict, horizon: float) -> float:
 
 def write_tables(out: Path) -> None:
     """``table.md``, ``table.json`` and the figures, from all finished runs."""
-    results = [json.loads(path.read_text()) for path in sorted((out / "runs").glob("*.json"))]
+    results = load(out)
     small = [r for r in results if not r["full"]]
     benign = {name: [r for r in small if r["rule"] == name and not r["attack"]] for name in RULES}
     horizon = max(sum(clock(r)) for runs in benign.values() for r in runs)
@@ -367,10 +354,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.table:
         prepare(options.data, options.out)
-        with ProcessPoolExecutor(options.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            futures = [pool.submit(run, *item, options.out) for item in work(options.parts, options.seeds)]
-            for count, future in enumerate(as_completed(futures), 1):
-                print(f"{count}/{len(futures)} {future.result().stem}", flush=True)
+        run_all(run, ((*item, options.out) for item in work(options.parts, options.seeds)), options.workers)
         if "flare" in options.parts:
             through_flare(options.out)
     write_tables(options.out)

@@ -17,18 +17,16 @@ OUT/runs as JSON, so that an interrupted benchmark goes on where it was; ``--tab
 
 import argparse
 import json
-import multiprocessing
-import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+from kept_runs import keep, kept, load, run_all, spread
 
 from fedseg.data.datalist import read_datalist
 from fedseg.data.intake import read_source
@@ -169,14 +167,9 @@ def make_job(setting: Setting, seed: int) -> Job:
     return job
 
 
-def result_path(out: Path, name: str, seed: int) -> Path:
-    """Where a run's result is kept."""
-    return out / "runs" / f"{''.join(c if c.isalnum() else '_' for c in f'{name}-{seed}')}.json"
-
-
 def run(part: str, name: str, seed: int, out: Path) -> Path:
     """One run of one setting; its result is kept."""
-    path = result_path(out, name, seed)
+    path = kept(out, name, seed)
     if path.exists():
         return path
     lists = {folder.name: read_datalist(folder) for folder in sorted((out / "sites").iterdir())}
@@ -193,11 +186,7 @@ def run(part: str, name: str, seed: int, out: Path) -> Path:
         "rounds": federation.rounds, "privacy": privacy_summary(federation.rounds),
         "start": start["pooled_dice"], "final": federation.evaluate(distances=False),
     }  # fmt: skip
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(result))
-    temporary.rename(path)
-    return path
+    return keep(path, result)
 
 
 def prepare(data: Path, out: Path, seeds: list[int]) -> None:
@@ -232,17 +221,6 @@ def through_flare(out: Path) -> Path:
 
 
 # ---------------------------------------------------------------------- tables
-
-
-def spread(values: list[float]) -> str:
-    """Mean and range over seeds."""
-    mean = statistics.mean(values)
-    return f"{mean:.4f}" if len(values) == 1 else f"{mean:.4f} ({min(values):.4f} to {max(values):.4f})"
-
-
-def load(out: Path) -> list[dict[str, Any]]:
-    """All finished runs."""
-    return [json.loads(path.read_text()) for path in sorted((out / "runs").glob("*.json"))]
 
 
 def mean_of(result: dict[str, Any], key: str) -> float:
@@ -366,12 +344,7 @@ def main() -> None:
     if not options.table:
         options.out.mkdir(parents=True, exist_ok=True)
         prepare(options.data, options.out, options.seeds)
-        with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
-            waiting = [
-                pool.submit(run, *item, options.out) for item in work(options.parts, options.seeds, options.core)
-            ]
-            for number, done in enumerate(as_completed(waiting), 1):
-                print(f"{number}/{len(waiting)} {done.result().name}", flush=True)
+        run_all(run, ((*item, options.out) for item in work(options.parts, options.seeds, options.core)), options.jobs)
         if "flare" in options.parts:
             through_flare(options.out)
     write_tables(options.out)

@@ -166,12 +166,28 @@ class InProcessFederation:
 
     def evaluate(self, distances: bool = True) -> dict[str, Any]:
         """Score the present model on every site's final split; the form of ``final`` in ``summary.json``."""
-        parts = {}
-        for site, trainer in self.trainers.items():
-            split = trainer.datalist.final_split
-            scored = trainer.validate(trainer.personal(self.model.weights), split, distances)
-            parts[site] = {"split": split, **summarise([case.score for case in scored])}
-        return summarise_final(parts, len(self.rounds) - 1)
+        weights = self.model.weights
+        last = len(self.rounds) - 1
+        return score_sites(self.trainers, lambda site: self.trainers[site].personal(weights), last, distances)
+
+
+def score_sites(
+    trainers: Mapping[str, SiteTrainer], weights: Callable[[str], Arrays], last_round: int, distances: bool
+) -> dict[str, Any]:
+    """Score each site's model on its final split; the form of ``final`` in ``summary.json``.
+
+    Args:
+        trainers: by site.
+        weights: of the model that a site uses.
+        last_round: after which the models are these.
+        distances: also HD95, which takes longer.
+    """
+    parts = {}
+    for site, trainer in trainers.items():
+        split = trainer.datalist.final_split
+        scored = trainer.validate(weights(site), split, distances)
+        parts[site] = {"split": split, **summarise([case.score for case in scored])}
+    return summarise_final(parts, last_round)
 
 
 def _profile(state: Path, site: str) -> SiteProfile:

@@ -16,5 +16,5 @@ ruff format --check .
 echo "== mypy"
 mypy
 echo "== pytest"
-# Two workers, a file to each: tests of whole runs wait for processes most of the time.
-python -m pytest -m "$marks" -n 2 --dist loadfile --durations=8
+# Two workers, a file to each: tests of whole runs wait for processes most of the time. They come first (conftest.py).
+python -m pytest -m "$marks" -n 2 --dist loadfile --no-loadscope-reorder --durations=8

@@ -16,6 +16,12 @@ from fedseg.data.datalist import Case
 DEFAULT_TEST_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With several workers the files of whole runs, which are few and long, come first: quick ones fill up the end."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: "e2e" not in item.path.parts)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def flare_serialises() -> None:
     """As in FLARE's own processes: what is serialised before FLARE has declared how is serialised wrongly ever after,

@@ -142,6 +142,14 @@ def test_a_wrong_setting_is_refused_by_name(job, setting, named):
         set_and_check(job, setting)
 
 
+def test_settings_of_one_job_stay_out_of_another(job):
+    given = {"local_epochs": 2, "batch_size": 2}
+    job.set("training", given)
+    job.set("training.batch_size", 8)
+    assert given == {"local_epochs": 2, "batch_size": 2}
+    assert job.check().training.batch_size == 8
+
+
 @pytest.mark.parametrize("text", ["no-equals", "=3", ""])
 def test_a_setting_needs_a_key_and_a_value(text):
     with pytest.raises(UsageError, match="key=value"):

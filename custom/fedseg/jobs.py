@@ -67,12 +67,13 @@ class Job:
                 or into the arguments of the workflow (``workflow.min_sites``), of one of its parts
                 (``aggregator.weight_by``, ``selection.k``...), of a training hook (``hook.fedprox.mu``) or of a
                 filter at the sites (``filter.ShareFraction.fraction``).
-            value: the new value; checked by ``check``.
+            value: the new value, of which the job keeps a copy; checked by ``check``.
 
         Raises:
             UsageError: there is no such place.
         """
         first, *rest = key.split(".")
+        value = copy.deepcopy(value)
         if first in ("workflow", "hook", "filter", *_PARTS):
             for component in self._components(key, first, rest):
                 component.setdefault("args", {})[rest[-1]] = value

@@ -312,10 +312,19 @@ def measure_speed(out: Path, repetitions: int) -> None:
 # ---------------------------------------------------------------------- tables
 
 
-def scores(results: list[dict[str, Any]], level: str, method: str, key: str) -> dict[int, float]:
-    """A score by seed."""
+def as_drawn(level: str, final: dict[str, Any]) -> float:
+    """Mean over sites of the Dice of those structures that the site's training labels show."""
+    found = []
+    for site, scores in final["sites"].items():
+        dice = scores["dice"]
+        found.append(dice["anterior"] if level == "mixed" and site == ONE_STRUCTURE else dice["mean"])
+    return statistics.mean(found)
+
+
+def by_seed(results: list[dict[str, Any]], level: str, method: str, drawn: bool = True) -> dict[int, float]:
+    """Mean Dice by seed: of what the sites draw, or of both structures at every site."""
     return {
-        r["seed"]: r["final"][key]
+        r["seed"]: as_drawn(level, r["final"]) if drawn else r["final"]["mean_dice"]
         for r in results if r["level"] == level and r["method"] == method and r["rate"] is None
     }  # fmt: skip
 
@@ -325,39 +334,73 @@ def write_tables(out: Path) -> None:
     results = load(out)
     lines = [
         "Mean Dice over the four sites' held-out volumes, every site with its own model: mean over seeds (lowest to",
-        f"highest seed). {PASSES} passes over {sum(EVEN.values())} volumes, a fifth of them held out.",
+        f"highest seed). {PASSES} passes over {sum(EVEN.values())} volumes, a fifth of them held out. Of {ONE_STRUCTURE} "
+        "at the level mixed the last column",
+        "takes both structures, the one before it the one that its training labels show.",
         "",
-        f"| method | {' | '.join(LEVELS)} | of central at mixed | MB a site | seconds an iteration | samples in it |",
-        "|---" * (len(LEVELS) + 5) + "|",
+        f"| method | {' | '.join(LEVELS)} | mixed, both structures |",
+        "|---" * (len(LEVELS) + 2) + "|",
     ]
     for method in METHODS:
-        found = {level: scores(results, level, method, "mean_dice") for level in LEVELS}
-        runs = [r for r in results if r["method"] == method and r["rate"] is None]
-        if not runs:
-            continue
-        central = scores(results, "mixed", CENTRAL, "mean_dice")
-        both = sorted(set(central) & set(found["mixed"]))
-        ratio = f"{statistics.mean(found['mixed'][s] / central[s] for s in both):.3f}" if both else ""
-        row = [spread(list(values.values())) if values else "" for values in found.values()]
-        row += [
-            ratio,
-            f"{statistics.mean(r['bytes'] for r in runs) / 1e6:.1f}",
-            f"{statistics.median(r['seconds'] / r['iterations'] for r in runs):.3f}",
-            f"{statistics.median(r['samples'] / r['iterations'] for r in runs):.0f}",
-        ]
-        lines.append(f"| {method} | {' | '.join(row)} |")
-    lines += _by_site(results) + _rates(results) + _full_size(out) + _speed(out)
+        found = [by_seed(results, level, method) for level in LEVELS]
+        found.append(by_seed(results, "mixed", method, drawn=False))
+        if any(found):
+            row = [spread(list(values.values())) if values else "" for values in found]
+            lines.append(f"| {method} | {' | '.join(row)} |")
+    lines += _against(results) + _costs(results) + _by_site(results) + _rates(results)
+    lines += _full_size(out) + _speed(out)
     (out / "table.md").write_text("\n".join(lines) + "\n")
     draw(results, out / "split_learning.png")
     print("\n".join(lines))
 
 
+def _against(results: list[dict[str, Any]]) -> list[str]:
+    """SplitAVG over central training and minus averaging, seed by seed."""
+    lines = ["", "## SplitAVG, each seed against the same seed", ""]
+    lines += [f"| against | {' | '.join(LEVELS)} |", "|---" * (len(LEVELS) + 1) + "|"]
+    for other, sign in ((CENTRAL, "over"), (CENTRAL_LARGE, "over"), (FEDAVG, "minus")):
+        row = []
+        for level in LEVELS:
+            mine, its = by_seed(results, level, SPLITAVG), by_seed(results, level, other)
+            both = sorted(set(mine) & set(its))
+            values = [mine[s] / its[s] if sign == "over" else mine[s] - its[s] for s in both]
+            row.append(spread(values) if values else "")
+        lines.append(f"| {sign} {other} | {' | '.join(row)} |")
+    return lines
+
+
+def _costs(results: list[dict[str, Any]]) -> list[str]:
+    """What a site sends and receives in a whole run, and how long an iteration takes in one process."""
+    lines = [
+        "",
+        "## costs",
+        "",
+        "| method | MB a site | iterations | samples in one | seconds for one |",
+        "|---" * 5 + "|",
+    ]
+    for method in METHODS:
+        runs = [r for r in results if r["method"] == method and r["rate"] is None]
+        if runs:
+            row = [
+                f"{statistics.mean(r['bytes'] for r in runs) / 1e6:.1f}",
+                f"{statistics.median(r['iterations'] for r in runs):.0f}",
+                f"{statistics.median(r['samples'] / r['iterations'] for r in runs):.0f}",
+                f"{statistics.median(r['seconds'] / r['iterations'] for r in runs):.3f}",
+            ]
+            lines.append(f"| {method} | {' | '.join(row)} |")
+    return lines
+
+
 def _by_site(results: list[dict[str, Any]]) -> list[str]:
-    lines = ["", "## level mixed, by site", "", f"| method | {' | '.join(MIXED)} |", "|---" * (len(MIXED) + 1) + "|"]
+    """Means over seeds at the level mixed."""
+    regions = ("anterior", "posterior")
+    header = [f"{site}, {region}" for site in MIXED for region in regions]
+    lines = ["", "## level mixed, by site", "", f"| method | {' | '.join(header)} |", "|---" * (len(header) + 1) + "|"]
     for method in METHODS:
         runs = [r for r in results if r["level"] == "mixed" and r["method"] == method and r["rate"] is None]
         if runs:
-            row = [spread([r["final"]["sites"][site]["dice"]["mean"] for r in runs]) for site in MIXED]
+            sites = [[r["final"]["sites"][site]["dice"] for r in runs] for site in MIXED]
+            row = [f"{statistics.mean(d[region] for d in dice):.3f}" for dice in sites for region in regions]
             lines.append(f"| {method} | {' | '.join(row)} |")
     return lines
 
@@ -372,13 +415,12 @@ def _rates(results: list[dict[str, Any]]) -> list[str]:
 
 
 def _full_size(out: Path) -> list[str]:
-    lines = ["", "## full size, through FLARE", "", "| level | run | samples seen | mean Dice | pooled Dice |"]
-    lines.append("|---" * 5 + "|")
+    lines = ["", "## full size, through FLARE", ""]
+    lines += ["| level | run | samples seen | what the sites draw | both structures |", "|---" * 5 + "|"]
     for r in load(out / "flare"):
-        final = r["final"]
-        lines.append(
-            f"| {r['level']} | {r['run']} | {r['samples']} | {final['mean_dice']:.4f} | {final['pooled_dice']:.4f} |"
-        )
+        level, final = r["level"], r["final"]
+        values = f"{as_drawn(level, final):.4f} | {final['mean_dice']:.4f}"
+        lines.append(f"| {level} | {r['run']} | {r['samples']} | {values} |")
     return lines
 
 
@@ -404,7 +446,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     shown = [method for method in METHODS if any(r["method"] == method and r["rate"] is None for r in results)]
     for place, level in enumerate(LEVELS):
         for row, method in enumerate(shown):
-            values = list(scores(results, level, method, "mean_dice").values())
+            values = list(by_seed(results, level, method).values())
             if values:
                 y = row + 0.22 * (place - 1)
                 axes.plot([min(values), max(values)], [y, y], color=f"C{place}", linewidth=2)
@@ -412,7 +454,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
                 axes.plot(statistics.mean(values), y, "o", color=f"C{place}", markersize=5, label=label)
     axes.set_yticks(range(len(shown)), shown)
     axes.invert_yaxis()
-    axes.set_xlabel("mean Dice over sites (line: lowest to highest seed)")
+    axes.set_xlabel("mean Dice over sites of the structures that a site draws (line: lowest to highest seed)")
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, title="level", loc="lower left")

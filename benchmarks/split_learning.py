@@ -334,9 +334,8 @@ def write_tables(out: Path) -> None:
     results = load(out)
     lines = [
         "Mean Dice over the four sites' held-out volumes, every site with its own model: mean over seeds (lowest to",
-        f"highest seed). {PASSES} passes over {sum(EVEN.values())} volumes, a fifth of them held out. Of {ONE_STRUCTURE} "
-        "at the level mixed the last column",
-        "takes both structures, the one before it the one that its training labels show.",
+        f"highest seed). {PASSES} passes over {sum(EVEN.values())} volumes, a fifth held out. At the level mixed",
+        f"of {ONE_STRUCTURE} the structure that its training labels show; in the last column both.",
         "",
         f"| method | {' | '.join(LEVELS)} | mixed, both structures |",
         "|---" * (len(LEVELS) + 2) + "|",

@@ -60,7 +60,8 @@ def test_with_one_site_every_kind_is_ordinary_training(datalists):
     assert distance(weights[1], weights[2]) < 1e-6
     assert distance(weights[0], weights[1]) < 1e-5
     separate = plan_of()
-    assert distance(trained(separate, one, TOGETHER).weights("alpha"), trained(separate, one, IN_TURN).weights("alpha")) == 0  # fmt: skip
+    together, in_turn = (trained(separate, one, kind).weights("alpha") for kind in (TOGETHER, IN_TURN))
+    assert distance(together, in_turn) == 0
 
 
 def test_in_turn_and_cyclic_leave_one_model_and_separate_parts_one_for_each_site(datalists):

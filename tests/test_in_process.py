@@ -17,7 +17,13 @@ from tiny import PLAN, make_sites
 
 ROOT = Path(__file__).parents[1]
 ALL = {path.parent: read_job(path.parent) for path in sorted((ROOT / "jobs").glob("*/meta.json"))}
-JOBS = [folder for folder, job in ALL.items() if not is_encrypted(job.server, job.client) and job.plan.split is None]
+JOBS = [
+    folder
+    for folder, job in ALL.items()
+    if not is_encrypted(job.server, job.client)
+    and job.plan.split is None
+    and not job.server["workflows"][0]["path"].endswith("CyclicTraining")
+]
 SITES = {"alpha": (4, 1), "beta": (2, 1), "gamma": (2, 1)}
 
 
@@ -59,7 +65,7 @@ def test_jobs_that_need_a_server_of_their_own_say_where_they_run(datalists):
     others = [folder for folder in ALL if folder not in JOBS]
     assert others
     for folder in others:
-        with pytest.raises(UsageError, match=r"jobs (of split training )?run with `fedseg simulate`"):
+        with pytest.raises(UsageError, match=r"jobs (of [a-z ]+)?run with `fedseg simulate`"):
             InProcessFederation(tiny_job(folder), datalists)
 
 

@@ -47,6 +47,7 @@ FEDSEG_CLASSES = (
     "fedseg.training.fedprox.FedProx",
     "fedseg.training.moon.MOON",
     "fedseg.training.scaffold.Scaffold",
+    "fedseg.workflows.cyclic_training.CyclicTraining",
     "fedseg.workflows.encrypted_training.EncryptedTraining",
     "fedseg.workflows.federated_training.FederatedTraining",
     "fedseg.workflows.selection.AllSites",

@@ -35,6 +35,7 @@ from fedseg.privacy.update import Update
 from fedseg.training.site_round import site_round
 from fedseg.training.state import SiteState
 from fedseg.training.trainer import SiteTrainer
+from fedseg.workflows.cyclic_training import CyclicTraining
 from fedseg.workflows.scores import describe_round, summarise_final
 from fedseg.workflows.selection import SiteFacts
 
@@ -73,7 +74,8 @@ class InProcessFederation:
             tamper: changes an update on its way, called with site, round and arrays: attacks and failures of tests.
 
         Raises:
-            UsageError: the job encrypts or splits the network, which only makes sense between processes.
+            UsageError: the job encrypts or splits the network, or carries its model from site to site: this loop has
+                no such rounds.
         """
         if is_encrypted(job.server, job.client):
             raise UsageError(f"{job.name}: encrypted jobs run with `fedseg simulate`, not in one process.")
@@ -81,6 +83,10 @@ class InProcessFederation:
             raise UsageError(f"{job.name}: jobs of split training run with `fedseg simulate`, not in one process.")
         self.plan = job.check()
         workflow = job.build_workflow()
+        if isinstance(workflow, CyclicTraining):
+            raise UsageError(
+                f"{job.name}: jobs of cyclic weight transfer run with `fedseg simulate`, not in one process."
+            )
         self.job_name = job.name
         self._filters = {site: job.build_filters() for site in datalists}
         self._shapes = update_shapes(self.plan)

@@ -1,9 +1,12 @@
-"""A site that stands still in the middle of an iteration; for tests only."""
+"""Sites that stand still in the middle of an iteration, or call another site; for tests only."""
 
+import json
 import time
+from pathlib import Path
 
+from fedseg.executors.protocol import TEXT
 from fedseg.executors.split import SplitExecutor
-from fedseg.executors.split_calls import Ask
+from fedseg.executors.split_calls import TOPIC, Ask
 
 
 class StandingStill(SplitExecutor):
@@ -26,4 +29,31 @@ class StandingStill(SplitExecutor):
                 return honest(answers, call)
 
             answers.answer = slow
+        return trainer
+
+
+class Intruding(SplitExecutor):
+    """One site sends the server's own calls on to another site, which is in the same round, and notes the replies."""
+
+    def __init__(self, site, victim, file):
+        super().__init__()
+        self.site, self.victim, self.file = site, victim, Path(file)
+
+    def _open(self, plan, run_id, fl_ctx):
+        trainer = super()._open(plan, run_id, fl_ctx)
+        if fl_ctx.get_identity_name() == self.site:
+            answers, engine = self._answers, fl_ctx.get_engine()
+            honest = type(answers).answer
+
+            def intrude(call):
+                if call.ask in (Ask.TAKE, Ask.GIVE):
+                    with engine.new_context() as context:
+                        reply = engine.send_aux_request([self.victim], TOPIC, call.to_shareable(), 10.0, context)
+                    found = reply.get(self.victim)
+                    line = [call.ask.value, found and found.get_return_code(), found and found.get_header(TEXT)]
+                    with self.file.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(line) + "\n")
+                return honest(answers, call)
+
+            answers.answer = intrude
         return trainer

@@ -20,7 +20,7 @@ from fedseg.privacy.ledger import Ledger
 from fedseg.project_file import HOST, read_project
 from fedseg.site_kits import place_state
 from fedseg.training.model_file import read_model
-from fedseg.training.split_message import step_bytes
+from fedseg.training.split_message import step_bytes, turn_bytes
 from fedseg.training.split_plan import plan_cost
 from tiny import PLAN, make_sites
 
@@ -116,8 +116,9 @@ def is_whole(finished):
     (entry,) = summary["rounds"]
     assert sorted(entry["sites"]) == list(SITES)
     weights = entry["weights"]
-    # A median weighs nobody.
-    assert weights == {} if entry["rule"]["name"] == "CoordinateMedian" else sum(weights.values()) == pytest.approx(1)
+    # A median weighs nobody, and a model that is carried from site to site neither.
+    weighs = entry["rule"]["name"] not in ("CoordinateMedian", "CyclicWeightTransfer")
+    assert sum(weights.values()) == pytest.approx(1) if weighs else weights == {}
     assert sorted({*summary["final"]["sites"], *summary["final"].get("withheld", [])}) == list(SITES)
     assert all(file.is_file() for file in models_of(finished))
     assert (finished.out / "report" / "report.html").is_file()
@@ -190,8 +191,20 @@ def leaves_a_model_for_each_site(federation, finished, sites):
         assert foretold.down < down < 1.05 * foretold.down + 1024
 
 
+def leaves_one_model_after_a_turn_of_each_site(federation, finished, sites):
+    """And as many bytes as were foretold, the part of the network that is handed on included."""
+    plan, (entry,) = finished.job.plan, finished.summary["rounds"]
+    assert entry["iterations"] == len(SITES)
+    cost = plan_cost(plan, plan.split)
+    step, turn = step_bytes(cost, plan.split, CASES - 1), turn_bytes(cost, plan.split)
+    for up, down in entry["bytes_in_iterations"].values():
+        assert step.up + turn.up < up < 1.05 * (step.up + turn.up) + 4096
+        assert step.down + turn.down < down < 1.05 * (step.down + turn.down) + 4096
+
+
 KINDS = {
     "hippocampus_splitavg": leaves_a_model_for_each_site,
+    "hippocampus_splitnn": leaves_one_model_after_a_turn_of_each_site,
     "brats_scaffold": sends_two_models,
     "hippocampus_partial": sends_a_tenth,
     "hippocampus_gaussian_dp": is_in_the_ledgers,

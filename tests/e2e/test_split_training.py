@@ -15,9 +15,11 @@ from safetensors.numpy import load_file
 from fedseg import component_policy, simulation
 from fedseg.data.datalist import read_datalist
 from fedseg.jobs import read_job
-from fedseg.training.split_loops import splitavg_round
-from fedseg.training.split_message import step_bytes
-from fedseg.training.split_plan import plan_cost, server_half, site_half, whole_weights
+from fedseg.provenance.reading import read_record
+from fedseg.training.split_baselines import cyclic_round
+from fedseg.training.split_loops import splitavg_round, splitnn_round
+from fedseg.training.split_message import step_bytes, turn_bytes
+from fedseg.training.split_plan import plan_cost, server_half, site_half, whole_network, whole_weights
 from fedseg.training.trainer import SiteTrainer
 from tiny import PLAN, make_sites
 
@@ -25,10 +27,13 @@ pytestmark = pytest.mark.full
 
 ROOT = Path(__file__).parents[2]
 JOB = ROOT / "jobs" / "hippocampus_splitavg"
+TURNS, CYCLIC = ROOT / "jobs" / "hippocampus_splitnn", ROOT / "jobs" / "hippocampus_cyclic"
 SITES = {"alpha": (4, 2), "beta": (3, 1), "gamma": (2, 1)}
 ROUNDS, STEPS = 2, 2
 TRAINING = {**PLAN["training"], "batch_dice": False}
-STILL = "split_parts.StandingStill"
+# One pass over each site's own cases.
+PASS = {"alpha": 2, "beta": 2, "gamma": 1}
+STILL, INTRUDING = "split_parts.StandingStill", "split_parts.Intruding"
 
 
 def fedseg(*arguments):
@@ -73,26 +78,54 @@ def summed(folder, data):
     return out, result
 
 
+def simulated_with(executor, arguments, job, data, out, monkeypatch, **workflow):
+    """A run in which the sites have an executor of these tests; its results."""
+    monkeypatch.setattr(component_policy, "FEDSEG_CLASSES", (*component_policy.FEDSEG_CLASSES, executor))
+    monkeypatch.setattr("fedseg.job_split._EXECUTOR", executor)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+    job = read_job(job)
+    for key, value in (("task", PLAN["task"]), ("network", PLAN["network"]), ("training", TRAINING), ("seed", 3)):
+        job.set(key, value)
+    job.set("split.message", "float32")
+    job.workflow.update(workflow)
+    job.client["executors"][0]["executor"] = {"path": executor, "args": arguments}
+    simulation.prepare_output(out, False)
+    return simulation.simulate(job, data, out, list(SITES), lambda event: None).results
+
+
 def summary_of(run):
     return json.loads((run[0] / "report" / "summary.json").read_text("utf-8"))
 
 
 def plain(run, data):
     """The same run in one process: weights of each site's whole network."""
-    plan, threads = read_job(run[0] / "job").check(), torch.get_num_threads()
+    plan, threads = read_job(run[0] / "job").plan, torch.get_num_threads()
     torch.set_num_threads(1)
     trainers = {site: SiteTrainer(plan, site, read_datalist(data / site)) for site in SITES}
-    server, sites = server_half(plan, plan.split), {s: site_half(plan, plan.split, s) for s in SITES}
 
     def endless(site, number):
         for epoch in itertools.count():
             yield from trainers[site].batches(number, epoch)
 
-    for number in range(ROUNDS):
-        batches = {site: endless(site, number) for site in SITES}
-        splitavg_round(server, sites, batches, STEPS, number / ROUNDS, (number + 1) / ROUNDS)
+    def rounds():
+        for number in range(ROUNDS):
+            yield {site: endless(site, number) for site in SITES}, number / ROUNDS, (number + 1) / ROUNDS
+
+    if plan.split is None:
+        wholes = {site: whole_network(plan) for site in SITES}
+        for batches, start, end in rounds():
+            cyclic_round(wholes, batches, PASS, start, end)
+        weights = {site: whole.weights() for site, whole in wholes.items()}
+    else:
+        server, sites = server_half(plan, plan.split), {s: site_half(plan, plan.split, s) for s in SITES}
+        for batches, start, end in rounds():
+            if plan.split.in_turn:
+                splitnn_round(server, sites, batches, PASS, start, end)
+            else:
+                splitavg_round(server, sites, batches, STEPS, start, end)
+        weights = {site: whole_weights(plan, half, server) for site, half in sites.items()}
     torch.set_num_threads(threads)
-    return {site: whole_weights(plan, half, server) for site, half in sites.items()}
+    return weights
 
 
 def assert_equal(file, weights):
@@ -169,19 +202,9 @@ def test_a_run_goes_on_from_its_checkpoint_to_the_bit(kind, request, data):
 
 
 def test_a_site_that_stands_still_is_left_out_within_the_time_limit_and_comes_back(folder, data, monkeypatch):
-    classes = (*component_policy.FEDSEG_CLASSES, STILL)
-    monkeypatch.setattr(component_policy, "FEDSEG_CLASSES", classes)
-    monkeypatch.setattr("fedseg.job_split._EXECUTOR", STILL)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
-    job = read_job(JOB)
-    for key in ("task", "network"):
-        job.set(key, PLAN[key])
-    job.set("training", TRAINING)
-    job.workflow.update(num_rounds=5, message_timeout=8)
-    job.client["executors"][0]["executor"] = {"path": STILL, "args": {"site": "beta", "seconds": 20}}
     out = folder / "still"
-    simulation.prepare_output(out, False)
-    results = simulation.simulate(job, data, out, list(SITES), lambda event: None).results
+    stands = {"site": "beta", "seconds": 20}
+    results = simulated_with(STILL, stands, JOB, data, out, monkeypatch, num_rounds=5, message_timeout=8)
     first, *_, last = results["rounds"]
     assert {event["site"] for event in results["events"]} == {"beta"}
     note = results["events"][0]
@@ -195,3 +218,117 @@ def test_a_site_that_stands_still_is_left_out_within_the_time_limit_and_comes_ba
     assert {path.name for path in (out / "models").iterdir() if path.suffix == ".safetensors"} == {
         f"last.{site}.safetensors" for site in SITES
     }
+
+
+# --------------------------------------------------------------------- site after site, and the whole network
+
+
+@pytest.fixture(scope="module")
+def turns(folder, data):
+    """Sequential split learning, in which a site tries to have another one's part and to give it its own."""
+    out, heard = folder / "turns", folder / "turns.jsonl"
+    tries = {"site": "alpha", "victim": "gamma", "file": str(heard)}
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        results = simulated_with(INTRUDING, tries, TURNS, data, out, monkeypatch, num_rounds=ROUNDS, message_timeout=20)
+    return out, results, [json.loads(line) for line in heard.read_text("utf-8").splitlines()]
+
+
+def test_in_turns_the_one_model_is_that_of_the_plain_loop_to_the_bit(turns, data):
+    assert turns[1]["events"] == []
+    assert_equal(turns[0] / "models" / "last.safetensors", plain(turns, data)["gamma"])
+
+
+def test_a_call_from_another_site_is_refused(turns):
+    """By FLARE's own connections; that nothing of it was done is the test before."""
+    said = ["BAD_REQUEST_DATA", "Calls are taken from this job's server only."]
+    assert turns[2] == [[ask, *said] for _ in range(ROUNDS) for ask in ("take", "give")]
+
+
+def test_in_turns_iterations_weights_and_bytes_are_those_of_each_sites_own_cases(turns):
+    plan = read_job(turns[0] / "job").plan
+    cost = plan_cost(plan, plan.split)
+    for entry in turns[1]["rounds"]:
+        assert entry["rule"]["name"] == "SplitNN"
+        assert entry["iterations"] == sum(PASS.values())
+        assert entry["weights"] == pytest.approx({"alpha": 4 / 9, "beta": 3 / 9, "gamma": 2 / 9})
+        foretold, once = step_bytes(cost, plan.split, 2), turn_bytes(cost, plan.split)
+        up, down = entry["bytes_in_iterations"]["alpha"]
+        assert PASS["alpha"] * foretold.up + once.up < up < 1.05 * (PASS["alpha"] * foretold.up + once.up)
+        assert PASS["alpha"] * foretold.down + once.down < down < 1.05 * (PASS["alpha"] * foretold.down + once.down)
+        assert {site: part["num_steps"] for site, part in entry["sites"].items()} == PASS
+    assert turns[1]["best"]["model"] is not None, "every site scores one whole network"
+
+
+def test_a_sites_record_tells_of_the_calls_of_each_round(turns):
+    record = read_record(next((turns[0] / "state" / "alpha").glob("*/record.jsonl")))
+    lines = list(record.of_kind("called"))
+    assert [line["round"] for line in lines] == list(range(ROUNDS))
+    assert {tuple(line["left"]) for line in lines} == {("features", "labels", "part")}
+    sent = [entry["bytes_in_iterations"]["alpha"] for entry in turns[1]["rounds"]]
+    for line, (up, down) in zip(lines, sent, strict=True):
+        assert 0 <= line["bytes_out"] - up < 2000, "ready and end beside"
+        assert 0 <= line["bytes_in"] - down < 2000
+
+
+def test_a_site_that_stands_still_in_its_turn_is_passed_over_and_comes_back(folder, data, monkeypatch):
+    """The site behind it has its turn meanwhile, with the part that the site before it has left."""
+    stands, limits = {"site": "beta", "seconds": 12}, {"num_rounds": 4, "message_timeout": 5}
+    results = simulated_with(STILL, stands, TURNS, data, folder / "still-turns", monkeypatch, **limits)
+    first, *_, last = results["rounds"]
+    assert {event["site"] for event in results["events"]} == {"beta"}
+    assert results["events"][0]["what"] == "left out of the rest of the round: it did not answer within 5 s"
+    assert sorted(first["sites"]) == ["alpha", "gamma"]
+    assert first["sites"]["gamma"]["num_steps"] == PASS["gamma"], "the turn after the lost one"
+    assert {site: part["num_steps"] for site, part in last["sites"].items()} == PASS
+
+
+@pytest.fixture(scope="module")
+def open_data(folder, data):
+    """The three sites alone: the fourth one has nothing against a whole network's updates."""
+    (folder / "open").mkdir()
+    for site in SITES:
+        (folder / "open" / site).symlink_to(data / site)
+    return folder / "open"
+
+
+@pytest.fixture(scope="module")
+def cyclic(folder, open_data):
+    out = folder / "cyclic"
+    whole = [
+        f"--set={key}={json.dumps(PLAN[key] if key != 'training' else TRAINING)}"
+        for key in ("task", "network", "training")
+    ]
+    result = fedseg("simulate", CYCLIC, "--data", open_data, "--out", out, "--rounds", ROUNDS, "--seed", 3, *whole)
+    assert result.returncode == 0, result.stderr
+    return out, result
+
+
+def test_cyclic_weight_transfer_is_the_plain_loop_to_the_bit(cyclic, open_data):
+    assert_equal(cyclic[0] / "models" / "last.safetensors", plain(cyclic, open_data)["gamma"])
+
+
+def test_the_rounds_of_cyclic_weight_transfer_have_comparable_scores(cyclic):
+    summary = summary_of(cyclic)
+    assert summary["events"] == []
+    # Best is the model after the first or the second round: the one whose scores at all sites are higher.
+    before, after = (entry["val_dice"] for entry in summary["rounds"])
+    assert None not in (before, after)
+    assert summary["best"]["round"] in (0, 1)
+    for entry in summary["rounds"]:
+        assert {site: part["val_cases"] for site, part in entry["sites"].items()} == {s: n[1] for s, n in SITES.items()}
+        assert {site: part["num_steps"] for site, part in entry["sites"].items()} == PASS
+        for part in entry["sites"].values():
+            assert part["bytes_down"] > 2 * part["bytes_up"] * 0.9, "the model comes to be scored and to be trained"
+
+
+def test_the_records_of_cyclic_weight_transfer_tell_one_story(cyclic):
+    checked = fedseg("audit-log", "verify", cyclic[0])
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_cyclic_weight_transfer_goes_on_from_its_checkpoint_to_the_bit(cyclic, open_data):
+    before = {path.name: path.read_bytes() for path in (cyclic[0] / "models").glob("*.safetensors")}
+    assert before
+    result = fedseg("simulate", CYCLIC, "--data", open_data, "--out", cyclic[0], "--resume", "--from-round", 0)
+    assert result.returncode == 0, result.stderr
+    assert {path.name: path.read_bytes() for path in (cyclic[0] / "models").glob("*.safetensors")} == before

@@ -91,6 +91,23 @@ def test_a_rewritten_record_does_not_fit_the_others(run, who, change, said):
     assert any(said in text for text in found), found
 
 
+def carried(run, received):
+    """The run as if its model had come to beta in round 1 from alpha, as the server would note it."""
+    forge(run.path("beta"), set_in("received", 1, model="1" * 64))
+    visit = {"kind": "visit", "round": 1, "site": "beta", "start": "s0", "received": received}
+    forge(run.path("server"), lambda lines: lines.insert(lines.index(lines_of(lines, "round", round=1)[0]), visit))
+
+
+def test_a_model_that_is_carried_is_the_one_that_the_server_notes_for_the_visit(run):
+    carried(run, "1" * 64)
+    assert wrong(run) == []
+
+
+def test_another_model_than_the_one_of_the_visit_is_found(run):
+    carried(run, "2" * 64)
+    assert [text for text in wrong(run) if "beta" in text and "received another model in round 1" in text]
+
+
 def test_a_site_that_the_server_adds_to_a_round_knows_nothing_of_it(run):
     part = {"cases": CASES["beta"], "epsilon": None, "privacy": []}
     forge(run.path("beta"), lambda lines: lines.remove(lines_of(lines, "sent", round=1)[0]))

@@ -27,23 +27,24 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def by_hand(plan, owner):
+def by_hand(plan, owner, rate=lambda visit, step, steps: RATE):
     """Two rounds of one network that visits sites a, b, c, by the formulas of SGD with Nesterov's momentum.
 
-    v = 0.9 v + g, w = w - 0.1 (g + 0.9 v); ``owner`` says whose v a parameter has while it is at a site.
+    v = 0.9 v + g, w = w - r (g + 0.9 v); ``owner`` says whose v a parameter has while it is at a site, and ``rate``
+    what r is.
     """
     network = whole(plan)
     parameters, velocity = network.parameters(), {}
     data = {site: stream(site, 1, 2) for site in STEPS}
-    for site in "abcabc":
-        for _ in range(STEPS[site]):
+    for visit, site in enumerate("abcabc"):
+        for step in range(STEPS[site]):
             drawn = next(data[site])
             loss = network.loss(network.part(drawn["image"]), drawn["classes"])
             gradients = torch.autograd.grad(loss, list(parameters.values()))
             for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
                 key = (owner(name, site), name)
                 velocity[key] = MOMENTUM * velocity.get(key, 0) + gradient
-                parameter.data -= RATE * (gradient + MOMENTUM * velocity[key])
+                parameter.data -= rate(visit, step, STEPS[site]) * (gradient + MOMENTUM * velocity[key])
     return network
 
 
@@ -61,14 +62,36 @@ def test_sequential_split_learning_by_hand():
     assert distance(sites["b"], expected) > 1e-4, "the part went on from b to c"
 
 
-def test_cyclic_weight_transfer_by_hand():
-    plan = plan_of(momentum=MOMENTUM)
+@pytest.mark.parametrize("schedule", ["constant", "polynomial"])
+def test_cyclic_weight_transfer_by_hand(schedule):
+    plan = plan_of(momentum=MOMENTUM, schedule=schedule)
     sites, data = {site: whole(plan) for site in "abc"}, {site: stream(site, 1, 2) for site in STEPS}
     for number in range(2):
         assert len(cyclic_round(sites, data, STEPS, number / 2, (number + 1) / 2)) == 5
-    expected = by_hand(plan, lambda name, site: site)
+
+    def rate(visit, step, steps):
+        """Each visit runs from the start to the end of its round, which is a half of the whole: visits 0-2 and 3-5."""
+        progress = (visit // 3 + step / steps) / 2
+        return RATE if schedule == "constant" else RATE * (1 - progress) ** 0.9
+
+    expected = by_hand(plan, lambda name, site: site, rate)
     assert distance(sites["c"], expected) < 1e-12
     assert distance(sites["b"], expected) > 1e-4
+
+
+def test_what_a_visit_leaves_is_what_came_and_the_update_rounded():
+    """As over FLARE, where the update travels: (w + (v - w)) is not v in float32."""
+    plan = plan_of(learning_rate=0.01)
+    sites = {"a": whole(plan, double=False)}
+    before = sites["a"].weights()
+    drawn = batch(0, 2)
+    cyclic_round(sites, {"a": iter([{**drawn, "image": drawn["image"].float()}])}, {"a": 1}, 0.0, 1.0)
+    alone = whole(plan, double=False)
+    alone.step({**drawn, "image": drawn["image"].float()}, 0.0)
+    after = sites["a"].weights()
+    assert not same_bits(after, alone.weights())
+    for name, value in alone.weights().items():
+        np.testing.assert_array_equal(after[name], before[name] + (value - before[name]))
 
 
 def test_baselines_of_one_site_are_one():
@@ -80,8 +103,10 @@ def test_baselines_of_one_site_are_one():
     cyclic_round({"a": visited}, {"a": stream("a", 2)}, {"a": 4}, 0.0, 0.5)
     splitavg_round(*average, {"a": stream("a", 2)}, 4, 0.0, 0.5)
     splitnn_round(*split, {"a": stream("a", 2)}, {"a": 4}, 0.0, 0.5)
-    for other in (visited.weights(), *({**s.weights(), **h["a"].weights()} for s, h in (average, split))):
+    for other in ({**server.weights(), **sites["a"].weights()} for server, sites in (average, split)):
         assert same_bits(centre.weights(), other)
+    # What is carried is the sum of what came and the update.
+    assert distance(visited, centre) < 1e-15
 
 
 def test_the_learning_rate_follows_the_whole_job():

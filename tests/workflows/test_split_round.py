@@ -1,32 +1,21 @@
 """A round of the protocol, with messages that are serialised as on the wire, against the plain loop."""
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
 from nvflare.fuel.utils import fobs
 
-from fedseg.data.datalist import read_datalist
 from fedseg.errors import RefusalError
 from fedseg.executors.message_size import message_size
-from fedseg.executors.split_answers import SplitAnswers
 from fedseg.executors.split_calls import Ask, Call, read_call
-from fedseg.networks.weights import join_extras
 from fedseg.training.plan import parse_plan
 from fedseg.training.split_loops import splitavg_round, splitavg_step
 from fedseg.training.split_message import step_bytes
-from fedseg.training.split_plan import plan_cost, server_half, site_half
-from fedseg.training.split_round_site import SplitSite
-from fedseg.training.split_state import optimizer_arrays
-from fedseg.training.state import SiteState
+from fedseg.training.split_plan import plan_cost
 from fedseg.training.trainer import SiteTrainer
-from fedseg.workflows.split_round import SplitRound
 from split_example import all_weights, same_bits
-from tiny import PLAN, make_sites
-
-SITES = {"a": 4, "b": 3, "c": 2}
-STEPS = 3
+from split_wire import SITES, STEPS, Wire, make_data, plain, plan_of
+from tiny import PLAN
 
 
 @pytest.fixture(autouse=True)
@@ -39,71 +28,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("split")
-    make_sites(folder, {site: (cases, 0) for site, cases in SITES.items()})
-    return {site: read_datalist(folder / site) for site in SITES}
-
-
-def plan_of(network=PLAN["network"], **split):
-    training = {**PLAN["training"], "batch_dice": False, "schedule": "polynomial"}
-    return parse_plan({**PLAN, "network": network, "training": training, "split": {"message": "float32", **split}})
-
-
-class Wire:
-    """Three sites behind serialised calls; keeps every message, and loses answers as told: {(site, ask, step)}."""
-
-    def __init__(self, plan, data, lost=(), states=None):
-        self.plan, self.lost, self.messages, self.left = plan, set(lost), [], {}
-        self.trainers = {
-            s: SiteTrainer(plan, s, d, states and SiteState(states / s, "run"), simulated=True) for s, d in data.items()
-        }
-        self.sites = {site: SplitAnswers(SplitSite(trainer)) for site, trainer in self.trainers.items()}
-        self.server = server_half(plan, plan.split)
-        self.common = site_half(plan, plan.split, "all sites")
-
-    def carry(self, site, way, call):
-        shareable = call.to_shareable()
-        self.messages.append((site, way, call.ask, shareable))
-        return read_call(fobs.loads(fobs.dumps(shareable)))
-
-    def exchange(self, calls):
-        answers = {}
-        for site in sorted(calls, reverse=True):  # the order of arrival does not matter
-            call = calls[site]
-            answer = self.sites[site].answer(self.carry(site, "down", call))
-            if (site, str(call.ask), call.step) not in self.lost:
-                answers[site] = self.carry(site, "up", answer)
-        return answers
-
-    def run(self, number=0, steps=STEPS, rounds=2):
-        summed = self.plan.split.site_update == "summed"
-        received = self.server.weights()
-        if self.plan.split.site_update != "separate":
-            received = {**received, **self.common.weights()}
-        if summed:
-            received = join_extras(received, optimizer_arrays(self.common))
-        for each in self.sites.values():
-            each.site.begin(number, received)
-        job = SplitRound(self.plan, self.server, self.common, "start", number, self.exchange, self.left.__setitem__)
-        there = job.run(sorted(self.sites), steps, number / rounds, (number + 1) / rounds)
-        return there, job.result
-
-    @property
-    def halves(self):
-        return {site: each.site.half for site, each in self.sites.items()}
-
-    def batches(self, number=0):
-        """The same batches again, from trainers of their own."""
-        return {site: endless(trainer, number) for site, trainer in self.trainers.items()}
-
-
-def endless(trainer, number):
-    for epoch in itertools.count():
-        yield from trainer.batches(number, epoch)
-
-
-def plain(plan):
-    return server_half(plan, plan.split), {site: site_half(plan, plan.split, site, simulated=True) for site in SITES}
+    return make_data(tmp_path_factory.mktemp("split"))
 
 
 VARIANTS = [

@@ -18,7 +18,7 @@ from fedseg.training.site_report import SiteReport
 from fedseg.training.split_plan import plan_parts
 from fedseg.workflows.direct_calls import DirectCalls
 from fedseg.workflows.federated_training import FederatedTraining
-from fedseg.workflows.selection import AllSites, SiteFacts
+from fedseg.workflows.selection import LargestSites, SiteFacts
 from fedseg.workflows.split_model import SplitModel
 from fedseg.workflows.split_training import SplitTraining
 from tiny import PLAN
@@ -123,7 +123,8 @@ def test_a_checkpoint_holds_both_parts_and_their_optimizers(optimizer):
 
 
 def test_what_has_no_meaning_in_split_training_is_refused():
-    for name, value in (("selection", AllSites()), ("keep_updates", True), ("max_epsilon", 1.0)):
+    parts = dict.fromkeys(("aggregator", "server_optimizer", "shared_arrays"), object())
+    for name, value in {**parts, "keep_updates": True, "max_epsilon": 1.0}.items():
         with pytest.raises(ConfigurationError, match=f"workflow.{name} is 'given', but must be left out in split"):
             SplitTraining(1, **{name: value})
     for name in ("message_timeout", "start_timeout", "num_rounds"):
@@ -144,12 +145,56 @@ def test_the_mean_of_gradients_needs_equal_batches(monkeypatch):
 
 def test_a_report_is_held_to_what_is_known():
     loop = SplitTraining(1)
-    loop.plan, loop.sites = plan_of(), {"a": SiteFacts(4, None, 2), "b": SiteFacts(6, None, 2)}
+    loop.plan, loop.model = plan_of(), model_of()
+    loop.sites = {"a": SiteFacts(4, None, 2), "b": SiteFacts(6, None, 2)}
     loop._check_report("a", report(steps=3))  # as many as the largest site has batches
     loop._check_report("a", report(steps=0))
     for wrong in (report(steps=4), report(samples=5)):
         with pytest.raises(RefusalError, match="The site reports"):
             loop._check_report("a", wrong)
+
+
+def test_a_round_is_a_pass_over_the_cases_of_the_largest_site_that_it_asks():
+    loop = SplitTraining(1, selection=LargestSites(2))
+    loop.plan, loop.model = plan_of(), model_of()
+    loop.sites = {site: SiteFacts(cases, None, 2) for site, cases in {"a": 4, "b": 6, "c": 9}.items()}
+    loop._of_round = ["a", "b"]
+    assert [loop._steps(site) for site in "ab"] == [3, 3]
+    with pytest.raises(RefusalError, match="reports 5 steps; the round has 3"):
+        loop._check_report("a", report(steps=5))
+
+
+def test_in_turns_a_pass_is_over_a_sites_own_cases():
+    loop = SplitTraining(1)
+    loop.plan, loop.model = plan_of(site_update="handed_on"), model_of(site_update="handed_on")
+    loop.sites = {"a": SiteFacts(4, None, 2), "b": SiteFacts(7, None, 2)}
+    loop._of_round = ["a", "b"]
+    assert [loop._steps(site) for site in "ab"] == [2, 4]
+    loop._check_report("a", report(steps=2))
+    with pytest.raises(RefusalError, match="reports 3 steps; the round has 2"):
+        loop._check_report("a", report(steps=3))
+
+
+def test_a_round_of_turns_sends_one_whole_network_and_takes_no_update():
+    model = model_of(site_update="handed_on")
+    part, rest = (set(p.state_dict()) for p in plan_parts(model.plan, model.split))
+    assert set(model.outgoing()) == part | rest
+    assert model.describe()["name"] == "SplitNN"
+    with pytest.raises(RefusalError, match="arrays that this job does not use"):
+        model.take(answer("a", dict(model.common.weights())))
+    model.common.set_weights({name: value + 1 for name, value in model.common.weights().items()})
+    model.begin_round()
+    model.round.samples = {"a": 3, "b": 1}
+    for site in "ab":
+        model.take(answer(site))
+    model.finish_round()
+    for name, value in model.common.weights().items():
+        np.testing.assert_array_equal(model.weights[name], value)
+    assert model.describe_round()["weights"] == {"a": 0.75, "b": 0.25}
+    again = model_of(site_update="handed_on")
+    again.restore(model.arrays(), {})
+    for name, value in model.weights.items():
+        np.testing.assert_array_equal(again.weights[name], value, err_msg=name)
 
 
 class Engine:

@@ -145,6 +145,7 @@ def _print(task: Task, network: Network, patch: Sequence[int], costs: Sequence[C
         "param., work: the site's share of the parameters and of the operations, forward only.",
         f"With the features go {labels} MB of labels. Where labels stay at the site, predictions go back and the",
         f"gradient at them to the server, in MB each: {predictions}.",
+        "With site_update handed_on the parameters at the site cross twice a turn beside, four bytes each.",
         f"The network has {first.parameters} parameters and takes {operations} billion operations for a patch, those",
         "of convolutions alone.",
     ):

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from nvflare.apis.shareable import Shareable
 
 from fedseg.errors import AbortedError, RefusalError
+from fedseg.executors.call_tally import CallTally
+from fedseg.executors.message_size import message_size
 from fedseg.executors.split_calls import Ask, Call, refusal
 
 _LOOK = 0.5
@@ -21,6 +23,7 @@ _READY_WAIT = 1.0
 @dataclass
 class _Waiting:
     call: Call
+    size: int
     answered: threading.Event = field(default_factory=threading.Event)
     answer: Shareable | None = None
 
@@ -30,6 +33,9 @@ class CallDesk:
 
     All that is computed so happens in one thread, in the order in which it was asked for, and an end of the task leaves
     nothing running.
+
+    Attributes:
+        tally: of the calls that were answered in the round at hand, or in the last one.
     """
 
     def __init__(self) -> None:
@@ -37,15 +43,21 @@ class CallDesk:
         self._open = threading.Condition()
         self._place: tuple[str, int] | None = None
         self._outdated = False
+        self.tally = CallTally()
 
-    def take(self, call: Call) -> Shareable:
-        """Called by FLARE: wait for the answer to a call of the round at hand."""
+    def take(self, call: Call, size: int = 0) -> Shareable:
+        """Called by FLARE: wait for the answer to a call of the round at hand.
+
+        Args:
+            call: what is asked.
+            size: bytes of its message.
+        """
         place = (call.start, call.round)
         with self._open:
             self._outdated |= call.ask is Ask.READY and self._place is not None and self._is_later(place, self._place)
             if not self._open.wait_for(lambda: self._place == place, _READY_WAIT if call.ask is Ask.READY else 0):
                 return refusal("state", "The site is not in this round.")
-            waiting = _Waiting(call)
+            waiting = _Waiting(call, size)
             self._queue.put(waiting)
         waiting.answered.wait()
         return waiting.answer or refusal("state", "The site has left the round.")
@@ -74,7 +86,7 @@ class CallDesk:
             RefusalError: what ``answer`` raises; the call at hand is answered with it.
         """
         with self._open:
-            self._place, self._outdated = (start, round_number), False
+            self._place, self._outdated, self.tally = (start, round_number), False, CallTally()
             self._open.notify_all()
         last = time.monotonic()
         try:
@@ -99,12 +111,16 @@ class CallDesk:
         return asked[0] != here[0] or asked[1] > here[1]
 
     def _answer(self, waiting: _Waiting, answer: Callable[[Call], Call]) -> None:
+        given: Call | None = None
         try:
-            waiting.answer = answer(waiting.call).to_shareable()
+            given = answer(waiting.call)
+            waiting.answer = given.to_shareable()
         except RefusalError as error:
             waiting.answer = refusal(error.reason, str(error))
             raise
         finally:
+            if waiting.answer is not None:
+                self.tally.add(waiting.size, message_size(waiting.answer), given)
             waiting.answered.set()
 
     def _close(self) -> None:

@@ -77,6 +77,19 @@ class SiteRecord:
         self._place = {"round": round_number, "start": meta.get(START)}
         self._enter("received", task="train", **self._place, **_named(weights, meta, encrypted), cases=cases)
 
+    def called(self, tally: Mapping[str, Any]) -> None:
+        """The direct calls of the round at hand are over.
+
+        What leaves in a call leaves at once; so this line comes after it, and before the result of the round.
+
+        Args:
+            tally: see ``CallTally.to_dict``.
+
+        Raises:
+            RefusalError: see ``accepted``.
+        """
+        self._enter("called", **self._place, **tally)
+
     def scored(
         self, name: str, weights: Arrays, meta: Mapping[str, Any], cases: Mapping[str, int], encrypted: bool
     ) -> None:

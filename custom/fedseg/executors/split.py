@@ -19,11 +19,13 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from fedseg.errors import RefusalError
 from fedseg.evaluation.metrics import summarise
 from fedseg.executors.call_desk import CallDesk
+from fedseg.executors.call_gate import CallGate
+from fedseg.executors.message_size import message_size
 from fedseg.executors.policy_check import check_features, curves_leave
 from fedseg.executors.protocol import KEEP, LINEAGE, RUN_ID, START
 from fedseg.executors.segmentation import SegmentationExecutor
 from fedseg.executors.split_answers import SplitAnswers
-from fedseg.executors.split_calls import PATIENCE, TOPIC, read_call, refusal
+from fedseg.executors.split_calls import PATIENCE, read_call, refusal
 from fedseg.filters.context import job_plan
 from fedseg.networks.weights import Arrays
 from fedseg.privacy.policy import OPEN
@@ -42,9 +44,10 @@ class SplitExecutor(SegmentationExecutor):
     """Trains the first part of a network at one site; the rest is at the server.
 
     The task ``train`` starts a round: the site scores what it received, and then answers the server's direct calls
-    until the server ends the round. What leaves in these calls (features; labels or gradients that tell them) passes no
-    filter and no guard, so this executor is the gate: where the site has a policy, its rule ``features`` must be true,
-    and a job whose updates are filtered is refused, since the filters would not see what leaves here.
+    until the server ends the round. What leaves in these calls (features; labels or gradients that tell them; gradients
+    of the site's part with ``summed``, the part with ``handed_on``) passes no filter and no guard, so this executor is
+    the gate: where the site has a policy, its rule ``features`` must be true, and a job whose updates are filtered is
+    refused, since the filters would not see what leaves here. The site's record counts the calls of each round.
     """
 
     def __init__(self) -> None:
@@ -56,12 +59,12 @@ class SplitExecutor(SegmentationExecutor):
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Listen for direct calls from the start of the job's process."""
         if event_type == EventType.START_RUN:
-            fl_ctx.get_engine().register_aux_message_handler(TOPIC, self._called)
+            CallGate(str(fl_ctx.get_job_id()), self._called).open(fl_ctx.get_engine())
         super().handle_event(event_type, fl_ctx)
 
-    def _called(self, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:
+    def _called(self, request: Shareable) -> Shareable:
         try:
-            return self._desk.take(read_call(request))
+            return self._desk.take(read_call(request), message_size(request))
         except RefusalError as error:
             return refusal(error.reason, str(error))
 
@@ -90,7 +93,10 @@ class SplitExecutor(SegmentationExecutor):
         with torch.random.fork_rng(devices=[]):
             scored = trainer.validate(answers.site.begin(number, received))
             answers.begin("train_loss" in (self._policy or OPEN).report_fields(self._guaranteed))
-            ended = self._desk.serve(start, number, answers.answer, _patience(model.meta), trainer.aborted)
+            try:
+                ended = self._desk.serve(start, number, answers.answer, _patience(model.meta), trainer.aborted)
+            finally:
+                self._record.called(self._desk.tally.to_dict())
         if not ended:
             logger.warning("The server has not called for a long time; the round is over for this site.")
         update = answers.site.finish()

@@ -14,6 +14,7 @@ from fedseg.executors.split_calls import (
     GRADIENTS,
     LABELS,
     PARAMETERS,
+    PART,
     PREDICTIONS,
     Ask,
     Call,
@@ -87,6 +88,10 @@ class SplitAnswers:
         if call.ask is Ask.APPLY:
             total = call.group(PARAMETERS)
             half.apply({name: torch.from_numpy(value.copy()) for name, value in total.items()})
+        elif call.ask is Ask.TAKE:
+            self.site.take_part(call.group(PART))
+        elif call.ask is Ask.GIVE:
+            return {PART: self.site.give_part()}, None
         elif call.ask is Ask.END:
             self.loss = call.loss
         return {}, None

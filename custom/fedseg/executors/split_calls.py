@@ -25,7 +25,7 @@ TOPIC = "fedseg.split"
 # In the meta of the task `train`: seconds without a call after which a site takes the round to be over.
 PATIENCE = "fedseg_patience"
 FEATURES, LABELS, GRADIENTS, PARAMETERS = "features", "labels", "gradients", "parameters"
-PREDICTIONS, AT_PREDICTIONS = "predictions", "at_predictions"
+PREDICTIONS, AT_PREDICTIONS, PART = "predictions", "at_predictions", "part"
 _CONTENT = "fedseg_split"
 _KINDS = ("uint8", "float16", "float32", "float64")
 
@@ -35,7 +35,8 @@ class Ask(StrEnum):
 
     ``ready``: whether the site is in the round; ``features``: those of its first batch; ``answer``: the gradient of its
     loss at the predictions that come along; ``backward``: to carry a gradient through its part; ``apply``: to step with
-    a sum of gradients; ``end``: to leave the round.
+    a sum of gradients; ``take``: to begin its turn with the part of the network that comes along; ``give``: to end its
+    turn with what has become of it; ``end``: to leave the round.
     """
 
     READY = "ready"
@@ -43,6 +44,8 @@ class Ask(StrEnum):
     ANSWER = "answer"
     BACKWARD = "backward"
     APPLY = "apply"
+    TAKE = "take"
+    GIVE = "give"
     END = "end"
 
 

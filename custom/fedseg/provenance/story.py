@@ -133,14 +133,23 @@ def _privacy(server: Record, starts: Sequence[ServerStart], site: Record) -> Out
 
 
 def _received(server: Record, starts: Sequence[ServerStart], site: Record) -> Outcome:
-    """The model that the site received in a round is the one that the server made in the round before."""
+    """The model that the site received in a round is the one that the server made in the round before.
+
+    Where a model is carried from site to site, it is the one that the server notes for the visit.
+    """
     wrong, count, known = [], 0, {start.id: start for start in starts}
+    visits = {
+        (line["start"], line["round"]): line["received"]
+        for line in server.of_kind("visit")
+        if line["site"] == site.name
+    }
     for line in site.of_kind("received"):
         if line["task"] != "train":
             continue
         count += 1
         start = known.get(line["start"])
-        expected = start.sent(line["round"]) if start else None
+        made = start.sent(line["round"]) if start else None
+        expected = visits.get((line["start"], line["round"]), made)
         if expected is None:
             wrong.append(f"line {line['number']} tells of round {line['round']}, which the server's record lacks")
         elif line["model"] != expected:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 
+from fedseg.networks.weights import apply_difference, difference
 from fedseg.training.losses import SegmentationLoss
 from fedseg.training.optimisation import check_loss
 from fedseg.training.patches import Sample
@@ -73,15 +74,19 @@ def cyclic_round(
 ) -> list[float]:
     """Cyclic weight transfer (Chang et al., JAMIA 2018): the whole network visits site after site.
 
-    A site begins with the weights of the site before it (the first one with those of the last one in the round
-    before); optimizers stay where they are. Sites come in the order of their names.
+    A site begins with the weights that the site before it has left (the first one with those of the last one in the
+    round before); optimizers stay where they are. Sites come in the order of their names. What a visit leaves is what
+    the site has received plus its update, with the rounding of that sum, and each visit runs from ``start`` to ``end``
+    of the learning rate's schedule: both as a run over FLARE has it, where a visit is a task of its own.
     """
     names = sorted(sites)
     losses: list[float] = []
-    holder, total = sites[names[-1]], sum(steps[site] for site in sites)
+    model = sites[names[-1]].weights()
     for site in names:
-        sites[site].set_weights(holder.weights())
-        holder = sites[site]
-        for _ in range(steps[site]):
-            losses.append(holder.step(next(batches[site]), start + (end - start) * len(losses) / total))
+        whole = sites[site]
+        whole.set_weights(model)
+        for number in range(steps[site]):
+            losses.append(whole.step(next(batches[site]), start + (end - start) * number / steps[site]))
+        model = apply_difference(model, difference(whole.weights(), model))
+        whole.set_weights(model)
     return losses

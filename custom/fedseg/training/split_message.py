@@ -99,7 +99,7 @@ def step_bytes(cost: CutCost, split: SplitSettings, batch: int) -> StepBytes:
 
     Features up and their gradients down in the precision of the message; labels up as one byte a voxel, or predictions
     down and the gradient at them up; with ``summed`` the gradient of the site's part up and the sum of them down, in
-    float32 (float64 if that is the precision).
+    float32 (float64 if that is the precision). What ``handed_on`` adds is ``turn_bytes``.
     """
     width = {"float16": 2, "float32": 4, "float64": 8}[split.message]
     scale = 8 if split.message == "float16" else 0
@@ -114,6 +114,15 @@ def step_bytes(cost: CutCost, split: SplitSettings, batch: int) -> StepBytes:
         part = cost.site_parameters * max(width, 4)
         up, down = up + part, down + part
     return StepBytes(up, down)
+
+
+def turn_bytes(cost: CutCost, split: SplitSettings) -> StepBytes:
+    """What a site receives and sends once a turn beside its iterations: with ``handed_on`` the part of the network.
+
+    Parts are never rounded: each value has its own four bytes (float32), once down and once up.
+    """
+    part = 4 * cost.site_parameters if split.in_turn else 0
+    return StepBytes(part, part)
 
 
 def _scale(value: torch.Tensor) -> float:

@@ -15,6 +15,7 @@ from fedseg.training.patches import Sample
 from fedseg.training.randomness import derive_seed
 from fedseg.training.split_plan import site_half
 from fedseg.training.split_state import load_half
+from fedseg.training.split_weights import check_part
 from fedseg.training.trainer import SiteTrainer
 
 
@@ -76,8 +77,8 @@ class SplitSite:
 
         Args:
             round_number: from 0.
-            received: the server's part; with ``averaged`` and ``summed`` the common part of the sites too, with
-                ``summed`` what its optimizer remembers.
+            received: the server's part; the common part of the sites too where they have one, and with ``summed``
+                what its optimizer remembers.
 
         Returns:
             The whole network's weights with which the round begins.
@@ -99,6 +100,29 @@ class SplitSite:
         self._batches, self._batch = self._endless(), None
         torch.manual_seed(derive_seed(self.trainer.plan.seed, self.trainer.site, round_number, "network"))
         return self.joined(received)
+
+    def take_part(self, weights: Mapping[str, np.ndarray]) -> None:
+        """This site's turn: begin with the part of the site before it; the optimizer stays as it is.
+
+        Raises:
+            RefusalError: parts are not handed on in this job (reason ``state``), or it is no such part (``weights``).
+        """
+        self._check_turn()
+        check_part(self.half.weights(), weights)
+        self.half.set_weights(weights)
+
+    def give_part(self) -> Arrays:
+        """The end of this site's turn: what its part has become.
+
+        Raises:
+            RefusalError: parts are not handed on in this job (reason ``state``).
+        """
+        self._check_turn()
+        return self.half.weights()
+
+    def _check_turn(self) -> None:
+        if not self.split.in_turn:
+            raise RefusalError("state", "In this job no site hands its part on.")
 
     def forward(self, progress: float) -> tuple[Tensors, torch.Tensor]:
         """Draw the next batch: its features, and its class values [B, 1, X, Y, Z] uint8.

@@ -9,10 +9,11 @@ from typing import Any
 
 from fedseg.errors import ConfigurationError
 
+HANDED_ON = "handed_on"
 _CHOICES = {
     "labels": ("shared", "private"),
     "cut_gradient": ("own", "mean"),
-    "site_update": ("separate", "averaged", "summed"),
+    "site_update": ("separate", "averaged", "summed", HANDED_ON),
     "message": ("float32", "float16", "float64"),
 }
 
@@ -31,7 +32,9 @@ class SplitSettings:
             method does; batches must be equal.
         site_update: ``separate``: each site trains a part of its own (published). ``averaged``: the parts are averaged
             by samples after every round. ``summed``: in every step the sites' gradients are added up and all sites
-            apply the sum, so that their parts stay one; this is training on all samples together.
+            apply the sum, so that their parts stay one; this is training on all samples together. ``handed_on``: in
+            a round site after site trains alone with the server, in the order of their names, one pass over its own
+            cases each, and begins with the part of the site before it: sequential split learning (SplitNN).
         message: type of the numbers in features, predictions and their gradients on the way. ``float16`` carries a
             scale for each tensor, so that small gradients survive; ``float64`` is for checks.
         feature_noise: standard deviation of Gaussian noise on every feature that leaves a site. Features are not
@@ -44,6 +47,11 @@ class SplitSettings:
     site_update: str = "separate"
     message: str = "float32"
     feature_noise: float = 0.0
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether the sites of a round train one after the other."""
+        return self.site_update == HANDED_ON
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON form."""
@@ -66,6 +74,9 @@ def parse_split(declaration: Mapping[str, Any], where: str = "split") -> SplitSe
     for name, choices in _CHOICES.items():
         if getattr(settings, name) not in choices:
             raise ConfigurationError(f"{where}.{name}", getattr(settings, name), f"one of {choices}")
+    if settings.site_update == HANDED_ON and settings.cut_gradient == "mean":
+        why = "One site trains at a time."
+        raise ConfigurationError(f"{where}.cut_gradient", "mean", f"own with site_update {HANDED_ON}", why)
     noise = settings.feature_noise
     if type(noise) not in (int, float) or not 0 <= noise < math.inf:
         raise ConfigurationError(f"{where}.feature_noise", noise, "a finite number from 0 up")

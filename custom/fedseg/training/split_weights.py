@@ -41,6 +41,22 @@ def average_parts(weights: Mapping[str, Mapping[str, np.ndarray]], samples: Mapp
     return mean
 
 
+def check_part(expected: Mapping[str, np.ndarray], weights: Mapping[str, np.ndarray]) -> None:
+    """Refuse what is not a part of the network as it is handed on: nothing of it is rounded or converted.
+
+    Args:
+        expected: a part of the same cut.
+        weights: as they came over the wire.
+
+    Raises:
+        RefusalError: names, shapes or types differ, or a value is not finite (reason ``weights``).
+    """
+    check_weights(expected, weights)
+    for name, value in expected.items():
+        if np.asarray(weights[name]).dtype != value.dtype:
+            raise RefusalError("weights", f"{name} is {np.asarray(weights[name]).dtype}, not {value.dtype}.")
+
+
 def sum_gradients(gradients: Mapping[str, Tensors]) -> Tensors:
     """The sum over the sites, in the order of their names.
 

@@ -22,7 +22,7 @@ from fedseg.training.split_site import SiteHalf
 from fedseg.training.split_state import load_half, optimizer_arrays
 from fedseg.training.split_weights import average_parts
 from fedseg.workflows.global_model import GlobalModel, select
-from fedseg.workflows.split_round import RoundResult
+from fedseg.workflows.split_iterations import RoundResult
 
 _SERVER, _COMMON, _WEIGHTS = "server/", "common/", "weights/"
 
@@ -31,7 +31,8 @@ class SplitModel(GlobalModel):
     """Both parts of the network as far as the server has them.
 
     ``weights`` are what a round sends: with ``site_update: separate`` the server's part alone, for each site has a part
-    of its own; else the whole network. With ``summed`` the server steps a copy of the sites' part along with them, so
+    of its own; else the whole network. With ``handed_on`` the server has the part between two turns, and with
+    ``averaged`` between two rounds. With ``summed`` the server steps a copy of the sites' part along with them, so
     that it has part and optimizer of every site without being sent either: a site that missed a step gets them with the
     next round.
 
@@ -114,7 +115,7 @@ class SplitModel(GlobalModel):
         return report
 
     def finish_round(self) -> None:
-        """Average the sites' parts where that is asked for; the server's part has stepped within the round."""
+        """Average the sites' parts where that is asked for; all else has happened within the round."""
         samples = {site: self.round.samples.get(site, 0) for site in self._updates}
         if any(samples.values()):
             mean = average_parts(self._updates, samples)
@@ -136,7 +137,7 @@ class SplitModel(GlobalModel):
 
     def describe(self) -> dict[str, Any]:
         """Name and settings of the method."""
-        return {"name": "SplitAVG", **self.split.to_dict()}
+        return {"name": "SplitNN" if self.split.in_turn else "SplitAVG", **self.split.to_dict()}
 
     def describe_round(self) -> dict[str, Any]:
         """See ``GlobalModel.describe_round``; a site's weight is its share of the round's samples."""

@@ -30,6 +30,7 @@ COMMANDS = (
     "decrypt-model",
     "audit-log",
     "describe-split",
+    "probe-split",
     "privacy",
     "provision",
     "site",

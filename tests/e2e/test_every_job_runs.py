@@ -91,7 +91,7 @@ def finished(federation, data, name):
     make_data(job.plan.task.name, data)
     job_id = federation.coordinator.submit(job)
     status = federation.coordinator.wait(job_id, timeout=SECONDS)
-    fetched = fedseg("fetch", job_id, "--kit", federation.kits[COORDINATOR], "--out", out)
+    fetched = fedseg("fetch", job_id, "--kit", federation.kits[COORDINATOR], "--out", out, "--no-probe")
     assert status == "FINISHED:COMPLETED", f"{fetched.err}\n{federation.local.tails()}"
     assert fetched.code == 0, fetched.err
     return SimpleNamespace(job=job, out=out, summary=json.loads((out / "report" / "summary.json").read_text("utf-8")))

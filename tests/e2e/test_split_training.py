@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from fedseg import component_policy, simulation
 from fedseg.data.datalist import read_datalist
 from fedseg.jobs import read_job
+from fedseg.networks.split_stages import cut_names
 from fedseg.provenance.reading import read_record
 from fedseg.training.split_baselines import cyclic_round
 from fedseg.training.split_loops import splitavg_round, splitnn_round
@@ -73,7 +74,8 @@ def published(folder, data):
 def summed(folder, data):
     out = folder / "summed"
     split = settings(site_update="summed", labels="private")
-    result = fedseg("simulate", JOB, "--data", data, "--out", out, "--rounds", ROUNDS, "--seed", 3, *split)
+    options = ["--rounds", ROUNDS, "--seed", 3, *split, "--no-probe"]
+    result = fedseg("simulate", JOB, "--data", data, "--out", out, *options)
     assert result.returncode == 0, result.stderr
     return out, result
 
@@ -157,6 +159,7 @@ def test_the_summary_tells_of_rounds_weights_and_bytes(published):
     summary = summary_of(published)
     plan = read_job(published[0] / "job").check()
     assert summary["split"]["cut"] == "encoder1"
+    assert [entry["cut"] for entry in summary["inversion"]["cuts"]] == list(cut_names(plan.network))
     for entry in summary["rounds"]:
         assert entry["iterations"] == STEPS
         assert entry["rule"]["name"] == "SplitAVG"
@@ -196,7 +199,7 @@ def test_a_run_goes_on_from_its_checkpoint_to_the_bit(kind, request, data):
     out = request.getfixturevalue(kind)[0]
     before = {path.name: path.read_bytes() for path in (out / "models").glob("*.safetensors")}
     assert before
-    result = fedseg("simulate", JOB, "--data", data, "--out", out, "--resume", "--from-round", 0)
+    result = fedseg("simulate", JOB, "--data", data, "--out", out, "--resume", "--from-round", 0, "--no-probe")
     assert result.returncode == 0, result.stderr
     assert {path.name: path.read_bytes() for path in (out / "models").glob("*.safetensors")} == before
 

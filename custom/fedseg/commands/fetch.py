@@ -10,9 +10,11 @@ from rich.markup import escape
 
 from fedseg.commands.kit_argument import add_kit
 from fedseg.console import out
+from fedseg.evaluation.report import write_report
 from fedseg.evaluation.tables import dice_table
 from fedseg.federation import connect
 from fedseg.fetched_run import REPORT, fetch
+from fedseg.probe import probe_after_run
 from fedseg.summary import last_models
 
 
@@ -28,6 +30,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("job_id", help="as `fedseg submit` printed it; `fedseg jobs` lists all")
     add_kit(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new or empty folder")
+    parser.add_argument(
+        "--no-probe",
+        action="store_true",
+        help="in split training: do not measure on phantoms how much of an image features tell",
+    )
     parser.set_defaults(run=run)
 
 
@@ -35,6 +42,10 @@ def run(options: argparse.Namespace) -> int:
     """Fetch, and print the scores."""
     with connect(options.kit) as coordinator:
         summary = fetch(coordinator, options.job_id, options.out)
+    if not options.no_probe:
+        probed = probe_after_run(options.out, None, summary)
+        if "inversion" in probed:
+            write_report(options.out)
     print_run(summary, options.out)
     return 0
 

@@ -13,11 +13,13 @@ from fedseg.commands.provision import default_policy
 from fedseg.commands.submit import show_progress
 from fedseg.console import err
 from fedseg.errors import UsageError
+from fedseg.evaluation.report import write_report
 from fedseg.example_sites import hippocampi, make_example_sites
 from fedseg.fetched_run import fetch_into, require_finished
 from fedseg.jobs import Job, apply_settings, read_job
 from fedseg.local_federation import running
 from fedseg.local_federation_folder import prepare_output
+from fedseg.probe import probe_after_run
 from fedseg.project_file import read_project
 from fedseg.simulation import find_sites
 
@@ -81,7 +83,10 @@ def run(options: argparse.Namespace) -> int:
             coordinator.wait(job_id, show_progress, options.timeout)
             summary, failure = fetch_into(coordinator, job_id, options.out)
     err().print("all processes have ended")
-    print_run(require_finished(summary, failure, options.out), options.out)
+    finished = require_finished(summary, failure, options.out)
+    if "inversion" in probe_after_run(options.out, data, finished):
+        write_report(options.out)
+    print_run(finished, options.out)
     return 0
 
 

@@ -16,6 +16,7 @@ from fedseg.evaluation.report import write_report
 from fedseg.evaluation.tables import dice_table
 from fedseg.jobs import Job, apply_settings, parse_setting, read_job
 from fedseg.pictures import write_gallery, write_overlays
+from fedseg.probe import probe_after_run
 from fedseg.simulation import (
     Event,
     check_sites,
@@ -58,6 +59,9 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--compare", default="", metavar="KINDS", help=f"also score alternatives: {','.join(KINDS)}")
     parser.add_argument("--keep-updates", action="store_true", help="keep every round's model and updates")
+    parser.add_argument(
+        "--no-probe", action="store_true", help="in split training: do not measure how much of an image features tell"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a former run in --out")
     parser.add_argument("--resume", action="store_true", help="continue the stopped run in --out, job as it was")
     parser.add_argument(
@@ -119,6 +123,8 @@ def run(options: argparse.Namespace) -> int:
             scores = summary["final"]["sites"]
             summary["cross_site"]["federated"] = {site: s["dice"]["mean"] for site, s in scores.items()}
         write_summary(summary, report)
+    if plan.split is not None and not options.no_probe:
+        summary = probe_after_run(options.out, options.data, summary)
     page = write_report(options.out)
     out().print(dice_table(summary))
     if kept := summary["final"]["withheld"]:

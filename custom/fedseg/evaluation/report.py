@@ -16,6 +16,7 @@ from fedseg.errors import DataError
 from fedseg.evaluation import decisions, overlays, wording
 from fedseg.evaluation.drawing import DPI
 from fedseg.evaluation.figures import draw_figures
+from fedseg.evaluation.inversion import PICTURE, inversion_table, inversion_verdict, inversion_words
 from fedseg.evaluation.tables import MEAN_OF_CASES, MEAN_OF_SITES, Summary, part, rows, score_frame, task_of
 from fedseg.tasks.task import Task
 
@@ -55,6 +56,9 @@ def write_report(out: Path) -> Path:
     summary = read_summary(out)
     task = task_of(summary)
     figures = draw_figures(summary, out / "report", task)
+    picture = out / "report" / PICTURE
+    if part(summary, "inversion") and picture.is_file():
+        figures["inversion"] = picture
     return render("report.html.j2", out / "report" / "report.html", report_context(summary, task, figures, out))
 
 
@@ -116,6 +120,10 @@ def report_context(summary: Summary, task: Task, figures: Mapping[str, Path], ou
         "seeded_noise": any(s.get("secure_noise") is False for s in part(summary, "privacy", "sites").values()),
         "withheld": final.get("withheld") or [],
         "privacy_facts": wording.privacy_facts(summary),
+        "split_training": isinstance(summary.get("split"), Mapping),
+        "inversion": inversion_table(summary),
+        "inversion_verdict": inversion_verdict(summary),
+        "inversion_words": inversion_words(summary),
         "events": wording.event_table(summary),
         "configuration": wording.configuration_table(summary),
         "convention": _convention(summary),

@@ -29,7 +29,7 @@ ALIKE = 0.005  # difference in mean Dice below which a report calls two ways ali
 # Shown in sections of their own; whatever else a summary holds is listed under the configuration.
 _SECTIONS = (
     *("rounds", "final", "best", "comparison", "cross_site", "events", "privacy", "cost", "stopped"),
-    "task_declaration",
+    *("task_declaration", "inversion"),
 )
 
 

@@ -1,0 +1,68 @@
+"""``fedseg probe-split``: how much of an image the features of a run of split training tell."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from fedseg.console import out
+from fedseg.data.phantom import PHANTOM_TASKS
+from fedseg.errors import UsageError
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add this command to the command line."""
+    parser = subparsers.add_parser(
+        "probe-split",
+        help="measure how much of an image the features of split training tell",
+        description="Train a small decoder for each cut of a run's network that reconstructs images from features, on "
+        "images of all sites but the last by name, and try it on that one's. Completes the run's summary and report.",
+        epilog="example: fedseg probe-split runs/split --data runs/hippocampus-data",
+    )
+    parser.add_argument("folder", metavar="RUN", type=Path, help="folder of a run of split training")
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        type=Path,
+        help=f"folder with <site>/datalist.json (default: phantoms; {', '.join(PHANTOM_TASKS)} have them)",
+    )
+    parser.add_argument(
+        "--phantoms",
+        metavar="N",
+        type=int,
+        help="the attacker has N simulated images instead of those of other sites; without --data the victim, too",
+    )
+    parser.add_argument("--steps", metavar="N", type=int, help="training steps of each decoder at most (default 400)")
+    parser.add_argument("--cut", metavar="STAGE", action="append", default=[], help="only this cut; may be repeated")
+    parser.add_argument("--seed", type=int, help="of patches, decoders and phantoms (default: the run's)")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Probe, make the report again, and print the numbers."""
+    # Imported here: networks and drawing libraries take seconds that other commands need not wait for.
+    from fedseg.evaluation.inversion import inversion_table, inversion_verdict
+    from fedseg.evaluation.report import write_report
+    from fedseg.probe import ProbeOptions, probe_run
+
+    if options.steps is not None and options.steps < 1:
+        raise UsageError(f"--steps {options.steps}: the number of steps must be a whole number of at least 1.")
+    if options.seed is not None and not 0 <= options.seed < 2**32:
+        raise UsageError(f"--seed {options.seed}: the seed must be a whole number from 0 to 4294967295.")
+    chosen = ProbeOptions(options.phantoms, options.steps, tuple(options.cut), options.seed)
+    summary = probe_run(options.folder, options.data, chosen)
+    page = write_report(options.folder)
+    content = inversion_table(summary)
+    table = Table()
+    for index, name in enumerate(content.header):
+        table.add_column(name, justify="left" if index < content.left else "right")
+    for row in content.rows:
+        table.add_row(*(escape(cell) for cell in row))
+    out().print(table)
+    out().print(escape(inversion_verdict(summary)))
+    out().print(escape(f"report:  {page}\nsummary: {options.folder / 'report' / 'summary.json'}"))
+    return 0

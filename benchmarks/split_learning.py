@@ -47,7 +47,7 @@ from fedseg.data.partition import partition_by_sizes
 from fedseg.data.site_folders import write_sites
 from fedseg.in_process import InProcessFederation, score_sites
 from fedseg.jobs import Job, read_job
-from fedseg.split_in_process import CYCLIC, IN_TURN, POOLED, TOGETHER, SplitInProcess
+from fedseg.split_in_process import CYCLIC, POOLED, SPLIT, SplitInProcess
 from fedseg.training.split_message import step_bytes
 from fedseg.training.split_plan import plan_cost
 from fedseg.training.trainer import SiteTrainer
@@ -81,13 +81,13 @@ METHODS: dict[str, Method] = {
     "FedProx": ("federated", {"hook": ("fedprox.FedProx", {"mu": 0.01})}),
     "FedBN (private norm layers)": ("federated", {"filter": ("layers.PrivateLayers", {"kind": "norm"})}),
     "cyclic weight transfer": (CYCLIC, {}),
-    "SplitNN": (IN_TURN, {}),
-    SPLITAVG: (TOGETHER, {}),
-    "SplitAVG, averaged": (TOGETHER, {"split.site_update": "averaged"}),
-    "SplitAVG, summed": (TOGETHER, {"split.site_update": "summed"}),
-    "SplitAVG, mean gradient": (TOGETHER, {"split.cut_gradient": "mean"}),
-    "SplitAVG, private labels": (TOGETHER, {"split.labels": "private", "training.batch_dice": False}),
-    "SplitAVG, cut behind the bottom": (TOGETHER, {"split.cut": "bottom"}),
+    "SplitNN": (SPLIT, {"split.site_update": "handed_on"}),
+    SPLITAVG: (SPLIT, {}),
+    "SplitAVG, averaged": (SPLIT, {"split.site_update": "averaged"}),
+    "SplitAVG, summed": (SPLIT, {"split.site_update": "summed"}),
+    "SplitAVG, mean gradient": (SPLIT, {"split.cut_gradient": "mean"}),
+    "SplitAVG, private labels": (SPLIT, {"split.labels": "private", "training.batch_dice": False}),
+    "SplitAVG, cut behind the bottom": (SPLIT, {"split.cut": "bottom"}),
 }
 COMPARED_RATES = (CENTRAL, FEDAVG, "SplitNN", SPLITAVG)
 
@@ -96,7 +96,7 @@ def make_job(method: str, seed: int, rounds: int) -> Job:
     """The job of a method, with the small network."""
     kind, settings = METHODS[method]
     settings = dict(settings)
-    job = read_job(JOBS / ("hippocampus_splitavg" if kind in (TOGETHER, IN_TURN) else "hippocampus_fedavg"))
+    job = read_job(JOBS / ("hippocampus_splitavg" if kind == SPLIT else "hippocampus_fedavg"))
     hook, private = settings.pop("hook", None), settings.pop("filter", None)
     if hook:
         job.client["components"].append({"id": "hook", "path": f"fedseg.training.{hook[0]}", "args": hook[1]})
@@ -147,12 +147,12 @@ def run(level: str, method: str, seed: int, out: Path, rate: float | None = None
     else:
         loop = SplitInProcess(plan, merged(sites) if kind == "merged" else sites, _loop(kind), out / "cache")
         # All sites together: as many iterations as see the samples of a pass over all cases.
-        steps_a_round = round(cases / (BATCH * len(sites))) if kind == TOGETHER else None
+        steps_a_round = round(cases / (BATCH * len(sites))) if kind == SPLIT else None
         for _ in range(PASSES):
             loop.run_round(PASSES, steps_a_round)
         seconds = time.perf_counter() - began
         size = statistics.mean([sum(both) for both in loop.bytes.values()]) if loop.bytes else 0.0
-        if kind in (CYCLIC, IN_TURN):
+        if kind == CYCLIC or (plan.split is not None and plan.split.in_turn):
             # The part, or the network, goes to every site and comes back once a round.
             size += _handed_on(loop, kind)
         facts = {
@@ -290,7 +290,7 @@ def measure_speed(out: Path, repetitions: int) -> None:
         last = simulate(job, out, "even", "speed", number)["rounds"][-1]
         # The loop has both processors to itself, as the processes of the simulator have together.
         job.set("training.threads", 2)
-        loop = SplitInProcess(job.check(), read_sites(out, "even"), TOGETHER)
+        loop = SplitInProcess(job.check(), read_sites(out, "even"), SPLIT)
         for _ in range(2):
             loop.run_round(2)
         plain = loop.rounds[-1]["seconds"] / loop.rounds[-1]["iterations"]

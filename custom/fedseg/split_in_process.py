@@ -26,17 +26,17 @@ from fedseg.training.split_loops import splitavg_round, splitnn_round
 from fedseg.training.split_plan import server_half, site_half, whole_network, whole_weights
 from fedseg.training.trainer import SiteTrainer
 
-TOGETHER, IN_TURN, CYCLIC, POOLED = "together", "in_turn", "cyclic", "pooled"
-KINDS = (TOGETHER, IN_TURN, CYCLIC, POOLED)
+SPLIT, CYCLIC, POOLED = "split", "cyclic", "pooled"
+KINDS = (SPLIT, CYCLIC, POOLED)
 
 
 class SplitInProcess:
     """Sites and server of split training, or of a baseline, without FLARE's processes and messages.
 
     Attributes:
-        kind: ``together``: SplitAVG and its variants by ``plan.split``, all sites in every iteration. ``in_turn``:
-            sequential split learning (SplitNN), site after site. ``cyclic``: the whole network visits site after site
-            (cyclic weight transfer). ``pooled``: the whole network on the batches of all sites as one.
+        kind: ``split``: as ``plan.split`` says, SplitAVG and its variants or sequential split learning (SplitNN).
+            ``cyclic``: the whole network visits site after site (cyclic weight transfer). ``pooled``: the whole network
+            on the batches of all sites as one.
         trainers: by site; they cut the patches and score, and do not train here.
         rounds: for each round its loss, iterations, samples seen, and seconds.
         bytes: what each site sent and received in all iterations, as messages would; empty without a split.
@@ -46,7 +46,7 @@ class SplitInProcess:
         """Build both halves, or the whole network, with the weights of the plan's seed.
 
         Args:
-            plan: of the job; ``split`` is needed for ``together`` and ``in_turn``.
+            plan: of the job; its ``split`` is needed for the kind of this name.
             datalists: the cases of each site.
             kind: see above.
             cache: folder for prepared cases, shared by all sites (``cache: disk``).
@@ -56,14 +56,15 @@ class SplitInProcess:
         """
         if kind not in KINDS:
             raise ConfigurationError("kind", kind, f"one of {KINDS}")
-        if kind in (TOGETHER, IN_TURN) and plan.split is None:
-            raise ConfigurationError("split", None, f"given in the plan where the kind is {kind}")
+        if kind == SPLIT and plan.split is None:
+            raise ConfigurationError("split", None, "given in the plan of split training")
         self.plan, self.kind = plan, kind
         self.trainers = {s: SiteTrainer(plan, s, datalists[s], cache_folder=cache) for s in sorted(datalists)}
         self.rounds: list[dict[str, Any]] = []
         self._drawn = 0
         self.bytes: dict[str, list[int]] = {}
-        if plan.split is not None and kind in (TOGETHER, IN_TURN):
+        self._carried = kind == CYCLIC or (plan.split is not None and kind == SPLIT and plan.split.in_turn)
+        if plan.split is not None and kind == SPLIT:
             self._server = server_half(plan, plan.split)
             self._halves = {site: site_half(plan, plan.split, site, simulated=True) for site in self.trainers}
         elif kind == CYCLIC:
@@ -76,8 +77,8 @@ class SplitInProcess:
 
         Args:
             total_rounds: of the whole job; the learning rate's schedule spans them.
-            steps: iterations of ``together`` and ``pooled``, each with a batch of every site; None makes a pass over
-                the cases of the largest site, as the job does. The other kinds make a pass over each site's own cases.
+            steps: iterations with a batch of every site; None makes a pass over the cases of the largest site, as the
+                job does. Where site comes after site, each makes a pass over its own cases.
         """
         number, began = len(self.rounds), time.perf_counter()
         self._drawn = 0
@@ -104,10 +105,10 @@ class SplitInProcess:
             return cyclic_round(self._wholes, batches, passes, start, end)
         if self.kind == POOLED:
             return pooled_round(next(iter(self._wholes.values())), batches, count, start, end)
-        if self.kind == TOGETHER:
-            done = splitavg_round(self._server, self._halves, batches, count, start, end)
-        else:
+        if self._carried:
             done = splitnn_round(self._server, self._halves, batches, passes, start, end)
+        else:
+            done = splitavg_round(self._server, self._halves, batches, count, start, end)
         for site, size in ((s, b) for iteration in done for s, b in iteration.bytes.items()):
             up, down = self.bytes.get(site, [0, 0])
             self.bytes[site] = [up + size.up, down + size.down]
@@ -115,7 +116,7 @@ class SplitInProcess:
 
     def weights(self, site: str) -> Arrays:
         """The whole network that a site uses after the rounds so far."""
-        if self.kind in (TOGETHER, IN_TURN):
+        if self.kind == SPLIT:
             return whole_weights(self.plan, self.site_part(site), self._server)
         return self._wholes[self._holder(site)].weights()
 
@@ -129,7 +130,7 @@ class SplitInProcess:
 
     def _holder(self, site: str) -> str:
         """Whose weights a site goes on with: what is carried from site to site lies at the last one."""
-        return sorted(self.trainers)[-1] if self.kind in (IN_TURN, CYCLIC) else site
+        return sorted(self.trainers)[-1] if self._carried else site
 
     def _batches(self, site: str, number: int) -> Iterator[Sample]:
         """A site's batches of a round, again and again; counts the samples."""

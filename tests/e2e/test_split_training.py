@@ -1,6 +1,5 @@
 """Split training through FLARE's real simulator: tiny images, small network, real processes."""
 
-import itertools
 import json
 import os
 import subprocess
@@ -9,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file
 
 from fedseg import component_policy, simulation
@@ -17,18 +15,16 @@ from fedseg.data.datalist import read_datalist
 from fedseg.jobs import read_job
 from fedseg.networks.split_stages import cut_names
 from fedseg.provenance.reading import read_record
-from fedseg.training.split_baselines import cyclic_round
-from fedseg.training.split_loops import splitavg_round, splitnn_round
+from fedseg.split_in_process import CYCLIC, SPLIT, SplitInProcess
 from fedseg.training.split_message import step_bytes, turn_bytes
-from fedseg.training.split_plan import plan_cost, server_half, site_half, whole_network, whole_weights
-from fedseg.training.trainer import SiteTrainer
+from fedseg.training.split_plan import plan_cost
 from tiny import PLAN, make_sites
 
 pytestmark = pytest.mark.full
 
 ROOT = Path(__file__).parents[2]
 JOB = ROOT / "jobs" / "hippocampus_splitavg"
-TURNS, CYCLIC = ROOT / "jobs" / "hippocampus_splitnn", ROOT / "jobs" / "hippocampus_cyclic"
+TURNS, VISITS = ROOT / "jobs" / "hippocampus_splitnn", ROOT / "jobs" / "hippocampus_cyclic"
 SITES = {"alpha": (4, 2), "beta": (3, 1), "gamma": (2, 1)}
 ROUNDS, STEPS = 2, 2
 TRAINING = {**PLAN["training"], "batch_dice": False}
@@ -101,33 +97,11 @@ def summary_of(run):
 
 def plain(run, data):
     """The same run in one process: weights of each site's whole network."""
-    plan, threads = read_job(run[0] / "job").plan, torch.get_num_threads()
-    torch.set_num_threads(1)
-    trainers = {site: SiteTrainer(plan, site, read_datalist(data / site)) for site in SITES}
-
-    def endless(site, number):
-        for epoch in itertools.count():
-            yield from trainers[site].batches(number, epoch)
-
-    def rounds():
-        for number in range(ROUNDS):
-            yield {site: endless(site, number) for site in SITES}, number / ROUNDS, (number + 1) / ROUNDS
-
-    if plan.split is None:
-        wholes = {site: whole_network(plan) for site in SITES}
-        for batches, start, end in rounds():
-            cyclic_round(wholes, batches, PASS, start, end)
-        weights = {site: whole.weights() for site, whole in wholes.items()}
-    else:
-        server, sites = server_half(plan, plan.split), {s: site_half(plan, plan.split, s) for s in SITES}
-        for batches, start, end in rounds():
-            if plan.split.in_turn:
-                splitnn_round(server, sites, batches, PASS, start, end)
-            else:
-                splitavg_round(server, sites, batches, STEPS, start, end)
-        weights = {site: whole_weights(plan, half, server) for site, half in sites.items()}
-    torch.set_num_threads(threads)
-    return weights
+    plan = read_job(run[0] / "job").plan
+    loop = SplitInProcess(plan, {s: read_datalist(data / s) for s in SITES}, SPLIT if plan.split else CYCLIC)
+    for _ in range(ROUNDS):
+        loop.run_round(ROUNDS)
+    return {site: loop.weights(site) for site in SITES}
 
 
 def assert_equal(file, weights):
@@ -301,7 +275,7 @@ def cyclic(folder, open_data):
         f"--set={key}={json.dumps(PLAN[key] if key != 'training' else TRAINING)}"
         for key in ("task", "network", "training")
     ]
-    result = fedseg("simulate", CYCLIC, "--data", open_data, "--out", out, "--rounds", ROUNDS, "--seed", 3, *whole)
+    result = fedseg("simulate", VISITS, "--data", open_data, "--out", out, "--rounds", ROUNDS, "--seed", 3, *whole)
     assert result.returncode == 0, result.stderr
     return out, result
 
@@ -332,6 +306,6 @@ def test_the_records_of_cyclic_weight_transfer_tell_one_story(cyclic):
 def test_cyclic_weight_transfer_goes_on_from_its_checkpoint_to_the_bit(cyclic, open_data):
     before = {path.name: path.read_bytes() for path in (cyclic[0] / "models").glob("*.safetensors")}
     assert before
-    result = fedseg("simulate", CYCLIC, "--data", open_data, "--out", cyclic[0], "--resume", "--from-round", 0)
+    result = fedseg("simulate", VISITS, "--data", open_data, "--out", cyclic[0], "--resume", "--from-round", 0)
     assert result.returncode == 0, result.stderr
     assert {path.name: path.read_bytes() for path in (cyclic[0] / "models").glob("*.safetensors")} == before

@@ -86,6 +86,7 @@ METHODS: dict[str, Method] = {
     "SplitAVG, averaged": (SPLIT, {"split.site_update": "averaged"}),
     "SplitAVG, summed": (SPLIT, {"split.site_update": "summed"}),
     "SplitAVG, mean gradient": (SPLIT, {"split.cut_gradient": "mean"}),
+    "SplitAVG, Dice of each sample": (SPLIT, {"training.batch_dice": False}),
     "SplitAVG, private labels": (SPLIT, {"split.labels": "private", "training.batch_dice": False}),
     "SplitAVG, cut behind the bottom": (SPLIT, {"split.cut": "bottom"}),
 }
@@ -269,6 +270,7 @@ def through_flare(out: Path, passes: int) -> None:
             rounds = int(job.workflow["num_rounds"])
             samples = rounds * cases
             if job.plan.split is not None:
+                assert not summary["events"], summary["events"]
                 samples = sum(entry["iterations"] for entry in summary["rounds"]) * BATCH * len(sites)
             keep_full(path, level, name, samples, summary["final"])
 

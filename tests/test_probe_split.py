@@ -86,7 +86,7 @@ def test_the_command_completes_summary_and_report(folder, data, capsys):
         assert f"{entry['ssim']:.3f}".replace("-", "\N{MINUS SIGN}") in text
         assert f"{entry['ssim']:.3f}".replace("-", "\N{MINUS SIGN}") in shown
     assert "features of encoder1 (this job)" in text
-    assert "a better attacker" in text
+    assert "This is a lower bound: what was reached here can be reached" in text
     assert (folder / "report" / "inversion.png").read_bytes()[:4] == b"\x89PNG"
     assert (folder / "report" / "report.html").read_text("utf-8").count("data:image/png;base64,") == 1
 
@@ -144,6 +144,7 @@ def test_one_site_is_attacked_with_phantoms_and_no_site_too(tmp_path, monkeypatc
     [
         (["--steps", 0], 2, "--steps 0: the number of steps must be a whole number of at least 1."),
         (["--seed", -1], 2, "--seed -1: the seed must be a whole number"),
+        (["--phantoms", 0], 2, "--phantoms 0: the number of cases must be from"),
         (["--cut", "stem"], 2, "--cut stem: residual_unet can be cut behind encoder1, encoder2, bottom, decoder2."),
         (["--data", "nowhere"], 2, "--data nowhere is not a folder"),
     ],
@@ -208,6 +209,25 @@ def test_a_run_whose_images_do_not_allow_a_probe_stays_as_it_is(folder, tmp_path
     before = read_summary(folder)
     assert probe_after_run(folder, alone, before) == before == read_summary(folder)
     assert "not probed" in capsys.readouterr().err
+
+
+def test_a_probe_that_breaks_leaves_the_run_as_it_is(folder, data, monkeypatch, capsys):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fedseg.probe.draw_reconstructions", full)
+    before = read_summary(folder)
+    assert probe_after_run(folder, data, before) is before
+    assert "not probed: OSError" in " ".join(capsys.readouterr().err.split())
+    assert read_summary(folder) == before
+
+
+def test_what_an_earlier_probe_left_goes_where_none_is_wanted(folder):
+    left = [folder / "report" / name for name in ("inversion.json", "inversion.png")]
+    for path in left:
+        path.write_text("of the run before it was taken up again")
+    probe_after_run(folder, None, read_summary(folder), wanted=False)
+    assert not any(path.exists() for path in left)
 
 
 def test_a_run_of_ordinary_training_is_not_probed(tmp_path, capsys):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,6 +33,7 @@ from fedseg.training.randomness import derive_seed, generator
 from fedseg.training.settings import parse_training
 from fedseg.training.split_settings import parse_split
 
+logger = logging.getLogger(__name__)
 RESULT = "inversion.json"
 PHANTOMS = 6  # cases of each simulated site where nothing else is said
 PUBLIC_PATCHES, VICTIM_PATCHES, PATCHES_OF_A_CASE = 24, 6, 2
@@ -97,7 +99,7 @@ def probe_run(run: Path, data: Path | None, options: ProbeOptions | None = None)
         model = read_model(run / file)
         _check_cuts(model, chosen.cuts)
         public, victims = _patches(model.task, parties, seed)
-    settings = DecoderSettings() if chosen.steps is None else replace(DecoderSettings(), steps=chosen.steps)
+    settings = DecoderSettings() if chosen.steps is None else DecoderSettings(steps=chosen.steps, passes=None)
     training = parse_training(summary["training"])
     attack = Attack(split, training, public, victims, seed, settings, choose_device("auto"))
     inversion, views = probe(model, attack, chosen.cuts or None)
@@ -109,24 +111,34 @@ def probe_run(run: Path, data: Path | None, options: ProbeOptions | None = None)
     return summary
 
 
-def probe_after_run(run: Path, data: Path | None, summary: Summary) -> Summary:
-    """Probe at the end of a run of split training; a run whose images do not allow it is told so and stays as it is.
+def probe_after_run(run: Path, data: Path | None, summary: Summary, wanted: bool = True) -> Summary:
+    """Probe at the end of a run of split training; whatever comes in between, the run stays as it is.
 
     Args:
         run: its folder, with ``report/summary.json``.
         data: see ``probe_run``.
         summary: of the run, as written.
+        wanted: else only what an earlier probe of a resumed run has left is removed.
 
     Returns:
         The summary, with ``inversion`` where there is one.
     """
     if "split" not in summary:
         return summary
+    for name in (RESULT, PICTURE):
+        (run / "report" / name).unlink(missing_ok=True)
+    if not wanted:
+        return summary
     err().print("probing how much of an image the features tell")
     try:
         summary = probe_run(run, data)
     except FedsegError as error:
         err().print(f"[yellow]not probed: {escape(str(error))}[/yellow]")
+        return summary
+    except Exception as error:
+        # The training is done and must not be lost for want of memory or disk.
+        logger.debug("The probe failed", exc_info=True)
+        err().print(f"[yellow]not probed: {type(error).__name__}: {escape(str(error))}[/yellow]")
         return summary
     err().print(escape(f"  {inversion_verdict(summary)}"))
     return summary

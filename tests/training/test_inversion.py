@@ -248,6 +248,7 @@ def test_a_small_set_ends_the_training_earlier():
     assert settings.steps_for(2 * 16**3, (16, 16, 16)) == 10
     assert settings.steps_for(24 * 48 * 64 * 48, (16, 16, 16)) == 400
     assert replace(settings, steps=3).steps_for(2 * 16**3, (16, 16, 16)) == 3
+    assert replace(settings, passes=None).steps_for(2 * 16**3, (16, 16, 16)) == 400
 
 
 # ------------------------------------------------------------------- probe

@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
             summary, failure = fetch_into(coordinator, job_id, options.out)
     err().print("all processes have ended")
     finished = require_finished(summary, failure, options.out)
-    if "inversion" in probe_after_run(options.out, data, finished):
+    if "inversion" in probe_after_run(options.out, None, finished):
         write_report(options.out)
     print_run(finished, options.out)
     return 0

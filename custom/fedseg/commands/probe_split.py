@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedseg.console import out
-from fedseg.data.phantom import PHANTOM_TASKS
+from fedseg.data.phantom import MAXIMUM_CASES, PHANTOM_TASKS
+from fedseg.data.phantom_sites import MINIMUM_CASES
 from fedseg.errors import UsageError
 
 
@@ -36,7 +37,7 @@ def add_parser(subparsers: Any) -> None:
         type=int,
         help="the attacker has N simulated images instead of those of other sites; without --data the victim, too",
     )
-    parser.add_argument("--steps", metavar="N", type=int, help="training steps of each decoder at most (default 400)")
+    parser.add_argument("--steps", metavar="N", type=int, help="training steps of each decoder (default: up to 400)")
     parser.add_argument("--cut", metavar="STAGE", action="append", default=[], help="only this cut; may be repeated")
     parser.add_argument("--seed", type=int, help="of patches, decoders and phantoms (default: the run's)")
     parser.set_defaults(run=run)
@@ -51,6 +52,10 @@ def run(options: argparse.Namespace) -> int:
 
     if options.steps is not None and options.steps < 1:
         raise UsageError(f"--steps {options.steps}: the number of steps must be a whole number of at least 1.")
+    if options.phantoms is not None and not MINIMUM_CASES <= options.phantoms <= MAXIMUM_CASES:
+        raise UsageError(
+            f"--phantoms {options.phantoms}: the number of cases must be from {MINIMUM_CASES} to {MAXIMUM_CASES}."
+        )
     if options.seed is not None and not 0 <= options.seed < 2**32:
         raise UsageError(f"--seed {options.seed}: the seed must be a whole number from 0 to 4294967295.")
     chosen = ProbeOptions(options.phantoms, options.steps, tuple(options.cut), options.seed)

@@ -123,8 +123,7 @@ def run(options: argparse.Namespace) -> int:
             scores = summary["final"]["sites"]
             summary["cross_site"]["federated"] = {site: s["dice"]["mean"] for site, s in scores.items()}
         write_summary(summary, report)
-    if plan.split is not None and not options.no_probe:
-        summary = probe_after_run(options.out, options.data, summary)
+    summary = probe_after_run(options.out, options.data, summary, not options.no_probe)
     page = write_report(options.out)
     out().print(dice_table(summary))
     if kept := summary["final"]["withheld"]:

@@ -94,8 +94,8 @@ def inversion_words(summary: Summary) -> list[str]:
         f"{inversion.get('victim_patches')} patches of {whose} from their features alone, as these leave a site "
         f"({sent}). It was given the weights of the site's part of the network as they were at the end of the run."
         f"{known}",
-        "This is a lower bound: a better attacker with more images, more time or a larger decoder gets more, never "
-        "less. A low number is no guarantee.",
+        "This is a lower bound: what was reached here can be reached, and an attacker with more images, more time or "
+        "a larger decoder may reach more. A low number is no guarantee.",
     ]
     if part(summary, "split").get("labels") == "private":
         told.append(

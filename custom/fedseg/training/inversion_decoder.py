@@ -23,7 +23,8 @@ class DecoderSettings:
 
     Attributes:
         steps: of Adam at most.
-        passes: how often it sees each public voxel at most; small sets of small patches end the training earlier.
+        passes: how often it sees each public voxel at most, so that small sets of small patches end the training
+            earlier; None takes all steps.
         crop: voxels of a training crop along each axis, as near as the network's strides allow.
         batch: crops of a step.
         width: feature maps.
@@ -32,7 +33,7 @@ class DecoderSettings:
     """
 
     steps: int = 400
-    passes: int = 10
+    passes: int | None = 10
     crop: int = 16
     batch: int = 4
     width: int = 16
@@ -41,6 +42,8 @@ class DecoderSettings:
 
     def steps_for(self, voxels: int, crop: Sequence[int]) -> int:
         """Steps for so many public voxels in all, with crops of this size."""
+        if self.passes is None:
+            return self.steps
         return max(1, min(self.steps, ceil(self.passes * voxels / (self.batch * prod(crop)))))
 
 

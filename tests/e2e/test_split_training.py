@@ -20,8 +20,6 @@ from fedseg.training.split_message import step_bytes, turn_bytes
 from fedseg.training.split_plan import plan_cost
 from tiny import PLAN, make_sites
 
-pytestmark = pytest.mark.full
-
 ROOT = Path(__file__).parents[2]
 JOB = ROOT / "jobs" / "hippocampus_splitavg"
 TURNS, VISITS = ROOT / "jobs" / "hippocampus_splitnn", ROOT / "jobs" / "hippocampus_cyclic"
@@ -116,6 +114,7 @@ def test_with_parts_of_their_own_every_sites_model_is_that_of_the_plain_loop_to_
         assert_equal(published[0] / "models" / f"last.{site}.safetensors", weights)
 
 
+@pytest.mark.full
 def test_with_summed_gradients_and_private_labels_the_one_model_is_that_of_the_plain_loop_to_the_bit(summed, data):
     weights = plain(summed, data)
     assert_equal(summed[0] / "models" / "last.safetensors", weights["alpha"])
@@ -157,6 +156,7 @@ def test_the_summary_tells_of_rounds_weights_and_bytes(published):
     assert (published[0] / "report" / "report.html").is_file()
 
 
+@pytest.mark.full
 def test_evaluate_takes_a_sites_model_and_gives_the_scores_of_the_run(published, data, folder):
     out = folder / "evaluated"
     model = published[0] / "models" / "last.alpha.safetensors"
@@ -167,6 +167,7 @@ def test_evaluate_takes_a_sites_model_and_gives_the_scores_of_the_run(published,
     assert content["mean"]["dice"] == pytest.approx(summary_of(published)["final"]["sites"]["alpha"]["dice"])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["published", "summed"])
 def test_a_run_goes_on_from_its_checkpoint_to_the_bit(kind, request, data):
     """Server and sites go back to the state after the first round together."""
@@ -178,6 +179,7 @@ def test_a_run_goes_on_from_its_checkpoint_to_the_bit(kind, request, data):
     assert {path.name: path.read_bytes() for path in (out / "models").glob("*.safetensors")} == before
 
 
+@pytest.mark.full
 def test_a_site_that_stands_still_is_left_out_within_the_time_limit_and_comes_back(folder, data, monkeypatch):
     out = folder / "still"
     stands = {"site": "beta", "seconds": 20}
@@ -210,17 +212,20 @@ def turns(folder, data):
     return out, results, [json.loads(line) for line in heard.read_text("utf-8").splitlines()]
 
 
+@pytest.mark.full
 def test_in_turns_the_one_model_is_that_of_the_plain_loop_to_the_bit(turns, data):
     assert turns[1]["events"] == []
     assert_equal(turns[0] / "models" / "last.safetensors", plain(turns, data)["gamma"])
 
 
+@pytest.mark.full
 def test_a_call_from_another_site_is_refused(turns):
     """By FLARE's own connections; that nothing of it was done is the test before."""
     said = ["BAD_REQUEST_DATA", "Calls are taken from this job's server only."]
     assert turns[2] == [[ask, *said] for _ in range(ROUNDS) for ask in ("take", "give")]
 
 
+@pytest.mark.full
 def test_in_turns_iterations_weights_and_bytes_are_those_of_each_sites_own_cases(turns):
     plan = read_job(turns[0] / "job").plan
     cost = plan_cost(plan, plan.split)
@@ -236,6 +241,7 @@ def test_in_turns_iterations_weights_and_bytes_are_those_of_each_sites_own_cases
     assert turns[1]["best"]["model"] is not None, "every site scores one whole network"
 
 
+@pytest.mark.full
 def test_a_sites_record_tells_of_the_calls_of_each_round(turns):
     record = read_record(next((turns[0] / "state" / "alpha").glob("*/record.jsonl")))
     lines = list(record.of_kind("called"))
@@ -247,6 +253,7 @@ def test_a_sites_record_tells_of_the_calls_of_each_round(turns):
         assert 0 <= line["bytes_in"] - down < 2000
 
 
+@pytest.mark.full
 def test_a_site_that_stands_still_in_its_turn_is_passed_over_and_comes_back(folder, data, monkeypatch):
     """The site behind it has its turn meanwhile, with the part that the site before it has left."""
     stands, limits = {"site": "beta", "seconds": 12}, {"num_rounds": 4, "message_timeout": 5}
@@ -280,10 +287,12 @@ def cyclic(folder, open_data):
     return out, result
 
 
+@pytest.mark.full
 def test_cyclic_weight_transfer_is_the_plain_loop_to_the_bit(cyclic, open_data):
     assert_equal(cyclic[0] / "models" / "last.safetensors", plain(cyclic, open_data)["gamma"])
 
 
+@pytest.mark.full
 def test_the_rounds_of_cyclic_weight_transfer_have_comparable_scores(cyclic):
     summary = summary_of(cyclic)
     assert summary["events"] == []
@@ -298,11 +307,13 @@ def test_the_rounds_of_cyclic_weight_transfer_have_comparable_scores(cyclic):
             assert part["bytes_down"] > 2 * part["bytes_up"] * 0.9, "the model comes to be scored and to be trained"
 
 
+@pytest.mark.full
 def test_the_records_of_cyclic_weight_transfer_tell_one_story(cyclic):
     checked = fedseg("audit-log", "verify", cyclic[0])
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
+@pytest.mark.full
 def test_cyclic_weight_transfer_goes_on_from_its_checkpoint_to_the_bit(cyclic, open_data):
     before = {path.name: path.read_bytes() for path in (cyclic[0] / "models").glob("*.safetensors")}
     assert before

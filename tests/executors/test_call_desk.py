@@ -12,7 +12,7 @@ from fedseg.executors.call_desk import CallDesk
 from fedseg.executors.protocol import REASON, TEXT
 from fedseg.executors.split_calls import Ask, Call, read_call
 
-HERE = Call(Ask.FEATURES, "start", 2)
+HERE = Call(Ask.FEATURES, "start", 2, secret="abc")
 
 
 def never():
@@ -37,7 +37,7 @@ class Serving:
             return self.answer(call)
 
         try:
-            self.ended = self.desk.serve("start", 2, note, self.patience, self.aborted)
+            self.ended = self.desk.serve("start", 2, "abc", note, self.patience, self.aborted)
         except (AbortedError, RefusalError) as error:
             self.error = error
 
@@ -70,6 +70,26 @@ def test_a_call_of_another_round_is_refused(other):
     assert [ask for _, ask, _ in site.asked] == [Ask.READY, Ask.END]
 
 
+@pytest.mark.parametrize("secret", ["", "ab", "abd", "abc ", "äbc"])
+@pytest.mark.parametrize("ask", list(Ask))
+def test_a_call_without_the_secret_is_refused_and_changes_nothing(ask, secret):
+    with Serving() as site:
+        reply = site.desk.take(replace(HERE, ask=ask, secret=secret))
+        assert site.desk.take(HERE).get_return_code() == ReturnCode.OK, "the round goes on"
+    assert (reply.get_header(REASON), reply.get_header(TEXT)) == (
+        "state", "Calls must carry the secret that the server has given this site."
+    )  # fmt: skip
+    assert [asked for _, asked, _ in site.asked] == [Ask.READY, Ask.FEATURES, Ask.END]
+
+
+def test_the_empty_secret_is_none():
+    desk = CallDesk()
+    thread = threading.Thread(target=lambda: desk.serve("start", 2, "", echo, 2.0, never))
+    thread.start()
+    assert desk.take(replace(HERE, ask=Ask.READY, secret="")).get_header(REASON) == "state"
+    thread.join(20)
+
+
 def test_before_and_after_a_round_nobody_answers():
     site = Serving()
     assert site.desk.take(HERE).get_header(REASON) == "state"
@@ -99,7 +119,13 @@ def test_a_site_that_is_not_called_any_more_leaves_the_round():
 
 
 @pytest.mark.parametrize(
-    ("other", "stays"), [({"round": 3}, False), ({"start": "another"}, False), ({"round": 1}, True)]
+    ("other", "stays"),
+    [
+        ({"round": 3}, False),
+        ({"round": 1}, True),
+        ({"round": 3, "secret": "abd"}, True),  # who knows whose call it is
+        ({"start": "another", "secret": "def"}, True),  # a server that was started anew has other secrets
+    ],
 )
 def test_a_site_that_has_missed_the_end_leaves_when_it_is_asked_for_a_later_round(other, stays):
     with Serving() as site:

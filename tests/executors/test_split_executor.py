@@ -1,21 +1,26 @@
 """A site of split training: from whom it takes calls, and what its record says of them."""
 
+import logging
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.signal import Signal
+from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey
 from nvflare.fuel.f3.message import Message
 
 from executors.test_site_record import Recording
+from fedseg.errors import RefusalError
 from fedseg.executors.call_gate import CallGate
 from fedseg.executors.message_size import message_size
 from fedseg.executors.protocol import REASON, TEXT
 from fedseg.executors.split import SplitExecutor
-from fedseg.executors.split_calls import GRADIENTS, PART, PATIENCE, PREDICTIONS, TOPIC, Ask, Call, read_call
+from fedseg.executors.split_calls import GRADIENTS, PART, PATIENCE, PREDICTIONS, SECRET, TOPIC, Ask, Call, read_call
 from fedseg.training.split_message import pack, unpack
 from fedseg.training.split_plan import plan_parts, server_half
 from tiny import PLAN, make_sites
@@ -46,7 +51,17 @@ class SplitSite(Recording):
         self.executor.handle_event(EventType.START_RUN, self.context)
         (self.key,) = self.cell.listening
 
+    secret = "abc"
+
+    def ask(self, task, model, signal=None):
+        shareable = FLModelUtils.to_shareable(model)
+        if self.secret is not None:
+            shareable.set_header(SECRET, self.secret)
+        return self.executor.execute(task, shareable, self.context, signal or Signal())
+
     def call(self, call, origin="server.job-1"):
+        """With the secret of this site, if the call does not bring another one."""
+        call = call if call.secret else replace(call, secret="abc")
         message = Message({MessageHeaderKey.ORIGIN: origin}, call.to_shareable())
         return self.cell.listening[self.key](message).payload
 
@@ -103,9 +118,9 @@ def test_it_listens_for_this_topic_alone_before_flares_own_entry_for_all(make):
 def test_calls_of_anybody_but_the_jobs_server_are_refused_and_change_nothing(make, origin):
     site = make(site_update="handed_on")
     refused = []
+    part = {name: value.numpy() for name, value in plan_parts(site.plan, site.plan.split)[0].state_dict().items()}
 
     def intrude():
-        part = {name: value.numpy() for name, value in plan_parts(site.plan, site.plan.split)[0].state_dict().items()}
         for call in (
             HERE,
             Call(Ask.GIVE, "s1", 0),
@@ -115,6 +130,7 @@ def test_calls_of_anybody_but_the_jobs_server_are_refused_and_change_nothing(mak
             refused.append(site.call(call, origin))
 
     def intruding():
+        yield Call(Ask.TAKE, "s1", 0, arrays={PART: part})
         intrude()
         yield Call(Ask.GIVE, "s1", 0)
 
@@ -125,8 +141,34 @@ def test_calls_of_anybody_but_the_jobs_server_are_refused_and_change_nothing(mak
             "state", "Calls are taken from this job's server only."
         )  # fmt: skip
     assert len(refused) == 4
-    assert PART in read_call(answers[0]).arrays, "the server's own call is answered, also after an END of another"
+    assert PART in read_call(answers[1]).arrays, "the server's own call is answered, also after an END of another"
     assert result.get_return_code() == ReturnCode.OK
+
+
+def test_the_servers_name_alone_is_not_enough(make):
+    """A call with the job's server as its origin, and without the secret of this site."""
+    site = make()
+    answers, result = site.round([Call(Ask.FEATURES, "s1", 0, next=0.0, secret="of another site")])
+    assert (answers[0].get_header(REASON), answers[0].get_header(TEXT)) == (
+        "state", "Calls must carry the secret that the server has given this site."
+    )  # fmt: skip
+    assert result.get_return_code() == ReturnCode.OK
+    assert site.lines("called")[0]["left"] == []
+
+
+def test_no_answer_repeats_the_secret(make):
+    answers, _ = make().round([Call(Ask.FEATURES, "s1", 0, next=0.0)])
+    assert read_call(answers[0]).secret == ""
+
+
+@pytest.mark.parametrize("secret", [None, "", 5])
+def test_a_round_without_a_secret_is_refused(make, secret):
+    site = make()
+    site.secret = secret
+    result = site.task("train", site.message(**{PATIENCE: 30.0}))
+    assert (result.get_header(REASON), result.get_header(TEXT)) == (
+        "state", "The task brings no secret by which the server's calls are known."
+    )  # fmt: skip
 
 
 def test_the_simulators_server_is_the_jobs_server(make):
@@ -160,7 +202,7 @@ def test_the_record_counts_the_calls_of_a_round_and_names_what_left(make):
     def counting(call, origin="server.job-1"):
         reply = before(call, origin)
         if reply.get_return_code() == ReturnCode.OK:
-            sizes.append((message_size(call.to_shareable()), message_size(reply)))
+            sizes.append((message_size(replace(call, secret="abc").to_shareable()), message_size(reply)))
         return reply
 
     site.call = counting
@@ -231,6 +273,22 @@ def test_a_round_that_breaks_off_has_its_line_too(make):
     assert kinds[-3:] == ["received", "called", "refused"]
     (line,) = site.lines("called")
     assert (line["calls"], line["left"]) == (3, ["features", "labels"])
+
+
+def test_what_broke_a_round_off_is_logged_also_where_the_record_cannot_be_written(make, monkeypatch, caplog):
+    site = make()
+
+    def full(*_, **__):
+        raise RefusalError("state", "The record cannot be written.")
+
+    def broken():
+        monkeypatch.setattr(site.executor._record, "called", full)
+        yield Call(Ask.BACKWARD, "s1", 0, arrays={GRADIENTS: {"encoder1": np.zeros((2, 4, 8, 8, 8), np.float32)}})
+
+    with caplog.at_level(logging.ERROR, "fedseg.executors.split"):
+        _, result = site.round(broken())
+    assert result.get_header(TEXT) == "The record cannot be written."
+    assert "The round has broken off: The gradients are not those of the features" in caplog.text
 
 
 def test_counts_are_those_of_one_round(make):

@@ -7,11 +7,15 @@ from nvflare.fuel.utils import fobs
 
 from fedseg.errors import RefusalError
 from fedseg.executors.message_size import message_size
-from fedseg.executors.split_calls import Ask, Call, read_call
+from fedseg.executors.split_answers import SplitAnswers
+from fedseg.executors.split_calls import PARAMETERS, Ask, Call, read_call
+from fedseg.networks.weights import join_extras
 from fedseg.training.plan import parse_plan
 from fedseg.training.split_loops import splitavg_round, splitavg_step
 from fedseg.training.split_message import step_bytes
 from fedseg.training.split_plan import plan_cost
+from fedseg.training.split_round_site import SplitSite
+from fedseg.training.split_state import optimizer_arrays
 from fedseg.training.trainer import SiteTrainer
 from split_example import all_weights, same_bits
 from split_wire import SITES, STEPS, Wire, make_data, plain, plan_of
@@ -122,7 +126,12 @@ def test_labels_of_patches_that_were_turned_are_one_byte_a_voxel_too(data):
 
 
 def step_that_b_does_not_finish(server, sites, batches, progress):
-    """Its features are in the server's batch; what it should have answered then is in no sum."""
+    """Its features are in the server's batch; what it should have answered then is in no sum.
+
+    Where it is lost at its answer, its samples count nowhere. Where it is lost at its backward pass, they have gone
+    into the step of the server's part; with ``summed`` the sum for the sites' part lacks its gradient in this one
+    iteration, so that the step is not that of the remaining sites together.
+    """
     for half in (server, *sites.values()):
         half.set_progress(progress)
     predictions = server.forward({s: half.forward(batches[s]["image"]) for s, half in sites.items()})
@@ -147,7 +156,11 @@ def step_that_b_does_not_finish(server, sites, batches, progress):
     ],
 )
 def test_a_site_that_falls_silent_is_left_out_and_the_others_go_on(data, split, lost):
-    """The others equal the plain loop in which the site takes part as long as its answers counted."""
+    """The others equal the plain loop in which the site takes part as long as its answers counted.
+
+    ``samples`` says what the server's part was trained with: those of the iteration at hand where b was lost at its
+    backward pass or later, not where it was lost before.
+    """
     plan = plan_of(**split)
     wire = Wire(plan, data, [lost])
     there, result = wire.run()
@@ -163,6 +176,8 @@ def test_a_site_that_falls_silent_is_left_out_and_the_others_go_on(data, split, 
             splitavg_step(server, present, batches, progress)
     assert there == ["a", "c"]
     assert result.iterations == STEPS
+    # Batches of two from three cases.
+    assert result.samples.get("b", 0) == sum([2, 1, 2][: at + (ask in ("backward", "apply"))])
     others = {site: wire.halves[site] for site in ("a", "c")}
     expected = {site: sites[site] for site in ("a", "c")}
     assert same_bits(all_weights(wire.server, others), all_weights(server, expected))
@@ -203,6 +218,92 @@ def test_an_answer_that_does_not_fit_leaves_its_site_out_by_name(data, change, r
     assert wire.left["b"].startswith(f"{reason}: ")
 
 
+@pytest.mark.parametrize("kind", [np.float16, np.float64])
+def test_gradients_of_the_part_have_the_type_of_its_parameters(data, kind):
+    wire = Wire(plan_of(site_update="summed"), data)
+    honest = wire.sites["b"].answer
+
+    def spoilt(call):
+        answer = honest(call)
+        if PARAMETERS in answer.arrays:
+            group = answer.arrays[PARAMETERS]
+            group.update({name: value.astype(kind) for name, value in group.items()})
+        return answer
+
+    wire.sites["b"].answer = spoilt
+    there, _ = wire.run()
+    assert there == ["a", "c"]
+    assert wire.left == {"b": "data: The gradients are not those of the part that the sites have."}
+    sent = [read_call(m).arrays.get(PARAMETERS, {}) for _, way, _, m in wire.messages if way == "down"]
+    assert {value.dtype for group in sent for value in group.values()} == {np.dtype(np.float32)}
+
+
+def test_where_batches_must_be_equal_a_smaller_one_leaves_its_site_out(data):
+    """Of 4, 3 and 2 cases, b's second batch is the smaller one."""
+    wire = Wire(plan_of(cut_gradient="mean"), data)
+    there, result = wire.run()
+    assert there == ["a", "c"]
+    assert wire.left == {"b": "data: The batch holds less than 2 samples."}
+    assert result.samples == {"a": 6, "b": 2, "c": 6}
+
+
+# ------------------------------------------------------- a process that was started anew within a round
+
+
+class StartedAnew:
+    """At the call ``at`` the process of b is another one, which has the task, and with it the round's beginning."""
+
+    def __init__(self, plan, data, states, at):
+        self.wire, self.states, self.at, self.refused = Wire(plan, data, states=states), states, at, None
+        received = {**self.wire.server.weights(), **self.wire.common.weights()}
+        if plan.split.site_update == "summed":
+            received = join_extras(received, optimizer_arrays(self.wire.common))
+        self.received, self.exchange = received, self.wire.exchange
+        self.wire.exchange = self.carry
+
+    def carry(self, calls):
+        if "b" in calls and (str(calls["b"].ask), calls["b"].step) == self.at:
+            trainer = SiteTrainer(
+                self.wire.plan, "b", self.wire.trainers["b"].datalist, self.wire.trainers["b"].state, simulated=True
+            )
+            self.wire.sites["b"] = SplitAnswers(SplitSite(trainer))
+            self.wire.sites["b"].site.begin(0, self.received)
+            with pytest.raises(RefusalError) as error:
+                self.wire.sites["b"].answer(calls["b"])
+            self.refused = (error.value.reason, str(error.value))
+            calls = {site: call for site, call in calls.items() if site != "b"}
+        return self.exchange(calls)
+
+
+@pytest.mark.parametrize(
+    ("split", "at", "said"),
+    [
+        ({"site_update": "summed"}, ("apply", 1), "has had no backward pass of this step"),
+        ({"site_update": "summed"}, ("backward", 1), "are not those of the features that this site has sent last"),
+        ({"site_update": "handed_on"}, ("give", 2), "has not taken the part of the network in this round"),
+    ],
+)
+def test_a_process_that_was_started_anew_is_not_taken_for_the_old_one(data, tmp_path, split, at, said):
+    anew = StartedAnew(plan_of(**split), data, tmp_path, at)
+    there, _ = anew.wire.run(0, {"a": 2, "b": 2, "c": 1} if split["site_update"] == "handed_on" else STEPS)
+    assert there == ["a", "c"]
+    reason, text = anew.refused
+    assert reason == "state"
+    assert said in text
+
+
+def test_a_sum_is_applied_once_and_a_part_given_once(data):
+    wire = Wire(plan_of(site_update="summed"), data)
+    wire.run()
+    total = {name: np.zeros_like(value) for name, value in wire.common.weights().items()}
+    with pytest.raises(RefusalError, match="has had no backward pass of this step"):
+        wire.sites["a"].answer(Call(Ask.APPLY, "start", 0, STEPS - 1, arrays={PARAMETERS: total}))
+    wire = Wire(plan_of(site_update="handed_on"), data)
+    wire.run(0, {"a": 2, "b": 2, "c": 1})
+    with pytest.raises(RefusalError, match="has not taken the part"):
+        wire.sites["a"].answer(Call(Ask.GIVE, "start", 0, 2))
+
+
 # ------------------------------------------------------------------------ stop and go on
 
 
@@ -225,28 +326,35 @@ def test_sites_go_on_from_their_disks_to_the_bit(data, tmp_path, update):
     assert same_bits(all_weights(again.server, again.halves), all_weights(through.server, through.halves))
 
 
+def content(**changes):
+    end = {"ask": "end", "start": "", "round": 0, "step": 0, "next": None, "loss": None, "secret": "", "arrays": {}}
+    return {"fedseg_split": {**end, **changes}}
+
+
 @pytest.mark.parametrize(
     "content",
     [
         {},
         {"fedseg_split": {"ask": "features"}},
         {"fedseg_split": "text"},
-        {"fedseg_split": {"ask": "run", "start": "", "round": 0, "step": 0, "next": None, "loss": None, "arrays": {}}},
-        {"fedseg_split": {"ask": "end", "start": "", "round": 0, "step": 0, "next": "x", "loss": None, "arrays": {}}},
+        content(ask="run"),
+        content(next="x"),
+        content(secret=5),
         *(
-            {"fedseg_split": {"ask": "end", "start": "", "round": 0, "step": 0, "next": None, "loss": None,
-                              "arrays": {"features": {"x": value}}}}
+            content(arrays={"features": {"x": value}})
             for value in (["object", [1], b"12345678"], ["float32", [2], b"1234"], ["float32", [-1], b""], 5)
         ),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_call_is_refused(content):
     with pytest.raises(RefusalError, match="no call of split training"):
         read_call(content)
 
 
 def test_a_call_survives_the_wire():
-    call = Call(Ask.BACKWARD, "s", 3, 2, 0.25, None, {"gradients": {"x": np.arange(6.0).reshape(2, 3)}})
+    call = Call(Ask.BACKWARD, "s", 3, 2, 0.25, None, {"gradients": {"x": np.arange(6.0).reshape(2, 3)}}, "abc")
     read = read_call(fobs.loads(fobs.dumps(call.to_shareable())))
     assert (read.ask, read.start, read.round, read.step, read.next, read.loss) == ("backward", "s", 3, 2, 0.25, None)
+    assert read.secret == "abc"
+    assert "abc" not in repr(read), "no log may hold it"
     np.testing.assert_array_equal(read.arrays["gradients"]["x"], call.arrays["gradients"]["x"])

@@ -1,5 +1,6 @@
 """What the server of split training keeps and believes; whole runs are in tests/e2e."""
 
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,8 +21,10 @@ from fedseg.workflows.direct_calls import DirectCalls
 from fedseg.workflows.federated_training import FederatedTraining
 from fedseg.workflows.selection import LargestSites, SiteFacts
 from fedseg.workflows.split_model import SplitModel
+from fedseg.workflows.split_rounds import SplitRounds
 from fedseg.workflows.split_training import SplitTraining
 from tiny import PLAN
+from workflows.test_federated_training import Scripted
 
 
 def plan_of(**split):
@@ -143,6 +146,74 @@ def test_the_mean_of_gradients_needs_equal_batches(monkeypatch):
         loop._prepare()
 
 
+def test_a_newcomer_with_unequal_batches_is_left_out_by_name(monkeypatch):
+    def arrive(self, digest):
+        self.sites |= {"b": SiteFacts(3, None, 2), "c": SiteFacts(6, None, 2)}
+        return ["b", "c"]
+
+    monkeypatch.setattr(FederatedTraining, "take_in_newcomers", arrive)
+    for mean in (True, False):
+        loop, noted = SplitTraining(1), []
+        split = {"cut_gradient": "mean"} if mean else {}
+        loop.plan, loop.model, loop.sites = plan_of(**split), model_of(**split), {"a": SiteFacts(4, None, 2)}
+        monkeypatch.setattr(loop, "note", lambda *event, noted=noted: noted.append(event))
+        assert loop.take_in_newcomers("digest") == (["c"] if mean else ["b", "c"])
+        assert sorted(loop.sites) == (["a", "c"] if mean else ["a", "b", "c"])
+        said = ("b", "left out: cut_gradient mean needs training cases that are a multiple of 2")
+        assert noted == ([said] if mean else [])
+
+
+class Rounds(Scripted, SplitTraining):
+    """Split training in which the direct calls of a round leave only the samples that each site has contributed."""
+
+    def __init__(self, folder, samples, out=(), **arguments):
+        self.contributed, self.out = samples, out
+        super().__init__(folder, self.script, aggregator=None, num_rounds=1, **arguments)
+
+    def script(self, task, site, model):
+        if task == "prepare":
+            return FLModel(metrics={"training": 4, "validation": 2, "test": 0})
+        return answer(site, steps=2 if self.contributed.get(site) else 0)
+
+    def open(self, plan, state, initial=None):
+        super().open(plan_of(), state, initial)
+
+    def run_rounds(self):
+        self._prepare()
+        self._round = 0
+        self._train_round()
+
+
+@pytest.fixture
+def without_calls(monkeypatch):
+    def collect(self, sites):
+        self._of_round, self._out = sites, dict.fromkeys(self.out, "it was not ready")
+        FederatedTraining._collect(self, sites)
+        self.model.round.samples = dict(self.contributed)
+
+    monkeypatch.setattr(SplitRounds, "_collect", collect)
+
+
+def test_only_sites_whose_samples_came_into_the_round_count(tmp_path, without_calls):
+    with pytest.raises(FedsegError, match=r"1 site\(s\) answered in round 0, but 2 must"):
+        Rounds(tmp_path / "one", {"a": 4}, min_sites=2).run_rounds()
+    with pytest.raises(FedsegError, match=r"0 site\(s\) answered in round 0, but 1 must"):
+        Rounds(tmp_path / "none", {}).run_rounds()
+    loop = Rounds(tmp_path / "two", {"a": 4, "c": 2}, min_sites=2)
+    loop.run_rounds()
+    assert sorted(loop.rounds[0]["sites"]) == ["a", "b", "c"], "b's scores stay"
+
+
+def test_a_site_of_which_nothing_came_into_the_round_is_named_once(tmp_path, without_calls):
+    said = {"round": 0, "site": "b", "what": "left out of the round: none of its samples came into an iteration"}
+    loop = Rounds(tmp_path / "b", {"a": 4, "c": 2})
+    loop.run_rounds()
+    assert loop.events == [said]
+    loop = Rounds(tmp_path / "known", {"a": 4, "c": 2}, out="b")
+    loop.run_rounds()
+    assert loop.events == [], "why it was left out was said when it was"
+
+
 def test_a_report_is_held_to_what_is_known():
     loop = SplitTraining(1)
     loop.plan, loop.model = plan_of(), model_of()
@@ -221,6 +292,24 @@ class _Nothing(SimpleNamespace):
         pass
 
 
+def test_where_the_rounds_time_is_up_every_site_is_told_and_nobody_is_waited_for(monkeypatch):
+    """As in the middle of a site's turn, when the others are still there and wait."""
+    loop, over, told = SplitTraining(1), threading.Event(), {}
+    loop.plan, loop.model, loop.start_id, loop._round = plan_of(), model_of(), "s1", 0
+    calls = DirectCalls(Engine(dict.fromkeys("ab", lambda request: request)), 7, dict.fromkeys("ab", "abc"), over)
+    monkeypatch.setattr(calls, "tell", told.update)
+
+    def train(ready, exchange):
+        over.set()
+        return list(ready)
+
+    monkeypatch.setattr(loop, "_train", train)
+    loop._run_iterations(calls, ["a", "b"], over)
+    calls.close()
+    assert {site: call.ask for site, call in told.items()} == {"a": Ask.END, "b": Ask.END}
+    assert loop._out == {}
+
+
 def test_direct_calls_name_who_did_not_answer_and_why():
     replies = {
         "a": lambda request: request,
@@ -229,17 +318,19 @@ def test_direct_calls_name_who_did_not_answer_and_why():
         "d": None,
         "e": lambda request: Call(Ask.END, "s", 1).to_shareable(),
         "f": lambda request: make_reply(ReturnCode.OK),
+        "g": lambda request: make_reply(ReturnCode.COMMUNICATION_ERROR),
     }
-    calls = DirectCalls(Engine(replies), 7, len(replies))
+    calls = DirectCalls(Engine(replies), 7, dict.fromkeys(replies, "abc"), threading.Event())
     answers, failures = calls.exchange(dict.fromkeys(replies, Call(Ask.READY, "s", 1)))
     calls.close()
     assert set(answers) == {"a"}
-    assert failures == {
-        "b": "it did not answer within 7 s",
-        "c": "loss: Not finite.",
-        "d": "it cannot be reached",
-        "e": "it answered another call",
-        "f": "data: The message is no call of split training.",
+    assert {site: (failure.why, failure.alive) for site, failure in failures.items()} == {
+        "b": ("it did not answer within 7 s", False),
+        "c": ("loss: Not finite.", True),
+        "d": ("it cannot be reached", False),
+        "e": ("it answered another call", True),
+        "f": ("data: The message is no call of split training.", True),
+        "g": ("FLARE reports COMMUNICATION_ERROR", False),
     }
     assert set(calls.engine.limits) == {7}
     assert 0 < calls.up["a"] == calls.down["a"]

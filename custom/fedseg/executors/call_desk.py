@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hmac
+import logging
 import queue
 import threading
 import time
@@ -15,6 +17,7 @@ from fedseg.executors.call_tally import CallTally
 from fedseg.executors.message_size import message_size
 from fedseg.executors.split_calls import Ask, Call, refusal
 
+logger = logging.getLogger(__name__)
 _LOOK = 0.5
 # Shorter than any time-out of the server: a site that is not in the round yet says so by its silence and is asked anew.
 _READY_WAIT = 1.0
@@ -42,6 +45,7 @@ class CallDesk:
         self._queue: queue.Queue[_Waiting] = queue.Queue()
         self._open = threading.Condition()
         self._place: tuple[str, int] | None = None
+        self._secret = ""
         self._outdated = False
         self.tally = CallTally()
 
@@ -54,9 +58,14 @@ class CallDesk:
         """
         place = (call.start, call.round)
         with self._open:
-            self._outdated |= call.ask is Ask.READY and self._place is not None and self._is_later(place, self._place)
+            if call.ask is Ask.READY and self._place is not None and self._is_known(call):
+                # The server has gone on, so that the call that ends the round at hand was missed.
+                self._outdated |= call.start == self._place[0] and call.round > self._place[1]
             if not self._open.wait_for(lambda: self._place == place, _READY_WAIT if call.ask is Ask.READY else 0):
                 return refusal("state", "The site is not in this round.")
+            if not self._is_known(call):
+                logger.error("A call of split training came without this site's secret.")
+                return refusal("state", "Calls must carry the secret that the server has given this site.")
             waiting = _Waiting(call, size)
             self._queue.put(waiting)
         waiting.answered.wait()
@@ -66,6 +75,7 @@ class CallDesk:
         self,
         start: str,
         round_number: int,
+        secret: str,
         answer: Callable[[Call], Call],
         patience: float,
         aborted: Callable[[], bool],
@@ -74,6 +84,7 @@ class CallDesk:
 
         Args:
             start, round_number: of the round.
+            secret: that each call must carry.
             answer: called in this thread, once for each call.
             patience: seconds without a call after which the round is over for this site.
             aborted: whether the job was aborted.
@@ -87,6 +98,7 @@ class CallDesk:
         """
         with self._open:
             self._place, self._outdated, self.tally = (start, round_number), False, CallTally()
+            self._secret = secret
             self._open.notify_all()
         last = time.monotonic()
         try:
@@ -105,10 +117,9 @@ class CallDesk:
         finally:
             self._close()
 
-    @staticmethod
-    def _is_later(asked: tuple[str, int], here: tuple[str, int]) -> bool:
-        """Whether the server has gone on, so that the call that ends the round at hand was missed."""
-        return asked[0] != here[0] or asked[1] > here[1]
+    def _is_known(self, call: Call) -> bool:
+        """Whether it is the server's, by the secret that came with the task."""
+        return bool(self._secret) and hmac.compare_digest(call.secret.encode(), self._secret.encode())
 
     def _answer(self, waiting: _Waiting, answer: Callable[[Call], Call]) -> None:
         given: Call | None = None

@@ -26,6 +26,10 @@ class CallGate:
     origin on a message's envelope is better: what one site sends to another passes FLARE's server, which drops a
     message whose origin is not the one that its sender has registered with. So this listens where the envelope is
     still there.
+
+    It is no proof: of a sender whose token FLARE's server has signed once and does not know any more, as after a new
+    login of the same site, FLARE 2.9 looks at the signature only. Therefore a call must also carry a secret that only
+    the server and this site have, see ``CallDesk``.
     """
 
     def __init__(self, job_id: str, answer: Answer) -> None:

@@ -25,7 +25,7 @@ from fedseg.executors.policy_check import check_features, curves_leave
 from fedseg.executors.protocol import KEEP, LINEAGE, RUN_ID, START
 from fedseg.executors.segmentation import SegmentationExecutor
 from fedseg.executors.split_answers import SplitAnswers
-from fedseg.executors.split_calls import PATIENCE, read_call, refusal
+from fedseg.executors.split_calls import PATIENCE, SECRET, read_call, refusal
 from fedseg.filters.context import job_plan
 from fedseg.networks.weights import Arrays
 from fedseg.privacy.policy import OPEN
@@ -82,7 +82,7 @@ class SplitExecutor(SegmentationExecutor):
         model = FLModelUtils.from_shareable(shareable)
         trainer = self._open(job_plan(fl_ctx), model.meta.get(RUN_ID), fl_ctx)
         answers, number, received = self._split, int(model.current_round or 0), _arrays(model.params)
-        start = str(model.meta.get(START))
+        start, secret = str(model.meta.get(START)), _secret(shareable)
         if trainer.state is not None:
             # One more than the server, which may go back to a round while this site is already in the next.
             kept = int(model.meta.get(KEEP, DEFAULT_KEEP))
@@ -94,7 +94,12 @@ class SplitExecutor(SegmentationExecutor):
             scored = trainer.validate(answers.site.begin(number, received))
             answers.begin("train_loss" in (self._policy or OPEN).report_fields(self._guaranteed))
             try:
-                ended = self._desk.serve(start, number, answers.answer, _patience(model.meta), trainer.aborted)
+                patience = _patience(model.meta)
+                ended = self._desk.serve(start, number, secret, answers.answer, patience, trainer.aborted)
+            except Exception as error:
+                # If the record cannot be written either, that is what the server is told.
+                logger.error("The round has broken off: %s", error)
+                raise
             finally:
                 self._record.called(self._desk.tally.to_dict())
         if not ended:
@@ -137,6 +142,13 @@ def _arrays(params: Any) -> Arrays:
     if not isinstance(params, Mapping) or not params:
         raise RefusalError("weights", "The task carries no weights.")
     return {str(name): np.asarray(value) for name, value in params.items()}
+
+
+def _secret(task: Shareable) -> str:
+    found = task.get_header(SECRET)
+    if not isinstance(found, str) or not found:
+        raise RefusalError("state", "The task brings no secret by which the server's calls are known.")
+    return found
 
 
 def _patience(meta: Mapping[str, Any]) -> float:

@@ -60,7 +60,7 @@ class SplitAnswers:
         """Do what a call asks.
 
         Raises:
-            RefusalError: it cannot be done, see ``SiteHalf``.
+            RefusalError: it cannot be done, see ``SplitSite`` and ``SiteHalf``.
         """
         start = time.perf_counter()
         arrays, loss = self._answer_iteration(call)
@@ -70,10 +70,10 @@ class SplitAnswers:
             if self.site.split.labels == "shared":
                 arrays[LABELS] = {LABELS: classes.numpy()}
         self.seconds += time.perf_counter() - start
-        return replace(call, next=None, loss=loss, arrays=arrays)
+        return replace(call, next=None, loss=loss, secret="", arrays=arrays)
 
     def _answer_iteration(self, call: Call) -> tuple[dict[str, Arrays], float | None]:
-        half, precision = self.site.half, self.site.split.message
+        precision = self.site.split.message
         if call.ask is Ask.ANSWER:
             if self.site.split.labels != "private":
                 raise RefusalError("state", "In this job the labels are shared, and the server has them.")
@@ -82,12 +82,12 @@ class SplitAnswers:
             packed = pack({AT_PREDICTIONS: gradient}, precision)
             return {AT_PREDICTIONS: packed}, loss if self._tells_loss else None
         if call.ask is Ask.BACKWARD:
-            back = half.backward(unpack(call.group(GRADIENTS), self._shapes, precision))
+            back = self.site.backward(unpack(call.group(GRADIENTS), self._shapes, precision), call.step)
             own = {name: value.cpu().numpy() for name, value in back.items()}
             return ({PARAMETERS: own} if own else {}), None
         if call.ask is Ask.APPLY:
             total = call.group(PARAMETERS)
-            half.apply({name: torch.from_numpy(value.copy()) for name, value in total.items()})
+            self.site.apply({name: torch.from_numpy(value.copy()) for name, value in total.items()}, call.step)
         elif call.ask is Ask.TAKE:
             self.site.take_part(call.group(PART))
         elif call.ask is Ask.GIVE:

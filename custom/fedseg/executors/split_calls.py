@@ -24,6 +24,8 @@ from fedseg.networks.weights import Arrays
 TOPIC = "fedseg.split"
 # In the meta of the task `train`: seconds without a call after which a site takes the round to be over.
 PATIENCE = "fedseg_patience"
+# A header of the task `train`: what the server's calls to this site carry, so that the site knows them.
+SECRET = "fedseg_call_secret"
 FEATURES, LABELS, GRADIENTS, PARAMETERS = "features", "labels", "gradients", "parameters"
 PREDICTIONS, AT_PREDICTIONS, PART = "predictions", "at_predictions", "part"
 _CONTENT = "fedseg_split"
@@ -62,6 +64,7 @@ class Call:
             if there is none.
         loss: of the site's batch in the answer to ``answer``, its mean in ``end``; None where it is not told.
         arrays: by what they are and by name.
+        secret: of the site that is called; an answer has none.
     """
 
     ask: Ask
@@ -71,6 +74,7 @@ class Call:
     next: float | None = None
     loss: float | None = None
     arrays: Mapping[str, Arrays] = field(default_factory=dict)
+    secret: str = field(default="", repr=False)
 
     def group(self, kind: str) -> Arrays:
         """The arrays of one kind.
@@ -84,7 +88,7 @@ class Call:
 
     def to_shareable(self) -> Shareable:
         """The form in which it travels."""
-        scalars = {name: getattr(self, name) for name in ("start", "round", "step", "next", "loss")}
+        scalars = {name: getattr(self, name) for name in ("start", "round", "step", "next", "loss", "secret")}
         arrays = {kind: {name: _encode(value) for name, value in group.items()} for kind, group in self.arrays.items()}
         message = Shareable()
         message[_CONTENT] = {"ask": self.ask.value, **scalars, "arrays": arrays}
@@ -103,11 +107,13 @@ def read_call(message: Shareable) -> Call:
             str(kind): {str(name): _decode(value) for name, value in group.items()}
             for kind, group in content["arrays"].items()
         }
-        following, loss = content["next"], content["loss"]
+        following, loss, secret = content["next"], content["loss"], content["secret"]
         if not all(value is None or type(value) in (int, float) for value in (following, loss)):
             raise TypeError
+        if not isinstance(secret, str):
+            raise TypeError
         place = str(content["start"]), int(content["round"]), int(content["step"])
-        return Call(Ask(content["ask"]), *place, following, loss, arrays)
+        return Call(Ask(content["ask"]), *place, following, loss, arrays, secret)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise RefusalError("data", "The message is no call of split training.") from None
 

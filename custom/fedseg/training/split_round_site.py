@@ -47,6 +47,8 @@ class SplitSite:
         self._batches: Iterator[Sample] = iter(())
         self._batch: Sample | None = None
         self._before: Arrays = {}
+        self._went_back: int | None = None
+        self._has_turn = False
 
     @property
     def steps(self) -> int:
@@ -98,6 +100,7 @@ class SplitSite:
                 self.half.set_weights(common)
         self._round, self._started_at, self._before = round_number, self.half.steps, self.half.weights()
         self._batches, self._batch = self._endless(), None
+        self._went_back, self._has_turn = None, False
         torch.manual_seed(derive_seed(self.trainer.plan.seed, self.trainer.site, round_number, "network"))
         return self.joined(received)
 
@@ -110,14 +113,19 @@ class SplitSite:
         self._check_turn()
         check_part(self.half.weights(), weights)
         self.half.set_weights(weights)
+        self._has_turn = True
 
     def give_part(self) -> Arrays:
         """The end of this site's turn: what its part has become.
 
         Raises:
-            RefusalError: parts are not handed on in this job (reason ``state``).
+            RefusalError: parts are not handed on in this job, or this process has not begun the turn: it was started
+                anew meanwhile, and its part is the one from before (reason ``state``).
         """
         self._check_turn()
+        if not self._has_turn:
+            raise RefusalError("state", "This site's process has not taken the part of the network in this round.")
+        self._has_turn = False
         return self.half.weights()
 
     def _check_turn(self) -> None:
@@ -143,6 +151,35 @@ class SplitSite:
         if self._batch is None or len(predictions) != len(self._batch["classes"]):
             raise RefusalError("state", "The predictions are not those of the batch that this site has sent last.")
         return self.half.loss_gradient(predictions, self._batch["classes"])
+
+    def backward(self, gradients: Tensors, step: int) -> Tensors:
+        """See ``SiteHalf.backward``.
+
+        Args:
+            gradients: see there.
+            step: of the round.
+
+        Raises:
+            RefusalError: see there.
+        """
+        self._went_back = None
+        back = self.half.backward(gradients)
+        self._went_back = step
+        return back
+
+    def apply(self, gradients: Tensors, step: int) -> None:
+        """See ``SiteHalf.apply``; only after this process's own backward pass of the same step.
+
+        A process that was started anew within the round is back at its beginning: with the sum of one later step it
+        would have a part that no other site has, and nobody would notice.
+
+        Raises:
+            RefusalError: there was no such backward pass (reason ``state``); see there, too.
+        """
+        went_back, self._went_back = self._went_back, None
+        if went_back != step:
+            raise RefusalError("state", "This site's process has had no backward pass of this step.")
+        self.half.apply(gradients)
 
     def finish(self) -> Arrays:
         """Store what the next round starts from; what the part has become, as a difference, where all shall have it.

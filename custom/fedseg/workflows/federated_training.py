@@ -191,7 +191,7 @@ class FederatedTraining(LastEvaluation):
             self.record.update(self._round, "global", self.model.weights)
         self.model.begin_round()
         self._collect(chosen.sites)
-        answered, needed = len(self.model.reports), min(self.min_sites, len(chosen.sites))
+        answered, needed = len(self._took_part()), min(self.min_sites, len(chosen.sites))
         if answered < needed:
             raise FedsegError(
                 f"{answered} site(s) answered in round {self._round}, but {needed} must; "
@@ -211,6 +211,10 @@ class FederatedTraining(LastEvaluation):
         self.record.enter("round", **round_line(entry, self.events), start=self.start_id, model=model)
         give_back()
         self.record.event("round_done", round=self._round, seconds=seconds, val_dice=entry["val_dice"])
+
+    def _took_part(self) -> list[str]:
+        """The sites of the round at hand that count for ``min_sites``."""
+        return sorted(self.model.reports)
 
     def _collect(self, sites: Sequence[str]) -> None:
         """Send the global model to the sites of the round and take in what they make of it."""

@@ -25,14 +25,13 @@ from fedseg.training.plan import Plan
 from fedseg.training.split_checks import batch_size, checked_labels
 from fedseg.training.split_message import StepBytes, pack, unpack
 from fedseg.training.split_plan import plan_cost, plan_loss
-from fedseg.training.split_server import CutGradients, ServerHalf
+from fedseg.training.split_server import ServerHalf
 from fedseg.training.split_site import SiteHalf
+from fedseg.workflows.split_pass import Answered, Batches, Leave, ServerPass, finite
 
 T = TypeVar("T")
 Exchange = Callable[[Mapping[str, Call]], Mapping[str, Call]]
 """Sends a call to each site and gives the answers; who does not answer in time, or refuses, is missing."""
-Leave = Callable[[str, str], None]
-"""Told of a site that is left out of the rest of the round, and why; not where a site is missing in an exchange."""
 
 
 @dataclass
@@ -92,29 +91,25 @@ class SplitIterations:
             start: which start of the server this is.
             number: of the round, from 0.
             exchange: carries calls.
-            leave: see above.
+            leave: see ``ServerPass``.
         """
         self.plan, self.server, self.split = plan, server, server.split
         self.common = common
         self.exchange, self.leave = exchange, leave
         self.result = RoundResult()
+        self._pass = ServerPass(server, leave)
         self._blank = Call(Ask.READY, start, number)
         cost = plan_cost(plan, self.split)
         self._shapes = dict(cost.shapes)
         self._logits = (plan.task.output_channels, *plan.task.patch_size)
         self._loss = plan_loss(plan)
-        self._part = {} if common is None else {n: tuple(v.shape) for n, v in common.parameters().items()}
+        self._part = {} if common is None else {n: (v.dtype, v.shape) for n, v in common.parameters().items()}
 
-    def _iterate(
-        self, drawn: Mapping[str, tuple[Tensors, torch.Tensor | None]], step: int, now: float, following: float | None
-    ) -> dict[str, Call]:
+    def _iterate(self, drawn: Batches, step: int, now: float, following: float | None) -> dict[str, Call]:
         """One iteration from the features of the sites; gives the answers that hold the next ones."""
         self.server.set_progress(now)
-        predictions = self.server.forward({site: features for site, (features, _) in drawn.items()})
-        if self.split.labels == "private":
-            found = self._from_private_labels(predictions, step)
-        else:
-            found = self.server.backward_labels({s: labels for s, (_, labels) in drawn.items() if labels is not None})
+        private = self.split.labels == "private"
+        found = self._pass.run(drawn, (lambda predictions: self._answers_to(predictions, step)) if private else None)
         if found is None:
             return {}
         gradients = {
@@ -129,12 +124,12 @@ class SplitIterations:
         self.result.losses.append(found.loss)
         for site, loss in found.losses.items():
             self.result.site_losses.setdefault(site, []).append(loss)
-            size = len(predictions[site])
+            size = len(next(iter(found.gradients[site].values())))
             self.result.samples[site] = self.result.samples.get(site, 0) + size
         return answers
 
-    def _from_private_labels(self, predictions: Mapping[str, torch.Tensor], step: int) -> CutGradients | None:
-        """Predictions to the sites, gradients at them back; None if no site answers."""
+    def _answers_to(self, predictions: Mapping[str, torch.Tensor], step: int) -> Answered:
+        """Predictions to the sites; the gradients at them and the losses of those that answer."""
         messages = {
             site: {PREDICTIONS: pack({PREDICTIONS: value}, self.split.message)} for site, value in predictions.items()
         }
@@ -147,12 +142,7 @@ class SplitIterations:
                 raise RefusalError("data", f"The gradient is not {tuple(predictions[site].shape)}.")
             return gradient, float("nan") if answer.loss is None else float(answer.loss)
 
-        known = self._each(answers, read)
-        if not known:
-            return None
-        return self.server.backward_gradients(
-            {site: gradient for site, (gradient, _) in known.items()}, {site: loss for site, (_, loss) in known.items()}
-        )
+        return self._each(answers, read)
 
     def _sum_and_apply(
         self,
@@ -177,6 +167,8 @@ class SplitIterations:
         size = batch_size(site, features, self.server.receives)
         if size > self.plan.training.batch_size:
             raise RefusalError("data", f"The batch holds more than {self.plan.training.batch_size} samples.")
+        if self.split.cut_gradient == "mean" and size < self.plan.training.batch_size:
+            raise RefusalError("data", f"The batch holds less than {self.plan.training.batch_size} samples.")
         if self.split.labels == "private":
             if LABELS in answer.arrays:
                 raise RefusalError("data", "The site sent labels, which are to stay there.")
@@ -187,10 +179,10 @@ class SplitIterations:
 
     def _read_parameters(self, site: str, answer: Call) -> Tensors:
         found = {name: torch.from_numpy(value.copy()) for name, value in answer.group(PARAMETERS).items()}
-        if {name: tuple(value.shape) for name, value in found.items()} != self._part:
+        if {name: (value.dtype, value.shape) for name, value in found.items()} != self._part:
             raise RefusalError("data", "The gradients are not those of the part that the sites have.")
-        if not all(value.is_floating_point() and bool(torch.isfinite(value).all()) for value in found.values()):
-            raise RefusalError("loss", "A gradient of the site's part is not finite.")
+        if not finite([torch.nn.utils.get_total_norm(list(found.values()))]):
+            raise RefusalError("loss", "A gradient of the site's part is not finite, or too large.")
         return found
 
     def _ask(

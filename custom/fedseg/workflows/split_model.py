@@ -13,6 +13,7 @@ from fedseg.aggregators.fedavg import FedAvg
 from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.networks.split import join_weights
 from fedseg.networks.weights import Arrays, apply_difference, check_weights, join_extras, split_extras
+from fedseg.training.inference import choose_device
 from fedseg.training.plan import Plan
 from fedseg.training.site_report import SiteReport, parse_report
 from fedseg.training.split_plan import check_split, server_half, site_half, whole_weights
@@ -71,8 +72,9 @@ class SplitModel(GlobalModel):
         check_split(plan.split, plan)
         super().open(plan, None)
         self.plan, self.split, self._names = plan, plan.split, list(self.weights)
-        self.server = server_half(plan, plan.split)
-        part = site_half(plan, plan.split, "all sites")
+        device = choose_device("auto")
+        self.server = server_half(plan, plan.split, device)
+        part = site_half(plan, plan.split, "all sites", device=device)
         self._site_part = part.weights()
         self.common = None if plan.split.site_update == "separate" else part
         self._refresh()

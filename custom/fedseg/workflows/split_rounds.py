@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from nvflare.apis.controller_spec import Task
+from nvflare.apis.wf_comm_spec import WFCommSpec
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.app_constant import AppConstants
 
@@ -20,11 +20,12 @@ from fedseg.training.split_message import StepBytes
 from fedseg.workflows import arguments
 from fedseg.workflows.direct_calls import DirectCalls
 from fedseg.workflows.federated_training import FederatedTraining
+from fedseg.workflows.split_gathering import Gathering
 from fedseg.workflows.split_iterations import Exchange
 from fedseg.workflows.split_model import SplitModel
 from fedseg.workflows.split_round import SplitRound, SplitTurns
+from fedseg.workflows.split_secrets import Handing, SiteSecrets
 
-_READY_TIMEOUT = 5.0
 _PAUSE = 0.05
 # Silences of a site in an iteration of three exchanges, and one more for what the server computes.
 _PATIENCE = 4
@@ -45,6 +46,7 @@ class SplitRounds(FederatedTraining):
         super().__init__(num_rounds, FedAvg(), **others)
         self.model = SplitModel()
         self.message_timeout, self.start_timeout = message_timeout, start_timeout
+        self._secrets = SiteSecrets()
         self._task: Task | None = None
         self._of_round: Sequence[str] = ()
         self._out: dict[str, str] = {}
@@ -55,11 +57,11 @@ class SplitRounds(FederatedTraining):
         message = FLModel(params_type=ParamsType.FULL, params=self.model.outgoing(), meta=self._round_meta())
         message.meta[PATIENCE] = _PATIENCE * self.message_timeout
         message.current_round, message.total_rounds = self._round, self.num_rounds
-        calls = DirectCalls(self.engine, self.message_timeout, len(sites))
+        over = threading.Event()
+        calls = DirectCalls(self.engine, self.message_timeout, {site: self._secrets.of(site) for site in sites}, over)
         self._out_before, self._out, self._task, self._heard = set(self._out), {}, None, set()
         self._of_round = sites
         failure: list[BaseException] = []
-        over = threading.Event()
 
         def iterate() -> None:
             try:
@@ -88,16 +90,13 @@ class SplitRounds(FederatedTraining):
     def _run_iterations(self, calls: DirectCalls, sites: Sequence[str], over: threading.Event) -> None:
         """The whole round in a thread of its own, since the wait for the task's results takes this one's."""
         blank = Call(Ask.READY, self.start_id, self._round)
-        ready = self._gather(calls, blank, sites, over)
+        gathering = Gathering(calls, blank, self.start_timeout, lambda s: s in self._heard or self.presence.absence(s))
+        ready = gathering.run(sites, self._out_before, self._leave)
 
         def exchange(asked: Mapping[str, Call]) -> dict[str, Call]:
-            if over.is_set():
-                # The round's time is up, or the job is aborted: nobody is there any more.
-                return {}
             answers, failures = calls.exchange(asked)
-            if not over.is_set():
-                for site, why in sorted(failures.items()):
-                    self._leave(site, why)
+            for site, failure in sorted(failures.items()):
+                self._leave(site, failure.why)
             return answers
 
         there = ready
@@ -108,6 +107,8 @@ class SplitRounds(FederatedTraining):
             self.model.round.bytes = {
                 s: StepBytes(calls.up.get(s, 0) - up.get(s, 0), calls.down.get(s, 0) - down.get(s, 0)) for s in ready
             }
+        # Where the round's time is up, or the job is aborted, nobody's answer is waited for any more.
+        there = [] if over.is_set() else there
         ends = {site: replace(blank, ask=Ask.END, loss=self.model.round.loss(site)) for site in sites}
         calls.tell({site: end for site, end in ends.items() if site not in there})
         exchange({site: ends[site] for site in there})
@@ -135,27 +136,6 @@ class SplitRounds(FederatedTraining):
         others = [site] if self.model.split.in_turn else self._of_round or self.sites
         return -(-max(self.sites[each].num_samples for each in others) // self.plan.training.batch_size)
 
-    def _gather(self, calls: DirectCalls, blank: Call, sites: Sequence[str], over: threading.Event) -> list[str]:
-        """The sites that are ready to be called, once all are that can be expected in time."""
-        waiting, ready, first = set(sites), set[str](), 0.0
-        timeout = min(_READY_TIMEOUT, float(self.message_timeout))
-        while not over.is_set():
-            waiting -= {site for site in waiting if site in self._heard or self.presence.absence(site)}
-            if not waiting:
-                break
-            answers, _ = calls.exchange(dict.fromkeys(sorted(waiting), blank), timeout)
-            ready |= set(answers)
-            waiting -= set(answers)
-            now = time.monotonic()
-            first = first or (now if ready else 0.0)
-            for site in sorted(waiting):
-                limit = self.message_timeout if site in self._out_before else self.start_timeout
-                if first and now - first > limit:
-                    self._leave(site, f"it was not ready within {limit} s")
-                    waiting.discard(site)
-            over.wait(_PAUSE)
-        return sorted(ready)
-
     def _leave(self, site: str, why: str) -> None:
         """Leave a site out of the rest of the round."""
         self._out[site] = why
@@ -164,6 +144,11 @@ class SplitRounds(FederatedTraining):
     def _wait(self, over: threading.Event, done: Callable[[], bool]) -> None:
         while not done() and not over.wait(_PAUSE):
             pass
+
+    def set_communicator(self, communicator: WFCommSpec) -> None:
+        """What FLARE calls to connect the workflow with its sites."""
+        super().set_communicator(communicator)
+        self.communicator = Handing(communicator, self.presence, self._secrets)
 
     def _prepare_task(self, data: FLModel, task_name: str, timeout: int, callback: Callable[[FLModel], bool]) -> Task:
         self._task = super()._prepare_task(data, task_name, timeout, callback)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,12 @@ class SplitTraining(SplitRounds):
         """Check the arguments.
 
         Args:
-            num_rounds, min_sites: see ``FederatedTraining``.
+            num_rounds: see ``FederatedTraining``.
             message_timeout: seconds that a site may take to answer a call.
             start_timeout: seconds for which a round waits for the other sites once the first one has scored what it
-                received; a site that was left out of the round before is waited for ``message_timeout``.
+                received; a site that was left out of the round before, and gives no sign of life, is waited for
+                ``message_timeout``.
+            min_sites: see ``FederatedTraining``; in a round sites count whose samples came into an iteration.
             others: further arguments of ``FederatedTraining``: who is asked in a round, time-outs, stopping rules and
                 how a run goes on.
 
@@ -60,13 +63,35 @@ class SplitTraining(SplitRounds):
 
     def _prepare(self) -> None:
         super()._prepare()
-        size = self.plan.training.batch_size
-        uneven = sorted(site for site, facts in self.sites.items() if facts.num_samples % size)
-        if self.model.split.cut_gradient == "mean" and uneven:
+        if uneven := self._uneven(self.sites):
             raise FedsegError(
                 f"cut_gradient mean needs equal batches, but the training cases of {', '.join(uneven)} are no multiple "
-                f"of {size}."
+                f"of {self.plan.training.batch_size}. Set cut_gradient to own, or training.batch_size to 1."
             )
+
+    def take_in_newcomers(self, digest: str) -> list[str]:
+        """See ``Participants``; one whose batches are not equal to the others' is left out where they must be."""
+        arrived = super().take_in_newcomers(digest)
+        uneven = self._uneven(arrived)
+        for site in uneven:
+            del self.sites[site]
+            size = self.plan.training.batch_size
+            self.note(site, f"left out: cut_gradient mean needs training cases that are a multiple of {size}")
+        return [site for site in arrived if site not in uneven]
+
+    def _uneven(self, sites: Iterable[str]) -> list[str]:
+        """Those of the sites whose last batch is smaller than the others', where batches must be equal."""
+        size, mean = self.plan.training.batch_size, self.model.split.cut_gradient == "mean"
+        return sorted(site for site in sites if mean and self.sites[site].num_samples % size)
+
+    def _took_part(self) -> list[str]:
+        """Sites that have reported, and whose samples the server's part was trained with."""
+        return [site for site in super()._took_part() if self.model.round.samples.get(site, 0)]
+
+    def _collect(self, sites: Sequence[str]) -> None:
+        super()._collect(sites)
+        for site in sorted(set(self.model.reports) - set(self._took_part()) - set(self._out)):
+            self.note(site, "left out of the round: none of its samples came into an iteration")
 
     def _check_report(self, site: str, report: SiteReport) -> None:
         facts, settings, steps = self.sites[site], self.plan.training, self._steps(site)

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from fedseg.cli import main
+from fedseg.commands.audit_log import _DETAILS
 from fedseg.errors import DataError
+from fedseg.executors.split_calls import AT_PREDICTIONS, FEATURES, LABELS, PARAMETERS, PART
 from fedseg.privacy.encrypted_file import write_encrypted_file
 from fedseg.privacy.encrypted_model import EncryptedModel, first_id
 from fedseg.privacy.hash_chain import HashChain
@@ -384,3 +386,19 @@ def test_a_pickle_with_code_is_refused_and_not_run(run, tmp_path, use, save):
     assert not (tmp_path / "ran").exists()
     pickle.loads(pickle.dumps(Code(tmp_path / "ran"))).close()
     assert (tmp_path / "ran").exists(), "the code of this test would have run"
+
+
+@pytest.mark.parametrize(
+    ("left", "words"),
+    [
+        ([FEATURES, LABELS], "features of image patches, labels as they are"),
+        ([AT_PREDICTIONS, PARAMETERS], "which tell the labels, gradients of the site's part of the network"),
+        ([PART], "weights of the site's part of the network"),
+        ([], "no data"),
+    ],
+)
+def test_direct_calls_are_told_in_a_sentence(left, words):
+    entry = {"kind": "called", "round": 2, "start": "x", "calls": 6, "bytes_in": 80, "bytes_out": 120, "left": left}
+    said = _DETAILS["called"](entry)
+    assert said.startswith("round 2: answered 6 direct call(s) of the server; what left the site: ")
+    assert f"{words}; 120 bytes out, 80 bytes in" in said

@@ -1,5 +1,6 @@
 """``fedseg probe-split`` and the probe at the end of runs: refusals, what is written, what the report says of it."""
 
+import html
 import json
 import re
 from contextlib import nullcontext
@@ -10,6 +11,7 @@ from fedseg.cli import main
 from fedseg.commands import fetch
 from fedseg.data.datalist import FILE_NAME
 from fedseg.data.phantom import make_phantoms
+from fedseg.evaluation.compare import own_models_note, write_comparison
 from fedseg.evaluation.inversion import inversion_table, inversion_verdict, inversion_words
 from fedseg.evaluation.report import read_summary, write_report
 from fedseg.networks.split_stages import cut_names
@@ -63,7 +65,7 @@ def probe(folder, *arguments):
 
 def words(page):
     body = re.sub(r"<style>.*?</style>", "", page.read_text("utf-8"), flags=re.DOTALL)
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body))
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", body)))
 
 
 # ---------------------------------------------------------------- what it does
@@ -97,6 +99,32 @@ def test_only_the_named_cuts_and_the_seed(folder, data):
     assert [cut["cut"] for cut in found["cuts"]] == ["bottom"]
     assert found["seed"] == 7
     assert "features of bottom" in inversion_verdict(read_summary(folder))
+
+
+def test_a_weaker_probe_does_not_replace_a_stronger_one(folder, data, capsys):
+    assert probe(folder, "--data", data, "--steps", 3, "--cut", "encoder1") == 0
+    strong, picture = read_summary(folder)["inversion"], folder / "report" / "inversion.png"
+    drawn = picture.read_bytes()
+    # As if it had been found by a far better decoder.
+    strong["cuts"][0]["ssim"] = 0.99
+    write_summary({**read_summary(folder), "inversion": strong}, folder / "report")
+    capsys.readouterr()
+    assert probe(folder, "--data", data, "--steps", 1, "--cut", "bottom", "--cut", "encoder1") == 0
+    found = read_summary(folder)["inversion"]
+    assert [(cut["cut"], cut["steps"]) for cut in found["cuts"]] == [("encoder1", 3), ("bottom", 1)]
+    assert found["cuts"][0] == strong["cuts"][0]
+    assert (found["pictured"], picture.read_bytes()) == (["encoder1"], drawn), "that of the job's own cut stays"
+    said = " ".join(capsys.readouterr().out.split())
+    assert "From the features of encoder1 an image was reconstructed by a decoder that was trained for 3 steps" in said
+
+
+def test_a_probe_of_another_model_does_not_join_an_earlier_one(folder, data):
+    assert probe(folder, "--data", data, "--steps", 1, "--cut", "encoder1") == 0
+    plan = plan_of(seed=PLAN["seed"] + 1)
+    network = plan.network.build(len(plan.task.channels), plan.task.output_channels, plan.seed)
+    write_model(folder / "models" / "last.safetensors", plan, get_weights(network), 0)
+    assert probe(folder, "--data", data, "--steps", 1, "--cut", "bottom") == 0
+    assert [cut["cut"] for cut in read_summary(folder)["inversion"]["cuts"]] == ["bottom"]
 
 
 def test_the_victim_is_probed_with_the_part_that_is_its_own(tmp_path, data):
@@ -164,6 +192,12 @@ def test_without_images_and_phantoms_it_says_what_is_needed(folder, data, tmp_pa
     alone = make_sites(tmp_path / "alone", {"alpha": (2, 1)})
     assert probe(folder, "--data", alone) == 2
     assert "one site with training cases is not enough" in " ".join(capsys.readouterr().err.split())
+
+
+def test_phantoms_of_a_task_without_them_are_to_be_left_out(folder, data, capsys):
+    assert probe(folder, "--data", data, "--phantoms", 3) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"--phantoms 3: tiny has no phantoms. Leave it out: {data} has the images of 2 sites" in said
 
 
 def test_what_is_no_run_of_split_training_is_refused(tmp_path, data, capsys):
@@ -260,7 +294,7 @@ def summary_with(ssim, **changes):
     references = {
         name: {"ssim": value, **LIKENESS} for name, value in (("guess", 0.4), ("quarter", 0.6), ("half", 0.8))
     }
-    cuts = [{"cut": "encoder1", "ssim": ssim, **LIKENESS, "bytes": 2000}]
+    cuts = [{"cut": "encoder1", "ssim": ssim, **LIKENESS, "steps": 400, "bytes": 2000}]
     parties = {"attacker": {"images": "sites", "sites": ["a", "b"]}, "victim": {"images": "site", "site": "c"}}
     found = {"cut": "encoder1", "message": "float16", "feature_noise": 0.0, "public_patches": 24, "victim_patches": 6}
     return {"inversion": {**found, **parties, "references": references, "cuts": cuts, **changes}}
@@ -270,6 +304,9 @@ def summary_with(ssim, **changes):
     ("ssim", "phrase"),
     [
         (0.9, "the server sees more of an image than a copy at half its resolution shows (0.800)"),
+        (0.815, "the server sees about as much of an image as a copy at half its resolution shows (0.800)"),
+        (0.785, "the server sees about as much of an image as a copy at half its resolution shows (0.800)"),
+        (0.59, "the server sees about as much of an image as a copy at a quarter of its resolution shows (0.600)"),
         (0.7, "between a quarter (0.600) and half (0.800)"),
         (0.5, "less than a copy at a quarter of its resolution shows (0.600), more than a guess (0.400)"),
         (0.3, "no more than a guess without features (0.400). This decoder failed; a better one may not."),
@@ -282,24 +319,106 @@ def test_the_verdict_compares_with_the_references(ssim, phrase):
 
 def test_the_table_has_cuts_first_and_references_last():
     table = inversion_table(summary_with(0.9))
-    assert table.rows[0] == ["features of encoder1 (this job)", "0.900", "20.0", "0.500", "2.0 kB"]
+    assert table.rows[0] == ["features of encoder1 (this job)", "0.900", "20.0", "0.500", "400", "2.0 kB"]
     assert [row[1] for row in table.rows[1:]] == ["0.800", "0.600", "0.400"]
     assert table.totals == 3
     assert inversion_table({}).rows == ()
 
 
-def test_the_words_say_who_noise_and_labels():
+def test_the_words_say_who_and_noise():
     said = " ".join(inversion_words({**summary_with(0.9, feature_noise=0.5), "split": {"labels": "private"}}))
     assert "24 patches of the training images of a, b" in said
     assert "6 patches of images of c" in said
     assert "noise of standard deviation 0.5" in said
     assert "lower bound" in said
-    assert "in form only" in said
-    assert "at the start of a run only" not in said
-    shared = " ".join(inversion_words({**summary_with(0.9), "split": {"labels": "shared", "site_update": "separate"}}))
-    assert "Labels were sent to the server as they are" in shared
-    assert "noise" not in shared
-    assert "at the start of a run only" in shared
+    assert "as they began only" not in said
+    assert "noise" not in " ".join(inversion_words(summary_with(0.9)))
+
+
+@pytest.mark.parametrize(("models", "got"), [({"b": "models/last.b", "a": "models/last.a"}, "a, b"), ({}, "no site")])
+def test_the_words_say_which_sites_gave_their_own_parts_at_the_end(models, got):
+    summary = {**summary_with(0.9), "split": {"site_update": "separate"}, "final": {"models": models}}
+    said = " ".join(inversion_words(summary))
+    assert "the server knows the parts of the sites as they began only" in said
+    assert f"At the end it got that of {got}, as a site's policy allows (rule submit_model)" in said
+
+
+def test_the_verdict_says_that_the_jobs_own_cut_was_not_measured_and_how_long_the_decoder_learned():
+    own, other = inversion_verdict(summary_with(0.9)), inversion_verdict(summary_with(0.9, cut="bottom"))
+    assert "not measured" not in own
+    assert "by a decoder that was trained for 400 steps with" in own
+    assert other.startswith("The job's own cut, bottom, was not measured. From the features of encoder1")
+
+
+LABELS_SHARED = "The labels of these patches were sent to the server as they are."
+LABELS_PRIVATE = "Labels stayed at the sites in form only"
+
+
+@pytest.mark.parametrize("labels", ["shared", "private"])
+@pytest.mark.parametrize(
+    ("site_update", "phrase"),
+    [
+        ("averaged", "After each round every site sent its part of the network"),
+        ("summed", "In each step every site sent the gradients of its part"),
+        ("handed_on", "After its turn every site sent its part of the network"),
+        ("separate", "At the end the server got the part of alpha, beta"),
+    ],
+)
+def test_every_page_of_split_training_says_what_left_probed_or_not(tmp_path, labels, site_update, phrase):
+    own = ("alpha", "beta") if site_update == "separate" else ()
+    run = make_run(tmp_path / "run", plan_of(split={"labels": labels, "site_update": site_update}), own)
+    text = words(write_report(run))
+    assert "This was not measured. fedseg probe-split RUN --data DIR does it" in text
+    before_the_probe = text[: text.index("How much of an image")]
+    assert phrase in before_the_probe
+    assert (LABELS_SHARED in before_the_probe) == (labels == "shared")
+    assert (LABELS_PRIVATE in before_the_probe) == (labels == "private")
+
+
+def test_a_run_whose_sites_kept_their_parts_says_why_it_cannot_be_probed(tmp_path, data, capsys):
+    run = make_run(tmp_path / "run", plan_of(split={"site_update": "separate"}), ("alpha",))
+    summary = read_summary(run)
+    write_summary({**summary, "final": {"model": None, "models": {}}}, run / "report")
+    text = words(write_report(run))
+    assert "This was not measured and cannot be" in text
+    assert "do not let it out without the rule submit_model" in text
+    assert "could still learn to invert them" in text
+    assert "No site gave the trained part away" in text
+    assert probe(run, "--data", data) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "only with the rule submit_model" in said
+    assert "could still learn to invert them" in said
+
+
+def test_pages_of_runs_with_models_of_sites_call_them_so(tmp_path):
+    own = make_run(tmp_path / "own", plan_of(split={"site_update": "separate"}), ("alpha", "beta"))
+    common = make_run(tmp_path / "common", plan_of(split={"site_update": "averaged"}))
+    dice = {"mean": 0.8, **dict.fromkeys(plan_of().task.region_names, 0.8)}
+    scored = {site: {"cases": 2, "dice": dice} for site in SITES}
+    texts = []
+    for run in (own, common):
+        summary = read_summary(run)
+        entry = {
+            "round": 0,
+            "sites": {site: {"num_samples": 2} for site in SITES},
+            "weights": dict.fromkeys(SITES, 0.5),
+        }
+        final = {**summary["final"], "sites": scored}
+        write_summary({**summary, "rounds": [entry], "final": final}, run / "report")
+        texts.append(words(write_report(run)))
+    first, second = texts
+    assert all("features, gradients and whatever else goes in direct calls pass no filter" in text for text in texts)
+    assert "each site's own model, on its own cases, reaches a mean Dice of 0.800" in first
+    assert "final model" not in first.lower()
+    assert "global model" not in first
+    assert "How updates became one model" not in first
+    assert "the final model reaches a mean Dice of 0.800" in second
+    note = own_models_note({"x": read_summary(own), "y": read_summary(common)})
+    assert note.startswith("x: every site was scored with a model of its own")
+    page = write_comparison({"x": read_summary(own), "y": read_summary(common)}, tmp_path / "both")
+    assert note in words(page["html"])
+    assert note in page["md"].read_text("utf-8")
+    assert own_models_note({"y": read_summary(common)}) == ""
 
 
 def test_a_page_without_split_training_has_no_such_section(tmp_path):

@@ -18,8 +18,11 @@ from fedseg.data.datalist import Case, Datalist, read_datalist
 from fedseg.data.phantom import PHANTOM_TASKS, make_phantoms
 from fedseg.errors import DataError, FedsegError, UsageError
 from fedseg.evaluation.inversion import PICTURE, draw_reconstructions, inversion_verdict
+from fedseg.evaluation.inversion_merge import merge_probes
 from fedseg.evaluation.report import read_summary
+from fedseg.evaluation.split_words import own_models
 from fedseg.networks.split_stages import cut_names
+from fedseg.provenance.digest import model_digest
 from fedseg.simulation import find_sites
 from fedseg.summary import write_summary
 from fedseg.tasks.registry import resolve_task
@@ -103,10 +106,20 @@ def probe_run(run: Path, data: Path | None, options: ProbeOptions | None = None)
     training = parse_training(summary["training"])
     attack = Attack(split, training, public, victims, seed, settings, choose_device("auto"))
     inversion, views = probe(model, attack, chosen.cuts or None)
-    summary["inversion"] = {**parties.to_dict(), "model": file, **inversion.to_dict()}
+    found = {
+        **parties.to_dict(),
+        "model": file,
+        "model_digest": model_digest(model.weights),
+        **inversion.to_dict(),
+        "pictured": [cut.cut for cut in inversion.cuts],
+    }
+    merged, kept = merge_probes(summary.get("inversion"), found, cut_names(model.network))
     report = run / "report"
-    (report / RESULT).write_text(json.dumps(summary["inversion"], indent=1) + "\n", "utf-8")
-    draw_reconstructions(views, [cut.cut for cut in inversion.cuts], model.task, report / PICTURE)
+    if kept:
+        merged["pictured"] = kept
+        draw_reconstructions(views, kept, model.task, report / PICTURE)
+    summary["inversion"] = merged
+    (report / RESULT).write_text(json.dumps(merged, indent=1) + "\n", "utf-8")
     write_summary(summary, report)
     return summary
 
@@ -157,6 +170,11 @@ def _parties(
         public = tuple(case for site in others for case in sites[site].training)
         yield Parties(public, others, sites[victim].training, victim)
         return
+    if others and task.name not in PHANTOM_TASKS:
+        raise UsageError(
+            f"--phantoms {phantoms}: {task.name} has no phantoms. Leave it out: {data} has the images of "
+            f"{len(sites)} sites, which is enough."
+        )
     if task.name not in PHANTOM_TASKS:
         have = "one site with training cases is not enough" if victim else "no images were named"
         raise UsageError(
@@ -190,7 +208,13 @@ def _models(run: Path, summary: Summary) -> dict[str, str]:
     final = summary.get("final") or {}
     models = {"": final["model"]} if final.get("model") else dict(final.get("models") or {})
     if not models:
-        raise DataError(f"{run} has no last model, so there is nothing to probe.")
+        why = ""
+        if own_models(summary):
+            why = (
+                " No site gave its part of the network to the server at the end: a site's policy lets it out only with "
+                "the rule submit_model. The server, which has the features, could still learn to invert them."
+            )
+        raise DataError(f"{run} has no last model, so there is nothing to probe.{why}")
     return models
 
 

@@ -112,6 +112,18 @@ def test_privacy_of_noise_and_of_encryption(tmp_path: Path) -> None:
     assert all(phrase in text for phrase in ("dp-sgd", "3.217", "1e-05", "security bits 128"))
 
 
+def test_a_model_that_was_carried_has_no_weights_and_is_no_median(tmp_path: Path) -> None:
+    summary, texts = make_summary(2), []
+    for name in ("CyclicWeightTransfer", "Median"):
+        for entry in summary["rounds"]:
+            entry |= {"rule": {"name": name}, "weights": {}}
+        texts.append(words(page_of(tmp_path / name, summary)))
+    carried, median = ("carried from site to site" in text for text in texts)
+    assert (carried, median) == (True, False)
+    assert ["number by number" in text for text in texts] == [False, True]
+    assert all("Bytes count the serialised updates after all filters." in text for text in texts)
+
+
 def test_stale_figures_go(tmp_path: Path) -> None:
     stale = tmp_path / "report" / "figures" / "cross_site.png"
     stale.parent.mkdir(parents=True)

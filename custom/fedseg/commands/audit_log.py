@@ -18,6 +18,14 @@ from fedseg.provenance.reading import Record, read_record
 from fedseg.provenance.run_log import SERVER_SIDE
 
 _SHOWN = 16
+# Kinds of arrays in the answers to direct calls, for people.
+_LEFT = {
+    "features": "features of image patches",
+    "labels": "labels as they are",
+    "at_predictions": "gradients at the predictions, which tell the labels",
+    "parameters": "gradients of the site's part of the network",
+    "part": "weights of the site's part of the network",
+}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -120,6 +128,13 @@ def _sent(entry: Mapping[str, Any]) -> str:
     return f"{entry['task']}{rest}: {entry['content']}, {entry['bytes']} bytes{epsilon}"
 
 
+def _called(entry: Mapping[str, Any]) -> str:
+    rest = f"round {entry['round']}: " if entry.get("round") is not None else ""
+    left = ", ".join(_LEFT.get(kind, kind) for kind in entry["left"]) or "no data"
+    traffic = f"{entry['bytes_out']} bytes out, {entry['bytes_in']} bytes in"
+    return f"{rest}answered {entry['calls']} direct call(s) of the server; what left the site: {left}; {traffic}"
+
+
 def _refused(entry: Mapping[str, Any]) -> str:
     rest = f" in round {entry['round']}" if entry.get("round") is not None else ""
     job = f"; {_job(entry)}" if "job_id" in entry else ""
@@ -149,6 +164,7 @@ _DETAILS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "round": _round,
     "received": _received,
     "sent": _sent,
+    "called": _called,
     "refused": _refused,
     "final": _model,
     "model": _model,

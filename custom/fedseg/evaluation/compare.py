@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from fedseg.evaluation.decisions import last_rule
 from fedseg.evaluation.drawing import ACCENT, INK, grid, new_figure, save, style
 from fedseg.evaluation.report import embed, render
+from fedseg.evaluation.split_words import own_models
 from fedseg.evaluation.tables import (
     MEAN_OF_CASES,
     MEAN_OF_SITES,
@@ -84,7 +85,8 @@ def write_comparison(runs: Mapping[str, Summary], out: Path) -> dict[str, Path]:
         figure = save(_draw(runs, frame), out / "figures" / "runs.png")
     paths = {"csv": out / "comparison.csv", "md": out / "comparison.md", "figure": figure}
     frame.to_csv(paths["csv"])
-    paths["md"].write_text(markdown(table), "utf-8")
+    note = own_models_note(runs)
+    paths["md"].write_text(markdown(table) + (f"\n{note}\n" if note else ""), "utf-8")
     repeats = [
         [job, method, rule, str(int(row["count"])), shown(row["mean"]), shown(row["std"])]
         for (job, method, rule), row in repeats_frame(frame).iterrows()
@@ -97,9 +99,21 @@ def write_comparison(runs: Mapping[str, Summary], out: Path) -> dict[str, Path]:
         "figure": embed(figure),
         "tasks": sorted({task_of(s).name for s in runs.values()}),
         "splits": sorted(splits),
+        "note": note,
     }
     paths["html"] = render("compare.html.j2", out / "comparison.html", context)
     return paths
+
+
+def own_models_note(runs: Mapping[str, Summary]) -> str:
+    """Which runs have no single model, so that their numbers mean something else; empty where there is none."""
+    own = [name for name, summary in runs.items() if own_models(summary)]
+    if not own:
+        return ""
+    return (
+        f"{', '.join(own)}: every site was scored with a model of its own, on its own cases. These are no scores of a "
+        "single model, and tell nothing of other hospitals' cases; compare them with single models with care."
+    )
 
 
 def markdown(table: TextTable) -> str:

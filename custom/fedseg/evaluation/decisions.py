@@ -36,6 +36,12 @@ def without_weights(summary: Summary) -> bool:
     return bool(stated) and not any(stated)
 
 
+def carried(summary: Summary) -> bool:
+    """Whether one model went from site to site, as in cyclic weight transfer."""
+    history = rows(summary, "rounds")
+    return bool(history) and part(history[-1], "rule").get("name") == "CyclicWeightTransfer"
+
+
 def weight_table(summary: Summary) -> TextTable:
     """Each site's weight over the rounds beside its share of the training cases; empty where no site had a weight.
 

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from fedseg.evaluation.drawing import QUIET, picture_grid, save, style
+from fedseg.evaluation.split_words import own_models, submitted_parts
 from fedseg.evaluation.tables import Summary, number, part, rows
 from fedseg.evaluation.views import largest_slice, radiological
 from fedseg.evaluation.wording import TextTable, shown, shown_bytes
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 PICTURE = "inversion.png"
 SHOWN_PATCHES = 2
 WIDTH, GAP = 9.6, 0.04  # inches
+ALIKE = 0.02  # difference in SSIM up to which a reconstruction shows about as much as a copy
 # What a line of the table or a panel of the picture shows instead of a reconstruction.
 REFERENCES = {
     "half": "the image itself at half the resolution",
@@ -38,28 +40,44 @@ def inversion_table(summary: Summary) -> TextTable:
     for entry in rows(inversion, "cuts"):
         name = str(entry.get("cut"))
         mark = " (this job)" if name == inversion.get("cut") else ""
-        body.append([f"features of {name}{mark}", *_numbers(entry), shown_bytes(entry.get("bytes"))])
+        steps = shown(entry.get("steps"), ".0f")
+        body.append([f"features of {name}{mark}", *_numbers(entry), steps, shown_bytes(entry.get("bytes"))])
     references = part(inversion, "references")
-    body += [[text, *_numbers(part(references, name)), ""] for name, text in REFERENCES.items()]
-    header = ("What the image is compared with", "SSIM", "PSNR (dB)", "Correlation", "Sent for a patch")
+    body += [[text, *_numbers(part(references, name)), "", ""] for name, text in REFERENCES.items()]
+    header = (
+        "What the image is compared with",
+        "SSIM",
+        "PSNR (dB)",
+        "Correlation",
+        "Decoder steps",
+        "Sent for a patch",
+    )
     return TextTable(header, body, len(REFERENCES), 1)
 
 
 def inversion_verdict(summary: Summary) -> str:
-    """What the number of the job's own cut means; of all cuts the clearest one where the job's was not probed."""
+    """What the number of the job's own cut means; where it was not probed, that, and the clearest of the others."""
     inversion = part(summary, "inversion")
-    cuts = {str(entry.get("cut")): number(entry.get("ssim")) for entry in rows(inversion, "cuts")}
+    entries = {str(entry.get("cut")): entry for entry in rows(inversion, "cuts")}
+    cuts = {name: number(entry.get("ssim")) for name, entry in entries.items()}
     half, quarter, guess = (number(part(inversion, "references", n).get("ssim")) for n in ("half", "quarter", "guess"))
-    name = str(inversion.get("cut"))
-    if name not in cuts:
-        name = max(cuts, key=lambda cut: cuts[cut] or 0.0, default=name)
+    name, unprobed = str(inversion.get("cut")), ""
+    if cuts and name not in cuts:
+        unprobed = f"The job's own cut, {name}, was not measured. "
+        name = max(cuts, key=lambda cut: cuts[cut] or 0.0)
     ssim = cuts.get(name)
     if ssim is None or half is None or quarter is None or guess is None:
         return "The probe gave no number."
     likeness = f"an SSIM of {shown(ssim)} (1 is the image itself)"
-    start = f"From the features of {name} an image was reconstructed with {likeness}"
-    if ssim > half:
+    steps = number(entries[name].get("steps"))
+    trained = "" if steps is None else f" by a decoder that was trained for {steps:.0f} step{'s' * (steps != 1)}"
+    start = f"{unprobed}From the features of {name} an image was reconstructed{trained} with {likeness}"
+    if ssim > half + ALIKE:
         return f"{start}: the server sees more of an image than a copy at half its resolution shows ({shown(half)})."
+    for reference, resolution in ((half, "half"), (quarter, "a quarter of")):
+        if abs(ssim - reference) <= ALIKE:
+            seen = f"the server sees about as much of an image as a copy at {resolution} its resolution shows"
+            return f"{start}: {seen} ({shown(reference)})."
     if ssim > quarter:
         return (
             f"{start}: the server sees an image about as a copy at between a quarter ({shown(quarter)}) and half "
@@ -87,24 +105,25 @@ def inversion_words(summary: Summary) -> list[str]:
     patches = f"{inversion.get('public_patches')} patches of {has}"
     noise = number(inversion.get("feature_noise")) or 0.0
     sent = f"in {inversion.get('message')}" + (f", with noise of standard deviation {noise:g}" if noise else "")
-    separate = part(summary, "split").get("site_update") == "separate"
-    known = " A server knows the parts that sites train for themselves at the start of a run only." if separate else ""
-    told = [
+    return [
         f"A small decoder learned on {patches} how features come from images, and then reconstructed "
         f"{inversion.get('victim_patches')} patches of {whose} from their features alone, as these leave a site "
         f"({sent}). It was given the weights of the site's part of the network as they were at the end of the run."
-        f"{known}",
+        f"{_known_parts(summary)}",
         "This is a lower bound: what was reached here can be reached, and an attacker with more images, more time or "
         "a larger decoder may reach more. A low number is no guarantee.",
     ]
-    if part(summary, "split").get("labels") == "private":
-        told.append(
-            "Labels stayed at the sites in form only: the gradients that the sites send at the predictions tell the "
-            "label of each voxel to whoever looks for it."
-        )
-    else:
-        told.append("Labels were sent to the server as they are.")
-    return told
+
+
+def _known_parts(summary: Summary) -> str:
+    """Whether the server itself has the weights that the probe was given, where sites have parts of their own."""
+    if not own_models(summary):
+        return ""
+    return (
+        " During the training the server knows the parts of the sites as they began only. At the end it got that of "
+        f"{', '.join(submitted_parts(summary)) or 'no site'}, as a site's policy allows (rule submit_model): the very "
+        "weights that the probe used, which it can apply to features that it has kept."
+    )
 
 
 def draw_reconstructions(views: Sequence[Reconstruction], cuts: Sequence[str], task: Task, path: Path) -> Path:

@@ -17,6 +17,7 @@ from fedseg.evaluation import decisions, overlays, wording
 from fedseg.evaluation.drawing import DPI
 from fedseg.evaluation.figures import draw_figures
 from fedseg.evaluation.inversion import PICTURE, inversion_table, inversion_verdict, inversion_words
+from fedseg.evaluation.split_words import leaving_words, own_models, unmeasured_words
 from fedseg.evaluation.tables import MEAN_OF_CASES, MEAN_OF_SITES, Summary, part, rows, score_frame, task_of
 from fedseg.tasks.task import Task
 
@@ -110,6 +111,7 @@ def report_context(summary: Summary, task: Task, figures: Mapping[str, Path], ou
         "ending": decisions.ending(summary),
         "weights": decisions.weight_table(summary),
         "without_weights": decisions.without_weights(summary),
+        "carried": decisions.carried(summary),
         "selection": decisions.selection_table(summary),
         "selection_words": decisions.selection_words(summary),
         "cost": wording.cost_table(summary),
@@ -121,6 +123,10 @@ def report_context(summary: Summary, task: Task, figures: Mapping[str, Path], ou
         "withheld": final.get("withheld") or [],
         "privacy_facts": wording.privacy_facts(summary),
         "split_training": isinstance(summary.get("split"), Mapping),
+        "leaving": leaving_words(summary),
+        "own_models": own_models(summary),
+        "whose": "each site's own model" if own_models(summary) else "the final model",
+        "unmeasured": unmeasured_words(summary),
         "inversion": inversion_table(summary),
         "inversion_verdict": inversion_verdict(summary),
         "inversion_words": inversion_words(summary),

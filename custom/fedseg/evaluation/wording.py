@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from fedseg.evaluation.privacy import filter_rows
+from fedseg.evaluation.split_words import own_models
 from fedseg.evaluation.tables import (
     MEAN_OF_CASES,
     MEAN_OF_SITES,
@@ -90,9 +91,8 @@ def verdict(summary: Summary) -> list[str]:
     over_cases = f" ({shown(pooled)} when every case counts the same)" if number(pooled) is not None else ""
     where = f"{len(sites)} sites" if len(sites) > 1 else f"one site, {sites.index[0]}"
     result = shown(frame.loc[MEAN_OF_SITES, "Dice mean"])
-    sentences = [
-        f"{start}, the final model reaches a mean Dice of {result}{over_cases} on {cases} {split} cases of {where}."
-    ]
+    whose = "each site's own model, on its own cases, reaches" if own_models(summary) else "the final model reaches"
+    sentences = [f"{start}, {whose} a mean Dice of {result}{over_cases} on {cases} {split} cases of {where}."]
     return sentences + _extremes(summary, sites) + _best_model(summary) + _comparisons(summary)
 
 
@@ -120,6 +120,9 @@ def _best_model(summary: Summary) -> list[str]:
     if value is None or last is None:
         return []
     index, split = best.get("round", "?"), best.get("split") or "final"
+    if own_models(summary):
+        start = f"The sites' own models were best on validation cases in round {index}"
+        return [f"{start}; those reach {value:.3f} on the {split} cases."]
     return [
         f"The best model on validation cases was that of round {index}; on the {split} cases it reaches {value:.3f}."
     ]

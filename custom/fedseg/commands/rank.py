@@ -18,6 +18,7 @@ from fedseg.console import out
 from fedseg.errors import DataError, UsageError
 from fedseg.evaluation.case_tables import final_cases, last_validation_dice, read_case_scores, validation_counts
 from fedseg.evaluation.clocks import OWN_PROFILES, read_profiles, simulated_seconds
+from fedseg.evaluation.compare import own_models_note
 from fedseg.evaluation.convergence import WEEK, convergence_score, measured_seconds, validation_dice
 from fedseg.evaluation.decisions import last_rule
 from fedseg.evaluation.ranking import CONVERGENCE_WEIGHT, check_comparable, rank_cases
@@ -71,6 +72,8 @@ def run(options: argparse.Namespace) -> int:
         **_ranked(runs, finals, convergence),
     }
     _print(content)
+    if note := own_models_note(runs):
+        out().print(escape(note))
     if options.out is not None:
         _write(content, options.out)
         out().print(f"Written: {escape(str(options.out))}")

@@ -31,6 +31,9 @@ way = ways[min(sum(1 for _ in open(lines)), len(ways)) - 1]
 if way == "sleep":
     time.sleep(600)
 elif way.startswith("-"):
+    # Whoever runs the tests in the background may have SIGINT ignored.
+    if int(way[1:]) != signal.SIGKILL:
+        signal.signal(int(way[1:]), signal.SIG_DFL)
     os.kill(os.getpid(), int(way[1:]))
     time.sleep(600)
 elif way.startswith("file"):

@@ -76,7 +76,9 @@ def _sort_in(found: KitProcesses, process: psutil.Process, command: list[str], f
     if program is None or not any(word.startswith(os.sep) and Path(word).resolve() == folder for word in command):
         return
     if program.rpartition(".")[2] in _MAIN_PROGRAMS:
-        found.main = process
+        # For a moment a process that FLARE starts is a copy of FLARE's own.
+        if found.main is None or process.ppid() != found.main.pid:
+            found.main = process
     else:
         job = command[command.index("-n") + 1] if "-n" in command[:-1] else str(process.pid)
         found.jobs[job] = process

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from nvflare.private.fed.utils.fed_utils import nvflare_fobs_initialize
 
 from fedseg.data.datalist import Case
@@ -28,6 +29,15 @@ def flare_serialises() -> None:
     by every later test in this process.
     """
     nvflare_fobs_initialize()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Several threads wait for each other on images as small as those of the tests."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -38,13 +38,7 @@ SHORT = DecoderSettings(steps=12, width=4, blocks=1, crop=8, batch=2)
 EVERYTHING = (slice(0, 16), slice(0, 16), slice(0, 16))
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Several threads wait for each other on images as small as these."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def smooth_images(count, channels=1, size=16, seed=0):

@@ -19,12 +19,7 @@ MOMENTUM, RATE = 0.9, 0.1
 STEPS = {"a": 2, "b": 1, "c": 2}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def by_hand(plan, owner, rate=lambda visit, step, steps: RATE):

@@ -26,12 +26,7 @@ DYNUNET = {"name": "dynunet", "filters": [4, 6, 8], "strides": [1, 2, 2]}
 CLIPPED = {"gradient_clip": 0.05, "schedule": "one_cycle", "weight_decay": 1e-3}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def batches(sizes, seed=0):

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 from fedseg.errors import RefusalError
 from fedseg.executors.split_calls import AT_PREDICTIONS, FEATURES, PARAMETERS
@@ -13,12 +12,7 @@ from split_wire import SITES, STEPS, Wire, make_data, plain, plan_of
 SAID = "loss: its numbers are so large that the loss or a gradient is not finite"
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

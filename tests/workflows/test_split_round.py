@@ -21,13 +21,7 @@ from split_example import all_weights, same_bits
 from split_wire import SITES, STEPS, Wire, make_data, plain, plan_of
 from tiny import PLAN
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.executors.message_size import message_size
@@ -21,12 +20,7 @@ PASS = {"a": 2, "b": 2, "c": 1}
 TURNS = {"site_update": "handed_on"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

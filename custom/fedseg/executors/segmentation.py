@@ -10,9 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from nvflare.apis.analytix import AnalyticsDataType, LogWriterName
-from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
+from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.event_type import EventType
 from nvflare.apis.executor import Executor
 from nvflare.apis.fl_constant import FLContextKey, ReturnCode
@@ -20,7 +19,6 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 from nvflare.apis.utils.analytix_utils import create_analytic_dxo, send_analytic_dxo
-from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
@@ -44,8 +42,6 @@ from fedseg.executors.policy_check import (
 from fedseg.executors.protocol import (
     BYTES_DOWN,
     BYTES_UP,
-    KEEP,
-    LINEAGE,
     MODEL_NAME,
     PLAN_DIGEST,
     PREPARE,
@@ -60,6 +56,7 @@ from fedseg.executors.protocol import (
 )
 from fedseg.executors.site_profile import SiteProfile
 from fedseg.executors.site_record import SiteRecord
+from fedseg.executors.task_data import follow_server, received_arrays, update_message
 from fedseg.filters.base import hooks_of, own_names
 from fedseg.filters.chain import update_chain
 from fedseg.filters.context import SiteContext, job_name, job_plan, patients_of, site_profile
@@ -72,7 +69,7 @@ from fedseg.training.hooks import TrainingHook
 from fedseg.training.plan import Plan
 from fedseg.training.site_report import SiteReport
 from fedseg.training.site_round import empty_round, mean_loss, site_round
-from fedseg.training.state import DEFAULT_KEEP, SiteState, claim
+from fedseg.training.state import SiteState, claim
 from fedseg.training.trainer import ScoredCase, SiteTrainer
 
 logger = logging.getLogger(__name__)
@@ -182,13 +179,9 @@ class SegmentationExecutor(Executor):
     def _train(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         model = FLModelUtils.from_shareable(shareable)
         trainer = self._open(job_plan(fl_ctx), model.meta.get(RUN_ID), fl_ctx)
-        received = _weights(model.params)
+        received = received_arrays(model.params)
         round_number, total = int(model.current_round or 0), max(1, int(model.total_rounds or 1))
-        if trainer.state is not None:
-            # One more than the server, which may go back to a round while this site is already in the next.
-            kept = int(model.meta.get(KEEP, DEFAULT_KEEP))
-            trainer.state.keep = kept + 1 if kept else 0
-            trainer.state.start, trainer.state.lineage = model.meta.get(START), model.meta.get(LINEAGE)
+        follow_server(trainer.state, model.meta)
         apart, cases = encrypts(fl_ctx), len(trainer.datalist.training)
         self._record.received(received, round_number, model.meta, cases, apart)
         self._attach(trainer, round_number, received, model.meta, fl_ctx)
@@ -207,10 +200,7 @@ class SegmentationExecutor(Executor):
         if apart:
             hold(self._folder, round_number, model.meta.get(START), update, report)
             update = {}
-        meta = {**report.to_meta(), MetaKey.NUM_STEPS_CURRENT_ROUND: report.num_steps}
-        return FLModelUtils.to_shareable(
-            FLModel(params_type=ParamsType.DIFF, params=update, meta=meta, current_round=round_number)
-        )
+        return update_message(update, report, round_number)
 
     def _upload(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         """The update of the round, now that the server has said what it weighs; the job's filters encrypt it."""
@@ -223,16 +213,13 @@ class SegmentationExecutor(Executor):
         update, report = held(self._folder, number, task.meta.get(START))
         meta = {**task.meta, **weight_facts(weights, trainer.site)}
         self._attach(trainer, number, {}, meta, fl_ctx)
-        result = {**report.to_meta(), MetaKey.NUM_STEPS_CURRENT_ROUND: report.num_steps}
-        return FLModelUtils.to_shareable(
-            FLModel(params_type=ParamsType.DIFF, params=update, meta=result, current_round=number)
-        )
+        return update_message(update, report, number)
 
     def _validate(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         """Score a model: per split asked for, summaries over the site's cases; single cases stay at the site."""
         dxo = from_shareable(shareable)
         trainer = self._open(job_plan(fl_ctx), dxo.meta.get(RUN_ID), fl_ctx)
-        received = _weights(dxo.data)
+        received = received_arrays(dxo.data)
         weights = trainer.personal(received)
         splits = {s: trainer.datalist.final_split if s == "final" else s for s in dxo.meta.get(SPLITS, ["validation"])}
         scored: dict[str, list[ScoredCase]] = {}
@@ -360,12 +347,6 @@ def _hook(name: str, fl_ctx: FLContext) -> TrainingHook:
     if not isinstance(hook, TrainingHook):
         raise ConfigurationError("executor.hooks", name, "the id of a component that is a training hook")
     return hook
-
-
-def _weights(params: Any) -> Arrays:
-    if not isinstance(params, Mapping) or not params:
-        raise RefusalError("weights", "The task carries no weights.")
-    return {str(name): np.asarray(value) for name, value in params.items()}
 
 
 def _finite(loss: float | None) -> float | None:

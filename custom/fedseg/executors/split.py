@@ -7,13 +7,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from nvflare.apis.dxo import MetaKey, from_shareable
+from nvflare.apis.dxo import from_shareable
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
-from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from fedseg.errors import RefusalError
@@ -22,18 +20,17 @@ from fedseg.executors.call_desk import CallDesk
 from fedseg.executors.call_gate import CallGate
 from fedseg.executors.message_size import message_size
 from fedseg.executors.policy_check import check_features, curves_leave
-from fedseg.executors.protocol import KEEP, LINEAGE, RUN_ID, START
+from fedseg.executors.protocol import RUN_ID, START
 from fedseg.executors.segmentation import SegmentationExecutor
 from fedseg.executors.split_answers import SplitAnswers
 from fedseg.executors.split_calls import PATIENCE, SECRET, read_call, refusal
+from fedseg.executors.task_data import follow_server, received_arrays, update_message
 from fedseg.filters.context import job_plan
-from fedseg.networks.weights import Arrays
 from fedseg.privacy.policy import OPEN
 from fedseg.training.plan import Plan
 from fedseg.training.site_report import SiteReport
 from fedseg.training.site_round import mean_loss
 from fedseg.training.split_round_site import SplitSite
-from fedseg.training.state import DEFAULT_KEEP
 from fedseg.training.trainer import SiteTrainer
 
 logger = logging.getLogger(__name__)
@@ -81,13 +78,9 @@ class SplitExecutor(SegmentationExecutor):
         begin = time.perf_counter()
         model = FLModelUtils.from_shareable(shareable)
         trainer = self._open(job_plan(fl_ctx), model.meta.get(RUN_ID), fl_ctx)
-        answers, number, received = self._split, int(model.current_round or 0), _arrays(model.params)
+        answers, number, received = self._split, int(model.current_round or 0), received_arrays(model.params)
         start, secret = str(model.meta.get(START)), _secret(shareable)
-        if trainer.state is not None:
-            # One more than the server, which may go back to a round while this site is already in the next.
-            kept = int(model.meta.get(KEEP, DEFAULT_KEEP))
-            trainer.state.keep = kept + 1 if kept else 0
-            trainer.state.start, trainer.state.lineage = model.meta.get(START), model.meta.get(LINEAGE)
+        follow_server(trainer.state, model.meta)
         self._record.received(received, number, model.meta, len(trainer.datalist.training), False)
         self._attach(trainer, number, received, model.meta, fl_ctx)
         with torch.random.fork_rng(devices=[]):
@@ -118,17 +111,14 @@ class SplitExecutor(SegmentationExecutor):
         report = report.only((self._policy or OPEN).report_fields(self._guaranteed))
         if curves_leave(self._policy, self._guaranteed):
             self._send_curves(report, number, fl_ctx)
-        meta = {**report.to_meta(), MetaKey.NUM_STEPS_CURRENT_ROUND: report.num_steps}
-        return FLModelUtils.to_shareable(
-            FLModel(params_type=ParamsType.DIFF, params=update, meta=meta, current_round=number)
-        )
+        return update_message(update, report, number)
 
     def _validate(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         """Score the server's part together with this site's own, where it has one."""
         dxo = from_shareable(shareable)
         self._open(job_plan(fl_ctx), dxo.meta.get(RUN_ID), fl_ctx)
         self._split.site.restore(2**31)
-        dxo.data = self._split.site.joined(_arrays(dxo.data))
+        dxo.data = self._split.site.joined(received_arrays(dxo.data))
         return super()._validate(dxo.update_shareable(shareable), fl_ctx)
 
     @property
@@ -136,12 +126,6 @@ class SplitExecutor(SegmentationExecutor):
         if self._answers is None:
             raise RefusalError("state", "The task came before the run was opened at this site.")
         return self._answers
-
-
-def _arrays(params: Any) -> Arrays:
-    if not isinstance(params, Mapping) or not params:
-        raise RefusalError("weights", "The task carries no weights.")
-    return {str(name): np.asarray(value) for name, value in params.items()}
 
 
 def _secret(task: Shareable) -> str:

@@ -29,14 +29,14 @@ import numpy as np
 from kept_runs import keep, kept, load, run_all, spread
 
 from fedseg.data.datalist import Case, Datalist, read_datalist, write_datalist
-from fedseg.data.intake import read_source
+from fedseg.data.intake.sources import read_source
 from fedseg.data.partition import partition_by_sizes
 from fedseg.data.site_folders import write_sites
 from fedseg.evaluation.clocks import OWN_PROFILES, simulated_seconds
 from fedseg.evaluation.convergence import convergence_score, validation_dice
-from fedseg.in_process import InProcessFederation
-from fedseg.jobs import Job, read_job
-from fedseg.training.randomness import generator
+from fedseg.jobs.job import Job, read_job
+from fedseg.randomness import generator
+from fedseg.simulation.in_process import InProcessFederation
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

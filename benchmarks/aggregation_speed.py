@@ -35,9 +35,9 @@ from fedseg.aggregators.krum import Krum
 from fedseg.aggregators.norm_clipping import NormClipped
 from fedseg.aggregators.robust import CoordinateMedian, GeometricMedian, TrimmedMean
 from fedseg.aggregators.similarity import RegAgg, SimAgg
+from fedseg.contract.report import SiteReport
 from fedseg.networks.registry import ResidualUNet
 from fedseg.networks.weights import Arrays
-from fedseg.training.site_report import SiteReport
 
 NETWORK = ResidualUNet(channels=(32, 64, 128, 256, 512), strides=(2, 2, 2, 2))
 RULES = (

@@ -18,12 +18,12 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from fedseg.data.datalist import Datalist, read_datalist
-from fedseg.data.intake import read_source
+from fedseg.data.intake.sources import read_source
 from fedseg.data.partition import partition_by_sizes
 from fedseg.data.site_folders import write_sites
-from fedseg.evaluation.metrics import summarise
-from fedseg.jobs import read_job
+from fedseg.jobs.job import read_job
 from fedseg.networks.weights import apply_difference, get_weights
+from fedseg.tasks.segmentation.metrics import summarise
 from fedseg.training.trainer import SiteTrainer
 
 JOB = Path(__file__).parents[1] / "jobs" / "hippocampus_fedavg"

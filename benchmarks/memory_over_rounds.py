@@ -27,12 +27,12 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import psutil
 
-from fedseg.data.phantom import make_phantoms
-from fedseg.federation_processes import living_processes
-from fedseg.jobs import Job, read_job
-from fedseg.local_federation import LocalFederation, running
-from fedseg.project_file import read_project
-from fedseg.simulation import find_sites
+from fedseg.data.phantoms.phantoms import make_phantoms
+from fedseg.data.site_folders import find_sites
+from fedseg.deployment.kits.project_file import read_project
+from fedseg.deployment.local.federation import LocalFederation, running
+from fedseg.deployment.local.processes import living_processes
+from fedseg.jobs.job import Job, read_job
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATES = ROOT / "workspace_templates"

@@ -29,14 +29,14 @@ import matplotlib
 from kept_runs import keep, kept, load, run_all, spread
 
 from fedseg.data.datalist import read_datalist
-from fedseg.data.intake import read_source
+from fedseg.data.intake.sources import read_source
 from fedseg.data.partition import partition_by_sizes
 from fedseg.data.site_folders import write_sites
-from fedseg.evaluation.privacy import privacy_summary
-from fedseg.in_process import InProcessFederation
-from fedseg.jobs import Job, read_job
-from fedseg.privacy.accounting import Release, epsilon, noise_for
-from fedseg.training.model_file import write_model
+from fedseg.evaluation.privacy_summary import privacy_summary
+from fedseg.jobs.job import Job, read_job
+from fedseg.models.model_file import write_model
+from fedseg.privacy.accounting.epsilon import Release, epsilon, noise_for
+from fedseg.simulation.in_process import InProcessFederation
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -42,14 +42,14 @@ import numpy as np
 from kept_runs import keep, kept, load, run_all, spread
 
 from fedseg.data.datalist import Datalist, read_datalist, write_datalist
-from fedseg.data.intake import read_source
+from fedseg.data.intake.sources import read_source
 from fedseg.data.partition import partition_by_sizes
 from fedseg.data.site_folders import write_sites
-from fedseg.in_process import InProcessFederation, score_sites
-from fedseg.jobs import Job, read_job
-from fedseg.split_in_process import CYCLIC, POOLED, SPLIT, SplitInProcess
-from fedseg.training.split_message import step_bytes
-from fedseg.training.split_plan import plan_cost
+from fedseg.jobs.job import Job, read_job
+from fedseg.simulation.in_process import InProcessFederation, score_sites
+from fedseg.simulation.split_in_process import CYCLIC, POOLED, SPLIT, SplitInProcess
+from fedseg.training.split.halves import plan_cost
+from fedseg.training.split.message import step_bytes
 from fedseg.training.trainer import SiteTrainer
 
 matplotlib.use("Agg")

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from fedseg.contract.plan import parse_plan
 from fedseg.data.datalist import Datalist
 from fedseg.networks.weights import Arrays, apply_difference, get_weights
+from fedseg.site.state import SiteState
 from fedseg.training.hooks import TrainingHook
-from fedseg.training.plan import parse_plan
-from fedseg.training.state import SiteState
 from fedseg.training.trainer import SiteTrainer
 from tiny import PLAN
 

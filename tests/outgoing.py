@@ -11,12 +11,12 @@ from nvflare.apis.dxo import DXO, DataKind
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 
-from fedseg.executors.site_profile import SiteProfile
+from fedseg.contract.plan import Plan, parse_plan
+from fedseg.contract.report import SiteReport
+from fedseg.contract.update import Update
 from fedseg.filters.context import SiteContext
 from fedseg.networks.weights import Arrays, get_weights
-from fedseg.privacy.update import Update
-from fedseg.training.plan import Plan, parse_plan
-from fedseg.training.site_report import SiteReport
+from fedseg.site.profile import SiteProfile
 from tiny import PLAN
 
 REPORT = SiteReport(num_samples=3, num_steps=2, train_loss=0.5, val_loss=0.6, val_dice={"mean": 0.1}, val_cases=2)

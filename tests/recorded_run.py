@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from fedseg.contract.plan import parse_plan
+from fedseg.files.digest import model_digest
+from fedseg.files.hash_chain import RESERVED, HashChain
+from fedseg.files.hash_chain_check import verify
 from fedseg.networks.weights import get_weights
-from fedseg.privacy.hash_chain import RESERVED, HashChain
-from fedseg.privacy.hash_chain_check import verify
-from fedseg.provenance.digest import model_digest
 from fedseg.provenance.run_log import RunLog
-from fedseg.training.plan import parse_plan
-from fedseg.workflows.record import RunRecord
+from fedseg.workflows.run.record import RunRecord
 from tiny import PLAN
 
 RUN = "run-1"

@@ -6,18 +6,18 @@ import itertools
 
 from nvflare.fuel.utils import fobs
 
+from fedseg.contract.plan import parse_plan
 from fedseg.data.datalist import read_datalist
-from fedseg.executors.split_answers import SplitAnswers
-from fedseg.executors.split_calls import read_call
+from fedseg.executors.split.answers import SplitAnswers
+from fedseg.messages.calls.call import read_call
 from fedseg.networks.weights import join_extras
-from fedseg.training.plan import parse_plan
-from fedseg.training.split_plan import server_half, site_half
-from fedseg.training.split_round_site import SplitSite
-from fedseg.training.split_state import optimizer_arrays
-from fedseg.training.split_weights import average_parts
-from fedseg.training.state import SiteState
+from fedseg.site.state import SiteState
+from fedseg.training.split.halves import server_half, site_half
+from fedseg.training.split.site_round import SplitSite
+from fedseg.training.split.state import optimizer_arrays
+from fedseg.training.split.weights import average_parts
 from fedseg.training.trainer import SiteTrainer
-from fedseg.workflows.split_round import SplitRound, SplitTurns
+from fedseg.workflows.split.round import SplitRound, SplitTurns
 from tiny import PLAN, make_sites
 
 SITES = {"a": 4, "b": 3, "c": 2}

@@ -9,9 +9,9 @@ import pytest
 from nvflare.apis.event_type import EventType
 
 from fedseg.errors import ConfigurationError
-from fedseg.executors import steady_memory
-from fedseg.executors.steady_memory import SteadyMemory
 from fedseg.memory import give_back
+from fedseg.resilience import steady_memory
+from fedseg.resilience.steady_memory import SteadyMemory
 
 # Small pieces, of which every hundredth stays: the C library keeps all pages between them.
 PROGRAM = """

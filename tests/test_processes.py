@@ -5,9 +5,10 @@ import time
 import psutil
 import pytest
 
+from fedseg.data.site_folders import find_sites
 from fedseg.errors import UsageError
 from fedseg.processes import end_processes, process_group
-from fedseg.simulation import find_sites, prepare_output
+from fedseg.simulation.simulator import prepare_output
 
 ORPHAN = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
 

@@ -1,3 +1,3 @@
 """The version that jobs are stamped with and that sites compare."""
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"

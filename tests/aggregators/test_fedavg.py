@@ -6,8 +6,8 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 
 from fedseg.aggregators.fedavg import FedAvg
 from fedseg.aggregators.weighted import AggregationError, WeightedAggregator
+from fedseg.contract.report import META_KEY, SiteReport
 from fedseg.errors import ConfigurationError, RefusalError
-from fedseg.training.site_report import META_KEY, SiteReport
 
 
 def make_report(samples=1, steps=1, **values):

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from aggregators.test_fedavg import make_report, rounds_of
 from fedseg.aggregators.fedavg import FedAvg
 from fedseg.aggregators.fedcostwavg import FedCostWAvg
+from fedseg.contract.plan import parse_plan
 from fedseg.errors import ConfigurationError
-from fedseg.training.plan import parse_plan
 from tiny import PLAN
 
 FETS = {"a": 511, "b": 382, "c": 47, "d": 35, "e": 6}

@@ -8,9 +8,9 @@ from aggregators.test_fedavg import aggregate, make_update
 from fedseg.aggregators.base import AggregationError
 from fedseg.aggregators.fedavg import FedAvg
 from fedseg.aggregators.fednova import FedNova, accumulated_steps
+from fedseg.contract.plan import parse_plan
 from fedseg.data.datalist import Datalist
 from fedseg.errors import ConfigurationError
-from fedseg.training.plan import parse_plan
 from fedseg.training.trainer import SiteTrainer
 from tiny import PLAN
 

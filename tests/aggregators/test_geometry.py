@@ -4,9 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fedseg.aggregators import sums
 from fedseg.aggregators.geometry import measure
-from fedseg.aggregators.spool import UpdateSpool
+from fedseg.aggregators.spool import sums
+from fedseg.aggregators.spool.updates import UpdateSpool
 
 
 def fill(updates):

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from aggregators.test_fedavg import aggregate, make_update
-from fedseg.aggregators import sums
 from fedseg.aggregators.robust import CoordinateMedian, GeometricMedian, TrimmedMean
+from fedseg.aggregators.spool import sums
 from fedseg.errors import ConfigurationError
 
 NUMBERS = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=12)

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 
 from fedseg.cli import build_parser
+from fedseg.contract.plan import Plan, parse_plan
+from fedseg.contract.settings import TrainingSettings
+from fedseg.data.checks.findings import CODES
 from fedseg.data.datalist import read_datalist
-from fedseg.data.findings import CODES
-from fedseg.executors.site_profile import read_profile
-from fedseg.jobs import read_job
+from fedseg.jobs.job import read_job
 from fedseg.networks.registry import NETWORKS
+from fedseg.site.profile import read_profile
 from fedseg.tasks.registry import resolve_task
 from fedseg.tasks.task import Task
-from fedseg.training.plan import Plan, parse_plan
-from fedseg.training.settings import TrainingSettings
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -123,7 +123,9 @@ def test_every_command_line_is_valid(page, line, capsys):
 
 def test_scripts_and_jobs_that_are_named_exist():
     named = {
-        name for page in PAGES for name in re.findall(r"\b((?:scripts|jobs)/\w+(?:\.sh)?)", page.read_text("utf-8"))
+        name
+        for page in PAGES
+        for name in re.findall(r"(?<![\w/])((?:scripts|jobs)/\w+(?:\.sh)?)", page.read_text("utf-8"))
     }
     assert named
     assert {name for name in named if not (ROOT / name).exists()} == set()
@@ -221,7 +223,7 @@ def test_the_other_examples_are_what_the_code_reads(tmp_path):
 
 
 def test_the_method_of_the_guide_works():
-    from fedseg.training.site_report import SiteReport
+    from fedseg.contract.report import SiteReport
 
     rule, hook = blocks(DOCS / "how-to" / "add-a-method.md", "python")
     names: dict[str, object] = {}

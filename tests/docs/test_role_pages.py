@@ -16,23 +16,22 @@ from nvflare.fuel.f3.sfm import conn_manager, heartbeat_monitor
 from nvflare.fuel.hci.client.cli import AdminClient
 from nvflare.lighter.impl.cert import DEFAULT_CERT_VALID_DAYS
 
-from fedseg.component_policy import site_launcher
+from fedseg.deployment.coordination.session import Coordinator
+from fedseg.deployment.kits.equipping import HEART_BEAT_TIMEOUT, SERVER_STORAGE
+from fedseg.deployment.kits.installed_kit import START_SCRIPT, STARTUP
+from fedseg.deployment.kits.project_file import read_project
+from fedseg.deployment.operation.start_stop import LOG_FILE
 from fedseg.errors import RefusalError
-from fedseg.executors import held_update
-from fedseg.executors.site_profile import read_profile
-from fedseg.federation import Coordinator
-from fedseg.filters import kept_model
 from fedseg.filters.chain import is_guaranteed
-from fedseg.installed_kit import START_SCRIPT, STARTUP
-from fedseg.jobs import read_job
-from fedseg.privacy import ledger
-from fedseg.privacy.policy import SitePolicy, parse_policy
-from fedseg.privacy.policy_rules import check_protection, planned_fraction
-from fedseg.project_file import read_project
+from fedseg.jobs.allowed_components import site_launcher
+from fedseg.jobs.job import read_job
+from fedseg.privacy.accounting import ledger
 from fedseg.provenance.run_log import RECORD_FILE, REFUSED_FILE
-from fedseg.site_kits import HEART_BEAT_TIMEOUT, SERVER_STORAGE
-from fedseg.site_process import LOG_FILE
-from fedseg.training.state import SiteState
+from fedseg.site import held_update, kept_model
+from fedseg.site.policy import SitePolicy, parse_policy
+from fedseg.site.policy_rules import check_protection, planned_fraction
+from fedseg.site.profile import read_profile
+from fedseg.site.state import SiteState
 from fedseg.workflows.federated_training import FederatedTraining
 
 ROOT = Path(__file__).parents[2]

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from fedseg.component_policy import site_resources
-from fedseg.executors.site_profile import read_profile
-from fedseg.federation_processes import free_port
-from fedseg.installed_kit import read_kit
-from fedseg.project_file import on_this_machine, read_project
-from fedseg.provisioning import provision
-from fedseg.site_check import check_site
-from fedseg.site_check_result import CheckOptions
-from fedseg.site_checks_flare import SKEW_NOTED, SKEW_REFUSED
-from fedseg.site_checks_folders import ENOUGH_FREE, LEAST_FREE
-from fedseg.site_checks_kit import ENDS_SOON
-from fedseg.site_process import LOG_FILE
+from fedseg.deployment.kits.installed_kit import read_kit
+from fedseg.deployment.kits.project_file import on_this_machine, read_project
+from fedseg.deployment.kits.provisioning import provision
+from fedseg.deployment.local.processes import free_port
+from fedseg.deployment.operation.checks.flare import SKEW_NOTED, SKEW_REFUSED
+from fedseg.deployment.operation.checks.folders import ENOUGH_FREE, LEAST_FREE
+from fedseg.deployment.operation.checks.kit import ENDS_SOON
+from fedseg.deployment.operation.checks.page import check_site
+from fedseg.deployment.operation.checks.result import CheckOptions
+from fedseg.deployment.operation.start_stop import LOG_FILE
+from fedseg.jobs.allowed_components import site_resources
+from fedseg.site.profile import read_profile
 
 ROOT = Path(__file__).parents[2]
 GUIDES = ROOT / "docs" / "how-to"

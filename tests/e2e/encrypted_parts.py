@@ -8,9 +8,9 @@ from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_component import FLComponent
 from nvflare.apis.fl_constant import FLContextKey
 
+from fedseg.contract.update import Stage
 from fedseg.errors import RefusalError
 from fedseg.filters.base import UpdateFilter
-from fedseg.privacy.update import Stage
 
 
 class DropOut(UpdateFilter):

@@ -9,11 +9,11 @@ from federation_parts import COORDINATOR, POLICY, SITES, TEMPLATE, tiny_job
 from safetensors.numpy import load_file
 
 from fedseg.data.datalist import read_datalist
-from fedseg.federation_processes import job_processes, living_processes
-from fedseg.fetched_run import fetch_into
-from fedseg.in_process import InProcessFederation
-from fedseg.local_federation import running
-from fedseg.project_file import HOST, read_project
+from fedseg.deployment.coordination.fetched_run import fetch_into
+from fedseg.deployment.kits.project_file import HOST, read_project
+from fedseg.deployment.local.federation import running
+from fedseg.deployment.local.processes import job_processes, living_processes
+from fedseg.simulation.in_process import InProcessFederation
 from tiny import PLAN, make_sites
 
 SERVER = HOST

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from fedseg.cli import main
-from fedseg.jobs import read_job
-from fedseg.project_file import HOST
+from fedseg.deployment.kits.project_file import HOST
+from fedseg.jobs.job import read_job
 from tiny import PLAN
 
 ROOT = Path(__file__).parents[2]

@@ -7,8 +7,8 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.app_common.abstract.model import ModelLearnable, ModelLearnableKey, make_model_learnable
 from nvflare.app_common.abstract.model_persistor import ModelPersistor
 
+from fedseg.contract.plan import read_plan
 from fedseg.networks.weights import get_weights
-from fedseg.training.plan import read_plan
 
 
 class SeededPersistor(ModelPersistor):

@@ -4,9 +4,9 @@ import json
 import time
 from pathlib import Path
 
-from fedseg.executors.protocol import TEXT
-from fedseg.executors.split import SplitExecutor
-from fedseg.executors.split_calls import TOPIC, Ask
+from fedseg.contract.protocol import TEXT
+from fedseg.executors.split.executor import SplitExecutor
+from fedseg.messages.calls.call import TOPIC, Ask
 
 
 class StandingStill(SplitExecutor):

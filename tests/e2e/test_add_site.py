@@ -14,15 +14,15 @@ import pytest
 import yaml
 from federation_parts import COORDINATOR, POLICY, ROOT, TEMPLATE, tiny_job
 
-from fedseg.certificates import read_certificate
 from fedseg.data.datalist import read_datalist, write_datalist
-from fedseg.federation_processes import listens
-from fedseg.installed_kit import read_kit
-from fedseg.kit_processes import find_processes
-from fedseg.kits import sha256_of
-from fedseg.local_federation import running
-from fedseg.project_file import PROJECT_FILE, on_this_machine, read_project
-from fedseg.site_process import stop
+from fedseg.deployment.kits.certificates import read_certificate
+from fedseg.deployment.kits.federation_kits import sha256_of
+from fedseg.deployment.kits.installed_kit import read_kit
+from fedseg.deployment.kits.project_file import PROJECT_FILE, on_this_machine, read_project
+from fedseg.deployment.local.federation import running
+from fedseg.deployment.local.processes import listens
+from fedseg.deployment.operation.kit_processes import find_processes
+from fedseg.deployment.operation.start_stop import stop
 from tiny import make_sites
 
 pytestmark = pytest.mark.full

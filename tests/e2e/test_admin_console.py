@@ -17,9 +17,9 @@ import psutil
 import pytest
 from federation_parts import COORDINATOR, POLICY, TEMPLATE, fedseg, tiny_job
 
-from fedseg.jobs import read_job
-from fedseg.local_federation import running
-from fedseg.project_file import read_project
+from fedseg.deployment.kits.project_file import read_project
+from fedseg.deployment.local.federation import running
+from fedseg.jobs.job import read_job
 from tiny import make_sites
 
 SECONDS, ANSWER_SECONDS, LINE_SECONDS = 300, 60, 2

@@ -16,10 +16,11 @@ from nvflare.apis.workspace import Workspace
 from nvflare.app_common.logging.constants import Channels
 from nvflare.app_common.widgets.component_path_authorizer import ComponentPathAuthorizer
 
-from fedseg import component_policy, simulation
-from fedseg.executors.protocol import BYTES_DOWN, BYTES_UP, REASON, TEXT
-from fedseg.jobs import read_job
-from fedseg.training.site_report import META_KEY, UNPROTECTED
+from fedseg.contract.protocol import BYTES_DOWN, BYTES_UP, REASON, TEXT
+from fedseg.contract.report import META_KEY, UNPROTECTED
+from fedseg.jobs import allowed_components as component_policy
+from fedseg.jobs.job import read_job
+from fedseg.simulation import simulator as simulation
 from tiny import PLAN, make_sites
 
 ROOT = Path(__file__).parents[2]

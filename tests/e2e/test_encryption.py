@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from fedseg import component_policy, simulation
 from fedseg.cli import main
-from fedseg.evaluation.report import write_report
-from fedseg.jobs import read_job
-from fedseg.privacy.encrypted_model import EncryptedModel, first_id
-from fedseg.privacy.encryption_context import secret_context
-from fedseg.summary import build_summary, write_summary
-from fedseg.training.model_file import read_model
-from fedseg.workflows.encrypted_history import EncryptedHistory
+from fedseg.evaluation.report.page import write_report
+from fedseg.evaluation.summary import write_summary
+from fedseg.jobs import allowed_components as component_policy
+from fedseg.jobs.job import read_job
+from fedseg.models.model_file import read_model
+from fedseg.privacy.encryption.context import secret_context
+from fedseg.privacy.encryption.model import EncryptedModel, first_id
+from fedseg.simulation import simulator as simulation
+from fedseg.simulation.results import build_summary
+from fedseg.workflows.encrypted.history import EncryptedHistory
 from tiny import PLAN, make_sites
 
 ROOT = Path(__file__).parents[2]

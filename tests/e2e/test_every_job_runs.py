@@ -11,17 +11,17 @@ import pytest
 from federation_parts import COORDINATOR, POLICY, ROOT, fedseg
 
 from fedseg.data.datalist import FILE_NAME
-from fedseg.data.phantom import make_phantoms
-from fedseg.executors.site_profile import CONTEXT_FILE
-from fedseg.jobs import read_job
-from fedseg.local_federation import STATE, running
+from fedseg.data.phantoms.phantoms import make_phantoms
+from fedseg.deployment.kits.equipping import place_state
+from fedseg.deployment.kits.project_file import HOST, read_project
+from fedseg.deployment.local.federation import STATE, running
+from fedseg.jobs.job import read_job
+from fedseg.models.model_file import read_model
 from fedseg.networks.weights import get_weights
-from fedseg.privacy.ledger import Ledger
-from fedseg.project_file import HOST, read_project
-from fedseg.site_kits import place_state
-from fedseg.training.model_file import read_model
-from fedseg.training.split_message import step_bytes, turn_bytes
-from fedseg.training.split_plan import plan_cost
+from fedseg.privacy.accounting.ledger import Ledger
+from fedseg.site.profile import CONTEXT_FILE
+from fedseg.training.split.halves import plan_cost
+from fedseg.training.split.message import step_bytes, turn_bytes
 from tiny import PLAN, make_sites
 
 SECONDS, CASES = 600, 3

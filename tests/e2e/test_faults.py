@@ -7,11 +7,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fedseg import component_policy, simulation
-from fedseg.evaluation.report import write_report
-from fedseg.jobs import read_job
-from fedseg.summary import build_summary, write_summary
-from fedseg.training.model_file import read_model
+from fedseg.evaluation.report.page import write_report
+from fedseg.evaluation.summary import write_summary
+from fedseg.jobs import allowed_components as component_policy
+from fedseg.jobs.job import read_job
+from fedseg.models.model_file import read_model
+from fedseg.simulation import simulator as simulation
+from fedseg.simulation.results import build_summary
 from tiny import PLAN, make_sites
 
 ROOT = Path(__file__).parents[2]

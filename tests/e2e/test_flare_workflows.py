@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedseg.component_policy import site_resources
 from fedseg.data.datalist import read_datalist
-from fedseg.executors.site_profile import DATA_VARIABLE, STATE_VARIABLE
-from fedseg.in_process import InProcessFederation
-from fedseg.jobs import read_job
+from fedseg.jobs.allowed_components import site_resources
+from fedseg.jobs.job import read_job
+from fedseg.simulation.in_process import InProcessFederation
+from fedseg.site.profile import DATA_VARIABLE, STATE_VARIABLE
 from tiny import PLAN, make_sites
 
 pytestmark = pytest.mark.full

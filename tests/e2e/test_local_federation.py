@@ -10,11 +10,11 @@ from federation_parts import COORDINATOR, POLICY, SITES, TEMPLATE, fedseg, shake
 from safetensors.numpy import load_file
 
 from fedseg.data.datalist import read_datalist
-from fedseg.federation_processes import listens
-from fedseg.fetched_run import fetch_into
-from fedseg.in_process import InProcessFederation
-from fedseg.local_federation import PROCESSES_FILE, running
-from fedseg.project_file import read_project
+from fedseg.deployment.coordination.fetched_run import fetch_into
+from fedseg.deployment.kits.project_file import read_project
+from fedseg.deployment.local.federation import PROCESSES_FILE, running
+from fedseg.deployment.local.processes import listens
+from fedseg.simulation.in_process import InProcessFederation
 from tiny import make_sites
 
 ROUNDS, SECONDS = 2, 240

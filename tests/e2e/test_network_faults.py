@@ -18,9 +18,9 @@ from types import SimpleNamespace
 import pytest
 from fault_parts import SECONDS, SERVER, federation, said, wait_until
 
-from fedseg.federation_processes import free_port
-from fedseg.privacy.accounting import Release, epsilon
-from fedseg.privacy.ledger import Ledger
+from fedseg.deployment.local.processes import free_port
+from fedseg.privacy.accounting.epsilon import Release, epsilon
+from fedseg.privacy.accounting.ledger import Ledger
 
 pytestmark = pytest.mark.full
 

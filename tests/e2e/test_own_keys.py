@@ -18,14 +18,14 @@ from types import SimpleNamespace
 import pytest
 from federation_parts import ROOT, fedseg, tiny_job
 
-from fedseg.certificates import read_certificate
-from fedseg.component_policy import site_resources
-from fedseg.federation import FederationError, connect
-from fedseg.federation_processes import free_port, launch, listens, living_processes
-from fedseg.kits import Kit, certificate_file
+from fedseg.deployment.coordination.session import FederationError, connect
+from fedseg.deployment.kits.certificates import read_certificate
+from fedseg.deployment.kits.equipping import place_state
+from fedseg.deployment.kits.federation_kits import Kit, certificate_file
+from fedseg.deployment.local.processes import free_port, launch, listens, living_processes
+from fedseg.files.documents import read_json
+from fedseg.jobs.allowed_components import site_resources
 from fedseg.processes import end_processes
-from fedseg.site_kits import place_state
-from fedseg.training.plan import read_json
 from tiny import make_sites
 
 pytestmark = pytest.mark.full

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from fedseg.contract.shapes import update_shapes
 from fedseg.data.datalist import read_datalist
-from fedseg.filters.restore import update_shapes
-from fedseg.in_process import InProcessFederation
-from fedseg.jobs import read_job
+from fedseg.jobs.job import read_job
+from fedseg.simulation.in_process import InProcessFederation
 from tiny import PLAN, make_sites
 
 ROOT = Path(__file__).parents[2]

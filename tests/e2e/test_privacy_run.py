@@ -12,12 +12,12 @@ import pytest
 from safetensors.numpy import load_file
 
 from fedseg.data.datalist import read_datalist
-from fedseg.in_process import InProcessFederation
-from fedseg.jobs import read_job
+from fedseg.jobs.job import read_job
+from fedseg.models.model_file import write_model
 from fedseg.networks.weights import get_weights
-from fedseg.privacy.accounting import Release, epsilon
-from fedseg.privacy.ledger import Ledger
-from fedseg.training.model_file import write_model
+from fedseg.privacy.accounting.epsilon import Release, epsilon
+from fedseg.privacy.accounting.ledger import Ledger
+from fedseg.simulation.in_process import InProcessFederation
 from tiny import PLAN, make_sites
 
 ROOT = Path(__file__).parents[2]

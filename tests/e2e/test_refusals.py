@@ -21,16 +21,16 @@ import pytest
 from federation_parts import COORDINATOR, POLICY, TEMPLATE, fedseg, shakes_hands, tiny_job
 
 import fedseg as package
-from fedseg.executors.site_profile import PROFILE_FILE
-from fedseg.federation_processes import free_port, launch, living_processes
-from fedseg.jobs import read_job
-from fedseg.local_federation import STATE, running
-from fedseg.packaging import package_job
+from fedseg.deployment.kits.equipping import RESOURCES_FILE
+from fedseg.deployment.kits.project_file import HOST, on_this_machine, read_project
+from fedseg.deployment.kits.provisioning import provision
+from fedseg.deployment.local.federation import STATE, running
+from fedseg.deployment.local.processes import free_port, launch, living_processes
+from fedseg.jobs.job import read_job
+from fedseg.jobs.packaging import package_job
 from fedseg.processes import end_processes
-from fedseg.project_file import HOST, on_this_machine, read_project
-from fedseg.provisioning import provision
-from fedseg.site_kits import RESOURCES_FILE
-from fedseg.training.state import SiteState
+from fedseg.site.profile import PROFILE_FILE
+from fedseg.site.state import SiteState
 from fedseg.version import __version__
 from tiny import make_sites
 

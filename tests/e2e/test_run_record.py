@@ -10,11 +10,11 @@ import pytest
 from federation_parts import fedseg, tiny_job
 
 from docs.test_docs import blocks, commands
-from fedseg.provenance.model_note import read_note
+from fedseg.contract.plan import parse_plan
+from fedseg.models.model_file import read_model, write_model
+from fedseg.models.note import read_note
 from fedseg.provenance.reading import read_record
-from fedseg.training.model_file import read_model, write_model
-from fedseg.training.plan import parse_plan
-from fedseg.training.state import SiteState
+from fedseg.site.state import SiteState
 from tiny import PLAN, make_sites
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "run-record.md"

@@ -13,12 +13,12 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
+from fedseg.contract.plan import parse_plan
 from fedseg.data.datalist import read_datalist
-from fedseg.in_process import InProcessFederation
-from fedseg.jobs import read_job
+from fedseg.jobs.job import read_job
+from fedseg.jobs.packaging import package_job
 from fedseg.networks.weights import get_weights
-from fedseg.packaging import package_job
-from fedseg.training.plan import parse_plan
+from fedseg.simulation.in_process import InProcessFederation
 from fedseg.training.trainer import SiteTrainer
 from tiny import PLAN, make_sites
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from fedseg import simulation
-from fedseg.jobs import read_job
-from fedseg.summary import build_summary
+from fedseg.jobs.job import read_job
+from fedseg.simulation import simulator as simulation
+from fedseg.simulation.results import build_summary
 from tiny import PLAN, make_sites
 
 JOB = Path(__file__).parents[2] / "jobs" / "hippocampus_partial"

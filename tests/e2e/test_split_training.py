@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from fedseg import component_policy, simulation
 from fedseg.data.datalist import read_datalist
-from fedseg.jobs import read_job
-from fedseg.networks.split_stages import cut_names
+from fedseg.jobs import allowed_components as component_policy
+from fedseg.jobs.job import read_job
+from fedseg.networks.split.stages import cut_names
 from fedseg.provenance.reading import read_record
-from fedseg.split_in_process import CYCLIC, SPLIT, SplitInProcess
-from fedseg.training.split_message import step_bytes, turn_bytes
-from fedseg.training.split_plan import plan_cost
+from fedseg.simulation import simulator as simulation
+from fedseg.simulation.split_in_process import CYCLIC, SPLIT, SplitInProcess
+from fedseg.training.split.halves import plan_cost
+from fedseg.training.split.message import step_bytes, turn_bytes
 from tiny import PLAN, make_sites
 
 ROOT = Path(__file__).parents[2]
@@ -77,7 +78,7 @@ def summed(folder, data):
 def simulated_with(executor, arguments, job, data, out, monkeypatch, **workflow):
     """A run in which the sites have an executor of these tests; its results."""
     monkeypatch.setattr(component_policy, "FEDSEG_CLASSES", (*component_policy.FEDSEG_CLASSES, executor))
-    monkeypatch.setattr("fedseg.job_split._EXECUTOR", executor)
+    monkeypatch.setattr("fedseg.jobs.split._EXECUTOR", executor)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
     job = read_job(job)
     for key, value in (("task", PLAN["task"]), ("network", PLAN["network"]), ("training", TRAINING), ("seed", 3)):

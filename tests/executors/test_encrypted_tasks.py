@@ -13,15 +13,15 @@ from nvflare.apis.signal import Signal
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
+from fedseg.contract.plan import parse_plan
+from fedseg.contract.protocol import REASON, RUN_ID, START, TEXT, UPLOAD, WEIGHED, WEIGHT
+from fedseg.contract.report import SiteReport, parse_report
 from fedseg.errors import RefusalError
-from fedseg.executors.held_update import held, hold, largest, weight_facts
-from fedseg.executors.protocol import REASON, RUN_ID, START, TEXT, UPLOAD, WEIGHED, WEIGHT
-from fedseg.executors.segmentation import SegmentationExecutor
+from fedseg.executors.training import SegmentationExecutor
 from fedseg.filters.context import attached_context
 from fedseg.filters.encrypt import EncryptUpdate
 from fedseg.networks.weights import get_weights
-from fedseg.training.plan import parse_plan
-from fedseg.training.site_report import SiteReport, parse_report
+from fedseg.site.held_update import held, hold, largest, weight_facts
 from tiny import PLAN, make_sites
 
 PARSED = parse_plan(PLAN)

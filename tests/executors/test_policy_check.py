@@ -5,12 +5,15 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from executors.test_segmentation import Site
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.fl_constant import FLContextKey, ReservedKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.app_common.widgets.convert_to_fed_event import ConvertToFedEvent
 
-from executors.test_segmentation import Site
+from fedseg.contract.plan import parse_plan
+from fedseg.contract.protocol import REASON, TEXT
+from fedseg.contract.report import META_KEY
 from fedseg.errors import RefusalError
 from fedseg.executors.policy_check import (
     JobTerms,
@@ -22,20 +25,17 @@ from fedseg.executors.policy_check import (
     curves_leave,
     job_terms,
 )
-from fedseg.executors.protocol import REASON, TEXT
-from fedseg.executors.segmentation import SegmentationExecutor
+from fedseg.executors.training import SegmentationExecutor
 from fedseg.filters.encrypt import EncryptUpdate
-from fedseg.filters.guard import Guard
+from fedseg.filters.guard.guard import Guard
 from fedseg.filters.layers import PrivateLayers
 from fedseg.filters.noise import GaussianNoise
 from fedseg.filters.norm_clip import NormClip
 from fedseg.filters.share_fraction import ShareFraction
 from fedseg.networks.weights import get_weights
-from fedseg.privacy.policy import SitePolicy, parse_policy
-from fedseg.training.class_weights import ClassWeights
-from fedseg.training.fedprox import FedProx
-from fedseg.training.plan import parse_plan
-from fedseg.training.site_report import META_KEY
+from fedseg.site.policy import SitePolicy, parse_policy
+from fedseg.training.methods.class_weights import ClassWeights
+from fedseg.training.methods.fedprox import FedProx
 from tiny import PLAN, make_sites
 
 TERMS = JobTerms("brats_partial", "brats", "brats", fraction=0.1, guarded=True)
@@ -217,7 +217,7 @@ def test_every_task_asks_the_policy_as_it_is_now(site):
 
 
 def test_a_job_is_refused_before_its_data_is_looked_at(site, monkeypatch):
-    monkeypatch.setattr("fedseg.executors.segmentation.admit_data", lambda *a: pytest.fail("it was looked at"))
+    monkeypatch.setattr("fedseg.executors.training.admit_data", lambda *a: pytest.fail("it was looked at"))
     site.policy(tasks=["brats"])
     assert "rule tasks" in site.prepare().get_header(TEXT)
 

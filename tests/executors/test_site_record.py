@@ -4,17 +4,17 @@ import json
 
 import numpy as np
 import pytest
+from executors.test_segmentation import Site
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey, ReturnCode
 from nvflare.apis.shareable import ReservedHeaderKey, make_reply
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 
-from executors.test_segmentation import Site
-from fedseg.executors.protocol import BYTES_UP, MODEL_ID, MODEL_NAME, REASON, RUN_ID, SPLITS, START, TEXT
-from fedseg.filters.guard import empty_result
-from fedseg.privacy.hash_chain import HashChain
-from fedseg.provenance.digest import folder_digest, model_digest
+from fedseg.contract.protocol import BYTES_UP, MODEL_ID, MODEL_NAME, REASON, RUN_ID, SPLITS, START, TEXT
+from fedseg.files.digest import folder_digest, model_digest
+from fedseg.files.hash_chain import HashChain
+from fedseg.messages.replies import empty_result
 from fedseg.provenance.reading import read_record
 from tiny import PLAN, make_sites
 
@@ -101,7 +101,7 @@ def test_the_servers_word_for_a_model_counts_only_where_it_came_encrypted(site, 
     weights = site.weights()
     site.task("train", site.message(**{MODEL_ID: "as the server likes"}))
     assert site.lines("received")[0]["model"] == model_digest(weights)
-    monkeypatch.setattr("fedseg.executors.segmentation.encrypts", lambda fl_ctx: True)
+    monkeypatch.setattr("fedseg.executors.training.encrypts", lambda fl_ctx: True)
     site.task("train", site.message(number=1, **{MODEL_ID: "id-1"}))
     line = site.lines("received")[1]
     assert (line["model"], line["weights"]) == ("id-1", model_digest(weights))
@@ -171,7 +171,7 @@ def full_disk(monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fedseg.privacy.hash_chain.os.write", full)
+    monkeypatch.setattr("fedseg.files.hash_chain.os.write", full)
 
 
 def test_without_a_line_in_the_record_nothing_is_trained(site, monkeypatch, tmp_path):

@@ -11,8 +11,7 @@ from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.decomposers import numpy_decomposers
 from nvflare.fuel.utils import fobs
 
-from fedseg.errors import RefusalError
-from fedseg.executors.protocol import (
+from fedseg.contract.protocol import (
     ENCRYPTED_FACTS,
     MODE,
     MODEL_ID,
@@ -24,14 +23,15 @@ from fedseg.executors.protocol import (
     WEIGHED,
     WEIGHT,
 )
-from fedseg.executors.site_profile import CONTEXT_FILE
+from fedseg.errors import RefusalError
 from fedseg.filters.encrypt import ALGORITHM, DecryptModel, EncryptUpdate
-from fedseg.filters.kept_model import read_kept
-from fedseg.privacy.encrypted_model import EncryptedModel, EncryptedRound, first_id
-from fedseg.privacy.encrypted_update import decrypt_update, encrypt_update
-from fedseg.privacy.encryption import CiphertextSum, read_ciphertexts
-from fedseg.privacy.encryption_context import make_contexts, public_context, secret_context
-from fedseg.privacy.fixed_point import MODES, choose_fields
+from fedseg.privacy.encryption.ciphertexts import CiphertextSum, read_ciphertexts
+from fedseg.privacy.encryption.context import make_contexts, public_context, secret_context
+from fedseg.privacy.encryption.fixed_point import MODES, choose_fields
+from fedseg.privacy.encryption.model import EncryptedModel, EncryptedRound, first_id
+from fedseg.privacy.encryption.update import decrypt_update, encrypt_update
+from fedseg.site.kept_model import read_kept
+from fedseg.site.profile import CONTEXT_FILE
 from outgoing import make_context, make_fl_context, make_message, make_update
 
 SITE, SERVER = make_contexts()
@@ -135,7 +135,7 @@ def test_without_a_usable_key_nothing_leaves(tmp_path, key, said):
 
 def test_a_context_below_128_bits_is_refused_at_the_site(tmp_path, monkeypatch):
     weak = {256: lambda degree: 50, 192: lambda degree: 60, 128: lambda degree: 72}
-    monkeypatch.setattr("fedseg.privacy.encryption_context._LEVELS", weak)
+    monkeypatch.setattr("fedseg.privacy.encryption.context._LEVELS", weak)
     with pytest.raises(RefusalError, match="less than 128 bits of security"):
         encrypted(tmp_path, make_update())
 

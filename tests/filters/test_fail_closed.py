@@ -18,10 +18,11 @@ from nvflare.app_common.app_constant import AppConstants
 from nvflare.fuel.utils import fobs
 
 import fedseg.filters
-from fedseg.executors.protocol import REASON, STEPS, TEXT
-from fedseg.filters.base import UpdateFilter, read_update
-from fedseg.privacy.update import DENSE
-from fedseg.training.site_report import META_KEY
+from fedseg.contract.protocol import REASON, STEPS, TEXT
+from fedseg.contract.report import META_KEY
+from fedseg.contract.update import DENSE
+from fedseg.filters.base import UpdateFilter
+from fedseg.messages.updates import read_update
 from outgoing import REPORT, make_context, make_fl_context, make_message
 
 # Every filter over updates with the fewest arguments.
@@ -45,7 +46,7 @@ ARGUMENTS = {
     },
 }
 # Those whose good case needs more than an update: a key, or a round of private training. test_encrypt.py and
-# training/test_dp_sgd.py have them.
+# training/methods/test_patient_dp_sgd.py have them.
 ELSEWHERE = {"DPSGD", "EncryptUpdate"}
 MARK = np.random.default_rng(7).normal(size=(4, 16)).astype(np.float32)
 NAME = "model.0.residual.weight"

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from torch import nn
 
+from fedseg.contract.plan import parse_plan
+from fedseg.contract.update import Update
 from fedseg.data.datalist import read_datalist
 from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.filters.layers import PrivateLayers, SharedLayers
-from fedseg.in_process import InProcessFederation
-from fedseg.jobs import read_job
+from fedseg.jobs.job import read_job
 from fedseg.networks.registry import ResidualUNet
 from fedseg.networks.weights import get_weights
-from fedseg.privacy.update import Update
-from fedseg.training.plan import parse_plan
+from fedseg.simulation.in_process import InProcessFederation
 from fedseg.training.trainer import SiteTrainer
 from outgoing import REPORT, make_context, make_update
 from tiny import PLAN, make_sites

@@ -12,16 +12,16 @@ from nvflare.apis.fl_constant import ReturnCode
 from nvflare.fuel.utils import fobs
 from scipy import optimize, stats
 
+from fedseg.contract.plan import parse_plan
+from fedseg.contract.protocol import REASON, STEPS, TEXT
+from fedseg.contract.report import META_KEY, SiteReport, parse_report
+from fedseg.contract.update import Update
 from fedseg.errors import ConfigurationError, RefusalError
-from fedseg.executors.protocol import REASON, STEPS, TEXT
 from fedseg.filters.noise import GaussianNoise, LaplaceNoise
-from fedseg.privacy.clipping import l1_norm, l2_norm
-from fedseg.privacy.ledger import FILE, Ledger
-from fedseg.privacy.ledger_errors import BudgetError, LedgerError
-from fedseg.privacy.policy import Budget, SitePolicy
-from fedseg.privacy.update import Update
-from fedseg.training.plan import parse_plan
-from fedseg.training.site_report import META_KEY, SiteReport, parse_report
+from fedseg.privacy.accounting.ledger import FILE, Ledger
+from fedseg.privacy.accounting.ledger_errors import BudgetError, LedgerError
+from fedseg.privacy.mechanisms.clipping import l1_norm, l2_norm
+from fedseg.site.policy import Budget, SitePolicy
 from outgoing import REPORT, flat, make_context, make_fl_context, make_message, make_update
 from tiny import PLAN
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from fedseg.contract.update import Update
 from fedseg.errors import ConfigurationError
 from fedseg.filters.norm_clip import NormClip
-from fedseg.privacy.update import Update
 from outgoing import REPORT, make_context
 
 

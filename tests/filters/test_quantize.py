@@ -3,15 +3,16 @@
 import numpy as np
 import pytest
 
+from fedseg.contract.plan import parse_plan
+from fedseg.contract.shapes import update_shapes
+from fedseg.contract.update import QUANTISED
 from fedseg.errors import ConfigurationError
-from fedseg.executors.message_size import message_size
-from fedseg.filters.base import write_update
 from fedseg.filters.quantize import QuantizeUpdate
-from fedseg.filters.restore import restore, update_shapes
+from fedseg.filters.restore import restore
 from fedseg.filters.share_fraction import ShareFraction
-from fedseg.privacy.top_k import largest
-from fedseg.privacy.update import QUANTISED
-from fedseg.training.plan import parse_plan
+from fedseg.messages.sizes import message_size
+from fedseg.messages.updates import write_update
+from fedseg.privacy.mechanisms.top_k import largest
 from outgoing import flat, make_context, make_message, make_update
 from tiny import PLAN
 

@@ -11,16 +11,17 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable, make_reply
 from nvflare.app_common.app_constant import AppConstants
 
+from fedseg.contract.plan import parse_plan
+from fedseg.contract.protocol import BYTES_UP, REASON, STEPS, TEXT
+from fedseg.contract.report import parse_report
+from fedseg.contract.shapes import update_shapes
+from fedseg.contract.update import ENCRYPTED, Update
 from fedseg.errors import RefusalError
-from fedseg.executors.protocol import BYTES_UP, REASON, STEPS, TEXT
-from fedseg.filters.base import write_update
 from fedseg.filters.quantize import QuantizeUpdate
-from fedseg.filters.restore import RestoreUpdate, restore, update_shapes
+from fedseg.filters.restore import RestoreUpdate, restore
 from fedseg.filters.share_fraction import ShareFraction
+from fedseg.messages.updates import write_update
 from fedseg.networks.weights import get_weights
-from fedseg.privacy.update import ENCRYPTED, Update
-from fedseg.training.plan import parse_plan
-from fedseg.training.site_report import parse_report
 from outgoing import REPORT, make_context, make_message, make_update
 from tiny import PLAN
 

@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 from nvflare.apis.dxo import MetaKey, from_shareable
 
+from fedseg.contract.plan import parse_plan
+from fedseg.contract.protocol import KEEP, LINEAGE, START
+from fedseg.contract.shapes import update_shapes
+from fedseg.contract.update import SPARSE, Update
 from fedseg.data.datalist import read_datalist
 from fedseg.errors import ConfigurationError, RefusalError
-from fedseg.executors.message_size import message_size
-from fedseg.executors.protocol import KEEP, LINEAGE, START
-from fedseg.filters.base import write_update
-from fedseg.filters.restore import restore, update_shapes
+from fedseg.filters.restore import restore
 from fedseg.filters.share_fraction import FOLDER, ShareFraction
-from fedseg.in_process import InProcessFederation
-from fedseg.jobs import read_job
-from fedseg.privacy.update import SPARSE, Update
-from fedseg.training.plan import parse_plan
+from fedseg.jobs.job import read_job
+from fedseg.messages.sizes import message_size
+from fedseg.messages.updates import write_update
+from fedseg.simulation.in_process import InProcessFederation
 from outgoing import REPORT, flat, make_context, make_message, make_update
 from tiny import PLAN, make_sites
 

@@ -9,19 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nvflare.apis.fl_constant import ReturnCode
 
+from fedseg.contract.plan import parse_plan
+from fedseg.contract.shapes import update_shapes
+from fedseg.contract.update import SPARSE, Update
 from fedseg.errors import ConfigurationError
-from fedseg.filters.base import read_update
-from fedseg.filters.restore import RestoreUpdate, restore, update_shapes
+from fedseg.filters.restore import RestoreUpdate, restore
 from fedseg.filters.sparse_vector import SparseVector
-from fedseg.privacy.ledger import Ledger
-from fedseg.privacy.ledger_errors import BudgetError
-from fedseg.privacy.noise import SeededNoise
-from fedseg.privacy.policy import Budget, SitePolicy
-from fedseg.privacy.sparse import VALUES, read_layout, read_positions
-from fedseg.privacy.sparse_vector import sparse_vector
-from fedseg.privacy.top_k import largest_of, selected_count
-from fedseg.privacy.update import SPARSE, Update
-from fedseg.training.plan import parse_plan
+from fedseg.messages.updates import read_update
+from fedseg.privacy.accounting.ledger import Ledger
+from fedseg.privacy.accounting.ledger_errors import BudgetError
+from fedseg.privacy.mechanisms.noise import SeededNoise
+from fedseg.privacy.mechanisms.sparse import VALUES, read_layout, read_positions
+from fedseg.privacy.mechanisms.sparse_vector import sparse_vector
+from fedseg.privacy.mechanisms.top_k import largest_of, selected_count
+from fedseg.site.policy import Budget, SitePolicy
 from outgoing import REPORT, flat, make_context, make_fl_context, make_message, make_update
 from tiny import PLAN
 

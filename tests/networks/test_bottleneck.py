@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fedseg.networks.registry import parse_network
-from fedseg.training.bottleneck_features import BottleneckFeatures
+from fedseg.training.methods.bottleneck_features import BottleneckFeatures
 
 # declaration, features of the coarsest level, its factor of downsampling
 NETWORKS = [

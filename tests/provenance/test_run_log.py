@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from fedseg.privacy.hash_chain_check import ChainError
+from fedseg.files.hash_chain_check import ChainError
 from fedseg.provenance.reading import read_record
 from fedseg.provenance.run_log import RecordError, RunLog, versions
 
@@ -53,7 +53,7 @@ def full_disk(monkeypatch):
     @contextmanager
     def context():
         with monkeypatch.context() as patch:
-            patch.setattr("fedseg.privacy.hash_chain.os.write", full)
+            patch.setattr("fedseg.files.hash_chain.os.write", full)
             yield
 
     return context

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fedseg.privacy.hash_chain_check import head_path
-from fedseg.provenance.digest import model_digest
+from fedseg.files.digest import model_digest
+from fedseg.files.hash_chain_check import head_path
 from fedseg.provenance.reading import read_record, server_starts
 from fedseg.provenance.story import compare
 from recorded_run import CASES, RecordedRun, forge, model_after

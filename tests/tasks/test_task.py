@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from fedseg.errors import ConfigurationError, DataError
-from fedseg.tasks.labels import paint_regions, recognise_convention, to_classes, to_regions, to_values
 from fedseg.tasks.registry import get_task, resolve_task, task_names
+from fedseg.tasks.segmentation.labels import paint_regions, recognise_convention, to_classes, to_regions, to_values
 from fedseg.tasks.task import parse_task
 from tiny import TASK
 

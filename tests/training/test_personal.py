@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from fedseg.contract.plan import parse_plan
 from fedseg.data.datalist import read_datalist
 from fedseg.errors import ConfigurationError, RefusalError
-from fedseg.training.plan import parse_plan
+from fedseg.site.state import SiteState
 from fedseg.training.site_round import site_round
-from fedseg.training.state import SiteState
 from fedseg.training.trainer import SiteTrainer
 from hooked import assert_same, start_of
 from tiny import PLAN, make_sites

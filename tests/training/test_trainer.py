@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import torch
 
+from fedseg.contract.plan import parse_plan
+from fedseg.contract.settings import parse_training
 from fedseg.data.datalist import read_datalist
 from fedseg.errors import AbortedError, ConfigurationError, RefusalError
 from fedseg.networks.weights import apply_difference, get_weights
+from fedseg.site.state import SiteState
 from fedseg.tasks.registry import get_task, resolve_task
+from fedseg.tasks.segmentation.losses import SegmentationLoss
 from fedseg.training.hooks import TrainingHook
-from fedseg.training.losses import SegmentationLoss
-from fedseg.training.plan import parse_plan
-from fedseg.training.schedule import learning_rate
-from fedseg.training.settings import parse_training
-from fedseg.training.state import SiteState
+from fedseg.training.optimisation import learning_rate
 from fedseg.training.trainer import SiteTrainer
 from tiny import PLAN, TASK, make_sites
 

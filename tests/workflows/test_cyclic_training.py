@@ -8,12 +8,12 @@ from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.shareable import make_reply
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 
+from fedseg.contract.protocol import MODEL_NAME, REASON, SPLITS, TEXT
+from fedseg.contract.report import SiteReport
 from fedseg.errors import ConfigurationError, FedsegError
-from fedseg.executors.protocol import MODEL_NAME, REASON, SPLITS, TEXT
+from fedseg.files.digest import model_digest
 from fedseg.networks.weights import join_extras
-from fedseg.provenance.digest import model_digest
 from fedseg.provenance.reading import read_record
-from fedseg.training.site_report import SiteReport
 from fedseg.workflows.cyclic_training import CyclicTraining
 from fedseg.workflows.selection import LargestSites
 from workflows.test_federated_training import Scripted

@@ -19,22 +19,22 @@ from fedseg.aggregators.norm_clipping import NormClipped
 from fedseg.aggregators.robust import CoordinateMedian, GeometricMedian
 from fedseg.aggregators.server_optimizers import FedAdam
 from fedseg.aggregators.similarity import SimAgg
+from fedseg.contract.plan import parse_plan
+from fedseg.contract.protocol import BYTES_DOWN, BYTES_UP, ENCRYPTED_FACTS, MODE, REASON, SCALE, STEPS, TEXT, UPLOAD
+from fedseg.contract.report import SiteReport
 from fedseg.errors import AbortedError, ConfigurationError, FedsegError, RefusalError
-from fedseg.executors.protocol import BYTES_DOWN, BYTES_UP, ENCRYPTED_FACTS, MODE, REASON, SCALE, STEPS, TEXT, UPLOAD
 from fedseg.filters.encrypt import ALGORITHM
+from fedseg.models.encrypted_file import read_encrypted_file
+from fedseg.models.model_file import model_header, save_model
 from fedseg.networks.weights import apply_difference, get_weights, is_averaged
-from fedseg.privacy.encrypted_file import read_encrypted_file
-from fedseg.privacy.encrypted_model import read_encrypted_model
-from fedseg.privacy.encrypted_update import encrypt_update
-from fedseg.privacy.encryption_context import KEY_NAME_FILE, EncryptionError, make_contexts, secret_context
-from fedseg.privacy.fixed_point import MODES, choose_fields
-from fedseg.training.model_file import model_header, save_model
-from fedseg.training.plan import parse_plan
-from fedseg.training.site_report import SiteReport
-from fedseg.workflows.checkpoint import CheckpointError
-from fedseg.workflows.encrypted_history import EncryptedHistory
+from fedseg.privacy.encryption.context import KEY_NAME_FILE, EncryptionError, make_contexts, secret_context
+from fedseg.privacy.encryption.fixed_point import MODES, choose_fields
+from fedseg.privacy.encryption.model import read_encrypted_model
+from fedseg.privacy.encryption.update import encrypt_update
+from fedseg.workflows.encrypted.history import EncryptedHistory
 from fedseg.workflows.encrypted_training import EncryptedTraining
-from fedseg.workflows.record import RESULTS_FILE, RunRecord
+from fedseg.workflows.run.checkpoint import CheckpointError
+from fedseg.workflows.run.record import RESULTS_FILE, RunRecord
 from fedseg.workflows.selection import RandomSites
 from tiny import PLAN
 

@@ -19,14 +19,14 @@ from fedseg.aggregators.krum import Krum
 from fedseg.aggregators.robust import GeometricMedian
 from fedseg.aggregators.server_optimizers import FedAdam
 from fedseg.aggregators.similarity import SimAgg
+from fedseg.contract.plan import parse_plan
+from fedseg.contract.protocol import REASON, TEXT, TOTALS
+from fedseg.contract.report import META_KEY, SiteReport
 from fedseg.errors import AbortedError, ConfigurationError, FedsegError
-from fedseg.executors.protocol import REASON, TEXT, TOTALS
-from fedseg.training.plan import parse_plan
-from fedseg.training.site_report import META_KEY, SiteReport
-from fedseg.workflows.checkpoint import CheckpointError
 from fedseg.workflows.federated_training import FederatedTraining
-from fedseg.workflows.record import PROGRESS_FILE, RESULTS_FILE, RunRecord
-from fedseg.workflows.scores import readable
+from fedseg.workflows.run.checkpoint import CheckpointError
+from fedseg.workflows.run.record import PROGRESS_FILE, RESULTS_FILE, RunRecord
+from fedseg.workflows.run.scores import readable
 from fedseg.workflows.selection import DropSlow, LargestSites, PoissonBySize, RandomSites
 from tiny import PLAN
 

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedseg.errors import ConfigurationError
-from fedseg.workflows.selection import AllSites, DropSlow, LargestSites, PoissonBySize, RandomSites, SiteFacts
+from fedseg.workflows.run.site_selection import SiteFacts
+from fedseg.workflows.selection import AllSites, DropSlow, LargestSites, PoissonBySize, RandomSites
 
 SIZES = {"a": 10, "b": 50, "c": 100, "d": 50}
 FACTS = {site: SiteFacts(size) for site, size in SIZES.items()}

@@ -10,18 +10,20 @@ from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.shareable import make_reply
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 
+from fedseg.contract.plan import parse_plan
+from fedseg.contract.report import SiteReport
 from fedseg.errors import ConfigurationError, FedsegError, RefusalError
-from fedseg.executors.split_calls import Ask, Call, refusal
-from fedseg.networks.split import join_weights
+from fedseg.messages.calls.call import Ask, Call
+from fedseg.messages.calls.caller import DirectCalls
+from fedseg.messages.replies import refusal
+from fedseg.networks.split.parts import join_weights
 from fedseg.networks.weights import get_weights, split_extras
-from fedseg.training.plan import parse_plan
-from fedseg.training.site_report import SiteReport
-from fedseg.training.split_plan import plan_parts
-from fedseg.workflows.direct_calls import DirectCalls
+from fedseg.training.split.halves import plan_parts
 from fedseg.workflows.federated_training import FederatedTraining
-from fedseg.workflows.selection import LargestSites, SiteFacts
-from fedseg.workflows.split_model import SplitModel
-from fedseg.workflows.split_rounds import SplitRounds
+from fedseg.workflows.run.site_selection import SiteFacts
+from fedseg.workflows.selection import LargestSites
+from fedseg.workflows.split.model import SplitModel
+from fedseg.workflows.split.rounds import SplitRounds
 from fedseg.workflows.split_training import SplitTraining
 from tiny import PLAN
 from workflows.test_federated_training import Scripted

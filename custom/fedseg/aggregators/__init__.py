@@ -1,4 +1,1 @@
-"""The server's side: how updates become the next global model.
-
-Nothing here trains; rules see updates and what sites report of them.
-"""
+"""The server's side: how updates become the next global model. One rule, one file."""

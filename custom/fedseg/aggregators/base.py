@@ -14,11 +14,11 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.aggregators.model_aggregator import ModelAggregator
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
-from fedseg.aggregators.spool import UpdateSpool
+from fedseg.aggregators.spool.updates import UpdateSpool
+from fedseg.contract.plan import Plan
+from fedseg.contract.report import SiteReport, parse_report
 from fedseg.errors import FedsegError
 from fedseg.networks.weights import Arrays
-from fedseg.training.plan import Plan
-from fedseg.training.site_report import SiteReport, parse_report
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedseg.aggregators.weighted import WeightedAggregator, sample_shares
+from fedseg.contract.plan import Plan
+from fedseg.contract.report import SiteReport
 from fedseg.errors import ConfigurationError
-from fedseg.training.plan import Plan
-from fedseg.training.site_report import SiteReport
 
 COSTS = ("train_loss", "val_loss", "val_dice")
 

@@ -9,8 +9,8 @@ import numpy as np
 from fedseg.aggregators.copod import copod_scores
 from fedseg.aggregators.geometry import Geometry, measure
 from fedseg.aggregators.weighted import WeightedAggregator
+from fedseg.contract.report import SiteReport
 from fedseg.errors import ConfigurationError
-from fedseg.training.site_report import SiteReport
 
 _TEMPERATURES = ("sum", "mean")
 # Below it a cosine distance is rounding noise, and COPOD would rank the noise.

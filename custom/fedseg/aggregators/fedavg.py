@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fedseg.aggregators.weighted import WeightedAggregator, normalised
+from fedseg.contract.report import SiteReport
 from fedseg.errors import ConfigurationError
-from fedseg.training.site_report import SiteReport
 
 _BASES = ("samples", "steps", "uniform")
 

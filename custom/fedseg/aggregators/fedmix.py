@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from fedseg.aggregators.costs import mixture
 from fedseg.aggregators.weighted import WeightedAggregator, normalised, sample_shares
+from fedseg.contract.report import SiteReport
 from fedseg.errors import ConfigurationError
-from fedseg.training.site_report import SiteReport
 
 
 class FedMix(WeightedAggregator):

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 
 from fedseg.aggregators.weighted import WeightedAggregator, normalised
+from fedseg.contract.plan import Plan
+from fedseg.contract.report import SiteReport
 from fedseg.errors import ConfigurationError
-from fedseg.training.plan import Plan
-from fedseg.training.site_report import SiteReport
 
 
 class FedNova(WeightedAggregator):

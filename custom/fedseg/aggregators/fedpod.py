@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from fedseg.aggregators.costs import check_share, mixture, require_validation_after
 from fedseg.aggregators.weighted import WeightedAggregator, normalised, sample_shares
-from fedseg.training.plan import Plan
-from fedseg.training.site_report import SiteReport
+from fedseg.contract.plan import Plan
+from fedseg.contract.report import SiteReport
 
 
 class FedPOD(WeightedAggregator):

@@ -29,9 +29,9 @@ import numpy as np
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 
 from fedseg.aggregators.base import AggregationError, Aggregator
+from fedseg.contract.report import SiteReport
 from fedseg.errors import FedsegError
 from fedseg.networks.weights import Arrays, apply_difference, difference, is_averaged
-from fedseg.training.site_report import SiteReport
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedseg.aggregators.spool import UpdateSpool
-from fedseg.aggregators.spool_reader import SpoolReader
-from fedseg.aggregators.sums import Strip, in_threads, strips
+from fedseg.aggregators.spool.reader import SpoolReader
+from fedseg.aggregators.spool.sums import Strip, in_threads, strips
+from fedseg.aggregators.spool.updates import UpdateSpool
 
 # Running sums, each over every 16th strip: how the strips are shared out must not depend on the number of threads.
 _LANES = 16
@@ -59,7 +59,7 @@ def measure(spool: UpdateSpool, threads: int | None = None) -> Geometry:
 
 def _add(reader: SpoolReader, total: Geometry, pieces: Sequence[Strip]) -> None:
     """Add what the pieces contribute to the lower triangles of ``total``."""
-    from fedseg.aggregators.kernels import add_pairs
+    from fedseg.aggregators.spool.kernels import add_pairs
 
     for piece in pieces:
         senders = reader.sites_with(piece.name)

@@ -9,8 +9,8 @@ import numpy as np
 
 from fedseg.aggregators.geometry import measure
 from fedseg.aggregators.weighted import WeightedAggregator
+from fedseg.contract.report import SiteReport
 from fedseg.errors import ConfigurationError
-from fedseg.training.site_report import SiteReport
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from fedseg.aggregators.costs import ByCost
 from fedseg.aggregators.weighted import normalised, sample_shares
+from fedseg.contract.report import SiteReport
 from fedseg.errors import ConfigurationError
-from fedseg.training.site_report import SiteReport
 
 
 class LossFocused(ByCost):

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from fedseg.aggregators.fedavg import FedAvg
 from fedseg.aggregators.geometry import measure
+from fedseg.contract.report import SiteReport
 from fedseg.errors import ConfigurationError
-from fedseg.training.site_report import SiteReport
 
 
 class NormClipped(FedAvg):

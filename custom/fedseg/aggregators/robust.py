@@ -10,12 +10,12 @@ import numpy as np
 
 from fedseg.aggregators.base import Aggregator
 from fedseg.aggregators.geometry import Geometry, measure
-from fedseg.aggregators.spool_reader import SpoolReader
-from fedseg.aggregators.sums import Strip, in_threads, strips
+from fedseg.aggregators.spool.reader import SpoolReader
+from fedseg.aggregators.spool.sums import Strip, in_threads, strips
 from fedseg.aggregators.weighted import WeightedAggregator, sample_shares
+from fedseg.contract.report import SiteReport
 from fedseg.errors import ConfigurationError
 from fedseg.networks.weights import Arrays
-from fedseg.training.site_report import SiteReport
 
 _BASES = ("uniform", "samples")
 

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from fedseg.aggregators.base import Aggregator
-from fedseg.aggregators.spool_reader import SpoolReader
-from fedseg.aggregators.sums import weighted_sums
+from fedseg.aggregators.spool.reader import SpoolReader
+from fedseg.aggregators.spool.sums import weighted_sums
 from fedseg.aggregators.weighted import normalised, sample_shares
+from fedseg.contract.report import SiteReport
 from fedseg.errors import ConfigurationError
 from fedseg.networks.weights import Arrays
-from fedseg.training.site_report import SiteReport
 
 _DISTANCES = ("l1", "sum")
 _EPSILON = 1e-5

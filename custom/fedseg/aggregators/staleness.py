@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedseg.aggregators.weighted import WeightedAggregator, normalised
+from fedseg.contract.report import SiteReport
 from fedseg.errors import ConfigurationError
-from fedseg.training.site_report import SiteReport
 
 _BASES = ("uniform", "samples")
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from fedseg.aggregators.base import AggregationError, Aggregator
-from fedseg.aggregators.sums import weighted_sums
+from fedseg.aggregators.spool.sums import weighted_sums
+from fedseg.contract.report import SiteReport
 from fedseg.networks.weights import Arrays
-from fedseg.training.site_report import SiteReport
 
 
 class WeightedAggregator(Aggregator):

@@ -10,10 +10,10 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from fedseg.audit import audit, collect
 from fedseg.console import out
 from fedseg.errors import DataError, UsageError
-from fedseg.privacy.hash_chain_check import ChainError
+from fedseg.files.hash_chain_check import ChainError
+from fedseg.provenance.audit import audit, collect
 from fedseg.provenance.reading import Record, read_record
 from fedseg.provenance.run_log import SERVER_SIDE
 

@@ -12,11 +12,11 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from fedseg.commands.task_argument import HELP, task_from_argument
+from fedseg.commands.arguments import HELP, task_from_argument
 from fedseg.console import out
-from fedseg.data.check import check_datalist
+from fedseg.data.checks.datalist_check import check_datalist
+from fedseg.data.checks.findings import CheckReport, Finding
 from fedseg.data.datalist import read_datalist
-from fedseg.data.findings import CheckReport, Finding
 from fedseg.errors import UsageError
 
 SHOWN_PER_CODE = 20

@@ -9,9 +9,9 @@ from typing import Any
 from fedseg.commands.model_arguments import origin
 from fedseg.console import out
 from fedseg.errors import UsageError
-from fedseg.opened_model import open_with_note
-from fedseg.privacy.encrypted_file import read_encrypted_file
-from fedseg.privacy.encryption_context import secret_context
+from fedseg.models.encrypted_file import read_encrypted_file
+from fedseg.models.opened import open_with_note
+from fedseg.privacy.encryption.context import secret_context
 
 
 def add_parser(subparsers: Any) -> None:

@@ -12,14 +12,14 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from fedseg.commands.task_argument import HELP, JOB_CONFIGURATION, task_from_argument
+from fedseg.commands.arguments import HELP, JOB_CONFIGURATION, task_from_argument
 from fedseg.console import out
 from fedseg.errors import ConfigurationError, UsageError
+from fedseg.files.documents import read_json
 from fedseg.networks.registry import NETWORKS, Network, parse_network
-from fedseg.networks.split_costs import BYTES, CutCost, cut_costs
-from fedseg.networks.split_stages import cut_stages
+from fedseg.networks.split.costs import BYTES, CutCost, cut_costs
+from fedseg.networks.split.stages import cut_stages
 from fedseg.tasks.task import Task
-from fedseg.training.plan import read_json
 
 ALL = "all"
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.console import err
-from fedseg.executors.site_profile import read_state_folder
-from fedseg.kit_equipment import BEFORE, equip
-from fedseg.project_file import SITE
-from fedseg.site_kits import SERVER_STORAGE
+from fedseg.deployment.kits.equipping import SERVER_STORAGE
+from fedseg.deployment.kits.foreign_kits import BEFORE, equip
+from fedseg.deployment.kits.project_file import SITE
+from fedseg.site.profile import read_state_folder
 
 
 def add_parser(subparsers: Any) -> None:

@@ -9,8 +9,8 @@ from rich.table import Table
 
 from fedseg.commands.model_arguments import add_model_arguments, load
 from fedseg.console import out, track
-from fedseg.evaluation.metrics import EMPTY_CONVENTIONS
-from fedseg.scoring import evaluate
+from fedseg.evaluation.scoring import evaluate
+from fedseg.tasks.segmentation.metrics import EMPTY_CONVENTIONS
 
 
 def add_parser(subparsers: Any) -> None:

@@ -8,14 +8,14 @@ from typing import Any
 
 from rich.markup import escape
 
-from fedseg.commands.kit_argument import add_kit
+from fedseg.attacks.probe import probe_after_run
+from fedseg.commands.arguments import add_kit
 from fedseg.console import out
-from fedseg.evaluation.report import write_report
-from fedseg.evaluation.tables import dice_table
-from fedseg.federation import connect
-from fedseg.fetched_run import REPORT, fetch
-from fedseg.probe import probe_after_run
-from fedseg.summary import last_models
+from fedseg.deployment.coordination.fetched_run import REPORT, fetch
+from fedseg.deployment.coordination.session import connect
+from fedseg.evaluation.report.page import write_report
+from fedseg.evaluation.report.tables import dice_table
+from fedseg.evaluation.summary import last_models
 
 
 def add_parser(subparsers: Any) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 from rich.markup import escape
 
-from fedseg.commands.task_argument import HELP, task_from_argument
+from fedseg.commands.arguments import HELP, task_from_argument
 from fedseg.console import out
 from fedseg.data.datalist import FILE_NAME, SPLITS, Datalist, read_datalist, write_datalist
-from fedseg.data.intake import find_layout, origin_note, read_source
+from fedseg.data.intake.sources import find_layout, origin_note, read_source
 from fedseg.data.splits import check_fractions, check_seed, patients_in_two_splits, split_by_patient
 from fedseg.errors import DataError, UsageError
 from fedseg.tasks.task import Task

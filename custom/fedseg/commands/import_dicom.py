@@ -13,7 +13,7 @@ import SimpleITK as sitk
 from rich.markup import escape
 
 from fedseg.console import out
-from fedseg.data.dicom import Series, find_series, read_volume
+from fedseg.data.intake.dicom import Series, find_series, read_volume
 from fedseg.errors import UsageError
 
 

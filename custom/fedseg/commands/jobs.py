@@ -8,9 +8,9 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from fedseg.commands.kit_argument import add_kit
+from fedseg.commands.arguments import add_kit
 from fedseg.console import out
-from fedseg.federation import connect
+from fedseg.deployment.coordination.session import connect
 
 _COLUMNS = {
     "id": "job_id",

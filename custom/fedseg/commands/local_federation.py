@@ -8,20 +8,20 @@ from typing import Any
 
 from rich.markup import escape
 
+from fedseg.attacks.probe import probe_after_run
 from fedseg.commands.fetch import print_run
 from fedseg.commands.provision import default_policy
 from fedseg.commands.submit import show_progress
 from fedseg.console import err
+from fedseg.data.site_folders import find_sites
+from fedseg.deployment.coordination.fetched_run import fetch_into, require_finished
+from fedseg.deployment.kits.project_file import read_project
+from fedseg.deployment.local.example_sites import hippocampi, make_example_sites
+from fedseg.deployment.local.federation import running
+from fedseg.deployment.local.folder import prepare_output
 from fedseg.errors import UsageError
-from fedseg.evaluation.report import write_report
-from fedseg.example_sites import hippocampi, make_example_sites
-from fedseg.fetched_run import fetch_into, require_finished
-from fedseg.jobs import Job, apply_settings, read_job
-from fedseg.local_federation import running
-from fedseg.local_federation_folder import prepare_output
-from fedseg.probe import probe_after_run
-from fedseg.project_file import read_project
-from fedseg.simulation import find_sites
+from fedseg.evaluation.report.page import write_report
+from fedseg.jobs.job import Job, apply_settings, read_job
 
 TEMPLATE = Path("workspace_templates") / "three_hospitals"
 JOB, PHANTOM_JOB = Path("jobs") / "hippocampus_fedcostwavg", Path("jobs") / "brats_fedcostwavg"

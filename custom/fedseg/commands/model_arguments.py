@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from rich.markup import escape
 
-from fedseg.commands.task_argument import HELP, task_from_argument
+from fedseg.commands.arguments import HELP, task_from_argument
 from fedseg.console import err
 from fedseg.data.datalist import SPLITS, Case, Datalist, read_datalist
 from fedseg.errors import DataError, UsageError
-from fedseg.provenance.digest import model_digest
-from fedseg.provenance.model_note import ModelNote, check_against_note
-from fedseg.scoring import check_model_task, choose_cases
-from fedseg.training.model_file import ModelFile, read_model
+from fedseg.evaluation.scoring import check_model_task, choose_cases
+from fedseg.files.digest import model_digest
+from fedseg.models.model_file import ModelFile, read_model
+from fedseg.models.note import ModelNote, check_against_note
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, default_split: str) -> None:

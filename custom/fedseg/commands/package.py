@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.console import out
-from fedseg.jobs import apply_settings, read_job
-from fedseg.packaging import package_job
+from fedseg.jobs.job import apply_settings, read_job
+from fedseg.jobs.packaging import package_job
 
 
 def add_parser(subparsers: Any) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from fedseg.commands.task_argument import HELP, task_from_argument
+from fedseg.commands.arguments import HELP, task_from_argument
 from fedseg.console import out, track
 from fedseg.data.datalist import SPLITS, Case, Datalist
-from fedseg.data.intake import guess_task, origin_note, read_source
+from fedseg.data.intake.sources import guess_task, origin_note, read_source
 from fedseg.data.partition import (
     Sites,
     check_names,

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from fedseg.console import out
 from fedseg.data.datalist import SPLITS, read_datalist
-from fedseg.data.phantom import PHANTOM_TASKS, make_phantoms
+from fedseg.data.phantoms.phantoms import PHANTOM_TASKS, make_phantoms
 
 
 def add_parser(subparsers: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from fedseg.commands.model_arguments import add_model_arguments, load
 from fedseg.console import out, track
 from fedseg.errors import UsageError
-from fedseg.scoring import predict
+from fedseg.evaluation.scoring import predict
 
 
 def add_parser(subparsers: Any) -> None:

@@ -16,7 +16,8 @@ from rich.table import Table
 
 from fedseg.console import out
 from fedseg.errors import ConfigurationError, DataError, UsageError
-from fedseg.privacy.accounting import (
+from fedseg.files.hash_chain_check import Chain, verify
+from fedseg.privacy.accounting.epsilon import (
     ACCOUNTANTS,
     NEIGHBOURS,
     PATIENT,
@@ -28,8 +29,7 @@ from fedseg.privacy.accounting import (
     relative_to_sensitivity,
     rounds_for,
 )
-from fedseg.privacy.hash_chain_check import Chain, verify
-from fedseg.privacy.ledger import FILE, FOLDER, Ledger
+from fedseg.privacy.accounting.ledger import FILE, FOLDER, Ledger
 
 DEFAULT_DELTA = 1e-5
 

@@ -10,8 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedseg.console import out
-from fedseg.data.phantom import MAXIMUM_CASES, PHANTOM_TASKS
-from fedseg.data.phantom_sites import MINIMUM_CASES
+from fedseg.data.phantoms.phantoms import MAXIMUM_CASES, PHANTOM_TASKS
+from fedseg.data.phantoms.sites import MINIMUM_CASES
 from fedseg.errors import UsageError
 
 
@@ -46,9 +46,9 @@ def add_parser(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Probe, make the report again, and print the numbers."""
     # Imported here: networks and drawing libraries take seconds that other commands need not wait for.
-    from fedseg.evaluation.inversion import inversion_table, inversion_verdict
-    from fedseg.evaluation.report import write_report
-    from fedseg.probe import ProbeOptions, probe_run
+    from fedseg.attacks.probe import ProbeOptions, probe_run
+    from fedseg.evaluation.report.inversion import inversion_table, inversion_verdict
+    from fedseg.evaluation.report.page import write_report
 
     if options.steps is not None and options.steps < 1:
         raise UsageError(f"--steps {options.steps}: the number of steps must be a whole number of at least 1.")

@@ -10,13 +10,12 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from fedseg.adding_sites import add_site, entry_of
-from fedseg.certificates import Certificate
 from fedseg.console import err, out
-from fedseg.kits import ARCHIVES, ROOT_CERTIFICATE, Federation
-from fedseg.project_file import PROJECT_FILE, read_project
-from fedseg.provisioning import AUTHORITY, provision
-from fedseg.renewing_kits import renew_kit
+from fedseg.deployment.kits.certificates import Certificate
+from fedseg.deployment.kits.changed_kits import add_site, entry_of, renew_kit
+from fedseg.deployment.kits.federation_kits import ARCHIVES, ROOT_CERTIFICATE, Federation
+from fedseg.deployment.kits.project_file import PROJECT_FILE, read_project
+from fedseg.deployment.kits.provisioning import AUTHORITY, provision
 
 _FOR = {"server": "who runs the server", "client": "site", "project_admin": "coordinator", "org_admin": "site admin"}
 

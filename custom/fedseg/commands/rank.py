@@ -13,18 +13,17 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
-from fedseg.commands.run_names import run_names
+from fedseg.commands.arguments import run_names
 from fedseg.console import out
 from fedseg.errors import DataError, UsageError
-from fedseg.evaluation.case_tables import final_cases, last_validation_dice, read_case_scores, validation_counts
 from fedseg.evaluation.clocks import OWN_PROFILES, read_profiles, simulated_seconds
-from fedseg.evaluation.compare import own_models_note
 from fedseg.evaluation.convergence import WEEK, convergence_score, measured_seconds, validation_dice
-from fedseg.evaluation.decisions import last_rule
 from fedseg.evaluation.ranking import CONVERGENCE_WEIGHT, check_comparable, rank_cases
-from fedseg.evaluation.report import read_summary
-from fedseg.evaluation.tables import Summary, number, part
-from fedseg.evaluation.wording import shown
+from fedseg.evaluation.report.case_tables import final_cases, last_validation_dice, read_case_scores, validation_counts
+from fedseg.evaluation.report.compare import own_models_note
+from fedseg.evaluation.report.decisions import last_rule
+from fedseg.evaluation.report.wording import shown
+from fedseg.evaluation.summary import Summary, number, part, read_summary
 
 CLOCKS = ("measured", "simulated")
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from fedseg.commands.run_names import run_names
+from fedseg.commands.arguments import run_names
 from fedseg.console import out
 from fedseg.errors import UsageError
 
@@ -40,8 +40,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _one(folder: Path) -> int:
     # Imported here: drawing libraries take a second that other commands need not wait for.
-    from fedseg.evaluation.report import read_summary, write_report
-    from fedseg.evaluation.tables import dice_table
+    from fedseg.evaluation.report.page import write_report
+    from fedseg.evaluation.report.tables import dice_table
+    from fedseg.evaluation.summary import read_summary
 
     page = write_report(folder)
     out().print(dice_table(read_summary(folder)))
@@ -50,8 +51,8 @@ def _one(folder: Path) -> int:
 
 
 def _several(folders: list[Path], target: Path) -> int:
-    from fedseg.evaluation.compare import runs_frame, runs_table, write_comparison
-    from fedseg.evaluation.report import read_summary
+    from fedseg.evaluation.report.compare import runs_frame, runs_table, write_comparison
+    from fedseg.evaluation.summary import read_summary
 
     runs = {name: read_summary(folder) for name, folder in zip(run_names(folders), folders, strict=True)}
     paths = write_comparison(runs, target)

@@ -7,11 +7,11 @@ from typing import Any
 
 from rich.markup import escape
 
-from fedseg.commands.kit_argument import add_kit
+from fedseg.commands.arguments import add_kit
 from fedseg.commands.submit import follow
 from fedseg.console import err, out
-from fedseg.federation import connect
-from fedseg.resumed_job import resume
+from fedseg.deployment.coordination.resumed_job import resume
+from fedseg.deployment.coordination.session import connect
 
 
 def add_parser(subparsers: Any) -> None:

@@ -9,25 +9,19 @@ from typing import Any
 import torch
 from rich.markup import escape
 
-from fedseg.comparison import KINDS, compare
+from fedseg.attacks.probe import probe_after_run
 from fedseg.console import err, out
+from fedseg.data.site_folders import find_sites
 from fedseg.errors import UsageError
-from fedseg.evaluation.report import write_report
-from fedseg.evaluation.tables import dice_table
-from fedseg.jobs import Job, apply_settings, parse_setting, read_job
-from fedseg.pictures import write_gallery, write_overlays
-from fedseg.probe import probe_after_run
-from fedseg.simulation import (
-    Event,
-    check_sites,
-    find_sites,
-    ledger_folder,
-    prepare_output,
-    prepare_resume,
-    simulate,
-)
-from fedseg.summary import build_summary, last_models, write_summary
-from fedseg.training.model_file import read_model
+from fedseg.evaluation.comparison import KINDS, compare
+from fedseg.evaluation.report.page import write_report
+from fedseg.evaluation.report.tables import dice_table
+from fedseg.evaluation.summary import last_models, write_summary
+from fedseg.jobs.job import Job, apply_settings, parse_setting, read_job
+from fedseg.models.model_file import read_model
+from fedseg.simulation.pictures import write_gallery, write_overlays
+from fedseg.simulation.results import build_summary
+from fedseg.simulation.simulator import Event, check_sites, ledger_folder, prepare_output, prepare_resume, simulate
 
 # What decides when a round or the run ends, but not what a round makes.
 _CHANGEABLE = tuple(

@@ -11,15 +11,15 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from fedseg.commands.task_argument import task_from_argument
+from fedseg.commands.arguments import task_from_argument
 from fedseg.console import err, out
+from fedseg.deployment.kits.installed_kit import InstalledKit, read_kit
+from fedseg.deployment.kits.prepared_kit import runtime_of
+from fedseg.deployment.operation.checks.page import CheckPage, check_site
+from fedseg.deployment.operation.checks.result import CheckOptions, Colour
+from fedseg.deployment.operation.start_stop import LOG_FILE, refuse_to_start, start, stop
+from fedseg.deployment.operation.status import KitStatus, status
 from fedseg.errors import FedsegError, UsageError
-from fedseg.installed_kit import InstalledKit, read_kit
-from fedseg.prepared_kit import runtime_of
-from fedseg.site_check import CheckPage, check_site
-from fedseg.site_check_result import CheckOptions, Colour
-from fedseg.site_process import LOG_FILE, refuse_to_start, start, stop
-from fedseg.site_status import KitStatus, status
 from fedseg.tasks.task import Task
 
 SHOWN_LINES = 5

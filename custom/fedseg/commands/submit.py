@@ -8,10 +8,10 @@ from typing import Any
 
 from rich.markup import escape
 
-from fedseg.commands.kit_argument import add_kit
+from fedseg.commands.arguments import add_kit
 from fedseg.console import err, out
-from fedseg.federation import FINISHED, Coordinator, FederationError, connect
-from fedseg.jobs import apply_settings, read_job
+from fedseg.deployment.coordination.session import FINISHED, Coordinator, FederationError, connect
+from fedseg.jobs.job import apply_settings, read_job
 
 
 def add_parser(subparsers: Any) -> None:

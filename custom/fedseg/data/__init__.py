@@ -1,4 +1,1 @@
-"""Datalists, intake of the usual layouts, dataset checks, partition into sites, phantoms.
-
-Nothing here trains or imports FLARE.
-"""
+"""Datalists, grids, partition into sites. Everything about files of images and nothing about training."""

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.console import track
-from fedseg.data.datalist import FILE_NAME, SPLITS, Case, Datalist, write_datalist
+from fedseg.data.datalist import FILE_NAME, SPLITS, Case, Datalist, read_datalist, write_datalist
 from fedseg.data.partition import Sites, check_names
 from fedseg.data.scanner_shift import draw_shift, shift_case
 from fedseg.data.shared_cases import add_shared, draw_shared
 from fedseg.data.splits import by_patient, patients_needed, split_by_patient
-from fedseg.data.staging import new_folder
 from fedseg.errors import DataError, UsageError
+from fedseg.files.folders import new_folder
 from fedseg.tasks.task import Task
 
 
@@ -93,3 +93,21 @@ def _shifted(datalist: Datalist, folder: Path, shift: Any, seed: int) -> Datalis
         done[case] = shift_case(case, folder / "images", shift, seed)
     parts = {split: tuple(done[case] for case in datalist.split(split)) for split in SPLITS}
     return replace(datalist, training=parts["training"], validation=parts["validation"], test=parts["test"])
+
+
+def find_sites(data: Path) -> list[str]:
+    """Names of the simulated sites: the folders of ``data`` that hold a datalist.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if not data.is_dir():
+        raise UsageError(f"--data {data} is not a folder. Make one with `fedseg phantom` or `fedseg partition`.")
+    sites = sorted(path.name for path in data.iterdir() if (path / FILE_NAME).is_file())
+    if not sites:
+        raise UsageError(f"--data {data} holds no <site>/{FILE_NAME}. `fedseg phantom` and `partition` make them.")
+    for site in sites:
+        read_datalist(data / site)
+        if not all(c.isalnum() or c in "-_." for c in site) or site == "server":
+            raise UsageError(f"The folder {site!r} cannot be a site's name: use letters, digits, '-', '_' and '.'.")
+    return sites

@@ -1,4 +1,1 @@
-"""Metrics per case, tables, figures and reports.
-
-Nothing here trains or imports FLARE.
-"""
+"""What a model or a run is worth: scores of saved models, comparisons, rankings, and the summary of a run."""

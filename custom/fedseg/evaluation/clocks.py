@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fedseg.errors import ConfigurationError, DataError
-from fedseg.evaluation.tables import Summary, number, part, rows, site_names
+from fedseg.evaluation.summary import Summary, number, part, rows, site_names
 
 PROFILE_SEED = 0xFEEDFACE
 _SHORTEST = 1.0  # seconds; a draw below counts as this

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from fedseg.errors import ConfigurationError, DataError
-from fedseg.evaluation.tables import Summary, number, rows
+from fedseg.evaluation.summary import Summary, number, rows
 
 WEEK = 7 * 24 * 3600.0
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from fedseg.errors import ConfigurationError, DataError
-from fedseg.evaluation.tables import Summary, part, task_of
+from fedseg.evaluation.summary import Summary, part, task_of
 
 CONVERGENCE_WEIGHT = 3.0
 

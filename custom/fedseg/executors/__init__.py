@@ -1,4 +1,1 @@
-"""A site's side of a job: FLARE tasks in, updates out.
-
-The work itself is done in ``training``.
-"""
+"""A site's side of a job: FLARE tasks in, updates out."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 
-from fedseg.data.check import check_datalist
+from fedseg.contract.plan import Plan
+from fedseg.data.checks.datalist_check import check_datalist
 from fedseg.data.datalist import Datalist, read_datalist
 from fedseg.data.grid import read_label
 from fedseg.errors import DataError, RefusalError
-from fedseg.executors.site_profile import SiteProfile
-from fedseg.tasks.labels import to_classes
-from fedseg.training.plan import Plan
+from fedseg.site.profile import SiteProfile
+from fedseg.tasks.segmentation.labels import to_classes
 from fedseg.version import __version__
 
 logger = logging.getLogger(__name__)

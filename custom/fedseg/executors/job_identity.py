@@ -8,8 +8,9 @@ from pathlib import Path
 
 from nvflare.apis.fl_context import FLContext
 
+from fedseg.contract.plan import Plan
+from fedseg.files.documents import read_json
 from fedseg.filters.chain import update_chain
-from fedseg.training.plan import Plan, read_json
 
 _CLIENT_FILE = "config_fed_client.json"
 

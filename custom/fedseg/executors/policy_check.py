@@ -10,17 +10,17 @@ from math import prod
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 
+from fedseg.contract.plan import Plan
+from fedseg.contract.shapes import update_shapes
+from fedseg.contract.update import Stage, Step
 from fedseg.errors import RefusalError
 from fedseg.filters.base import hooks_of, own_names, result_filters
 from fedseg.filters.chain import UPDATE_TASKS, is_guaranteed, sending_chain, update_chain
-from fedseg.filters.context import job_name
-from fedseg.filters.guard import Guard
-from fedseg.filters.restore import update_shapes
-from fedseg.privacy.policy import OPEN, SitePolicy
-from fedseg.privacy.policy_rules import broken, check_protection, planned_fraction
-from fedseg.privacy.update import Stage, Step
+from fedseg.filters.guard.guard import Guard
+from fedseg.messages.job import job_name
+from fedseg.site.policy import OPEN, SitePolicy
+from fedseg.site.policy_rules import broken, check_protection, planned_fraction
 from fedseg.training.hooks import TrainingHook
-from fedseg.training.plan import Plan
 
 
 @dataclass(frozen=True)

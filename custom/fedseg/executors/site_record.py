@@ -11,12 +11,12 @@ from nvflare.apis.dxo import DataKind, from_shareable
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 
+from fedseg.contract.protocol import BYTES_UP, MODEL_ID, PREPARE, REASON, START, STEPS, TEXT
+from fedseg.contract.report import META_KEY
 from fedseg.errors import RefusalError
-from fedseg.executors.protocol import BYTES_UP, MODEL_ID, PREPARE, REASON, START, STEPS, TEXT
+from fedseg.files.digest import model_digest
 from fedseg.networks.weights import Arrays, split_extras
-from fedseg.provenance.digest import model_digest
 from fedseg.provenance.run_log import RECORD_FILE, REFUSED_FILE, SITE_SIDE, RecordError, RunLog
-from fedseg.training.site_report import META_KEY
 
 logger = logging.getLogger(__name__)
 

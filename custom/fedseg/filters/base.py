@@ -10,25 +10,24 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
-from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
 from nvflare.apis.filter import Filter
 from nvflare.apis.fl_constant import FilterKey, FLContextKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.utils.task_utils import get_filters
-from nvflare.app_common.app_constant import AppConstants
 
+from fedseg.contract.plan import Plan
+from fedseg.contract.protocol import REASON, TEXT
+from fedseg.contract.report import UNPROTECTED
+from fedseg.contract.update import DENSE, Stage, Step, Update, check_dense
 from fedseg.errors import FedsegError, RefusalError
-from fedseg.executors.protocol import REASON, STEPS, TEXT
 from fedseg.filters.context import SiteContext, attached_context
+from fedseg.messages.replies import bare_reply
+from fedseg.messages.updates import read_update, write_update
 from fedseg.networks.weights import EXTRA, Arrays
-from fedseg.privacy.update import DENSE, FORMS, Stage, Step, Update, check_dense, parse_steps
 from fedseg.training.hooks import TrainingHook
-from fedseg.training.plan import Plan
-from fedseg.training.site_report import UNPROTECTED, parse_report
 
 logger = logging.getLogger(__name__)
-PREFIX = "fedseg."
 
 
 class UpdateFilter(Filter, ABC):
@@ -134,50 +133,6 @@ def _finite(arrays: Arrays) -> Arrays:
     if all(np.isfinite(value).all() for value in floats.values()):
         return arrays
     return {**arrays, **{name: np.zeros_like(value) for name, value in floats.items()}}
-
-
-def bare_reply(shareable: Shareable) -> Shareable:
-    """A failed result without anything but its code, reason and text."""
-    headers = {key: str(shareable.get_header(key)) for key in (REASON, TEXT) if shareable.get_header(key)}
-    return make_reply(shareable.get_return_code(), headers)
-
-
-def read_update(shareable: Shareable) -> Update:
-    """The update in a message.
-
-    Raises:
-        RefusalError: it is something else (reason ``privacy``), or its report is wrong (reason ``report``).
-    """
-    try:
-        dxo = from_shareable(shareable)
-    except ValueError:
-        raise RefusalError("privacy", "The result is no DXO; only updates may leave.") from None
-    if dxo.data_kind != DataKind.WEIGHT_DIFF:
-        raise RefusalError(
-            "privacy",
-            f"The result is of the kind {getattr(dxo.data_kind, 'value', dxo.data_kind)}; only WEIGHT_DIFF may leave.",
-        )
-    algorithm = dxo.get_meta_prop(MetaKey.PROCESSED_ALGORITHM)
-    form = DENSE if algorithm is None else str(algorithm).removeprefix(PREFIX)
-    if form not in FORMS or (algorithm is not None and not str(algorithm).startswith(PREFIX)):
-        raise RefusalError("privacy", "The update was processed by something that fedseg does not know.")
-    return Update(dict(dxo.data), parse_report(dxo.meta), form, parse_steps(dxo.get_meta_prop(STEPS)))
-
-
-def write_update(update: Update, shareable: Shareable) -> Shareable:
-    """A message with this update and nothing else of ``shareable`` but the round."""
-    meta: dict[str, Any] = {
-        **update.report.to_meta(),
-        MetaKey.NUM_STEPS_CURRENT_ROUND: update.report.num_steps,
-        STEPS: [dict(step) for step in update.steps],
-    }
-    if update.form != DENSE:
-        meta[MetaKey.PROCESSED_ALGORITHM] = PREFIX + update.form
-    result = DXO(DataKind.WEIGHT_DIFF, data=dict(update.arrays), meta=meta).to_shareable()
-    for header in (AppConstants.CURRENT_ROUND,):
-        if shareable.get_header(header) is not None:
-            result.set_header(header, shareable.get_header(header))
-    return result
 
 
 def own_names(filters: Iterable[Filter], plan: Plan) -> tuple[frozenset[str], frozenset[str]]:

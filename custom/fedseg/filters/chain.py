@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from nvflare.apis.fl_context import FLContext
 from nvflare.app_common.app_constant import AppConstants
 
-from fedseg.executors.protocol import UPLOAD
+from fedseg.contract.protocol import UPLOAD
 from fedseg.filters.base import UpdateFilter, result_filters
 from fedseg.filters.encrypt import encrypts
 

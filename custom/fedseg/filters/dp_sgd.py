@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from fedseg.contract.update import Update
 from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.filters.context import SiteContext
 from fedseg.filters.noise import GuaranteedFilter, Protected
 from fedseg.networks.weights import Arrays
-from fedseg.privacy.accounting import PATIENT, REPLACE, Release, relative_to_sensitivity
-from fedseg.privacy.ledger import Spent
-from fedseg.privacy.noise import NoiseSource, SecureNoise
-from fedseg.privacy.update import Update
-from fedseg.training.dp_sgd import PatientDPSGD
+from fedseg.privacy.accounting.epsilon import PATIENT, REPLACE, Release, relative_to_sensitivity
+from fedseg.privacy.accounting.ledger import Spent
+from fedseg.privacy.mechanisms.noise import NoiseSource, SecureNoise
 from fedseg.training.hooks import TrainingHook
+from fedseg.training.methods.patient_dp_sgd import PatientDPSGD
 from fedseg.training.trainer import SiteTrainer
 
 

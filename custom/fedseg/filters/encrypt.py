@@ -18,8 +18,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.app_common.app_constant import AppConstants
 
-from fedseg.errors import ConfigurationError, FedsegError, RefusalError
-from fedseg.executors.protocol import (
+from fedseg.contract.protocol import (
     ENCRYPTED_FACTS,
     MODE,
     MODEL_ID,
@@ -31,17 +30,20 @@ from fedseg.executors.protocol import (
     WEIGHED,
     WEIGHT,
 )
-from fedseg.executors.site_profile import SiteProfile
-from fedseg.filters.base import PREFIX, UpdateFilter, result_filters
-from fedseg.filters.context import SiteContext, site_profile
-from fedseg.filters.kept_model import read_kept, write_kept
-from fedseg.filters.restore import update_shapes
-from fedseg.privacy.encrypted_model import read_encrypted_model
-from fedseg.privacy.encrypted_update import encrypt_update
-from fedseg.privacy.encryption_context import EncryptionContext, EncryptionError, secret_context
-from fedseg.privacy.fixed_point import FixedPoint, choose_fields
-from fedseg.privacy.update import ENCRYPTED, Stage, Update
-from fedseg.training.state import check_run_id
+from fedseg.contract.shapes import update_shapes
+from fedseg.contract.update import ENCRYPTED, Stage, Update
+from fedseg.errors import ConfigurationError, FedsegError, RefusalError
+from fedseg.filters.base import UpdateFilter, result_filters
+from fedseg.filters.context import SiteContext
+from fedseg.messages.job import site_profile
+from fedseg.messages.updates import PREFIX
+from fedseg.privacy.encryption.context import EncryptionContext, EncryptionError, secret_context
+from fedseg.privacy.encryption.fixed_point import FixedPoint, choose_fields
+from fedseg.privacy.encryption.model import read_encrypted_model
+from fedseg.privacy.encryption.update import encrypt_update
+from fedseg.site.kept_model import read_kept, write_kept
+from fedseg.site.profile import SiteProfile
+from fedseg.site.state import check_run_id
 
 logger = logging.getLogger(__name__)
 ALGORITHM = PREFIX + ENCRYPTED

@@ -11,13 +11,13 @@ from typing import Any
 
 from torch import nn
 
+from fedseg.contract.plan import Plan
+from fedseg.contract.update import Stage, Update
 from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.filters.base import UpdateFilter
 from fedseg.filters.context import SiteContext
 from fedseg.networks.layers import last_names, matching_names, normalisation_names
 from fedseg.networks.weights import is_averaged
-from fedseg.privacy.update import Stage, Update
-from fedseg.training.plan import Plan
 
 NORM = "norm"
 

@@ -14,11 +14,12 @@ from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from fedseg.contract.update import DENSE, Stage, Update
 from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.filters.base import UpdateFilter
 from fedseg.filters.context import SiteContext
 from fedseg.networks.weights import Arrays
-from fedseg.privacy.accounting import (
+from fedseg.privacy.accounting.epsilon import (
     NEIGHBOURS,
     REPLACE,
     SITE_UPDATE,
@@ -27,10 +28,9 @@ from fedseg.privacy.accounting import (
     epsilon,
     relative_to_sensitivity,
 )
-from fedseg.privacy.ledger import Ledger, Spent
-from fedseg.privacy.noise import NoiseSource, SecureNoise, SeededNoise, gaussian_mechanism, laplace_mechanism
-from fedseg.privacy.policy import LARGEST_EPSILON
-from fedseg.privacy.update import DENSE, Stage, Update
+from fedseg.privacy.accounting.ledger import Ledger, Spent
+from fedseg.privacy.mechanisms.noise import NoiseSource, SecureNoise, SeededNoise, gaussian_mechanism, laplace_mechanism
+from fedseg.site.policy import LARGEST_EPSILON
 
 logger = logging.getLogger(__name__)
 

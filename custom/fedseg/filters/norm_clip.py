@@ -6,11 +6,11 @@ import logging
 import math
 from typing import Any
 
+from fedseg.contract.update import Stage, Update
 from fedseg.errors import ConfigurationError
 from fedseg.filters.base import UpdateFilter
 from fedseg.filters.context import SiteContext
-from fedseg.privacy.clipping import check_bound, clip_l2
-from fedseg.privacy.update import Stage, Update
+from fedseg.privacy.mechanisms.clipping import check_bound, clip_l2
 
 logger = logging.getLogger(__name__)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from fedseg.contract.update import DENSE, QUANTISED, SPARSE, Stage, Update
 from fedseg.filters.base import UpdateFilter
 from fedseg.filters.context import SiteContext
-from fedseg.privacy.quantise import check_bits, quantise
-from fedseg.privacy.sparse import to_sparse
-from fedseg.privacy.update import DENSE, QUANTISED, SPARSE, Stage, Update
+from fedseg.privacy.mechanisms.quantise import check_bits, quantise
+from fedseg.privacy.mechanisms.sparse import to_sparse
 
 
 class QuantizeUpdate(UpdateFilter):

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import logging
 
-import torch
 from nvflare.apis.dxo import MetaKey, from_shareable
 from nvflare.apis.filter import Filter
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 
+from fedseg.contract.protocol import REASON, TEXT
+from fedseg.contract.shapes import update_shapes
+from fedseg.contract.update import DENSE, QUANTISED, SPARSE, Update
 from fedseg.errors import FedsegError, RefusalError
-from fedseg.executors.protocol import REASON, TEXT
-from fedseg.filters.base import read_update
-from fedseg.filters.context import job_plan
-from fedseg.privacy.quantise import from_quantised
-from fedseg.privacy.sparse import Shapes, from_sparse
-from fedseg.privacy.update import DENSE, QUANTISED, SPARSE, Update
-from fedseg.training.plan import Plan
+from fedseg.messages.job import job_plan
+from fedseg.messages.updates import read_update
+from fedseg.privacy.mechanisms.quantise import from_quantised
+from fedseg.privacy.mechanisms.sparse import Shapes, from_sparse
 
 logger = logging.getLogger(__name__)
 
@@ -80,14 +79,6 @@ def restore(update: Update, shapes: Shapes) -> Update:
     else:
         raise RefusalError("privacy", f"The update is {update.form}, and this job's server cannot restore it.")
     return Update(arrays, update.report, DENSE, update.steps)
-
-
-def update_shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all arrays that a dense update of this plan may hold."""
-    with torch.device("meta"):
-        # Names and shapes without the time and the memory of the values.
-        network = plan.network.build(len(plan.task.channels), plan.task.output_channels, plan.seed)
-    return {name: tuple(value.shape) for name, value in network.state_dict().items() if value.is_floating_point()}
 
 
 def _failed(shareable: Shareable, reason: str, text: str) -> Shareable:

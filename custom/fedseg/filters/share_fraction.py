@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 
+from fedseg.contract.protocol import KEEP, LINEAGE, START
+from fedseg.contract.update import SPARSE, Stage, Update
 from fedseg.errors import ConfigurationError, RefusalError
-from fedseg.executors.protocol import KEEP, LINEAGE, START
 from fedseg.filters.base import UpdateFilter
 from fedseg.filters.context import SiteContext
 from fedseg.networks.weights import Arrays
-from fedseg.privacy.clipping import check_bound, clip_coordinates
-from fedseg.privacy.residual import ResidualStore
-from fedseg.privacy.sparse import to_sparse
-from fedseg.privacy.top_k import check_fraction, largest
-from fedseg.privacy.update import SPARSE, Stage, Update
-from fedseg.training.state import DEFAULT_KEEP
+from fedseg.privacy.mechanisms.clipping import check_bound, clip_coordinates
+from fedseg.privacy.mechanisms.sparse import to_sparse
+from fedseg.privacy.mechanisms.top_k import check_fraction, largest
+from fedseg.site.residuals import ResidualStore
+from fedseg.site.state import DEFAULT_KEEP
 
 logger = logging.getLogger(__name__)
 FOLDER = "unsent"

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from fedseg.contract.update import SPARSE, Update
 from fedseg.errors import ConfigurationError
 from fedseg.filters.context import SiteContext
 from fedseg.filters.noise import GuaranteedFilter, Protected
 from fedseg.networks.weights import Arrays
-from fedseg.privacy.accounting import REPLACE, SITE_UPDATE, Release
-from fedseg.privacy.noise import NoiseSource
-from fedseg.privacy.sparse import to_sparse
-from fedseg.privacy.sparse_vector import CHARGES, EVERY_PASS, SINGLE_PASS, sparse_vector
-from fedseg.privacy.top_k import check_fraction, selected_count
-from fedseg.privacy.update import SPARSE, Update
+from fedseg.privacy.accounting.epsilon import REPLACE, SITE_UPDATE, Release
+from fedseg.privacy.mechanisms.noise import NoiseSource
+from fedseg.privacy.mechanisms.sparse import to_sparse
+from fedseg.privacy.mechanisms.sparse_vector import CHARGES, EVERY_PASS, SINGLE_PASS, sparse_vector
+from fedseg.privacy.mechanisms.top_k import check_fraction, selected_count
 
 logger = logging.getLogger(__name__)
 

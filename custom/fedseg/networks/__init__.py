@@ -1,4 +1,1 @@
-"""3D networks by name with validated arguments.
-
-Nothing here knows tasks, sites or FLARE.
-"""
+"""3D networks by name with validated arguments, and their weights as named arrays."""

@@ -49,11 +49,6 @@ def check_weights(expected: Mapping[str, torch.Tensor | np.ndarray], weights: Ma
             raise RefusalError("weights", f"{name} holds values that are not finite.")
 
 
-def contiguous(weights: Mapping[str, np.ndarray]) -> Arrays:
-    """The arrays as safetensors wants them: contiguous, 0-d ones still 0-d (``ascontiguousarray`` makes them 1-d)."""
-    return {name: np.ascontiguousarray(value).reshape(np.shape(value)) for name, value in weights.items()}
-
-
 def split_extras(arrays: Mapping[str, np.ndarray]) -> tuple[Arrays, Arrays]:
     """Weights, and the further arrays of a method (control variates...) that travel with them under ``extra:``.
 

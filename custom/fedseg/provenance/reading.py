@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.errors import DataError
-from fedseg.privacy.hash_chain_check import Entry, verify
+from fedseg.files.hash_chain_check import Entry, verify
 from fedseg.provenance.run_log import SCHEMA, SERVER_SIDE, SITE_SIDE
 
 # Lines of models that a run leaves as files.

@@ -11,8 +11,8 @@ from platform import python_version
 from typing import Any
 
 from fedseg.errors import ConfigurationError, FedsegError
-from fedseg.privacy.hash_chain import HashChain
-from fedseg.privacy.hash_chain_check import ChainError, Entry, head_path
+from fedseg.files.hash_chain import HashChain
+from fedseg.files.hash_chain_check import ChainError, Entry, head_path
 from fedseg.version import __version__
 
 RECORD_FILE = "record.jsonl"

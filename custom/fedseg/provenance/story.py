@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedseg.errors import DataError
-from fedseg.privacy.hash_chain_check import Entry
+from fedseg.files.hash_chain_check import Entry
 from fedseg.provenance.reading import Record, ServerRound, ServerStart, named_models, server_starts
 
 # A chain can be sound and yet hold lines that no run of this version writes.

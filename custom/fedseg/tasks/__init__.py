@@ -1,4 +1,3 @@
-"""What is segmented: channels, labels, regions and preprocessing, declared as data.
-
-Nothing here reads an image or imports FLARE.
+"""What is learned from images, declared as data: channels, labels, regions and preprocessing; and what a kind of task
+gives training. No files, no sites.
 """

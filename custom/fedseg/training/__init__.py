@@ -1,4 +1,1 @@
-"""Training and validation on one site, as plain PyTorch and MONAI.
-
-Nothing here knows that other sites exist, or imports FLARE.
-"""
+"""Training and validation on one site, as plain PyTorch and MONAI. No FLARE, no other sites."""

@@ -10,8 +10,8 @@ import torch
 from fedseg.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from fedseg.contract.plan import Plan
     from fedseg.networks.weights import Arrays
-    from fedseg.training.plan import Plan
     from fedseg.training.trainer import SiteTrainer
 
 

@@ -10,9 +10,9 @@ from monai.inferers import sliding_window_inference
 from torch import nn
 
 from fedseg.data.grid import to_grid
-from fedseg.tasks.labels import paint_regions
+from fedseg.tasks.segmentation.labels import paint_regions
+from fedseg.tasks.segmentation.losses import predict_regions
 from fedseg.tasks.task import Task
-from fedseg.training.losses import predict_regions
 from fedseg.training.prepare import PreparedCase
 
 # With one image at a time and one thread torch takes a convolution three times slower than oneDNN's.

@@ -14,7 +14,7 @@ from monai.transforms.utils import generate_spatial_bounding_box
 from fedseg.data.datalist import Case
 from fedseg.data.grid import Grid, read_image, read_label
 from fedseg.errors import DataError
-from fedseg.tasks.labels import to_classes
+from fedseg.tasks.segmentation.labels import to_classes
 from fedseg.tasks.task import Task
 
 INDICES_PER_CLASS = 4000

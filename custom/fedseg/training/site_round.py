@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fedseg.evaluation.metrics import summarise
+from fedseg.contract.report import SiteReport
 from fedseg.networks.weights import Arrays, is_averaged, join_extras, split_extras
-from fedseg.training.site_report import SiteReport
-from fedseg.training.trainer import ScoredCase, SiteTrainer
+from fedseg.tasks.segmentation.metrics import ScoredCase, summarise
+from fedseg.training.trainer import SiteTrainer
 
 
 def site_round(

@@ -14,20 +14,20 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from fedseg.contract.plan import Plan
 from fedseg.data.datalist import Datalist
 from fedseg.errors import AbortedError, ConfigurationError, RefusalError
-from fedseg.evaluation.metrics import CaseScore, score_case
 from fedseg.networks.weights import Arrays, difference, get_weights, set_weights
-from fedseg.privacy.noise import NoiseSource, SecureNoise, SeededNoise
+from fedseg.privacy.mechanisms.noise import NoiseSource, SecureNoise, SeededNoise
+from fedseg.randomness import derive_seed, generator
+from fedseg.site.state import SiteState
+from fedseg.tasks.segmentation.losses import SegmentationLoss
+from fedseg.tasks.segmentation.metrics import ScoredCase, score_case
 from fedseg.training.cache import CaseCache
 from fedseg.training.hooks import TrainingHook
 from fedseg.training.inference import choose_device, infer_logits, segment
-from fedseg.training.losses import SegmentationLoss
 from fedseg.training.optimisation import autocast, check_loss, check_norm, new_optimizer, set_rate
 from fedseg.training.patches import PatchDataset, Sample, collate
-from fedseg.training.plan import Plan
-from fedseg.training.randomness import derive_seed, generator
-from fedseg.training.state import SiteState
 
 logger = logging.getLogger(__name__)
 
@@ -53,15 +53,6 @@ class RoundResult:
     seconds: float
     extras: Arrays
     weights: Arrays
-
-
-@dataclass(frozen=True)
-class ScoredCase:
-    """One case scored: its name, its loss on the prepared grid, and its metrics on the original grid."""
-
-    id: str
-    loss: float
-    score: CaseScore
 
 
 class SiteTrainer:

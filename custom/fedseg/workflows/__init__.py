@@ -1,4 +1,1 @@
-"""The server's loop over rounds: who is asked, how long it waits, what is kept.
-
-How updates are combined is decided in ``aggregators``.
-"""
+"""The server's loop over rounds: the classes that a job names."""

@@ -10,15 +10,15 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.app_constant import AppConstants
 
 from fedseg.aggregators.fedavg import FedAvg
+from fedseg.contract.protocol import MODEL_NAME, SPLITS
+from fedseg.contract.report import SiteReport
 from fedseg.errors import ConfigurationError
-from fedseg.executors.protocol import MODEL_NAME, SPLITS
+from fedseg.files.digest import model_digest
 from fedseg.networks.weights import Arrays
-from fedseg.provenance.digest import model_digest
-from fedseg.training.site_report import SiteReport
 from fedseg.workflows.federated_training import FederatedTraining
-from fedseg.workflows.global_model import GlobalModel
-from fedseg.workflows.scores import readable
-from fedseg.workflows.site_dialogue import Take
+from fedseg.workflows.run.global_model import GlobalModel
+from fedseg.workflows.run.scores import readable
+from fedseg.workflows.run.site_dialogue import Take
 
 _SCORED = "validation"
 

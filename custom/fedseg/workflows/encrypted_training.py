@@ -13,18 +13,18 @@ from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 
 from fedseg.aggregators.base import Aggregator
+from fedseg.contract.plan import Plan
+from fedseg.contract.protocol import ENCRYPTED_FACTS, MODE, REASON, SCALE, START, UPLOAD
 from fedseg.errors import ConfigurationError, FedsegError
-from fedseg.executors.protocol import ENCRYPTED_FACTS, MODE, REASON, SCALE, START, UPLOAD
-from fedseg.executors.site_profile import server_context_file
 from fedseg.filters.encrypt import ALGORITHM
-from fedseg.privacy.encrypted_file import write_encrypted_file
-from fedseg.privacy.encryption_context import KEY_NAME_FILE, EncryptionError, public_context
-from fedseg.provenance.model_note import replaced_note
-from fedseg.training.plan import Plan
-from fedseg.workflows.encrypted_history import EncryptedHistory
-from fedseg.workflows.encrypted_model import LEAST_SITES, EncryptedGlobalModel
+from fedseg.models.encrypted_file import write_encrypted_file
+from fedseg.models.note import replaced_note
+from fedseg.privacy.encryption.context import KEY_NAME_FILE, EncryptionError, public_context
+from fedseg.site.profile import server_context_file
+from fedseg.workflows.encrypted.history import EncryptedHistory
+from fedseg.workflows.encrypted.model import LEAST_SITES, EncryptedGlobalModel
 from fedseg.workflows.federated_training import FederatedTraining
-from fedseg.workflows.site_dialogue import Take
+from fedseg.workflows.run.site_dialogue import Take
 
 _ABSENT = {
     "server_optimizer": "A server optimizer computes with the aggregated update, which the server has only encrypted.",

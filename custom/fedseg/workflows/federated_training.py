@@ -11,25 +11,26 @@ from typing import Any
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 
 from fedseg.aggregators.base import Aggregator
-from fedseg.aggregators.control_variates import SharedArrays
 from fedseg.aggregators.server_optimizers import ServerOptimizer
+from fedseg.aggregators.shared_arrays import SharedArrays
+from fedseg.contract.plan import PLAN_FILE, read_plan
+from fedseg.contract.protocol import KEEP, LINEAGE, START, TOTALS
+from fedseg.contract.report import SiteReport, parse_report
 from fedseg.errors import FedsegError, RefusalError
-from fedseg.executors.job_facts import job_facts
-from fedseg.executors.protocol import KEEP, LINEAGE, START, TOTALS
-from fedseg.executors.site_profile import PROFILE_FILE, read_state_folder
 from fedseg.memory import give_back
+from fedseg.messages.job_facts import job_facts
+from fedseg.models.model_file import INITIAL_FILE
 from fedseg.networks.weights import Arrays
-from fedseg.training.model_file import INITIAL_FILE
-from fedseg.training.plan import PLAN_FILE, read_plan
-from fedseg.training.site_report import SiteReport, parse_report
-from fedseg.workflows import arguments
-from fedseg.workflows.acceptance import check_report
-from fedseg.workflows.global_model import GlobalModel
-from fedseg.workflows.last_evaluation import LastEvaluation
-from fedseg.workflows.record import BEST_MODEL, FOLDER, LAST_MODEL, RunRecord, round_line
-from fedseg.workflows.scores import describe_round, validation_scores
-from fedseg.workflows.selection import AllSites, SiteSelection
-from fedseg.workflows.stopping import StoppingRules
+from fedseg.site.profile import PROFILE_FILE, read_state_folder
+from fedseg.workflows.run import arguments
+from fedseg.workflows.run.acceptance import check_report
+from fedseg.workflows.run.global_model import GlobalModel
+from fedseg.workflows.run.last_evaluation import LastEvaluation
+from fedseg.workflows.run.record import BEST_MODEL, FOLDER, LAST_MODEL, RunRecord, round_line
+from fedseg.workflows.run.scores import describe_round, validation_scores
+from fedseg.workflows.run.site_selection import SiteSelection
+from fedseg.workflows.run.stopping import StoppingRules
+from fedseg.workflows.selection import AllSites
 
 
 class FederatedTraining(LastEvaluation):

@@ -3,78 +3,14 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.stats import poisson
 
 from fedseg.errors import ConfigurationError
-from fedseg.training.randomness import generator
-
-
-@dataclass(frozen=True)
-class SiteFacts:
-    """What a policy may know of a site.
-
-    Attributes:
-        num_samples, val_cases: training and validation cases, as the site said when it accepted the job.
-        seconds: duration of its last finished round; None before the first.
-    """
-
-    num_samples: int
-    seconds: float | None = None
-    val_cases: int = 0
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Sites of a round, and for every site of the job why it is among them or not."""
-
-    sites: list[str]
-    reasons: dict[str, str]
-
-
-class SiteSelection(ABC):
-    """Picks the sites of a round; draws follow from the job's seed and the round alone."""
-
-    def select(self, facts: Mapping[str, SiteFacts], seed: int, round_number: int) -> Selection:
-        """Choose.
-
-        Args:
-            facts: every site that accepted the job, by name.
-            seed: the job's seed.
-            round_number: from 0.
-
-        Returns:
-            At least one site; when a policy leaves nobody, the largest site is asked, and the reason says so.
-        """
-        ordered = {site: facts[site] for site in sorted(facts)}
-        judged = self.judge(ordered, generator(seed, "selection", round_number))
-        sites = [site for site, (asked, _) in judged.items() if asked]
-        reasons = {site: reason for site, (_, reason) in judged.items()}
-        if not sites:
-            largest = max(ordered, key=lambda site: ordered[site].num_samples)
-            sites, reasons[largest] = [largest], "the policy left nobody; asked as the largest site"
-        return Selection(sites, reasons)
-
-    @abstractmethod
-    def judge(self, facts: Mapping[str, SiteFacts], draw: np.random.Generator) -> dict[str, tuple[bool, str]]:
-        """For every site, sorted by name: whether it is asked, and why."""
-
-    def describe(self) -> dict[str, Any]:
-        """Name and arguments, for the run's summary."""
-        return {"name": type(self).__name__, **vars(self)}
-
-    def history(self) -> dict[str, Any]:
-        """What the policy remembers of former rounds, as plain JSON; ``restore`` takes it back."""
-        return {}
-
-    def restore(self, history: Mapping[str, Any]) -> None:
-        """Take back what ``history`` gave, when a stopped run goes on."""
-        return
+from fedseg.workflows.run.site_selection import SiteFacts, SiteSelection
 
 
 class AllSites(SiteSelection):

@@ -11,12 +11,12 @@ import torch
 from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.app_constant import AppConstants
 
+from fedseg.contract.plan import Plan
+from fedseg.contract.report import SiteReport
 from fedseg.errors import ConfigurationError, FedsegError, RefusalError
-from fedseg.training.plan import Plan
-from fedseg.training.site_report import SiteReport
-from fedseg.workflows.acceptance import check_report
-from fedseg.workflows.scores import Scored
-from fedseg.workflows.split_rounds import SplitRounds
+from fedseg.workflows.run.acceptance import check_report
+from fedseg.workflows.run.scores import Scored
+from fedseg.workflows.split.rounds import SplitRounds
 
 
 class SplitTraining(SplitRounds):

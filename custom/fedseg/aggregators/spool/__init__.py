@@ -1,0 +1,1 @@
+"""Updates on disk, and sums over them in one pass."""

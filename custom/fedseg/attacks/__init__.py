@@ -1,0 +1,1 @@
+"""What an adversary could learn from what leaves a site, measured."""

@@ -1,0 +1,1 @@
+"""Reconstruction of images from features that crossed a cut."""

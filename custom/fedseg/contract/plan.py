@@ -1,0 +1,115 @@
+"""The plan of a job: the one file, ``app/config/fedseg.json``, that server and sites read alike."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from fedseg.contract.settings import TrainingSettings, parse_training
+from fedseg.contract.split_settings import SplitSettings, parse_split
+from fedseg.errors import ConfigurationError
+from fedseg.files.documents import read_json
+from fedseg.networks.registry import Network, parse_network
+from fedseg.tasks.registry import resolve_task
+from fedseg.tasks.task import Task
+
+PLAN_FILE = "fedseg.json"
+_KEYS = ("fedseg_version", "method", "seed", "dataset", "task", "network", "training", "split")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a job trains, and how.
+
+    Attributes:
+        fedseg_version: the version that the job was made for; a site with another one refuses the job.
+        method: name of the federated method, for reports.
+        seed: root of every random generator of the job.
+        dataset: name under which a site looks up its datalist; the task's name by default.
+        task, network, training: see their classes.
+        split: how the network is trained in two parts; None in every other job.
+    """
+
+    fedseg_version: str
+    method: str
+    seed: int
+    dataset: str
+    task: Task
+    network: Network
+    training: TrainingSettings
+    split: SplitSettings | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Complete JSON form with all defaults filled in."""
+        plain = {
+            "fedseg_version": self.fedseg_version,
+            "method": self.method,
+            "seed": self.seed,
+            "dataset": self.dataset,
+            "task": self.task.to_dict(),
+            "network": self.network.to_dict(),
+            "training": self.training.to_dict(),
+        }
+        return plain if self.split is None else {**plain, "split": self.split.to_dict()}
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the complete plan: equal at server and site, or the site refuses."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def parse_plan(declaration: Mapping[str, Any]) -> Plan:
+    """Check a plan.
+
+    Raises:
+        ConfigurationError: a part is unknown, missing or wrong.
+    """
+    if not isinstance(declaration, Mapping):
+        raise ConfigurationError(PLAN_FILE, declaration, f"an object with {list(_KEYS)}")
+    for key, value in declaration.items():
+        if key not in _KEYS:
+            raise ConfigurationError(key, value, f"absent: a plan has {list(_KEYS)}")
+    for key in ("fedseg_version", "task"):
+        if key not in declaration:
+            raise ConfigurationError(key, None, "given in the job's plan")
+    seed = declaration.get("seed", 0)
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise ConfigurationError("seed", seed, "a whole number from 0 to 4294967295")
+    task = resolve_task(declaration["task"])
+    network = parse_network(declaration.get("network", "residual_unet"))
+    for size, factor in zip(task.patch_size, network.arguments.divisor, strict=True):
+        if size % factor:
+            raise ConfigurationError(
+                "task.patch_size", task.patch_size, f"divisible by {network.arguments.divisor} for this network"
+            )
+    if prod(s // f for s, f in zip(task.patch_size, network.arguments.divisor, strict=True)) < 2:
+        raise ConfigurationError(
+            "task.patch_size",
+            task.patch_size,
+            f"larger than {network.arguments.divisor} on some axis for this network",
+            "Its coarsest level would be a single voxel, which cannot be normalised.",
+        )
+    return Plan(
+        fedseg_version=str(declaration["fedseg_version"]),
+        method=str(declaration.get("method", "fedavg")),
+        seed=seed,
+        dataset=str(declaration.get("dataset", task.name)),
+        task=task,
+        network=network,
+        training=parse_training(declaration.get("training", {})),
+        split=parse_split(declaration["split"]) if "split" in declaration else None,
+    )
+
+
+def read_plan(path: Path | str) -> Plan:
+    """Read and check the plan file of a job.
+
+    Raises:
+        ConfigurationError: the file is missing, not JSON, or its content is wrong.
+    """
+    return parse_plan(read_json(Path(path)))

@@ -1,0 +1,1 @@
+"""Checks of a datalist: each finding says what to do."""

@@ -1,0 +1,154 @@
+"""The check of a whole datalist: every case, and what can be seen only by comparing cases."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from fedseg.console import track
+from fedseg.data.checks.case import CaseFacts, inspect_case
+from fedseg.data.checks.findings import CheckReport, Finding, Severity
+from fedseg.data.datalist import SPLITS, Case, Datalist
+from fedseg.data.splits import by_patient, patients_in_two_splits
+from fedseg.tasks.task import Task
+
+FEW_PATIENTS = {"training": 10, "validation": 3}
+
+
+def check_datalist(
+    task: Task, datalist: Datalist, progress: bool = True, quick: bool = False, workers: int = 1
+) -> CheckReport:
+    """Check everything that could make a job fail or its result wrong, in one pass.
+
+    Args:
+        task: what the data are checked against.
+        datalist: the cases of one site.
+        progress: show a bar on stderr.
+        quick: files and headers only, no voxel (seconds instead of minutes): existence, shapes, affines, channels.
+        workers: cases looked at side by side; each holds one image in memory.
+    """
+    places = [(split, case) for split in SPLITS for case in datalist.split(split)]
+    running = _inspect(task, places, quick, workers)
+    facts = list(track(running, "Checking cases", len(places)) if progress else running)
+    findings = [
+        *_about_list(task, datalist),
+        *(finding for case_facts in facts for finding in case_facts.findings),
+        *_two_splits(datalist),
+        *_duplicates(facts),
+        *_mixed_labels(facts),
+        *_mixed_orientations(facts),
+    ]
+    return CheckReport(task.name, datalist.path, len(places), tuple(findings), _statistics(task, datalist, facts))
+
+
+def _inspect(task: Task, places: list[tuple[str, Case]], quick: bool, workers: int) -> Iterator[CaseFacts]:
+    pool = ThreadPoolExecutor(max(1, workers))
+    try:
+        yield from pool.map(lambda place: inspect_case(task, place[1], place[0], quick), places)
+    finally:
+        pool.shutdown(cancel_futures=True)  # an interrupted check must not go on through the cases that wait
+
+
+def _about_list(task: Task, datalist: Datalist) -> list[Finding]:
+    findings = []
+
+    def add(code: str, severity: Severity, message: str, remedy: str, split: str = "") -> None:
+        findings.append(Finding(code, severity, message, remedy, str(datalist.path or ""), split))
+
+    if datalist.task not in (None, task.name):
+        message = f"The datalist was made for the task {datalist.task}, and is checked for {task.name}."
+        add("task-name", "warning", message, "Fine if images and labels fit; else choose the other task.")
+    for split, few in FEW_PATIENTS.items():
+        patients = len(by_patient(datalist.split(split)))
+        if not patients:
+            add("no-cases", "error", f"There is no {split} case.", f"Move some patients to {split}.", split)
+        elif patients < few:
+            message = f"There are only {patients} {split} patient(s); results from fewer than {few} say little."
+            add("few-cases", "warning", message, "Add patients if you have more.", split)
+    return findings
+
+
+def _two_splits(datalist: Datalist) -> list[Finding]:
+    return [
+        Finding(
+            "patient-in-two-splits",
+            "error",
+            f"Patient {patient} has cases in {' and '.join(splits)}, so scores would be too good.",
+            "Move all cases of the patient to one split.",
+            split=splits[0],
+            patient=patient,
+        )
+        for patient, splits in patients_in_two_splits(datalist).items()
+    ]
+
+
+def _duplicates(facts: Sequence[CaseFacts]) -> list[Finding]:
+    """One finding for each set of cases that share images, naming the first file that they share."""
+    owners: dict[str, list[tuple[int, str]]] = {}
+    for index, case_facts in enumerate(facts):
+        listed = [file for file in case_facts.case.images if file in case_facts.contents]
+        for file in listed:
+            owners.setdefault(case_facts.contents[file], []).append((index, str(file)))
+    shared: dict[tuple[int, ...], list[str]] = {}
+    for places in owners.values():
+        if len(places) > 1:
+            shared.setdefault(tuple(index for index, _ in places), [file for _, file in places])
+    return [_duplicate(facts, cases, files) for cases, files in shared.items()]
+
+
+def _duplicate(facts: Sequence[CaseFacts], cases: tuple[int, ...], files: list[str]) -> Finding:
+    splits = list(dict.fromkeys(facts[i].split for i in cases))
+    where = f" across {' and '.join(splits)}" if len(splits) > 1 else f" in {splits[0]}"
+    if len(set(cases)) == 1:
+        where, remedy = " in one case", "Put the right file in place of one of them."
+    else:
+        remedy = "Keep one of the cases, in one split."
+    message = f"The same image stands {len(files)} times{where}: {', '.join(files[1:4])} is {files[0]} again."
+    return Finding("duplicate-content", "error", message, remedy, files[0], splits[0], facts[cases[0]].case.patient)
+
+
+def _mixed_labels(facts: Sequence[CaseFacts]) -> list[Finding]:
+    counts = _count_conventions(facts)
+    if len(counts) < 2:
+        return []
+    message = f"The labels follow several conventions: {_listed(counts)}."
+    remedy = "They are recognised file by file; make sure that each file means what its convention says."
+    return [Finding("label-mixed", "warning", message, remedy)]
+
+
+def _mixed_orientations(facts: Sequence[CaseFacts]) -> list[Finding]:
+    counts = Counter(f.grid.orientation for f in facts if f.grid and f.grid.decodable)
+    if len(counts) < 2:
+        return []
+    message = f"The images are stored in several orientations: {_listed(counts)}."
+    remedy = "They are turned to one orientation for training; look at one image of each to see that left is left."
+    return [Finding("orientation", "warning", message, remedy)]
+
+
+def _count_conventions(facts: Sequence[CaseFacts]) -> Counter[str]:
+    """How many label files fit each convention; files that fit several (no telling value occurs) are left out."""
+    return Counter(f.conventions[0] for f in facts if f.conventions and len(f.conventions) == 1)
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} ({count})" for name, count in counts.most_common())
+
+
+def _statistics(task: Task, datalist: Datalist, facts: Sequence[CaseFacts]) -> dict[str, Any]:
+    grids = [f.grid for f in facts if f.grid and f.grid.decodable and len(f.grid.shape) >= 3]
+
+    def span(rows: list[tuple[float, ...]]) -> dict[str, list[float]]:
+        columns = list(zip(*rows, strict=True))
+        return {"smallest": [min(c) for c in columns], "largest": [max(c) for c in columns]}
+
+    return {
+        "cases": {split: len(datalist.split(split)) for split in SPLITS},
+        "patients": {split: len(by_patient(datalist.split(split))) for split in SPLITS},
+        "shape": span([g.shape[:3] for g in grids]),
+        "spacing_mm": span([tuple(round(s, 4) for s in g.spacing) for g in grids]),
+        "orientations": dict(Counter(g.orientation for g in grids)),
+        "label_conventions": dict(_count_conventions(facts)),
+        "cases_with_class": {name: sum(name in f.classes for f in facts) for name in task.classes},
+    }

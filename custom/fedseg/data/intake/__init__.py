@@ -1,0 +1,1 @@
+"""Reading the usual layouts of data sets: BraTS folders, the Decathlon, DICOM."""

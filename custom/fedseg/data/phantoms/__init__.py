@@ -1,0 +1,1 @@
+"""Images that a program draws, with the layout and the labels of real ones."""

@@ -1,0 +1,1 @@
+"""A coordinator's session: jobs submitted, waited for, fetched, resumed."""

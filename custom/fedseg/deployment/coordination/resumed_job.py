@@ -1,0 +1,50 @@
+"""A stopped job of a federation, submitted again so that it goes on where it was."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from fedseg.deployment.coordination.fetched_run import submitted_job
+from fedseg.deployment.coordination.session import FINISHED, Coordinator
+from fedseg.errors import UsageError
+from fedseg.jobs.job import Job
+
+
+def resume(coordinator: Coordinator, job_id: str, from_round: int | None = None) -> str:
+    """Submit a job that has ended too early once more, as it was, so that its run goes on.
+
+    The server finds the run's checkpoints and every site its state by the run's id, which is the id of the first of
+    its jobs where the job itself names none. What server and sites have kept is checked there: a run goes on with the
+    same plan, rule and number of rounds only.
+
+    Args:
+        coordinator: a session.
+        job_id: of the job, or of one that resumed it before.
+        from_round: the finished round to continue after; None for the last one.
+
+    Returns:
+        The id of the new job.
+
+    Raises:
+        UsageError: the job has ended well, or ``from_round`` is negative.
+        FederationError: there is no such job, it still runs, or this person may not fetch or submit it.
+    """
+    if from_round is not None and from_round < 0:
+        raise UsageError(f"--from-round {from_round}: rounds are counted from 0.")
+    if str(coordinator.describe(job_id).get("status")) == FINISHED:
+        raise UsageError(
+            f"The job {job_id} ended well, so there is nothing to resume. `fedseg fetch` brings it; submit a new job "
+            "for more rounds."
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        job = submitted_job(coordinator.download(job_id, Path(scratch)))
+        return coordinator.submit(continued(job, job_id, from_round))
+
+
+def continued(job: Job, job_id: str, from_round: int | None = None) -> Job:
+    """The job, changed so that it continues the run that ``job_id`` started or continued."""
+    job.workflow.setdefault("run_id", None)
+    job.workflow.update(run_id=job.workflow["run_id"] or job_id, resume=True, resume_round=from_round)
+    job.check()
+    return job

@@ -1,0 +1,1 @@
+"""A whole provisioned federation on this machine."""

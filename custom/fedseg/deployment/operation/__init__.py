@@ -1,0 +1,1 @@
+"""A kit at work on this machine: started, stopped, looked at."""

@@ -1,0 +1,1 @@
+"""Whether a site is ready: each check is green, yellow or red, with what to do."""

@@ -1,0 +1,181 @@
+"""Checks of what a site allows, and the same in plain sentences for the person who answers for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedseg.deployment.kits.installed_kit import LOCAL, InstalledKit
+from fedseg.deployment.operation.checks.result import CheckOptions, CheckResult, green, listed, red, yellow
+from fedseg.errors import FedsegError
+from fedseg.files.documents import read_json
+from fedseg.jobs.allowed_components import GUARD, site_resources
+from fedseg.privacy.accounting.ledger import Ledger
+from fedseg.site.policy import SitePolicy
+from fedseg.site.profile import SiteProfile, read_profile
+
+_ANEW = "Take the file from the archive of the kit."
+_RESOURCES, _AUTHORIZATION, _PRIVACY = "resources.json", "authorization.json", "privacy.json"
+
+
+def check_classes(kit: InstalledKit, options: CheckOptions) -> Iterator[CheckResult]:
+    """Jobs can load fedseg's components and nothing else, and no log leaves."""
+    try:
+        resources = _object(kit.local / _RESOURCES)
+    except FedsegError as error:
+        yield red("classes", str(error), _ANEW)
+        return
+    wanted, found = site_resources()["class_allow_list"], resources.get("class_allow_list")
+    where = f"{LOCAL}/{_RESOURCES}"
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        yield red("classes", f"{where} has no class_allow_list: every job would fail.", _ANEW)
+    elif extra := sorted(set(found) - set(wanted)):
+        yield red("classes", f"{where} lets jobs load more than fedseg's components: {listed(extra)}.", _ANEW)
+    elif lacking := sorted(set(wanted) - set(found)):
+        yield red("classes", f"{where} lacks {listed(lacking)}: jobs that use them fail.", _ANEW)
+    elif resources.get("class_list_enforcement_mode", "enforce") != "enforce":
+        yield red("classes", f"{where} does not enforce its list of classes.", _ANEW)
+    else:
+        yield green("classes", f"Jobs can load the {len(wanted)} listed components and nothing else.")
+    if kit.is_site:
+        yield _logs(resources)
+
+
+def _logs(resources: Mapping[str, Any]) -> CheckResult:
+    parts = [str(part.get("path")) for part in resources.get("components", []) if isinstance(part, dict)]
+    senders = [path for path in parts if "log_streaming" in path or "LogStreamer" in path or "LogSender" in path]
+    if resources.get("allow_log_streaming") is not False or senders:
+        return red("logs", f"{LOCAL}/{_RESOURCES} lets logs leave, which hold names of files.", _ANEW)
+    return green("logs", "No log leaves the site.")
+
+
+def check_rights(kit: InstalledKit, options: CheckOptions) -> Iterator[CheckResult]:
+    """Nobody may bring code, or run commands here."""
+    where = f"{LOCAL}/{_AUTHORIZATION}"
+    try:
+        permissions = _object(kit.local / _AUTHORIZATION).get("permissions")
+    except FedsegError as error:
+        yield red("rights", str(error), _ANEW)
+        return
+    if not isinstance(permissions, dict) or not permissions:
+        yield red("rights", f"{where} has no permissions.", _ANEW)
+        return
+    bring = [role for role in permissions if _may(permissions[role], "byoc")]
+    shell = [role for role in permissions if _may(permissions[role], "shell_commands")]
+    if bring:
+        yield red("rights", f"{where} lets {', '.join(bring)} bring code in a job.", f'Write "byoc": "none". {_ANEW}')
+    if shell:
+        remedy = f'Write "shell_commands": "none". {_ANEW}'
+        yield yellow("rights", f"{where} lets {', '.join(shell)} run commands on this machine.", remedy)
+    if not bring and not shell:
+        yield green("rights", "Nobody may bring code in a job, or run commands on this machine.")
+
+
+def _may(rights: Any, right: str) -> bool:
+    """Whether a role has a right; FLARE also takes one word for all rights of a role."""
+    value = rights.get(right, "none") if isinstance(rights, dict) else rights
+    return value != "none"
+
+
+def check_guard(kit: InstalledKit, options: CheckOptions) -> Iterator[CheckResult]:
+    """The guard watches what leaves."""
+    if not kit.is_site:
+        return
+    try:
+        content = _object(kit.local / _PRIVACY)
+    except FedsegError as error:
+        yield red("guard", str(error), _ANEW)
+        return
+    parts = content.get("components")
+    named = isinstance(parts, list) and any(isinstance(p, dict) and p.get("path") == GUARD for p in parts)
+    if not named or not content.get("scopes"):
+        yield red("guard", f"{LOCAL}/{_PRIVACY} does not put the guard in place.", _ANEW)
+    else:
+        yield green("guard", "Looks at every result before it leaves.")
+
+
+def check_policy(kit: InstalledKit, options: CheckOptions) -> Iterator[CheckResult]:
+    """What the site's own limits are, and how much of its privacy budgets is spent."""
+    try:
+        profile = read_profile(kit.name, kit.local, kit.folder) if kit.is_site else None
+    except FedsegError:
+        # The check of the profile says what is wrong with it.
+        profile = None
+    if profile is None:
+        return
+    if profile.policy is None:
+        remedy = f"Write policy in {LOCAL}/fedseg.json; docs/reference/site-policy.md has all rules."
+        yield yellow("policy", "This site states no limits: every job of an authorised person is taken.", remedy)
+        return
+    yield green("policy", " ".join(policy_sentences(profile.policy)))
+    yield from _budgets(profile, profile.policy)
+
+
+def policy_sentences(policy: SitePolicy) -> list[str]:
+    """What may be asked of the site, and what may leave it, for people who do not read JSON."""
+    named = {"that segment": policy.tasks, "called": policy.jobs}
+    which = " and ".join(f"{how} {' or '.join(names)}" for how, names in named.items() if names is not None)
+    lines = [f"Takes jobs {which}." if which else "Takes every job."]
+    if policy.min_cases is not None:
+        lines.append(f"Takes part with {policy.min_cases} training cases at least.")
+    if policy.max_fraction is not None:
+        lines.append(f"An update holds {policy.max_fraction:.1%} of the model's parameters at most.")
+    if policy.max_clip_norm is not None:
+        lines.append(f"Updates are clipped to the norm {policy.max_clip_norm:g} at most.")
+    elif policy.require_clip:
+        lines.append("Updates are clipped.")
+    if policy.min_noise_multiplier is not None:
+        lines.append(f"Updates bear noise of {policy.min_noise_multiplier:g} clipping norms at least.")
+    if policy.require_encryption:
+        lines.append("Updates are encrypted.")
+    if policy.max_bytes is not None:
+        lines.append(f"No result is larger than {policy.max_bytes / 1e6:g} MB.")
+    leaves = {
+        "summaries of scores": policy.scores is not False,
+        "curves during training": policy.events,
+        "statistics of the data": policy.statistics,
+        "activations in split training": policy.features,
+        "the site's own model": policy.submit_model,
+    }
+    may = [what for what, allowed in leaves.items() if allowed]
+    never = [what for what, allowed in leaves.items() if not allowed]
+    lines.append(f"Beside updates and reports may leave: {', '.join(may) or 'nothing'}.")
+    return [*lines, f"Never leave: images, labels, names of patients{''.join(f', {what}' for what in never)}."]
+
+
+def _budgets(profile: SiteProfile, policy: SitePolicy) -> Iterator[CheckResult]:
+    if not policy.epsilon_budget:
+        yield green("privacy budget", "None is stated.")
+        return
+    names = {*profile.datasets, *policy.epsilon_budget} - {"*"} or {"*"}
+    for name in sorted(names):
+        budget = policy.budget(name)
+        check = f"privacy budget: {name}"
+        if budget is None:
+            yield green(check, "None; since other data sets have one, jobs on this one are refused.")
+            continue
+        try:
+            spent = Ledger(profile.ledger).spent(budget.delta, dataset=None if name == "*" else name)
+        except FedsegError as error:
+            yield red(check, str(error), "`fedseg privacy ledger STATE_FOLDER` shows what is wrong.")
+            return
+        used = "endless" if math.isinf(spent.epsilon) else f"{spent.epsilon:.3g}"
+        found = (
+            f"Epsilon {used} of {budget.epsilon:g} is spent, at delta {budget.delta:g}, in {spent.releases} releases."
+        )
+        if spent.epsilon >= budget.epsilon:
+            yield yellow(check, found, "No job with a guarantee is taken any more; that is what the budget is for.")
+        else:
+            yield green(check, found)
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """The content of a JSON file in ``local`` that holds an object.
+
+    Raises:
+        ConfigurationError: it is missing or damaged.
+    """
+    content = read_json(path)
+    return content if isinstance(content, dict) else {}

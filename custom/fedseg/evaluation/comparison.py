@@ -1,0 +1,177 @@
+"""What the hospitals would have without a federation: their own models, and a mere intensity threshold."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedseg.contract.plan import Plan, parse_plan
+from fedseg.data.datalist import Case, read_datalist
+from fedseg.data.grid import read_image, read_label
+from fedseg.errors import ConfigurationError, FedsegError
+from fedseg.networks.weights import Arrays, apply_difference, get_weights
+from fedseg.tasks.segmentation.labels import paint_regions, to_classes, to_regions
+from fedseg.tasks.segmentation.metrics import score_case, summarise
+from fedseg.tasks.task import Task
+from fedseg.training.trainer import SiteTrainer
+
+KINDS = ("local", "threshold")
+Summary = dict[str, Any]
+
+
+def compare(kinds: Sequence[str], plan: Plan, data: Path, sites: Sequence[str], num_rounds: int) -> dict[str, Any]:
+    """Score the alternatives on the same final cases as the federated model.
+
+    Args:
+        kinds: ``local`` (each site's own model, trained for as many epochs as the federation, on every site's cases)
+            and ``threshold`` (the best threshold on the last channel, for the largest region).
+        plan: the job's plan.
+        data: folder with ``<site>/datalist.json``.
+        sites: the sites.
+        num_rounds: rounds of the federation.
+
+    Returns:
+        ``comparison`` and, with ``local``, ``cross_site`` for the summary.
+    """
+    for kind in kinds:
+        if kind not in KINDS:
+            raise ConfigurationError("--compare", kind, f"a list out of {', '.join(KINDS)}")
+    result: dict[str, Any] = {"comparison": []}
+    if "threshold" in kinds:
+        result["comparison"].append(_threshold(plan, data, sites))
+    if "local" in kinds:
+        matrix = train_alone(plan, data, sites, num_rounds)
+        result["cross_site"] = {a: {b: s["dice"]["mean"] for b, s in row.items()} for a, row in matrix.items()}
+        result["comparison"] += _local_entries(plan.task, matrix)
+    return result
+
+
+# ------------------------------------------------------------------ each site alone
+
+
+def train_alone(plan: Plan, data: Path, sites: Sequence[str], num_rounds: int) -> dict[str, dict[str, Summary]]:
+    """Each site's own model on every site's final cases: trained at -> scored at -> summary."""
+    jobs = [(plan.to_dict(), str(data), site, list(sites), num_rounds) for site in sites]
+    workers = max(1, min(len(sites), (os.cpu_count() or 1) // plan.training.threads))
+    try:
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            rows = list(pool.map(_train_one, jobs))
+    except BrokenProcessPool:
+        raise FedsegError("A process that trained a site's own model ended; was there enough memory?") from None
+    return dict(zip(sites, rows, strict=True))
+
+
+def _train_one(job: tuple[dict[str, Any], str, str, list[str], int]) -> dict[str, Summary]:
+    declaration, data, site, sites, num_rounds = job
+    plan = parse_plan(declaration)
+    trainer = SiteTrainer(plan, site, read_datalist(Path(data) / site))
+    weights = get_weights(trainer.network)
+    for round_number in range(num_rounds):
+        weights = apply_difference(weights, trainer.train_round(weights, round_number, num_rounds).update)
+    return {other: _score_at(plan, Path(data) / other, other, weights) for other in sites}
+
+
+def _score_at(plan: Plan, folder: Path, site: str, weights: Arrays) -> Summary:
+    trainer = SiteTrainer(plan, site, read_datalist(folder))
+    scored = trainer.validate(weights, trainer.datalist.final_split)
+    return summarise([case.score for case in scored])
+
+
+def _local_entries(task: Task, matrix: Mapping[str, Mapping[str, Summary]]) -> list[dict[str, Any]]:
+    """For each site: its own model at home, and the mean of its own model over the other sites."""
+    away = {
+        site: _mean_dice(task, [scores for other, scores in row.items() if other != site])
+        for site, row in matrix.items()
+        if len(row) > 1
+    }
+    home = {site: _mean_dice(task, [row[site]]) for site, row in matrix.items()}
+    entries = [_entry("own model at home", "each hospital's own model on its own cases", home)]
+    if away:
+        text = "each hospital's own model, trained as long, on the other hospitals' cases (mean over those)"
+        entries.append(_entry("own model elsewhere", text, away))
+    return entries
+
+
+def _mean_dice(task: Task, summaries: Sequence[Summary]) -> dict[str, float | None]:
+    """Mean over sites of each region's Dice, and of the mean."""
+    result: dict[str, float | None] = {}
+    for name in (*task.region_names, "mean"):
+        values = [s["dice"][name] for s in summaries if s["dice"][name] is not None]
+        result[name] = sum(values) / len(values) if values else None
+    return result
+
+
+# ------------------------------------------------------------------ one threshold
+
+
+def _threshold(plan: Plan, data: Path, sites: Sequence[str]) -> dict[str, Any]:
+    """The best single threshold on the normalised last channel, found on all training cases together."""
+    task = plan.task
+    region = max(range(len(task.regions)), key=lambda i: len(task.regions[i].classes))
+    candidates = np.linspace(-1.0, 4.0, 51)
+    lists = {site: read_datalist(data / site) for site in sites}
+    training = [case for datalist in lists.values() for case in datalist.training]
+    dice = np.mean([_threshold_dice(task, case, region, candidates) for case in training], axis=0)
+    best = float(candidates[int(dice.argmax())])
+    scores = {}
+    for site, datalist in lists.items():
+        cases = [
+            _threshold_score(task, case, region, best, plan.training.empty)
+            for case in datalist.split(datalist.final_split)
+        ]
+        scores[site] = {task.regions[region].name: summarise(cases)["dice"][task.regions[region].name]}
+    name = task.regions[region].name
+    text = (
+        f"{task.channels[-1]} above {best:.1f} standard deviations, the best threshold for {name} on all training "
+        "cases; it knows no other region"
+    )
+    return _entry(f"{task.channels[-1]} threshold", text, scores)
+
+
+def _channel(case: Case) -> tuple[np.ndarray, Any]:
+    """The last channel, z-scored over its non-zero voxels, and its grid."""
+    array, grid = read_image(case.images)
+    values = array[-1]
+    inside = values[values != 0]
+    return np.where(values != 0, (values - inside.mean()) / max(float(inside.std()), 1e-6), -np.inf), grid
+
+
+def _threshold_dice(task: Task, case: Case, region: int, candidates: np.ndarray) -> list[float]:
+    assert case.label is not None
+    reference = to_regions(task, to_classes(task, read_label(case.label)[0]))[region]
+    values, _ = _channel(case)
+    return [
+        2 * float((reference & (m := values > c)).sum()) / max(1, int(reference.sum() + m.sum())) for c in candidates
+    ]
+
+
+def _threshold_score(task: Task, case: Case, region: int, threshold: float, empty: str) -> Any:
+    assert case.label is not None
+    values, grid = _channel(case)
+    masks = np.zeros((len(task.regions), *values.shape), bool)
+    masks[region] = values > threshold
+    reference = to_classes(task, read_label(case.label)[0])
+    return score_case(task, paint_regions(task, masks), reference, grid.spacing, empty, distances=False)
+
+
+def _entry(name: str, description: str, sites: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any]:
+    """One alternative; its mean Dice is taken over what it segments at all."""
+    means = []
+    for scores in sites.values():
+        values = [v for k, v in scores.items() if v is not None and k != "mean"]
+        if values:
+            means.append(sum(values) / len(values))
+    return {
+        "name": name,
+        "description": description,
+        "regions": sorted({k for s in sites.values() for k in s if k != "mean"}),
+        "sites": {site: {"dice": dict(scores)} for site, scores in sites.items()},
+        "mean_dice": sum(means) / len(means) if means else None,
+    }

@@ -1,0 +1,1 @@
+"""The summary of a run as tables, figures and one page for people."""

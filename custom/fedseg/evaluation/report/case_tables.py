@@ -1,0 +1,103 @@
+"""Scores of single cases of a simulated run as a table, read from where its sites left them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fedseg.errors import DataError
+from fedseg.evaluation.summary import Summary, number, part, site_names, task_of
+
+_METRICS = {"Dice": "dice", "HD95": "hd95"}  # column: key in a case
+
+
+def read_case_scores(run: Path, summary: Summary) -> pd.DataFrame:
+    """The scores that the run's last model has on every case of the final and the validation split.
+
+    Args:
+        run: folder of the run; ``state/<site>/<run_id>/evaluation-last.json`` is read for every site that scored.
+        summary: the run's summary.
+
+    Returns:
+        One row per case, sorted; index ``site``, ``split`` and ``label`` (path of the reference); columns ``Dice
+        <region>`` and ``HD95 <region>`` (mm) of the task's regions; NaN where the convention for empty regions leaves a
+        case out.
+
+    Raises:
+        DataError: there are no scores of single cases, or they lack a region or HD95.
+    """
+    regions = task_of(summary).region_names
+    records = {}
+    for site in part(summary, "final", "sites"):
+        for split, cases in _read_site(run, summary, site).items():
+            for case in cases:
+                records[site, split, str(part(case).get("label"))] = _scores(part(case), regions, site)
+    if not records:
+        raise DataError(f"{run} holds no scores of single cases of its last model; simulate the job again.")
+    frame = pd.DataFrame.from_dict(records, orient="index", dtype=float)
+    frame.index = pd.MultiIndex.from_tuples(frame.index, names=["site", "split", "label"])
+    return frame.sort_index()
+
+
+def final_cases(scores: pd.DataFrame) -> pd.DataFrame:
+    """The rows of each site's final split: its test cases, or its validation cases where it has none."""
+    sites, splits = (scores.index.get_level_values(level) for level in ("site", "split"))
+    tested = sites.isin(sites[splits == "test"])
+    return scores[(splits == "test") | ~tested]
+
+
+def last_validation_dice(scores: pd.DataFrame) -> float | None:
+    """The Dice of the last model on all validation cases, as a round's ``val_dice`` has it; None without any score.
+
+    Per site the mean over the regions of their means over the cases; then the mean over sites, weighted by cases.
+    """
+    rows = scores[scores.index.get_level_values("split") == "validation"]
+    groups = rows[[c for c in rows.columns if c.startswith("Dice ")]].groupby(level="site")
+    dice, cases = groups.mean().mean(axis=1), groups.size()
+    known = dice.notna()
+    return float((dice * cases)[known].sum() / cases[known].sum()) if known.any() else None
+
+
+def validation_counts(run: Path, summary: Summary) -> dict[str, int]:
+    """Validation cases of each site that scored the last model.
+
+    Raises:
+        DataError: a site's file is not readable.
+    """
+    sites = [site for site in site_names(summary) if _path(run, summary, site).is_file()]
+    return {site: len(_read_site(run, summary, site).get("validation", [])) for site in sites}
+
+
+def _path(run: Path, summary: Summary, site: str) -> Path:
+    return run / "state" / site / str(summary.get("run_id")) / "evaluation-last.json"
+
+
+def _read_site(run: Path, summary: Summary, site: str) -> dict[str, list[Any]]:
+    path = _path(run, summary, site)
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: ranks need simulated runs that still have their state folder.") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is not readable as JSON: {error}.") from None
+    if not isinstance(content, dict) or not all(isinstance(cases, list) for cases in content.values()):
+        raise DataError(f"{path} does not hold lists of cases by split.")
+    return content
+
+
+def _scores(case: Mapping[str, Any], regions: Sequence[str], site: str) -> dict[str, float | None]:
+    """One case's numbers by column; a distance may be infinite and a score undefined, but none may be missing."""
+    result: dict[str, float | None] = {}
+    for column, key in _METRICS.items():
+        found = part(case, key)
+        for region in regions:
+            if region not in found:
+                raise DataError(f"{case.get('id')} of {site} has no {column} of {region}; simulate the job again.")
+            value = found[region]
+            result[f"{column} {region}"] = math.inf if value == math.inf else number(value)
+    return result

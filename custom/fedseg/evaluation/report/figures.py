@@ -1,0 +1,157 @@
+"""The figures of a report, and those of the results: by site, beside other ways, and across sites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from fedseg.evaluation.report import curves, overlays
+from fedseg.evaluation.report.drawing import (
+    ACCENT,
+    INK,
+    REGIONS,
+    grid,
+    legend_below,
+    name_ticks,
+    new_figure,
+    save,
+    style,
+)
+from fedseg.evaluation.report.privacy import epsilon_figure
+from fedseg.evaluation.report.tables import (
+    MEAN_OF_CASES,
+    MEAN_OF_SITES,
+    comparison_frame,
+    cross_site_frame,
+    score_frame,
+)
+from fedseg.evaluation.summary import Summary, mean_dice, number, part, rows
+from fedseg.tasks.task import Task
+
+
+def draw_figures(summary: Summary, report_dir: Path, task: Task) -> dict[str, Path]:
+    """Draw every figure for which the run has data into ``report_dir/figures``.
+
+    Args:
+        summary: content of ``summary.json``.
+        report_dir: the run's report folder; ``overlays.json`` and ``gallery.json`` are read from it if they are there.
+        task: names regions and channels.
+
+    Returns:
+        Path of each drawn figure by name; a figure without data is absent, and an older file of it is removed.
+    """
+    makers: dict[str, Callable[[], Figure | None]] = {
+        "learning_curves": lambda: curves.learning_curves(summary),
+        "dice_by_site": lambda: scores_by_site(summary, task, "Dice"),
+        "hd95_by_site": lambda: scores_by_site(summary, task, "HD95"),
+        "weights": lambda: curves.weights(summary),
+        "cost": lambda: curves.cost(summary),
+        "epsilon": lambda: epsilon_figure(summary),
+        "comparison": lambda: comparison(summary),
+        "cross_site": lambda: cross_site(summary),
+        "overlays": lambda: overlays.draw_overlays(overlays.read_list(report_dir / "overlays.json"), task),
+        "gallery": lambda: overlays.draw_gallery(overlays.read_gallery(report_dir / "gallery.json"), task),
+    }
+    drawn = {}
+    with style():
+        for name, make in makers.items():
+            path = report_dir / "figures" / f"{name}.png"
+            figure = make()
+            if figure is None:
+                path.unlink(missing_ok=True)
+            else:
+                drawn[name] = save(figure, path)
+    return drawn
+
+
+def scores_by_site(summary: Summary, task: Task, metric: str) -> Figure | None:
+    """Grouped bars of the final model's ``Dice`` or ``HD95`` per site and region."""
+    frame = score_frame(summary).drop(index=[MEAN_OF_SITES, MEAN_OF_CASES], errors="ignore")
+    columns = [f"{metric} {region}" for region in task.region_names]
+    if frame.empty or not frame[columns].notna().any().any():
+        return None
+    figure = new_figure(min(max(5.5, 0.62 * len(frame) * len(columns) + 1.8), 9.6), 3.3)
+    axes = figure.subplots()
+    width = 0.8 / len(columns)
+    top = 1.0 if metric == "Dice" else float(np.nanmax(frame[columns].to_numpy())) * 1.08 or 1.0
+    for index, (column, region) in enumerate(zip(columns, task.region_names, strict=True)):
+        places = np.arange(len(frame)) + (index - (len(columns) - 1) / 2) * width
+        axes.bar(places, frame[column].fillna(0), width * 0.9, color=REGIONS[index % len(REGIONS)], label=region)
+        for place, value in zip(places, frame[column], strict=True):
+            text = "n/a" if np.isnan(value) else (f"{value:.2f}" if metric == "Dice" else f"{value:.1f}")
+            axes.text(
+                place, (0 if np.isnan(value) else value) + 0.015 * top, text, ha="center", va="bottom", fontsize=8
+            )
+    cases = frame["Cases"]
+    name_ticks(axes, [f"{s}\n{cases[s]:.0f} cases" if number(cases[s]) is not None else str(s) for s in frame.index])
+    axes.set_ylim(0, top * (1.0 if metric == "HD95" else 1.04))
+    axes.set_ylabel("Dice" if metric == "Dice" else "HD95 in mm (smaller is better)")
+    grid(axes)
+    figure.legend(loc="outside upper left", ncols=len(columns))
+    return figure
+
+
+def comparison(summary: Summary) -> Figure | None:
+    """The federated model beside other ways to get a segmentation: mean Dice, and each site as a dot."""
+    frame = comparison_frame(summary)
+    final = part(summary, "final")
+    if frame.empty or not frame["dice"].notna().any():
+        return None
+    sites = [part(final, "sites"), *(part(entry, "sites") for entry in rows(summary, "comparison"))]
+    names = ["Federated model", *frame["name"]]
+    values = [number(final.get("mean_dice")), *frame["dice"]]
+    same_sites = list(frame["federated"])
+    figure = new_figure(7.4, 1.0 + 0.42 * len(names))
+    axes = figure.subplots()
+    for place, (value, scored) in enumerate(zip(values, sites, strict=True)):
+        known = number(value)
+        axes.barh(place, known or 0, 0.62, color=ACCENT if place == 0 else "#b8c4cc")
+        dots = [d for d in (mean_dice(part(scored, s).get("dice")) for s in scored) if d is not None]
+        axes.plot(dots, [place] * len(dots), "o", color=INK, markersize=3.5, markerfacecolor="white", linestyle="none")
+        if place and number(same_sites[place - 1]) is not None:
+            label = "federated model at the same sites and regions" if place == 1 else None
+            axes.plot(
+                [same_sites[place - 1]], [place], "|", color=ACCENT, markersize=17, markeredgewidth=2, label=label
+            )
+        text = "n/a" if known is None else f"{known:.3f}"
+        axes.text(1.01, place, text, va="center", fontweight="bold" if place == 0 else "normal")
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(axis="y", length=0)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("Mean Dice (dots: single sites)")
+    grid(axes, "x")
+    legend_below(figure, axes)
+    return figure
+
+
+def cross_site(summary: Summary) -> Figure | None:
+    """Heat map: the Dice of each site's own model at each site, and the federated model's below."""
+    frame = cross_site_frame(summary)
+    if frame.empty or not frame.notna().any().any():
+        return None
+    figure = new_figure(2.4 + min(0.95 * frame.shape[1], 7.2), 1.4 + 0.45 * frame.shape[0])
+    axes = figure.subplots()
+    values = frame.to_numpy()
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    limits = (max(0.0, low - 0.15), max(high, low + 0.1))
+    axes.imshow(np.ma.masked_invalid(values), cmap="Blues", vmin=limits[0], vmax=limits[1], aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        known = not np.isnan(value)
+        colour = "white" if known and value > limits[0] + 0.6 * (limits[1] - limits[0]) else INK
+        axes.text(column, row, f"{value:.2f}" if known else "n/a", ha="center", va="center", color=colour)
+    if "federated" in frame.index and len(frame) > 1:
+        axes.axhline(len(frame) - 1.5, color="white", linewidth=4)
+    names = [str(c) for c in frame.columns]
+    crowded = max(len(name) for name in names) > 12
+    axes.set_xticks(range(len(names)), names, rotation=35 if crowded else 0, ha="left" if crowded else "center")
+    axes.set_yticks(range(frame.shape[0]), [str(i) for i in frame.index])
+    axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+    axes.spines[:].set_visible(False)
+    axes.set_ylabel("Trained at", labelpad=9, fontweight="bold")
+    axes.set_xlabel("Scored at", labelpad=9, fontweight="bold")
+    axes.xaxis.set_label_position("top")
+    return figure

@@ -1,0 +1,155 @@
+"""One self-contained page about a run, for a radiologist and a coordinator."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from fedseg.evaluation.report import decisions, overlays, wording
+from fedseg.evaluation.report.drawing import DPI
+from fedseg.evaluation.report.figures import draw_figures
+from fedseg.evaluation.report.inversion import PICTURE, inversion_table, inversion_verdict, inversion_words
+from fedseg.evaluation.report.split_words import leaving_words, own_models, unmeasured_words
+from fedseg.evaluation.report.tables import MEAN_OF_CASES, MEAN_OF_SITES, score_frame
+from fedseg.evaluation.summary import Summary, part, read_summary, rows, task_of
+from fedseg.tasks.task import Task
+
+
+def write_report(out: Path) -> Path:
+    """Draw the figures and write ``out/report/report.html`` from ``out/report/summary.json``.
+
+    Args:
+        out: the folder of a run; ``report/overlays.json`` and ``report/gallery.json`` are used if they are there.
+
+    Returns:
+        Path of the page: one file with everything inside, no scripts, nothing fetched.
+
+    Raises:
+        DataError: there is no readable summary.
+    """
+    summary = read_summary(out)
+    task = task_of(summary)
+    figures = draw_figures(summary, out / "report", task)
+    picture = out / "report" / PICTURE
+    if part(summary, "inversion") and picture.is_file():
+        figures["inversion"] = picture
+    return render("report.html.j2", out / "report" / "report.html", report_context(summary, task, figures, out))
+
+
+def render(template: str, path: Path, context: Mapping[str, Any]) -> Path:
+    """Fill a page of this package (escaping every value) and put it at ``path`` in one step."""
+    environment = Environment(
+        loader=PackageLoader("fedseg.evaluation.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(environment.get_template(template).render(context), "utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def embed(path: Path) -> dict[str, str]:
+    """A PNG as a data URL (``url``) and the width in inches at which its type has its own size (``width``)."""
+    with Image.open(path) as image:
+        width = image.width / DPI
+    url = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+    return {"url": url, "width": f"{width:.2f}"}
+
+
+def report_context(summary: Summary, task: Task, figures: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    """Everything that the page shows, as text."""
+    history = rows(summary, "rounds")
+    final = part(summary, "final")
+    return {
+        "job": summary.get("job") or "Run",
+        "title": f"Federated segmentation: {task.description or task.name}",
+        "facts": _facts(summary, task),
+        "verdict": wording.verdict(summary),
+        "highlights": _highlights(summary),
+        "figures": {name: embed(path) for name, path in figures.items()},
+        "final": wording.score_table(summary, "final"),
+        "best": wording.score_table(summary, "best"),
+        "best_round": part(summary, "best").get("round", "unknown"),
+        "split": final.get("split") or "held-out",
+        "empty": wording.empty_table(summary, "final"),
+        "comparison": wording.comparison_table(summary),
+        "alike": wording.ALIKE,
+        "cross_site": wording.cross_site_table(summary),
+        "round_count": len(history),
+        "rule": decisions.last_rule(summary),
+        "ending": decisions.ending(summary),
+        "weights": decisions.weight_table(summary),
+        "without_weights": decisions.without_weights(summary),
+        "carried": decisions.carried(summary),
+        "selection": decisions.selection_table(summary),
+        "selection_words": decisions.selection_words(summary),
+        "cost": wording.cost_table(summary),
+        "memory": wording.memory_table(summary),
+        "privacy": wording.privacy_table(summary),
+        "filters": wording.filter_table(summary),
+        "private": any(s.get("epsilon") is not None for s in part(summary, "privacy", "sites").values()),
+        "seeded_noise": any(s.get("secure_noise") is False for s in part(summary, "privacy", "sites").values()),
+        "withheld": final.get("withheld") or [],
+        "privacy_facts": wording.privacy_facts(summary),
+        "split_training": isinstance(summary.get("split"), Mapping),
+        "leaving": leaving_words(summary),
+        "own_models": own_models(summary),
+        "whose": "each site's own model" if own_models(summary) else "the final model",
+        "unmeasured": unmeasured_words(summary),
+        "inversion": inversion_table(summary),
+        "inversion_verdict": inversion_verdict(summary),
+        "inversion_words": inversion_words(summary),
+        "events": wording.event_table(summary),
+        "configuration": wording.configuration_table(summary),
+        "convention": _convention(summary),
+        "regions": "; ".join(f"{r.name}: {', '.join(r.classes)}" for r in task.regions) + ".",
+        "not_available": wording.NOT_AVAILABLE,
+        "gone": _gone(out / "report"),
+    }
+
+
+def _facts(summary: Summary, task: Task) -> list[str]:
+    """The line under the title."""
+    date = next((str(summary[key]) for key in ("date", "finished", "started") if summary.get(key)), "")
+    method = summary.get("method")
+    method = part(summary, "method").get("name") if isinstance(method, Mapping) else method
+    facts = {"Job": summary.get("job"), "Task": task.name, "Method": method, "Run": summary.get("run_id"), "Date": date}
+    return [f"{name} {value}" for name, value in facts.items() if value]
+
+
+def _highlights(summary: Summary) -> list[tuple[str, str]]:
+    frame = score_frame(summary)
+    if frame.empty:
+        return []
+    values = [(wording.shown(frame.loc[MEAN_OF_SITES, "Dice mean"]), "mean Dice over sites")]
+    if MEAN_OF_CASES in frame.index:
+        values.append((wording.shown(frame.loc[MEAN_OF_CASES, "Dice mean"]), "mean Dice over cases"))
+    values.append((str(len(part(summary, "final", "sites"))), "sites"))
+    values.append((wording.shown(frame.loc[MEAN_OF_SITES, "Cases"], ".0f"), "cases scored"))
+    values.append((str(len(rows(summary, "rounds"))), "rounds"))
+    wall = part(summary, "cost").get("wall_seconds")
+    return [*values, (wording.shown_seconds(wall), "in total")] if wall is not None else values
+
+
+def _convention(summary: Summary) -> str:
+    name = summary.get("empty_convention") or part(summary, "final").get("empty_convention")
+    return f'This run used "{name}".' if name else ""
+
+
+def _gone(report: Path) -> str:
+    """What to say about pictures whose files are not there any more."""
+    entries = overlays.read_list(report / "overlays.json")
+    gone = sum(not all(path.is_file() for path in overlays.files_of(entry)) for entry in entries)
+    if not gone:
+        return ""
+    return f"{gone} of {len(entries)} cases are not shown, since their files are no longer where the run found them."

@@ -1,0 +1,190 @@
+"""``summary.json``: what a run did and gave, in the form that reports and other programs read."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedseg.errors import DataError
+from fedseg.evaluation.privacy_summary import privacy_summary
+from fedseg.tasks.registry import resolve_task
+from fedseg.tasks.task import Task
+from fedseg.version import __version__
+
+if TYPE_CHECKING:
+    from fedseg.jobs.job import Job
+
+SCHEMA = "fedseg-summary-1"
+# Described under other keys of the summary.
+_ELSEWHERE = ("aggregator", "server_optimizer", "shared_arrays", "selection", "run_id", "resume", "resume_round")
+_PACKAGES = ("nvflare", "monai", "torch", "numpy", "nibabel", "SimpleITK")
+
+
+def versions() -> dict[str, str]:
+    """Versions of fedseg, Python and the packages that decide about results."""
+    found = {"fedseg": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def describe_run(
+    job: Job,
+    results: dict[str, Any],
+    date: str,
+    simulated: bool,
+    versions: dict[str, str],
+    seconds: float,
+    peak_rss_mb: dict[str, float],
+) -> dict[str, Any]:
+    """The summary of any run.
+
+    Args:
+        job: as it ran.
+        results: what the server recorded, with the scores of the last model.
+        date: when, in ISO 8601.
+        simulated: whether all sites were simulated on one machine.
+        versions: package -> version, as far as known.
+        seconds: from the start to the end.
+        peak_rss_mb: largest resident memory per process in MiB, as far as known.
+    """
+    plan, rounds = job.plan, results["rounds"]
+    final, best = dict(results["final"]), dict(results["best"])
+    for scores in (final, best):
+        if scores.get("model"):
+            scores["model"] = f"models/{scores['model']}"
+        if "models" in scores:
+            scores["models"] = {site: f"models/{file}" for site, file in scores["models"].items()}
+    traffic = {key: sum(s[key] for r in rounds for s in r["sites"].values()) for key in ("bytes_up", "bytes_down")}
+    return {
+        "schema": SCHEMA,
+        "run_id": results["run_id"],
+        "date": date,
+        "empty_convention": plan.training.empty,
+        "job": job.name,
+        "task": plan.task.name,
+        "task_declaration": plan.task.to_dict(),
+        "method": plan.method,
+        "network": plan.network.to_dict(),
+        "training": plan.training.to_dict(),
+        **({} if plan.split is None else {"split": plan.split.to_dict()}),
+        "versions": versions,
+        "seed": plan.seed,
+        "threads_per_site": plan.training.threads,
+        "simulated": simulated,
+        "sites": results["sites"],
+        "workflow": {key: value for key, value in job.workflow.items() if key not in _ELSEWHERE},
+        "local_objectives": [
+            {"name": component["path"].rpartition(".")[2], **component.get("args", {})} for component in job.hooks()
+        ],
+        "selection": results["selection"],
+        "rounds": rounds,
+        "final": final,
+        "best": best,
+        "events": results["events"],
+        "privacy": privacy_summary(rounds),
+        "stopped": results["stopped"],
+        "cost": {"wall_seconds": seconds, **traffic, "peak_rss_mb": peak_rss_mb},
+    }
+
+
+def last_models(summary: Mapping[str, Any]) -> dict[str, str]:
+    """The file of the last model that each site uses, in the run's folder.
+
+    Sites with parts of their own have models of their own; one that has not sent its part has none here.
+    """
+    final = summary["final"]
+    if final.get("model"):
+        return dict.fromkeys(summary["sites"], final["model"])
+    return dict(final.get("models", {}))
+
+
+def write_summary(summary: dict[str, Any], report: Path) -> Path:
+    """Write ``summary.json`` into a run's report folder, as a whole or not at all."""
+    path = report / "summary.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(summary, indent=1) + "\n", "utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+Summary = Mapping[str, Any]
+
+
+def number(value: Any) -> float | None:
+    """``value`` as a finite float; None for everything else (absent, None, NaN, text)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def part(summary: Any, *keys: str) -> dict[str, Any]:
+    """The object at ``keys``; an empty one where it is absent or null."""
+    for key in keys:
+        summary = summary.get(key) if isinstance(summary, Mapping) else None
+    return dict(summary) if isinstance(summary, Mapping) else {}
+
+
+def rows(summary: Summary, key: str) -> list[Mapping[str, Any]]:
+    """The list of objects at ``key``; an empty one where it is absent or null."""
+    found = summary.get(key)
+    return [entry for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []
+
+
+def task_of(summary: Summary) -> Task:
+    """The task of a run, declared in the summary or built in."""
+    return resolve_task(summary.get("task_declaration") or summary.get("task", ""))
+
+
+def site_names(summary: Summary) -> list[str]:
+    """The sites in the order of the summary, and after them those that only the results name."""
+    listed = summary.get("sites") or []
+    names = [str(part(site).get("name", site)) if isinstance(site, Mapping) else str(site) for site in listed]
+    scored = [*part(summary, "final", "sites"), *part(summary, "best", "sites")]
+    trained = [site for entry in rows(summary, "rounds") for site in part(entry, "sites")]
+    return list(dict.fromkeys([*names, *scored, *trained]))
+
+
+def mean_dice(dice: Any) -> float | None:
+    """The mean Dice out of ``{region..., mean}`` (computed where ``mean`` is absent) or out of a plain number."""
+    if not isinstance(dice, Mapping):
+        return number(dice)
+    if "mean" in dice:
+        return number(dice["mean"])
+    return mean([number(value) for value in dice.values()])
+
+
+def mean(values: list[float | None]) -> float | None:
+    """The mean of the values that are defined; None where none is."""
+    defined = [value for value in values if value is not None]
+    return math.fsum(defined) / len(defined) if defined else None
+
+
+SUMMARY = Path("report") / "summary.json"
+
+
+def read_summary(run: Path) -> dict[str, Any]:
+    """The summary of the run in the folder ``run``.
+
+    Raises:
+        DataError: the folder holds no summary, or one that is not a JSON object.
+    """
+    path = run / SUMMARY
+    if not path.is_file():
+        raise DataError(f"{run} is not the folder of a run: it has no {SUMMARY}.")
+    try:
+        summary = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is not readable as JSON: {error}.") from None
+    if not isinstance(summary, dict) or "task" not in summary:
+        raise DataError(f"{path} is not the summary of a run: it names no task.")
+    return summary

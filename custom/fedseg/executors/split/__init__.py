@@ -1,0 +1,1 @@
+"""A site's side of split training: features out, gradients in."""

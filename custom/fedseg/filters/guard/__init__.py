@@ -1,0 +1,1 @@
+"""The site's guard: looks at every result and event before it leaves."""

@@ -1,0 +1,214 @@
+"""What a result of a task looks like that may leave: everything that is not described here may not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nvflare.apis.analytix import TrackConst
+from nvflare.apis.dxo import DXO, DataKind, from_shareable
+from nvflare.apis.fl_constant import FLContextKey, ReturnCode
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import ReservedHeaderKey, Shareable
+from nvflare.app_common.app_constant import AppConstants
+
+from fedseg.contract.plan import Plan
+from fedseg.contract.protocol import BYTES_DOWN, BYTES_UP, PREPARE, REASON, STATISTICS, TEXT, UPLOAD
+from fedseg.errors import RefusalError
+from fedseg.filters.base import result_filters
+from fedseg.filters.chain import UPDATE_TASKS, is_guaranteed, update_chain
+from fedseg.filters.guard.text import check_text
+from fedseg.filters.guard.update import check_update
+from fedseg.messages.sizes import message_size
+from fedseg.site.policy import OPEN, SitePolicy
+from fedseg.site.policy_rules import broken
+from fedseg.site.profile import SiteProfile
+
+_HEADERS = {ReservedHeaderKey.RC, ReservedHeaderKey.CONTENT_TYPE, REASON, TEXT, BYTES_UP, BYTES_DOWN}
+_HEADERS |= {AppConstants.START_ROUND, AppConstants.CURRENT_ROUND, AppConstants.NUM_ROUNDS}
+_SPLITS = ("training", "validation", "test")
+_PER_REGION = ("dice", "hd95", "defined")
+_EMPTY_KINDS = ("both", "reference", "prediction")
+_MOST_STATISTICS = 1000
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """A result on its way out, and what it is judged by."""
+
+    result: Shareable
+    profile: SiteProfile
+    policy: SitePolicy
+    plan: Plan
+    fl_ctx: FLContext
+    task: str
+    guaranteed: bool
+
+
+def check_result(result: Shareable, profile: SiteProfile, plan: Plan, fl_ctx: FLContext) -> None:
+    """Let a result of a task pass, or say why it may not.
+
+    Raises:
+        RefusalError: it breaks a rule of the policy (reason ``policy``), or is not what such a result looks like
+            (reason ``guard``, or that of the check that failed).
+    """
+    if fl_ctx.get_prop(FLContextKey.RUNNER) is None:
+        raise unknown("the job's filters cannot be seen")
+    policy, task = profile.policy or OPEN, str(fl_ctx.get_prop(FLContextKey.TASK_NAME))
+    _check_frame(result)
+    if policy.max_bytes is not None and (size := message_size(result)) > policy.max_bytes:
+        raise broken("max_bytes", f"sends a result of {size} bytes", f"lets out {policy.max_bytes} at most")
+    if result.get_return_code() != ReturnCode.OK:
+        _check_failure(result, profile, plan)
+        return
+    if task not in _TASKS:
+        raise unknown("it answers a task that fedseg does not have")
+    guaranteed = is_guaranteed(update_chain(fl_ctx))
+    _TASKS[task](Leaving(result, profile, policy, plan, fl_ctx, task, guaranteed))
+
+
+def check_curve(event: Shareable, plan: Plan, fields: Collection[str]) -> None:
+    """Let one point of a curve pass, which the executor sends as an event.
+
+    Args:
+        event: as it would leave.
+        plan: of the job.
+        fields: of the report that may leave; a curve tells one of them.
+
+    Raises:
+        RefusalError: it is something else (reason ``guard``), or rule ``scalars`` (reason ``policy``).
+    """
+    dxo = _read(event)
+    tag, value = dxo.data.get(TrackConst.TRACK_KEY), dxo.data.get(TrackConst.TRACK_VALUE)
+    step = {TrackConst.GLOBAL_STEP_KEY: dxo.data.get(TrackConst.GLOBAL_STEP_KEY)}
+    expected = {TrackConst.TRACK_KEY: tag, TrackConst.TRACK_VALUE: value, **step, TrackConst.KWARGS_KEY: step}
+    tags = {"train_loss": "train_loss", "val_loss": "val_loss"}
+    tags |= {f"val_dice/{region}": "val_dice" for region in (*plan.task.region_names, "mean")}
+    numbers = _is_number(value) and type(step[TrackConst.GLOBAL_STEP_KEY]) is int
+    if dxo.data_kind != DataKind.ANALYTIC or tag not in tags or not numbers or dxo.data != expected:
+        raise unknown("the event is no point of a curve")
+    if tags[tag] not in fields:
+        raise broken("scalars", f"draws a curve of {tags[tag]}", "does not tell it")
+
+
+def unknown(what: str) -> RefusalError:
+    """The refusal of something that the guard does not know."""
+    return RefusalError("guard", f"The site's guard kept the result back: {what}.")
+
+
+def _check_frame(result: Shareable) -> None:
+    """Nothing but a DXO and known headers of scalars."""
+    headers = result.get(ReservedHeaderKey.HEADERS)
+    if not isinstance(headers, dict) or not set(headers) <= _HEADERS:
+        raise unknown("it has headers that fedseg does not set")
+    if not all(isinstance(value, str | int) for value in headers.values()):
+        raise unknown("its headers hold more than texts and numbers")
+    if not set(result) <= {ReservedHeaderKey.HEADERS, "DXO"}:
+        raise unknown("it holds more than one DXO")
+    if "DXO" in result and not (isinstance(result["DXO"], dict) and set(result["DXO"]) <= {"kind", "data", "meta"}):
+        raise unknown("its DXO is none of FLARE's")
+
+
+def _check_failure(result: Shareable, profile: SiteProfile, plan: Plan) -> None:
+    if "DXO" in result:
+        raise unknown("an error came with content")
+    for header in (ReservedHeaderKey.RC, REASON, TEXT):
+        check_text(result.get_header(header, ""), profile, plan)
+
+
+def _check_acceptance(leaving: Leaving) -> None:
+    """Counts of cases per split, and the statistics of a method."""
+    content = _metrics(leaving)
+    statistics = content.get(STATISTICS, {})
+    if not set(content) <= {*_SPLITS, STATISTICS} or not isinstance(statistics, Mapping):
+        raise unknown("the answer to prepare holds more than counts of cases and statistics")
+    if not all(type(content.get(split, 0)) is int for split in _SPLITS):
+        raise unknown("a count of cases is no whole number")
+    _check_numbers(statistics, optional=False)
+    if len(statistics) > _MOST_STATISTICS:
+        raise unknown(f"there are more than {_MOST_STATISTICS} statistics")
+    if statistics and leaving.guaranteed:
+        raise RefusalError(
+            "privacy", "The method tells statistics of the data that the job's guarantee does not cover."
+        )
+    if statistics and not leaving.policy.statistics:
+        raise broken("statistics", "asks for statistics of the data", "does not give them")
+
+
+def _check_scores(leaving: Leaving) -> None:
+    """Summaries over the site's cases; never one case by itself, unless the site has only one."""
+    plan, leave = leaving.plan, leaving.policy.scores_leave(leaving.guaranteed)
+    for asked, part in _metrics(leaving).items():
+        if asked not in ("final", *_SPLITS) or not isinstance(part, Mapping) or part.get("split") not in _SPLITS:
+            raise unknown("its scores are of no split")
+        if type(part.get("cases")) is not int:
+            raise unknown("its scores do not count their cases")
+        if part.get("withheld") is True and set(part) == {"split", "cases", "withheld"}:
+            continue
+        if not leave:
+            raise broken("scores", "asks for scores", "does not give them")
+        _check_summary(part, {*plan.task.region_names, "mean"})
+
+
+def _check_summary(part: Mapping[str, Any], regions: Collection[str]) -> None:
+    if set(part) - {"split", "cases", "loss", "empty", *_PER_REGION}:
+        raise unknown("its scores have unknown parts")
+    _check_numbers({"loss": part.get("loss")})
+    for name in _PER_REGION:
+        _check_numbers(part.get(name, {}), regions)
+    empty = part.get("empty", {})
+    if not isinstance(empty, Mapping) or not set(empty) <= set(regions):
+        raise unknown("its scores are of other regions than the task's")
+    for counts in empty.values():
+        _check_numbers(counts, _EMPTY_KINDS)
+
+
+def _check_submission(leaving: Leaving) -> None:
+    filtered = any(result_filters(leaving.fl_ctx, task) for task in UPDATE_TASKS)
+    if not leaving.policy.submit_model or filtered:
+        raise broken("submit_model", "asks for this site's own model", "does not give it")
+    dxo = _read(leaving.result)
+    if dxo.data_kind != DataKind.WEIGHTS or dxo.meta:
+        raise unknown("it is no model")
+
+
+def _metrics(leaving: Leaving) -> Mapping[str, Any]:
+    dxo = _read(leaving.result)
+    if dxo.data_kind != DataKind.METRICS or dxo.meta:
+        raise unknown("it is no answer with numbers only")
+    return dxo.data
+
+
+def _read(shareable: Shareable) -> DXO:
+    try:
+        return from_shareable(shareable)
+    except ValueError:
+        raise unknown("it is no DXO") from None
+
+
+def _check_numbers(values: Any, names: Collection[str] | None = None, optional: bool = True) -> None:
+    if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
+        raise unknown("it holds something else where numbers by name are expected")
+    if names is not None and not set(values) <= set(names):
+        raise unknown("it holds numbers under unknown names")
+    if not all(_is_number(value) or (optional and value is None) for value in values.values()):
+        raise unknown("it holds something else than finite numbers")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _check_update(leaving: Leaving) -> None:
+    check_update(leaving.result, leaving.profile, leaving.plan, leaving.fl_ctx, leaving.task, leaving.guaranteed)
+
+
+_TASKS: dict[str, Callable[[Leaving], None]] = {
+    PREPARE: _check_acceptance,
+    AppConstants.TASK_TRAIN: _check_update,
+    UPLOAD: _check_update,
+    AppConstants.TASK_VALIDATION: _check_scores,
+    AppConstants.TASK_SUBMIT_MODEL: _check_submission,
+}

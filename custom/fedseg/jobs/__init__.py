@@ -1,0 +1,1 @@
+"""Job folders: read, checked, changed, packaged; and the components that they may name."""

@@ -1,0 +1,231 @@
+"""Job folders: read, checked, changed by what a user sets, and written as the copy that runs."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedseg.contract.plan import PLAN_FILE, Plan, parse_plan
+from fedseg.contract.protocol import UPLOAD
+from fedseg.errors import ConfigurationError, UsageError
+from fedseg.files.documents import read_json
+from fedseg.filters.chain import UPDATE_TASKS
+from fedseg.jobs.components import build_component, check_component, components
+from fedseg.jobs.encryption import check_encryption
+from fedseg.jobs.filter_chain import check_chain, check_tasks, declared_filters, filters_of, restores
+from fedseg.jobs.split import check_split_job
+from fedseg.models.model_file import INITIAL_FILE, initial_weights
+from fedseg.training.hooks import TrainingHook
+
+_PARTS = ("aggregator", "server_optimizer", "shared_arrays", "selection")
+SERVER_FILE, CLIENT_FILE = "config_fed_server.json", "config_fed_client.json"
+
+
+@dataclass
+class Job:
+    """A job folder in memory.
+
+    Attributes:
+        folder: where it was read from.
+        name: from ``meta.json``.
+        declaration: content of the plan file.
+        server, client: contents of FLARE's two configuration files.
+        initial: a model file to start from; None for the plan's seeded network.
+    """
+
+    folder: Path
+    name: str
+    declaration: dict[str, Any]
+    server: dict[str, Any]
+    client: dict[str, Any]
+    initial: Path | None = None
+
+    @property
+    def plan(self) -> Plan:
+        """The checked plan."""
+        return parse_plan(self.declaration)
+
+    @property
+    def workflow(self) -> dict[str, Any]:
+        """Arguments of the job's workflow."""
+        arguments: dict[str, Any] = self.server["workflows"][0].setdefault("args", {})
+        return arguments
+
+    def components(self) -> Iterator[dict[str, Any]]:
+        """Every ``{"path": ..., "args": ...}`` of server and client, nested ones included."""
+        yield from components([self.server, self.client])
+
+    def set(self, key: str, value: Any) -> None:
+        """Change one setting.
+
+        Args:
+            key: a path into the plan (``seed``, ``training.local_epochs``, ``task.patch_size``, ``network.channels``)
+                or into the arguments of the workflow (``workflow.min_sites``), of one of its parts
+                (``aggregator.weight_by``, ``selection.k``...), of a training hook (``hook.fedprox.mu``) or of a
+                filter at the sites (``filter.ShareFraction.fraction``).
+            value: the new value, of which the job keeps a copy; checked by ``check``.
+
+        Raises:
+            UsageError: there is no such place.
+        """
+        first, *rest = key.split(".")
+        value = copy.deepcopy(value)
+        if first in ("workflow", "hook", "filter", *_PARTS):
+            for component in self._components(key, first, rest):
+                component.setdefault("args", {})[rest[-1]] = value
+            return
+        if not rest:
+            self.declaration[first] = value
+            return
+        part = self.declaration.get(first, {})
+        part = {"name": part} if isinstance(part, str) else part
+        if first not in ("task", "network", "training", "split") or len(rest) != 1 or not isinstance(part, dict):
+            raise UsageError(
+                f"--set {key}: no such setting. Write seed, task.FIELD, network.ARGUMENT, training.SETTING, "
+                "split.SETTING, "
+                f"workflow.ARGUMENT, {', '.join(f'{part}.ARGUMENT' for part in _PARTS)}, hook.ID.ARGUMENT "
+                "or filter.CLASS.ARGUMENT."
+            )
+        part[rest[0]] = value
+        self.declaration[first] = part
+
+    def _components(self, key: str, first: str, rest: list[str]) -> list[dict[str, Any]]:
+        """The components whose argument ``key`` names."""
+        if first in ("hook", "filter"):
+            found = self._named(first)
+            if len(rest) != 2 or rest[0] not in found:
+                form = "hook.ID" if first == "hook" else "filter.CLASS"
+                raise UsageError(f"--set {key}: write {form}.ARGUMENT=VALUE; this job has: {sorted(found)}.")
+            return found[rest[0]]
+        part = {"args": self.workflow} if first == "workflow" else self.workflow.get(first)
+        if len(rest) != 1 or not isinstance(part, dict):
+            why = "" if isinstance(part, dict) else f" This job has no {first}; set workflow.{first} as a whole."
+            raise UsageError(f"--set {key}: write {first}.ARGUMENT=VALUE.{why}")
+        return [part]
+
+    def _named(self, kind: str) -> dict[str, list[dict[str, Any]]]:
+        """Components of the sites by the id of a ``hook``, or by the class of a ``filter``."""
+        if kind == "hook":
+            return {c["id"]: [c] for c in self.client.get("components", []) if isinstance(c, dict) and "id" in c}
+        found: dict[str, list[dict[str, Any]]] = {}
+        for component in declared_filters(self.client):
+            found.setdefault(component["path"].rpartition(".")[2], []).append(component)
+        return found
+
+    def check(self) -> Plan:
+        """Check the plan, every class path and the names of every argument.
+
+        Raises:
+            ConfigurationError: something does not fit.
+        """
+        plan = self.plan
+        for component in self.components():
+            check_component(component)
+        executors = [entry.get("executor") for entry in self.client.get("executors", []) if isinstance(entry, dict)]
+        for component in (self.server["workflows"][0], *executors):
+            if not isinstance(component, dict) or not isinstance(component.get("path"), str):
+                raise ConfigurationError(f"{self.name}: component", component, "an object with path and args")
+            build_component(component)
+        for hook in self.build_hooks():
+            if not isinstance(hook, TrainingHook):
+                raise ConfigurationError("executor.hooks", type(hook).__name__, "a training hook")
+            hook.check_plan(plan)
+        model = self.build_workflow().model
+        model.aggregator.check_plan(plan)
+        check_tasks(self.client)
+        for task in UPDATE_TASKS:
+            check_chain(plan, self.build_filters(task), model.shared_arrays is not None, restores(self.server, task))
+        check_encryption(plan, self.server, self.client, self.build_filters(UPLOAD))
+        check_split_job(plan, self.server, self.client, self.build_filters(), self.initial is not None)
+        if self.initial is not None:
+            initial_weights(plan, self.initial)
+        return plan
+
+    def build_workflow(self) -> Any:
+        """The workflow with all its parts, as FLARE's server builds it."""
+        return build_component(self.server["workflows"][0])
+
+    def hooks(self) -> list[dict[str, Any]]:
+        """The components that the job's executor names as training hooks.
+
+        Raises:
+            ConfigurationError: an id is not that of a component.
+        """
+        components = {c["id"]: c for c in self.client.get("components", []) if isinstance(c, dict) and "id" in c}
+        names = [n for e in self.client.get("executors", []) for n in e["executor"].get("args", {}).get("hooks", [])]
+        for name in names:
+            if name not in components:
+                raise ConfigurationError(
+                    "executor.hooks", name, f"the id of a component of the job: {sorted(components)}"
+                )
+        return [components[name] for name in names]
+
+    def build_hooks(self) -> list[Any]:
+        """A fresh set of the job's training hooks."""
+        return [build_component(component) for component in self.hooks()]
+
+    def build_filters(self, task: str = "train") -> list[Any]:
+        """A fresh set of the filters through which a site's results of ``task`` go, in order."""
+        return [build_component(component) for component in filters_of(self.client, task)]
+
+    def write(self, folder: Path) -> Path:
+        """Copy the job with its changes to ``folder`` (which must not exist)."""
+        shutil.copytree(self.folder, folder)
+        config = folder / "app" / "config"
+        if self.initial is not None and self.initial != self.folder / "app" / "config" / INITIAL_FILE:
+            shutil.copyfile(self.initial, config / INITIAL_FILE)
+        for name, content in ((PLAN_FILE, self.declaration), (SERVER_FILE, self.server), (CLIENT_FILE, self.client)):
+            (config / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+        return folder
+
+
+def read_job(folder: Path) -> Job:
+    """Read a job folder of fedseg.
+
+    Raises:
+        UsageError: it is none.
+        ConfigurationError: one of its files is not JSON.
+    """
+    config = folder / "app" / "config"
+    files = (folder / "meta.json", config / PLAN_FILE, config / SERVER_FILE, config / CLIENT_FILE)
+    for path in files:
+        if not path.is_file():
+            raise UsageError(
+                f"{folder} is not a job of fedseg: it lacks {path.relative_to(folder)}. Jobs lie in jobs/."
+            )
+    meta, declaration, server, client = (read_json(path) for path in files)
+    for path, content in zip(files, (meta, declaration, server, client), strict=True):
+        if not isinstance(content, dict):
+            raise ConfigurationError(path.name, type(content).__name__, "a JSON object")
+    workflows = server.get("workflows")
+    if not isinstance(workflows, list) or len(workflows) != 1 or not isinstance(workflows[0], dict):
+        raise ConfigurationError(f"{SERVER_FILE}: workflows", workflows, "a list with one workflow")
+    initial = config / INITIAL_FILE if (config / INITIAL_FILE).is_file() else None
+    return Job(folder, str(meta.get("name", folder.name)), declaration, copy.deepcopy(server), client, initial)
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """``key=value`` as typed on the command line; the value is JSON where it parses as such, else text."""
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise UsageError(f"--set {text}: write key=value, e.g. --set training.local_epochs=2.")
+    try:
+        return key.strip(), json.loads(value)
+    except json.JSONDecodeError:
+        return key.strip(), value
+
+
+def apply_settings(
+    job: Job, rounds: int | None, threads: int | None, seed: int | None, settings: Sequence[str]
+) -> None:
+    """Apply the options of the command line; later ones win."""
+    for key, value in (("workflow.num_rounds", rounds), ("training.threads", threads), ("seed", seed)):
+        if value is not None:
+            job.set(key, value)
+    for text in settings:
+        job.set(*parse_setting(text))

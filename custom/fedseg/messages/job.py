@@ -1,0 +1,39 @@
+"""The job at hand, from FLARE's context: its plan, its name, and the profile of the site."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_context import FLContext
+
+from fedseg.contract.plan import PLAN_FILE, Plan, read_plan
+from fedseg.site.profile import SiteProfile, read_profile
+
+
+def site_profile(fl_ctx: FLContext) -> SiteProfile:
+    """The profile of this process's site, read anew: it and its policy may change while a job runs.
+
+    Raises:
+        RefusalError, ConfigurationError: see ``read_profile``.
+    """
+    workspace = fl_ctx.get_engine().get_workspace()
+    work_folder = Path(workspace.get_run_dir(fl_ctx.get_job_id()))
+    return read_profile(fl_ctx.get_identity_name(), Path(workspace.get_site_config_dir()), work_folder)
+
+
+def job_plan(fl_ctx: FLContext) -> Plan:
+    """The plan of the job at hand, from its configuration folder in this process's workspace.
+
+    Raises:
+        ConfigurationError: the file is wrong or missing.
+    """
+    workspace = fl_ctx.get_engine().get_workspace()
+    return read_plan(Path(workspace.get_app_config_dir(fl_ctx.get_job_id())) / PLAN_FILE)
+
+
+def job_name(fl_ctx: FLContext) -> str:
+    """Name of the job from its ``meta.json``; empty where FLARE does not tell it."""
+    meta = fl_ctx.get_prop(FLContextKey.JOB_META)
+    return str(meta.get("name", "")) if isinstance(meta, Mapping) else ""

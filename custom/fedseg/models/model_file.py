@@ -1,0 +1,150 @@
+"""Model files: safetensors with the plan's task and network in the header, so that a model explains itself."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+from torch import nn
+
+from fedseg.contract.plan import Plan
+from fedseg.errors import ConfigurationError, DataError, RefusalError
+from fedseg.files.arrays import contiguous
+from fedseg.networks.registry import Network, parse_network
+from fedseg.networks.weights import Arrays, get_weights, set_weights
+from fedseg.tasks.registry import resolve_task
+from fedseg.tasks.task import Region, Task
+from fedseg.version import __version__
+
+INITIAL_FILE = "initial.safetensors"
+_FORMAT = "fedseg-model-1"
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model as read from disk: what it segments, its network, and its weights."""
+
+    task: Task
+    network: Network
+    weights: Arrays
+    notes: dict[str, Any]
+
+    @property
+    def overlap(self) -> float:
+        """Overlap of the sliding windows with which the run scored its models."""
+        return float(self.notes["overlap"])
+
+    def build(self) -> nn.Module:
+        """The network with its weights, in evaluation mode."""
+        network = self.network.build(len(self.task.channels), self.task.output_channels, seed=0)
+        set_weights(network, self.weights)
+        return network.eval()
+
+
+def write_model(path: Path, plan: Plan, weights: Arrays, round_number: int) -> Path:
+    """Write a model; equal weights of an equal plan give equal bytes.
+
+    Args:
+        path: where to; replaced as a whole.
+        plan: supplies task, network and seed.
+        weights: all parameters and buffers.
+        round_number: the training round after which the model was made; -1 for the initial one.
+    """
+    return save_model(path, model_header(plan, round_number), weights)
+
+
+def model_header(plan: Plan, round_number: int) -> dict[str, str]:
+    """What a model file says of itself beside its format; see ``write_model``."""
+    notes: dict[str, Any] = {"method": plan.method, "seed": plan.seed, "round": round_number, "plan": plan.digest}
+    notes["overlap"] = plan.training.overlap
+    return {
+        "fedseg": __version__,
+        "task": json.dumps(plan.task.to_dict(), sort_keys=True),
+        "network": json.dumps(plan.network.to_dict(), sort_keys=True),
+        "notes": json.dumps(notes, sort_keys=True),
+    }
+
+
+def save_model(path: Path, header: Mapping[str, str], weights: Arrays) -> Path:
+    """Write a model with a header that ``model_header`` made, here or where the model was trained."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.writelines(_with_sorted_header(save(contiguous(weights), {"format": _FORMAT, **header})))
+    os.replace(temporary, path)
+    return path
+
+
+def _with_sorted_header(content: bytes) -> tuple[bytes, memoryview]:
+    """Header with sorted keys, and data: the library writes the metadata in the order of a hash map."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header, memoryview(content)[8 + size :]
+
+
+def read_model(path: Path | str) -> ModelFile:
+    """Read a model file; nothing in it is executed.
+
+    Raises:
+        DataError: the file is missing, not a model of fedseg, or its weights do not fit its network.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except FileNotFoundError:
+        raise DataError(f"The model {path} does not exist.") from None
+    except (SafetensorError, OSError, TypeError) as error:
+        # A type that numpy lacks is a TypeError.
+        raise DataError(f"{path} is not a model in safetensors form ({error}).") from None
+    if header.get("format") != _FORMAT:
+        raise DataError(f"{path} is not a model of fedseg: its header lacks the format {_FORMAT!r}.")
+    try:
+        task, network, notes = (json.loads(header[name]) for name in ("task", "network", "notes"))
+        model = ModelFile(resolve_task(task), parse_network(network), weights, dict(notes))
+        if not 0 <= model.overlap < 1:
+            raise ValueError("its overlap is none")
+        model.build()
+    except (RefusalError, ConfigurationError) as error:
+        raise DataError(f"{path}: {error}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is not a whole model of fedseg: its header is damaged ({error}).") from None
+    return model
+
+
+def initial_weights(plan: Plan, initial: Path | None = None) -> Arrays:
+    """The weights from which a run starts.
+
+    Args:
+        plan: the job's plan.
+        initial: a model file; None for the plan's seeded network.
+
+    Raises:
+        DataError: the file cannot be read, or its model is of another task or network than the plan's.
+    """
+    if initial is None:
+        return get_weights(plan.network.build(len(plan.task.channels), plan.task.output_channels, plan.seed))
+    model = read_model(initial)
+    if model.network.to_dict() != plan.network.to_dict():
+        raise DataError(
+            f"The initial model {initial} is of another network than the job's: {model.network.to_dict()}, "
+            f"and the job has {plan.network.to_dict()}."
+        )
+    # Not only as many channels and outputs: the same ones, in the same order.
+    mine, its = (f"{', '.join(t.channels)} to {', '.join(map(_words, t.regions))}" for t in (plan.task, model.task))
+    if mine != its:
+        raise DataError(f"The initial model {initial} was made for {its}; the job needs one for {mine}.")
+    return {name: np.array(model.weights[name]) for name in get_weights(model.build())}
+
+
+def _words(region: Region) -> str:
+    return f"{region.name} ({' + '.join(region.classes)})"

@@ -1,0 +1,1 @@
+"""Networks cut in two: stages, parts, and what crosses a cut."""

@@ -1,0 +1,204 @@
+"""A site's ledger: every release on its patients is entered before the result leaves, and none is forgotten.
+
+One ledger serves all data sets and all jobs of a site. What counts together is decided by patients and not by names: a
+release is composed with every earlier one whose patients include any of its own, whatever the data set or the job is
+called. That is never less than what any single patient has spent, and it survives restarts, since the ledger is the
+only memory. A round that is repeated (its result was lost) draws new noise and is counted again.
+
+Patients stand in it as SHA-256 of a salt of this ledger and their id. That keeps ids out of the file and ledgers of two
+sites from being compared; somebody who has the file can still test whether an id that he knows is in it.
+
+All epsilons are for neighbours by replacement. Their unit is that of ``accounting.epsilon``: releases of a site's
+update count in full beside releases per patient, and the sum then is an epsilon per patient.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedseg.errors import ConfigurationError
+from fedseg.files.hash_chain import HashChain
+from fedseg.files.hash_chain_check import ChainError, Entry
+from fedseg.privacy.accounting.epsilon import REPLACE, SITE_UPDATE, Release, check_delta, common_unit, epsilon
+from fedseg.privacy.accounting.ledger_book import Book, fields_of, hashed, identity_of, normal, release_of
+from fedseg.privacy.accounting.ledger_errors import BudgetError, LedgerError
+
+FOLDER, FILE = "ledger", "ledger.jsonl"
+SCHEMA = "fedseg-ledger-1"
+DEFAULT_LIMIT = 50.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What has left of some patients.
+
+    Attributes:
+        epsilon: composed over all releases; infinite where one had no noise.
+        delta: that epsilon belongs to.
+        releases: how many were composed.
+        unit: what the epsilon protects.
+        neighbours: the convention of the epsilon.
+    """
+
+    epsilon: float
+    delta: float
+    releases: int
+    unit: str = SITE_UPDATE
+    neighbours: str = REPLACE
+
+
+class Ledger:
+    """The ledger in a folder. Two jobs at once on one site wait for each other; nothing is kept in memory."""
+
+    def __init__(self, folder: Path, simulated: bool = False) -> None:
+        """Name the folder; the file in it is made at the first charge.
+
+        Args:
+            folder: holds ``ledger.jsonl``; for a site the folder ``ledger`` in its state folder.
+            simulated: a simulation's ledger. It cannot count for a real site, nor the other way round.
+        """
+        self.simulated = simulated
+        # Beside the ledger's folder, so that one that is gone is not taken for one that never was.
+        self._file, self._marker = folder / FILE, folder.with_name(f".{folder.name}-opened")
+        self._chain = HashChain(folder / FILE)
+
+    def charge(
+        self,
+        dataset: str,
+        patients: Iterable[str],
+        release: Release,
+        *,
+        job: str,
+        run_id: str,
+        round_number: int,
+        delta: float,
+        budget: float | None,
+        limit: float | None = DEFAULT_LIMIT,
+        clip: float | None = None,
+    ) -> Spent:
+        """Enter a release before it leaves, if all releases on its patients then cost no more than is allowed.
+
+        Args:
+            dataset: name of the data set at the site.
+            patients: ids of all patients whose data went into the result, at least one.
+            release: what is about to leave.
+            job, run_id, round_number: where it happens; for the reader, they play no part in the sum.
+            delta: above 0 and below 1.
+            budget: largest epsilon that the site allows; None where its policy says nothing.
+            limit: takes the place of a budget that is None; None for no limit.
+            clip: the clipping norm, for the reader.
+
+        Returns:
+            What is spent, this release included. It is on the disk.
+
+        Raises:
+            BudgetError: it would cost more; nothing is entered.
+            LedgerError: the ledger was changed, is of the other kind or cannot be written; nothing may leave.
+            ConfigurationError: an argument is out of its range.
+        """
+        check_delta(delta)
+        allowed = _allowed(budget, limit)
+        names = normal(patients)
+        if not self._file.exists() and self._marker.exists():
+            raise LedgerError(
+                "The site's privacy ledger is gone, so nothing leaves. Bring it back from a copy, or mount its disk; "
+                "docs/reference/site-profile.md says how to begin a new one."
+            )
+        with self._open() as writer:
+            self._marker.touch()
+            book = Book(writer.entries, self.simulated)
+            salt = book.salt or secrets.token_hex(32)
+            members = frozenset(hashed(salt, name) for name in names)
+            earlier = [release_of(entry) for entry in book.releases_on(members)]
+            spent = _composed([*earlier, release], delta)
+            if not spent.epsilon <= allowed:
+                raise BudgetError(spent.epsilon, delta, allowed, sum(r.count for r in earlier))
+            if book.salt is None:
+                writer.append({"kind": "opened", "schema": SCHEMA, "salt": salt, "simulated": self.simulated})
+            identity = identity_of(members)
+            if identity not in book.sets:
+                writer.append({"kind": "patients", "set": identity, "patients": sorted(members)})
+            place = {"dataset": dataset, "job": job, "run_id": run_id, "round": round_number}
+            writer.append({"kind": "release", **place, "patients": identity, **fields_of(release), "clip": clip})
+        return spent
+
+    def spent(self, delta: float, *, patients: Iterable[str] | None = None, dataset: str | None = None) -> Spent:
+        """What has been spent on given patients, or on all that were ever released under a data set's name.
+
+        Args:
+            delta: above 0 and below 1.
+            patients: ids; None to go by ``dataset``.
+            dataset: a name; None, without patients, for all releases of the site.
+
+        Raises:
+            LedgerError: the ledger was changed or is of the other kind.
+            ConfigurationError: delta is out of its range, or both patients and a data set are given.
+        """
+        check_delta(delta)
+        if patients is not None and dataset is not None:
+            raise ConfigurationError("dataset", dataset, "null where patients are given")
+        book = self._read()
+        if patients is not None:
+            members = frozenset(hashed(book.salt or "", name) for name in normal(patients))
+            entries = book.releases_on(members)
+        else:
+            entries = book.releases_of(dataset)
+        return _composed([release_of(entry) for entry in entries], delta)
+
+    def history(self, dataset: str | None = None) -> list[Entry]:
+        """The releases of a data set or of all, oldest first; each entry also has ``patient_count``.
+
+        Raises:
+            LedgerError: the ledger was changed or is of the other kind.
+        """
+        book = self._read()
+        return [
+            {**entry, "patient_count": len(book.sets[entry["patients"]])}
+            for entry in book.releases
+            if dataset is None or entry["dataset"] == dataset
+        ]
+
+    def _read(self) -> Book:
+        with _refusals():
+            return Book(self._chain.read(), self.simulated)
+
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
+        with _refusals(), self._chain.exclusive() as writer:
+            yield writer
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What goes wrong with the file, as a refusal whose text may leave the site."""
+    try:
+        yield
+    except ChainError as error:
+        raise LedgerError(f"The site's privacy ledger is not what was written, so nothing leaves. {error}") from None
+    except OSError as error:
+        logger.error("The privacy ledger cannot be used: %s", error)
+        raise LedgerError("The site's privacy ledger cannot be read or written, so nothing leaves.") from None
+
+
+def _allowed(budget: float | None, limit: float | None) -> float:
+    for name, value in (("budget", budget), ("limit", limit)):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value is not None and not (number and value >= 0):
+            raise ConfigurationError(name, value, "a number from 0 up, or null")
+    if budget is not None:
+        return budget
+    return math.inf if limit is None else limit
+
+
+def _composed(releases: Sequence[Release], delta: float) -> Spent:
+    total = epsilon(releases, delta)
+    return Spent(total, delta, sum(release.count for release in releases), common_unit(releases))

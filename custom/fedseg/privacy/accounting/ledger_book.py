@@ -1,0 +1,103 @@
+"""The entries of a ledger: how releases and patients are written, and which releases concern whom."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from fedseg.data.datalist import same_patient
+from fedseg.errors import ConfigurationError
+from fedseg.files.hash_chain_check import Entry
+from fedseg.privacy.accounting.epsilon import Release
+from fedseg.privacy.accounting.ledger_errors import LedgerError
+
+_INFINITE = "infinite"
+
+logger = logging.getLogger(__name__)
+
+
+class Book:
+    """The entries of a ledger, by kind.
+
+    Attributes:
+        releases: entries of releases, oldest first.
+        sets: the hashed patients of each set, by its identity.
+        salt: of the ledger's hashes; None for a ledger without entries.
+    """
+
+    def __init__(self, entries: Sequence[Entry], simulated: bool) -> None:
+        """Sort the entries.
+
+        Args:
+            entries: of a verified chain.
+            simulated: which kind of ledger it must be.
+
+        Raises:
+            LedgerError: it is of the other kind, or holds what no ledger holds.
+        """
+        try:
+            self.releases = [entry for entry in entries if entry["kind"] == "release"]
+            self.sets = {entry["set"]: frozenset(entry["patients"]) for entry in entries if entry["kind"] == "patients"}
+            self.salt: str | None = entries[0]["salt"] if entries else None
+            if strangers := {entry["kind"] for entry in entries} - {"opened", "patients", "release"}:
+                raise KeyError(", ".join(sorted(strangers)))
+            other = bool(entries) and bool(entries[0]["simulated"]) is not simulated
+        except KeyError as error:
+            logger.error("An entry of the privacy ledger lacks %s.", error)
+            raise LedgerError("The site's privacy ledger holds entries that this version does not know.") from None
+        if other:
+            kinds = ("a real site", "a simulation")
+            found, asked = kinds[not simulated], kinds[simulated]
+            raise LedgerError(f"The privacy ledger was opened by {found} and cannot count for {asked}.")
+
+    def releases_on(self, members: frozenset[str]) -> list[Entry]:
+        """Releases with any of these patients."""
+        touched = {identity for identity, others in self.sets.items() if not members.isdisjoint(others)}
+        return [entry for entry in self.releases if entry["patients"] in touched]
+
+    def releases_of(self, dataset: str | None) -> list[Entry]:
+        """Releases with any patient that was ever released under a name; all for None."""
+        if dataset is None:
+            return self.releases
+        named = {entry["patients"] for entry in self.releases if entry["dataset"] == dataset}
+        return self.releases_on(frozenset().union(*(self.sets[identity] for identity in named)))
+
+
+def normal(patients: Iterable[str]) -> set[str]:
+    """Ids without what two spellings of one id may differ in: Unicode forms and outer spaces.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    names = {same_patient(name) for name in patients}
+    if not names:
+        raise ConfigurationError("patients", [], "at least one patient: a release without any cannot be counted")
+    return names
+
+
+def hashed(salt: str, patient: str) -> str:
+    """A patient as the ledger names him."""
+    return hashlib.sha256(f"{salt}\n{patient}".encode()).hexdigest()
+
+
+def identity_of(members: frozenset[str]) -> str:
+    """The name of a set of hashed patients, equal for equal sets."""
+    return hashlib.sha256("\n".join(sorted(members)).encode()).hexdigest()[:32]
+
+
+def fields_of(release: Release) -> dict[str, Any]:
+    """A release as values of JSON."""
+    # JSON has no infinity.
+    return asdict(release) | ({"epsilon": _INFINITE} if release.epsilon == math.inf else {})
+
+
+def release_of(entry: Entry) -> Release:
+    """The release of an entry; the reverse of ``fields_of``."""
+    values: dict[str, Any] = {name: entry[name] for name in Release.__dataclass_fields__}
+    if values["epsilon"] == _INFINITE:
+        values["epsilon"] = math.inf
+    return Release(**values)

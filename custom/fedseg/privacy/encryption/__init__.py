@@ -1,0 +1,1 @@
+"""Homomorphic encryption of updates and of models."""

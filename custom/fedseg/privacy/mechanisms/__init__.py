@@ -1,0 +1,1 @@
+"""Clipping, noise, selection and quantisation of arrays."""

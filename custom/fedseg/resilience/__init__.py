@@ -1,0 +1,1 @@
+"""Components of FLARE's own processes with which jobs outlive crashes."""

@@ -1,0 +1,87 @@
+"""What the report of a simulated run needs pictures of: cases of each site, and the best, median and worst result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedseg.data.datalist import Case, read_datalist
+from fedseg.data.grid import write_mask
+from fedseg.evaluation.scoring import segment_cases
+from fedseg.models.model_file import ModelFile
+from fedseg.tasks.segmentation.labels import to_values
+
+Entry = dict[str, Any]
+
+
+def write_gallery(data: Path, sites: list[str], report: Path) -> None:
+    """``gallery.json``: the first training case of each site."""
+    gallery = {}
+    for site in sites:
+        cases = read_datalist(data / site).training[:1]
+        gallery[site] = [{"images": [str(p.resolve()) for p in c.images], "label": str(c.label)} for c in cases]
+    (report / "gallery.json").write_text(json.dumps(gallery, indent=1), "utf-8")
+
+
+def write_overlays(models: Mapping[str, ModelFile], state: Path, run_id: str, report: Path, overlap: float) -> None:
+    """``overlays.json`` and masks of each site's best, median and worst case of the last model.
+
+    Args:
+        models: of each site; one that has none is left out.
+        state: folder with the states of the simulated sites.
+        run_id: of the run.
+        report: folder of the report.
+        overlap: of the sliding windows.
+    """
+    entries = []
+    for site, rank, scored in _ranked(_read_scores(state, run_id)):
+        if (model := models.get(site)) is None:
+            continue
+        case = Case(tuple(Path(p) for p in scored["images"]), Path(scored["label"]), "")
+        _, prepared, predicted = next(segment_cases(model, [case], "auto", overlap))
+        path = report / "overlays" / f"{site}-{rank}.nii.gz"
+        write_mask(to_values(model.task, predicted), prepared.original, path)
+        entries.append(
+            {
+                "site": site,
+                "case": scored["id"],
+                "rank": rank,
+                "dice": _mean_dice(scored),
+                "images": scored["images"],
+                "label": scored["label"],
+                "prediction": str(path.resolve()),
+            }
+        )
+    (report / "overlays.json").write_text(json.dumps(entries, indent=1), "utf-8")
+
+
+def _read_scores(state: Path, run_id: str) -> list[tuple[str, Entry]]:
+    """Each case of every site's final split, as the executors left them on the sites' disks."""
+    found = []
+    for path in sorted(state.glob(f"*/{run_id}/evaluation-last.json")):
+        splits = json.loads(path.read_text("utf-8"))
+        split = "test" if splits.get("test") else "validation"
+        found += [(path.parent.parent.name, case) for case in splits.get(split, [])]
+    return found
+
+
+def _ranked(scores: list[tuple[str, Entry]]) -> list[tuple[str, str, Entry]]:
+    """(site, rank, case) of each site's best, median and worst case; with fewer cases the worst ranks give way."""
+    result = []
+    for site in sorted({site for site, _ in scores}):
+        cases = [(_mean_dice(case), case["id"], case) for name, case in scores if name == site]
+        order = sorted((c for c in cases if c[0] is not None), key=lambda c: c[:2])
+        picks = {"best": len(order) - 1, "worst": 0, "median": (len(order) - 1) // 2}
+        seen: set[int] = set()
+        for rank, index in picks.items():
+            if order and index not in seen:
+                result.append((site, rank, order[index][2]))
+                seen.add(index)
+    return result
+
+
+def _mean_dice(case: Entry) -> float | None:
+    values = [v for v in case["dice"].values() if v is not None]
+    return sum(values) / len(values) if values else None

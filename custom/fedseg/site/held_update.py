@@ -1,0 +1,77 @@
+"""An update that waits at its site until the server has said what it weighs, in jobs that encrypt updates."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from fedseg.contract.protocol import WEIGHED, WEIGHT
+from fedseg.contract.report import SiteReport, parse_report
+from fedseg.errors import RefusalError
+from fedseg.files.arrays import save_whole
+from fedseg.networks.weights import Arrays
+
+logger = logging.getLogger(__name__)
+_FILE = "held.safetensors"
+
+
+def hold(folder: Path, round_number: int, start: str | None, update: Arrays, report: SiteReport) -> None:
+    """Keep an update on the site's own disk, in place of the one before.
+
+    Args:
+        folder: the site's folder of the run.
+        round_number: in which it was made.
+        start: the start of the server that asked for it.
+        update: its arrays.
+        report: what was reported of it.
+    """
+    header = {"round": str(round_number), "start": str(start), "report": json.dumps(report.to_meta())}
+    save_whole(folder / _FILE, update, header)
+
+
+def held(folder: Path, round_number: int, start: str | None) -> tuple[Arrays, SiteReport]:
+    """The update that waits, and what was reported of it.
+
+    Raises:
+        RefusalError: none waits, or one of another round or of another start of the server (reason ``state``).
+    """
+    try:
+        with safe_open(folder / _FILE, framework="numpy") as file:
+            header = file.metadata() or {}
+            update = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        logger.error("No update waits: %s", error)
+        header, update = {}, {}
+    if (header.get("round"), header.get("start")) != (str(round_number), str(start)):
+        raise RefusalError("state", f"No update of round {round_number} waits at this site.")
+    return update, parse_report(json.loads(header["report"]))
+
+
+def weight_facts(weights: Mapping[str, Any], site: str) -> dict[str, Any]:
+    """What the encryption needs of the round's weights: this site's, and how many there are.
+
+    Args:
+        weights: of all sites of the round, as the server sent them.
+        site: name of this one.
+
+    Raises:
+        RefusalError: a weight is not from 0 to 1, they sum to more than one, so that the sum of the ciphertexts could
+            leave its digits, or this site has none (reason ``privacy``).
+    """
+    numbers = list(weights.values())
+    if site not in weights or not all(type(w) in (int, float) and 0 <= w <= 1 for w in numbers):
+        raise RefusalError("privacy", "The task does not give each site of the round a weight from 0 to 1.")
+    if math.fsum(numbers) > 1 + 1e-9:
+        raise RefusalError("privacy", f"The weights of the round's sites sum to {math.fsum(numbers)}, more than one.")
+    return {WEIGHT: weights[site], WEIGHED: len(weights)}
+
+
+def largest(update: Arrays) -> float:
+    """Largest absolute value of an update."""
+    return max((float(abs(value).max()) for value in update.values() if value.size), default=0.0)

@@ -1,0 +1,190 @@
+"""A site's own limits: what a job may ask of it, and what may leave it, whatever the job says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from fedseg.contract.report import UNPROTECTED, SiteReport
+from fedseg.errors import ConfigurationError
+
+LARGEST_EPSILON = 50.0
+REPORT_FIELDS = tuple(f.name for f in fields(SiteReport))
+ALWAYS = frozenset({"num_samples", "num_steps", "val_cases", "epsilon"})
+"""Fields of the report without which no update is used, or that say how well it is protected."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The most that all jobs together may spend on the patients of one data set."""
+
+    epsilon: float
+    delta: float
+
+
+@dataclass(frozen=True)
+class SitePolicy:
+    """The limits of one site; None stands for no limit of this kind.
+
+    A job *with a guarantee* is one with a filter for which a differential privacy guarantee is computed.
+
+    Attributes:
+        tasks: names of what may be segmented.
+        jobs: patterns of job names, with ``*`` and ``?``.
+        min_cases: fewest training cases with which the site takes part.
+        max_fraction: largest fraction of the model's parameters that may leave in one update.
+        require_clip: whether an update must be clipped.
+        max_clip_norm: largest clipping norm (L2) of an update; implies ``require_clip``.
+        min_noise_multiplier: smallest noise, as a multiple of the clipping norm. It is no multiple of the sensitivity,
+            which is twice that norm where neighbours replace one another.
+        epsilon_budget: data set -> budget; ``*`` stands for every data set without one of its own. Where there is any
+            budget, a name that has none is refused: jobs choose the name.
+        allow_large_epsilon: whether a job may spend an epsilon above ``LARGEST_EPSILON``, which protects nobody.
+        require_encryption: whether updates must be encrypted.
+        scalars: fields of the report that may leave beside ``ALWAYS``; None: all, but only ``UNPROTECTED`` in jobs with
+            a guarantee, whose filters cut off all others in any case.
+        scores: whether summaries of ``validate`` may leave; None: yes, but not in jobs with a guarantee.
+        events: whether curves may leave as events during training; never in jobs with a guarantee.
+        statistics: whether statistics of a method may leave with the answer to ``prepare``.
+        features: whether activations may leave in split training.
+        submit_model: whether the site's own model may leave for FLARE's cross-site evaluation.
+        max_bytes: largest size of one result.
+    """
+
+    tasks: tuple[str, ...] | None = None
+    jobs: tuple[str, ...] | None = None
+    min_cases: int | None = None
+    max_fraction: float | None = None
+    require_clip: bool = False
+    max_clip_norm: float | None = None
+    min_noise_multiplier: float | None = None
+    epsilon_budget: Mapping[str, Budget] = field(default_factory=dict)
+    allow_large_epsilon: bool = False
+    require_encryption: bool = False
+    scalars: frozenset[str] | None = None
+    scores: bool | None = None
+    events: bool = False
+    statistics: bool = False
+    features: bool = False
+    submit_model: bool = False
+    max_bytes: int | None = None
+
+    @property
+    def clips(self) -> bool:
+        """Whether an update must be clipped."""
+        return self.require_clip or self.max_clip_norm is not None
+
+    def budget(self, dataset: str) -> Budget | None:
+        """What all jobs together may spend on the patients of ``dataset``; None without a limit."""
+        return self.epsilon_budget.get(dataset) or self.epsilon_budget.get("*")
+
+    def report_fields(self, guaranteed: bool) -> frozenset[str]:
+        """Fields of the report that may leave, in a job with or without a guarantee."""
+        if self.scalars is not None:
+            return self.scalars | ALWAYS
+        return frozenset(UNPROTECTED) if guaranteed else frozenset(REPORT_FIELDS)
+
+    def scores_leave(self, guaranteed: bool) -> bool:
+        """Whether summaries of ``validate`` may leave, in a job with or without a guarantee."""
+        return self.scores if self.scores is not None else not guaranteed
+
+
+OPEN = SitePolicy(events=True, statistics=True, features=True, submit_model=True)
+"""What holds at a site without a policy: no limit but those that come with a guarantee."""
+
+
+def parse_policy(content: Any, where: str = "policy") -> SitePolicy:
+    """Check a policy as it stands in a file of the site; keys that begin with ``_`` are comments.
+
+    Args:
+        content: the object.
+        where: what messages call it.
+
+    Raises:
+        ConfigurationError: a rule is unknown, or its value is not what the rule takes.
+    """
+    if not isinstance(content, Mapping):
+        raise ConfigurationError(where, content, f"an object with some of {sorted(_RULES)}")
+    values: dict[str, Any] = {}
+    for name, value in content.items():
+        if str(name).startswith("_"):
+            continue
+        if name not in _RULES:
+            raise ConfigurationError(f"{where}.{name}", value, f"absent: the rules are {sorted(_RULES)}")
+        values[name] = _RULES[name](f"{where}.{name}", value)
+    return SitePolicy(**values)
+
+
+def _names(name: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value or not all(isinstance(v, str) and v for v in value):
+        raise ConfigurationError(name, value, "a list of names, at least one")
+    return tuple(value)
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigurationError(name, value, "true or false")
+    return value
+
+
+def _count(name: str, value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise ConfigurationError(name, value, "a whole number, at least 1")
+    return value
+
+
+def _positive(name: str, value: Any) -> float:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or value <= 0:
+        raise ConfigurationError(name, value, "a number above 0")
+    return float(value)
+
+
+def _share(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise ConfigurationError(name, value, "a number above 0, at most 1")
+    return float(value)
+
+
+def _scalars(name: str, value: Any) -> frozenset[str]:
+    if not isinstance(value, list) or not all(isinstance(v, str) and v in REPORT_FIELDS for v in value):
+        raise ConfigurationError(name, value, f"a list of {list(REPORT_FIELDS)}")
+    return frozenset(value)
+
+
+def _budgets(name: str, value: Any) -> dict[str, Budget]:
+    if not isinstance(value, Mapping) or not value:
+        raise ConfigurationError(name, value, 'an object of data sets (or "*") with epsilon and delta')
+    budgets = {}
+    for dataset, entry in value.items():
+        key = f"{name}.{dataset}"
+        if not isinstance(entry, Mapping) or set(entry) != {"epsilon", "delta"}:
+            raise ConfigurationError(key, entry, "an object with epsilon and delta")
+        delta = _positive(f"{key}.delta", entry["delta"])
+        if delta >= 1:
+            raise ConfigurationError(f"{key}.delta", delta, "below 1")
+        budgets[str(dataset)] = Budget(_positive(f"{key}.epsilon", entry["epsilon"]), delta)
+    return budgets
+
+
+_RULES: dict[str, Callable[[str, Any], Any]] = {
+    "tasks": _names,
+    "jobs": _names,
+    "min_cases": _count,
+    "max_fraction": _share,
+    "require_clip": _flag,
+    "max_clip_norm": _positive,
+    "min_noise_multiplier": _positive,
+    "epsilon_budget": _budgets,
+    "allow_large_epsilon": _flag,
+    "require_encryption": _flag,
+    "scalars": _scalars,
+    "scores": _flag,
+    "events": _flag,
+    "statistics": _flag,
+    "features": _flag,
+    "submit_model": _flag,
+    "max_bytes": _count,
+}

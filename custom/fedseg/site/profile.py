@@ -1,0 +1,177 @@
+"""Where a site keeps its data and its state: its own file, never the job's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedseg.data.datalist import FILE_NAME
+from fedseg.errors import ConfigurationError, RefusalError
+from fedseg.files.documents import read_json
+from fedseg.site.policy import Budget, SitePolicy, parse_policy
+
+PROFILE_FILE = "fedseg.json"
+POLICY_FILE = "policy.json"
+DATA_VARIABLE = "FEDSEG_DATA"
+STATE_VARIABLE = "FEDSEG_STATE"
+LEDGER_VARIABLE = "FEDSEG_LEDGER"
+KIT_FILE = "fed_client.json"
+CONTEXT_FILE = "client_context.tenseal"
+SERVER_CONTEXT_FILE = "server_context.tenseal"
+
+
+@dataclass(frozen=True)
+class SiteProfile:
+    """What a site has.
+
+    Attributes:
+        datasets: dataset name -> datalist; the name ``*`` stands for every name.
+        state: folder for what must survive the client process.
+        cache: folder for prepared cases (``cache: disk``).
+        device: torch device, or ``auto``.
+        ledger: folder of the privacy ledger: one for all jobs of the site.
+        encryption_context: file with the sites' shared key, which the server never has; it may be missing.
+        simulated: whether this is a site of a simulation, whose ledger counts for nothing real.
+        policy: the site's limits; None where it states none.
+    """
+
+    datasets: Mapping[str, Path]
+    state: Path
+    cache: Path
+    device: str = "auto"
+    ledger: Path = Path("ledger")
+    encryption_context: Path = Path(CONTEXT_FILE)
+    simulated: bool = False
+    policy: SitePolicy | None = None
+
+    def datalist(self, dataset: str) -> Path:
+        """The datalist of a data set.
+
+        Raises:
+            RefusalError: the site has no data set of this name (reason ``data``).
+        """
+        path = self.datasets.get(dataset) or self.datasets.get("*")
+        if path is None:
+            raise RefusalError("data", f"This site offers no data set named {dataset!r}.")
+        return path
+
+
+def read_profile(site: str, config_folder: Path, work_folder: Path) -> SiteProfile:
+    """The profile of this site.
+
+    A provisioned site has ``fedseg.json`` in the ``local`` folder of its workspace, and nothing else counts there: a
+    site is provisioned if its ``startup`` folder holds FLARE's ``fed_client.json``. In the simulator the environment
+    variable ``FEDSEG_DATA`` names a folder with ``<site>/datalist.json``, ``FEDSEG_STATE`` one for the state, and
+    ``FEDSEG_LEDGER`` one for privacy ledgers that outlive the run (otherwise they lie with the state). There a site's
+    policy may stand in ``<site>/policy.json``, beside its datalist.
+
+    Args:
+        site: the site's name.
+        config_folder: the site's ``local`` folder.
+        work_folder: for the state in the simulator where ``FEDSEG_STATE`` is not set.
+
+    Raises:
+        RefusalError: there is neither (reason ``data``); the text names no path, since it leaves the site.
+        ConfigurationError: the file is wrong; for the site's own log.
+    """
+    path = config_folder / PROFILE_FILE
+    if path.exists():
+        return _parse(read_json(path), config_folder)
+    # Only a provisioned site has FLARE's kit; at such a site simulation mode would draw noise that a seed foretells.
+    provisioned = (config_folder.parent / "startup" / KIT_FILE).is_file()
+    root = None if provisioned else os.environ.get(DATA_VARIABLE)
+    if not root:
+        raise RefusalError(
+            "data",
+            f"This site has no data configured: neither {PROFILE_FILE} in its local folder nor {DATA_VARIABLE}.",
+        )
+    state = Path(os.environ.get(STATE_VARIABLE) or work_folder / "fedseg_state") / site
+    ledger = Path(os.environ[LEDGER_VARIABLE]) / site if os.environ.get(LEDGER_VARIABLE) else state / "ledger"
+    limits = Path(root) / site / POLICY_FILE
+    return SiteProfile(
+        {"*": Path(root) / site / FILE_NAME},
+        state,
+        state / "cache",
+        ledger=ledger,
+        encryption_context=state / CONTEXT_FILE,
+        simulated=True,
+        policy=parse_policy(read_json(limits), POLICY_FILE) if limits.exists() else None,
+    )
+
+
+def read_state_folder(name: str, config_folder: Path, work_folder: Path) -> Path:
+    """Where a server keeps what must survive its job process: checkpoints.
+
+    A provisioned server names the folder as ``state`` in ``fedseg.json`` of its ``local`` folder; in the simulator it
+    is ``FEDSEG_STATE``/<name>. With neither it lies in the job's own folder, which ends with the job.
+
+    Raises:
+        ConfigurationError: the file is wrong.
+    """
+    path = config_folder / PROFILE_FILE
+    if path.exists():
+        content = read_json(path)
+        if not isinstance(content, dict) or not isinstance(content.get("state"), str) or not content["state"]:
+            raise ConfigurationError(
+                f"{PROFILE_FILE}: state", content, "an object with state, a folder that outlives jobs"
+            )
+        return config_folder / content["state"]
+    return Path(os.environ.get(STATE_VARIABLE) or work_folder / "fedseg_state") / name
+
+
+def server_context_file(config_folder: Path, state: Path) -> Path:
+    """Where a server has the parameters of encrypted jobs: in its ``startup`` folder; in the simulator with its state.
+
+    Args:
+        config_folder: the server's ``local`` folder.
+        state: see ``read_state_folder``.
+    """
+    provisioned = config_folder.parent / "startup" / SERVER_CONTEXT_FILE
+    return provisioned if provisioned.exists() else state / SERVER_CONTEXT_FILE
+
+
+def _parse(content: Any, base: Path) -> SiteProfile:
+    if not isinstance(content, dict):
+        raise ConfigurationError(PROFILE_FILE, content, "an object")
+    known = {"datasets", "state", "cache", "device", "policy"}
+    for key, value in content.items():
+        if key not in known and not key.startswith("_"):
+            raise ConfigurationError(f"{PROFILE_FILE}: {key}", value, f"absent: a profile has {sorted(known)}")
+    datasets = content.get("datasets")
+    if not isinstance(datasets, dict) or not all(isinstance(v, str) and v for v in datasets.values()):
+        raise ConfigurationError(f"{PROFILE_FILE}: datasets", datasets, "an object of names and datalist paths")
+    if not isinstance(content.get("state"), str) or not content["state"]:
+        raise ConfigurationError(
+            f"{PROFILE_FILE}: state", content.get("state"), "a folder of the site that outlives its jobs"
+        )
+    state = base / content["state"]
+    paths = {name: base / path for name, path in datasets.items()}
+    policy = parse_policy(content["policy"], f"{PROFILE_FILE}: policy") if "policy" in content else None
+    if policy is not None:
+        _check_budgets(paths, policy)
+    return SiteProfile(
+        paths,
+        state,
+        base / content.get("cache", state / "cache"),
+        str(content.get("device", "auto")),
+        state / "ledger",
+        base.parent / "startup" / CONTEXT_FILE,
+        policy=policy,
+    )
+
+
+def _check_budgets(datasets: Mapping[str, Path], policy: SitePolicy) -> None:
+    """Refuse two budgets for one datalist: a job chooses the name, and with it would choose the larger one."""
+    budgets: dict[Path, Budget] = {}
+    for name in sorted({*datasets, *policy.epsilon_budget}):
+        path, budget = datasets.get(name) or datasets.get("*"), policy.budget(name)
+        if path is None or budget is None:
+            continue
+        file = (path / FILE_NAME if path.is_dir() else path).resolve()
+        if budgets.setdefault(file, budget) != budget:
+            raise ConfigurationError(
+                f"{PROFILE_FILE}: policy.epsilon_budget.{name}", budget, "that of every other name of the same datalist"
+            )

@@ -1,0 +1,1 @@
+"""Reconstruction as a kind of task: how alike an image and its reconstruction are."""

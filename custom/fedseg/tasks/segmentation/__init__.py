@@ -1,0 +1,1 @@
+"""Segmentation as a kind of task: label conventions, the loss, Dice and HD95."""

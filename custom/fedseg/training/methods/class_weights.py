@@ -1,0 +1,96 @@
+"""A loss weighted by how rare each class is over all sites (Qu, Balachandar and Rubin, 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+from fedseg.errors import RefusalError
+from fedseg.networks.weights import Arrays
+from fedseg.tasks.segmentation.losses import SegmentationLoss, region_targets
+from fedseg.tasks.task import Task
+from fedseg.training.hooks import TrainingHook
+
+if TYPE_CHECKING:
+    from fedseg.training.trainer import SiteTrainer
+
+VOXELS = "voxels"
+_LEAST_WEIGHT = 1e-30
+
+
+class ClassWeights(TrainingHook):
+    """Weighs the cross-entropy by the inverse frequency of the classes in all sites' training cases together.
+
+    1. Before the first round each site counts the voxels of its prepared training cases and of each region in them.
+       The counts, and nothing else, leave the site; the server adds them up.
+    2. Every site makes the same weights of the sums, see ``weights_from_totals``, and trains with them. A site whose
+       own cases are skewed so gets no weights that fit to its own skew.
+
+    Scores (``val_loss`` and others) stay unweighted. A site that joins later gets the sums of those before it. The
+    frequencies are those of whole cases: a task with ``sampling`` frequencies draws patches with more of the rare
+    classes, so both together may be too much.
+    """
+
+    def statistics(self, trainer: SiteTrainer) -> dict[str, float]:
+        return count_voxels(trainer)
+
+    def before_round(self, trainer: SiteTrainer, global_weights: Arrays, round_number: int) -> None:
+        weights = weights_from_totals(trainer.task, trainer.totals)
+        settings = trainer.settings
+        # Equal weights are no weights: the plain mean then gives the same bits as without this hook.
+        chosen = None if bool((weights == 1).all()) else weights
+        trainer.loss = SegmentationLoss(trainer.task, settings.dice_weight, settings.batch_dice, chosen)
+
+
+def count_voxels(trainer: SiteTrainer) -> dict[str, float]:
+    """Voxels of the site's prepared training cases (``voxels``) and of each region in them (``voxels/<region>``)."""
+    task = trainer.task
+    inside, total = torch.zeros(len(task.regions), dtype=torch.float64), 0
+    for index in range(len(trainer.training_cases)):
+        classes = trainer.training_cases[index].classes
+        assert classes is not None
+        inside += region_targets(task, classes[None]).sum(dim=(0, 2, 3, 4), dtype=torch.float64)
+        total += classes.numel()
+    return {VOXELS: float(total), **dict(zip(_names(task), inside.tolist(), strict=True))}
+
+
+def weights_from_totals(task: Task, totals: Mapping[str, float]) -> torch.Tensor:
+    """Weights for ``SegmentationLoss`` from voxel counts of all sites.
+
+    Args:
+        task: exclusive regions: the classes are the background and the regions, weights [output_channels];
+            overlapping ones: each region has the two classes outside and inside, weights [R, 2].
+        totals: what ``count_voxels`` gives, added up.
+
+    Raises:
+        RefusalError: a count is missing or impossible (reason ``report``).
+    """
+    counts = [totals.get(name) for name in (VOXELS, *_names(task))]
+    if not all(isinstance(count, int | float) and 0 <= count <= totals[VOXELS] for count in counts):
+        raise RefusalError("report", "The server's sums of voxels per region are missing or impossible.")
+    if task.exclusive and sum(totals[name] for name in _names(task)) > totals[VOXELS]:
+        raise RefusalError("report", "The server's sums hold more voxels in regions than there are.")
+    total, *regions = (float(totals[name]) for name in (VOXELS, *_names(task)))
+    if task.exclusive:
+        return inverse_frequencies(torch.tensor([total - sum(regions), *regions], dtype=torch.float64))
+    return inverse_frequencies(torch.tensor([[total - inside, inside] for inside in regions], dtype=torch.float64))
+
+
+def inverse_frequencies(counts: torch.Tensor) -> torch.Tensor:
+    """Weights in proportion to 1 / count over the last axis, with mean 1.
+
+    A class of which there is no voxel gets 1, and the mean is over the others: it has no voxel to weigh, and must not
+    draw the weights of the others towards 0. Equal counts give exactly 1, and no weight is below 1e-30: a batch that
+    holds only the most frequent class would otherwise have no weight at all.
+    """
+    present = counts > 0
+    smallest = torch.where(present, counts, torch.inf).amin(dim=-1, keepdim=True)
+    inverse = torch.where(present, smallest / counts, 0.0)
+    mean = inverse.sum(dim=-1, keepdim=True) / present.sum(dim=-1, keepdim=True)
+    return torch.where(present, (inverse / mean).clamp_min(_LEAST_WEIGHT), 1.0)
+
+
+def _names(task: Task) -> list[str]:
+    return [f"{VOXELS}/{region}" for region in task.region_names]

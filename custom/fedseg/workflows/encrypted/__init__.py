@@ -1,0 +1,1 @@
+"""The model and the history of a run whose server sees ciphertexts only."""

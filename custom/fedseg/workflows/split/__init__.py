@@ -1,0 +1,1 @@
+"""The server's side of split training: its part of the network, and how a round goes."""

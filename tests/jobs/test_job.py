@@ -1,0 +1,310 @@
+import importlib
+import inspect
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from nvflare.apis.controller_spec import ControllerSpec as Controller
+from nvflare.apis.executor import Executor
+from nvflare.apis.filter import Filter
+
+from fedseg.aggregators.base import Aggregator
+from fedseg.aggregators.server_optimizers import ServerOptimizer
+from fedseg.aggregators.shared_arrays import SharedArrays
+from fedseg.errors import ConfigurationError, FedsegError, UsageError
+from fedseg.jobs.allowed_components import FEDSEG_CLASSES, FLARE_CLASSES, site_resources
+from fedseg.jobs.job import apply_settings, parse_setting, read_job
+from fedseg.jobs.packaging import package_job
+from fedseg.training.hooks import TrainingHook
+from fedseg.version import __version__
+from fedseg.workflows.run.site_selection import SiteSelection
+
+ROOT = Path(__file__).parents[2]
+JOBS = sorted(path.parent for path in (ROOT / "jobs").glob("*/meta.json"))
+IDS = [path.name for path in JOBS]
+
+
+@pytest.mark.parametrize("folder", JOBS, ids=IDS)
+def test_every_job_is_complete_and_of_this_version(folder):
+    job = read_job(folder)
+    plan = job.check()
+    assert job.name == folder.name
+    assert plan.fedseg_version == __version__
+    assert folder.name.startswith(plan.task.name)
+
+
+@pytest.mark.parametrize("folder", JOBS, ids=IDS)
+def test_every_job_is_configuration_only(folder):
+    assert {p.suffix for p in folder.rglob("*") if p.is_file()} == {".json"}
+    assert not any("$" in p.read_text("utf-8") or "_target_" in p.read_text("utf-8") for p in folder.rglob("*.json"))
+
+
+@pytest.mark.parametrize("folder", JOBS, ids=IDS)
+def test_every_job_is_valid_for_flare(folder):
+    from nvflare.fuel.utils.zip_utils import zip_directory_to_bytes
+    from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
+
+    valid, message, meta = JobMetaValidator().validate(
+        folder.name, zip_directory_to_bytes(str(ROOT / "jobs"), folder.name)
+    )
+    assert valid, message
+    assert meta["name"] == folder.name
+
+
+def test_the_allow_list_is_what_the_jobs_use_and_the_method_table_offers():
+    used = {component["path"] for folder in JOBS for component in read_job(folder).components()}
+    assert used >= set(FLARE_CLASSES)
+    assert used <= set(FEDSEG_CLASSES + FLARE_CLASSES)
+    table = (ROOT / "docs" / "reference" / "method-table.md").read_text("utf-8")
+    offered = {path for path in FEDSEG_CLASSES if f"`{path}`" in table}
+    assert used | offered == set(FEDSEG_CLASSES + FLARE_CLASSES)
+
+
+@pytest.mark.parametrize("path", FEDSEG_CLASSES)
+def test_every_listed_class_is_a_component_and_no_function(path):
+    module, _, name = path.rpartition(".")
+    found = getattr(importlib.import_module(module), name)
+    bases = (Aggregator, ServerOptimizer, SharedArrays, SiteSelection, TrainingHook, Executor, Controller, Filter)
+    assert inspect.isclass(found)
+    assert issubclass(found, bases)
+    assert not inspect.isabstract(found)
+
+
+def test_the_simulator_workspace_template_holds_the_allow_list():
+    path = ROOT / "workspace_templates" / "simulator" / "local" / "resources.json"
+    assert json.loads(path.read_text("utf-8")) == site_resources()
+
+
+@pytest.fixture
+def job(tmp_path):
+    return read_job(Path(shutil.copytree(ROOT / "jobs" / "brats_fedavg", tmp_path / "job")))
+
+
+def test_options_change_the_copy_and_not_the_job(job, tmp_path):
+    apply_settings(
+        job,
+        rounds=3,
+        threads=2,
+        seed=9,
+        settings=[
+            "task.patch_size=[32,32,32]",
+            "training.optimizer=sgd",
+            "aggregator.weight_by=steps",
+            "network.res_units=1",
+        ],
+    )
+    plan = job.check()
+    assert (plan.seed, plan.training.threads, plan.training.optimizer) == (9, 2, "sgd")
+    assert plan.task.patch_size == (32, 32, 32)
+    written = read_job(job.write(tmp_path / "copy"))
+    assert written.check() == plan
+    assert written.workflow["num_rounds"] == 3
+    assert written.workflow["aggregator"]["args"] == {"weight_by": "steps"}
+    assert read_job(job.folder).check() != plan
+
+
+def set_and_check(job, setting):
+    apply_settings(job, None, None, None, [setting])
+    job.check()
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("training.epochs=3", "training.epochs"),
+        ("training.local_epochs=none", "training.local_epochs"),
+        ("nonsense=1", "nonsense"),
+        ("task=lung", "lung"),
+        ("task.patch_size=[30,30,30]", "patch_size"),
+        ("workflow.rounds=3", "rounds"),
+        ("workflow.min_sites=0", "min_sites"),
+        ("aggregator.weight_by=cases", "weight_by"),
+        ("aggregator.alpha=0.5", "alpha"),
+        ("components.x=1", "components.x"),
+        ("workflow.a.b=1", "workflow"),
+        ("network.name=resnet", "resnet"),
+        ("seed=-3", "seed"),
+        ("training=5", "training"),
+        ("network=5", "network"),
+        ("network.name=[]", "network.name"),
+        ("aggregator=5", "aggregator"),
+        ('task.regions={"WT": [[1]]}', "regions"),
+        ("training.learning_rate=Infinity", "learning_rate"),
+        ('workflow.task_check_period="x"', "task_check_period"),
+        ('workflow.keep_updates="no"', "keep_updates"),
+        ('workflow.run_id="../x"', "run_id"),
+        ("workflow.aggregator=5", "FederatedTraining|aggregator"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(job, setting, named):
+    with pytest.raises(FedsegError, match=named):
+        set_and_check(job, setting)
+
+
+def test_settings_of_one_job_stay_out_of_another(job):
+    given = {"local_epochs": 2, "batch_size": 2}
+    job.set("training", given)
+    job.set("training.batch_size", 8)
+    assert given == {"local_epochs": 2, "batch_size": 2}
+    assert job.check().training.batch_size == 8
+
+
+@pytest.mark.parametrize("text", ["no-equals", "=3", ""])
+def test_a_setting_needs_a_key_and_a_value(text):
+    with pytest.raises(UsageError, match="key=value"):
+        parse_setting(text)
+
+
+@pytest.mark.parametrize("path", ["fedseg.cli.main", "fedseg.nothing.Here", "os.system", "Executor"])
+def test_a_component_must_be_a_listed_class(job, path):
+    job.client["executors"][0]["executor"]["path"] = path
+    with pytest.raises(ConfigurationError, match="allowed_components"):
+        job.check()
+
+
+def test_a_job_runs_no_code_by_being_checked(job, tmp_path):
+    touched = tmp_path / "touched"
+    job.workflow["aggregator"] = {"path": "subprocess.Popen", "args": {"args": ["touch", str(touched)]}}
+    with pytest.raises(ConfigurationError, match=r"subprocess\.Popen"):
+        job.check()
+    assert not touched.exists()
+
+
+def test_a_folder_that_is_no_job_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"lacks meta\.json"):
+        read_job(tmp_path)
+
+
+def test_a_damaged_job_is_refused(job):
+    (job.folder / "app" / "config" / "fedseg.json").write_text("{", "utf-8")
+    with pytest.raises(ConfigurationError, match=r"fedseg\.json"):
+        read_job(job.folder)
+
+
+def test_a_packed_job_carries_the_code_and_nothing_else(job, tmp_path):
+    folder = package_job(job, tmp_path / "packed")
+    custom = folder / "app" / "custom"
+    assert (custom / "fedseg" / "executors" / "training.py").is_file()
+    assert not list(custom.rglob("__pycache__"))
+    assert [p.name for p in custom.iterdir()] == ["fedseg"]
+    assert read_job(folder).check() == job.check()
+    with pytest.raises(UsageError, match="exists already"):
+        package_job(job, tmp_path / "packed")
+
+
+def test_a_job_of_another_version_is_not_packed(job, tmp_path):
+    job.declaration["fedseg_version"] = "9.9"
+    with pytest.raises(ConfigurationError, match=r"9\.9"):
+        package_job(job, tmp_path / "packed")
+    assert not (tmp_path / "packed").exists()
+
+
+# ------------------------------------------------------------------------- filters
+
+
+def filtered(folder, *chain, tasks=("train",), restored=True):
+    """A copy of brats_fedavg with filters, each a name and arguments."""
+    job = read_job(Path(shutil.copytree(ROOT / "jobs" / "brats_fedavg", folder / "job")))
+    filters = [{"path": PATHS[name], "args": dict(arguments)} for name, arguments in chain]
+    job.client["task_result_filters"] = [{"tasks": list(tasks), "filters": filters}]
+    if restored:
+        restore = {"path": "fedseg.filters.restore.RestoreUpdate", "args": {}}
+        job.server["task_result_filters"] = [{"tasks": ["train"], "direction": "in", "filters": [restore]}]
+    return job
+
+
+PATHS = {path.rpartition(".")[2]: path for path in FEDSEG_CLASSES}
+SHARE, QUANTIZE, CLIP = ("ShareFraction", {"fraction": 0.1}), ("QuantizeUpdate", {}), ("NormClip", {"norm": 1.0})
+
+
+def test_filters_are_built_in_order_and_fresh(tmp_path):
+    job = filtered(tmp_path, ("PrivateLayers", {"last": 1}), CLIP, SHARE, QUANTIZE)
+    job.check()
+    first, second = job.build_filters(), job.build_filters()
+    assert [type(f).__name__ for f in first] == ["PrivateLayers", "NormClip", "ShareFraction", "QuantizeUpdate"]
+    assert not {id(f) for f in first} & {id(f) for f in second}
+    assert job.build_filters("validate") == []
+    assert read_job(ROOT / "jobs" / "brats_fedavg").build_filters() == []
+
+
+def test_a_setting_reaches_a_filter(tmp_path):
+    job = filtered(tmp_path, SHARE)
+    apply_settings(job, None, None, None, ["filter.ShareFraction.fraction=0.01", "filter.ShareFraction.clip=0.5"])
+    job.check()
+    (built,) = read_job(job.write(tmp_path / "copy")).build_filters()
+    assert (built.fraction, built.clip) == (0.01, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("filter.NormClip.norm=1", r"filter\.CLASS\.ARGUMENT=VALUE; this job has: \['ShareFraction'\]"),
+        ("filter.ShareFraction=1", r"filter\.CLASS\.ARGUMENT=VALUE"),
+        ("filter.ShareFraction.fraction=2", r"ShareFraction\.fraction is 2"),
+        ("filter.ShareFraction.part=2", r"ShareFraction\.part is not known"),
+    ],
+)
+def test_a_wrong_setting_of_a_filter_is_refused(tmp_path, setting, said):
+    with pytest.raises(FedsegError, match=said):
+        set_and_check(filtered(tmp_path, SHARE), setting)
+
+
+@pytest.mark.parametrize(
+    ("chain", "said"),
+    [
+        ((QUANTIZE, SHARE), "ShareFraction.*in its place: layers, clip, noise, sparsify, quantise, encrypt"),
+        ((SHARE, CLIP), "NormClip.*in its place"),
+        ((CLIP, CLIP), "at most one filter of each"),
+        ((("PrivateLayers", {"last": 1}), ("SharedLayers", {"last": 1})), "at most one filter of each"),
+        ((("PrivateLayers", {"patterns": ["head.*"]}),), r"PrivateLayers\.patterns"),
+        ((("PrivateLayers", {"patterns": ["*"]}),), "leaves something to share"),
+        ((("RestoreUpdate", {}),), "RestoreUpdate.*filters over updates"),
+    ],
+)
+def test_a_chain_that_no_update_passes_is_refused(tmp_path, chain, said):
+    with pytest.raises(ConfigurationError, match=said):
+        filtered(tmp_path, *chain).check()
+
+
+@pytest.mark.parametrize(("chain", "form"), [((SHARE,), "sparse"), ((QUANTIZE,), "quantised")])
+def test_a_form_that_the_server_would_not_restore_is_refused(tmp_path, chain, form):
+    with pytest.raises(ConfigurationError, match=f"RestoreUpdate.*since updates arrive {form}"):
+        filtered(tmp_path, *chain, restored=False).check()
+
+
+def test_a_chain_of_the_wrong_direction_restores_nothing(tmp_path):
+    job = filtered(tmp_path, SHARE)
+    job.server["task_result_filters"][0]["direction"] = "out"
+    with pytest.raises(ConfigurationError, match="RestoreUpdate"):
+        job.check()
+
+
+def test_filters_over_other_tasks_than_updates_are_refused(tmp_path):
+    """They would hold back every score."""
+    with pytest.raises(ConfigurationError, match=r"'validate'.*only those send updates"):
+        filtered(tmp_path, SHARE, tasks=("train", "validate")).check()
+
+
+def test_two_chains_for_one_task_are_refused(tmp_path):
+    job = filtered(tmp_path, SHARE)
+    job.client["task_result_filters"] *= 2
+    with pytest.raises(ConfigurationError, match="one chain of filters only"):
+        job.check()
+
+
+@pytest.mark.parametrize(
+    "chains", ["x", ["x"], [{"tasks": ["train"]}], [{"tasks": "train", "filters": [{"path": "x"}]}]]
+)
+def test_malformed_chains_are_refused(job, chains):
+    job.client["task_result_filters"] = chains
+    with pytest.raises(ConfigurationError, match=r"task_result_filters|allowed_components"):
+        job.check()
+
+
+def test_filters_that_cannot_protect_shared_arrays_are_refused(tmp_path):
+    job = read_job(Path(shutil.copytree(ROOT / "jobs" / "brats_scaffold", tmp_path / "job")))
+    filters = [{"path": PATHS["NormClip"], "args": {"norm": 1.0}}]
+    job.client["task_result_filters"] = [{"tasks": ["train"], "filters": filters}]
+    with pytest.raises(ConfigurationError, match=r"NormClip.*protects further arrays too.*workflow\.shared_arrays"):
+        job.check()

@@ -1,0 +1,264 @@
+"""The port to the sites of a run: the only way in which a run reaches them, whatever carries its messages."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Protocol
+
+from nvflare.app_common.abstract.fl_model import FLModel
+
+from fedseg.contract.protocol import RUN_ID
+from fedseg.errors import FedsegError, RefusalError
+from fedseg.messages.calls.call import Call
+from fedseg.messages.calls.caller import Failure
+
+logger = logging.getLogger(__name__)
+Accept = Callable[[str, FLModel], object]
+"""Gets a site's name and its answer; an error that it raises leaves the answer out, and is noted by the site's name."""
+Receive = Callable[[str, FLModel | RefusalError], bool]
+"""Gets a site's name and its answer, or why it refused; says whether the answer was accepted."""
+
+
+class Calls(Protocol):
+    """Direct calls to sites while they work on a task; see ``messages.calls.caller.DirectCalls``.
+
+    Attributes:
+        timeout: seconds that an answer may take.
+        over: set once nobody waits for answers any more.
+        up, down: bytes that came from each site, and went to it.
+    """
+
+    timeout: float
+    over: threading.Event
+    up: dict[str, int]
+    down: dict[str, int]
+
+    def exchange(
+        self, calls: Mapping[str, Call], timeout: float | None = None
+    ) -> tuple[dict[str, Call], dict[str, Failure]]:
+        """Send a call to each site; the answers, and of each other site why there is none."""
+
+    def tell(self, calls: Mapping[str, Call]) -> None:
+        """Send calls without waiting for answers."""
+
+
+class Sites(ABC):
+    """Asks sites, and notes by name who fails or stays silent; a failed answer never ends the run by itself.
+
+    What is common to all ways of asking stands here: who is asked, which answers count, what is noted. A subclass
+    carries messages: ``workflows.run.flare_sites`` with FLARE, ``simulation`` in one process, and the tests
+    by a script. It implements ``connected``, ``deliver``, ``post``, ``wait`` and ``converse``, and ``absence`` where a
+    site can be missing.
+
+    >>> class Two(Sites):
+    ...     def connected(self):
+    ...         return ["a", "b"]
+    ...     def deliver(self, task, message, sites, timeout, receive):
+    ...         receive("a", FLModel(metrics={"cases": 3}))
+    ...         receive("b", RefusalError("data", "No cases."))
+    ...     post = wait = converse = None
+    >>> sites, noted = Two(), []
+    >>> sites.note = lambda site, what: noted.append((site, what))
+    >>> answers = sites.ask("prepare", FLModel(metrics={"prepare": 1}), sites.connected())
+    >>> answers["a"].metrics, noted
+    ({'cases': 3}, [('b', 'data: No cases.')])
+
+    Attributes:
+        run_id: of the run; travels with every task.
+        note: called with a site and what went wrong there; the run sets it.
+        asked: the sites that work on the task at hand; empty between tasks.
+        heard: the sites that have answered the task at hand, or the last one, in whatever way.
+        refusals: of these, who refused, and for which reason.
+        traffic: bytes up and down of each site, added up over all tasks since the run emptied it.
+    """
+
+    def __init__(self) -> None:
+        self.run_id = ""
+        self.note: Callable[[str, str], None] = lambda site, what: logger.warning("%s: %s", site, what)
+        self.asked: list[str] = []
+        self.heard: set[str] = set()
+        self.refusals: dict[str, str] = {}
+        self.traffic: dict[str, tuple[int, int]] = {}
+        self._missing: set[str] = set()
+        self._lock = threading.Lock()
+
+    # ------------------------------------------------------------------ what a run calls
+
+    def ask(
+        self,
+        task: str,
+        message: FLModel,
+        sites: Sequence[str],
+        timeout: int = 0,
+        accept: Accept | None = None,
+        refused: str = "left out",
+    ) -> dict[str, FLModel]:
+        """Send a task and wait for the answers. Sites that are absent are not asked, and not waited for.
+
+        Args:
+            task: name of the task.
+            message: what it carries; the run's id is added to its meta.
+            sites: who is asked.
+            timeout: seconds after which the wait ends without those who have not answered; 0 waits for all that are
+                there.
+            accept: gets each answer as it arrives, one after the other.
+            refused: what is noted before the text of an error of ``accept``.
+
+        Returns:
+            The accepted answers by site, without their arrays.
+
+        Raises:
+            AbortedError: the job was aborted meanwhile.
+        """
+        self.heard, self.refusals = set(), {}
+        asked = self._present(sites)
+        answers: dict[str, FLModel] = {}
+        named: set[str] = set()
+        if not asked:
+            return answers
+        closed = threading.Event()
+
+        def receive(site: str, answer: FLModel | RefusalError) -> bool:
+            self.heard.add(site)
+            # An answer that arrives while the wait ends must not change a round that is being summed up.
+            with self._lock:
+                if closed.is_set():
+                    return False
+                why = self._judge(site, answer, accept, refused)
+                if why is None and isinstance(answer, FLModel):
+                    answers[site] = FLModel(metrics=answer.metrics or {"taken": 1.0}, meta=answer.meta)
+                elif why is not None:
+                    named.add(site)
+                    self.note(site, why)
+                return why is None
+
+        self.asked = asked
+        try:
+            self.deliver(task, self._addressed(message), asked, timeout, receive)
+        finally:
+            self.asked = []
+            with self._lock:
+                closed.set()
+        for site in asked:
+            if site not in self.heard:
+                self._note_silence(site, task, timeout)
+            elif site not in answers and site not in named:
+                self.note(site, f"sent an answer to the task {task} that cannot be read")
+        return answers
+
+    def send(self, task: str, message: FLModel, site: str, accept: Accept, refused: str = "left out") -> None:
+        """Send a task to one site without waiting: its answer counts whenever it comes. See ``ask``, and ``wait``."""
+
+        def receive(site: str, answer: FLModel | RefusalError) -> bool:
+            with self._lock:
+                why = self._judge(site, answer, accept, refused)
+                if why is not None:
+                    self.note(site, why)
+                return why is None
+
+        self.post(task, self._addressed(message), site, receive)
+
+    def absence(self, site: str) -> str | None:
+        """Why nothing can be expected of a site now, as the end of a sentence; None if something can."""
+        return None
+
+    def progress(self) -> dict[str, list[str]]:
+        """Of the sites that were asked now, those that have ``answered``, and for whom the run is ``waiting``."""
+        asked, heard = self.asked, set(self.heard)
+        waiting = [site for site in asked if site not in heard and self.absence(site) is None]
+        return {"answered": [site for site in asked if site in heard], "waiting": waiting}
+
+    @abstractmethod
+    def connected(self) -> list[str]:
+        """Names of the sites that are connected now, sorted."""
+
+    @abstractmethod
+    def converse(
+        self,
+        task: str,
+        message: FLModel,
+        sites: Sequence[str],
+        timeout: int,
+        accept: Accept,
+        talk: Callable[[Calls], Collection[str]],
+        call_timeout: float,
+    ) -> None:
+        """Ask sites, and call them directly while they work on the task; the bytes of both are counted.
+
+        Args:
+            task, message, sites, timeout, accept: see ``ask``.
+            talk: makes the calls, beside the task and perhaps in another thread, and gives the sites whose answers to
+                the task are still to be waited for; then the task ends. What it raises, this raises.
+            call_timeout: seconds that a site may take to answer a call.
+        """
+
+    @abstractmethod
+    def wait(self, enough: Callable[[], bool], timeout: int = 0) -> None:
+        """Let answers to tasks that were sent come in, until there are enough.
+
+        Args:
+            enough: asked after each answer; when no site can answer any more, the wait ends too.
+            timeout: seconds after which the wait ends; 0 for none.
+
+        Raises:
+            AbortedError: the job was aborted meanwhile.
+        """
+
+    # ------------------------------------------------------------------ what carries messages
+
+    @abstractmethod
+    def deliver(self, task: str, message: FLModel, sites: list[str], timeout: int, receive: Receive) -> None:
+        """Bring a task to sites, and their answers to ``receive``, until all have answered or none can be expected.
+
+        Raises:
+            AbortedError: the job was aborted meanwhile.
+        """
+
+    @abstractmethod
+    def post(self, task: str, message: FLModel, site: str, receive: Receive) -> None:
+        """Bring a task to one site; its answer goes to ``receive`` whenever it comes."""
+
+    def count(self, site: str, up: int, down: int) -> None:
+        """Add bytes that came from a site, and went to it; carriers call it for each answer."""
+        before = self.traffic.get(site, (0, 0))
+        self.traffic[site] = before[0] + up, before[1] + down
+
+    # ------------------------------------------------------------------ what is noted
+
+    def _addressed(self, message: FLModel) -> FLModel:
+        message.meta = {**(message.meta or {}), RUN_ID: self.run_id}
+        return message
+
+    def _judge(self, site: str, answer: FLModel | RefusalError, accept: Accept | None, refused: str) -> str | None:
+        """Have an answer accepted; None, or why it is left out."""
+        if isinstance(answer, RefusalError):
+            self.refusals[site] = answer.reason
+            return f"{answer.reason}: {answer}"
+        try:
+            if accept is not None:
+                accept(site, answer)
+        except FedsegError as error:
+            return f"{refused}: {error}"
+        except Exception as error:
+            # A program error; what carries the message would swallow it, and with it the site's name.
+            logger.warning("The answer of %s could not be accepted", site, exc_info=True)
+            return f"{refused}: {type(error).__name__} while it was taken"
+        return None
+
+    def _present(self, sites: Sequence[str]) -> list[str]:
+        """Those of whom something can be expected; who is missing was noted before, and who is back is noted now."""
+        for site in sorted(self._missing & set(sites)):
+            if self.absence(site) is None:
+                self._missing.discard(site)
+                self.note(site, "is heard of again, and is asked again")
+        return [site for site in sites if site not in self._missing]
+
+    def _note_silence(self, site: str, task: str, timeout: int) -> None:
+        if (why := self.absence(site)) is not None:
+            self._missing.add(site)
+            self.note(site, f"did not answer the task {task}: {why}; it is left out until it is heard of again")
+        else:
+            self.note(site, f"did not answer the task {task}" + (f" within {timeout} s" if timeout else ""))

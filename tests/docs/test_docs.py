@@ -125,7 +125,7 @@ def test_scripts_and_jobs_that_are_named_exist():
     named = {
         name
         for page in PAGES
-        for name in re.findall(r"(?<![\w/])((?:scripts|jobs)/\w+(?:\.sh)?)", page.read_text("utf-8"))
+        for name in re.findall(r"(?<![\w/])((?:scripts|jobs)/\w+(?:\.(?:sh|py))?)", page.read_text("utf-8"))
     }
     assert named
     assert {name for name in named if not (ROOT / name).exists()} == set()

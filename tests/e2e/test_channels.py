@@ -55,7 +55,7 @@ def run(folder, job_name, sites, policies, change, allowed=(LOGS,)):
     for site, policy in policies.items():
         (folder / "data" / site / "policy.json").write_text(json.dumps(policy))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(component_policy, "FEDSEG_CLASSES", (*component_policy.FEDSEG_CLASSES, TAP, ASK, *allowed))
+        patch.setattr(component_policy, "FLARE_CLASSES", (*component_policy.FLARE_CLASSES, TAP, ASK, *allowed))
         patch.setattr(simulation, "PATIENCE", 20.0)
         patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
         job = read_job(ROOT / "jobs" / job_name)
@@ -209,7 +209,7 @@ def test_the_allow_list_keeps_out_a_job_that_would_send_flares_own_log_messages(
         (tmp_path / folder).mkdir()
     (tmp_path / "local" / "resources.json").write_text(json.dumps(component_policy.site_resources()))
     workspace, authorizer = Workspace(str(tmp_path)), ComponentPathAuthorizer()
-    for path in (*component_policy.FLARE_CLASSES, *component_policy.FEDSEG_CLASSES):
+    for path in component_policy.allowed_classes():
         authorizer.authorize_component_config({"path": path}, workspace=workspace)
     with pytest.raises(UnsafeComponentError, match=r"ConvertToFedEvent.* is not in allow_list"):
         authorizer.authorize_component_config({"path": CONVERTER}, workspace=workspace)

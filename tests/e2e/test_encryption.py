@@ -41,7 +41,7 @@ def runs(tmp_path_factory):
     make_sites(folder / "data", SITES)
     with pytest.MonkeyPatch.context() as patch:
         classes = ("encrypted_parts.DropOut", "encrypted_parts.Ear")
-        patch.setattr(component_policy, "FEDSEG_CLASSES", component_policy.FEDSEG_CLASSES + classes)
+        patch.setattr(component_policy, "FLARE_CLASSES", component_policy.FLARE_CLASSES + classes)
         patch.setattr(simulation, "PATIENCE", 5.0)
         patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
         for name, source in JOBS.items():

@@ -31,7 +31,7 @@ def run(tmp_path_factory):
     make_sites(folder / "data", dict.fromkeys(SITES, (2, 1)))
     with pytest.MonkeyPatch.context() as patch:
         classes = ("misbehaviour.Misbehaviour", "misbehaviour.BrokenUpdate")
-        patch.setattr(component_policy, "FEDSEG_CLASSES", component_policy.FEDSEG_CLASSES + classes)
+        patch.setattr(component_policy, "FLARE_CLASSES", component_policy.FLARE_CLASSES + classes)
         patch.setattr(simulation, "PATIENCE", 5.0)
         patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
         job = read_job(JOB)

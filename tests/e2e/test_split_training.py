@@ -77,7 +77,7 @@ def summed(folder, data):
 
 def simulated_with(executor, arguments, job, data, out, monkeypatch, **workflow):
     """A run in which the sites have an executor of these tests; its results."""
-    monkeypatch.setattr(component_policy, "FEDSEG_CLASSES", (*component_policy.FEDSEG_CLASSES, executor))
+    monkeypatch.setattr(component_policy, "FLARE_CLASSES", (*component_policy.FLARE_CLASSES, executor))
     monkeypatch.setattr("fedseg.jobs.split._EXECUTOR", executor)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
     job = read_job(job)

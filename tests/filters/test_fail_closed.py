@@ -46,7 +46,7 @@ ARGUMENTS = {
     },
 }
 # Those whose good case needs more than an update: a key, or a round of private training. test_encrypt.py and
-# training/methods/test_patient_dp_sgd.py have them.
+# training/test_patient_dp_sgd.py have them.
 ELSEWHERE = {"DPSGD", "EncryptUpdate"}
 MARK = np.random.default_rng(7).normal(size=(4, 16)).astype(np.float32)
 NAME = "model.0.residual.weight"

@@ -32,7 +32,7 @@ from nvflare.security.security import FLAuthorizer
 
 from fedseg.deployment.kits.project_file import read_project
 from fedseg.deployment.kits.provisioning import provision
-from fedseg.jobs.allowed_components import FEDSEG_CLASSES, FLARE_CLASSES
+from fedseg.jobs.allowed_components import allowed_classes
 from fedseg.jobs.components import components
 from fedseg.jobs.job import CLIENT_FILE, SERVER_FILE
 
@@ -138,7 +138,7 @@ def test_a_job_is_accepted_deployed_and_built_at_server_and_site(take, folder):
     for name, (config, asked) in built.items():
         paths = declared(folder, BUILDERS[name][1])
         assert sorted(asked) == paths, "every component has been built, and nothing else"
-        assert set(paths) <= set(FEDSEG_CLASSES + FLARE_CLASSES), "exactly, not by prefix"
+        assert set(paths) <= set(allowed_classes()), "exactly, not by prefix"
         chains = [*config.task_data_filters.values(), *config.task_result_filters.values()]
         classes = {type(part) for part in (*config.components.values(), *(f for chain in chains for f in chain))}
         if name == SITE:

@@ -1,24 +1,13 @@
-import importlib
-import inspect
-import json
 import shutil
 from pathlib import Path
 
 import pytest
-from nvflare.apis.controller_spec import ControllerSpec as Controller
-from nvflare.apis.executor import Executor
-from nvflare.apis.filter import Filter
 
-from fedseg.aggregators.base import Aggregator
-from fedseg.aggregators.server_optimizers import ServerOptimizer
-from fedseg.aggregators.shared_arrays import SharedArrays
 from fedseg.errors import ConfigurationError, FedsegError, UsageError
-from fedseg.jobs.allowed_components import FEDSEG_CLASSES, FLARE_CLASSES, site_resources
+from fedseg.jobs.allowed_components import component_classes
 from fedseg.jobs.job import apply_settings, parse_setting, read_job
 from fedseg.jobs.packaging import package_job
-from fedseg.training.hooks import TrainingHook
 from fedseg.version import __version__
-from fedseg.workflows.run.site_selection import SiteSelection
 
 ROOT = Path(__file__).parents[2]
 JOBS = sorted(path.parent for path in (ROOT / "jobs").glob("*/meta.json"))
@@ -50,30 +39,6 @@ def test_every_job_is_valid_for_flare(folder):
     )
     assert valid, message
     assert meta["name"] == folder.name
-
-
-def test_the_allow_list_is_what_the_jobs_use_and_the_method_table_offers():
-    used = {component["path"] for folder in JOBS for component in read_job(folder).components()}
-    assert used >= set(FLARE_CLASSES)
-    assert used <= set(FEDSEG_CLASSES + FLARE_CLASSES)
-    table = (ROOT / "docs" / "reference" / "method-table.md").read_text("utf-8")
-    offered = {path for path in FEDSEG_CLASSES if f"`{path}`" in table}
-    assert used | offered == set(FEDSEG_CLASSES + FLARE_CLASSES)
-
-
-@pytest.mark.parametrize("path", FEDSEG_CLASSES)
-def test_every_listed_class_is_a_component_and_no_function(path):
-    module, _, name = path.rpartition(".")
-    found = getattr(importlib.import_module(module), name)
-    bases = (Aggregator, ServerOptimizer, SharedArrays, SiteSelection, TrainingHook, Executor, Controller, Filter)
-    assert inspect.isclass(found)
-    assert issubclass(found, bases)
-    assert not inspect.isabstract(found)
-
-
-def test_the_simulator_workspace_template_holds_the_allow_list():
-    path = ROOT / "workspace_templates" / "simulator" / "local" / "resources.json"
-    assert json.loads(path.read_text("utf-8")) == site_resources()
 
 
 @pytest.fixture
@@ -214,7 +179,7 @@ def filtered(folder, *chain, tasks=("train",), restored=True):
     return job
 
 
-PATHS = {path.rpartition(".")[2]: path for path in FEDSEG_CLASSES}
+PATHS = {path.rpartition(".")[2]: path for path in component_classes()}
 SHARE, QUANTIZE, CLIP = ("ShareFraction", {"fraction": 0.1}), ("QuantizeUpdate", {}), ("NormClip", {"norm": 1.0})
 
 

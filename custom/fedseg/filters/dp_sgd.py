@@ -17,12 +17,12 @@ from fedseg.privacy.accounting.epsilon import PATIENT, REPLACE, Release, relativ
 from fedseg.privacy.accounting.ledger import Spent
 from fedseg.privacy.mechanisms.noise import NoiseSource, SecureNoise
 from fedseg.training.hooks import TrainingHook
-from fedseg.training.methods.patient_dp_sgd import PatientDPSGD
+from fedseg.training.patient_dp_sgd import PatientDPSGD
 from fedseg.training.trainer import SiteTrainer
 
 
 class DPSGD(GuaranteedFilter):
-    """Trains with clipped and noisy gradients (see ``training.dp_sgd``) and charges each round to the ledger.
+    """Trains with clipped and noisy gradients (see ``training.patient_dp_sgd``) and charges each round to the ledger.
 
     The update itself passes unchanged: it follows from noisy gradients alone, since the hook makes all gradients of the
     site's training. What changes without a gradient, such as a running mean over images, does not pass.

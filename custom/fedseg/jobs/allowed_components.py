@@ -1,62 +1,22 @@
-"""The component classes that fedseg's jobs may name: what a site allows a job to load, and nothing else."""
+"""The component classes that a job may name: what a site allows a job to load, and nothing else."""
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
+from functools import cache
 from typing import Any
 
-FEDSEG_CLASSES = (
-    "fedseg.aggregators.control_variates.ControlVariates",
-    "fedseg.aggregators.dos.DOS",
-    "fedseg.aggregators.fedavg.FedAvg",
-    "fedseg.aggregators.fedcostwavg.FedCostWAvg",
-    "fedseg.aggregators.fedmix.FedMix",
-    "fedseg.aggregators.fednova.FedNova",
-    "fedseg.aggregators.fedpidavg.FedPID",
-    "fedseg.aggregators.fedpidavg.FedPIDAvg",
-    "fedseg.aggregators.fedpod.FedPOD",
-    "fedseg.aggregators.krum.Krum",
-    "fedseg.aggregators.loss_focused.LossFocused",
-    "fedseg.aggregators.norm_clipping.NormClipped",
-    "fedseg.aggregators.robust.CoordinateMedian",
-    "fedseg.aggregators.robust.GeometricMedian",
-    "fedseg.aggregators.robust.TrimmedMean",
-    "fedseg.aggregators.server_optimizers.FedAdagrad",
-    "fedseg.aggregators.server_optimizers.FedAdam",
-    "fedseg.aggregators.server_optimizers.FedAvgM",
-    "fedseg.aggregators.server_optimizers.FedYogi",
-    "fedseg.aggregators.similarity.RegAgg",
-    "fedseg.aggregators.similarity.SimAgg",
-    "fedseg.aggregators.staleness.Staleness",
-    "fedseg.executors.training.SegmentationExecutor",
-    "fedseg.executors.split.executor.SplitExecutor",
-    "fedseg.filters.encrypt.DecryptModel",
-    "fedseg.filters.encrypt.EncryptUpdate",
-    "fedseg.filters.dp_sgd.DPSGD",
-    "fedseg.filters.layers.PrivateLayers",
-    "fedseg.filters.layers.SharedLayers",
-    "fedseg.filters.noise.GaussianNoise",
-    "fedseg.filters.noise.LaplaceNoise",
-    "fedseg.filters.norm_clip.NormClip",
-    "fedseg.filters.quantize.QuantizeUpdate",
-    "fedseg.filters.restore.RestoreUpdate",
-    "fedseg.filters.share_fraction.ShareFraction",
-    "fedseg.filters.sparse_vector.SparseVector",
-    "fedseg.training.methods.class_weights.ClassWeights",
-    "fedseg.training.methods.ditto.Ditto",
-    "fedseg.training.methods.fedmax.FedMax",
-    "fedseg.training.methods.fedprox.FedProx",
-    "fedseg.training.methods.moon.MOON",
-    "fedseg.training.methods.scaffold.Scaffold",
-    "fedseg.workflows.cyclic_training.CyclicTraining",
-    "fedseg.workflows.encrypted_training.EncryptedTraining",
-    "fedseg.workflows.federated_training.FederatedTraining",
-    "fedseg.workflows.selection.AllSites",
-    "fedseg.workflows.selection.DropSlow",
-    "fedseg.workflows.selection.LargestSites",
-    "fedseg.workflows.selection.PoissonBySize",
-    "fedseg.workflows.selection.RandomSites",
-    "fedseg.workflows.split_training.SplitTraining",
+PACKAGES = (
+    "fedseg.aggregators",
+    "fedseg.executors",
+    "fedseg.executors.split",
+    "fedseg.filters",
+    "fedseg.training.methods",
+    "fedseg.workflows",
 )
+"""Packages whose modules define the components; their sub-packages count only where they are named here."""
 FLARE_CLASSES = ("nvflare.app_opt.tracking.tb.tb_receiver.TBAnalyticsReceiver",)
 
 GUARD = "fedseg.filters.guard.guard.Guard"
@@ -69,6 +29,56 @@ STEADY_MEMORY = "fedseg.resilience.steady_memory.SteadyMemory"
 """Gives freed memory of FLARE's processes back; server and sites declare it."""
 
 
+@cache
+def bases() -> dict[str, type]:
+    """What each component is, by the class from which it derives."""
+    from nvflare.apis.controller_spec import ControllerSpec
+    from nvflare.apis.executor import Executor
+    from nvflare.apis.filter import Filter
+
+    from fedseg.aggregators.base import Aggregator
+    from fedseg.aggregators.server_optimizers import ServerOptimizer
+    from fedseg.aggregators.shared_arrays import SharedArrays
+    from fedseg.training.hooks import TrainingHook
+    from fedseg.workflows.run.site_selection import SiteSelection
+
+    return {
+        "aggregator": Aggregator,
+        "server optimizer": ServerOptimizer,
+        "shared arrays": SharedArrays,
+        "selection of sites": SiteSelection,
+        "training hook": TrainingHook,
+        "filter": Filter,
+        "executor": Executor,
+        "workflow": ControllerSpec,
+    }
+
+
+@cache
+def component_classes() -> dict[str, type]:
+    """Every component of fedseg by its whole path, in alphabetical order.
+
+    A component is a public, concrete class that derives from one of ``bases`` and is defined in a module of one of
+    ``PACKAGES``. A class that jobs must not name is abstract, begins with an underscore, or lies elsewhere; there is
+    no list besides.
+    """
+    kinds, found = tuple(bases().values()), {}
+    for package in map(importlib.import_module, PACKAGES):
+        for entry in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            if entry.ispkg:
+                continue
+            for name, value in vars(importlib.import_module(entry.name)).items():
+                own = inspect.isclass(value) and value.__module__ == entry.name and value.__qualname__ == name
+                if own and issubclass(value, kinds) and not name.startswith("_") and not inspect.isabstract(value):
+                    found[f"{entry.name}.{name}"] = value
+    return dict(sorted(found.items()))
+
+
+def allowed_classes() -> tuple[str, ...]:
+    """The whole paths of all classes that a job may name, in alphabetical order."""
+    return tuple(sorted((*component_classes(), *FLARE_CLASSES)))
+
+
 def site_resources() -> dict[str, Any]:
     """Content of ``local/resources.json``: the exact allow-list (FLARE matches by prefix, so whole class paths).
 
@@ -78,7 +88,7 @@ def site_resources() -> dict[str, Any]:
     return {
         "format_version": 2,
         "allow_log_streaming": False,
-        "class_allow_list": sorted(FEDSEG_CLASSES + FLARE_CLASSES),
+        "class_allow_list": list(allowed_classes()),
         "components": [],
     }
 

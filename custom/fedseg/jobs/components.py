@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fedseg.errors import ConfigurationError
-from fedseg.jobs.allowed_components import FEDSEG_CLASSES, FLARE_CLASSES
+from fedseg.jobs.allowed_components import allowed_classes
 
 
 def build_component(component: dict[str, Any]) -> Any:
@@ -42,7 +42,7 @@ def check_component(component: dict[str, Any]) -> None:
         ConfigurationError: names the class or the argument.
     """
     path = component["path"]
-    if path not in FEDSEG_CLASSES + FLARE_CLASSES:
+    if path not in allowed_classes():
         # Asked before anything is imported: importing a module that a job names would already run its code.
         remedy = "docs/reference/method-table.md lists them; sites load no other."
         raise ConfigurationError("path", path, "a component class that fedseg.jobs.allowed_components lists", remedy)

@@ -23,7 +23,7 @@ from fedseg.privacy.accounting.ledger import Ledger
 from fedseg.privacy.mechanisms.noise import SecureNoise, SeededNoise
 from fedseg.site.state import SiteState
 from fedseg.training.methods.fedprox import FedProx
-from fedseg.training.methods.patient_dp_sgd import PatientDPSGD
+from fedseg.training.patient_dp_sgd import PatientDPSGD
 from fedseg.training.trainer import SiteTrainer
 from hooked import assert_same, check_seeded_and_restarted, start_of
 from outgoing import REPORT, flat, make_context, make_fl_context, make_message, make_update

@@ -6,10 +6,13 @@ from hypothesis import strategies as st
 from fedseg.aggregators.control_variates import ControlVariates
 from fedseg.errors import RefusalError
 
+WEIGHTS = {"w": np.ones((2,), np.float32), "scale": np.ones((), np.float32)}
+
 
 def started(total_sites=4):
     variates = ControlVariates()
-    variates.start({"w": np.ones((2,), np.float32), "scale": np.ones((), np.float32)}, total_sites)
+    variates.open(None, WEIGHTS)
+    variates.start(total_sites)
     return variates
 
 
@@ -20,13 +23,13 @@ def difference(w, scale=0.0):
 def run_round(variates, sent):
     variates.reset_round()
     for site, extras in sent.items():
-        variates.take(site, extras)
-    variates.finish_round(sent)
-    return variates.outgoing()
+        variates.accept(site, extras)
+    variates.finish_round(dict.fromkeys(sent, 5))
+    return variates.outgoing("a")
 
 
 def test_it_starts_at_zero_under_the_names_of_the_wire():
-    outgoing = started().outgoing()
+    outgoing = started().outgoing("a")
     assert set(outgoing) == {"control/w", "control/scale"}
     assert outgoing["control/w"].tolist() == [0, 0]
     assert (outgoing["control/scale"].shape, outgoing["control/scale"].dtype) == ((), np.float32)
@@ -75,16 +78,16 @@ def test_the_order_of_arrival_changes_no_bit():
 
 def test_a_site_that_sends_twice_counts_once_and_rounds_do_not_leak():
     variates = started(total_sites=1)
-    variates.take("a", difference([9, 9]))
-    variates.take("a", difference([1, 2]))
-    variates.finish_round(["a", "b"])
-    assert variates.outgoing()["control/w"].tolist() == [1, 2]
-    variates.finish_round(["a", "b"])
-    assert variates.outgoing()["control/w"].tolist() == [1, 2]
-    variates.take("a", difference([5, 5]))
+    variates.accept("a", difference([9, 9]))
+    variates.accept("a", difference([1, 2]))
+    variates.finish_round({"a": 1, "b": 2})
+    assert variates.outgoing("a")["control/w"].tolist() == [1, 2]
+    variates.finish_round({"a": 1, "b": 2})
+    assert variates.outgoing("a")["control/w"].tolist() == [1, 2]
+    variates.accept("a", difference([5, 5]))
     variates.reset_round()
-    variates.finish_round(["a", "b"])
-    assert variates.outgoing()["control/w"].tolist() == [1, 2]
+    variates.finish_round({"a": 1, "b": 2})
+    assert variates.outgoing("a")["control/w"].tolist() == [1, 2]
 
 
 def test_a_newcomer_leaves_c_the_mean_of_all_control_variates():
@@ -92,17 +95,17 @@ def test_a_newcomer_leaves_c_the_mean_of_all_control_variates():
     variates = started(total_sites=2)
     run_round(variates, {"a": difference([2, 4]), "b": difference([2, 4])})
     variates.join()
-    np.testing.assert_allclose(variates.outgoing()["control/w"], [4 / 3, 8 / 3], rtol=1e-6)
+    np.testing.assert_allclose(variates.outgoing("a")["control/w"], [4 / 3, 8 / 3], rtol=1e-6)
     # Of three sites one moves its c_i by [3, 3]: the mean moves by [1, 1].
     assert run_round(variates, {"c": difference([3, 3])})["control/w"] == pytest.approx([7 / 3, 11 / 3])
 
 
 def test_what_the_rule_did_not_take_does_not_count():
     variates = started(total_sites=1)
-    variates.take("a", difference([1, 2]))
-    variates.take("b", difference([100, 100]))
-    variates.finish_round(["a"])
-    assert variates.outgoing()["control/w"].tolist() == [1, 2]
+    variates.accept("a", difference([1, 2]))
+    variates.accept("b", difference([100, 100]))
+    variates.finish_round({"a": 1})
+    assert variates.outgoing("a")["control/w"].tolist() == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -120,12 +123,12 @@ def test_what_the_rule_did_not_take_does_not_count():
 )
 def test_what_does_not_fit_is_refused_and_leaves_the_others(extras, said):
     variates = started(total_sites=2)
-    variates.take("a", difference([2, 4]))
+    variates.accept("a", difference([2, 4]))
     with pytest.raises(RefusalError, match=said) as error:
-        variates.take("b", extras)
+        variates.accept("b", extras)
     assert error.value.reason == "weights"
-    variates.finish_round(["a", "b"])
-    assert variates.outgoing()["control/w"].tolist() == [1, 2]
+    variates.finish_round({"a": 1, "b": 2})
+    assert variates.outgoing("a")["control/w"].tolist() == [1, 2]
 
 
 def test_a_restored_state_goes_on_to_the_last_bit():
@@ -133,15 +136,16 @@ def test_a_restored_state_goes_on_to_the_last_bit():
     for variates in (whole, stopped):
         run_round(variates, {"a": difference([0.1, 0.2]), "c": difference([0.3, 1e-8])})
     resumed = ControlVariates()
+    resumed.open(None, WEIGHTS)
     resumed.restore(stopped.state())
     assert resumed.describe() == {"name": "ControlVariates"}
     for variates in (whole, resumed):
         run_round(variates, {"b": difference([-0.7, 0.01], 3.0)})
-    for name, value in whole.outgoing().items():
-        np.testing.assert_array_equal(resumed.outgoing()[name], value)
+    for name, value in whole.outgoing("a").items():
+        np.testing.assert_array_equal(resumed.outgoing("a")[name], value)
 
 
 @pytest.mark.parametrize("wrong", [{}, {"control/w": np.zeros(1)}, {"total_sites": np.array(2), "m/w": np.zeros(1)}])
 def test_a_foreign_state_is_refused(wrong):
     with pytest.raises(RefusalError, match="not those of ControlVariates"):
-        ControlVariates().restore(wrong)
+        started().restore(wrong)

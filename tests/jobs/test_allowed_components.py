@@ -15,7 +15,7 @@ from nvflare.apis.filter import Filter
 
 from fedseg.aggregators.base import Aggregator
 from fedseg.aggregators.server_optimizers import ServerOptimizer
-from fedseg.aggregators.shared_arrays import SharedArrays
+from fedseg.aggregators.shared_state import SharedState
 from fedseg.jobs import allowed_components
 from fedseg.jobs.allowed_components import (
     FLARE_CLASSES,
@@ -49,7 +49,7 @@ def test_the_allow_list_is_what_the_jobs_use_and_the_method_table_offers():
 def test_every_listed_class_is_a_component_and_no_function(path):
     module, _, name = path.rpartition(".")
     found = getattr(importlib.import_module(module), name)
-    bases = (Aggregator, ServerOptimizer, SharedArrays, SiteSelection, TrainingHook, Executor, Controller, Filter)
+    bases = (Aggregator, ServerOptimizer, SharedState, SiteSelection, TrainingHook, Executor, Controller, Filter)
     assert inspect.isclass(found)
     assert issubclass(found, bases)
     assert not inspect.isabstract(found)

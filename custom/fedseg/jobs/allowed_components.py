@@ -38,14 +38,14 @@ def bases() -> dict[str, type]:
 
     from fedseg.aggregators.base import Aggregator
     from fedseg.aggregators.server_optimizers import ServerOptimizer
-    from fedseg.aggregators.shared_arrays import SharedArrays
+    from fedseg.aggregators.shared_state import SharedState
     from fedseg.training.hooks import TrainingHook
     from fedseg.workflows.run.site_selection import SiteSelection
 
     return {
         "aggregator": Aggregator,
         "server optimizer": ServerOptimizer,
-        "shared arrays": SharedArrays,
+        "shared arrays": SharedState,
         "selection of sites": SiteSelection,
         "training hook": TrainingHook,
         "filter": Filter,

@@ -12,7 +12,7 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 
 from fedseg.aggregators.base import Aggregator
 from fedseg.aggregators.server_optimizers import ServerOptimizer
-from fedseg.aggregators.shared_arrays import SharedArrays
+from fedseg.aggregators.shared_state import SharedState
 from fedseg.contract.plan import PLAN_FILE, read_plan
 from fedseg.contract.protocol import KEEP, LINEAGE, START, TOTALS
 from fedseg.contract.report import SiteReport, parse_report
@@ -50,7 +50,7 @@ class FederatedTraining(LastEvaluation):
         num_rounds: int,
         aggregator: Aggregator,
         server_optimizer: ServerOptimizer | None = None,
-        shared_arrays: SharedArrays | None = None,
+        shared_arrays: SharedState | None = None,
         selection: SiteSelection | None = None,
         min_sites: int = 1,
         round_timeout: int = 0,

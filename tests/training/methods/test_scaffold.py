@@ -69,20 +69,21 @@ def local_round(network, hook, received, control, rates):
 def federate(sites, rounds, rates, with_scaffold, start=0.0):
     """Rounds over quadratic sites (uniform mean); returns w after the last round and the server's c."""
     variates = ControlVariates()
-    variates.start({"w": np.zeros(1)}, len(sites))
+    variates.open(None, {"w": np.zeros(1)})
+    variates.start(len(sites))
     hooks = {name: Scaffold() if with_scaffold else None for name in sites}
     w = start
     for _ in range(rounds):
         updates = []
         for name, network in sites.items():
-            control = float(variates.outgoing()["control/w"][0])
+            control = float(variates.outgoing("a")["control/w"][0])
             update, extras = local_round(network, hooks[name], w, control, rates)
             updates.append(update)
             if with_scaffold:
-                variates.take(name, extras)
-        variates.finish_round(sites)
+                variates.accept(name, extras)
+        variates.finish_round(dict.fromkeys(sites, 1))
         w += sum(updates) / len(updates)
-    return w, float(variates.outgoing()["control/w"][0])
+    return w, float(variates.outgoing("a")["control/w"][0])
 
 
 def test_one_round_by_hand():

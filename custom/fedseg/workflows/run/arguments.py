@@ -6,7 +6,7 @@ from typing import Any
 
 from fedseg.aggregators.base import Aggregator
 from fedseg.aggregators.server_optimizers import ServerOptimizer
-from fedseg.aggregators.shared_arrays import SharedArrays
+from fedseg.aggregators.shared_state import SharedState
 from fedseg.errors import ConfigurationError
 from fedseg.site.state import check_run_id
 from fedseg.workflows.run.site_selection import SiteSelection
@@ -15,7 +15,7 @@ from fedseg.workflows.selection import AllSites
 _PARTS: dict[str, Any] = {
     "aggregator": Aggregator,
     "server_optimizer": ServerOptimizer | None,
-    "shared_arrays": SharedArrays | None,
+    "shared_arrays": SharedState | None,
     "selection": SiteSelection | None,
 }
 

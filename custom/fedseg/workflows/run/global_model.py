@@ -11,7 +11,7 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 
 from fedseg.aggregators.base import AggregationError, Aggregator
 from fedseg.aggregators.server_optimizers import ServerOptimizer
-from fedseg.aggregators.shared_arrays import SharedArrays
+from fedseg.aggregators.shared_state import SharedState
 from fedseg.contract.plan import Plan
 from fedseg.contract.protocol import STEPS
 from fedseg.contract.report import SiteReport, parse_report
@@ -38,7 +38,7 @@ class GlobalModel:
         self,
         aggregator: Aggregator,
         server_optimizer: ServerOptimizer | None = None,
-        shared_arrays: SharedArrays | None = None,
+        shared_arrays: SharedState | None = None,
     ) -> None:
         self.aggregator, self.server_optimizer, self.shared_arrays = aggregator, server_optimizer, shared_arrays
         self.weights: Arrays = {}
@@ -58,11 +58,13 @@ class GlobalModel:
         """
         self.aggregator.check_plan(plan)
         self.weights = initial_weights(plan, initial)
+        if self.shared_arrays is not None:
+            self.shared_arrays.open(plan, self._averaged())
 
     def start(self, total_sites: int) -> None:
         """Prepare what depends on the number of sites that accepted the job; before round 0 only."""
         if self.shared_arrays is not None:
-            self.shared_arrays.start(self._averaged(), total_sites)
+            self.shared_arrays.start(total_sites)
 
     def join(self) -> None:
         """One more site takes part from now on."""
@@ -71,7 +73,7 @@ class GlobalModel:
 
     def outgoing(self) -> Arrays:
         """What a round sends to its sites: the weights, and further arrays of the method."""
-        return join_extras(self.weights, self.shared_arrays.outgoing() if self.shared_arrays is not None else {})
+        return join_extras(self.weights, self.shared_arrays.outgoing("") if self.shared_arrays is not None else {})
 
     def begin_round(self) -> None:
         """Forget the updates of the round before."""
@@ -105,7 +107,7 @@ class GlobalModel:
         if not all(np.isfinite(value).all() for value in moved.values()):
             raise RefusalError("weights", "The update is so large that the model would not stay finite.")
         if self.shared_arrays is not None:
-            self.shared_arrays.take(site, extras)
+            self.shared_arrays.accept(site, extras)
         elif extras:
             raise RefusalError(
                 "weights", f"The update holds {len(extras)} further array(s) that this job does not use."
@@ -133,7 +135,7 @@ class GlobalModel:
             )
         self.weights = weights
         if self.shared_arrays is not None:
-            self.shared_arrays.finish_round(self.reports)
+            self.shared_arrays.finish_round({site: r.num_samples for site, r in self.reports.items()})
 
     def describe(self) -> dict[str, Any]:
         """Names and arguments of everything that decides how updates become a model."""

@@ -35,6 +35,11 @@ EIGHT = (
     "hippocampus_splitavg",
     "hippocampus_cyclic",
 )
+# Settings without which a method is refused.
+NEEDED = {
+    "brats_scaffold": {"optimizer": "sgd", "momentum": 0.0, "learning_rate": 0.1, "schedule": "constant"},
+    "brats_fedpod": {"validate_after": True},
+}
 SITES = {"alpha": (4, 2), "beta": (3, 1), "gamma": (2, 1)}
 # Partial sharing as a site would combine it: its normalisation stays, a tenth of the rest leaves, in eight bits.
 PARTIAL_CHAIN = [
@@ -70,7 +75,7 @@ def job_folder(name: str, folder: Path) -> Path:
 def run(job: Path, data: Path, out: Path) -> dict[str, str]:
     """Two rounds of a job on tiny images; digests of its final models."""
     split = '"split"' in (job / "app" / "config" / "fedseg.json").read_text("utf-8")
-    training = {**PLAN["training"], "batch_dice": False} if split else PLAN["training"]
+    training = {**PLAN["training"], "batch_dice": False} if split else {**PLAN["training"], **NEEDED.get(job.name, {})}
     settings = {"task": PLAN["task"], "network": PLAN["network"], "training": training}
     command = [sys.executable, "-m", "fedseg", "simulate", str(job), "--data", str(data), "--out", str(out)]
     command += ["--rounds", "2", "--seed", "3", "--no-probe"]

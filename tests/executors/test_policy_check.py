@@ -5,12 +5,12 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from executors.test_segmentation import Site
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.fl_constant import FLContextKey, ReservedKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.app_common.widgets.convert_to_fed_event import ConvertToFedEvent
 
+from executors.test_training import Site
 from fedseg.contract.plan import parse_plan
 from fedseg.contract.protocol import REASON, TEXT
 from fedseg.contract.report import META_KEY

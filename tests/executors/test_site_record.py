@@ -4,13 +4,13 @@ import json
 
 import numpy as np
 import pytest
-from executors.test_segmentation import Site
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey, ReturnCode
 from nvflare.apis.shareable import ReservedHeaderKey, make_reply
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 
+from executors.test_training import Site
 from fedseg.contract.protocol import BYTES_UP, MODEL_ID, MODEL_NAME, REASON, RUN_ID, SPLITS, START, TEXT
 from fedseg.files.digest import folder_digest, model_digest
 from fedseg.files.hash_chain import HashChain

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from evaluation.test_report import words
 from matplotlib.colors import to_hex
 
+from evaluation.report.test_page import words
 from evaluation.synthetic_run import SITES, make_summary, write_run
 from fedseg.evaluation.report import curves, decisions
 from fedseg.evaluation.report.page import write_report

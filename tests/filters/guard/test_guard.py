@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from executors.test_segmentation import Site
 from nvflare.apis.analytix import AnalyticsDataType
 from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
 from nvflare.apis.event_type import EventType
@@ -19,6 +18,7 @@ from nvflare.app_common.widgets.convert_to_fed_event import ConvertToFedEvent
 from nvflare.fuel.utils import fobs
 from nvflare.widgets.fed_event import ClientFedEventRunner
 
+from executors.test_training import Site
 from fedseg.contract.protocol import REASON, STEPS, TEXT
 from fedseg.contract.report import META_KEY, SiteReport, parse_report
 from fedseg.contract.update import ENCRYPTED, Stage

@@ -10,9 +10,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from nvflare.private.fed.utils.fed_utils import nvflare_fobs_initialize
 
 from fedseg.data.datalist import Case
+
+# The first call of a compiled sum takes seconds, and so does any call on a machine that is busy.
+settings.register_profile("fedseg", deadline=None)
+settings.load_profile("fedseg")
 
 DEFAULT_TEST_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -36,7 +36,7 @@ def make_trainer(
 def start_of(trainer: SiteTrainer) -> Arrays:
     """The weights of the plan's seeded network."""
     plan = trainer.plan
-    return get_weights(plan.network.build(len(plan.task.channels), plan.task.output_channels, plan.seed))
+    return get_weights(plan.build_network())
 
 
 def run_rounds(make: Callable[[], SiteTrainer], received: Received = lambda number: {}, rounds: int = ROUNDS) -> Arrays:

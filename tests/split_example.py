@@ -50,7 +50,7 @@ def halves(
 
 def whole(plan: Plan, double: bool = True) -> WholeNetwork:
     """The network in one piece."""
-    network = plan.network.build(len(plan.task.channels), plan.task.output_channels, plan.seed)
+    network = plan.build_network()
     return WholeNetwork(network.double() if double else network, plan.training, plan_loss(plan))
 
 

@@ -34,7 +34,7 @@ def plan_of(**changes):
 def make_run(folder, plan, separate=()):
     """The folder of a run whose models are those that it began with: one, or one for each of some sites."""
     names = [f"last.{site}" for site in separate] or ["last"]
-    network = plan.network.build(len(plan.task.channels), plan.task.output_channels, plan.seed)
+    network = plan.build_network()
     for name in names:
         write_model(folder / "models" / f"{name}.safetensors", plan, get_weights(network), 0)
     final = {"model": None if separate else "models/last.safetensors"}
@@ -121,7 +121,7 @@ def test_a_weaker_probe_does_not_replace_a_stronger_one(folder, data, capsys):
 def test_a_probe_of_another_model_does_not_join_an_earlier_one(folder, data):
     assert probe(folder, "--data", data, "--steps", 1, "--cut", "encoder1") == 0
     plan = plan_of(seed=PLAN["seed"] + 1)
-    network = plan.network.build(len(plan.task.channels), plan.task.output_channels, plan.seed)
+    network = plan.build_network()
     write_model(folder / "models" / "last.safetensors", plan, get_weights(network), 0)
     assert probe(folder, "--data", data, "--steps", 1, "--cut", "bottom") == 0
     assert [cut["cut"] for cut in read_summary(folder)["inversion"]["cuts"]] == ["bottom"]

@@ -20,7 +20,7 @@ class SeededPersistor(ModelPersistor):
 
     def load_model(self, fl_ctx: FLContext) -> ModelLearnable:
         plan = read_plan(self.plan)
-        network = plan.network.build(len(plan.task.channels), plan.task.output_channels, plan.seed)
+        network = plan.build_network()
         return make_model_learnable(get_weights(network), {})
 
     def save_model(self, ml: ModelLearnable, fl_ctx: FLContext) -> None:

@@ -99,7 +99,7 @@ def finished(federation, data, name):
 
 def bytes_of_weights(job):
     plan = job.plan
-    network = plan.network.build(len(plan.task.channels), plan.task.output_channels, plan.seed)
+    network = plan.build_network()
     return sum(array.nbytes for array in get_weights(network).values())
 
 

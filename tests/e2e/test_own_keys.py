@@ -226,12 +226,12 @@ def test_the_root_key_is_the_coordinators(seen):
 
 def test_the_kits_have_the_policy(seen):
     for party in ("Server", "Site"):
-        resources = read_json(seen.kits[party].folder / "local" / "resources.json")
+        resources = read_json(seen.kits[party].folder / "local" / "resources.json", "resources")
         assert resources["class_allow_list"] == site_resources()["class_allow_list"]
     assert resources["allow_log_streaming"] is False
     assert (seen.kits["Site"].folder / "local" / "privacy.json").is_file()
     for party, name in (("Server", "fed_server.json"), ("Site", "fed_client.json")):
-        assert read_json(seen.kits[party].folder / "startup" / name)["require_signed_jobs"] is True
+        assert read_json(seen.kits[party].folder / "startup" / name, "a file of a kit")["require_signed_jobs"] is True
 
 
 def test_certificates_last_as_long_as_the_page_says(seen):

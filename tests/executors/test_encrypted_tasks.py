@@ -62,7 +62,7 @@ class Site:
         return self.executor.execute(task, FLModelUtils.to_shareable(model), self.context, Signal())
 
     def train(self, number=0, start="first"):
-        weights = get_weights(PARSED.network.build(1, PARSED.task.output_channels, PARSED.seed))
+        weights = get_weights(PARSED.build_network())
         model = FLModel(params_type=ParamsType.FULL, params=weights, meta={RUN_ID: "run", START: start})
         model.current_round, model.total_rounds = number, 3
         return self.ask("train", model)

@@ -14,7 +14,7 @@ from executors.test_training import Site
 from fedseg.contract.protocol import BYTES_UP, MODEL_ID, MODEL_NAME, REASON, RUN_ID, SPLITS, START, TEXT
 from fedseg.files.digest import folder_digest, model_digest
 from fedseg.files.hash_chain import HashChain
-from fedseg.messages.replies import empty_result
+from fedseg.messages.replies import refuse
 from fedseg.provenance.reading import read_record
 from tiny import PLAN, make_sites
 
@@ -155,7 +155,7 @@ def test_a_round_that_is_refused_stands_in_the_run(site):
 
 
 def test_what_the_guard_kept_back_was_not_sent(site):
-    site.task("train", site.message(), guard=lambda result: empty_result(result, "guard", "Kept back."))
+    site.task("train", site.message(), guard=lambda result: refuse(result, "guard", "Kept back."))
     assert site.lines("sent") == []
     assert (site.lines("refused")[0]["reason"], site.lines("refused")[0]["text"]) == ("guard", "Kept back.")
 

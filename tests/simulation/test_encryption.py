@@ -50,7 +50,7 @@ def test_a_run_that_goes_on_keeps_its_key_and_a_new_site_gets_it(tmp_path):
 def model(tmp_path):
     """An encrypted model without rounds, and the contexts."""
     plan = parse_plan(PLAN)
-    weights = get_weights(plan.network.build(1, 2, plan.seed))
+    weights = get_weights(plan.build_network())
     for name, content in zip((CLIENT, SERVER), make_contexts(), strict=True):
         (tmp_path / name).write_bytes(content)
     return write_encrypted_file(tmp_path / "last.encrypted", plan, EncryptedModel(first_id(weights), (), weights), -1)

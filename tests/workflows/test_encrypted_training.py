@@ -41,7 +41,7 @@ from tiny import PLAN
 SITE, SERVER = make_contexts()
 KEY = secret_context(SITE)
 CASES = {"a": 1, "b": 2, "c": 3}
-START = get_weights(parse_plan(PLAN).network.build(1, 2, PLAN["seed"]))
+START = get_weights(parse_plan(PLAN).build_network())
 
 
 class Sites:

@@ -49,7 +49,7 @@ def answer(site, arrays=None, **numbers):
 
 
 def test_a_round_sends_what_the_sites_need_and_no_more():
-    whole = get_weights(parse_plan(PLAN).network.build(1, 2, PLAN["seed"]))
+    whole = get_weights(parse_plan(PLAN).build_network())
     part, rest = (set(p.state_dict()) for p in plan_parts(plan_of(), plan_of().split))
     assert set(model_of().outgoing()) == rest
     averaged = model_of(site_update="averaged").outgoing()

@@ -67,7 +67,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _network(declaration: str | None, job: Path) -> Network:
     if declaration is None:
-        return parse_network(read_json(job).get("network", "residual_unet") if job.is_file() else "residual_unet")
+        plan = read_json(job, "the plan of a job") if job.is_file() else {}
+        return parse_network(plan.get("network", "residual_unet"))
     if not declaration.lstrip().startswith("{"):
         return parse_network(declaration, "--network")
     try:

@@ -10,6 +10,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from fedseg.contract.settings import TrainingSettings, parse_training
 from fedseg.contract.split_settings import SplitSettings, parse_split
 from fedseg.errors import ConfigurationError
@@ -43,6 +45,10 @@ class Plan:
     network: Network
     training: TrainingSettings
     split: SplitSettings | None = None
+
+    def build_network(self) -> nn.Module:
+        """The network for the task's channels and outputs, with the weights that the job's seed gives."""
+        return self.network.build(len(self.task.channels), self.task.output_channels, self.seed)
 
     def to_dict(self) -> dict[str, Any]:
         """Complete JSON form with all defaults filled in."""
@@ -112,4 +118,4 @@ def read_plan(path: Path | str) -> Plan:
     Raises:
         ConfigurationError: the file is missing, not JSON, or its content is wrong.
     """
-    return parse_plan(read_json(Path(path)))
+    return parse_plan(read_json(Path(path), "the plan of a job"))

@@ -11,5 +11,5 @@ def update_shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
     """Names and shapes of all arrays that a dense update of this plan may hold."""
     with torch.device("meta"):
         # Names and shapes without the time and the memory of the values.
-        network = plan.network.build(len(plan.task.channels), plan.task.output_channels, plan.seed)
+        network = plan.build_network()
     return {name: tuple(value.shape) for name, value in network.state_dict().items() if value.is_floating_point()}

@@ -24,7 +24,7 @@ def job_fingerprint(plan: Plan, fl_ctx: FLContext) -> str:
     path = Path(workspace.get_app_config_dir(fl_ctx.get_job_id())) / _CLIENT_FILE
     content = {
         "plan": plan.digest,
-        "client": read_json(path) if path.is_file() else None,
+        "client": read_json(path, "the site's part of a job") if path.is_file() else None,
         "filters": [f.describe() for f in update_chain(fl_ctx)],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

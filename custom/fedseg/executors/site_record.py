@@ -15,6 +15,7 @@ from fedseg.contract.protocol import BYTES_UP, MODEL_ID, PREPARE, REASON, START,
 from fedseg.contract.report import META_KEY
 from fedseg.errors import RefusalError
 from fedseg.files.digest import model_digest
+from fedseg.messages.replies import refuse
 from fedseg.networks.weights import Arrays, split_extras
 from fedseg.provenance.run_log import RECORD_FILE, REFUSED_FILE, SITE_SIDE, RecordError, RunLog
 
@@ -133,11 +134,15 @@ class SiteRecord:
             else:
                 self._refused(task, result, state, site, facts)
         except RefusalError as error:
-            _empty(result, error.reason, str(error))
+            self._withhold(error.reason, str(error))
         except BaseException as error:
             # FLARE swallows what an event handler raises, and would send the result.
             logger.exception("The record could not be written, so nothing left the site")
-            _empty(result, "state", f"An unexpected {type(error).__name__} kept the site from writing its record.")
+            self._withhold("state", f"An unexpected {type(error).__name__} kept the site from writing its record.")
+
+    def _withhold(self, reason: str, text: str) -> None:
+        if self._result is not None:
+            refuse(self._result, reason, text, headers=True)
 
     def _refused(
         self,
@@ -190,14 +195,3 @@ def _content(result: Shareable) -> dict[str, Any]:
         "epsilon": report.get("epsilon") if isinstance(report, Mapping) else None,
         "privacy": [dict(step) for step in dxo.meta.get(STEPS) or ()],
     }
-
-
-def _empty(result: Shareable | None, reason: str, text: str) -> None:
-    """Leave nothing of a result but an error; FLARE's own headers stay, by which it finds the task."""
-    if result is None:
-        return
-    for key in [key for key in result if key != ReservedHeaderKey.HEADERS]:
-        del result[key]
-    result.set_return_code(ReturnCode.TASK_RESULT_FILTER_ERROR)
-    result.set_header(REASON, reason)
-    result.set_header(TEXT, text)

@@ -60,6 +60,7 @@ from fedseg.filters.guard.guard import CURVES
 from fedseg.memory import give_back
 from fedseg.messages.job import job_name, job_plan, site_profile
 from fedseg.messages.job_facts import job_facts
+from fedseg.messages.replies import refusal
 from fedseg.messages.sizes import message_size
 from fedseg.messages.task_data import follow_server, received_arrays, update_message
 from fedseg.networks.weights import Arrays
@@ -140,7 +141,7 @@ class SegmentationExecutor(Executor):
             return make_reply(ReturnCode.TASK_UNKNOWN)
         if reason := shareable.get_header(REASON):
             # A filter of the task's data could not do its work.
-            return _refuse(ReturnCode.TASK_DATA_FILTER_ERROR, str(reason), str(shareable.get_header(TEXT)))
+            return refusal(str(reason), str(shareable.get_header(TEXT)), ReturnCode.TASK_DATA_FILTER_ERROR)
         self._abort = abort_signal
         try:
             return tasks[task_name](shareable, fl_ctx)
@@ -148,17 +149,17 @@ class SegmentationExecutor(Executor):
             return make_reply(ReturnCode.TASK_ABORTED)
         except RefusalError as error:
             logger.error("Refused (%s): %s", error.reason, error)
-            return _refuse(_CODES.get(error.reason, ReturnCode.BAD_REQUEST_DATA), error.reason, str(error))
+            return refusal(error.reason, str(error), _CODES.get(error.reason, ReturnCode.BAD_REQUEST_DATA))
         except FedsegError as error:
             logger.error("%s", error)
             reason = "data" if isinstance(error, DataError) else "configuration"
-            return _refuse(
-                ReturnCode.EXECUTION_EXCEPTION, reason, f"The site's {reason} cannot be used; its own log says why."
+            return refusal(
+                reason, f"The site's {reason} cannot be used; its own log says why.", ReturnCode.EXECUTION_EXCEPTION
             )
         except Exception as error:
             logger.exception("The task %s failed", task_name)
             text = f"An unexpected {type(error).__name__} stopped the task; the site's own log has the details."
-            return _refuse(ReturnCode.EXECUTION_EXCEPTION, "error", text)
+            return refusal("error", text, ReturnCode.EXECUTION_EXCEPTION)
         finally:
             give_back()
 
@@ -353,7 +354,3 @@ def _hook(name: str, fl_ctx: FLContext) -> TrainingHook:
 def _finite(loss: float | None) -> float | None:
     """A loss that is none any more is not sent: the Dice beside it still counts."""
     return loss if loss is not None and math.isfinite(loss) else None
-
-
-def _refuse(code: str, reason: str, text: str) -> Shareable:
-    return make_reply(code, {REASON: reason, TEXT: text})

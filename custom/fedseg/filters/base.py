@@ -13,16 +13,15 @@ import numpy as np
 from nvflare.apis.filter import Filter
 from nvflare.apis.fl_constant import FilterKey, FLContextKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
-from nvflare.apis.shareable import Shareable, make_reply
+from nvflare.apis.shareable import Shareable
 from nvflare.apis.utils.task_utils import get_filters
 
 from fedseg.contract.plan import Plan
-from fedseg.contract.protocol import REASON, TEXT
 from fedseg.contract.report import UNPROTECTED
 from fedseg.contract.update import DENSE, Stage, Step, Update, check_dense
 from fedseg.errors import FedsegError, RefusalError
 from fedseg.filters.context import SiteContext, attached_context
-from fedseg.messages.replies import bare_reply
+from fedseg.messages.replies import bare_reply, refuse
 from fedseg.messages.updates import read_update, write_update
 from fedseg.networks.weights import EXTRA, Arrays
 from fedseg.training.hooks import TrainingHook
@@ -120,11 +119,11 @@ class UpdateFilter(Filter, ABC):
                 str(error) if isinstance(error, RefusalError) else f"{type(self).__name__} failed; see the site's log."
             )
             logger.error("Nothing left the site (%s): %s", reason, error)
-            return make_reply(ReturnCode.TASK_RESULT_FILTER_ERROR, {REASON: reason, TEXT: text})
+            return refuse(Shareable(), reason, text)
         except Exception as error:
             logger.exception("%s failed; nothing left the site", type(self).__name__)
             text = f"An unexpected {type(error).__name__} in {type(self).__name__}; the site's own log has the details."
-            return make_reply(ReturnCode.TASK_RESULT_FILTER_ERROR, {REASON: "privacy", TEXT: text})
+            return refuse(Shareable(), "privacy", text)
 
 
 def _finite(arrays: Arrays) -> Arrays:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
 from nvflare.apis.filter import Filter
-from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_constant import FLContextKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.app_common.app_constant import AppConstants
@@ -22,10 +22,8 @@ from fedseg.contract.protocol import (
     ENCRYPTED_FACTS,
     MODE,
     MODEL_ID,
-    REASON,
     RUN_ID,
     SCALE,
-    TEXT,
     UPLOAD,
     WEIGHED,
     WEIGHT,
@@ -36,6 +34,7 @@ from fedseg.errors import ConfigurationError, FedsegError, RefusalError
 from fedseg.filters.base import UpdateFilter, result_filters
 from fedseg.filters.context import SiteContext
 from fedseg.messages.job import site_profile
+from fedseg.messages.replies import refuse
 from fedseg.messages.updates import PREFIX
 from fedseg.privacy.encryption.context import EncryptionContext, EncryptionError, secret_context
 from fedseg.privacy.encryption.fixed_point import FixedPoint, choose_fields
@@ -109,9 +108,7 @@ class DecryptModel(Filter):
                 "privacy",
                 f"An unexpected {type(error).__name__} stopped the decryption; see the site's log.",
             )
-        shareable.set_header(REASON, reason)
-        shareable.set_header(TEXT, text)
-        return shareable
+        return refuse(shareable, reason, text, ReturnCode.TASK_DATA_FILTER_ERROR, headers=True)
 
     def _decrypt(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         try:

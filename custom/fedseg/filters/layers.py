@@ -70,7 +70,7 @@ class LayerFilter(UpdateFilter):
             ConfigurationError: a choice matches nothing in this network, or nothing would be left to share.
         """
         if plan.digest not in self._kept:
-            network = plan.network.build(len(plan.task.channels), plan.task.output_channels, plan.seed)
+            network = plan.build_network()
             weights = network.state_dict()
             kept = self.keeps(self._chosen(plan, network), frozenset(weights))
             if not any(is_averaged(value.numpy()) for name, value in weights.items() if name not in kept):

@@ -8,13 +8,13 @@ from nvflare.apis.dxo import MetaKey, from_shareable
 from nvflare.apis.filter import Filter
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.fl_context import FLContext
-from nvflare.apis.shareable import ReservedHeaderKey, Shareable
+from nvflare.apis.shareable import Shareable
 
-from fedseg.contract.protocol import REASON, TEXT
 from fedseg.contract.shapes import update_shapes
 from fedseg.contract.update import DENSE, QUANTISED, SPARSE, Update
 from fedseg.errors import FedsegError, RefusalError
 from fedseg.messages.job import job_plan
+from fedseg.messages.replies import refuse
 from fedseg.messages.updates import read_update
 from fedseg.privacy.mechanisms.quantise import from_quantised
 from fedseg.privacy.mechanisms.sparse import Shapes, from_sparse
@@ -84,9 +84,4 @@ def restore(update: Update, shapes: Shapes) -> Update:
 def _failed(shareable: Shareable, reason: str, text: str) -> Shareable:
     """The result without its content, but with its headers: they count the bytes that it took to get here."""
     logger.error("An update was left out (%s): %s", reason, text)
-    for key in [key for key in shareable if key != ReservedHeaderKey.HEADERS]:
-        del shareable[key]
-    shareable.set_return_code(ReturnCode.TASK_RESULT_FILTER_ERROR)
-    shareable.set_header(REASON, reason)
-    shareable.set_header(TEXT, text)
-    return shareable
+    return refuse(shareable, reason, text, headers=True)

@@ -198,7 +198,7 @@ def read_job(folder: Path) -> Job:
             raise UsageError(
                 f"{folder} is not a job of fedseg: it lacks {path.relative_to(folder)}. Jobs lie in jobs/."
             )
-    meta, declaration, server, client = (read_json(path) for path in files)
+    meta, declaration, server, client = (read_json(path, "a file of a job") for path in files)
     for path, content in zip(files, (meta, declaration, server, client), strict=True):
         if not isinstance(content, dict):
             raise ConfigurationError(path.name, type(content).__name__, "a JSON object")

@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable, make_reply
 
 from fedseg.contract.protocol import REASON, TEXT
 
+Message = TypeVar("Message", bound=dict[str, Any])
+
+
+def refusal(reason: str, text: str, code: str = ReturnCode.BAD_REQUEST_DATA) -> Shareable:
+    """A new answer of a site that cannot do what was asked; arguments as of ``refuse``."""
+    return refuse(Shareable(), reason, text, code)
+
+
+def refuse(
+    message: Message, reason: str, text: str, code: str = ReturnCode.TASK_RESULT_FILTER_ERROR, headers: bool = False
+) -> Message:
+    """Leave nothing in a message but an error.
+
+    Args:
+        message: a task or a result, changed in place.
+        reason: one word for machines, as of ``RefusalError``.
+        text: one sentence for people, free of file names and patient ids.
+        code: of FLARE's return codes.
+        headers: whether the message keeps its other headers, by which FLARE finds the task and the server counts bytes.
+
+    Returns:
+        The message.
+    """
+    kept = message.get(ReservedHeaderKey.HEADERS, {}) if headers else {}
+    message.clear()
+    message[ReservedHeaderKey.HEADERS] = {**kept, ReservedHeaderKey.RC: code, REASON: reason, TEXT: text}
+    return message
+
 
 def bare_reply(shareable: Shareable) -> Shareable:
     """A failed result without anything but its code, reason and text."""
     headers = {key: str(shareable.get_header(key)) for key in (REASON, TEXT) if shareable.get_header(key)}
     return make_reply(shareable.get_return_code(), headers)
-
-
-def empty_result(result: dict[str, Any], reason: str, text: str) -> None:
-    """Leave nothing in a result but an error code, a reason and a text."""
-    result.clear()
-    result[ReservedHeaderKey.HEADERS] = {
-        ReservedHeaderKey.RC: ReturnCode.TASK_RESULT_FILTER_ERROR,
-        REASON: reason,
-        TEXT: text,
-    }
-
-
-def refusal(reason: str, text: str) -> Shareable:
-    """The answer of a site that cannot do what was asked."""
-    return make_reply(ReturnCode.BAD_REQUEST_DATA, {REASON: reason, TEXT: text})

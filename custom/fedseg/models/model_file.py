@@ -132,7 +132,7 @@ def initial_weights(plan: Plan, initial: Path | None = None) -> Arrays:
         DataError: the file cannot be read, or its model is of another task or network than the plan's.
     """
     if initial is None:
-        return get_weights(plan.network.build(len(plan.task.channels), plan.task.output_channels, plan.seed))
+        return get_weights(plan.build_network())
     model = read_model(initial)
     if model.network.to_dict() != plan.network.to_dict():
         raise DataError(

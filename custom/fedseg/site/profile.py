@@ -79,7 +79,7 @@ def read_profile(site: str, config_folder: Path, work_folder: Path) -> SiteProfi
     """
     path = config_folder / PROFILE_FILE
     if path.exists():
-        return _parse(read_json(path), config_folder)
+        return _parse(read_json(path, "the profile of a site"), config_folder)
     # Only a provisioned site has FLARE's kit; at such a site simulation mode would draw noise that a seed foretells.
     provisioned = (config_folder.parent / "startup" / KIT_FILE).is_file()
     root = None if provisioned else os.environ.get(DATA_VARIABLE)
@@ -98,7 +98,7 @@ def read_profile(site: str, config_folder: Path, work_folder: Path) -> SiteProfi
         ledger=ledger,
         encryption_context=state / CONTEXT_FILE,
         simulated=True,
-        policy=parse_policy(read_json(limits), POLICY_FILE) if limits.exists() else None,
+        policy=parse_policy(read_json(limits, "the policy of a site"), POLICY_FILE) if limits.exists() else None,
     )
 
 
@@ -113,7 +113,7 @@ def read_state_folder(name: str, config_folder: Path, work_folder: Path) -> Path
     """
     path = config_folder / PROFILE_FILE
     if path.exists():
-        content = read_json(path)
+        content = read_json(path, "the profile of a server")
         if not isinstance(content, dict) or not isinstance(content.get("state"), str) or not content["state"]:
             raise ConfigurationError(
                 f"{PROFILE_FILE}: state", content, "an object with state, a folder that outlives jobs"

@@ -97,7 +97,7 @@ class SiteTrainer:
             hook.check_plan(plan)
         torch.set_num_threads(self.settings.threads)
         self.device = choose_device(device)
-        self.network = plan.network.build(len(self.task.channels), self.task.output_channels, plan.seed)
+        self.network = plan.build_network()
         # Convolutions run up to a fifth faster in this layout; the weights' names and values are the same.
         self.network.to(self.device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         for name, parameter in self.network.named_parameters():

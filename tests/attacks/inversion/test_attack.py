@@ -46,7 +46,7 @@ def patches(count, seed, channels=1, size=16):
 
 
 def model_of(plan):
-    network = plan.network.build(len(plan.task.channels), plan.task.output_channels, plan.seed)
+    network = plan.build_network()
     return ModelFile(plan.task, plan.network, get_weights(network), {})
 
 

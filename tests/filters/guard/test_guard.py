@@ -29,7 +29,7 @@ from fedseg.filters.noise import GaussianNoise
 from fedseg.filters.norm_clip import NormClip
 from fedseg.filters.quantize import QuantizeUpdate
 from fedseg.filters.share_fraction import ShareFraction
-from fedseg.messages.replies import empty_result
+from fedseg.messages.replies import refuse
 from fedseg.messages.updates import PREFIX
 from fedseg.networks.weights import get_weights
 from fedseg.privacy.mechanisms.sparse import LAYOUT, VALUES
@@ -461,7 +461,7 @@ def test_emptying_keeps_the_object_that_flare_sends():
     result = DXO(DataKind.METRICS, data={"x": MARKER}).to_shareable()
     result.add_cookie("x", MARKER)
     kept = result
-    empty_result(result, "guard", "said")
+    refuse(result, "guard", "said")
     assert kept is result
     assert_emptied(result, "guard", "said")
 

@@ -31,7 +31,7 @@ SCALE = 0.5
 
 
 def start():
-    weights = get_weights(PLAIN.network.build(1, PLAIN.task.output_channels, PLAIN.seed))
+    weights = get_weights(PLAIN.build_network())
     return {**weights, "counter": np.array(7)}
 
 

@@ -61,8 +61,9 @@ def fetch_into(coordinator: Coordinator, job_id: str, folder: Path) -> tuple[dic
         for model in server.glob(pattern):
             shutil.copy2(model, folder / MODELS)
     copy_record(server / RECORD_FILE, folder / REPORT)
-    meta = read_json(folder / DOWNLOADED / "meta.json")
-    results = read_json(server / RESULTS_FILE) if (server / RESULTS_FILE).is_file() else {}
+    meta = read_json(folder / DOWNLOADED / "meta.json", "FLARE's facts about the job")
+    path = server / RESULTS_FILE
+    results = read_json(path, "the results of a run") if path.is_file() else {}
     if "final" not in results:
         return None, _failure(server, meta)
     summary = _summary(submitted_job(folder / DOWNLOADED), results, meta)

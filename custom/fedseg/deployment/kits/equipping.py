@@ -80,7 +80,7 @@ def place_server(kit: Path, storage: Path) -> None:
         storage: an absolute path (FLARE takes no other).
     """
     path = kit / "local" / RESOURCES_FILE
-    resources = read_json(path)
+    resources = read_json(path, "FLARE's settings of a kit")
     resources["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = str(storage / "snapshots")
     for part in resources["components"]:
         if part["id"] == "job_manager":
@@ -102,7 +102,7 @@ def place_state(kit: Path, state: Path, **more: Any) -> None:
 
 def _provisioned_resources(kit: Path) -> dict[str, Any]:
     """FLARE's own resources of a kit with the exact list of classes; ``resources.json`` replaces them as a whole."""
-    resources: dict[str, Any] = read_json(kit / "local" / f"{RESOURCES_FILE}.default")
+    resources: dict[str, Any] = read_json(kit / "local" / f"{RESOURCES_FILE}.default", "FLARE's settings of a kit")
     resources["class_allow_list"] = site_resources()["class_allow_list"]
     return resources
 

@@ -41,7 +41,7 @@ _RUNTIMES = {
 def runtime_of(kit: Path) -> Runtime | None:
     """For what a kit was prepared; None for a kit as it came, whose processes run on the machine itself."""
     try:
-        parts = read_json(kit / "local" / "resources.json.default")["components"]
+        parts = read_json(kit / "local" / "resources.json.default", "FLARE's settings of a kit")["components"]
         return next((_RUNTIMES[part["id"]] for part in parts if part.get("id") in _RUNTIMES), None)
     except (FedsegError, KeyError, TypeError, AttributeError):
         # A damaged file says nothing about that; the check of the files finds it.

@@ -31,7 +31,8 @@ class ServerFolders:
 def read_folders(kit: Path) -> ServerFolders | None:
     """The folders that an equipped kit names; None where it does not name all of them."""
     try:
-        content, own = read_json(kit / "local" / RESOURCES_FILE), read_json(kit / "local" / PROFILE_FILE)
+        content = read_json(kit / "local" / RESOURCES_FILE, "FLARE's settings of a kit")
+        own = read_json(kit / "local" / PROFILE_FILE, "the profile of a server")
         return ServerFolders(
             Path(_job_manager(content)["uri_root"]), Path(_storage(content)["root_dir"]), Path(own["state"])
         )
@@ -42,7 +43,7 @@ def read_folders(kit: Path) -> ServerFolders | None:
 def write_folders(kit: Path, folders: ServerFolders) -> None:
     """Name the folders in an equipped kit."""
     path = kit / "local" / RESOURCES_FILE
-    content = read_json(path)
+    content = read_json(path, "FLARE's settings of a kit")
     _job_manager(content)["uri_root"] = str(folders.jobs)
     _storage(content)["root_dir"] = str(folders.snapshots)
     path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")

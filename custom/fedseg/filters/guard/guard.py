@@ -18,7 +18,7 @@ from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.filters.chain import is_guaranteed, update_chain
 from fedseg.filters.guard.rules import check_curve, check_result
 from fedseg.messages.job import job_plan, site_profile
-from fedseg.messages.replies import empty_result
+from fedseg.messages.replies import refuse
 from fedseg.site.policy import OPEN
 from fedseg.site.profile import SiteProfile
 
@@ -55,14 +55,14 @@ class Guard(FLComponent):
             check_result(result, *self._site(fl_ctx), fl_ctx)
         except RefusalError as error:
             logger.error("The guard let nothing out (%s): %s", error.reason, error)
-            empty_result(result, error.reason, str(error))
+            refuse(result, error.reason, str(error))
         except ConfigurationError as error:
             logger.error("%s", error)
             text = "The site's profile or policy is not valid, so nothing leaves; its own log says what to mend."
-            empty_result(result, "configuration", text)
+            refuse(result, "configuration", text)
         except BaseException as error:
             logger.exception("The guard failed, so nothing left the site")
-            empty_result(result, "guard", f"An unexpected {type(error).__name__} in the site's guard; see its own log.")
+            refuse(result, "guard", f"An unexpected {type(error).__name__} in the site's guard; see its own log.")
 
     def _watch_event(self, event_type: str, data: Any, fl_ctx: FLContext) -> None:
         """Stop an event on its way out. FLARE's sender comes after the guard and sends what has the direction out."""

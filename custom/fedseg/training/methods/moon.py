@@ -103,7 +103,7 @@ def contrastive_term(
 def _frozen(trainer: SiteTrainer, weights: Arrays) -> nn.Module:
     """A network of the trainer's kind with these weights, not to be trained."""
     plan = trainer.plan
-    network = plan.network.build(len(plan.task.channels), plan.task.output_channels, plan.seed)
+    network = plan.build_network()
     set_weights(network, weights)
     network.to(trainer.device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     return network.requires_grad_(False).eval()

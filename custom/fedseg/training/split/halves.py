@@ -90,4 +90,4 @@ def whole_weights(plan: Plan, site: SiteHalf | Arrays, server: ServerHalf | Arra
 
 
 def _build(plan: Plan) -> nn.Module:
-    return plan.network.build(len(plan.task.channels), plan.task.output_channels, plan.seed)
+    return plan.build_network()

@@ -177,5 +177,5 @@ def _object(path: Path) -> dict[str, Any]:
     Raises:
         ConfigurationError: it is missing or damaged.
     """
-    content = read_json(path)
+    content = read_json(path, "a file of the kit's settings")
     return content if isinstance(content, dict) else {}

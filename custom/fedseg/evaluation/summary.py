@@ -9,21 +9,33 @@ import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from fedseg.contract.plan import Plan
 from fedseg.errors import DataError
 from fedseg.evaluation.privacy_summary import privacy_summary
 from fedseg.tasks.registry import resolve_task
 from fedseg.tasks.task import Task
 from fedseg.version import __version__
 
-if TYPE_CHECKING:
-    from fedseg.jobs.job import Job
-
 SCHEMA = "fedseg-summary-1"
 # Described under other keys of the summary.
 _ELSEWHERE = ("aggregator", "server_optimizer", "shared_arrays", "selection", "run_id", "resume", "resume_round")
 _PACKAGES = ("nvflare", "monai", "torch", "numpy", "nibabel", "SimpleITK")
+
+
+class RunJob(Protocol):
+    """What a summary says of a job; see ``fedseg.jobs.job.Job``."""
+
+    name: str
+
+    @property
+    def plan(self) -> Plan: ...
+
+    @property
+    def workflow(self) -> dict[str, Any]: ...
+
+    def hooks(self) -> list[dict[str, Any]]: ...
 
 
 def versions() -> dict[str, str]:
@@ -38,7 +50,7 @@ def versions() -> dict[str, str]:
 
 
 def describe_run(
-    job: Job,
+    job: RunJob,
     results: dict[str, Any],
     date: str,
     simulated: bool,

@@ -225,9 +225,10 @@ def test_the_other_examples_are_what_the_code_reads(tmp_path):
 def test_the_method_of_the_guide_works():
     from fedseg.contract.report import SiteReport
 
-    rule, hook = blocks(DOCS / "how-to" / "add-a-method.md", "python")
     names: dict[str, object] = {}
-    exec(compile(rule + "\n" + hook, "add-a-method.md", "exec"), names)
+    for block in blocks(DOCS / "how-to" / "add-a-method.md", "python"):
+        exec(compile(block, "add-a-method.md", "exec"), names)
+    assert set(names["Norms"].reports) == {"weight_norm"}
     reports = {site: SiteReport(n, 1, 0.5, None) for site, n in {"a": 1, "b": 4, "c": 9}.items()}
     weights = names["RootAvg"]().site_weights(reports)
     assert weights == pytest.approx({"a": 1 / 6, "b": 2 / 6, "c": 3 / 6})

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedseg.contract.report import UNPROTECTED
+from fedseg.contract.report import REPORT_FIELDS, UNPROTECTED, ReportField
 from fedseg.contract.update import Stage
 from fedseg.errors import ConfigurationError, RefusalError
-from fedseg.site.policy import ALWAYS, OPEN, REPORT_FIELDS, Budget, SitePolicy, parse_policy
+from fedseg.site.policy import ALWAYS, OPEN, Budget, SitePolicy, parse_policy
 from fedseg.site.policy_rules import check_epsilon, check_protection, clipping_norm, planned_fraction
 
 EVERY_RULE = {
@@ -108,6 +108,10 @@ def test_a_data_set_has_its_own_budget_before_that_of_all():
 def test_what_a_report_may_tell():
     assert SitePolicy().report_fields(False) == set(REPORT_FIELDS)
     assert SitePolicy().report_fields(True) == set(UNPROTECTED)
+    declared = {"personal_dice": ReportField("x", 0, 1), "lag_rounds": ReportField("x", under_guarantee=True)}
+    assert SitePolicy().report_fields(False, declared) == {*REPORT_FIELDS, *declared}
+    assert SitePolicy().report_fields(True, declared) == {*UNPROTECTED, "lag_rounds"}
+    assert parse_policy({"scalars": ["personal_dice"]}).report_fields(False, declared) == {"personal_dice"} | ALWAYS
     named = parse_policy({"scalars": ["train_loss"]})
     assert named.report_fields(True) == named.report_fields(False) == {"train_loss"} | ALWAYS
     assert [SitePolicy(scores=s).scores_leave(g) for s in (None, True, False) for g in (False, True)] == [

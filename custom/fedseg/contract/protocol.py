@@ -4,6 +4,9 @@ PREPARE = "prepare"
 # the second step of a round in encrypted jobs: the arrays, after the server has said what they weigh
 UPLOAD = "upload"
 
+# the sites' part of a job, in its configuration folder; server and sites both have it
+CLIENT_FILE = "config_fed_client.json"
+
 # meta of a task
 RUN_ID = "fedseg_run_id"
 PLAN_DIGEST = "fedseg_plan"

@@ -2,16 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+import importlib
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
-from fedseg.errors import RefusalError
+from fedseg.errors import ConfigurationError, RefusalError
 
 META_KEY = "fedseg_report"
 # What a job with a formal guarantee may still tell: data sets that differ in what one patient is have equal counts.
 UNPROTECTED = ("num_samples", "num_steps", "val_cases", "seconds", "epsilon")
-_LARGEST = 1e12
+LARGEST = 1e12
+# Two words or more, so that a name in a site's policy that is a slip of the pen is mostly seen as one.
+_METHOD_FIELD = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)+")
+
+
+@dataclass(frozen=True)
+class ReportField:
+    """A number in the report of every site and round, declared by the class of the method that makes it.
+
+        class Personal(TrainingHook):
+            reports = {"personal_dice": ReportField("mean Dice of the personal model", 0, 1)}
+
+    Nothing else names it: site, guard and server check it by this declaration, and the run's summary copies it.
+
+    >>> dice = ReportField("mean Dice of the personal model", lowest=0, highest=1)
+    >>> dice.check("personal_dice", 0.7)
+    >>> dice.check("personal_dice", 1.7)
+    Traceback (most recent call last):
+    ...
+    fedseg.errors.RefusalError: The reported personal_dice is above 1.
+
+    Attributes:
+        meaning: what the number is, for people.
+        lowest, highest: its range, both included.
+        whole: whether it is a count.
+        under_guarantee: whether it may leave in a job with a formal guarantee, since the guarantee covers it or since
+            it does not depend on the patients' data.
+    """
+
+    meaning: str
+    lowest: float = -LARGEST
+    highest: float = LARGEST
+    whole: bool = False
+    under_guarantee: bool = False
+
+    def check(self, name: str, value: object) -> None:
+        """Refuse what is no such number.
+
+        Raises:
+            RefusalError: reason ``report``; the text does not tell the value.
+        """
+        if self.whole and (type(value) is not int or value < self.lowest):
+            raise RefusalError("report", f"The reported {name} is not a count.")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
+            raise RefusalError("report", f"The reported {name} is not a finite number, or beyond reason.")
+        if value < self.lowest:
+            raise RefusalError(
+                "report", f"The reported {name} is {'negative' if self.lowest == 0 else f'below {self.lowest:g}'}."
+            )
+        if value > self.highest:
+            raise RefusalError("report", f"The reported {name} is above {self.highest:g}.")
+
+
+def _number(lowest: float = -LARGEST, default: Any = MISSING, **rest: Any) -> Any:
+    """A field that every report has, with its range."""
+    return field(default=default, metadata={"field": ReportField("", lowest, **rest)})
 
 
 @dataclass(frozen=True)
@@ -30,75 +87,126 @@ class SiteReport:
         val_loss_after: mean loss of the site's own model after its local training over the validation cases; only
             with the setting ``validate_after``.
         val_dice_after: mean Dice of the same model; only with the setting ``validate_after``.
-        personal_dice: mean Dice of the site's personal model over the validation cases, where a method keeps one.
         epsilon: privacy spent on the site's patients up to and including this round, where a mechanism runs.
         largest: largest absolute value of the update, in jobs that encrypt it: all sites take one scale from it.
+        extras: the fields that components of the job declare, see ``ReportField``; what a site withholds is absent.
     """
 
-    num_samples: int
-    num_steps: int
-    train_loss: float | None
-    val_loss: float | None
+    num_samples: int = _number(0, whole=True)
+    num_steps: int = _number(0, whole=True)
+    train_loss: float | None = _number()
+    val_loss: float | None = _number()
     val_dice: Mapping[str, float | None] = field(default_factory=dict)
-    val_cases: int = 0
-    seconds: float = 0.0
-    seconds_training: float = 0.0
-    val_loss_after: float | None = None
-    val_dice_after: float | None = None
-    personal_dice: float | None = None
-    epsilon: float | None = None
-    largest: float | None = None
+    val_cases: int = _number(0, 0, whole=True)
+    seconds: float = _number(default=0.0)
+    seconds_training: float = _number(default=0.0)
+    val_loss_after: float | None = _number(default=None)
+    val_dice_after: float | None = _number(0, None, highest=1)
+    epsilon: float | None = _number(default=None)
+    largest: float | None = _number(0, None)
+    extras: Mapping[str, float] = field(default_factory=dict)
 
     def to_meta(self) -> dict[str, Any]:
         """The form in which it travels, under ``META_KEY`` of the DXO's meta."""
         return {META_KEY: asdict(self)}
 
     def only(self, names: Collection[str]) -> SiteReport:
-        """The report with these fields only; counts stay, since the server knows them from the start.
+        """The report with these fields only; counts stay, since the server knows them from the start."""
+        blank = SiteReport(self.num_samples, self.num_steps, None, None, val_cases=self.val_cases)
+        extras = {name: value for name, value in self.extras.items() if name in names}
+        return replace(blank, **{n: getattr(self, n) for n in REPORT_FIELDS if n in names}, extras=extras)
 
-        Raises:
-            KeyError: a name is not that of a field.
-        """
-        hidden: dict[str, Any] = {f.name: None for f in fields(self)} | {"val_dice": {}, "seconds": 0.0}
-        hidden |= {"seconds_training": 0.0}
-        for name in {"num_samples", "num_steps", "val_cases", *names}:
-            del hidden[name]
-        return replace(self, **hidden)
+    def told(self) -> set[str]:
+        """Names of the fields that tell something."""
+        blank = SiteReport(0, 0, None, None)
+        return {n for n in REPORT_FIELDS if getattr(self, n) != getattr(blank, n)} | set(self.extras)
 
 
-def parse_report(meta: Mapping[str, Any]) -> SiteReport:
+REPORT_FIELDS = tuple(f.name for f in fields(SiteReport) if f.name != "extras")
+"""Names of the fields that every report has."""
+_DICE = ReportField("", 0, 1)
+_OPTIONAL = {f.name for f in fields(SiteReport) if f.default is None or f.name in ("train_loss", "val_loss")}
+
+
+def parse_report(meta: Mapping[str, Any], declared: Mapping[str, ReportField] | None = None) -> SiteReport:
     """Read a report from a DXO's meta, trusting nothing.
 
+    Args:
+        meta: as it came.
+        declared: what the job's components may report. None takes any number under a sound name, for readers between
+            the site's guard and the server's first look, who both know the job's declarations.
+
     Raises:
-        RefusalError: the report is missing, has other fields, or a number is not finite (reason ``report``).
+        RefusalError: the report is missing, has other fields, or a number is outside its range (reason ``report``).
     """
     content = meta.get(META_KEY)
     if not isinstance(content, Mapping) or set(content) != {f.name for f in fields(SiteReport)}:
         raise RefusalError("report", "The result carries no report, or one of another version.")
     report = SiteReport(**content)
-    if not isinstance(report.val_dice, Mapping):
-        raise RefusalError("report", "The reported val_dice is not a Dice per region.")
-    for name in ("num_samples", "num_steps", "val_cases"):
-        if type(getattr(report, name)) is not int or getattr(report, name) < 0:
-            raise RefusalError("report", f"The reported {name} is not a count.")
-    numbers = [report.seconds, report.seconds_training]
-    optional = (
-        report.train_loss,
-        report.val_loss,
-        report.val_loss_after,
-        report.val_dice_after,
-        report.personal_dice,
-        report.epsilon,
-        report.largest,
-    )
-    numbers += [v for v in (*optional, *dict(report.val_dice).values()) if v is not None]
-    if not all(isinstance(v, int | float) and abs(v) < _LARGEST for v in numbers):
-        raise RefusalError("report", "The report holds a number that is not finite, or beyond reason.")
-    if report.largest is not None and report.largest < 0:
-        raise RefusalError("report", "The reported largest value is negative.")
-    shares = (*report.val_dice.values(), report.val_dice_after, report.personal_dice)
-    if not all(v is None or 0 <= v <= 1 for v in shares):
-        raise RefusalError("report", "The report holds a Dice outside 0 to 1.")
+    if not isinstance(report.val_dice, Mapping) or not isinstance(report.extras, Mapping):
+        raise RefusalError("report", "The reported scores are not numbers by name.")
+    for each in fields(SiteReport):
+        value = getattr(report, each.name)
+        if "field" in each.metadata and not (value is None and each.name in _OPTIONAL):
+            each.metadata["field"].check(each.name, value)
+    for value in report.val_dice.values():
+        if value is not None:
+            _DICE.check("val_dice", value)
+    for name, value in report.extras.items():
+        _declaration(name, declared).check(name, value)
     if report.num_samples == 0:
         raise RefusalError("report", "The site reports no training cases.")
     return report
+
+
+def unprotected(declared: Mapping[str, ReportField]) -> frozenset[str]:
+    """What a job with a formal guarantee may still report, given what its components declare."""
+    return frozenset(UNPROTECTED) | {name for name, each in declared.items() if each.under_guarantee}
+
+
+def is_method_field(name: object) -> bool:
+    """Whether a component may call a field of the report so."""
+    return isinstance(name, str) and bool(_METHOD_FIELD.fullmatch(name)) and name not in REPORT_FIELDS
+
+
+def _declaration(name: object, declared: Mapping[str, ReportField] | None) -> ReportField:
+    if not is_method_field(name) or (declared is not None and name not in declared):
+        raise RefusalError("report", f"The report holds {str(name)[:40]!r}, which no component of the job declares.")
+    return ReportField("") if declared is None else declared[str(name)]
+
+
+def declared_fields(components: Iterable[object]) -> dict[str, ReportField]:
+    """Everything that these components, or their classes, declare in ``reports``.
+
+    Raises:
+        ConfigurationError: a name is not allowed, or two components mean different things by it.
+    """
+    found: dict[str, ReportField] = {}
+    for component in components:
+        for name, declared in getattr(component, "reports", {}).items():
+            if not is_method_field(name):
+                raise ConfigurationError("reports", name, "two or more small words joined by _, and no fixed field")
+            if found.setdefault(name, declared) != declared:
+                raise ConfigurationError("reports", name, "declared alike by all components of the job")
+    return found
+
+
+def job_fields(client: Mapping[str, Any]) -> dict[str, ReportField]:
+    """What the sites of a job may report beside the fixed fields.
+
+    Args:
+        client: content of the job's ``config_fed_client.json``; only classes of fedseg are looked at.
+    """
+    names = [path.rpartition(".") for path in _paths(client) if path.startswith("fedseg.")]
+    return declared_fields(getattr(importlib.import_module(module), name, None) for module, _, name in names)
+
+
+def _paths(value: Any) -> Iterator[str]:
+    """Class paths in a piece of configuration."""
+    if isinstance(value, Mapping):
+        if isinstance(value.get("path"), str):
+            yield value["path"]
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _paths(item)

@@ -9,10 +9,9 @@ from pathlib import Path
 from nvflare.apis.fl_context import FLContext
 
 from fedseg.contract.plan import Plan
+from fedseg.contract.protocol import CLIENT_FILE
 from fedseg.files.documents import read_json
 from fedseg.filters.chain import update_chain
-
-_CLIENT_FILE = "config_fed_client.json"
 
 
 def job_fingerprint(plan: Plan, fl_ctx: FLContext) -> str:
@@ -21,7 +20,7 @@ def job_fingerprint(plan: Plan, fl_ctx: FLContext) -> str:
     The filters of the site itself are among them, so that a site that changes them starts anew.
     """
     workspace = fl_ctx.get_engine().get_workspace()
-    path = Path(workspace.get_app_config_dir(fl_ctx.get_job_id())) / _CLIENT_FILE
+    path = Path(workspace.get_app_config_dir(fl_ctx.get_job_id())) / CLIENT_FILE
     content = {
         "plan": plan.digest,
         "client": read_json(path, "the site's part of a job") if path.is_file() else None,

@@ -38,7 +38,7 @@ from fedseg.contract.protocol import (
     TOTALS,
     UPLOAD,
 )
-from fedseg.contract.report import SiteReport
+from fedseg.contract.report import SiteReport, declared_fields
 from fedseg.errors import AbortedError, ConfigurationError, DataError, FedsegError, RefusalError
 from fedseg.executors.admission import admit_data, check_plan, check_version
 from fedseg.executors.job_identity import job_fingerprint
@@ -196,7 +196,7 @@ class SegmentationExecutor(Executor):
             logger.error("The round could not be trained (%s); an update of zeros is sent in its place.", error)
             update, report = empty_round(trainer, received)
         report = replace(report, largest=largest(update) if apart else None)
-        report = report.only((self._policy or OPEN).report_fields(self._guaranteed))
+        report = report.only((self._policy or OPEN).report_fields(self._guaranteed, declared_fields(trainer.hooks)))
         if curves_leave(self._policy, self._guaranteed):
             self._send_curves(report, round_number, fl_ctx)
         if apart:

@@ -17,7 +17,7 @@ from nvflare.apis.shareable import Shareable
 from nvflare.apis.utils.task_utils import get_filters
 
 from fedseg.contract.plan import Plan
-from fedseg.contract.report import UNPROTECTED
+from fedseg.contract.report import unprotected
 from fedseg.contract.update import DENSE, Stage, Step, Update, check_dense
 from fedseg.errors import FedsegError, RefusalError
 from fedseg.filters.context import SiteContext, attached_context
@@ -97,7 +97,7 @@ class UpdateFilter(Filter, ABC):
             raise RefusalError("privacy", f"{name} cannot protect the further arrays of this job's method.")
         if self.guarantees:
             # The guarantee is that of the noisy arrays; a loss or a score beside them would be outside of it.
-            update = replace(update, report=update.report.only(UNPROTECTED))
+            update = replace(update, report=update.report.only(unprotected(context.report_fields)))
         start = time.perf_counter()
         result = self.apply(update, context)
         if result.form == DENSE:

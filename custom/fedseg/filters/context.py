@@ -11,6 +11,7 @@ import numpy as np
 from nvflare.apis.fl_context import FLContext
 
 from fedseg.contract.plan import Plan
+from fedseg.contract.report import ReportField, declared_fields
 from fedseg.data.datalist import Datalist
 from fedseg.errors import RefusalError
 from fedseg.networks.weights import Arrays
@@ -50,6 +51,11 @@ class SiteContext:
     trainer: SiteTrainer | None = None
 
     @property
+    def report_fields(self) -> Mapping[str, ReportField]:
+        """What the job's components declared to report beside the fixed fields."""
+        return {} if self.trainer is None else declared_fields(self.trainer.hooks)
+
+    @property
     def folder(self) -> Path:
         """The site's folder of this run: what must survive the process lies here."""
         return self.profile.state / self.run_id
@@ -78,3 +84,9 @@ def attached_context(fl_ctx: FLContext) -> SiteContext:
     if not isinstance(context, SiteContext):
         raise RefusalError("privacy", "The result was not made by fedseg's executor, so no filter lets it out.")
     return context
+
+
+def reported_fields(fl_ctx: FLContext) -> Mapping[str, ReportField]:
+    """What the report of the task at hand may hold beside the fixed fields: nothing without the executor's context."""
+    context = fl_ctx.get_prop(_CONTEXT)
+    return context.report_fields if isinstance(context, SiteContext) else {}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.contract.plan import PLAN_FILE, Plan, parse_plan
-from fedseg.contract.protocol import UPLOAD
+from fedseg.contract.protocol import CLIENT_FILE, UPLOAD
 from fedseg.errors import ConfigurationError, UsageError
 from fedseg.files.documents import read_json
 from fedseg.filters.chain import UPDATE_TASKS
@@ -23,7 +23,7 @@ from fedseg.models.model_file import INITIAL_FILE, initial_weights
 from fedseg.training.hooks import TrainingHook
 
 _PARTS = ("aggregator", "server_optimizer", "shared_arrays", "selection")
-SERVER_FILE, CLIENT_FILE = "config_fed_server.json", "config_fed_client.json"
+SERVER_FILE = "config_fed_server.json"
 
 
 @dataclass

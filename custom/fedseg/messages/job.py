@@ -9,6 +9,9 @@ from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 
 from fedseg.contract.plan import PLAN_FILE, Plan, read_plan
+from fedseg.contract.protocol import CLIENT_FILE
+from fedseg.contract.report import ReportField, job_fields
+from fedseg.files.documents import read_json
 from fedseg.site.profile import SiteProfile, read_profile
 
 
@@ -31,6 +34,17 @@ def job_plan(fl_ctx: FLContext) -> Plan:
     """
     workspace = fl_ctx.get_engine().get_workspace()
     return read_plan(Path(workspace.get_app_config_dir(fl_ctx.get_job_id())) / PLAN_FILE)
+
+
+def report_fields(fl_ctx: FLContext) -> dict[str, ReportField]:
+    """What the components of the job at hand may report beside the fixed fields.
+
+    Raises:
+        ConfigurationError: the sites' part of the job cannot be read, or its components contradict one another.
+    """
+    workspace = fl_ctx.get_engine().get_workspace()
+    path = Path(workspace.get_app_config_dir(fl_ctx.get_job_id())) / CLIENT_FILE
+    return job_fields(read_json(path, "the sites' part of a job"))
 
 
 def job_name(fl_ctx: FLContext) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
@@ -9,15 +10,15 @@ from nvflare.apis.shareable import Shareable
 from nvflare.app_common.app_constant import AppConstants
 
 from fedseg.contract.protocol import STEPS
-from fedseg.contract.report import parse_report
+from fedseg.contract.report import ReportField, parse_report
 from fedseg.contract.update import DENSE, FORMS, Update, parse_steps
 from fedseg.errors import RefusalError
 
 PREFIX = "fedseg."
 
 
-def read_update(shareable: Shareable) -> Update:
-    """The update in a message.
+def read_update(shareable: Shareable, declared: Mapping[str, ReportField] | None = None) -> Update:
+    """The update in a message; ``declared`` as of ``parse_report``.
 
     Raises:
         RefusalError: it is something else (reason ``privacy``), or its report is wrong (reason ``report``).
@@ -35,7 +36,7 @@ def read_update(shareable: Shareable) -> Update:
     form = DENSE if algorithm is None else str(algorithm).removeprefix(PREFIX)
     if form not in FORMS or (algorithm is not None and not str(algorithm).startswith(PREFIX)):
         raise RefusalError("privacy", "The update was processed by something that fedseg does not know.")
-    return Update(dict(dxo.data), parse_report(dxo.meta), form, parse_steps(dxo.get_meta_prop(STEPS)))
+    return Update(dict(dxo.data), parse_report(dxo.meta, declared), form, parse_steps(dxo.get_meta_prop(STEPS)))
 
 
 def write_update(update: Update, shareable: Shareable) -> Shareable:

@@ -19,6 +19,7 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from fedseg.contract.protocol import STEPS
+from fedseg.contract.report import job_fields, parse_report
 from fedseg.contract.shapes import update_shapes
 from fedseg.contract.update import Update
 from fedseg.data.datalist import Datalist
@@ -97,6 +98,7 @@ class InProcessFederation:
         kept = state if state is not None else Path(self._scratch.name)  # type: ignore[union-attr]
         self._profiles = {site: _profile(kept, site) for site in datalists}
         self.model, self.selection, self.total_rounds = workflow.model, workflow.selection, workflow.num_rounds
+        self.model.report_fields = job_fields(job.client)
         self.tamper = tamper
         self.run_id = run_id = uuid.uuid4().hex
         self.trainers = {
@@ -153,6 +155,7 @@ class InProcessFederation:
                 traffic[site] = (message_size(write_update(sent, Shareable())), down)
                 update = restore(sent, self._shapes).arrays
                 meta = {"client_name": site, **sent.report.to_meta(), STEPS: [dict(step) for step in sent.steps]}
+                parse_report(meta, self.model.report_fields)
                 self.model.take(FLModel(params_type=ParamsType.DIFF, params=update, meta=meta))
             except AbortedError:
                 raise

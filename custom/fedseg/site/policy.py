@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
-from fedseg.contract.report import UNPROTECTED, SiteReport
+from fedseg.contract.report import REPORT_FIELDS, ReportField, is_method_field, unprotected
 from fedseg.errors import ConfigurationError
 
 LARGEST_EPSILON = 50.0
-REPORT_FIELDS = tuple(f.name for f in fields(SiteReport))
 ALWAYS = frozenset({"num_samples", "num_steps", "val_cases", "epsilon"})
 """Fields of the report without which no update is used, or that say how well it is protected."""
 
@@ -43,8 +43,8 @@ class SitePolicy:
             budget, a name that has none is refused: jobs choose the name.
         allow_large_epsilon: whether a job may spend an epsilon above ``LARGEST_EPSILON``, which protects nobody.
         require_encryption: whether updates must be encrypted.
-        scalars: fields of the report that may leave beside ``ALWAYS``; None: all, but only ``UNPROTECTED`` in jobs with
-            a guarantee, whose filters cut off all others in any case.
+        scalars: fields of the report that may leave beside ``ALWAYS``, those that a method declares included; None:
+            all, but in jobs with a guarantee only ``unprotected`` ones, whose filters cut off all others in any case.
         scores: whether summaries of ``validate`` may leave; None: yes, but not in jobs with a guarantee.
         events: whether curves may leave as events during training; never in jobs with a guarantee.
         statistics: whether statistics of a method may leave with the answer to ``prepare``.
@@ -80,11 +80,18 @@ class SitePolicy:
         """What all jobs together may spend on the patients of ``dataset``; None without a limit."""
         return self.epsilon_budget.get(dataset) or self.epsilon_budget.get("*")
 
-    def report_fields(self, guaranteed: bool) -> frozenset[str]:
-        """Fields of the report that may leave, in a job with or without a guarantee."""
+    def report_fields(
+        self, guaranteed: bool, declared: Mapping[str, ReportField] = MappingProxyType({})
+    ) -> frozenset[str]:
+        """Fields of the report that may leave, in a job with or without a guarantee.
+
+        Args:
+            guaranteed: whether the job has one.
+            declared: what the job's components report beside the fixed fields.
+        """
         if self.scalars is not None:
             return self.scalars | ALWAYS
-        return frozenset(UNPROTECTED) if guaranteed else frozenset(REPORT_FIELDS)
+        return unprotected(declared) if guaranteed else frozenset((*REPORT_FIELDS, *declared))
 
     def scores_leave(self, guaranteed: bool) -> bool:
         """Whether summaries of ``validate`` may leave, in a job with or without a guarantee."""
@@ -149,8 +156,8 @@ def _share(name: str, value: Any) -> float:
 
 
 def _scalars(name: str, value: Any) -> frozenset[str]:
-    if not isinstance(value, list) or not all(isinstance(v, str) and v in REPORT_FIELDS for v in value):
-        raise ConfigurationError(name, value, f"a list of {list(REPORT_FIELDS)}")
+    if not isinstance(value, list) or not all(v in REPORT_FIELDS or is_method_field(v) for v in value):
+        raise ConfigurationError(name, value, f"a list of {list(REPORT_FIELDS)} and of what methods report")
     return frozenset(value)
 
 

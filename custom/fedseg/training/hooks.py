@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from fedseg.contract.report import ReportField
 from fedseg.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -23,9 +25,11 @@ class TrainingHook:
 
     Attributes:
         makes_gradients: whether ``backward`` does the work, and copes with losses that are not finite.
+        reports: what ``report`` tells, by name, see ``ReportField``.
     """
 
     makes_gradients = False
+    reports: ClassVar[Mapping[str, ReportField]] = {}
 
     def check_plan(self, plan: Plan) -> None:
         """Refuse a plan under which the method would not be the method; asked when the trainer is built.
@@ -69,7 +73,7 @@ class TrainingHook:
         return {}
 
     def report(self, trainer: SiteTrainer) -> dict[str, float]:
-        """Optional fields of the ``SiteReport`` that this hook knows, by name."""
+        """Those of the fields declared in ``reports`` that there is a number for."""
         return {}
 
     def state(self) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def site_round(
     scored = trainer.validate(weights)
     result = trainer.train_round(weights, round_number, total_rounds, extras, totals)
     after = trainer.validate(result.weights) if trainer.settings.validate_after else []
-    of_hooks = {name: value for hook in trainer.hooks for name, value in hook.report(trainer).items()}
+    told = {name: value for hook in trainer.hooks for name, value in hook.report(trainer).items()}
     report = SiteReport(
         num_samples=result.num_samples,
         num_steps=result.num_steps,
@@ -48,7 +48,7 @@ def site_round(
         seconds_training=result.seconds,
         val_loss_after=mean_loss(after),
         val_dice_after=summarise([case.score for case in after])["dice"].get("mean") if after else None,
-        **of_hooks,
+        extras=told,
     )
     return join_extras(result.update, result.extras), report
 

@@ -18,6 +18,7 @@ from fedseg.contract.protocol import KEEP, LINEAGE, START, TOTALS
 from fedseg.contract.report import SiteReport, parse_report
 from fedseg.errors import FedsegError, RefusalError
 from fedseg.memory import give_back
+from fedseg.messages.job import report_fields
 from fedseg.messages.job_facts import job_facts
 from fedseg.models.model_file import INITIAL_FILE
 from fedseg.networks.weights import Arrays
@@ -129,6 +130,7 @@ class FederatedTraining(LastEvaluation):
                 self.run_id = job_id
             config = Path(workspace.get_app_config_dir(job_id))
             plan, initial = read_plan(config / PLAN_FILE), config / INITIAL_FILE
+            self.model.report_fields = report_fields(self.fl_ctx)
             state = read_state_folder("server", site_config, run_folder)
             self.open(plan, state, initial if initial.is_file() else None)
             self._prepare()
@@ -231,7 +233,7 @@ class FederatedTraining(LastEvaluation):
         """Hand an update to the aggregator as it arrives; False leaves the site out of the round."""
         site = model.meta["client_name"]
         try:
-            report = parse_report(model.meta)
+            report = parse_report(model.meta, self.model.report_fields)
             self._check_report(site, report)
             if self.stopping.max_epsilon is not None and report.epsilon is None:
                 raise RefusalError("report", "The site reports no epsilon, although the job limits it.")

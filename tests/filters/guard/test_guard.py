@@ -2,6 +2,7 @@
 
 import json
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from nvflare.widgets.fed_event import ClientFedEventRunner
 
 from executors.test_training import Site
 from fedseg.contract.protocol import REASON, STEPS, TEXT
-from fedseg.contract.report import META_KEY, SiteReport, parse_report
+from fedseg.contract.report import META_KEY, ReportField, SiteReport, parse_report
 from fedseg.contract.update import ENCRYPTED, Stage
 from fedseg.executors.training import SegmentationExecutor
 from fedseg.filters.guard import guard as guard_module
@@ -33,6 +34,7 @@ from fedseg.messages.replies import refuse
 from fedseg.messages.updates import PREFIX
 from fedseg.networks.weights import get_weights
 from fedseg.privacy.mechanisms.sparse import LAYOUT, VALUES
+from fedseg.training.hooks import TrainingHook
 from tiny import make_sites
 
 MARKER = 1234.5678
@@ -91,6 +93,7 @@ def site(tmp_path, monkeypatch):
 def assert_passes(result):
     assert result.get_return_code() == ReturnCode.OK, result.get_header(TEXT)
     assert "DXO" in result
+    return result
 
 
 def assert_emptied(result, reason, said):
@@ -110,6 +113,50 @@ def test_real_updates_of_every_form_pass(site, chain):
     before = fobs.dumps(from_shareable(result).meta)
     assert_passes(site.look(result))
     assert fobs.dumps(from_shareable(result).meta) == before, "the guard changes nothing that it lets out"
+
+
+class Lag(TrainingHook):
+    """A method that reports two numbers of its own."""
+
+    reports: ClassVar = {
+        "lag_rounds": ReportField("rounds since the last visit", 0, whole=True, under_guarantee=True),
+        "lag_loss": ReportField("loss at the last visit", 0),
+    }
+
+    def report(self, trainer):
+        return {"lag_rounds": 2, "lag_loss": 0.25}
+
+
+@pytest.fixture
+def lagging(site):
+    site.executor.hooks = ["lag"]
+    site.context.get_engine().get_component = {"lag": Lag()}.get
+    return site
+
+
+def test_declared_fields_of_a_method_pass_and_no_others(lagging):
+    assert parse_report(meta(assert_passes(lagging.look(lagging.update())))).extras == {
+        "lag_rounds": 2,
+        "lag_loss": 0.25,
+    }
+    for name, value, said in (
+        ("lag_seconds", 1.0, "'lag_seconds', which no component of the job declares"),
+        ("lag_loss", -0.5, "lag_loss is negative"),
+        ("lag_rounds", 2.5, "lag_rounds is not a count"),
+    ):
+        result = lagging.update()
+        meta(result)[META_KEY]["extras"][name] = value
+        assert_emptied(lagging.look(result), "report", said)
+
+
+def test_a_policy_and_a_guarantee_cut_off_fields_of_a_method(lagging):
+    told = lagging.look(lagging.update(CHAINS["noisy"]))
+    assert parse_report(meta(assert_passes(told))).extras == {"lag_rounds": 2}
+    lagging.policy(scalars=["lag_loss"])
+    told = lagging.look(lagging.update())
+    assert parse_report(meta(assert_passes(told))).extras == {"lag_loss": 0.25}
+    meta(told)[META_KEY]["extras"]["lag_rounds"] = 2
+    assert_emptied(lagging.look(told), "policy", "rule scalars: the job reports lag_rounds")
 
 
 def test_the_bytes_that_the_executor_counted_pass(site):

@@ -1,12 +1,15 @@
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fedseg.data.datalist import read_datalist
 from fedseg.errors import ConfigurationError
+from fedseg.jobs.job import read_job
 from fedseg.models.model_file import read_model
 from fedseg.networks.weights import apply_difference
+from fedseg.simulation.in_process import InProcessFederation
 from fedseg.site.state import SiteState
 from fedseg.tasks.segmentation.metrics import summarise
 from fedseg.training.methods.class_weights import ClassWeights
@@ -21,7 +24,7 @@ from hooked import (
     run_rounds,
     start_of,
 )
-from tiny import make_sites
+from tiny import PLAN, make_sites
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +156,25 @@ def test_the_loss_of_the_site_counts_for_the_personal_model_too(datalist):
 def test_wrong_arguments_are_refused(arguments, named):
     with pytest.raises(ConfigurationError, match=f"{named} is "):
         Ditto(**arguments)
+
+
+def test_the_summary_of_a_run_has_what_the_method_declares(datalist):
+    """Under its own name at every site; a run whose method declares no such number has the same key without one."""
+    folder = Path(__file__).parents[3] / "jobs" / "hippocampus_fedavg"
+
+    def sites_of_a_run(with_ditto):
+        job = read_job(folder)
+        for key in ("task", "network"):
+            job.set(key, PLAN[key])
+        if with_ditto:
+            job.client["components"] = [{"id": "ditto", "path": "fedseg.training.methods.ditto.Ditto", "args": {}}]
+            job.client["executors"][0]["executor"]["args"] = {"hooks": ["ditto"]}
+        federation = InProcessFederation(job, {"a": datalist})
+        entry = federation.run_round()
+        assert federation.events == []
+        return entry["sites"]["a"]
+
+    with_ditto, without = sites_of_a_run(True), sites_of_a_run(False)
+    assert 0 <= with_ditto["personal_dice"] <= 1
+    assert without["personal_dice"] is None
+    assert set(with_ditto) == set(without)

@@ -12,12 +12,12 @@ from nvflare.apis.shareable import Shareable
 
 from fedseg.contract.plan import Plan
 from fedseg.contract.protocol import STEPS
-from fedseg.contract.report import META_KEY, SiteReport
+from fedseg.contract.report import META_KEY
 from fedseg.contract.shapes import update_shapes
 from fedseg.contract.update import DENSE, ENCRYPTED, QUANTISED, SPARSE, Update, check_dense
 from fedseg.errors import RefusalError
 from fedseg.filters.chain import is_guaranteed, update_chain
-from fedseg.filters.context import attached_context
+from fedseg.filters.context import attached_context, reported_fields
 from fedseg.messages.updates import read_update
 from fedseg.networks.weights import EXTRA
 from fedseg.privacy.mechanisms.quantise import SCALES
@@ -51,12 +51,13 @@ def check_update(
             looks like (reasons ``guard``, ``privacy``, ``report``).
     """
     policy = profile.policy or OPEN
-    update = read_update(result)
+    declared = reported_fields(fl_ctx)
+    update = read_update(result, declared)
     meta = from_shareable(result).meta
     steps = meta.get(MetaKey.NUM_STEPS_CURRENT_ROUND, update.report.num_steps)
     if not set(meta) <= _META or steps != update.report.num_steps:
         raise _unknown("has meta that fedseg does not set")
-    if extra := sorted(told(update.report) - policy.report_fields(guaranteed)):
+    if extra := sorted(update.report.told() - policy.report_fields(guaranteed, declared)):
         raise broken("scalars", f"reports {', '.join(extra)}", "does not tell them")
     check_epsilon(policy, update.report.epsilon, plan.dataset)
     if not update.arrays:
@@ -71,12 +72,6 @@ def check_update(
         raise RefusalError("privacy", "The update's noise follows from a seed, so it protects nobody at this site.")
     fraction = sent_fraction(update, update_shapes(plan))
     check_protection(policy, update.steps, fraction, is_guaranteed(chain), plan.dataset)
-
-
-def told(report: SiteReport) -> set[str]:
-    """Names of the fields of a report that tell something."""
-    empty = SiteReport(0, 0, None, None)
-    return {name for name, value in vars(report).items() if value != getattr(empty, name)}
 
 
 def sent_fraction(update: Update, shapes: Shapes) -> float:

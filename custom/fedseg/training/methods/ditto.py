@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
+from fedseg.contract.report import ReportField
 from fedseg.errors import ConfigurationError
 from fedseg.models.model_file import write_model
 from fedseg.networks.weights import Arrays
@@ -30,6 +32,10 @@ class Ditto(TrainingHook):
 
     v uses the loss of the site's training, class weights included, but no other hook. Each round takes twice the time.
     """
+
+    reports: ClassVar[Mapping[str, ReportField]] = {
+        "personal_dice": ReportField("mean Dice of the site's personal model", 0, 1)
+    }
 
     def __init__(self, lam: float = 0.1, epochs: int | None = None) -> None:
         """Choose how personal.

@@ -14,7 +14,7 @@ from fedseg.aggregators.server_optimizers import ServerOptimizer
 from fedseg.aggregators.shared_state import SharedState
 from fedseg.contract.plan import Plan
 from fedseg.contract.protocol import STEPS
-from fedseg.contract.report import SiteReport, parse_report
+from fedseg.contract.report import ReportField, SiteReport, parse_report
 from fedseg.contract.update import Step, parse_steps
 from fedseg.errors import RefusalError
 from fedseg.models.model_file import initial_weights
@@ -31,6 +31,7 @@ class GlobalModel:
     Attributes:
         weights: parameters and buffers of the global model.
         reports: what the sites whose updates were taken in this round reported.
+        report_fields: what the job's components declare to report beside the fixed fields.
         steps: what the filters of these sites did to their updates, see ``privacy.update``.
     """
 
@@ -44,6 +45,7 @@ class GlobalModel:
         self.weights: Arrays = {}
         self.reports: dict[str, SiteReport] = {}
         self.steps: dict[str, tuple[Step, ...]] = {}
+        self.report_fields: Mapping[str, ReportField] = {}
 
     def open(self, plan: Plan, initial: Path | None = None) -> None:
         """Start from the plan's seeded network, or from a model that the job brings.

@@ -44,7 +44,8 @@ def describe_round(
                 "val_loss": report.val_loss,
                 "val_loss_after": report.val_loss_after,
                 "val_dice_after": report.val_dice_after,
-                "personal_dice": report.personal_dice,
+                "personal_dice": None,  # always there, also where no method declares it
+                **report.extras,
                 "epsilon": report.epsilon,
                 "bytes_up": traffic.get(site, (0, 0))[0],
                 "bytes_down": traffic.get(site, (0, 0))[1],

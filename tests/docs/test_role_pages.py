@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from nvflare.apis.fl_constant import AdminCommandNames
+from nvflare.apis.job_def import job_from_meta
 from nvflare.app_common.job_schedulers.job_scheduler import DefaultJobScheduler
 from nvflare.fuel.f3.sfm import conn_manager, heartbeat_monitor
 from nvflare.fuel.hci.client.cli import AdminClient
@@ -88,7 +89,7 @@ def test_the_limits_at_midnight_have_the_workflows_defaults():
     }
     (clients,) = [row[2] for row in rows(COORDINATOR) if row[0].startswith("`min_clients`")]
     metas = [json.loads((ROOT / "jobs" / name / "meta.json").read_text("utf-8")) for name in JOBS]
-    plain = [meta["min_clients"] for name, meta in zip(JOBS, metas, strict=True) if "_he" not in name]
+    plain = [job_from_meta(meta).min_sites for name, meta in zip(JOBS, metas, strict=True) if "_he" not in name]
     assert {clients} == set(map(str, plain))
 
 

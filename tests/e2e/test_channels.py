@@ -63,7 +63,9 @@ def run(folder, job_name, sites, policies, change, allowed=(LOGS,)):
             job.set(key, PLAN[key])
         job.set("workflow.num_rounds", 2)
         job.check()
-        job.server["components"].append({"id": "tap", "path": TAP, "args": {"file": str(folder / "wire.jsonl")}})
+        job.server.setdefault("components", []).append(
+            {"id": "tap", "path": TAP, "args": {"file": str(folder / "wire.jsonl")}}
+        )
         job.server["workflows"].append({"id": "ask", "path": ASK, "args": {}})
         change(job)
         simulation.prepare_output(folder / "run", False)
@@ -75,13 +77,13 @@ def run(folder, job_name, sites, policies, change, allowed=(LOGS,)):
 def ask_for_log_events(job):
     """The job asks FLARE to send what it logs, too."""
     arguments = {"events_to_convert": ["_error_log_available"]}
-    job.client["components"].append({"id": "converter", "path": CONVERTER, "args": arguments})
+    job.client.setdefault("components", []).append({"id": "converter", "path": CONVERTER, "args": arguments})
 
 
 def add_noise_and_log_streaming(job):
     ask_for_log_events(job)
     job.client["task_result_filters"] = [{"tasks": ["train"], "direction": "out", "filters": [NOISE]}]
-    job.client["components"].append({"id": "logs", "path": LOGS, "args": {}})
+    job.client.setdefault("components", []).append({"id": "logs", "path": LOGS, "args": {}})
 
 
 @pytest.fixture(scope="module")

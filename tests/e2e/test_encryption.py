@@ -56,7 +56,7 @@ def runs(tmp_path_factory):
             plan = job.check()
             job.declaration.setdefault("method", plan.method)
             out = folder / name
-            job.server["components"].append(
+            job.server.setdefault("components", []).append(
                 {"id": "ear", "path": classes[1], "args": {"file": str(folder / f"{name}.ear")}}
             )
             if name == "exact":

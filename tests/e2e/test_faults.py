@@ -41,8 +41,8 @@ def run(tmp_path_factory):
             job.set(f"workflow.{key}", value)
         plan = job.check()
         faults = {"gamma": {"slow": PREPARE_TIMEOUT + 1}, "beta": {"error": 3}, "delta": {"hang": 4}}
-        job.client["components"].append({"id": "bad", "path": classes[0], "args": {"sites": faults}})
-        job.client["executors"][0]["executor"]["args"]["hooks"] = ["bad"]
+        job.client.setdefault("components", []).append({"id": "bad", "path": classes[0], "args": {"sites": faults}})
+        job.client["executors"][0]["executor"]["args"] = {"hooks": ["bad"]}
         broken = {"beta": {"1": "nan", "2": "shape"}}
         job.client["task_result_filters"] = [
             {"tasks": ["train"], "filters": [{"path": classes[1], "args": {"sites": broken}}]}

@@ -26,7 +26,9 @@ def hostile_job(folder, trace):
     """A job that names a function of fedseg as if it were a component: built, it would write phantoms."""
     job = tiny_job("hippocampus_fedpidavg", folder, 1)
     arguments = ["phantom", "brats", "--sites", "1", "--cases", "3", "--out", str(trace)]
-    job.client["components"].append({"id": "x", "path": "fedseg.cli.main", "args": {"arguments": arguments}})
+    job.client.setdefault("components", []).append(
+        {"id": "x", "path": "fedseg.cli.main", "args": {"arguments": arguments}}
+    )
     return job
 
 

@@ -31,7 +31,6 @@ from fedseg.data.phantoms.phantoms import make_phantoms
 from fedseg.data.site_folders import find_sites
 from fedseg.deployment.kits.project_file import read_project
 from fedseg.deployment.local.federation import LocalFederation, running
-from fedseg.deployment.local.processes import living_processes
 from fedseg.jobs.job import Job, read_job
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,7 +76,7 @@ class Watch(threading.Thread):
         while not self._ended.wait(0.5):
             finished = [int(path.stem.removeprefix("checkpoint-")) for path in self.checkpoints.glob("*/checkpoint-*")]
             number = max(finished, default=-1) + 1
-            for process in living_processes(self.local.federation.kits, list(parents)):
+            for process in self.local.processes():
                 try:
                     names = [folders[word] for word in process.cmdline() if word in folders]
                     memory = process.memory_info().rss / 1e6

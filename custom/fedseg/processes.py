@@ -1,14 +1,16 @@
-"""Child processes: their memory while they run, and an end for every one of them."""
+"""Processes of this machine: which run FLARE's programs, their memory while they run, and an end for every one."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import psutil
 
+FLARE_PROGRAMS = "nvflare.private.fed.app."
 _NAME_FLAGS = ("--client",)
 
 
@@ -49,6 +51,31 @@ def _name(command: list[str]) -> str:
         if flag in command[:-1]:
             return command[command.index(flag) + 1]
     return "server"
+
+
+def living_commands() -> Iterator[tuple[psutil.Process, list[str]]]:
+    """Every process of this machine that lives and that this user may look at, with its command line."""
+    for process in psutil.process_iter():
+        try:
+            if process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            command = process.cmdline()
+        except (psutil.Error, OSError):
+            continue
+        yield process, command
+
+
+def flare_program(command: Sequence[str], kit: Path) -> str | None:
+    """The program of FLARE that a command line runs from a kit; None for every other command.
+
+    >>> command = ["python3", "-m", "nvflare.private.fed.app.client.client_train", "-m", "/kits/a"]
+    >>> flare_program(command, Path("/kits/a"))
+    'nvflare.private.fed.app.client.client_train'
+    """
+    program = next((word for word in command if word.startswith(FLARE_PROGRAMS)), None)
+    if program is None or not any(word.startswith(os.sep) and Path(word).resolve() == kit for word in command):
+        return None
+    return program
 
 
 def process_tree(pid: int) -> list[psutil.Process]:

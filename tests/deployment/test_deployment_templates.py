@@ -29,16 +29,17 @@ from nvflare.private.fed.utils.app_authz import AppAuthzService
 
 from fedseg.cli import main
 from fedseg.deployment.coordination.session import FINISHED, FederationError, connect
-from fedseg.deployment.kits.equipping import place_server, place_state
-from fedseg.deployment.kits.foreign_kits import equip, role_of_kit
+from fedseg.deployment.kits.container_runtime import runtime_of
+from fedseg.deployment.kits.equip import equip, role_of_kit
 from fedseg.deployment.kits.installed_kit import read_kit
-from fedseg.deployment.kits.prepared_kit import runtime_of
 from fedseg.deployment.kits.project_file import on_this_machine, read_project
 from fedseg.deployment.kits.provisioning import provision
+from fedseg.deployment.kits.storage_folders import place_server, place_state
 from fedseg.deployment.kits.wheel import build_wheel
-from fedseg.deployment.local.processes import free_port, listens, living_processes
+from fedseg.deployment.local.processes import free_port, listens
 from fedseg.deployment.operation.checks.kit import check_files
 from fedseg.deployment.operation.checks.result import CheckOptions, Colour
+from fedseg.deployment.operation.kit_processes import living_processes
 from fedseg.errors import UsageError
 from fedseg.jobs.allowed_components import site_resources
 from fedseg.jobs.job import read_job
@@ -690,9 +691,8 @@ def run_federation(seen, environment, out):
     except AssertionError as error:
         pytest.fail(f"{error}\n" + "\n".join((seen.folder / f"{name}.log").read_text("utf-8") for name in started))
     finally:
-        places = [SimpleNamespace(folder=kit) for kit in seen.kits.values()]
         for _ in range(3):
-            end_processes(living_processes(places, [process.pid for process in started.values()]), 5.0)
+            end_processes(living_processes(seen.kits.values(), [process.pid for process in started.values()]), 5.0)
 
 
 def test_the_images_user_installs_the_wheel_and_runs_the_command(image):

@@ -18,9 +18,10 @@ from nvflare.fuel.hci.client.cli import AdminClient
 from nvflare.lighter.impl.cert import DEFAULT_CERT_VALID_DAYS
 
 from fedseg.deployment.coordination.session import Coordinator
-from fedseg.deployment.kits.equipping import HEART_BEAT_TIMEOUT, SERVER_STORAGE
 from fedseg.deployment.kits.installed_kit import START_SCRIPT, STARTUP
+from fedseg.deployment.kits.policy_files import HEART_BEAT_TIMEOUT
 from fedseg.deployment.kits.project_file import read_project
+from fedseg.deployment.kits.storage_folders import SERVER_STORAGE
 from fedseg.deployment.operation.start_stop import LOG_FILE
 from fedseg.errors import RefusalError
 from fedseg.filters.chain import is_guaranteed

@@ -1,10 +1,12 @@
 """What the tests share that kill, stop and cut the processes of a real federation."""
 
+import contextlib
 import json
 import time
 from contextlib import contextmanager
 
 import numpy as np
+import psutil
 from federation_parts import COORDINATOR, POLICY, SITES, TEMPLATE, tiny_job
 from safetensors.numpy import load_file
 
@@ -12,12 +14,16 @@ from fedseg.data.datalist import read_datalist
 from fedseg.deployment.coordination.fetched_run import fetch_into
 from fedseg.deployment.kits.project_file import HOST, read_project
 from fedseg.deployment.local.federation import running
-from fedseg.deployment.local.processes import job_processes, living_processes
+from fedseg.deployment.local.folder import LOGS
+from fedseg.deployment.local.processes import launch
+from fedseg.deployment.operation.kit_processes import living_processes
+from fedseg.processes import FLARE_PROGRAMS
 from fedseg.simulation.in_process import InProcessFederation
 from tiny import PLAN, make_sites
 
 SERVER = HOST
 SECONDS = 300
+JOB_PROGRAMS = {f"{FLARE_PROGRAMS}client.worker_process", f"{FLARE_PROGRAMS}server.runner_process"}
 
 
 class Faults:
@@ -69,8 +75,20 @@ class Faults:
     def processes(self, name):
         """All processes of a participant, FLARE's own first."""
         participant = self.local.participant(name)
-        found = living_processes([participant.kit], [participant.process.pid])
+        found = living_processes([participant.kit.folder], [participant.process.pid])
         return sorted(found, key=lambda process: process.pid != participant.process.pid)
+
+    def kill(self, name):
+        """End all processes of a participant at once, as a loss of power would."""
+        for process in self.processes(name):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        self.local.participant(name).process.wait()
+
+    def restart(self, name):
+        """Start a participant again whose processes were killed."""
+        position = self.local.participants.index(self.local.participant(name))
+        self.local.participants[position] = launch(self.kits[name], self.local.folder / LOGS)
 
     def fetch(self, coordinator, job_id):
         """The summary of an ended job, and the folder of its run."""
@@ -88,6 +106,17 @@ class Faults:
 
         wait_until(found, 60, lambda: f"{name} has no process of {job_id}\n{self.local.tails()}")
         return found()[0]
+
+
+def job_processes(kit, job_id):
+    """The living processes of a job that run from a kit."""
+    found = []
+    for process in living_processes([kit.folder]):
+        with contextlib.suppress(psutil.Error):
+            command = process.cmdline()
+            if JOB_PROGRAMS & set(command) and job_id in command:
+                found.append(process)
+    return found
 
 
 def wait_until(condition, seconds, why):

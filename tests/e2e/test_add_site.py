@@ -16,9 +16,9 @@ from federation_parts import COORDINATOR, POLICY, ROOT, TEMPLATE, tiny_job
 
 from fedseg.data.datalist import read_datalist, write_datalist
 from fedseg.deployment.kits.certificates import read_certificate
-from fedseg.deployment.kits.federation_kits import sha256_of
 from fedseg.deployment.kits.installed_kit import read_kit
 from fedseg.deployment.kits.project_file import PROJECT_FILE, on_this_machine, read_project
+from fedseg.deployment.kits.provisioned_kits import sha256_of
 from fedseg.deployment.local.federation import running
 from fedseg.deployment.local.processes import listens
 from fedseg.deployment.operation.kit_processes import find_processes

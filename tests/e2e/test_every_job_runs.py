@@ -12,8 +12,8 @@ from federation_parts import COORDINATOR, POLICY, ROOT, fedseg
 
 from fedseg.data.datalist import FILE_NAME
 from fedseg.data.phantoms.phantoms import make_phantoms
-from fedseg.deployment.kits.equipping import place_state
 from fedseg.deployment.kits.project_file import HOST, read_project
+from fedseg.deployment.kits.storage_folders import place_state
 from fedseg.deployment.local.federation import STATE, running
 from fedseg.jobs.job import read_job
 from fedseg.models.model_file import read_model

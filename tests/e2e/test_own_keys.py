@@ -20,9 +20,11 @@ from federation_parts import ROOT, fedseg, tiny_job
 
 from fedseg.deployment.coordination.session import FederationError, connect
 from fedseg.deployment.kits.certificates import read_certificate
-from fedseg.deployment.kits.equipping import place_state
-from fedseg.deployment.kits.federation_kits import Kit, certificate_file
-from fedseg.deployment.local.processes import free_port, launch, listens, living_processes
+from fedseg.deployment.kits.installed_kit import certificate_file
+from fedseg.deployment.kits.provisioned_kits import Kit
+from fedseg.deployment.kits.storage_folders import place_state
+from fedseg.deployment.local.processes import free_port, launch, listens
+from fedseg.deployment.operation.kit_processes import living_processes
 from fedseg.files.documents import read_json
 from fedseg.jobs.allowed_components import site_resources
 from fedseg.processes import end_processes
@@ -102,7 +104,7 @@ def holders(folder, key):
 def as_kit(folder, party, kits=KITS):
     path = folder / party / kits / NAMES[party]
     role = {"Server": "server", "Site": "client", "Person": "lead"}[party]
-    return Kit(NAMES[party], role, path, path, "", read_certificate(certificate_file(path)))
+    return Kit(NAMES[party], role, path, path, "", read_certificate(certificate_file(path, role)))
 
 
 def wait_for(what, happens):
@@ -135,7 +137,7 @@ def running(folder, kits, port):
 def end_all(kits, started):
     """End every process of some kits."""
     for _ in range(5):
-        end_processes(living_processes(kits, [each.process.pid for each in started]), 5.0)
+        end_processes(living_processes([kit.folder for kit in kits], [each.process.pid for each in started]), 5.0)
         for each in started:
             each.process.poll()
 
@@ -186,7 +188,7 @@ def seen(tmp_path_factory):
             log = folder / "logs" / "hospital-a.log"
             wait_for("the renewed kit registers", lambda: log.read_text("utf-8").count(REGISTERED) == 2)
             seen.renewed = coordinator.sites()
-    seen.left = living_processes(kits.values(), [])
+    seen.left = living_processes([kit.folder for kit in kits.values()])
     return seen
 
 

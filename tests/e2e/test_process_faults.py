@@ -34,8 +34,8 @@ def faults_at_sites(faults, coordinator, seen):
     finish(KILLED)
 
     faults.wait_for_training("alpha", job_id, RESTARTED)
-    faults.local.kill("alpha")
-    faults.local.restart("alpha")
+    faults.kill("alpha")
+    faults.restart("alpha")
     finish(RESTARTED)
 
     faults.wait_for_training("gamma", job_id, STOPPED)
@@ -66,8 +66,8 @@ def two_jobs_at_once(faults, coordinator, seen):
 def server_dies(faults, seen):
     """Kill the server and its jobs in the middle of a round, and start it again."""
     seen.before = {job_id: [e["round"] for e in faults.events(job_id, "round_done")] for job_id in seen.ids}
-    faults.local.kill(SERVER)
-    faults.local.restart(SERVER)
+    faults.kill(SERVER)
+    faults.restart(SERVER)
 
 
 def resume_both(faults, coordinator, seen):

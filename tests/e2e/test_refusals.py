@@ -21,11 +21,12 @@ import pytest
 from federation_parts import COORDINATOR, POLICY, TEMPLATE, fedseg, shakes_hands, tiny_job
 
 import fedseg as package
-from fedseg.deployment.kits.equipping import RESOURCES_FILE
+from fedseg.deployment.kits.installed_kit import RESOURCES_FILE
 from fedseg.deployment.kits.project_file import HOST, on_this_machine, read_project
 from fedseg.deployment.kits.provisioning import provision
 from fedseg.deployment.local.federation import STATE, running
-from fedseg.deployment.local.processes import free_port, launch, living_processes
+from fedseg.deployment.local.processes import free_port, launch
+from fedseg.deployment.operation.kit_processes import living_processes
 from fedseg.jobs.job import read_job
 from fedseg.jobs.packaging import package_job
 from fedseg.processes import end_processes
@@ -161,7 +162,7 @@ def happened(progress, **what):
 def fill_and_empty_the_disk(local, disk, job_id, progress):
     """gamma's disk is full from its second finished round on, until the server has noted it. Gives its states then."""
     until(lambda: happened(progress, event="update", site="gamma", round=1), "gamma's second round")
-    disk.fill([p for p in living_processes([local.participant("gamma").kit], []) if job_id in p.cmdline()])
+    disk.fill([p for p in living_processes([local.participant("gamma").kit.folder]) if job_id in p.cmdline()])
     until(lambda: happened(progress, event="site", site="gamma"), "a note of gamma's disk")
     kept = {path.name: path.read_bytes() for path in disk.folder.glob("*/round-*.pt")}
     disk.free()
@@ -216,7 +217,7 @@ def seen(tmp_path_factory):
             except Exception as error:
                 pytest.fail(f"{type(error).__name__}: {error}\n{local.tails()}")
             finally:
-                end_processes(living_processes([foreign], [each.process.pid for each in strangers]))
+                end_processes(living_processes([foreign.folder], [each.process.pid for each in strangers]))
     finally:
         # Read first: with its own file system the state goes away.
         seen.states = {path.name: path.read_bytes() for path in (out / STATE / "gamma").glob("*/round-*.pt")}
@@ -386,7 +387,8 @@ def started(tmp_path_factory):
         until(lambda: f"localhost:{port}" in log.read_text("utf-8"), "the whole kit's look for its server")
         found["nothing"] = participants["nothing"].process.poll(), log.read_text("utf-8")
     finally:
-        end_processes(living_processes(changed.values(), [each.process.pid for each in participants.values()]))
+        leaders = [each.process.pid for each in participants.values()]
+        end_processes(living_processes([kit.folder for kit in changed.values()], leaders))
     return found
 
 
@@ -414,6 +416,6 @@ def test_a_site_is_not_started_from_a_kit_with_a_changed_file(tmp_path, name):
     try:
         assert refused.code == 1
         assert f"changed since the kit was made: {name}" in refused.err
-        assert living_processes([alpha], []) == []
+        assert living_processes([alpha.folder]) == []
     finally:
-        end_processes(living_processes([alpha], []))
+        end_processes(living_processes([alpha.folder]))

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.console import err
-from fedseg.deployment.kits.equipping import SERVER_STORAGE
-from fedseg.deployment.kits.foreign_kits import BEFORE, equip
+from fedseg.deployment.kits.equip import BEFORE, equip
 from fedseg.deployment.kits.project_file import SITE
+from fedseg.deployment.kits.storage_folders import SERVER_STORAGE
 from fedseg.site.profile import read_state_folder
 
 

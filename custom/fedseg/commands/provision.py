@@ -11,11 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedseg.console import err, out
+from fedseg.deployment.kits.add_or_renew import add_site, entry_of, renew_kit
+from fedseg.deployment.kits.authority import AUTHORITY
 from fedseg.deployment.kits.certificates import Certificate
-from fedseg.deployment.kits.changed_kits import add_site, entry_of, renew_kit
-from fedseg.deployment.kits.federation_kits import ARCHIVES, ROOT_CERTIFICATE, Federation
+from fedseg.deployment.kits.installed_kit import ROOT_CERTIFICATE
 from fedseg.deployment.kits.project_file import PROJECT_FILE, read_project
-from fedseg.deployment.kits.provisioning import AUTHORITY, provision
+from fedseg.deployment.kits.provisioned_kits import ARCHIVES, Federation
+from fedseg.deployment.kits.provisioning import provision
 
 _FOR = {"server": "who runs the server", "client": "site", "project_admin": "coordinator", "org_admin": "site admin"}
 

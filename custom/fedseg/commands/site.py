@@ -13,8 +13,8 @@ from rich.text import Text
 
 from fedseg.commands.arguments import task_from_argument
 from fedseg.console import err, out
+from fedseg.deployment.kits.container_runtime import runtime_of
 from fedseg.deployment.kits.installed_kit import InstalledKit, read_kit
-from fedseg.deployment.kits.prepared_kit import runtime_of
 from fedseg.deployment.operation.checks.page import CheckPage, check_site
 from fedseg.deployment.operation.checks.result import CheckOptions, Colour
 from fedseg.deployment.operation.start_stop import LOG_FILE, refuse_to_start, start, stop

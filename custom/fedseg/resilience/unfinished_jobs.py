@@ -15,9 +15,11 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.job_launcher_spec import JobProcessArgs
 from nvflare.apis.workspace import Workspace
 
+from fedseg.processes import FLARE_PROGRAMS, flare_program, living_commands
+
 logger = logging.getLogger(__name__)
 NOTE = "unfinished.json"
-_PROGRAM = "nvflare.private.fed.app.client.worker_process"
+_PROGRAM = f"{FLARE_PROGRAMS}client.worker_process"
 # By these the server's process of the job knows a site; a client that starts anew gets others.
 _KEPT = (JobProcessArgs.AUTH_TOKEN, JobProcessArgs.TOKEN_SIGNATURE, JobProcessArgs.SSID)
 
@@ -93,8 +95,8 @@ def _start(engine: Any, job_id: str, meta: dict[str, Any]) -> None:
 
 def _end_orphans(job_id: str, kit: str) -> None:
     """End what the dead client has left of a job: two processes of one job would write to the same state."""
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if {_PROGRAM, job_id, kit} <= set(process.cmdline()):
+    for process, command in living_commands():
+        if job_id in command and flare_program(command, Path(kit).resolve()) == _PROGRAM:
+            with contextlib.suppress(psutil.Error):
                 process.kill()
                 process.wait(10)

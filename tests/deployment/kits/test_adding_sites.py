@@ -10,12 +10,13 @@ import pytest
 from cryptography import x509
 
 from fedseg.cli import main
-from fedseg.deployment.kits import single_kit as single_kits
-from fedseg.deployment.kits.changed_kits import add_site, entry_of
-from fedseg.deployment.kits.federation_kits import sha256_of
+from fedseg.deployment.kits import add_or_renew
+from fedseg.deployment.kits.add_or_renew import add_site, entry_of
+from fedseg.deployment.kits.authority import authority_of
 from fedseg.deployment.kits.manifest import changed_files, read_manifest
 from fedseg.deployment.kits.project_file import read_project
-from fedseg.deployment.kits.provisioning import ProvisioningError, authority_of, provision
+from fedseg.deployment.kits.provisioned_kits import sha256_of
+from fedseg.deployment.kits.provisioning import ProvisioningError, provision
 from fedseg.errors import ConfigurationError, UsageError
 from fedseg.version import __version__
 
@@ -107,7 +108,7 @@ def test_archive_and_sums_are_complete_and_private(federation):
 
 def test_one_site_after_the_other_can_be_added_and_a_failed_attempt_repeated(federation, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(single_kits, "_note_sum", lambda out, name: 1 / 0)
+        patch.setattr(add_or_renew, "_note_sum", lambda out, name: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             add_site(project(), "hospital-d", POLICY, federation)
     assert "hospital-d" in authority_of(federation / "authority").names
@@ -202,7 +203,7 @@ def test_a_name_whose_kit_was_deleted_gets_a_new_key(federation):
 def test_a_kit_has_the_wheel_of_the_version_that_wrote_its_lists(federation, monkeypatch):
     """A coordinator who has upgraded would else send lists of the new version with the wheel of the old one."""
     before = files(federation)
-    monkeypatch.setattr(single_kits, "__version__", "99.0")
+    monkeypatch.setattr(add_or_renew, "__version__", "99.0")
     with pytest.raises(UsageError, match=rf"is fedseg {__version__}, and this is fedseg 99\.0.*by --wheel"):
         add_site(project(), "hospital-d", POLICY, federation)
     assert files(federation) == before

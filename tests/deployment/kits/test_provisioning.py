@@ -18,9 +18,9 @@ from nvflare.lighter.utils import load_yaml
 import fedseg
 from fedseg.cli import main
 from fedseg.deployment.kits.certificates import read_certificate
-from fedseg.deployment.kits.federation_kits import sha256_of
 from fedseg.deployment.kits.manifest import MANIFEST_FILE
 from fedseg.deployment.kits.project_file import check_project, on_this_machine, read_project
+from fedseg.deployment.kits.provisioned_kits import sha256_of
 from fedseg.deployment.kits.provisioning import ProvisioningError, provision
 from fedseg.deployment.kits.wheel import build_wheel
 from fedseg.errors import ConfigurationError, DataError, UsageError

@@ -13,11 +13,12 @@ import yaml
 from cryptography import x509
 
 from fedseg.cli import main
-from fedseg.deployment.kits.changed_kits import renew_kit
-from fedseg.deployment.kits.federation_kits import sha256_of
+from fedseg.deployment.kits.add_or_renew import renew_kit
+from fedseg.deployment.kits.authority import authority_of
 from fedseg.deployment.kits.manifest import changed_files, read_manifest
 from fedseg.deployment.kits.project_file import read_project
-from fedseg.deployment.kits.provisioning import authority_of, provision
+from fedseg.deployment.kits.provisioned_kits import sha256_of
+from fedseg.deployment.kits.provisioning import provision
 from fedseg.errors import UsageError
 
 TEMPLATES = Path(__file__).parents[3] / "workspace_templates"

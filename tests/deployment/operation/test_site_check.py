@@ -24,11 +24,12 @@ from nvflare.lighter.utils import Identity, generate_cert, generate_keys, serial
 
 from fedseg.cli import main
 from fedseg.commands import site
-from fedseg.deployment.kits.equipping import place_server
+from fedseg.deployment.kits.authority import authority_of
 from fedseg.deployment.kits.installed_kit import read_kit
 from fedseg.deployment.kits.manifest import read_manifest
 from fedseg.deployment.kits.project_file import on_this_machine, read_project
-from fedseg.deployment.kits.provisioning import authority_of, provision
+from fedseg.deployment.kits.provisioning import provision
+from fedseg.deployment.kits.storage_folders import place_server
 from fedseg.deployment.local.processes import free_port
 from fedseg.deployment.operation.checks import connection as site_checks_connection
 from fedseg.deployment.operation.checks import flare as site_checks_flare

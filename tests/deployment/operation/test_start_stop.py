@@ -19,7 +19,7 @@ from fedseg.deployment.kits.installed_kit import read_kit
 from fedseg.deployment.kits.project_file import on_this_machine, read_project
 from fedseg.deployment.kits.provisioning import provision
 from fedseg.deployment.local.processes import free_port
-from fedseg.deployment.operation import start_stop as site_process
+from fedseg.deployment.operation import start_stop
 from fedseg.deployment.operation.checks import result as site_check_result
 from fedseg.deployment.operation.checks.page import CheckPage
 from fedseg.deployment.operation.kit_processes import find_processes
@@ -65,7 +65,7 @@ def kit(kits, tmp_path, monkeypatch):
     (folder / "program.py").write_text(PROGRAM)
     (folder / "python3").write_text(FAKE_PYTHON.format(real=PYTHON, program=folder / "program.py"))
     (folder / "python3").chmod(0o755)
-    monkeypatch.setattr(site_process.sys, "executable", str(folder / "python"))
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
     found = read_kit(tmp_path / "kit" / "alpha")
     yield found
     monkeypatch.undo()
@@ -219,7 +219,7 @@ def test_what_cannot_be_ended_is_named(kit, monkeypatch):
     try:
         wait_for(lambda: find_processes(kit).main is not None)
         with monkeypatch.context() as patch:
-            patch.setattr(site_process, "_end", lambda process, patience: "terminated")
+            patch.setattr(start_stop, "_end", lambda process, patience: "terminated")
             with pytest.raises(ProcessError, match=rf"could not be ended: {process.pid}"):
                 stop(kit)
     finally:

@@ -1,4 +1,4 @@
-"""A kit as it lies at a participant: whose it is, and which server it belongs to."""
+"""What a kit on disk is: whose, of which server, and where its files lie."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedseg.deployment.kits.federation_kits import ROOT_CERTIFICATE
 from fedseg.deployment.kits.project_file import SERVER, SITE
 from fedseg.errors import DataError, UsageError
 
 STARTUP, LOCAL = "startup", "local"
-START_SCRIPT = "sub_start.sh"
-_CONFIGURATIONS = {SITE: "fed_client.json", SERVER: "fed_server.json"}
+START_SCRIPT, ROOT_CERTIFICATE, RESOURCES_FILE = "sub_start.sh", "rootCA.pem", "resources.json"
+CONFIGURATIONS = {SERVER: "fed_server.json", SITE: "fed_client.json"}
+"""FLARE's description of a participant, in ``startup``, by role."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class InstalledKit:
     @property
     def certificate(self) -> Path:
         """File with the participant's own certificate."""
-        return self.folder / STARTUP / ("client.crt" if self.is_site else "server.crt")
+        return certificate_file(self.folder, self.role)
 
     @property
     def key(self) -> Path:
@@ -67,12 +67,23 @@ class InstalledKit:
     @property
     def configuration(self) -> Path:
         """FLARE's own description of the participant."""
-        return self.folder / STARTUP / _CONFIGURATIONS[self.role]
+        return self.folder / STARTUP / CONFIGURATIONS[self.role]
 
     @property
     def local(self) -> Path:
         """The folder whose files belong to the participant."""
         return self.folder / LOCAL
+
+
+def certificate_file(kit: Path, role: str) -> Path:
+    """The participant's own certificate in a kit: of the server, a site, or a person of any role."""
+    return kit / STARTUP / ("server.crt" if role == SERVER else "client.crt")
+
+
+def role_on_disk(kit: Path) -> str | None:
+    """``server`` or ``client``, by FLARE's description in a folder; None for a person's kit and for every other one."""
+    found = [role for role, name in CONFIGURATIONS.items() if (kit / STARTUP / name).is_file()]
+    return found[0] if len(found) == 1 else None
 
 
 def read_kit(folder: Path) -> InstalledKit:
@@ -83,11 +94,11 @@ def read_kit(folder: Path) -> InstalledKit:
         DataError: FLARE's description in it is damaged.
     """
     folder = folder.resolve()
-    role = next((r for r, name in _CONFIGURATIONS.items() if (folder / STARTUP / name).is_file()), None)
+    role = role_on_disk(folder)
     if role is None:
-        names = " or ".join(f"{STARTUP}/{name}" for name in _CONFIGURATIONS.values())
+        names = " or ".join(f"{STARTUP}/{name}" for name in sorted(CONFIGURATIONS.values()))
         raise UsageError(f"--kit {folder} is no kit of a site or of the server: it has no {names}.")
-    path = folder / STARTUP / _CONFIGURATIONS[role]
+    path = folder / STARTUP / CONFIGURATIONS[role]
     try:
         return _parse(folder, role, json.loads(path.read_text("utf-8")))
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:

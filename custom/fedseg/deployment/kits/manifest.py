@@ -13,7 +13,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from nvflare.lighter.utils import sign_content, verify_content
 
-from fedseg.deployment.kits.federation_kits import ROOT_CERTIFICATE, sha256_of
+from fedseg.deployment.kits.installed_kit import ROOT_CERTIFICATE, STARTUP
+from fedseg.deployment.kits.provisioned_kits import sha256_of
 from fedseg.errors import DataError
 from fedseg.version import __version__
 
@@ -79,7 +80,7 @@ def read_manifest(kit: Path) -> Manifest | None:
             str(content["nvflare_version"]),
             files,
         )
-        root = x509.load_pem_x509_certificate((kit / "startup" / ROOT_CERTIFICATE).read_bytes())
+        root = x509.load_pem_x509_certificate((kit / STARTUP / ROOT_CERTIFICATE).read_bytes())
         verify_content(_signed(content), signature, root.public_key())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{MANIFEST_FILE} is damaged ({type(error).__name__}).") from None

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import json
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,15 @@ from nvflare.lighter.constants import CtxKey
 from nvflare.lighter.prov_utils import prepare_builders, prepare_packager
 from nvflare.lighter.provision import prepare_project
 from nvflare.lighter.provisioner import Provisioner
-from nvflare.lighter.utils import load_private_key
 
-from fedseg.deployment.kits.equipping import check_policy_folder, equip_server, equip_site
-from fedseg.deployment.kits.federation_kits import KITS, Federation, describe_federation, pack_kits
+from fedseg.deployment.kits.authority import AUTHORITY, authority_of
 from fedseg.deployment.kits.manifest import write_manifest
-from fedseg.deployment.kits.project_file import PROJECT_FILE, SERVER, SITE, check_project, role_of
+from fedseg.deployment.kits.policy_files import check_policy_folder, write_policy
+from fedseg.deployment.kits.project_file import PROJECT_FILE, check_project, role_of
+from fedseg.deployment.kits.provisioned_kits import KITS, Federation, describe_federation, pack_kits
 from fedseg.deployment.kits.wheel import build_wheel, check_wheel
-from fedseg.errors import FedsegError, UsageError
+from fedseg.errors import FedsegError
 from fedseg.files.folders import new_folder
-
-AUTHORITY = "authority"
 
 
 class ProvisioningError(FedsegError):
@@ -60,53 +57,31 @@ def provision(
         check_wheel(wheel)
     with new_folder(out) as folder:
         run_flare(project, folder)
-        for entry in project["participants"]:
-            if entry["type"] == SITE:
-                equip_site(folder / KITS / entry["name"], policy)
-            elif entry["type"] == SERVER:
-                equip_server(folder / KITS / entry["name"], policy)
         if with_wheel:
-            given = shutil.copy2(wheel, folder) if wheel is not None else build_wheel(folder)
-            for kit in (folder / KITS).iterdir():
-                shutil.copy2(given, kit)
+            wheel = Path(shutil.copy2(wheel, folder)) if wheel is not None else build_wheel(folder)
         root_key = authority_of(folder / AUTHORITY).key
         for entry in project["participants"]:
-            write_manifest(folder / KITS / entry["name"], entry["name"], role_of(entry), root_key)
+            complete_kit(folder / KITS / entry["name"], entry, policy, wheel if with_wheel else None, root_key)
         pack_kits(folder)
     return describe_federation(project, Path(os.path.abspath(out)))
 
 
-@dataclass(frozen=True)
-class Authority:
-    """What a federation's certificates are made from.
+def complete_kit(
+    kit: Path, entry: Mapping[str, Any], policy: Path, wheel: Path | None, root_key: RSAPrivateKey
+) -> None:
+    """Add to a kit of FLARE what fedseg needs, and sign the list of all files.
 
-    Attributes:
-        file: FLARE's store of all certificates and keys.
-        root: the root certificate in PEM form.
-        key: of the root certificate.
-        names: of everybody who has a certificate.
+    Args:
+        kit: as FLARE made it.
+        entry: of the participant in the project file.
+        policy: folder with the files of a site's policy.
+        wheel: fedseg as the participant shall install it; None leaves it out.
+        root_key: of the federation's root certificate.
     """
-
-    file: Path
-    root: bytes
-    key: RSAPrivateKey
-    names: frozenset[str]
-
-
-def authority_of(folder: Path) -> Authority:
-    """Read the folder ``authority`` of a provisioned federation.
-
-    Raises:
-        UsageError: it is not there, or damaged.
-    """
-    found = sorted(folder.glob("*/state/cert.json"))
-    try:
-        (file,) = found
-        content = json.loads(file.read_text("ascii"))
-        key, root = load_private_key(content["root_pri_key"]), content["root_cert"].encode("ascii")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UsageError(f"{folder} does not hold the keys of one provisioned federation.") from None
-    return Authority(file, root, key, frozenset(content) - {"root_pri_key", "root_cert"})
+    write_policy(kit, entry["type"], policy)
+    if wheel is not None:
+        shutil.copy2(wheel, kit)
+    write_manifest(kit, entry["name"], role_of(entry), root_key)
 
 
 def run_flare(project: dict[str, Any], folder: Path) -> None:

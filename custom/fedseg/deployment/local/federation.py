@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import time
@@ -15,12 +14,13 @@ import psutil
 
 from fedseg.data.datalist import FILE_NAME
 from fedseg.deployment.coordination.session import Coordinator, FederationError, connect
-from fedseg.deployment.kits.equipping import place_server, place_state
-from fedseg.deployment.kits.federation_kits import Federation, Kit
 from fedseg.deployment.kits.project_file import COORDINATOR, SERVER, SITE, on_this_machine
+from fedseg.deployment.kits.provisioned_kits import Federation, Kit
 from fedseg.deployment.kits.provisioning import provision
+from fedseg.deployment.kits.storage_folders import place_server, place_state
 from fedseg.deployment.local.folder import LOGS, PROCESSES_FILE, PROVISIONED, STATE, STORAGE
-from fedseg.deployment.local.processes import Participant, free_port, launch, listens, living_processes
+from fedseg.deployment.local.processes import Participant, free_port, launch, listens
+from fedseg.deployment.operation.kit_processes import living_processes
 from fedseg.processes import end_processes
 
 logger = logging.getLogger(__name__)
@@ -115,25 +115,14 @@ class LocalFederation:
         """The server or the site of this name."""
         return next(each for each in self.participants if each.kit.name == name)
 
-    def kill(self, name: str) -> None:
-        """End all processes of a participant at once, as a loss of power would."""
-        participant = self.participant(name)
-        for process in living_processes([participant.kit], [participant.process.pid]):
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        participant.process.wait()
-
-    def restart(self, name: str) -> None:
-        """Start a participant again whose processes were killed."""
-        position = self.participants.index(self.participant(name))
-        self.participants[position] = self._launch(self.participants[position].kit)
-
     def _launch(self, kit: Kit) -> Participant:
         return launch(kit, self.folder / LOGS, self.wrappers.get(kit.name, []))
 
     def processes(self) -> list[psutil.Process]:
         """Every living process of this federation."""
-        return living_processes(self.federation.kits, [each.process.pid for each in self.participants])
+        return living_processes(
+            [kit.folder for kit in self.federation.kits], [each.process.pid for each in self.participants]
+        )
 
     def stop(self, patience: float = 5.0, attempts: int = 5) -> None:
         """End all processes; what does not end by itself is killed.

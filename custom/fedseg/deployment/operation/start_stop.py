@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import subprocess
-import sys
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -13,9 +10,9 @@ from pathlib import Path
 
 import psutil
 
-from fedseg.deployment.kits.installed_kit import START_SCRIPT, STARTUP, InstalledKit
-from fedseg.deployment.kits.prepared_kit import runtime_of
-from fedseg.deployment.operation.kit_processes import KitProcesses, find_processes
+from fedseg.deployment.kits.container_runtime import runtime_of
+from fedseg.deployment.kits.installed_kit import InstalledKit
+from fedseg.deployment.operation.kit_processes import KitProcesses, find_processes, run_start_script
 from fedseg.errors import FedsegError
 from fedseg.processes import end_processes, process_tree
 
@@ -77,20 +74,7 @@ def start(kit: InstalledKit, timeout: float = START_SECONDS, settle_seconds: flo
     refuse_to_start(kit)
     for name in _LEFT_BY_FLARE:
         (kit.folder / name).unlink(missing_ok=True)
-    log = kit.folder / LOG_FILE
-    # With this variable FLARE's script would run a copy of the kit in another folder.
-    environment = {name: value for name, value in os.environ.items() if name != "NVFL_WORKSPACE"}
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    with log.open("ab") as file:
-        keeper = subprocess.Popen(
-            ["bash", str(kit.folder / STARTUP / START_SCRIPT)],
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            cwd=kit.folder,
-            env={**environment, "PATH": path, "PYTHONUNBUFFERED": "1"},
-            start_new_session=True,
-        )
+    keeper = run_start_script(kit.folder, kit.folder / LOG_FILE, folder=kit.folder)
     end = time.monotonic() + timeout
     while (main := find_processes(kit).main) is None:
         if keeper.poll() is not None or time.monotonic() > end:

@@ -9,8 +9,8 @@ from pathlib import Path
 from fedseg.data.checks.datalist_check import check_datalist
 from fedseg.data.checks.findings import CheckReport
 from fedseg.data.datalist import SPLITS, Datalist, find_datalist, read_datalist
+from fedseg.deployment.kits.container_runtime import runtime_of
 from fedseg.deployment.kits.installed_kit import LOCAL, InstalledKit
-from fedseg.deployment.kits.prepared_kit import runtime_of
 from fedseg.deployment.operation.checks.result import CheckOptions, CheckResult, green, red, yellow
 from fedseg.errors import FedsegError
 from fedseg.site.profile import PROFILE_FILE, SiteProfile, read_profile, read_state_folder

@@ -8,9 +8,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from fedseg.deployment.kits.container_runtime import runtime_of
 from fedseg.deployment.kits.installed_kit import LOCAL, InstalledKit
-from fedseg.deployment.kits.prepared_kit import runtime_of
-from fedseg.deployment.kits.server_folders import read_folders
+from fedseg.deployment.kits.storage_folders import read_folders
 from fedseg.deployment.operation.checks.result import CheckOptions, CheckResult, green, nearest_folder, red, yellow
 from fedseg.deployment.operation.kit_processes import other_sites
 from fedseg.errors import FedsegError

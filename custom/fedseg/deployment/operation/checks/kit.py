@@ -18,9 +18,9 @@ from nvflare.lighter.constants import ProvFileName
 from nvflare.lighter.utils import verify_folder_signature
 
 from fedseg.deployment.kits.certificates import read_certificate
+from fedseg.deployment.kits.container_runtime import TAKEN_AWAY, Runtime, runtime_of
 from fedseg.deployment.kits.installed_kit import LOCAL, START_SCRIPT, STARTUP, InstalledKit
 from fedseg.deployment.kits.manifest import MANIFEST_FILE, changed_files, read_manifest
-from fedseg.deployment.kits.prepared_kit import TAKEN_AWAY, Runtime, runtime_of
 from fedseg.deployment.operation.checks.result import CheckOptions, CheckResult, green, listed, red, yellow
 from fedseg.errors import DataError
 

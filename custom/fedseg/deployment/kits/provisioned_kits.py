@@ -1,4 +1,4 @@
-"""The kits of a provisioned federation: what each participant gets, as a folder and as one file to send."""
+"""The kits that provisioning has written: what each participant gets, as a folder and as one file to send."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.deployment.kits.certificates import Certificate, read_certificate
+from fedseg.deployment.kits.installed_kit import ROOT_CERTIFICATE, STARTUP, certificate_file
 from fedseg.deployment.kits.project_file import role_of
 
 KITS, ARCHIVES, SUMS_FILE = "kits", "archives", "SHA256SUMS"
-ROOT_CERTIFICATE = "rootCA.pem"
 
 
 @dataclass(frozen=True)
@@ -71,17 +71,12 @@ def describe_federation(project: Mapping[str, Any], folder: Path) -> Federation:
     """
     kits = []
     for entry in project["participants"]:
-        kit, archive = folder / KITS / entry["name"], archive_of(folder, entry["name"])
-        certificate = read_certificate(certificate_file(kit))
-        kits.append(Kit(entry["name"], role_of(entry), kit, archive, sha256_of(archive), certificate))
-    root = read_certificate(kits[0].folder / "startup" / ROOT_CERTIFICATE)
+        name, role = entry["name"], role_of(entry)
+        kit, archive = folder / KITS / name, archive_of(folder, name)
+        certificate = read_certificate(certificate_file(kit, role))
+        kits.append(Kit(name, role, kit, archive, sha256_of(archive), certificate))
+    root = read_certificate(kits[0].folder / STARTUP / ROOT_CERTIFICATE)
     return Federation(str(project["name"]), folder, root, tuple(kits))
-
-
-def certificate_file(kit: Path) -> Path:
-    """The participant's own certificate in a kit."""
-    server = kit / "startup" / "server.crt"
-    return server if server.exists() else kit / "startup" / "client.crt"
 
 
 def archive_of(folder: Path, name: str) -> Path:

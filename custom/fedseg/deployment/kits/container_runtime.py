@@ -1,7 +1,7 @@
-"""A kit that ``nvflare deploy prepare`` has made ready for containers or a cluster.
+"""Whether ``nvflare deploy prepare`` has made a kit ready for Docker, Kubernetes or Slurm.
 
-It has another launcher of jobs, lacks the scripts that start FLARE on the machine itself, and its paths of data and
-state are those inside of a container.
+Such a kit has another launcher of jobs, lacks the scripts that start FLARE on the machine itself, and its paths of data
+and state are those inside of a container.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedseg.deployment.kits.installed_kit import LOCAL, RESOURCES_FILE
 from fedseg.errors import FedsegError
 from fedseg.files.documents import read_json
 
@@ -41,7 +42,7 @@ _RUNTIMES = {
 def runtime_of(kit: Path) -> Runtime | None:
     """For what a kit was prepared; None for a kit as it came, whose processes run on the machine itself."""
     try:
-        parts = read_json(kit / "local" / "resources.json.default", "FLARE's settings of a kit")["components"]
+        parts = read_json(kit / LOCAL / f"{RESOURCES_FILE}.default", "FLARE's settings of a kit")["components"]
         return next((_RUNTIMES[part["id"]] for part in parts if part.get("id") in _RUNTIMES), None)
     except (FedsegError, KeyError, TypeError, AttributeError):
         # A damaged file says nothing about that; the check of the files finds it.

@@ -48,7 +48,8 @@ class Plan:
 
     def build_network(self) -> nn.Module:
         """The network for the task's channels and outputs, with the weights that the job's seed gives."""
-        return self.network.build(len(self.task.channels), self.task.output_channels, self.seed)
+        channels, outputs = len(self.task.channels), self.task.output_channels
+        return self.network.build(channels, outputs, self.seed, self.task.patch_size)
 
     def to_dict(self) -> dict[str, Any]:
         """Complete JSON form with all defaults filled in."""

@@ -1,10 +1,11 @@
-"""Names and shapes of the arrays that a job's network has."""
+"""Names and shapes of the arrays that a job's network has, and who owns them."""
 
 from __future__ import annotations
 
 import torch
 
 from fedseg.contract.plan import Plan
+from fedseg.networks.parts.part import Ownership
 
 
 def update_shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
@@ -13,3 +14,16 @@ def update_shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
         # Names and shapes without the time and the memory of the values.
         network = plan.build_network()
     return {name: tuple(value.shape) for name, value in network.state_dict().items() if value.is_floating_point()}
+
+
+def array_owners(plan: Plan) -> dict[str, Ownership]:
+    """Who owns the arrays that not all sites share from the first round; empty for a network without parts."""
+    if not plan.network.parts:
+        return {}
+    with torch.device("meta"):
+        return plan.network.owners(plan.build_network())
+
+
+def withheld_names(plan: Plan, site: str, round_number: int) -> frozenset[str]:
+    """Names of the arrays that a site's update of a round does not hold, because of the parts of its network."""
+    return frozenset(n for n, owner in array_owners(plan).items() if not owner.sent(site, round_number))

@@ -15,6 +15,7 @@ from safetensors.numpy import save
 from torch import nn
 
 from fedseg.contract.plan import Plan
+from fedseg.contract.shapes import array_owners
 from fedseg.errors import ConfigurationError, DataError, RefusalError
 from fedseg.files.arrays import contiguous
 from fedseg.networks.registry import Network, parse_network
@@ -29,7 +30,11 @@ _FORMAT = "fedseg-model-1"
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A model as read from disk: what it segments, its network, and its weights."""
+    """A model as read from disk: what it segments, its network, its weights, and notes.
+
+    ``notes`` hold method, seed, round and plan, and under ``own_arrays`` the names of arrays that each site has for
+    itself: in a global model they are as the run began.
+    """
 
     task: Task
     network: Network
@@ -43,7 +48,7 @@ class ModelFile:
 
     def build(self) -> nn.Module:
         """The network with its weights, in evaluation mode."""
-        network = self.network.build(len(self.task.channels), self.task.output_channels, seed=0)
+        network = self.network.build(len(self.task.channels), self.task.output_channels, 0, self.task.patch_size)
         set_weights(network, self.weights)
         return network.eval()
 
@@ -64,6 +69,8 @@ def model_header(plan: Plan, round_number: int) -> dict[str, str]:
     """What a model file says of itself beside its format; see ``write_model``."""
     notes: dict[str, Any] = {"method": plan.method, "seed": plan.seed, "round": round_number, "plan": plan.digest}
     notes["overlap"] = plan.training.overlap
+    if own := sorted(name for name, owner in array_owners(plan).items() if owner.private):
+        notes["own_arrays"] = own
     return {
         "fedseg": __version__,
         "task": json.dumps(plan.task.to_dict(), sort_keys=True),

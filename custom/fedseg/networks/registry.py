@@ -13,6 +13,9 @@ from monai.networks.nets import DynUNet, SegResNet, UNet
 from torch import nn
 
 from fedseg.errors import ConfigurationError
+from fedseg.networks.layers import with_aliases
+from fedseg.networks.parts.part import Ownership, Part, Place
+from fedseg.networks.parts.registry import parse_parts
 
 NORMS = ("instance", "group")
 INSTANCE = ("instance", {"affine": True})
@@ -212,29 +215,55 @@ class Network:
     Attributes:
         name: one of ``NETWORKS``.
         arguments: the arguments, defaults filled in.
+        parts: what is added to it, by name, in this order.
     """
 
     name: str = "residual_unet"
     arguments: NetworkArguments = field(default_factory=ResidualUNet)
+    parts: tuple[tuple[str, Part], ...] = ()
 
-    def build(self, in_channels: int, out_channels: int, seed: int) -> nn.Module:
-        """The network with weights that depend on ``seed`` alone; torch's global generator is left as it was."""
+    def build(
+        self, in_channels: int, out_channels: int, seed: int, patch_size: tuple[int, int, int] = (1, 1, 1)
+    ) -> nn.Module:
+        """The network with weights that depend on ``seed`` alone; torch's global generator is left as it was.
+
+        Args:
+            in_channels: of the image.
+            out_channels: of the logits.
+            seed: of the weights; those of the network are the same with and without parts.
+            patch_size: of the images; matters to parts only.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = self.arguments.build(in_channels, out_channels)
-        return _with_group_norm(network) if self.arguments.norm == "group" else network
+            if self.arguments.norm == "group":
+                network = _with_group_norm(network)
+            for _, part in self.parts:
+                part.add(network, Place(in_channels, out_channels, patch_size))
+        return network
+
+    def owners(self, network: nn.Module) -> dict[str, Ownership]:
+        """Who owns the arrays of parts that not all sites share from the first round, under all of their names.
+
+        Args:
+            network: what ``build`` gave, on any device.
+        """
+        owners = {name: owner for _, part in self.parts for name, owner in part.owners(network).items()}
+        return {alias: owner for name, owner in owners.items() for alias in sorted(with_aliases(network, [name]))}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON form; ``parse_network`` reads it back to an equal network."""
         values = {f.name: getattr(self.arguments, f.name) for f in fields(self.arguments)}
-        return {"name": self.name, **{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}}
+        plain = {"name": self.name, **{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}}
+        parts = [{"name": name, **part.arguments()} for name, part in self.parts]
+        return {**plain, "parts": parts} if parts else plain
 
 
 def parse_network(declaration: str | Mapping[str, Any], where: str = "network") -> Network:
     """Check a network's name and arguments.
 
     Args:
-        declaration: a name, or ``{"name": ..., argument: value...}``.
+        declaration: a name, or ``{"name": ..., argument: value..., "parts": [...]}``.
         where: how the user calls this place, for messages.
 
     Raises:
@@ -244,16 +273,17 @@ def parse_network(declaration: str | Mapping[str, Any], where: str = "network") 
         raise ConfigurationError(where, declaration, "a name or an object with name and arguments")
     values = {"name": declaration} if isinstance(declaration, str) else dict(declaration)
     name = values.pop("name", "residual_unet")
+    parts = parse_parts(values.pop("parts", []), f"{where}.parts")
     if not isinstance(name, str) or name not in NETWORKS:
         raise ConfigurationError(f"{where}.name", name, f"one of {sorted(NETWORKS)}")
     known = {f.name for f in fields(NETWORKS[name])}
     for key, value in values.items():
         if key not in known:
-            raise ConfigurationError(f"{where}.{key}", value, f"absent: {name} takes {sorted(known)}")
+            raise ConfigurationError(f"{where}.{key}", value, f"absent: {name} takes {sorted({*known, 'parts'})}")
     checked: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     arguments = NETWORKS[name](**checked)
     arguments.check(where)
-    return Network(name, arguments)
+    return Network(name, arguments, parts)
 
 
 def _with_group_norm(network: nn.Module) -> nn.Module:

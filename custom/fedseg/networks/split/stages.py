@@ -66,8 +66,11 @@ def cut_stages(network: Network, cut: str, where: str = "cut") -> tuple[tuple[St
         where: how the user calls this place, for messages.
 
     Raises:
-        ConfigurationError: the network has no such cut.
+        ConfigurationError: the network has no such cut, or has parts.
     """
+    if network.parts:
+        why = "Each half would have to know which of its arrays belong to a part, and to whom."
+        raise ConfigurationError("network.parts", [n for n, _ in network.parts], "left out of one that is cut", why)
     names = cut_names(network)
     if cut not in names:
         raise ConfigurationError(where, cut, f"one of {list(names)} for {network.name}")

@@ -1,0 +1,121 @@
+"""What a part of a network is, and who owns an array."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+
+PREFIX = "parts"
+
+
+@dataclass(frozen=True)
+class Ownership:
+    """Which sites train an array of the network, from when on, and whether they send it.
+
+    A site that does not train an array keeps it as the server sent it, and does not send it back.
+
+    >>> ct = Ownership(sites=("ct-*",), from_round=2)
+    >>> ct.trained("ct-1", 2), ct.trained("ct-1", 1), ct.trained("mr-1", 2)
+    (True, False, False)
+    >>> PRIVATE.trained("ct-1", 0), PRIVATE.sent("ct-1", 0)
+    (True, False)
+
+    Attributes:
+        private: each site has an array of its own, which never leaves it.
+        sites: names of the sites that share it, with ``*`` and ``?``; all unless others are named.
+        from_round: first round in which it is trained.
+    """
+
+    private: bool = False
+    sites: tuple[str, ...] = ("*",)
+    from_round: int = 0
+
+    def trained(self, site: str, round_number: int) -> bool:
+        """Whether a site trains the array in a round."""
+        return round_number >= self.from_round and any(fnmatchcase(site, pattern) for pattern in self.sites)
+
+    def sent(self, site: str, round_number: int) -> bool:
+        """Whether the array is in a site's update of a round."""
+        return not self.private and self.trained(site, round_number)
+
+
+SHARED, PRIVATE, FIXED = Ownership(), Ownership(private=True), Ownership(sites=())
+Owners = Mapping[str, Ownership]
+"""By the names of a network's arrays; an array that is not named is shared by all sites."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a part is added to.
+
+    Attributes:
+        in_channels, out_channels: of the whole network.
+        patch_size: of the images that it sees, [X, Y, Z].
+    """
+
+    in_channels: int
+    out_channels: int
+    patch_size: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Part(ABC):
+    """A part by its checked arguments, each a field that is made by ``allowed.setting``.
+
+    >>> @dataclass(frozen=True)
+    ... class Offset(Part):
+    ...     def add(self, network, place):
+    ...         see_first(network, "offset", nn.Conv3d(place.in_channels, place.in_channels, 1))
+    ...     def owners(self, network):
+    ...         return {f"{PREFIX}.offset.bias": PRIVATE}
+    >>> network = nn.Conv3d(1, 2, 3)
+    >>> Offset().add(network, Place(1, 2, (8, 8, 8)))
+    >>> list(network.state_dict())
+    ['weight', 'bias', 'parts.offset.weight', 'parts.offset.bias']
+    """
+
+    @abstractmethod
+    def add(self, network: nn.Module, place: Place) -> None:
+        """Change a network that was just built, of which other parts may have been added before.
+
+        The names of the arrays that it had stay as they are. Fresh weights come from torch's current generator.
+        """
+
+    def owners(self, network: nn.Module) -> Owners:
+        """Of the arrays that are not shared by all sites from the first round: by name, given the whole network."""
+        return {}
+
+    def arguments(self) -> dict[str, Any]:
+        """Plain JSON form of the arguments."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def see_first(network: nn.Module, name: str, module: nn.Module) -> None:
+    """Let a module change the image before the network sees it; its arrays are named ``parts.<name>.*``.
+
+    Args:
+        network: a whole network; its class stays what it was.
+        name: of the part.
+        module: of images [B, C, X, Y, Z], to the same shape.
+    """
+    if not hasattr(network, PREFIX):
+        network.add_module(PREFIX, nn.ModuleDict())
+    network.get_submodule(PREFIX).add_module(name, module)
+    network.register_forward_pre_hook(_First(name))
+
+
+class _First:
+    """Calls the module by its name, so that a copy of the network calls the copy's."""
+
+    def __init__(self, name: str) -> None:
+        self.name = f"{PREFIX}.{name}"
+
+    def __call__(self, network: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return network.get_submodule(self.name)(inputs[0]), *inputs[1:]

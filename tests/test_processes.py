@@ -8,7 +8,7 @@ import pytest
 from fedseg.data.site_folders import find_sites
 from fedseg.errors import UsageError
 from fedseg.processes import end_processes, process_group
-from fedseg.simulation.simulator import prepare_output
+from fedseg.simulation.run_folder import prepare_output
 
 ORPHAN = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
 

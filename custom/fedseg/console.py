@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 T = TypeVar("T")
 
@@ -20,6 +21,11 @@ def out() -> Console:
 def err() -> Console:
     """Console for progress and errors (stderr)."""
     return Console(file=sys.stderr, highlight=False, soft_wrap=not sys.stderr.isatty())
+
+
+def tell(text: str, warning: bool = False) -> None:
+    """One line on stderr, as it is; a warning in yellow."""
+    err().print(Text(text, style="yellow" if warning else ""))
 
 
 def progress_bar() -> Progress:

@@ -238,21 +238,30 @@ def test_images_of_another_task_and_sites_without_cases_are_refused(folder, tmp_
 # ------------------------------------------------------------- the end of runs
 
 
-def test_a_run_whose_images_do_not_allow_a_probe_stays_as_it_is(folder, tmp_path, capsys):
+class Told(list):
+    """Keeps what it is told, and which of it is a warning."""
+
+    def __call__(self, text, warning):
+        self.append((text, warning))
+
+
+def test_a_run_whose_images_do_not_allow_a_probe_stays_as_it_is(folder, tmp_path):
     alone = make_sites(tmp_path / "alone", {"alpha": (2, 1)})
-    before = read_summary(folder)
-    assert probe_after_run(folder, alone, before) == before == read_summary(folder)
-    assert "not probed" in capsys.readouterr().err
+    before, told = read_summary(folder), Told()
+    assert probe_after_run(folder, alone, before, True, told) == before == read_summary(folder)
+    assert [warning for _, warning in told] == [False, True]
+    assert told[-1][0].startswith("not probed: ")
 
 
-def test_a_probe_that_breaks_leaves_the_run_as_it_is(folder, data, monkeypatch, capsys):
+def test_a_probe_that_breaks_leaves_the_run_as_it_is(folder, data, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("fedseg.attacks.probe.draw_reconstructions", full)
-    before = read_summary(folder)
-    assert probe_after_run(folder, data, before) is before
-    assert "not probed: OSError" in " ".join(capsys.readouterr().err.split())
+    before, told = read_summary(folder), Told()
+    assert probe_after_run(folder, data, before, True, told) is before
+    assert told[-1][1]
+    assert told[-1][0].startswith("not probed: OSError")
     assert read_summary(folder) == before
 
 
@@ -260,15 +269,15 @@ def test_what_an_earlier_probe_left_goes_where_none_is_wanted(folder):
     left = [folder / "report" / name for name in ("inversion.json", "inversion.png")]
     for path in left:
         path.write_text("of the run before it was taken up again")
-    probe_after_run(folder, None, read_summary(folder), wanted=False)
+    probe_after_run(folder, None, read_summary(folder), False, Told())
     assert not any(path.exists() for path in left)
 
 
-def test_a_run_of_ordinary_training_is_not_probed(tmp_path, capsys):
+def test_a_run_of_ordinary_training_is_not_probed(tmp_path):
     ordinary = make_run(tmp_path / "ordinary", parse_plan(PLAN))
-    summary = read_summary(ordinary)
-    assert probe_after_run(ordinary, None, summary) is summary
-    assert capsys.readouterr().err == ""
+    summary, told = read_summary(ordinary), Told()
+    assert probe_after_run(ordinary, None, summary, True, told) is summary
+    assert told == []
 
 
 @pytest.mark.parametrize(("arguments", "said"), [([], True), (["--no-probe"], False)])

@@ -20,7 +20,8 @@ from fedseg.contract.protocol import BYTES_DOWN, BYTES_UP, REASON, TEXT
 from fedseg.contract.report import META_KEY, UNPROTECTED
 from fedseg.jobs import allowed_components as component_policy
 from fedseg.jobs.job import read_job
-from fedseg.simulation import simulator as simulation
+from fedseg.simulation.run_folder import prepare_output
+from fedseg.simulation.simulator import simulate
 from tiny import PLAN, make_sites
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +57,7 @@ def run(folder, job_name, sites, policies, change, allowed=(LOGS,)):
         (folder / "data" / site / "policy.json").write_text(json.dumps(policy))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(component_policy, "FLARE_CLASSES", (*component_policy.FLARE_CLASSES, TAP, ASK, *allowed))
-        patch.setattr(simulation, "PATIENCE", 20.0)
+        patch.setattr("fedseg.simulation.simulator.PATIENCE", 20.0)
         patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
         job = read_job(ROOT / "jobs" / job_name)
         for key in ("task", "network", "training"):
@@ -68,8 +69,8 @@ def run(folder, job_name, sites, policies, change, allowed=(LOGS,)):
         )
         job.server["workflows"].append({"id": "ask", "path": ASK, "args": {}})
         change(job)
-        simulation.prepare_output(folder / "run", False)
-        simulation.simulate(job, folder / "data", folder / "run", list(sites), lambda event: None)
+        prepare_output(folder / "run", False)
+        simulate(job, folder / "data", folder / "run", list(sites), lambda event: None)
     messages = [json.loads(line) for line in (folder / "wire.jsonl").read_text("utf-8").splitlines()]
     return [m for m in messages if m["site"] in sites], (folder / "run" / "simulator.log").read_text("utf-8"), folder
 

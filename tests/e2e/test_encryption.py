@@ -17,8 +17,9 @@ from fedseg.jobs.job import read_job
 from fedseg.models.model_file import read_model
 from fedseg.privacy.encryption.context import secret_context
 from fedseg.privacy.encryption.model import EncryptedModel, first_id
-from fedseg.simulation import simulator as simulation
 from fedseg.simulation.results import build_summary
+from fedseg.simulation.run_folder import prepare_output
+from fedseg.simulation.simulator import simulate
 from fedseg.workflows.encrypted.history import EncryptedHistory
 from tiny import PLAN, make_sites
 
@@ -42,7 +43,7 @@ def runs(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         classes = ("encrypted_parts.DropOut", "encrypted_parts.Ear")
         patch.setattr(component_policy, "FLARE_CLASSES", component_policy.FLARE_CLASSES + classes)
-        patch.setattr(simulation, "PATIENCE", 5.0)
+        patch.setattr("fedseg.simulation.simulator.PATIENCE", 5.0)
         patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
         for name, source in JOBS.items():
             job = read_job(ROOT / "jobs" / source)
@@ -66,8 +67,8 @@ def runs(tmp_path_factory):
             if name == "compact":
                 # With a policy the site's guard looks at every message of the run.
                 limits.write_text(json.dumps({"require_encryption": True}))
-            simulation.prepare_output(out, False)
-            result = simulation.simulate(job, folder / "data", out, list(SITES), lambda event: None)
+            prepare_output(out, False)
+            result = simulate(job, folder / "data", out, list(SITES), lambda event: None)
             limits.unlink(missing_ok=True)
             summary = build_summary(job, result, out / "state")
             (out / "report").mkdir(exist_ok=True)

@@ -12,8 +12,9 @@ from fedseg.evaluation.summary import write_summary
 from fedseg.jobs import allowed_components as component_policy
 from fedseg.jobs.job import read_job
 from fedseg.models.model_file import read_model
-from fedseg.simulation import simulator as simulation
 from fedseg.simulation.results import build_summary
+from fedseg.simulation.run_folder import prepare_output
+from fedseg.simulation.simulator import simulate
 from tiny import PLAN, make_sites
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +33,7 @@ def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         classes = ("misbehaviour.Misbehaviour", "misbehaviour.BrokenUpdate")
         patch.setattr(component_policy, "FLARE_CLASSES", component_policy.FLARE_CLASSES + classes)
-        patch.setattr(simulation, "PATIENCE", 5.0)
+        patch.setattr("fedseg.simulation.simulator.PATIENCE", 5.0)
         patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
         job = read_job(JOB)
         for key in ("task", "network", "training"):
@@ -48,9 +49,9 @@ def run(tmp_path_factory):
             {"tasks": ["train"], "filters": [{"path": classes[1], "args": {"sites": broken}}]}
         ]
         out, events = folder / "run", []
-        simulation.prepare_output(out, False)
+        prepare_output(out, False)
         before = set(psutil.pids())
-        result = simulation.simulate(job, folder / "data", out, list(SITES), events.append)
+        result = simulate(job, folder / "data", out, list(SITES), events.append)
         left = [
             p for p in psutil.process_iter(["cmdline"]) if p.pid not in before and str(out) in str(p.info["cmdline"])
         ]

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from fedseg.jobs.job import read_job
-from fedseg.simulation import simulator as simulation
 from fedseg.simulation.results import build_summary
+from fedseg.simulation.run_folder import prepare_output
+from fedseg.simulation.simulator import simulate
 from tiny import PLAN, make_sites
 
 JOB = Path(__file__).parents[2] / "jobs" / "hippocampus_partial"
@@ -39,9 +40,9 @@ def summary(tmp_path_factory):
     job.set("workflow.num_rounds", 2)
     plan = job.check()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(simulation, "PATIENCE", 5.0)
-        simulation.prepare_output(folder / "run", False)
-        result = simulation.simulate(job, folder / "data", folder / "run", [*POLICIES, "open"], lambda event: None)
+        patch.setattr("fedseg.simulation.simulator.PATIENCE", 5.0)
+        prepare_output(folder / "run", False)
+        result = simulate(job, folder / "data", folder / "run", [*POLICIES, "open"], lambda event: None)
     job.declaration.setdefault("method", plan.method)
     return build_summary(job, result, folder / "run" / "state")
 

@@ -15,7 +15,8 @@ from fedseg.jobs import allowed_components as component_policy
 from fedseg.jobs.job import read_job
 from fedseg.networks.split.stages import cut_names
 from fedseg.provenance.reading import read_record
-from fedseg.simulation import simulator as simulation
+from fedseg.simulation.run_folder import prepare_output
+from fedseg.simulation.simulator import simulate
 from fedseg.simulation.split_in_process import CYCLIC, SPLIT, SplitInProcess
 from fedseg.training.split.halves import plan_cost
 from fedseg.training.split.message import step_bytes, turn_bytes
@@ -86,8 +87,8 @@ def simulated_with(executor, arguments, job, data, out, monkeypatch, **workflow)
     job.set("split.message", "float32")
     job.workflow.update(workflow)
     job.client["executors"][0]["executor"] = {"path": executor, "args": arguments}
-    simulation.prepare_output(out, False)
-    return simulation.simulate(job, data, out, list(SITES), lambda event: None).results
+    prepare_output(out, False)
+    return simulate(job, data, out, list(SITES), lambda event: None).results
 
 
 def summary_of(run):

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from rich.markup import escape
-
 from fedseg.attacks.inversion.attack import Attack, probe
 from fedseg.attacks.inversion.decoder import DecoderSettings
 from fedseg.attacks.inversion.patches import ProbePatch, draw_patches
-from fedseg.console import err
 from fedseg.contract.settings import parse_training
 from fedseg.contract.split_settings import parse_split
 from fedseg.data.datalist import Case, Datalist, read_datalist
@@ -40,6 +37,10 @@ RESULT = "inversion.json"
 PHANTOMS = 6  # cases of each simulated site where nothing else is said
 PUBLIC_PATCHES, VICTIM_PATCHES, PATCHES_OF_A_CASE = 24, 6, 2
 Summary = dict[str, Any]
+Progress = Callable[[Iterable[str]], Iterable[str]]
+"""Wraps the cuts, to show how far the work is."""
+Tell = Callable[[str, bool], object]
+"""Gets what happens, and whether it is a warning."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,14 @@ class ProbeOptions:
     seed: int | None = None
 
 
-def probe_run(run: Path, data: Path | None, options: ProbeOptions | None = None) -> Summary:
+def probe_run(run: Path, data: Path | None, options: ProbeOptions | None = None, progress: Progress = iter) -> Summary:
     """Probe the cuts of a run's network; writes ``inversion.json`` and the picture, and completes ``summary.json``.
 
     Args:
         run: folder of a run of split training.
         data: folder with ``<site>/datalist.json``; None for phantoms.
         options: see ``fedseg probe-split``.
+        progress: see ``Progress``.
 
     Returns:
         The summary with ``inversion``.
@@ -104,7 +106,7 @@ def probe_run(run: Path, data: Path | None, options: ProbeOptions | None = None)
     settings = DecoderSettings() if chosen.steps is None else DecoderSettings(steps=chosen.steps, passes=None)
     training = parse_training(summary["training"])
     attack = Attack(split, training, public, victims, seed, settings, choose_device("auto"))
-    inversion, views = probe(model, attack, chosen.cuts or None)
+    inversion, views = probe(model, attack, chosen.cuts or None, progress)
     found = {
         **parties.to_dict(),
         "model": file,
@@ -123,7 +125,9 @@ def probe_run(run: Path, data: Path | None, options: ProbeOptions | None = None)
     return summary
 
 
-def probe_after_run(run: Path, data: Path | None, summary: Summary, wanted: bool = True) -> Summary:
+def probe_after_run(
+    run: Path, data: Path | None, summary: Summary, wanted: bool, tell: Tell, progress: Progress = iter
+) -> Summary:
     """Probe at the end of a run of split training; whatever comes in between, the run stays as it is.
 
     Args:
@@ -131,6 +135,8 @@ def probe_after_run(run: Path, data: Path | None, summary: Summary, wanted: bool
         data: see ``probe_run``.
         summary: of the run, as written.
         wanted: else only what an earlier probe of a resumed run has left is removed.
+        tell: see ``Tell``.
+        progress: see ``Progress``.
 
     Returns:
         The summary, with ``inversion`` where there is one.
@@ -141,18 +147,18 @@ def probe_after_run(run: Path, data: Path | None, summary: Summary, wanted: bool
         (run / "report" / name).unlink(missing_ok=True)
     if not wanted:
         return summary
-    err().print("probing how much of an image the features tell")
+    tell("probing how much of an image the features tell", False)
     try:
-        summary = probe_run(run, data)
+        summary = probe_run(run, data, progress=progress)
     except FedsegError as error:
-        err().print(f"[yellow]not probed: {escape(str(error))}[/yellow]")
+        tell(f"not probed: {error}", True)
         return summary
     except Exception as error:
         # The training is done and must not be lost for want of memory or disk.
         logger.debug("The probe failed", exc_info=True)
-        err().print(f"[yellow]not probed: {type(error).__name__}: {escape(str(error))}[/yellow]")
+        tell(f"not probed: {type(error).__name__}: {error}", True)
         return summary
-    err().print(escape(f"  {inversion_verdict(summary)}"))
+    tell(f"  {inversion_verdict(summary)}", False)
     return summary
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.markup import escape
 
-from fedseg.attacks.probe import probe_after_run
 from fedseg.commands.arguments import add_kit
+from fedseg.commands.probing import probe_on_phantoms
 from fedseg.console import out
 from fedseg.deployment.coordination.fetched_run import REPORT, fetch
 from fedseg.deployment.coordination.session import connect
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     with connect(options.kit) as coordinator:
         summary = fetch(coordinator, options.job_id, options.out)
     if not options.no_probe:
-        probed = probe_after_run(options.out, None, summary)
+        probed = probe_on_phantoms(options.out, summary)
         if "inversion" in probed:
             write_report(options.out)
     print_run(summary, options.out)

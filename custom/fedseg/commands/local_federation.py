@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.markup import escape
 
-from fedseg.attacks.probe import probe_after_run
 from fedseg.commands.fetch import print_run
+from fedseg.commands.probing import probe_on_phantoms
 from fedseg.commands.provision import default_policy
 from fedseg.commands.submit import show_progress
 from fedseg.console import err
@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
             summary, failure = fetch_into(coordinator, job_id, options.out)
     err().print("all processes have ended")
     finished = require_finished(summary, failure, options.out)
-    if "inversion" in probe_after_run(options.out, None, finished):
+    if "inversion" in probe_on_phantoms(options.out, finished):
         write_report(options.out)
     print_run(finished, options.out)
     return 0

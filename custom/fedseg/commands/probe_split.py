@@ -47,6 +47,7 @@ def run(options: argparse.Namespace) -> int:
     """Probe, make the report again, and print the numbers."""
     # Imported here: networks and drawing libraries take seconds that other commands need not wait for.
     from fedseg.attacks.probe import ProbeOptions, probe_run
+    from fedseg.commands.probing import probe_progress
     from fedseg.evaluation.report.inversion import inversion_table, inversion_verdict
     from fedseg.evaluation.report.page import write_report
 
@@ -59,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     if options.seed is not None and not 0 <= options.seed < 2**32:
         raise UsageError(f"--seed {options.seed}: the seed must be a whole number from 0 to 4294967295.")
     chosen = ProbeOptions(options.phantoms, options.steps, tuple(options.cut), options.seed)
-    summary = probe_run(options.folder, options.data, chosen)
+    summary = probe_run(options.folder, options.data, chosen, probe_progress)
     page = write_report(options.folder)
     content = inversion_table(summary)
     table = Table()

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.markup import escape
 
-from fedseg.attacks.probe import probe_after_run
-from fedseg.console import err, out
+from fedseg.commands.probing import probe_progress
+from fedseg.console import err, out, tell
+from fedseg.contract.plan import Plan
 from fedseg.data.site_folders import find_sites
 from fedseg.errors import UsageError
-from fedseg.evaluation.comparison import KINDS, compare
-from fedseg.evaluation.report.page import write_report
+from fedseg.evaluation.comparison import KINDS
 from fedseg.evaluation.report.tables import dice_table
-from fedseg.evaluation.summary import last_models, write_summary
+from fedseg.evaluation.summary import last_models
 from fedseg.jobs.job import Job, apply_settings, parse_setting, read_job
-from fedseg.models.model_file import read_model
-from fedseg.simulation.pictures import write_gallery, write_overlays
-from fedseg.simulation.results import build_summary
-from fedseg.simulation.simulator import Event, check_sites, ledger_folder, prepare_output, prepare_resume, simulate
+from fedseg.simulation.results import write_results
+from fedseg.simulation.run_folder import Event, check_sites, ledger_folder, prepare_output, prepare_resume
+from fedseg.simulation.simulator import simulate
 
 # What decides when a round or the run ends, but not what a round makes.
 _CHANGEABLE = tuple(
@@ -76,18 +76,9 @@ def add_parser(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Check everything first, run, then write summary and report."""
-    if options.rounds is not None and options.rounds < 1:
-        raise UsageError(f"--rounds {options.rounds}: the number of rounds must be a whole number of at least 1.")
     job = _stopped_job(options) if options.resume else _new_job(options)
     plan = job.check()
-    rounds = int(job.workflow["num_rounds"])
-    kinds = [kind for kind in options.compare.split(",") if kind]
-    if any(kind not in KINDS for kind in kinds):
-        raise UsageError(f"--compare {options.compare}: name {' or '.join(KINDS)}, separated by a comma.")
-    if "threshold" in kinds and plan.task.modality == "CT":
-        raise UsageError("--compare threshold: a threshold is no way to segment in CT; leave it out.")
-    if options.gpu and not torch.cuda.is_available():
-        raise UsageError(f"--gpu {options.gpu}: torch sees no GPU on this machine; leave it out to run on the CPU.")
+    kinds = _kinds(options, plan)
     sites = find_sites(options.data)
     if options.resume:
         check_sites(options.out, job, sites)
@@ -95,30 +86,32 @@ def run(options: argparse.Namespace) -> int:
         prepare_output(options.out, options.overwrite)
     ledger = ledger_folder(options.out, options.ledger, options.resume)
     err().print(
-        f"{job.name}: {len(sites)} sites, {rounds} rounds of {plan.training.local_epochs} local epoch(s), "
-        f"patch {'x'.join(map(str, plan.task.patch_size))}, {plan.training.threads} thread(s) per site, "
+        f"{job.name}: {len(sites)} sites, {job.workflow['num_rounds']} rounds of {plan.training.local_epochs} local "
+        f"epoch(s), patch {'x'.join(map(str, plan.task.patch_size))}, {plan.training.threads} thread(s) per site, "
         f"seed {plan.seed}"
     )
     result = simulate(job, options.data, options.out, sites, show_event, options.gpu, ledger)
-    summary = build_summary(job, result, options.out / "state")
-    report = options.out / "report"
-    report.mkdir(exist_ok=True)
-    write_summary(summary, report)
-    write_gallery(options.data, sites, report)
-    files = last_models(summary)
-    read = {file: read_model(options.out / file) for file in sorted(set(files.values()))}
-    models = {site: read[file] for site, file in files.items()}
-    write_overlays(models, options.out / "state", summary["run_id"], report, plan.training.overlap)
-    if kinds:
-        write_report(options.out)
-        err().print(f"comparing with: {', '.join(kinds)}")
-        summary.update(compare(kinds, plan, options.data, summary["sites"], rounds))
-        if "cross_site" in summary:
-            scores = summary["final"]["sites"]
-            summary["cross_site"]["federated"] = {site: s["dice"]["mean"] for site, s in scores.items()}
-        write_summary(summary, report)
-    summary = probe_after_run(options.out, options.data, summary, not options.no_probe)
-    page = write_report(options.out)
+    summary = write_results(
+        job, result, options.data, options.out, sites, kinds, not options.no_probe, tell, probe_progress
+    )
+    _print_summary(summary, options.out, sites)
+    return 0
+
+
+def _kinds(options: argparse.Namespace, plan: Plan) -> list[str]:
+    """The alternatives to compare with; also refuses options that mean nothing here."""
+    if options.gpu and not torch.cuda.is_available():
+        raise UsageError(f"--gpu {options.gpu}: torch sees no GPU on this machine; leave it out to run on the CPU.")
+    kinds = [kind for kind in options.compare.split(",") if kind]
+    if any(kind not in KINDS for kind in kinds):
+        raise UsageError(f"--compare {options.compare}: name {' or '.join(KINDS)}, separated by a comma.")
+    if "threshold" in kinds and plan.task.modality == "CT":
+        raise UsageError("--compare threshold: a threshold is no way to segment in CT; leave it out.")
+    return kinds
+
+
+def _print_summary(summary: dict[str, Any], folder: Path, sites: Sequence[str]) -> None:
+    """Scores, who took no part, and where the files are."""
     out().print(dice_table(summary))
     if kept := summary["final"]["withheld"]:
         err().print(
@@ -130,13 +123,15 @@ def run(options: argparse.Namespace) -> int:
         out().print(f"compared: {entry['name']} {dice} ({', '.join(entry['regions'])})")
     if left_out := sorted(set(sites) - set(summary["sites"])):
         err().print(f"[yellow]{len(left_out)} of {len(sites)} sites took no part: {', '.join(left_out)}[/yellow]")
-    out().print(f"report:  {page}\nsummary: {report / 'summary.json'}")
-    for file in read:
-        out().print(f"model:   {options.out / file}")
-    return 0
+    report = folder / "report"
+    out().print(f"report:  {report / 'report.html'}\nsummary: {report / 'summary.json'}")
+    for file in sorted(set(last_models(summary).values())):
+        out().print(f"model:   {folder / file}")
 
 
 def _new_job(options: argparse.Namespace) -> Job:
+    if options.rounds is not None and options.rounds < 1:
+        raise UsageError(f"--rounds {options.rounds}: the number of rounds must be a whole number of at least 1.")
     if options.from_round is not None:
         raise UsageError(f"--from-round {options.from_round}: only together with --resume.")
     job = read_job(options.job)

@@ -1,11 +1,11 @@
-"""A new folder that appears as a whole or not at all."""
+"""A new folder that appears as a whole or not at all, and a folder that may take a former one's place."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,3 +33,31 @@ def new_folder(folder: Path) -> Iterator[Path]:
         os.replace(inner, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def clear_output(out: Path, kind: str, is_former: bool, overwrite: bool, parts: Sequence[str]) -> None:
+    """Make sure that ``--out`` is an empty folder, or that a former one's parts are gone from it.
+
+    Args:
+        out: the folder, made where it is missing.
+        kind: what it will be the folder of, such as ``run``.
+        is_former: whether it is the folder of a former one.
+        overwrite: whether that may be replaced.
+        parts: names of the files and folders in it that are removed; what else lies there stays.
+
+    Raises:
+        UsageError: it is a file, holds something else, or a former one that may not be replaced.
+    """
+    if out.is_dir() and any(out.iterdir()):
+        if not is_former:
+            raise UsageError(f"--out {out} is not empty and no former {kind}. Name a new folder.")
+        if not overwrite:
+            raise UsageError(f"--out {out} holds a former {kind}. Name a new folder, or add --overwrite to replace it.")
+        for name in parts:
+            if (out / name).is_dir():
+                shutil.rmtree(out / name, ignore_errors=True)
+            else:
+                (out / name).unlink(missing_ok=True)
+    elif out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file. Name a folder.")
+    out.mkdir(parents=True, exist_ok=True)

@@ -1,27 +1,123 @@
-"""The summary of a simulated run."""
+"""What a simulated run leaves for people: summary, pictures, comparison, probe and report."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fedseg.evaluation.summary import describe_run, versions
+from fedseg.attacks.probe import Tell, probe_after_run
+from fedseg.errors import DataError
+from fedseg.evaluation.comparison import compare
+from fedseg.evaluation.report.page import write_report
+from fedseg.evaluation.summary import describe_run, last_models, versions, write_summary
 from fedseg.jobs.job import Job
-from fedseg.simulation.simulator import SimulationResult
-from fedseg.simulation.withheld import with_own_scores
+from fedseg.models.model_file import read_model
+from fedseg.simulation.pictures import write_gallery, write_overlays
+from fedseg.simulation.run_folder import SimulationResult
+from fedseg.tasks.segmentation.metrics import CaseScore, summarise
+from fedseg.workflows.run.scores import summarise_final
+
+Summary = dict[str, Any]
 
 
-def build_summary(job: Job, run: SimulationResult, state: Path) -> dict[str, Any]:
+def write_results(
+    job: Job,
+    run: SimulationResult,
+    data: Path,
+    out: Path,
+    sites: Sequence[str],
+    kinds: Sequence[str],
+    probed: bool,
+    tell: Tell,
+    progress: Callable[[Iterable[str]], Iterable[str]],
+) -> Summary:
+    """Write everything that a simulated run leaves in ``report/``.
+
+    Args:
+        job: as it ran.
+        run: what the run left.
+        data: folder with ``<site>/datalist.json``.
+        out: folder of the run.
+        sites: names of the sites.
+        kinds: alternatives that are scored too, see ``evaluation.comparison``; none.
+        probed, tell, progress: see ``attacks.probe.probe_after_run``.
+
+    Returns:
+        The summary.
+    """
+    report = out / "report"
+    report.mkdir(exist_ok=True)
+    summary = build_summary(job, run, out / "state")
+    write_summary(summary, report)
+    write_gallery(data, list(sites), report)
+    _write_overlays(job, summary, out)
+    if kinds:
+        write_report(out)  # the comparison takes long
+        tell(f"comparing with: {', '.join(kinds)}", False)
+        summary |= _comparison(job, summary, data, kinds)
+        write_summary(summary, report)
+    summary = probe_after_run(out, data, summary, probed, tell, progress)
+    write_report(out)
+    return summary
+
+
+def build_summary(job: Job, run: SimulationResult, state: Path) -> Summary:
     """The summary of a simulated run, without what pictures and comparisons add.
 
     Args:
         job: as it ran.
-        run: what the simulator left.
+        run: what the run left.
         state: folder of the simulated sites' states.
     """
-    results = run.results
-    results = {**results, "final": with_own_scores(results["final"], state, results["run_id"])}
+    results = {**run.results, "final": with_own_scores(run.results["final"], state, run.results["run_id"])}
     seconds = max(run.wall_seconds, results["seconds"])
     date = datetime.now(UTC).isoformat(timespec="seconds")
     return describe_run(job, results, date, True, versions(), seconds, run.peak_rss_mb)
+
+
+def with_own_scores(final: Summary, state: Path, run_id: str) -> Summary:
+    """The scores of a run's last model, completed from the disks of simulated sites.
+
+    In a job with a formal guarantee nothing about single patients may travel beside it, so real sites keep their scores
+    and a coordinator has none. On one machine they can be read without sending anything.
+
+    Args:
+        final: ``final`` of the server's results; sites that sent no scores stand under ``withheld``.
+        state: folder with the states of the simulated sites.
+        run_id: of the run.
+
+    Raises:
+        DataError: a site's own scores are not there or cannot be read.
+    """
+    parts = {site: {**values, "split": final["split"]} for site, values in final["sites"].items()}
+    for site in final["withheld"]:
+        path = state / site / run_id / "evaluation-last.json"
+        try:
+            content = json.loads(path.read_text("utf-8"))
+            split = "test" if content.get("test") else "validation"
+            scores = [CaseScore(case["dice"], case["hd95"], case["empty"]) for case in content[split]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"The scores that {site} kept cannot be read from {path}: {error}.") from None
+        parts[site] = {"split": split, **summarise(scores)}
+    complete = summarise_final({site: parts[site] for site in sorted(parts)}, final["after_round"])
+    return {**final, **complete, "withheld": final["withheld"]}
+
+
+def _write_overlays(job: Job, summary: Summary, out: Path) -> None:
+    """Pictures of each site's best, median and worst case under the model that it uses."""
+    files = last_models(summary)
+    read = {file: read_model(out / file) for file in sorted(set(files.values()))}
+    models = {site: read[file] for site, file in files.items()}
+    write_overlays(models, out / "state", summary["run_id"], out / "report", job.plan.training.overlap)
+
+
+def _comparison(job: Job, summary: Summary, data: Path, kinds: Sequence[str]) -> Summary:
+    """``comparison`` and, with ``local``, ``cross_site`` of the summary, the federated model beside the sites' own."""
+    found = compare(kinds, job.plan, data, summary["sites"], int(job.workflow["num_rounds"]))
+    if "cross_site" in found:
+        scores = summary["final"]["sites"]
+        found["cross_site"]["federated"] = {site: part["dice"]["mean"] for site, part in scores.items()}
+    return found

@@ -3,148 +3,32 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
-import shutil
 import subprocess
 import sys
 import time
-import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from fedseg.contract.plan import PLAN_FILE
-from fedseg.errors import FedsegError, UsageError
 from fedseg.jobs.allowed_components import site_privacy, site_resources
-from fedseg.jobs.encryption import is_encrypted
-from fedseg.jobs.job import Job, read_job
-from fedseg.models.note import copy_with_note
+from fedseg.jobs.job import Job
 from fedseg.processes import MemoryWatch, end_processes, process_group, process_tree
-from fedseg.provenance.run_log import RECORD_FILE, copy_record
-from fedseg.simulation.encryption import give_contexts, open_models
-from fedseg.site.profile import CONTEXT_FILE, DATA_VARIABLE, LEDGER_VARIABLE, POLICY_FILE, STATE_VARIABLE
-from fedseg.version import __version__
-from fedseg.workflows.run.checkpoint import Checkpoints
-from fedseg.workflows.run.record import BEST_MODEL, FOLDER, LAST_MODEL, PROGRESS_FILE, RESULTS_FILE
+from fedseg.simulation.run_folder import (
+    LOG,
+    MARKER,
+    SERVER_FOLDER,
+    Event,
+    SimulationResult,
+    end_run,
+    rescue_updates,
+    site_environment,
+    start_run,
+)
+from fedseg.site.profile import LEDGER_VARIABLE, POLICY_FILE
+from fedseg.workflows.run.record import PROGRESS_FILE
 
-logger = logging.getLogger(__name__)
-Event = dict[str, Any]
-MARKER = "job"
-TASK_REQUEST_INTERVAL = 0.35
 PATIENCE = 30.0
-SERVER = "server"
-LOG = "simulator.log"
-LEDGER_NOTE = "ledger.txt"
-_SERVER_FOLDER = Path("workspace") / "server" / "simulate_job" / FOLDER
-_NO_LEFTOVERS = ("workspace", "state", "report", "models", "updates", MARKER)
-
-
-@dataclass(frozen=True)
-class SimulationResult:
-    """What the simulator left.
-
-    Attributes:
-        results: what the server recorded.
-        wall_seconds: from the start of the simulator to its end.
-        peak_rss_mb: largest resident memory per process, and ``total`` at one moment, in MiB.
-    """
-
-    results: dict[str, Any]
-    wall_seconds: float
-    peak_rss_mb: dict[str, float]
-
-
-def prepare_output(out: Path, overwrite: bool) -> None:
-    """Make sure that ``out`` can become the folder of a run.
-
-    Raises:
-        UsageError: it holds something else, or a run that may not be replaced.
-    """
-    if out.is_dir() and any(out.iterdir()):
-        if not ((out / MARKER / "app" / "config" / PLAN_FILE).is_file() and (out / LOG).is_file()):
-            raise UsageError(f"--out {out} is not empty and no former run. Name a new folder.")
-        if not overwrite:
-            raise UsageError(f"--out {out} holds a former run. Name a new folder, or add --overwrite to replace it.")
-        for name in _NO_LEFTOVERS:
-            shutil.rmtree(out / name, ignore_errors=True)
-    elif out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out} is a file. Name a folder.")
-    out.mkdir(parents=True, exist_ok=True)
-
-
-def prepare_resume(out: Path, name: str, from_round: int | None) -> Job:
-    """The job of a stopped run as it was, set to go on; nothing in the folder is changed yet.
-
-    Args:
-        out: folder of the stopped run.
-        name: the job's name, to be sure that the right run goes on.
-        from_round: the finished round to continue after; None for the last one.
-
-    Raises:
-        UsageError: the folder holds no run, one of another job, or no checkpoint to continue from.
-    """
-    if not (out / MARKER / "app" / "config" / PLAN_FILE).is_file():
-        raise UsageError(f"--out {out} holds no run that could go on.")
-    job = read_job(out / MARKER)
-    if job.name != name:
-        raise UsageError(f"--out {out} holds a run of the job {job.name}, not of {name}.")
-    run_id, keep = job.workflow.get("run_id"), job.workflow.get("keep_checkpoints", 2)
-    checkpoints = Checkpoints(out / "state" / SERVER / str(run_id), keep)
-    rounds = checkpoints.resumable() if run_id else []
-    if not rounds:
-        raise UsageError(
-            f"--out {out}: no round of this run was finished, so there is nothing to continue; start anew."
-        )
-    if from_round is not None and from_round not in rounds:
-        raise UsageError(
-            f"--from-round {from_round}: the run can go on after the rounds {rounds} (counted from 0); sites keep "
-            "no older states. A run started with --set workflow.keep_checkpoints=0 keeps all."
-        )
-    chosen = rounds[-1] if from_round is None else from_round
-    version = checkpoints.load(chosen)[1]["version"]
-    if version != __version__:
-        raise UsageError(f"--out {out}: the run was made by fedseg {version}, this is {__version__}; install that one.")
-    job.workflow.update(resume=True, resume_round=chosen)
-    return job
-
-
-def ledger_folder(out: Path, given: Path | None, resume: bool) -> Path | None:
-    """Where the sites' privacy ledgers are to be kept: a run that goes on spends from the ledger that it began with.
-
-    Args:
-        out: folder of the run.
-        given: what the user asks for; None for what the run had, and for the run's own folder if it is new.
-        resume: whether a stopped run goes on.
-
-    Raises:
-        UsageError: a run is to go on with another ledger than it had.
-    """
-    note = out / LEDGER_NOTE
-    had = Path(note.read_text("utf-8")) if resume and note.is_file() else None
-    if resume and given is not None and (had is None or had.resolve() != given.resolve()):
-        raise UsageError(
-            f"--ledger {given}: the run began with {had or 'the ledgers in its own folder'}, and goes on with them."
-        )
-    if not resume:
-        note.unlink(missing_ok=True)
-        if given is not None:
-            note.write_text(str(given.resolve()), "utf-8")
-    return had if given is None else given
-
-
-def check_sites(out: Path, job: Job, sites: Sequence[str]) -> None:
-    """Refuse to continue a run with other sites than it had.
-
-    Raises:
-        UsageError: a site that took part has no data now.
-    """
-    checkpoints = Checkpoints(out / "state" / SERVER / job.workflow["run_id"])
-    had = checkpoints.load(job.workflow["resume_round"], False)[1]["seconds_of"]
-    if missing := sorted(set(had) - set(sites)):
-        raise UsageError(f"--data: the run had the site(s) {', '.join(missing)}, of which there is no folder now.")
 
 
 def simulate(
@@ -171,78 +55,37 @@ def simulate(
         FedsegError: the run ended without a model; the text names the reason and the log.
         KeyboardInterrupt: handed on after all processes have ended.
     """
-    # Many short rounds on one machine: ask for tasks oftener than over a hospital's network.
-    job.server.setdefault("server", {})["task_request_interval"] = TASK_REQUEST_INTERVAL
-    job.client["default_task_fetch_interval"] = TASK_REQUEST_INTERVAL
-    job.workflow.setdefault("run_id", uuid.uuid4().hex)
-    _write_job(job, out / MARKER)
-    _clear_for_start(out, job.workflow.get("resume_round"))
-    encrypted = is_encrypted(job.server, job.client)
-    if encrypted:
-        give_contexts(out / "state", sites, SERVER)
+    start = time.monotonic()
+    start_run(job, out, sites)
     workspace = out / "workspace"
-    (workspace / "local").mkdir(parents=True)
-    (workspace / "local" / "resources.json").write_text(json.dumps(site_resources(), indent=2), "utf-8")
-    if any((data / site / POLICY_FILE).exists() for site in sites):
-        (workspace / "local" / "privacy.json").write_text(json.dumps(site_privacy(), indent=2), "utf-8")
-    environment = {
-        **os.environ,
-        DATA_VARIABLE: str(data.resolve()),
-        STATE_VARIABLE: str((out / "state").resolve()),
-        "PYTHONUNBUFFERED": "1",
-    }
-    environment.pop(LEDGER_VARIABLE, None)
-    if ledger is not None:
-        environment[LEDGER_VARIABLE] = str(ledger.resolve())
+    _write_workspace(workspace, any((data / site / POLICY_FILE).exists() for site in sites))
+    environment = {name: value for name, value in os.environ.items() if name != LEDGER_VARIABLE}
+    environment |= {**site_environment(data, out, ledger), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "nvflare.private.fed.app.simulator.simulator", str((out / MARKER).resolve())]
     command += ["-w", str(workspace.resolve()), "-c", ",".join(sites)]
     command += ["-gpu", gpu] if gpu else ["-t", str(len(sites))]
-    log, start = out / LOG, time.monotonic()
-    with log.open("a") as file:
+    with (out / LOG).open("a") as file:
         process = subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
         watch = MemoryWatch(process.pid)
         try:
-            _follow(process, out / _SERVER_FOLDER / PROGRESS_FILE, on_event)
+            _follow(process, out / SERVER_FOLDER / PROGRESS_FILE, on_event)
         finally:
             family = process_tree(process.pid)
             watch.stop()
             end_processes({*family, *process_group(process.pid)})
-            _rescue_updates(out)
-    results = _collect(out, log)
-    if encrypted:
-        context = out / "state" / sites[0] / CONTEXT_FILE
-        results = open_models(results, out / _SERVER_FOLDER, out / "models", context)
+            rescue_updates(out)
+    results = end_run(job, out, sites)
     return SimulationResult(results, time.monotonic() - start, {**watch.peak, "total": watch.peak_total})
 
 
-def _clear_for_start(out: Path, resume_round: int | None) -> None:
-    """Make room for FLARE's workspace; what a former start left there and is still wanted is moved out first."""
-    _rescue_updates(out)
-    for folder in (out / "updates").glob("round-*"):
-        if resume_round is None or int(folder.name.removeprefix("round-")) > resume_round:
-            shutil.rmtree(folder)
-    for leftover in ("workspace", "report", "models"):
-        shutil.rmtree(out / leftover, ignore_errors=True)
-
-
-def _rescue_updates(out: Path) -> None:
-    """Move the kept updates out of FLARE's workspace, which the next start would empty."""
-    kept = out / _SERVER_FOLDER / "updates"
-    for folder in kept.glob("round-*"):
-        (out / "updates").mkdir(exist_ok=True)
-        shutil.rmtree(out / "updates" / folder.name, ignore_errors=True)
-        shutil.move(folder, out / "updates" / folder.name)
-
-
-def _write_job(job: Job, folder: Path) -> None:
-    """Write the job that runs; a resumed run replaces its own copy, from which it was read."""
-    new = folder.with_name(folder.name + ".new")
-    shutil.rmtree(new, ignore_errors=True)
-    written = job.write(new)
-    shutil.rmtree(folder, ignore_errors=True)
-    written.rename(folder)
+def _write_workspace(workspace: Path, guarded: bool) -> None:
+    """What the simulated sites allow: the classes of fedseg, and with a policy their guard."""
+    (workspace / "local").mkdir(parents=True)
+    (workspace / "local" / "resources.json").write_text(json.dumps(site_resources(), indent=2), "utf-8")
+    if guarded:
+        (workspace / "local" / "privacy.json").write_text(json.dumps(site_privacy(), indent=2), "utf-8")
 
 
 def _follow(process: subprocess.Popen[bytes], path: Path, on_event: Callable[[Event], None]) -> None:
@@ -267,24 +110,3 @@ def _follow(process: subprocess.Popen[bytes], path: Path, on_event: Callable[[Ev
         if ended:
             return
         time.sleep(0.2)
-
-
-def _collect(out: Path, log: Path) -> dict[str, Any]:
-    """Move models, their provenance and the run's record out of FLARE's workspace; return the server's results."""
-    server = out / _SERVER_FOLDER
-    copy_record(server / RECORD_FILE, out / "report")
-    failure = ""
-    if (server / PROGRESS_FILE).exists():
-        events = [json.loads(line) for line in (server / PROGRESS_FILE).read_text("utf-8").splitlines()]
-        failure = next((e["what"] for e in events if e["event"] == "failed"), "")
-    results = json.loads((server / RESULTS_FILE).read_text("utf-8")) if (server / RESULTS_FILE).exists() else {}
-    (out / "models").mkdir(exist_ok=True)
-    of_sites = sorted(results.get("final", {}).get("models", {}).values())
-    for name in (LAST_MODEL, BEST_MODEL, *of_sites):
-        if (server / name).exists():
-            copy_with_note(server / name, out / "models")
-    if "final" not in results:
-        raise FedsegError(
-            f"The run ended without a finished model. {failure or 'The simulator stopped without a reason.'} See {log}."
-        )
-    return results

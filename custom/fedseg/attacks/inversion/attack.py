@@ -7,7 +7,7 @@ reached at the least: a larger decoder, more images or more time give more.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -15,7 +15,6 @@ from torch import nn
 
 from fedseg.attacks.inversion.decoder import DecoderSettings, cut_out, fit_decoder, scale_of
 from fedseg.attacks.inversion.patches import Box, ProbePatch
-from fedseg.console import track
 from fedseg.contract.settings import TrainingSettings
 from fedseg.contract.split_settings import SplitSettings
 from fedseg.errors import DataError
@@ -58,7 +57,10 @@ class Attack:
 
 
 def probe(
-    model: ModelFile, attack: Attack, cuts: Sequence[str] | None = None
+    model: ModelFile,
+    attack: Attack,
+    cuts: Sequence[str] | None = None,
+    progress: Callable[[Iterable[str]], Iterable[str]] = iter,
 ) -> tuple[Inversion, list[Reconstruction]]:
     """Probe the cuts of a network.
 
@@ -66,6 +68,7 @@ def probe(
         model: the whole network with its weights, the victim's part in it.
         attack: who attacks whom.
         cuts: which; None for all.
+        progress: wraps the cuts, to show how far the work is.
 
     Returns:
         The numbers, and the victim's patches with what was made of them.
@@ -86,9 +89,7 @@ def probe(
     threads = torch.get_num_threads()
     torch.set_num_threads(attack.training.threads)
     try:
-        found = tuple(
-            _probe_cut(whole, model.network, cut, attack, images, views, box) for cut in track(chosen, "Probing cuts")
-        )
+        found = tuple(_probe_cut(whole, model.network, cut, attack, images, views, box) for cut in progress(chosen))
     finally:
         torch.set_num_threads(threads)
     inversion = Inversion(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from fedseg.errors import UsageError
+from fedseg.files.folders import clear_output
 
 PROVISIONED, LOGS, STATE, STORAGE, PROCESSES_FILE = "provisioned", "logs", "state", "server", "processes.json"
 _PARTS = (PROVISIONED, LOGS, STATE, STORAGE, "data", "models", "report", "workspace")
@@ -26,14 +26,5 @@ def prepare_output(out: Path, overwrite: bool, needed: Mapping[str, Path | None]
     for option, path in (needed or {}).items():
         if path is not None and path.resolve().is_relative_to(out.resolve()):
             raise UsageError(f"{option} {path} lies inside --out {out}, which is made new. Name another --out.")
-    if out.is_dir() and any(out.iterdir()):
-        if not (out / PROVISIONED).is_dir():
-            raise UsageError(f"--out {out} is not empty and no former local federation. Name a new folder.")
-        if not overwrite:
-            raise UsageError(f"--out {out} holds a former local federation. Name a new folder, or add --overwrite.")
-        for name in _PARTS:
-            shutil.rmtree(out / name, ignore_errors=True)
-        (out / PROCESSES_FILE).unlink(missing_ok=True)
-    elif out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out} is a file. Name a folder.")
-    out.mkdir(parents=True, exist_ok=True)
+    former = (out / PROVISIONED).is_dir()
+    clear_output(out, "local federation", former, overwrite, (*_PARTS, PROCESSES_FILE))

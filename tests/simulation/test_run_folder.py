@@ -3,7 +3,7 @@
 import pytest
 
 from fedseg.errors import UsageError
-from fedseg.simulation.simulator import ledger_folder
+from fedseg.simulation.run_folder import ledger_folder
 
 
 def test_a_new_run_has_its_own_ledger_or_the_one_given(tmp_path):

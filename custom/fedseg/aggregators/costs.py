@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fedseg import allowed
 from fedseg.aggregators.weighted import WeightedAggregator, sample_shares
 from fedseg.contract.plan import Plan
 from fedseg.contract.report import SiteReport
@@ -34,20 +35,6 @@ def site_cost(kind: str, report: SiteReport) -> float | None:
     if kind == "val_loss":
         return report.val_loss_after
     return None if report.val_dice_after is None else 1 - report.val_dice_after
-
-
-def check_cost(kind: str) -> str:
-    """The kind of cost, or a ``ConfigurationError``."""
-    if kind not in COSTS:
-        raise ConfigurationError("cost", kind, f"one of {COSTS}")
-    return kind
-
-
-def check_share(name: str, value: float) -> float:
-    """A coefficient from 0 to 1, or a ``ConfigurationError``."""
-    if type(value) not in (int, float) or not 0 <= value <= 1:
-        raise ConfigurationError(name, value, "a number from 0 to 1")
-    return value
 
 
 def require_validation_after(plan: Plan, user: str) -> None:
@@ -110,7 +97,7 @@ class ByCost(WeightedAggregator):
             cost: see ``site_cost``; all but ``train_loss`` need the setting ``training.validate_after``.
         """
         super().__init__()
-        self.cost = check_cost(cost)
+        self.cost = allowed.one_of("cost", cost, COSTS)
 
     def costs(self, reports: Mapping[str, SiteReport]) -> dict[str, float | None]:
         if self.cost == "train_loss":

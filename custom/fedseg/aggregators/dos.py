@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from fedseg import allowed
 from fedseg.aggregators.copod import copod_scores
 from fedseg.aggregators.geometry import Geometry, measure
 from fedseg.aggregators.weighted import WeightedAggregator
 from fedseg.contract.report import SiteReport
-from fedseg.errors import ConfigurationError
 
 _TEMPERATURES = ("sum", "mean")
 # Below it a cosine distance is rounding noise, and COPOD would rank the noise.
@@ -44,8 +44,7 @@ class DOS(WeightedAggregator):
             temperature: ``sum`` (published) or ``mean`` (scores divided by the number of sites).
         """
         super().__init__()
-        if temperature not in _TEMPERATURES:
-            raise ConfigurationError("temperature", temperature, f"one of {_TEMPERATURES}")
+        allowed.one_of("temperature", temperature, _TEMPERATURES)
         self.temperature = temperature
 
     def describe(self) -> dict[str, object]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from fedseg import allowed
 from fedseg.aggregators.weighted import WeightedAggregator, normalised
 from fedseg.contract.report import SiteReport
-from fedseg.errors import ConfigurationError
 
 _BASES = ("samples", "steps", "uniform")
 
@@ -28,10 +28,8 @@ class FedAvg(WeightedAggregator):
             uniform_share: part of all weight that is dealt out equally, from 0 to 1.
         """
         super().__init__()
-        if weight_by not in _BASES:
-            raise ConfigurationError("weight_by", weight_by, f"one of {_BASES}")
-        if type(uniform_share) not in (int, float) or not 0 <= uniform_share <= 1:
-            raise ConfigurationError("uniform_share", uniform_share, "a number from 0 to 1")
+        allowed.one_of("weight_by", weight_by, _BASES)
+        allowed.number("uniform_share", uniform_share, least=0, most=1)
         self.weight_by, self.uniform_share = weight_by, uniform_share
 
     def describe(self) -> dict[str, object]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
-from fedseg.aggregators.costs import CostHistory, Costs, CostWeighted, check_share, mixture
+from fedseg import allowed
+from fedseg.aggregators.costs import CostHistory, Costs, CostWeighted, mixture
 from fedseg.aggregators.weighted import normalised
-from fedseg.errors import ConfigurationError
 
 
 class FedCostWAvg(CostWeighted):
@@ -34,9 +33,8 @@ class FedCostWAvg(CostWeighted):
             ratio_limit: largest k_j, and inverse of the smallest; at least 1.
         """
         super().__init__(cost)
-        if type(ratio_limit) not in (int, float) or not 1 <= ratio_limit < math.inf:
-            raise ConfigurationError("ratio_limit", ratio_limit, "a number from 1 up")
-        self.alpha, self.ratio_limit = check_share("alpha", alpha), ratio_limit
+        allowed.number("ratio_limit", ratio_limit, least=1)
+        self.alpha, self.ratio_limit = allowed.number("alpha", alpha, least=0, most=1), ratio_limit
 
     def describe(self) -> dict[str, object]:
         return {"name": "FedCostWAvg", "alpha": self.alpha, "cost": self.cost, "ratio_limit": self.ratio_limit}

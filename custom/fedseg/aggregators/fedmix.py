@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
+from fedseg import allowed
 from fedseg.aggregators.costs import mixture
 from fedseg.aggregators.weighted import WeightedAggregator, normalised, sample_shares
 from fedseg.contract.report import SiteReport
-from fedseg.errors import ConfigurationError
 
 
 class FedMix(WeightedAggregator):
@@ -26,10 +25,8 @@ class FedMix(WeightedAggregator):
             beta: exponent of the losses, above 0.
         """
         super().__init__()
-        if type(lam) not in (int, float) or not 0 <= lam < math.inf:
-            raise ConfigurationError("lam", lam, "a number from 0 up")
-        if type(beta) not in (int, float) or not 0 < beta < math.inf:
-            raise ConfigurationError("beta", beta, "a number above 0")
+        allowed.number("lam", lam, least=0)
+        allowed.number("beta", beta, above=0)
         self.lam, self.beta = lam, beta
 
     def describe(self) -> dict[str, object]:

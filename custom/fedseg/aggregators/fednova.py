@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from fedseg import allowed
 from fedseg.aggregators.weighted import WeightedAggregator, normalised
 from fedseg.contract.plan import Plan
 from fedseg.contract.report import SiteReport
@@ -34,10 +35,8 @@ class FedNova(WeightedAggregator):
             nesterov: whether it is Nesterov's.
         """
         super().__init__()
-        if type(momentum) not in (int, float) or not 0 <= momentum < 1:
-            raise ConfigurationError("momentum", momentum, "a number from 0 to below 1")
-        if not isinstance(nesterov, bool):
-            raise ConfigurationError("nesterov", nesterov, "true or false")
+        allowed.number("momentum", momentum, least=0, below=1)
+        allowed.switch("nesterov", nesterov)
         self.momentum, self.nesterov = momentum, nesterov
 
     def describe(self) -> dict[str, object]:

@@ -6,8 +6,9 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping
 
+from fedseg import allowed
 from fedseg.aggregators.base import AggregationError
-from fedseg.aggregators.costs import CostHistory, Costs, CostWeighted, check_share, mixture
+from fedseg.aggregators.costs import CostHistory, Costs, CostWeighted, mixture
 from fedseg.aggregators.weighted import normalised
 from fedseg.errors import ConfigurationError
 
@@ -33,11 +34,10 @@ class _PIDWeighted(CostWeighted):
     def __init__(self, alpha: float, beta: float, gamma: float, cost: str, negative_drop: str, window: int) -> None:
         super().__init__(cost, window)
         for name, value in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
-            check_share(name, value)
+            allowed.number(name, value, least=0, most=1)
         if not math.isclose(alpha + beta + gamma, 1, abs_tol=1e-12):
             raise ConfigurationError("alpha + beta + gamma", alpha + beta + gamma, "1")
-        if negative_drop not in _NEGATIVE_DROPS:
-            raise ConfigurationError("negative_drop", negative_drop, f"one of {_NEGATIVE_DROPS}")
+        allowed.one_of("negative_drop", negative_drop, _NEGATIVE_DROPS)
         self.alpha, self.beta, self.gamma, self.negative_drop = alpha, beta, gamma, negative_drop
 
     def describe(self) -> dict[str, object]:
@@ -128,8 +128,7 @@ class FedPIDAvg(_PIDWeighted):
                 ``AggregationError`` in the first round in which a weight is negative or not finite).
             window: costs of each site that part I covers.
         """
-        if type(window) is not int or window < 1:
-            raise ConfigurationError("window", window, "a whole number of at least 1")
+        allowed.whole("window", window)
         super().__init__(alpha, beta, gamma, cost, negative_drop, window)
 
     def describe(self) -> dict[str, object]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fedseg.aggregators.costs import check_share, mixture, require_validation_after
+from fedseg import allowed
+from fedseg.aggregators.costs import mixture, require_validation_after
 from fedseg.aggregators.weighted import WeightedAggregator, normalised, sample_shares
 from fedseg.contract.plan import Plan
 from fedseg.contract.report import SiteReport
@@ -31,7 +32,7 @@ class FedPOD(WeightedAggregator):
             alpha: part of the weight that goes by training cases, from 0 to 1.
         """
         super().__init__()
-        self.alpha = check_share("alpha", alpha)
+        self.alpha = allowed.number("alpha", alpha, least=0, most=1)
 
     def describe(self) -> dict[str, object]:
         return {"name": "FedPOD", "alpha": self.alpha}

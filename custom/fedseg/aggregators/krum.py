@@ -7,10 +7,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from fedseg import allowed
 from fedseg.aggregators.geometry import measure
 from fedseg.aggregators.weighted import WeightedAggregator
 from fedseg.contract.report import SiteReport
-from fedseg.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +39,8 @@ class Krum(WeightedAggregator):
             select: updates to average; 1 is Krum, more is multi-Krum. All are used if fewer sites answer.
         """
         super().__init__()
-        for name, value, least in (("byzantine", byzantine, 0), ("select", select, 1)):
-            if type(value) is not int or value < least:
-                raise ConfigurationError(name, value, f"a whole number from {least} up")
+        allowed.whole("byzantine", byzantine, least=0)
+        allowed.whole("select", select, allowed="a whole number from 1 up")
         self.byzantine, self.select = byzantine, select
 
     def describe(self) -> dict[str, object]:

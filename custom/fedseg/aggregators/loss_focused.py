@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from fedseg import allowed
 from fedseg.aggregators.costs import ByCost
 from fedseg.aggregators.weighted import normalised, sample_shares
 from fedseg.contract.report import SiteReport
-from fedseg.errors import ConfigurationError
 
 
 class LossFocused(ByCost):
@@ -37,12 +37,9 @@ class LossFocused(ByCost):
             cost: ``train_loss``, ``val_loss`` or ``val_dice``, see ``costs.site_cost``.
         """
         super().__init__(cost)
-        if type(strength) not in (int, float) or not 0 <= strength < math.inf:
-            raise ConfigurationError("strength", strength, "a number from 0 up")
-        if type(ramp_rounds) is not int or ramp_rounds < 0:
-            raise ConfigurationError("ramp_rounds", ramp_rounds, "a whole number from 0 up")
-        if type(power) not in (int, float) or not 0 < power < math.inf:
-            raise ConfigurationError("power", power, "a number above 0")
+        allowed.number("strength", strength, least=0)
+        allowed.whole("ramp_rounds", ramp_rounds, least=0)
+        allowed.number("power", power, above=0)
         self.strength, self.ramp_rounds, self.power = strength, ramp_rounds, power
         self.rounds = 0
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
+from fedseg import allowed
 from fedseg.aggregators.fedavg import FedAvg
 from fedseg.aggregators.geometry import measure
 from fedseg.contract.report import SiteReport
-from fedseg.errors import ConfigurationError
 
 
 class NormClipped(FedAvg):
@@ -31,8 +30,7 @@ class NormClipped(FedAvg):
             weight_by: as in ``FedAvg``.
         """
         super().__init__(weight_by)
-        if bound is not None and not (type(bound) in (int, float) and 0 < bound < math.inf):
-            raise ConfigurationError("bound", bound, "a number above 0, or null for the median norm of the round")
+        allowed.optional(allowed.number, "bound", bound, above=0)
         self.bound = bound
 
     def describe(self) -> dict[str, object]:

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from fedseg import allowed
 from fedseg.aggregators.base import Aggregator
 from fedseg.aggregators.geometry import Geometry, measure
 from fedseg.aggregators.spool.reader import SpoolReader
 from fedseg.aggregators.spool.sums import Strip, in_threads, strips
 from fedseg.aggregators.weighted import WeightedAggregator, sample_shares
 from fedseg.contract.report import SiteReport
-from fedseg.errors import ConfigurationError
 from fedseg.networks.weights import Arrays
 
 _BASES = ("uniform", "samples")
@@ -70,8 +70,7 @@ class TrimmedMean(_MiddleMean):
             trim: share of the sites left out at each end, from 0 (plain mean) to below 0.5 (towards the median).
         """
         super().__init__()
-        if type(trim) not in (int, float) or not 0 <= trim < 0.5:
-            raise ConfigurationError("trim", trim, "a number from 0 to below 0.5")
+        allowed.number("trim", trim, least=0, below=0.5)
         self.trim = trim
 
     def describe(self) -> dict[str, object]:
@@ -109,12 +108,9 @@ class GeometricMedian(WeightedAggregator):
                 holds half of all cases decides alone.
         """
         super().__init__()
-        if type(tolerance) not in (int, float) or not 0 < tolerance < 1:
-            raise ConfigurationError("tolerance", tolerance, "a number above 0 and below 1")
-        if type(max_iterations) is not int or max_iterations < 1:
-            raise ConfigurationError("max_iterations", max_iterations, "a whole number of at least 1")
-        if weight_by not in _BASES:
-            raise ConfigurationError("weight_by", weight_by, f"one of {_BASES}")
+        allowed.number("tolerance", tolerance, above=0, below=1)
+        allowed.whole("max_iterations", max_iterations)
+        allowed.one_of("weight_by", weight_by, _BASES)
         self.tolerance, self.max_iterations, self.weight_by = tolerance, max_iterations, weight_by
 
     def describe(self) -> dict[str, object]:

@@ -7,13 +7,13 @@ they are.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
+from fedseg import allowed
 from fedseg.aggregators.base import AggregationError
 from fedseg.errors import ConfigurationError
 from fedseg.networks.weights import Arrays
@@ -102,8 +102,8 @@ class FedAvgM(ServerOptimizer):
             momentum: from 0 to below 1.
         """
         super().__init__()
-        _check_rate(learning_rate)
-        _check_share("momentum", momentum)
+        allowed.number("learning_rate", learning_rate, above=0)
+        allowed.number("momentum", momentum, least=0, below=1)
         self.learning_rate, self.momentum = learning_rate, momentum
 
     def describe(self) -> dict[str, Any]:
@@ -121,12 +121,10 @@ class _Adaptive(ServerOptimizer):
 
     def __init__(self, learning_rate: float, beta1: float, tau: float, initial: float) -> None:
         super().__init__()
-        _check_rate(learning_rate)
-        _check_share("beta1", beta1)
-        if not _is_number(tau) or tau <= 0:
-            raise ConfigurationError("tau", tau, "a number above 0")
-        if not _is_number(initial) or initial < 0:
-            raise ConfigurationError("initial", initial, "a number from 0 up")
+        allowed.number("learning_rate", learning_rate, above=0)
+        allowed.number("beta1", beta1, least=0, below=1)
+        allowed.number("tau", tau, above=0)
+        allowed.number("initial", initial, least=0)
         self.learning_rate, self.beta1, self.tau, self.initial = learning_rate, beta1, tau, initial
 
     def describe(self) -> dict[str, Any]:
@@ -180,9 +178,8 @@ class FedAdam(_Adaptive):
             initial: v before an array's first step; 0 with bias correction, which assumes it.
         """
         super().__init__(learning_rate, beta1, tau, initial)
-        _check_share("beta2", beta2)
-        if not isinstance(bias_correction, bool):
-            raise ConfigurationError("bias_correction", bias_correction, "true or false")
+        allowed.number("beta2", beta2, least=0, below=1)
+        allowed.switch("bias_correction", bias_correction)
         if bias_correction and initial > 0:
             raise ConfigurationError("initial", initial, "0 with bias_correction", "Set bias_correction to false.")
         self.beta2, self.bias_correction = beta2, bias_correction
@@ -221,17 +218,3 @@ class FedAdagrad(_Adaptive):
 
     def _second(self, second: np.ndarray, square: np.ndarray) -> np.ndarray:
         return second + square
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def _check_rate(rate: float) -> None:
-    if not _is_number(rate) or rate <= 0:
-        raise ConfigurationError("learning_rate", rate, "a number above 0")
-
-
-def _check_share(name: str, share: float) -> None:
-    if not _is_number(share) or not 0 <= share < 1:
-        raise ConfigurationError(name, share, "a number from 0 to below 1")

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from fedseg import allowed
 from fedseg.aggregators.base import Aggregator
 from fedseg.aggregators.spool.reader import SpoolReader
 from fedseg.aggregators.spool.sums import weighted_sums
 from fedseg.aggregators.weighted import normalised, sample_shares
 from fedseg.contract.report import SiteReport
-from fedseg.errors import ConfigurationError
 from fedseg.networks.weights import Arrays
 
 _DISTANCES = ("l1", "sum")
@@ -45,8 +45,7 @@ class _SimilarityWeighted(Aggregator):
             distance: ``l1``, or ``sum`` as in the authors' code.
         """
         super().__init__()
-        if distance not in _DISTANCES:
-            raise ConfigurationError("distance", distance, f"one of {_DISTANCES}")
+        allowed.one_of("distance", distance, _DISTANCES)
         self.distance = distance
 
     def describe(self) -> dict[str, object]:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from fedseg import allowed
 from fedseg.aggregators.weighted import WeightedAggregator, normalised
 from fedseg.contract.report import SiteReport
-from fedseg.errors import ConfigurationError
 
 _BASES = ("uniform", "samples")
 
@@ -35,10 +35,8 @@ class Staleness(WeightedAggregator):
             weight_by: what a fresh site's weight is proportional to: ``uniform`` (1) or ``samples`` (training cases).
         """
         super().__init__()
-        if type(base) not in (int, float) or not 1 <= base < math.inf:
-            raise ConfigurationError("base", base, "a number from 1 up")
-        if weight_by not in _BASES:
-            raise ConfigurationError("weight_by", weight_by, f"one of {_BASES}")
+        allowed.number("base", base, least=1)
+        allowed.one_of("weight_by", weight_by, _BASES)
         self.base, self.weight_by = base, weight_by
         self.rounds = 0
         self.last_round: dict[str, int] = {}

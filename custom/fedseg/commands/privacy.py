@@ -14,6 +14,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from fedseg import allowed
 from fedseg.console import out
 from fedseg.errors import ConfigurationError, DataError, UsageError
 from fedseg.files.hash_chain_check import Chain, verify
@@ -23,7 +24,6 @@ from fedseg.privacy.accounting.epsilon import (
     PATIENT,
     REPLACE,
     Release,
-    check_delta,
     epsilon,
     noise_for,
     relative_to_sensitivity,
@@ -87,7 +87,7 @@ def _add_plan(actions: Any) -> None:
 
 def run_ledger(options: argparse.Namespace) -> int:
     """Show a ledger."""
-    _usage(check_delta, options.delta)
+    _usage(lambda: allowed.number("delta", options.delta, above=0, below=1))
     if not options.state.is_dir():
         raise UsageError(f"{options.state} is not a folder. Name a site's state folder, or the folder of its ledger.")
     folder = next((f for f in (options.state / FOLDER, options.state) if any(f.glob(f"{FILE}*"))), None)

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from fedseg import allowed
 from fedseg.contract.settings import TrainingSettings, parse_training
 from fedseg.contract.split_settings import SplitSettings, parse_split
 from fedseg.errors import ConfigurationError
@@ -85,8 +86,7 @@ def parse_plan(declaration: Mapping[str, Any]) -> Plan:
         if key not in declaration:
             raise ConfigurationError(key, None, "given in the job's plan")
     seed = declaration.get("seed", 0)
-    if type(seed) is not int or not 0 <= seed < 2**32:
-        raise ConfigurationError("seed", seed, "a whole number from 0 to 4294967295")
+    allowed.whole("seed", seed, least=0, most=2**32 - 1, allowed="a whole number from 0 to 4294967295")
     task = resolve_task(declaration["task"])
     network = parse_network(declaration.get("network", "residual_unet"))
     for size, factor in zip(task.patch_size, network.arguments.divisor, strict=True):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from fedseg import allowed
 from fedseg.errors import ConfigurationError
 
 HANDED_ON = "handed_on"
@@ -78,6 +78,5 @@ def parse_split(declaration: Mapping[str, Any], where: str = "split") -> SplitSe
         why = "One site trains at a time."
         raise ConfigurationError(f"{where}.cut_gradient", "mean", f"own with site_update {HANDED_ON}", why)
     noise = settings.feature_noise
-    if type(noise) not in (int, float) or not 0 <= noise < math.inf:
-        raise ConfigurationError(f"{where}.feature_noise", noise, "a finite number from 0 up")
+    allowed.number(f"{where}.feature_noise", noise, least=0)
     return settings

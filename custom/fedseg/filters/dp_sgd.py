@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from fedseg import allowed
 from fedseg.contract.update import Update
-from fedseg.errors import ConfigurationError, RefusalError
+from fedseg.errors import RefusalError
 from fedseg.filters.context import SiteContext
 from fedseg.filters.noise import GuaranteedFilter, Protected
 from fedseg.networks.weights import Arrays
@@ -45,8 +46,7 @@ class DPSGD(GuaranteedFilter):
             ConfigurationError: an argument is not allowed.
         """
         super().__init__(delta, REPLACE)
-        if type(noise_multiplier) not in (int, float) or not noise_multiplier > 0:
-            raise ConfigurationError("DPSGD.noise_multiplier", noise_multiplier, "a finite number above 0")
+        allowed.number("DPSGD.noise_multiplier", noise_multiplier, above=0)
         self._hook = _ChargedDPSGD(self, clip, noise_multiplier, max_cases_per_patient)
 
     def describe(self) -> dict[str, Any]:

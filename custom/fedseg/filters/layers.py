@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from fedseg import allowed
 from fedseg.contract.plan import Plan
 from fedseg.contract.update import Stage, Update
 from fedseg.errors import ConfigurationError, RefusalError
@@ -42,14 +43,10 @@ class LayerFilter(UpdateFilter):
         """
         super().__init__()
         where = type(self).__name__
-        if patterns is not None:
-            texts = isinstance(patterns, list) and all(isinstance(p, str) and p for p in patterns)
-            if not texts or not patterns:
-                raise ConfigurationError(f"{where}.patterns", patterns, "a list of patterns, or null")
+        allowed.optional(allowed.texts, f"{where}.patterns", patterns, allowed="a list of patterns")
         if kind is not None and kind != NORM:
             raise ConfigurationError(f"{where}.kind", kind, f"{NORM!r}, or null")
-        if last is not None and (type(last) is not int or last < 1):
-            raise ConfigurationError(f"{where}.last", last, "a whole number of at least 1, or null")
+        allowed.optional(allowed.whole, f"{where}.last", last)
         if patterns is None and kind is None and last is None:
             raise ConfigurationError(where, {}, "given patterns, kind or last")
         self.patterns, self.kind, self.last = patterns, kind, last
@@ -152,8 +149,7 @@ class SharedLayers(LayerFilter):
             frozen: whether all other layers are left untrained instead of becoming the site's own.
         """
         super().__init__(patterns, kind, last)
-        if not isinstance(frozen, bool):
-            raise ConfigurationError("SharedLayers.frozen", frozen, "true or false")
+        allowed.switch("SharedLayers.frozen", frozen)
         self.frozen = frozen
 
     def describe(self) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from fedseg import allowed
 from fedseg.contract.update import DENSE, Stage, Update
-from fedseg.errors import ConfigurationError, RefusalError
+from fedseg.errors import RefusalError
 from fedseg.filters.base import UpdateFilter
 from fedseg.filters.context import SiteContext
 from fedseg.networks.weights import Arrays
@@ -24,7 +25,6 @@ from fedseg.privacy.accounting.epsilon import (
     REPLACE,
     SITE_UPDATE,
     Release,
-    check_delta,
     epsilon,
     relative_to_sensitivity,
 )
@@ -57,9 +57,8 @@ class GuaranteedFilter(UpdateFilter):
 
     def __init__(self, delta: float, neighbours: str) -> None:
         super().__init__()
-        check_delta(delta)
-        if neighbours not in NEIGHBOURS:
-            raise ConfigurationError(f"{type(self).__name__}.neighbours", neighbours, f"one of {NEIGHBOURS}")
+        allowed.number("delta", delta, above=0, below=1)
+        allowed.one_of(f"{type(self).__name__}.neighbours", neighbours, NEIGHBOURS)
         self.delta, self.neighbours = delta, neighbours
 
     @abstractmethod
@@ -167,8 +166,8 @@ class AdditiveNoise(GuaranteedFilter):
         """
         super().__init__(delta, neighbours)
         where = type(self).__name__
-        self.clip = _positive(f"{where}.clip", clip)
-        self.noise_multiplier = _positive(f"{where}.noise_multiplier", noise_multiplier)
+        self.clip = float(allowed.number(f"{where}.clip", clip, above=0))
+        self.noise_multiplier = float(allowed.number(f"{where}.noise_multiplier", noise_multiplier, above=0))
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -218,9 +217,3 @@ class LaplaceNoise(AdditiveNoise):
         arrays = laplace_mechanism(update.arrays, self.clip, self.noise_multiplier, noise)
         facts = {"coordinates": count, "noise_to_signal": self.noise_multiplier * count}
         return Protected(arrays, facts)
-
-
-def _positive(name: str, value: Any) -> float:
-    if type(value) not in (int, float) or not 0 < value < math.inf:
-        raise ConfigurationError(name, value, "a finite number above 0")
-    return float(value)

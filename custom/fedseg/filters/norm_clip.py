@@ -6,11 +6,12 @@ import logging
 import math
 from typing import Any
 
+from fedseg import allowed
 from fedseg.contract.update import Stage, Update
 from fedseg.errors import ConfigurationError
 from fedseg.filters.base import UpdateFilter
 from fedseg.filters.context import SiteContext
-from fedseg.privacy.mechanisms.clipping import check_bound, clip_l2
+from fedseg.privacy.mechanisms.clipping import clip_l2
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class NormClip(UpdateFilter):
             norm: above 0, over all arrays taken as one vector.
         """
         super().__init__()
-        check_bound("NormClip.norm", norm)
+        allowed.number("NormClip.norm", norm, above=0, infinite=True)
         if math.isinf(norm):
             raise ConfigurationError("NormClip.norm", norm, "a finite number above 0")
         self.norm = norm

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from fedseg import allowed
 from fedseg.contract.update import DENSE, QUANTISED, SPARSE, Stage, Update
 from fedseg.filters.base import UpdateFilter
 from fedseg.filters.context import SiteContext
-from fedseg.privacy.mechanisms.quantise import check_bits, quantise
+from fedseg.privacy.mechanisms.quantise import BITS, quantise
 from fedseg.privacy.mechanisms.sparse import to_sparse
 
 
@@ -30,7 +31,7 @@ class QuantizeUpdate(UpdateFilter):
                 below 1/127 of the array's largest magnitude).
         """
         super().__init__()
-        check_bits("QuantizeUpdate.bits", bits)
+        allowed.one_of("QuantizeUpdate.bits", bits, BITS)
         self.bits = bits
 
     def describe(self) -> dict[str, Any]:

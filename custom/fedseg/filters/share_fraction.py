@@ -6,21 +6,21 @@ The "selective parameter sharing" of Li et al. (MLMI 2019), there with 10 % and 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from fedseg import allowed
 from fedseg.contract.protocol import KEEP, LINEAGE, START
 from fedseg.contract.update import SPARSE, Stage, Update
-from fedseg.errors import ConfigurationError, RefusalError
+from fedseg.errors import RefusalError
 from fedseg.filters.base import UpdateFilter
 from fedseg.filters.context import SiteContext
 from fedseg.networks.weights import Arrays
-from fedseg.privacy.mechanisms.clipping import check_bound, clip_coordinates
+from fedseg.privacy.mechanisms.clipping import clip_coordinates
 from fedseg.privacy.mechanisms.sparse import to_sparse
-from fedseg.privacy.mechanisms.top_k import check_fraction, largest
+from fedseg.privacy.mechanisms.top_k import largest
 from fedseg.site.residuals import ResidualStore
 from fedseg.site.state import DEFAULT_KEEP
 
@@ -57,14 +57,10 @@ class ShareFraction(UpdateFilter):
             error_feedback: add to each update what earlier ones left unsent, what ``clip`` cut off included.
         """
         super().__init__()
-        check_fraction("ShareFraction.fraction", fraction)
-        if clip is not None:
-            check_bound("ShareFraction.clip", clip)
-            if math.isinf(clip):
-                raise ConfigurationError("ShareFraction.clip", clip, "a finite number above 0, or null")
-        for name, value in (("per_layer", per_layer), ("error_feedback", error_feedback)):
-            if not isinstance(value, bool):
-                raise ConfigurationError(f"ShareFraction.{name}", value, "true or false")
+        allowed.number("ShareFraction.fraction", fraction, above=0, most=1)
+        allowed.optional(allowed.number, "ShareFraction.clip", clip, above=0)
+        allowed.switch("ShareFraction.per_layer", per_layer)
+        allowed.switch("ShareFraction.error_feedback", error_feedback)
         self.fraction, self.per_layer, self.clip, self.error_feedback = fraction, per_layer, clip, error_feedback
 
     def describe(self) -> dict[str, Any]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any
 
 import numpy as np
 
+from fedseg import allowed
 from fedseg.contract.update import SPARSE, Update
-from fedseg.errors import ConfigurationError
 from fedseg.filters.context import SiteContext
 from fedseg.filters.noise import GuaranteedFilter, Protected
 from fedseg.networks.weights import Arrays
@@ -17,7 +16,7 @@ from fedseg.privacy.accounting.epsilon import REPLACE, SITE_UPDATE, Release
 from fedseg.privacy.mechanisms.noise import NoiseSource
 from fedseg.privacy.mechanisms.sparse import to_sparse
 from fedseg.privacy.mechanisms.sparse_vector import CHARGES, EVERY_PASS, SINGLE_PASS, sparse_vector
-from fedseg.privacy.mechanisms.top_k import check_fraction, selected_count
+from fedseg.privacy.mechanisms.top_k import selected_count
 
 logger = logging.getLogger(__name__)
 
@@ -63,21 +62,17 @@ class SparseVector(GuaranteedFilter):
             ConfigurationError: an argument is not allowed.
         """
         super().__init__(delta, REPLACE)
-        check_fraction("SparseVector.fraction", fraction)
+        allowed.number("SparseVector.fraction", fraction, above=0, most=1)
         for name, value in (
             ("clip", clip),
             ("epsilon_threshold", epsilon_threshold),
             ("epsilon_query", epsilon_query),
             ("epsilon_release", epsilon_release),
         ):
-            if type(value) not in (int, float) or not 0 < value < math.inf:
-                raise ConfigurationError(f"SparseVector.{name}", value, "a finite number above 0")
-        if type(threshold) not in (int, float) or not 0 <= threshold < math.inf:
-            raise ConfigurationError("SparseVector.threshold", threshold, "a finite number from 0 up")
-        if charge not in CHARGES:
-            raise ConfigurationError("SparseVector.charge", charge, f"one of {CHARGES}")
-        if type(max_passes) is not int or max_passes < 1:
-            raise ConfigurationError("SparseVector.max_passes", max_passes, "a whole number of at least 1")
+            allowed.number(f"SparseVector.{name}", value, above=0)
+        allowed.number("SparseVector.threshold", threshold, least=0)
+        allowed.one_of("SparseVector.charge", charge, CHARGES)
+        allowed.whole("SparseVector.max_passes", max_passes)
         self._passes = max_passes if charge == EVERY_PASS else 1
         self.fraction, self.clip, self.threshold, self.charge = fraction, float(clip), float(threshold), charge
         self.epsilons = (float(epsilon_threshold), float(epsilon_query), float(epsilon_release))

@@ -12,6 +12,7 @@ import torch
 from monai.networks.nets import DynUNet, SegResNet, UNet
 from torch import nn
 
+from fedseg import allowed
 from fedseg.errors import ConfigurationError
 from fedseg.networks.layers import with_aliases
 from fedseg.networks.parts.part import Ownership, Part, Place
@@ -52,8 +53,7 @@ class NetworkArguments(ABC):
 
     def check(self, where: str) -> None:
         """Refuse arguments that cannot be built."""
-        if self.norm not in NORMS:
-            raise ConfigurationError(f"{where}.norm", self.norm, f"one of {NORMS}")
+        allowed.one_of(f"{where}.norm", self.norm, NORMS)
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,7 @@ class ResidualUNet(NetworkArguments):
             raise ConfigurationError(
                 f"{where}.strides", self.strides, f"{len(self.channels) - 1} numbers: one fewer than channels"
             )
-        if type(self.res_units) is not int or self.res_units < 1:
-            raise ConfigurationError(f"{where}.res_units", self.res_units, "a whole number of at least 1")
+        allowed.whole(f"{where}.res_units", self.res_units)
 
 
 @dataclass(frozen=True)
@@ -152,8 +151,7 @@ class DynamicUNet(NetworkArguments):
         _check_counts(f"{where}.strides", self.strides, len(self.filters))
         if len(self.strides) != len(self.filters):
             raise ConfigurationError(f"{where}.strides", self.strides, f"{len(self.filters)} numbers, one per level")
-        if not isinstance(self.residual, bool):
-            raise ConfigurationError(f"{where}.residual", self.residual, "true or false")
+        allowed.switch(f"{where}.residual", self.residual)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_component import FLComponent
 from nvflare.apis.fl_context import FLContext
 
-from fedseg.errors import ConfigurationError
+from fedseg import allowed
 from fedseg.memory import give_back
 
 
@@ -22,8 +22,7 @@ class SteadyMemory(FLComponent):
             ConfigurationError: it is no number from 1 to 86400.
         """
         super().__init__()
-        if type(seconds) not in (int, float) or not 1 <= seconds <= 86400:
-            raise ConfigurationError("steady_memory.seconds", seconds, "seconds from 1 to 86400")
+        allowed.number("steady_memory.seconds", seconds, least=1, most=86400, allowed="seconds from 1 to 86400")
         self.seconds = float(seconds)
         self._over = threading.Event()
 

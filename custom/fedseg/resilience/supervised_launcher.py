@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import signal
 import threading
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from nvflare.app_common.job_launcher.client_process_launcher import ClientProces
 from nvflare.app_common.job_launcher.process_launcher import ProcessHandle
 from nvflare.fuel.common.exit_codes import ProcessExitCode
 
-from fedseg.errors import ConfigurationError
+from fedseg import allowed
 from fedseg.resilience.unfinished_jobs import forget_job, note_job, take_up_jobs
 
 logger = logging.getLogger(__name__)
@@ -59,12 +58,8 @@ class SupervisedLauncher(ClientProcessJobLauncher):
             ConfigurationError: one of them is out of range.
         """
         super().__init__()
-        if type(restarts) is not int or not 0 <= restarts <= _MOST_RESTARTS:
-            raise ConfigurationError(
-                "process_launcher.restarts", restarts, f"a whole number from 0 to {_MOST_RESTARTS}"
-            )
-        if type(pause) not in (int, float) or not math.isfinite(pause) or not 0 <= pause <= _LONGEST_PAUSE:
-            raise ConfigurationError("process_launcher.pause", pause, f"seconds from 0 to {_LONGEST_PAUSE:.0f}")
+        allowed.whole("process_launcher.restarts", restarts, least=0, most=_MOST_RESTARTS)
+        allowed.number("process_launcher.pause", pause, least=0, most=_LONGEST_PAUSE)
         self.restarts, self.pause = restarts, float(pause)
 
     def launch_job(self, job_meta: dict[str, Any], fl_ctx: FLContext) -> JobHandleSpec:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from fedseg import allowed
 from fedseg.contract.plan import Plan
 from fedseg.data.datalist import Datalist
 from fedseg.errors import ConfigurationError
@@ -54,8 +55,7 @@ class SplitInProcess:
         Raises:
             ConfigurationError: the kind is unknown, or needs a plan that splits the network.
         """
-        if kind not in KINDS:
-            raise ConfigurationError("kind", kind, f"one of {KINDS}")
+        allowed.one_of("kind", kind, KINDS)
         if kind == SPLIT and plan.split is None:
             raise ConfigurationError("split", None, "given in the plan of split training")
         self.plan, self.kind = plan, kind

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from fedseg import allowed
 from fedseg.contract.report import REPORT_FIELDS, ReportField, is_method_field, unprotected
 from fedseg.errors import ConfigurationError
 
@@ -131,14 +132,12 @@ def _names(name: str, value: Any) -> tuple[str, ...]:
 
 
 def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ConfigurationError(name, value, "true or false")
+    allowed.switch(name, value)
     return value
 
 
 def _count(name: str, value: Any) -> int:
-    if type(value) is not int or value < 1:
-        raise ConfigurationError(name, value, "a whole number, at least 1")
+    allowed.whole(name, value, allowed="a whole number, at least 1")
     return value
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from fedseg.contract.report import ReportField
-from fedseg.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from fedseg.contract.plan import Plan
@@ -82,9 +80,3 @@ class TrainingHook:
 
     def load_state(self, state: dict[str, Any] | None) -> None:
         """Take back what ``state`` gave after the site's last finished round; None before the first one."""
-
-
-def check_strength(name: str, value: float) -> None:
-    """Refuse a weight of a further loss term that is not a finite number from 0 up."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise ConfigurationError(name, value, "a number from 0 up")

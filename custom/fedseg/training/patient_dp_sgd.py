@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fedseg import allowed
 from fedseg.data.datalist import same_patient
 from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.privacy.accounting.epsilon import PATIENT, Release, relative_to_sensitivity
@@ -48,14 +49,11 @@ class PatientDPSGD(TrainingHook):
         Raises:
             ConfigurationError: an argument is not allowed.
         """
-        if type(clip) not in (int, float) or not clip > 0:
-            raise ConfigurationError("clip", clip, "a number above 0")
-        if type(noise_multiplier) not in (int, float) or not 0 <= noise_multiplier < math.inf:
-            raise ConfigurationError("noise_multiplier", noise_multiplier, "a finite number from 0 up")
+        allowed.number("clip", clip, above=0, infinite=True)
+        allowed.number("noise_multiplier", noise_multiplier, least=0, allowed="a finite number from 0 up")
         if noise_multiplier and clip == math.inf:
             raise ConfigurationError("clip", clip, "finite where noise is measured against it")
-        if type(max_cases_per_patient) is not int or max_cases_per_patient < 1:
-            raise ConfigurationError("max_cases_per_patient", max_cases_per_patient, "a whole number of at least 1")
+        allowed.whole("max_cases_per_patient", max_cases_per_patient)
         self.clip, self.noise_multiplier = float(clip), float(noise_multiplier)
         self.max_cases_per_patient = max_cases_per_patient
         self.finished = -1

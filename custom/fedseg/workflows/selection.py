@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import poisson
 
-from fedseg.errors import ConfigurationError
+from fedseg import allowed
 from fedseg.workflows.run.site_selection import SiteFacts, SiteSelection
 
 
@@ -29,7 +29,7 @@ class LargestSites(SiteSelection):
         Args:
             k: sites in each round.
         """
-        self.k = _check_count("k", k)
+        self.k = allowed.whole("selection.k", k)
 
     def judge(self, facts: Mapping[str, SiteFacts], draw: np.random.Generator) -> dict[str, tuple[bool, str]]:
         order = sorted(facts, key=lambda site: (-facts[site].num_samples, site))
@@ -47,7 +47,7 @@ class RandomSites(SiteSelection):
         Args:
             k: sites in each round.
         """
-        self.k = _check_count("k", k)
+        self.k = allowed.whole("selection.k", k)
 
     def judge(self, facts: Mapping[str, SiteFacts], draw: np.random.Generator) -> dict[str, tuple[bool, str]]:
         drawn = {list(facts)[i] for i in draw.permutation(len(facts))[: self.k]}
@@ -69,9 +69,8 @@ class DropSlow(SiteSelection):
             factor: above 1.
             rest: rounds after which a slow site is asked again.
         """
-        if type(factor) not in (int, float) or not math.isfinite(factor) or factor <= 1:
-            raise ConfigurationError("selection.factor", factor, "a number above 1")
-        self.factor, self.rest = factor, _check_count("rest", rest)
+        allowed.number("selection.factor", factor, above=1)
+        self.factor, self.rest = factor, allowed.whole("selection.rest", rest)
         self._waited: dict[str, int] = {}
 
     def judge(self, facts: Mapping[str, SiteFacts], draw: np.random.Generator) -> dict[str, tuple[bool, str]]:
@@ -116,9 +115,8 @@ class PoissonBySize(SiteSelection):
             quantile: above 0 and below 1.
             outlier_probability: 0 to 1.
         """
-        for name, value in (("quantile", quantile), ("outlier_probability", outlier_probability)):
-            if type(value) not in (int, float) or not 0 <= value <= 1 or (name == "quantile" and value in (0, 1)):
-                raise ConfigurationError(f"selection.{name}", value, "a fraction of 1")
+        allowed.number("selection.quantile", quantile, above=0, below=1)
+        allowed.number("selection.outlier_probability", outlier_probability, least=0, most=1)
         self.quantile, self.outlier_probability = quantile, outlier_probability
 
     def judge(self, facts: Mapping[str, SiteFacts], draw: np.random.Generator) -> dict[str, tuple[bool, str]]:
@@ -134,9 +132,3 @@ class PoissonBySize(SiteSelection):
                 text = f"{fact.num_samples} cases, above {limit}: asked with probability {self.outlier_probability}"
                 judged[site] = (drawn, f"{text}; {'drawn' if drawn else 'not drawn'}")
         return judged
-
-
-def _check_count(name: str, value: Any) -> int:
-    if type(value) is not int or value < 1:
-        raise ConfigurationError(f"selection.{name}", value, "a whole number of at least 1")
-    return value

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from scipy.optimize import brentq
 
+from fedseg import allowed
 from fedseg.errors import ConfigurationError
 from fedseg.privacy.accounting.composition import Parts, renyi, tight
 from fedseg.privacy.accounting.releases import (
@@ -25,7 +25,6 @@ from fedseg.privacy.accounting.releases import (
     SITE_UPDATE,
     UNITS,
     Release,
-    check_choice,
     common_unit,
     grouped,
     in_convention,
@@ -43,7 +42,6 @@ __all__ = [
     "SITE_UPDATE",
     "UNITS",
     "Release",
-    "check_delta",
     "common_unit",
     "epsilon",
     "noise_for",
@@ -83,9 +81,9 @@ def epsilon(releases: Iterable[Release], delta: float, accountant: str = "pld", 
         ConfigurationError: an argument is out of its range; a release for replacement cannot be stated for adding or
             removing; ``rdp`` cannot compose sampled releases under replacement.
     """
-    check_delta(delta)
-    check_choice("accountant", accountant, ACCOUNTANTS)
-    check_choice("neighbours", neighbours, NEIGHBOURS)
+    allowed.number("delta", delta, above=0, below=1)
+    allowed.one_of("accountant", accountant, ACCOUNTANTS)
+    allowed.one_of("neighbours", neighbours, NEIGHBOURS)
     kinds = grouped(in_convention(release, neighbours) for release in releases)
     if any(kind.noiseless for kind in kinds):
         return math.inf
@@ -115,10 +113,9 @@ def noise_for(
     Raises:
         ConfigurationError: an argument is out of its range, or no multiplier up to a million is enough.
     """
-    _positive("epsilon", target)
-    check_delta(delta)
-    if type(rounds) is not int or rounds < 1:
-        raise ConfigurationError("rounds", rounds, "a whole number of at least 1")
+    allowed.number("epsilon", target, above=0)
+    allowed.number("delta", delta, above=0, below=1)
+    allowed.whole("rounds", rounds)
 
     def excess(log_multiplier: float) -> float:
         """Above 0 if the noise is too small; on scales on which the course is almost a straight line."""
@@ -151,23 +148,13 @@ def rounds_for(
 
     Arguments and errors are those of ``noise_for``; ``multiplier`` is above 0.
     """
-    _positive("epsilon", target)
-    _positive("noise_multiplier", multiplier)
+    allowed.number("epsilon", target, above=0)
+    allowed.number("noise_multiplier", multiplier, above=0)
     return _last_that(
         lambda rounds: (
             epsilon([_plan(multiplier, rounds, sampling_rate, neighbours)], delta, accountant, neighbours) <= target
         )
     )
-
-
-def check_delta(delta: Any) -> None:
-    """Refuse a delta that is not above 0 and below 1.
-
-    Raises:
-        ConfigurationError: names the value.
-    """
-    if isinstance(delta, bool) or not isinstance(delta, (int, float)) or not 0 < delta < 1:
-        raise ConfigurationError("delta", delta, "a number above 0 and below 1")
 
 
 def _parts(kinds: Sequence[Release], neighbours: str) -> Parts:
@@ -198,9 +185,3 @@ def _last_that(fits: Callable[[int], bool]) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
-
-
-def _positive(name: str, value: Any) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and 0 < value < math.inf):
-        raise ConfigurationError(name, value, "a finite number above 0")

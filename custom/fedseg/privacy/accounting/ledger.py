@@ -23,10 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedseg import allowed
 from fedseg.errors import ConfigurationError
 from fedseg.files.hash_chain import HashChain
 from fedseg.files.hash_chain_check import ChainError, Entry
-from fedseg.privacy.accounting.epsilon import REPLACE, SITE_UPDATE, Release, check_delta, common_unit, epsilon
+from fedseg.privacy.accounting.epsilon import REPLACE, SITE_UPDATE, Release, common_unit, epsilon
 from fedseg.privacy.accounting.ledger_book import Book, fields_of, hashed, identity_of, normal, release_of
 from fedseg.privacy.accounting.ledger_errors import BudgetError, LedgerError
 
@@ -105,8 +106,8 @@ class Ledger:
             LedgerError: the ledger was changed, is of the other kind or cannot be written; nothing may leave.
             ConfigurationError: an argument is out of its range.
         """
-        check_delta(delta)
-        allowed = _allowed(budget, limit)
+        allowed.number("delta", delta, above=0, below=1)
+        most = _most(budget, limit)
         names = normal(patients)
         if not self._file.exists() and self._marker.exists():
             raise LedgerError(
@@ -120,8 +121,8 @@ class Ledger:
             members = frozenset(hashed(salt, name) for name in names)
             earlier = [release_of(entry) for entry in book.releases_on(members)]
             spent = _composed([*earlier, release], delta)
-            if not spent.epsilon <= allowed:
-                raise BudgetError(spent.epsilon, delta, allowed, sum(r.count for r in earlier))
+            if not spent.epsilon <= most:
+                raise BudgetError(spent.epsilon, delta, most, sum(r.count for r in earlier))
             if book.salt is None:
                 writer.append({"kind": "opened", "schema": SCHEMA, "salt": salt, "simulated": self.simulated})
             identity = identity_of(members)
@@ -143,7 +144,7 @@ class Ledger:
             LedgerError: the ledger was changed or is of the other kind.
             ConfigurationError: delta is out of its range, or both patients and a data set are given.
         """
-        check_delta(delta)
+        allowed.number("delta", delta, above=0, below=1)
         if patients is not None and dataset is not None:
             raise ConfigurationError("dataset", dataset, "null where patients are given")
         book = self._read()
@@ -189,11 +190,9 @@ def _refusals() -> Iterator[None]:
         raise LedgerError("The site's privacy ledger cannot be read or written, so nothing leaves.") from None
 
 
-def _allowed(budget: float | None, limit: float | None) -> float:
+def _most(budget: float | None, limit: float | None) -> float:
     for name, value in (("budget", budget), ("limit", limit)):
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if value is not None and not (number and value >= 0):
-            raise ConfigurationError(name, value, "a number from 0 up, or null")
+        allowed.optional(allowed.number, name, value, least=0, infinite=True)
     if budget is not None:
         return budget
     return math.inf if limit is None else limit

@@ -14,8 +14,8 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
+from fedseg import allowed
 from fedseg.errors import ConfigurationError
 
 MECHANISMS = ("gaussian", "laplace", "pure")
@@ -24,7 +24,6 @@ UNITS = (SITE_UPDATE, PATIENT)
 REPLACE, ADD_REMOVE = "replace", "add-remove"
 NEIGHBOURS = (REPLACE, ADD_REMOVE)
 
-_LARGEST_FINITE = 1.7e308
 _NO_NOISE = 1e-100
 
 
@@ -55,25 +54,22 @@ class Release:
     neighbours: str = REPLACE
 
     def __post_init__(self) -> None:
-        check_choice("mechanism", self.mechanism, MECHANISMS)
-        check_choice("unit", self.unit, UNITS)
-        check_choice("neighbours", self.neighbours, NEIGHBOURS)
-        if type(self.count) is not int or self.count < 1:
-            raise ConfigurationError("count", self.count, "a whole number of at least 1")
+        allowed.one_of("mechanism", self.mechanism, MECHANISMS)
+        allowed.one_of("unit", self.unit, UNITS)
+        allowed.one_of("neighbours", self.neighbours, NEIGHBOURS)
+        allowed.whole("count", self.count)
         pure, described = self.mechanism == "pure", f"absent: the {self.mechanism} mechanism is described by its"
         if pure and self.noise_multiplier is not None:
             raise ConfigurationError("noise_multiplier", self.noise_multiplier, f"{described} epsilon")
         if not pure and self.epsilon is not None:
             raise ConfigurationError("epsilon", self.epsilon, f"{described} noise_multiplier")
         if pure:
-            _number("epsilon", self.epsilon, 0, math.inf, "a number from 0 up for a pure mechanism")
+            allowed.number("epsilon", self.epsilon, least=0, infinite=True)
         else:
-            allowed = f"a finite number from 0 up for the {self.mechanism} mechanism"
-            _number("noise_multiplier", self.noise_multiplier, 0, _LARGEST_FINITE, allowed)
-        _number("sampling_rate", self.sampling_rate, 0, 1, "a probability above 0, at most 1")
-        if self.sampling_rate == 0 or (self.sampling_rate < 1 and self.mechanism != "gaussian"):
-            allowed = "above 0" if self.sampling_rate == 0 else f"1 for the {self.mechanism} mechanism"
-            raise ConfigurationError("sampling_rate", self.sampling_rate, allowed)
+            allowed.number("noise_multiplier", self.noise_multiplier, least=0)
+        allowed.number("sampling_rate", self.sampling_rate, above=0, most=1, allowed="above 0, at most 1")
+        if self.sampling_rate < 1 and self.mechanism != "gaussian":
+            raise ConfigurationError("sampling_rate", self.sampling_rate, f"1 for the {self.mechanism} mechanism")
 
     @property
     def noiseless(self) -> bool:
@@ -91,9 +87,8 @@ def sensitivity(clip: float, neighbours: str = REPLACE) -> float:
     Raises:
         ConfigurationError: an unknown convention, or ``clip`` is not above 0.
     """
-    check_choice("neighbours", neighbours, NEIGHBOURS)
-    if not clip > 0:
-        raise ConfigurationError("clip", clip, "a number above 0")
+    allowed.one_of("neighbours", neighbours, NEIGHBOURS)
+    allowed.number("clip", clip, above=0, infinite=True)
     return 2.0 * clip if neighbours == REPLACE else float(clip)
 
 
@@ -128,19 +123,3 @@ def in_convention(release: Release, neighbours: str) -> Release:
     if release.mechanism == "pure":
         return replace(release, epsilon=2 * (release.epsilon or 0.0), neighbours=REPLACE)
     return replace(release, noise_multiplier=(release.noise_multiplier or 0.0) / 2, neighbours=REPLACE)
-
-
-def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    """Refuse a word that is not one of the choices.
-
-    Raises:
-        ConfigurationError: names the setting and the choices.
-    """
-    if value not in choices:
-        raise ConfigurationError(name, value, f"one of {tuple(choices)}")
-
-
-def _number(name: str, value: Any, least: float, most: float, allowed: str) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and least <= value <= most):
-        raise ConfigurationError(name, value, allowed)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedseg.errors import ConfigurationError, RefusalError
+from fedseg import allowed
+from fedseg.errors import RefusalError
 
 MODES = {"compact": 2e-4, "exact": 1e-6}
 """Modes, and the largest error of a decrypted sum that each allows, as a part of the largest update."""
@@ -119,9 +120,8 @@ def choose_fields(mode: str, sites: int, plain_modulus: int, max_sites: int) -> 
     Raises:
         ConfigurationError: there is no such mode, or there are more sites than can be added.
     """
-    if mode not in MODES:
-        raise ConfigurationError("mode", mode, f"one of {tuple(MODES)}")
-    if type(sites) is not int or not 1 <= sites <= max_sites:
-        raise ConfigurationError("sites", sites, f"a number from 1 to {max_sites}, for an exact sum of ciphertexts")
+    allowed.one_of("mode", mode, MODES)
+    exact = f"a number from 1 to {max_sites}, for an exact sum of ciphertexts"
+    allowed.whole("sites", sites, most=max_sites, allowed=exact)
     points = [FixedPoint(sites, fields, plain_modulus) for fields in range(_MOST_FIELDS, 0, -1)]
     return next(point for point in points if point.error <= MODES[mode] or point.fields == 1)

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fedseg.errors import ConfigurationError, RefusalError
+from fedseg import allowed
+from fedseg.errors import RefusalError
 from fedseg.networks.weights import Arrays
 
 
@@ -59,23 +60,13 @@ def clip_coordinates(arrays: Mapping[str, np.ndarray], bound: float) -> Arrays:
         ConfigurationError: ``bound`` is not above 0.
         RefusalError: an array is not of floating point or not finite (reason ``weights``).
     """
-    check_bound("bound", bound)
+    allowed.number("bound", bound, above=0, infinite=True)
     check_floating(arrays)
     clipped = {}
     for name, value in arrays.items():
         limit = _below(bound, value.dtype)
         clipped[name] = np.asarray(np.clip(value, -limit, limit))
     return clipped
-
-
-def check_bound(name: str, value: Any) -> None:
-    """Refuse a bound that is not a number above 0.
-
-    Raises:
-        ConfigurationError: names the setting.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise ConfigurationError(name, value, "a number above 0")
 
 
 def check_floating(arrays: Mapping[str, np.ndarray]) -> None:
@@ -95,7 +86,7 @@ def check_floating(arrays: Mapping[str, np.ndarray]) -> None:
 def _clip_norm(
     arrays: Mapping[str, np.ndarray], norm: float, measure: Callable[[Mapping[str, np.ndarray]], float]
 ) -> tuple[Arrays, float]:
-    check_bound("norm", norm)
+    allowed.number("norm", norm, above=0, infinite=True)
     check_floating(arrays)
     length = measure(arrays)
     if length <= norm:

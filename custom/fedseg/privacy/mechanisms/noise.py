@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from fedseg import allowed
 from fedseg.errors import ConfigurationError
 from fedseg.networks.weights import Arrays
-from fedseg.privacy.mechanisms.clipping import check_bound, clip_l1, clip_l2
+from fedseg.privacy.mechanisms.clipping import clip_l1, clip_l2
 from fedseg.randomness import generator
 
 Shape = Sequence[int]
@@ -61,8 +62,7 @@ class NoiseSource(ABC):
     def _standard_uniform(self, count: int) -> np.ndarray: ...
 
     def _scaled(self, draw: Callable[[int], np.ndarray], shape: Shape, scale: float) -> np.ndarray:
-        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 <= scale < math.inf:
-            raise ConfigurationError("scale", scale, "a finite number from 0 up")
+        allowed.number("scale", scale, least=0, allowed="a finite number from 0 up")
         if scale == 0:
             return np.zeros(tuple(shape))
         drawn = self._in_pieces(draw, shape)
@@ -186,10 +186,8 @@ def laplace_mechanism(
 
 
 def _scale(clip: float, noise_multiplier: Any) -> float:
-    check_bound("clip", clip)
-    number = isinstance(noise_multiplier, (int, float)) and not isinstance(noise_multiplier, bool)
-    if not (number and 0 <= noise_multiplier < math.inf):
-        raise ConfigurationError("noise_multiplier", noise_multiplier, "a finite number from 0 up")
+    allowed.number("clip", clip, above=0, infinite=True)
+    allowed.number("noise_multiplier", noise_multiplier, least=0)
     if noise_multiplier and not math.isfinite(noise_multiplier * clip):
         raise ConfigurationError("clip", clip, "finite where noise is measured against it")
     return noise_multiplier * clip if noise_multiplier else 0.0

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from fedseg.errors import ConfigurationError, RefusalError
+from fedseg import allowed
+from fedseg.errors import RefusalError
 from fedseg.networks.weights import Arrays
 from fedseg.privacy.mechanisms.sparse import VALUES, Shapes, check_layout, from_sparse, read_layout, values_per_array
 
@@ -27,16 +28,6 @@ _LARGEST_INT8 = 127
 # The largest magnitude of an array comes to lie from 2**14 to 2**15: below float16's largest number, 65504, and with
 # all its precision for everything down to a 2**28th of it.
 _FLOAT16_EXPONENT = 15
-
-
-def check_bits(name: str, bits: object) -> None:
-    """Refuse a number of bits that there is no type for.
-
-    Raises:
-        ConfigurationError: names the setting.
-    """
-    if type(bits) is not int or bits not in BITS:
-        raise ConfigurationError(name, bits, f"one of {BITS}")
 
 
 def quantise(wire: Mapping[str, np.ndarray], bits: int, generator: np.random.Generator) -> Arrays:
@@ -50,7 +41,7 @@ def quantise(wire: Mapping[str, np.ndarray], bits: int, generator: np.random.Gen
     Raises:
         RefusalError: a value is so large that it could be rounded to one beyond its type (reason ``weights``).
     """
-    check_bits("bits", bits)
+    allowed.one_of("bits", bits, BITS)
     if np.abs(wire[VALUES]).max(initial=0.0) > np.finfo(wire[VALUES].dtype).max / 2:
         raise RefusalError("weights", "The update holds values that are too large to be quantised.")
     counts = values_per_array(wire, read_layout(wire))

@@ -26,8 +26,9 @@ from typing import Any
 
 import numpy as np
 
+from fedseg import allowed
 from fedseg.errors import ConfigurationError
-from fedseg.privacy.mechanisms.clipping import check_bound, check_floating, clip_coordinates
+from fedseg.privacy.mechanisms.clipping import check_floating, clip_coordinates
 from fedseg.privacy.mechanisms.noise import NoiseSource
 from fedseg.privacy.mechanisms.top_k import largest_of
 
@@ -148,16 +149,12 @@ def _check(
     check_floating({"values": values})
     if values.ndim != 1 or not values.size:
         raise ConfigurationError("values", values.shape, "one row of coordinates, at least one")
-    if type(count) is not int or not 1 <= count <= values.size:
-        raise ConfigurationError("count", count, f"a whole number from 1 to the {values.size} coordinates")
-    check_bound("clip", clip)
-    if type(threshold) not in (int, float) or not 0 <= threshold < math.inf:
-        raise ConfigurationError("threshold", threshold, "a finite number from 0 up")
+    allowed.whole("count", count, most=values.size, allowed=f"a whole number from 1 to the {values.size} coordinates")
+    allowed.number("clip", clip, above=0, infinite=True)
+    allowed.number("threshold", threshold, least=0)
     for name, value in epsilons.items():
-        check_bound(f"epsilon_{name}", value)
+        allowed.number(f"epsilon_{name}", value, above=0, infinite=True)
     if clip == math.inf and min(epsilons.values()) < math.inf:
         raise ConfigurationError("clip", clip, "finite where noise is measured against it")
-    if charge not in CHARGES:
-        raise ConfigurationError("charge", charge, f"one of {CHARGES}")
-    if type(max_passes) is not int or max_passes < 1:
-        raise ConfigurationError("max_passes", max_passes, "a whole number of at least 1")
+    allowed.one_of("charge", charge, CHARGES)
+    allowed.whole("max_passes", max_passes)

@@ -8,11 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 
-from fedseg.errors import ConfigurationError
+from fedseg import allowed
 from fedseg.privacy.mechanisms.clipping import check_floating
 
 Masks = dict[str, np.ndarray]
@@ -36,7 +35,7 @@ def largest(arrays: Mapping[str, np.ndarray], fraction: float, per_layer: bool =
         ConfigurationError: ``fraction`` is out of its range.
         RefusalError: an array is not of floating point or not finite (reason ``weights``).
     """
-    check_fraction("fraction", fraction)
+    allowed.number("fraction", fraction, above=0, most=1)
     check_floating(arrays)
     if per_layer:
         return {name: _select([value], fraction)[0] for name, value in arrays.items()}
@@ -68,16 +67,6 @@ def largest_of(magnitudes: np.ndarray, count: int) -> np.ndarray:
 def selected_count(fraction: float, count: int) -> int:
     """ceil(fraction * count), with the fraction taken as it is written: 0.1 of 30 is 3, though 0.1 * 30 > 3."""
     return math.ceil(Fraction(repr(float(fraction))) * count)
-
-
-def check_fraction(name: str, value: Any) -> None:
-    """Refuse a fraction that is not above 0 and at most 1.
-
-    Raises:
-        ConfigurationError: names the setting.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
-        raise ConfigurationError(name, value, "a fraction above 0, at most 1")
 
 
 def _select(arrays: list[np.ndarray], fraction: float) -> list[np.ndarray]:

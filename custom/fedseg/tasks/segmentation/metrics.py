@@ -11,6 +11,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import KDTree
 
+from fedseg import allowed
 from fedseg.errors import ConfigurationError, DataError
 from fedseg.tasks.segmentation.labels import to_regions
 from fedseg.tasks.task import Task
@@ -188,8 +189,7 @@ def _weighted_mean(parts: Sequence[Mapping[str, Any]], metric: str, region: str)
 def _check(predicted: np.ndarray, reference: np.ndarray, spacing: Sequence[float], empty: str) -> None:
     if predicted.shape != reference.shape:
         raise DataError(f"the prediction has shape {predicted.shape}, but its reference has {reference.shape}.")
-    if empty not in EMPTY_CONVENTIONS:
-        raise ConfigurationError("empty", empty, f"one of {EMPTY_CONVENTIONS}")
+    allowed.one_of("empty", empty, EMPTY_CONVENTIONS)
     if len(spacing) != predicted.ndim or not all(math.isfinite(s) and s > 0 for s in spacing):
         raise ConfigurationError("spacing", tuple(spacing), f"{predicted.ndim} positive numbers of mm")
 

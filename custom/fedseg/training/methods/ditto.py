@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 
 import torch
 
+from fedseg import allowed
 from fedseg.contract.report import ReportField
-from fedseg.errors import ConfigurationError
 from fedseg.models.model_file import write_model
 from fedseg.networks.weights import Arrays
 from fedseg.tasks.segmentation.metrics import summarise
-from fedseg.training.hooks import TrainingHook, check_strength
+from fedseg.training.hooks import TrainingHook
 from fedseg.training.methods.fedprox import FedProx
 from fedseg.training.trainer import SiteTrainer
 
@@ -44,9 +44,8 @@ class Ditto(TrainingHook):
             lam: pull towards the global model, from 0 up; 0 is training at this site alone.
             epochs: local epochs of v in each round; None takes those of the plan.
         """
-        check_strength("lam", lam)
-        if epochs is not None and (type(epochs) is not int or epochs < 1):
-            raise ConfigurationError("epochs", epochs, "a whole number of at least 1, or null")
+        allowed.number("lam", lam, least=0)
+        allowed.optional(allowed.whole, "epochs", epochs)
         self.lam, self.epochs = lam, epochs
         self._network: dict[str, torch.Tensor] | None = None
         self._optimizer: dict[str, Any] = {}

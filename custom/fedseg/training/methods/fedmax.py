@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fedseg.training.hooks import TrainingHook, check_strength
+from fedseg import allowed
+from fedseg.training.hooks import TrainingHook
 from fedseg.training.methods.bottleneck_features import BottleneckFeatures
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class FedMax(TrainingHook):
                 7.8 times. With fresh default networks the term is 0.2 (``residual_unet``), 0.4 (``segresnet``) and
                 0.004 (``dynunet``, whose bottleneck ends in a normalisation) beside a segmentation loss of about 1.4.
         """
-        check_strength("beta", beta)
+        allowed.number("beta", beta, least=0)
         self.beta = beta
         self._features = BottleneckFeatures()
 

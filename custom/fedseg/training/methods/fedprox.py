@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fedseg import allowed
 from fedseg.networks.weights import Arrays
-from fedseg.training.hooks import TrainingHook, check_strength
+from fedseg.training.hooks import TrainingHook
 
 if TYPE_CHECKING:
     from fedseg.training.trainer import SiteTrainer
@@ -26,7 +27,7 @@ class FedProx(TrainingHook):
         Args:
             mu: from 0 up; 0 adds nothing, which is FedAvg. The paper tried 0.001 to 1.
         """
-        check_strength("mu", mu)
+        allowed.number("mu", mu, least=0)
         self.mu = mu
         self._anchor: dict[str, torch.Tensor] = {}
 

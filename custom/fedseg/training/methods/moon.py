@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from fedseg import allowed
 from fedseg.errors import ConfigurationError
 from fedseg.networks.weights import Arrays, set_weights
-from fedseg.training.hooks import TrainingHook, check_strength
+from fedseg.training.hooks import TrainingHook
 from fedseg.training.methods.bottleneck_features import BottleneckFeatures
 
 if TYPE_CHECKING:
@@ -39,8 +40,8 @@ class MOON(TrainingHook):
             mu: weight of the term, from 0 up; 0 adds nothing, which is FedAvg.
             temperature: above 0; small values look at the closer of the two models only.
         """
-        check_strength("mu", mu)
-        check_strength("temperature", temperature)
+        allowed.number("mu", mu, least=0)
+        allowed.number("temperature", temperature, least=0)
         if temperature == 0:
             raise ConfigurationError("temperature", temperature, "a number above 0")
         self.mu, self.temperature = mu, temperature

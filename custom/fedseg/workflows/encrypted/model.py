@@ -11,6 +11,7 @@ import numpy as np
 from nvflare.apis.dxo import MetaKey
 from nvflare.app_common.abstract.fl_model import FLModel
 
+from fedseg import allowed
 from fedseg.aggregators.base import AggregationError, Aggregator
 from fedseg.aggregators.weighted import WeightedAggregator
 from fedseg.contract.plan import Plan
@@ -66,8 +67,7 @@ class EncryptedGlobalModel(GlobalModel):
         Raises:
             ConfigurationError: the rule looks at updates, or scales them; there is no such mode.
         """
-        if mode not in MODES:
-            raise ConfigurationError("workflow.mode", mode, f"one of {tuple(MODES)}")
+        allowed.one_of("workflow.mode", mode, MODES)
         kind = type(aggregator)
         if (
             not isinstance(aggregator, WeightedAggregator)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fedseg import allowed
 from fedseg.aggregators.base import Aggregator
 from fedseg.aggregators.server_optimizers import ServerOptimizer
 from fedseg.aggregators.shared_state import SharedState
@@ -27,8 +28,7 @@ def check_counts(least: int, **counts: Any) -> None:
         ConfigurationError: names the first that is wrong.
     """
     for name, value in counts.items():
-        if type(value) is not int or value < least:
-            raise ConfigurationError(f"workflow.{name}", value, f"a whole number of at least {least}")
+        allowed.whole(f"workflow.{name}", value, least=least, allowed=f"a whole number of at least {least}")
 
 
 def check_switches(task_check_period: Any, **switches: Any) -> None:
@@ -40,8 +40,7 @@ def check_switches(task_check_period: Any, **switches: Any) -> None:
     if not isinstance(task_check_period, int | float) or not 0 < task_check_period < 60:
         raise ConfigurationError("workflow.task_check_period", task_check_period, "seconds above 0 and below 60")
     for name, switch in switches.items():
-        if not isinstance(switch, bool):
-            raise ConfigurationError(f"workflow.{name}", switch, "true or false")
+        allowed.switch(f"workflow.{name}", switch)
 
 
 def check_resumption(run_id: str | None, resume: bool, resume_round: int | None) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedseg.errors import ConfigurationError
+from fedseg import allowed
 
 
 @dataclass(frozen=True)
@@ -32,16 +31,10 @@ class StoppingRules:
     max_epsilon: float | None = None
 
     def __post_init__(self) -> None:
-        for name, allowed, ok in (
-            ("target_dice", "a Dice above 0 and up to 1", lambda v: 0 < v <= 1),
-            ("max_hours", "hours above 0", lambda v: v > 0),
-            ("max_epsilon", "an epsilon above 0", lambda v: v > 0),
-        ):
-            value = getattr(self, name)
-            if value is not None and not (type(value) in (int, float) and math.isfinite(value) and ok(value)):
-                raise ConfigurationError(f"workflow.{name}", value, allowed)
-        if self.patience is not None and (type(self.patience) is not int or self.patience < 1):
-            raise ConfigurationError("workflow.patience", self.patience, "a whole number of rounds of at least 1")
+        allowed.optional(allowed.number, "workflow.target_dice", self.target_dice, above=0, most=1)
+        allowed.optional(allowed.number, "workflow.max_hours", self.max_hours, above=0)
+        allowed.optional(allowed.number, "workflow.max_epsilon", self.max_epsilon, above=0)
+        allowed.optional(allowed.whole, "workflow.patience", self.patience)
 
     def reason(self, rounds: Sequence[Mapping[str, Any]], hours: float) -> str | None:
         """Why no further round should start, or None.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from fedseg.evaluation.report.inversion_merge import merge_probes
 from fedseg.evaluation.report.split_words import own_models
 from fedseg.evaluation.summary import read_summary, write_summary
 from fedseg.files.digest import model_digest
+from fedseg.files.documents import write_json
 from fedseg.models.model_file import ModelFile, read_model
 from fedseg.networks.split.stages import cut_names
 from fedseg.randomness import derive_seed, generator
@@ -120,7 +120,7 @@ def probe_run(run: Path, data: Path | None, options: ProbeOptions | None = None,
         merged["pictured"] = kept
         draw_reconstructions(views, kept, model.task, report / PICTURE)
     summary["inversion"] = merged
-    (report / RESULT).write_text(json.dumps(merged, indent=1) + "\n", "utf-8")
+    write_json(report / RESULT, merged)
     write_summary(summary, report)
     return summary
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.markup import escape
 from fedseg.console import out
 from fedseg.data.intake.dicom import Series, find_series, read_volume
 from fedseg.errors import UsageError
+from fedseg.files.documents import whole_file
 
 
 def add_parser(subparsers: Any) -> None:
@@ -91,10 +91,5 @@ def _print_series(found: Sequence[Series]) -> None:
 def _write(image: sitk.Image, target: Path) -> None:
     for key in image.GetMetaDataKeys():
         image.EraseMetaData(key)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{os.getpid()}-{target.name}")
-    try:
+    with whole_file(target) as temporary:
         sitk.WriteImage(image, str(temporary))
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from fedseg.evaluation.report.compare import own_models_note
 from fedseg.evaluation.report.decisions import last_rule
 from fedseg.evaluation.report.wording import shown
 from fedseg.evaluation.summary import Summary, number, part, read_summary
+from fedseg.files.documents import write_json
 
 CLOCKS = ("measured", "simulated")
 
@@ -74,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
     if note := own_models_note(runs):
         out().print(escape(note))
     if options.out is not None:
-        _write(content, options.out)
+        write_json(options.out, content)
         out().print(f"Written: {escape(str(options.out))}")
     return 0
 
@@ -167,9 +166,3 @@ def _print(content: Mapping[str, Any]) -> None:
     out().print(table)
     if "profiles" in content:
         out().print(f"Speeds of the sites: {escape(content['profiles'])}")
-
-
-def _write(content: Mapping[str, Any], path: Path) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-    os.replace(temporary, path)

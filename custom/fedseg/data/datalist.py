@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.errors import DataError
+from fedseg.files.documents import write_json
 
 SPLITS = ("training", "validation", "test")
 FILE_NAME = "datalist.json"
@@ -130,14 +131,10 @@ def read_datalist(path: Path | str) -> Datalist:
 def write_datalist(datalist: Datalist, path: Path | str) -> Path:
     """Write a datalist (paths relative to its folder where they lie below it, else absolute) and return its path."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {**({"task": datalist.task} if datalist.task else {}), **datalist.notes}
     for split in SPLITS:
         content[split] = [_format_case(case, path.parent) for case in datalist.split(split)]
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-    os.replace(temporary, path)
-    return path
+    return write_json(path, content)
 
 
 def _parse_case(entry: Any, path: Path, where: str) -> Case:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from fedseg.data.datalist import SPLITS, Case, Datalist, case_names
-from fedseg.data.grid import Grid, write_mask
+from fedseg.data.grid import write_mask
 from fedseg.data.splits import require_files
 from fedseg.errors import DataError, UsageError
+from fedseg.files.documents import whole_file, write_json
 from fedseg.models.model_file import ModelFile
 from fedseg.tasks.segmentation.labels import to_values
 from fedseg.tasks.segmentation.metrics import CaseScore, score_case, summarise
@@ -103,10 +102,7 @@ def evaluate(
         scores.append(score)
         entries.append({"id": names[case], "dice": score.dice, "hd95": score.hd95, "empty": score.empty})
     content = {"schema": "fedseg-evaluation-1", "cases": entries, "mean": summarise(scores), "empty_convention": empty}
-    out.mkdir(parents=True, exist_ok=True)
-    temporary = out / "evaluation.json.tmp"
-    temporary.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-    os.replace(temporary, out / "evaluation.json")
+    write_json(out / "evaluation.json", content)
     return content
 
 
@@ -128,14 +124,7 @@ def predict(
     chosen = model.task.conventions[convention]
     names = dict(zip(cases, case_names(cases), strict=True))
     for case, prepared, predicted in segment_cases(model, progress(cases), device, overlap, with_labels=False):
-        path = out / f"{names[case]}.nii.gz"
-        written.append(_write_whole(to_values(model.task, predicted, chosen), prepared.original, path))
+        written.append(out / f"{names[case]}.nii.gz")
+        with whole_file(written[-1]) as temporary:
+            write_mask(to_values(model.task, predicted, chosen), prepared.original, temporary)
     return written
-
-
-def _write_whole(mask: np.ndarray, grid: Grid, path: Path) -> Path:
-    """Write a mask so that it is there as a whole or not at all."""
-    temporary = path.with_name(f".{path.name}")
-    write_mask(mask, grid, temporary)
-    os.replace(temporary, path)
-    return path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 from fedseg.contract.plan import Plan
 from fedseg.errors import DataError
 from fedseg.evaluation.privacy_summary import privacy_summary
+from fedseg.files.documents import write_json
 from fedseg.tasks.registry import resolve_task
 from fedseg.tasks.task import Task
 from fedseg.version import __version__
@@ -122,11 +122,7 @@ def last_models(summary: Mapping[str, Any]) -> dict[str, str]:
 
 def write_summary(summary: dict[str, Any], report: Path) -> Path:
     """Write ``summary.json`` into a run's report folder, as a whole or not at all."""
-    path = report / "summary.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(summary, indent=1) + "\n", "utf-8")
-    os.replace(temporary, path)
-    return path
+    return write_json(report / "summary.json", summary)
 
 
 Summary = Mapping[str, Any]

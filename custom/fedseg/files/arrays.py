@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
+
+from fedseg.files.documents import whole_file
 
 
 def save_whole(path: Path, arrays: Mapping[str, np.ndarray], header: Mapping[str, str]) -> Path:
@@ -18,15 +19,8 @@ def save_whole(path: Path, arrays: Mapping[str, np.ndarray], header: Mapping[str
         arrays: by name.
         header: text beside them.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with whole_file(path) as temporary:
         save_file(contiguous(arrays), temporary, dict(header))
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 from fedseg.errors import ConfigurationError
 
+LEFTOVER = ".tmp-"
+
 
 def read_json(path: Path, what: str) -> Any:
     """The content of a JSON file.
@@ -56,14 +58,14 @@ def write_whole(path: Path, content: bytes | str) -> Path:
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a name beside ``path`` under which to write a file; it takes its name at the end, or vanishes on failure.
 
-    It is for writers that want a path; the name has the endings of ``path``, begins with a dot and is no other
-    thread's.
+    It is for writers that want a path; the name has the endings of ``path``, begins with ``LEFTOVER`` and is no other
+    thread's. A process that is killed leaves it behind.
 
     Raises:
         OSError: as of ``write_whole``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{threading.get_ident()}-{path.name}")
+    temporary = path.with_name(f"{LEFTOVER}{os.getpid()}-{threading.get_ident()}-{path.name}")
     try:
         yield temporary
         sync(temporary)

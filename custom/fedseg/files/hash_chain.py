@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.errors import ConfigurationError
+from fedseg.files.documents import sync, whole_file
 from fedseg.files.hash_chain_check import Beginning, Entry, canonical, digest, head_path, verified, verify
 
 RESERVED = ("number", "time", "previous", "hash", "torn_bytes")
@@ -88,7 +89,7 @@ class HashChain:
         """
         if not self.path.parent.is_dir():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            _sync_folder(self.path.parent.parent)
+            sync(self.path.parent.parent)
         handle = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
@@ -155,24 +156,10 @@ class ChainWriter:
 
     def _write_head(self) -> None:
         count, last = self._chain.head
-        head = head_path(self._path)
-        temporary = head.with_name(head.name + ".tmp")
-        with open(temporary, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-            file.write(canonical({"count": count, "hash": last}) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, head)
-        _sync_folder(self._path.parent)
+        with whole_file(head_path(self._path)) as temporary:
+            temporary.touch(0o600)
+            temporary.write_bytes(canonical({"count": count, "hash": last}) + b"\n")
         self._chain.unnoted = False
-
-
-def _sync_folder(folder: Path) -> None:
-    """Force the names in a folder to the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _now() -> str:

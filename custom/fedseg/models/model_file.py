@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from fedseg.contract.plan import Plan
 from fedseg.contract.shapes import array_owners
 from fedseg.errors import ConfigurationError, DataError, RefusalError
 from fedseg.files.arrays import contiguous
+from fedseg.files.documents import whole_file
 from fedseg.networks.registry import Network, parse_network
 from fedseg.networks.weights import Arrays, get_weights, set_weights
 from fedseg.tasks.registry import resolve_task
@@ -81,11 +81,8 @@ def model_header(plan: Plan, round_number: int) -> dict[str, str]:
 
 def save_model(path: Path, header: Mapping[str, str], weights: Arrays) -> Path:
     """Write a model with a header that ``model_header`` made, here or where the model was trained."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    with whole_file(path) as temporary, temporary.open("wb") as file:
         file.writelines(_with_sorted_header(save(contiguous(weights), {"format": _FORMAT, **header})))
-    os.replace(temporary, path)
     return path
 
 

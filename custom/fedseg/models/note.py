@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.errors import DataError
+from fedseg.files.documents import write_json
 
 SUFFIX = ".provenance.json"
 SCHEMA = "fedseg-provenance-1"
@@ -63,11 +63,7 @@ def note_path(model: Path) -> Path:
 
 def write_note(model: Path, note: ModelNote) -> Path:
     """Write the note of a model in place of the one before."""
-    path = note_path(model)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(note.to_dict(), indent=1, sort_keys=True) + "\n", "utf-8")
-    os.replace(temporary, path)
-    return path
+    return write_json(note_path(model), note.to_dict(), sort_keys=True)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from platform import python_version
 from typing import Any
 
 from fedseg.errors import ConfigurationError, FedsegError
+from fedseg.files.documents import whole_file
 from fedseg.files.hash_chain import HashChain
 from fedseg.files.hash_chain_check import ChainError, Entry, head_path
 from fedseg.version import __version__
@@ -124,10 +125,8 @@ def copy_record(record: Path, folder: Path) -> None:
     """Copy a record and its head into a folder under the name ``record.jsonl``; what is missing is left out."""
     for source in (record, head_path(record)):
         if source.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            temporary = folder / f".{source.name}.tmp"
-            shutil.copyfile(source, temporary)
-            temporary.replace(folder / source.name)
+            with whole_file(folder / source.name) as temporary:
+                shutil.copyfile(source, temporary)
 
 
 def versions() -> dict[str, str]:

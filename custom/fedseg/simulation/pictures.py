@@ -10,6 +10,7 @@ from typing import Any
 from fedseg.data.datalist import Case, read_datalist
 from fedseg.data.grid import write_mask
 from fedseg.evaluation.scoring import segment_cases
+from fedseg.files.documents import write_json
 from fedseg.models.model_file import ModelFile
 from fedseg.tasks.segmentation.labels import to_values
 
@@ -22,7 +23,7 @@ def write_gallery(data: Path, sites: list[str], report: Path) -> None:
     for site in sites:
         cases = read_datalist(data / site).training[:1]
         gallery[site] = [{"images": [str(p.resolve()) for p in c.images], "label": str(c.label)} for c in cases]
-    (report / "gallery.json").write_text(json.dumps(gallery, indent=1), "utf-8")
+    write_json(report / "gallery.json", gallery)
 
 
 def write_overlays(models: Mapping[str, ModelFile], state: Path, run_id: str, report: Path, overlap: float) -> None:
@@ -54,7 +55,7 @@ def write_overlays(models: Mapping[str, ModelFile], state: Path, run_id: str, re
                 "prediction": str(path.resolve()),
             }
         )
-    (report / "overlays.json").write_text(json.dumps(entries, indent=1), "utf-8")
+    write_json(report / "overlays.json", entries)
 
 
 def _read_scores(state: Path, run_id: str) -> list[tuple[str, Entry]]:

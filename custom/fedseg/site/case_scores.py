@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from fedseg.data.datalist import Datalist, case_names
+from fedseg.files.documents import write_json
 from fedseg.tasks.segmentation.metrics import ScoredCase
 
 
@@ -28,9 +27,4 @@ def write_case_scores(folder: Path, model: str, datalist: Datalist, scored: Mapp
             }
             for case, name, result in zip(cases, case_names(cases), results, strict=True)
         ]
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"evaluation-{''.join(c for c in model if c.isalnum() or c in '-_')}.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1), "utf-8")
-    os.replace(temporary, path)
-    return path
+    return write_json(folder / f"evaluation-{''.join(c for c in model if c.isalnum() or c in '-_')}.json", content)

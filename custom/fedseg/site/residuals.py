@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from fedseg.errors import RefusalError
 from fedseg.files.arrays import save_whole
+from fedseg.files.documents import LEFTOVER
 from fedseg.networks.weights import Arrays
 from fedseg.site.state import DEFAULT_KEEP
 
@@ -61,7 +62,7 @@ class ResidualStore:
         """Store what the next round adds to its update, complete or not at all; later rounds' files go away."""
         rounds = self._rounds()
         first = min(round_number, int(self._read(rounds[-1])[0]["first"])) if rounds else round_number
-        for leftover in self.folder.glob(".*.tmp"):
+        for leftover in self.folder.glob(f"{LEFTOVER}*"):
             leftover.unlink(missing_ok=True)
         save_whole(self._path(round_number), residual, {"start": str(self.start), "first": str(first)})
         rounds = self._rounds()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import pickle
 import re
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from fedseg.errors import ConfigurationError, RefusalError
+from fedseg.files.documents import LEFTOVER, whole_file, write_whole
 
 DEFAULT_KEEP = 2
 
@@ -107,10 +107,7 @@ class SiteState:
         note = self.folder / _JOB_FILE
         try:
             if not self.folder.exists():
-                self.folder.mkdir(parents=True)
-                temporary = note.with_suffix(f".{os.getpid()}.tmp")
-                temporary.write_text(fingerprint, "ascii")
-                os.replace(temporary, note)
+                write_whole(note, fingerprint)
             found = note.read_text("ascii")
         except OSError as error:
             logger.error("The run's folder %s cannot be used: %s", self.folder, error)
@@ -150,23 +147,17 @@ class SiteState:
         self.folder.mkdir(parents=True, exist_ok=True)
         rounds = self._rounds()
         first = min(round_number, self._first(rounds[-1])) if rounds else round_number
-        for leftover in self.folder.glob(".*.tmp"):
+        for leftover in self.folder.glob(f"{LEFTOVER}*"):
             leftover.unlink(missing_ok=True)
-        temporary = self.folder / f".{round_number}.{os.getpid()}.tmp"
         try:
-            with temporary.open("wb") as file:
+            with whole_file(self._path(round_number)) as temporary, temporary.open("wb") as file:
                 torch.save({"start": self.start, "first": first, "values": dict(values)}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self._path(round_number))
         except (OSError, RuntimeError) as error:
             logger.error("The state file %s cannot be written: %s", self._path(round_number), error)
             why = "its disk is full" if _is_full(error) else "its disk does not take it"
             raise RefusalError(
                 "state", f"The site could not store its state after round {round_number}: {why}."
             ) from None
-        finally:
-            temporary.unlink(missing_ok=True)
         rounds = self._rounds()
         earlier = [r for r in rounds if r <= round_number]
         for other in (earlier[: -self.keep] if self.keep else []) + [r for r in rounds if r > round_number]:

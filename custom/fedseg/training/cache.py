@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 
 from fedseg.data.datalist import Case
 from fedseg.data.grid import Grid
+from fedseg.files.documents import whole_file
 from fedseg.tasks.task import Task
 from fedseg.training.prepare import PreparedCase, prepare_case
 from fedseg.version import __version__
@@ -63,7 +63,6 @@ class CaseCache:
 
 
 def _store(case: PreparedCase, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "id": case.id,
         "image": case.image,
@@ -73,9 +72,8 @@ def _store(case: PreparedCase, path: Path) -> None:
         "reference": None if case.reference is None else torch.from_numpy(case.reference),
         "indices": list(case.indices),
     }
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    torch.save(content, temporary)
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        torch.save(content, temporary)
 
 
 def _load(path: Path) -> PreparedCase:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from fedseg.data.phantoms.brats import CHANNELS, make_brats_case
 from fedseg.data.phantoms.pancreas import make_pancreas_case
 from fedseg.data.phantoms.sites import MINIMUM_CASES, SiteStyle, case_counts, site_style, split_counts
 from fedseg.errors import UsageError
+from fedseg.files.documents import write_json
 from fedseg.files.folders import new_folder
 
 MAXIMUM_SITES, MAXIMUM_CASES = 99, 200  # so that case numbers have three digits even at the largest site
@@ -138,7 +138,7 @@ def _write_decathlon_description(cases: list[Case], folder: Path) -> None:
         "training": entries,
         "test": [],
     }
-    (folder / "dataset.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    write_json(folder / "dataset.json", content)
 
 
 def _write_brats_case(rng: np.random.Generator, style: SiteStyle, folder: Path, number: int) -> Case:

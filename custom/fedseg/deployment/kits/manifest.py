@@ -16,6 +16,7 @@ from nvflare.lighter.utils import sign_content, verify_content
 from fedseg.deployment.kits.installed_kit import ROOT_CERTIFICATE, STARTUP
 from fedseg.deployment.kits.provisioned_kits import sha256_of
 from fedseg.errors import DataError
+from fedseg.files.documents import write_json
 from fedseg.version import __version__
 
 MANIFEST_FILE = "fedseg_kit.json"
@@ -58,7 +59,7 @@ def write_manifest(kit: Path, participant: str, role: str, root_key: RSAPrivateK
         "files": {name: digest for name, digest in files.items() if name != MANIFEST_FILE},
     }
     content["signature"] = sign_content(_signed(content), root_key)
-    (kit / MANIFEST_FILE).write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    write_json(kit / MANIFEST_FILE, content)
 
 
 def read_manifest(kit: Path) -> Manifest | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from fedseg.deployment.kits.storage_folders import place_server, place_state
 from fedseg.deployment.local.folder import LOGS, PROCESSES_FILE, PROVISIONED, STATE, STORAGE
 from fedseg.deployment.local.processes import Participant, free_port, launch, listens
 from fedseg.deployment.operation.kit_processes import living_processes
+from fedseg.files.documents import write_json
 from fedseg.processes import end_processes
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class LocalFederation:
             {"pid": p.process.pid, "role": p.kit.role, "name": p.kit.name, "subject": p.kit.certificate.subject}
             for p in self.participants
         ]
-        (self.folder / PROCESSES_FILE).write_text(json.dumps(entries, indent=1) + "\n", "utf-8")
+        write_json(self.folder / PROCESSES_FILE, entries)
 
     @contextmanager
     def coordinator(self, timeout: float = START_SECONDS) -> Iterator[Coordinator]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from fedseg.evaluation.report.inversion import PICTURE, inversion_table, inversi
 from fedseg.evaluation.report.split_words import leaving_words, own_models, unmeasured_words
 from fedseg.evaluation.report.tables import MEAN_OF_CASES, MEAN_OF_SITES, score_frame
 from fedseg.evaluation.summary import Summary, part, read_summary, rows, task_of
+from fedseg.files.documents import write_whole
 from fedseg.tasks.task import Task
 
 
@@ -51,11 +51,7 @@ def render(template: str, path: Path, context: Mapping[str, Any]) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(environment.get_template(template).render(context), "utf-8")
-    os.replace(temporary, path)
-    return path
+    return write_whole(path, environment.get_template(template).render(context))
 
 
 def embed(path: Path) -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from fedseg.contract.plan import Plan
 from fedseg.errors import FedsegError
 from fedseg.files.arrays import contiguous
 from fedseg.files.digest import model_digest
+from fedseg.files.documents import write_json
 from fedseg.files.hash_chain_check import Entry
 from fedseg.models.model_file import write_model
 from fedseg.models.note import ModelNote, replaced_note
@@ -125,9 +125,7 @@ class RunRecord:
     def results(self, content: dict[str, Any]) -> None:
         """Write ``results.json``: everything that the server knows so far."""
         self.copy_record()
-        temporary = self.folder / f"{RESULTS_FILE}.tmp"
-        temporary.write_text(json.dumps(content, indent=1), "utf-8")
-        os.replace(temporary, self.folder / RESULTS_FILE)
+        write_json(self.folder / RESULTS_FILE, content)
 
     def model(self, name: str, plan: Plan, weights: Arrays, round_number: int) -> None:
         """Write a model file and its provenance."""

@@ -116,6 +116,17 @@ def switch(name: str, value: Any) -> bool:
     return value
 
 
+def text(name: str, value: Any) -> str:
+    """A text that is not empty.
+
+    Raises:
+        ConfigurationError: it is anything else.
+    """
+    if not isinstance(value, str) or not value:
+        raise ConfigurationError(name, value, "a text")
+    return value
+
+
 def texts(name: str, value: Any, *, allowed: str = "a list of names, at least one") -> tuple[str, ...]:
     """A list of texts, at least one and none of them empty.
 

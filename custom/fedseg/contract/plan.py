@@ -79,14 +79,10 @@ def parse_plan(declaration: Mapping[str, Any]) -> Plan:
     """
     if not isinstance(declaration, Mapping):
         raise ConfigurationError(PLAN_FILE, declaration, f"an object with {list(_KEYS)}")
-    for key, value in declaration.items():
-        if key not in _KEYS:
-            raise ConfigurationError(key, value, f"absent: a plan has {list(_KEYS)}")
+    allowed.known_names("", declaration, _KEYS, "a plan has")
     for key in ("fedseg_version", "task"):
         if key not in declaration:
             raise ConfigurationError(key, None, "given in the job's plan")
-    seed = declaration.get("seed", 0)
-    allowed.whole("seed", seed, least=0, most=2**32 - 1, allowed="a whole number from 0 to 4294967295")
     task = resolve_task(declaration["task"])
     network = parse_network(declaration.get("network", "residual_unet"))
     for size, factor in zip(task.patch_size, network.arguments.divisor, strict=True):
@@ -104,7 +100,7 @@ def parse_plan(declaration: Mapping[str, Any]) -> Plan:
     return Plan(
         fedseg_version=str(declaration["fedseg_version"]),
         method=str(declaration.get("method", "fedavg")),
-        seed=seed,
+        seed=allowed.whole("seed", declaration.get("seed", 0), least=0, most=2**32 - 1),
         dataset=str(declaration.get("dataset", task.name)),
         task=task,
         network=network,

@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from fedseg.errors import ConfigurationError
-
-_CHOICES = {
-    "optimizer": ("adamw", "sgd"),
-    "schedule": ("one_cycle", "cosine", "polynomial", "constant"),
-    "augmentation": ("none", "intensity", "full"),
-    "cache": ("memory", "disk"),
-    "precision": ("auto", "float32", "bfloat16"),
-    "empty": ("brats", "exclude"),
-}
-_WHOLE = ("local_epochs", "batch_size", "threads")
-_POSITIVE = ("learning_rate", "gradient_clip", "dice_weight")
+from fedseg.allowed import number, one_of, setting, settings, switch, whole
 
 
 @dataclass(frozen=True)
@@ -49,64 +36,35 @@ class TrainingSettings:
         empty: convention for regions that are empty in the reference, see ``evaluation.metrics``.
     """
 
-    local_epochs: int = 1
-    batch_size: int = 2
-    optimizer: str = "adamw"
-    momentum: float = 0.9
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-5
-    schedule: str = "one_cycle"
-    warmup: float = 0.1
-    gradient_clip: float = 1.0
-    dice_weight: float = 1.0
-    batch_dice: bool = True
-    reset_optimizer: bool = False
-    augmentation: str = "intensity"
-    threads: int = 1
-    precision: str = "auto"
-    cache: str = "memory"
-    overlap: float = 0.25
-    validate_after: bool = False
-    empty: str = "brats"
+    local_epochs: int = setting(1, whole)
+    batch_size: int = setting(2, whole)
+    optimizer: str = setting("adamw", one_of, choices=("adamw", "sgd"))
+    momentum: float = setting(0.9, number, least=0, below=1)
+    learning_rate: float = setting(1e-3, number, above=0)
+    weight_decay: float = setting(1e-5, number, least=0)
+    schedule: str = setting("one_cycle", one_of, choices=("one_cycle", "cosine", "polynomial", "constant"))
+    warmup: float = setting(0.1, number, least=0, below=1)
+    gradient_clip: float = setting(1.0, number, above=0)
+    dice_weight: float = setting(1.0, number, above=0)
+    batch_dice: bool = setting(True, switch)
+    reset_optimizer: bool = setting(False, switch)
+    augmentation: str = setting("intensity", one_of, choices=("none", "intensity", "full"))
+    threads: int = setting(1, whole)
+    precision: str = setting("auto", one_of, choices=("auto", "float32", "bfloat16"))
+    cache: str = setting("memory", one_of, choices=("memory", "disk"))
+    overlap: float = setting(0.25, number, least=0, below=1)
+    validate_after: bool = setting(False, switch)
+    empty: str = setting("brats", one_of, choices=("brats", "exclude"))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON form."""
         return asdict(self)
 
 
-def parse_training(declaration: Mapping[str, Any], where: str = "training") -> TrainingSettings:
-    """Check a job's training settings.
+def parse_training(declaration: Any) -> TrainingSettings:
+    """Check a job's training settings, an object of values by name.
 
     Raises:
         ConfigurationError: a name is unknown or a value is not allowed.
     """
-    if not isinstance(declaration, Mapping):
-        raise ConfigurationError(where, declaration, "an object of settings")
-    known = {f.name: f for f in fields(TrainingSettings)}
-    for key, value in declaration.items():
-        if key not in known:
-            raise ConfigurationError(f"{where}.{key}", value, f"absent: the settings are {sorted(known)}")
-    settings = TrainingSettings(**declaration)
-
-    def require(name: str, condition: bool, allowed: str) -> None:
-        if not condition:
-            raise ConfigurationError(f"{where}.{name}", getattr(settings, name), allowed)
-
-    for name, choices in _CHOICES.items():
-        require(name, getattr(settings, name) in choices, f"one of {choices}")
-    for name in _WHOLE:
-        value = getattr(settings, name)
-        require(name, type(value) is int and value >= 1, "a whole number of at least 1")
-    for name in _POSITIVE:
-        require(name, _is_number(getattr(settings, name)) and getattr(settings, name) > 0, "a number above 0")
-    require("weight_decay", _is_number(settings.weight_decay) and settings.weight_decay >= 0, "a number from 0 up")
-    require("momentum", _is_number(settings.momentum) and 0 <= settings.momentum < 1, "a number from 0 to below 1")
-    require("warmup", _is_number(settings.warmup) and 0 <= settings.warmup < 1, "a fraction from 0 to below 1")
-    require("overlap", _is_number(settings.overlap) and 0 <= settings.overlap < 1, "a fraction from 0 to below 1")
-    for name in ("reset_optimizer", "batch_dice", "validate_after"):
-        require(name, isinstance(getattr(settings, name), bool), "true or false")
-    return settings
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return settings(TrainingSettings, declaration, "training")

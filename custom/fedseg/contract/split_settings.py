@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from fedseg import allowed
+from fedseg.allowed import number, one_of, setting, settings, text
 from fedseg.errors import ConfigurationError
 
 HANDED_ON = "handed_on"
-_CHOICES = {
-    "labels": ("shared", "private"),
-    "cut_gradient": ("own", "mean"),
-    "site_update": ("separate", "averaged", "summed", HANDED_ON),
-    "message": ("float32", "float16", "float64"),
-}
 
 
 @dataclass(frozen=True)
@@ -41,12 +34,12 @@ class SplitSettings:
             clipped, so no epsilon belongs to it.
     """
 
-    cut: str = "encoder1"
-    labels: str = "shared"
-    cut_gradient: str = "own"
-    site_update: str = "separate"
-    message: str = "float32"
-    feature_noise: float = 0.0
+    cut: str = setting("encoder1", text)
+    labels: str = setting("shared", one_of, choices=("shared", "private"))
+    cut_gradient: str = setting("own", one_of, choices=("own", "mean"))
+    site_update: str = setting("separate", one_of, choices=("separate", "averaged", "summed", HANDED_ON))
+    message: str = setting("float32", one_of, choices=("float32", "float16", "float64"))
+    feature_noise: float = setting(0.0, number, least=0)
 
     @property
     def in_turn(self) -> bool:
@@ -58,25 +51,14 @@ class SplitSettings:
         return asdict(self)
 
 
-def parse_split(declaration: Mapping[str, Any], where: str = "split") -> SplitSettings:
-    """Check a job's settings of split training.
+def parse_split(declaration: Any) -> SplitSettings:
+    """Check a job's settings of split training, an object of values by name.
 
     Raises:
         ConfigurationError: a name is unknown or a value is not allowed.
     """
-    if not isinstance(declaration, Mapping):
-        raise ConfigurationError(where, declaration, "an object of settings")
-    known = sorted(f.name for f in fields(SplitSettings))
-    for key, value in declaration.items():
-        if key not in known:
-            raise ConfigurationError(f"{where}.{key}", value, f"absent: the settings are {known}")
-    settings = SplitSettings(**declaration)
-    for name, choices in _CHOICES.items():
-        if getattr(settings, name) not in choices:
-            raise ConfigurationError(f"{where}.{name}", getattr(settings, name), f"one of {choices}")
-    if settings.site_update == HANDED_ON and settings.cut_gradient == "mean":
+    split = settings(SplitSettings, declaration, "split")
+    if split.site_update == HANDED_ON and split.cut_gradient == "mean":
         why = "One site trains at a time."
-        raise ConfigurationError(f"{where}.cut_gradient", "mean", f"own with site_update {HANDED_ON}", why)
-    noise = settings.feature_noise
-    allowed.number(f"{where}.feature_noise", noise, least=0)
-    return settings
+        raise ConfigurationError("split.cut_gradient", "mean", f"own with site_update {HANDED_ON}", why)
+    return split

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fedseg import allowed
 from fedseg.errors import ConfigurationError, DataError
 from fedseg.evaluation.summary import Summary, number, part, rows, site_names
 
@@ -177,9 +177,9 @@ def _rates(content: Mapping[str, Any], kind: str, keys: Sequence[str]) -> list[d
 
 
 def _rate(value: Any, name: str) -> Rate:
-    if not (isinstance(value, list) and len(value) == 2 and all(type(n) in (int, float) for n in value)):
+    if not (isinstance(value, list) and len(value) == 2 and all(map(allowed.is_number, value))):
         raise ConfigurationError(name, value, _ALLOWED)
     mean, std = map(float, value)
-    if not (0 < mean < math.inf and 0 <= std < math.inf):
+    if mean <= 0 or std < 0:
         raise ConfigurationError(name, value, _ALLOWED)
     return Rate(mean, std)

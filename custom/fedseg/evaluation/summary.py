@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
+from fedseg import allowed
 from fedseg.contract.plan import Plan
 from fedseg.errors import DataError
 from fedseg.evaluation.privacy_summary import privacy_summary
@@ -130,9 +131,7 @@ Summary = Mapping[str, Any]
 
 def number(value: Any) -> float | None:
     """``value`` as a finite float; None for everything else (absent, None, NaN, text)."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if math.isfinite(value) else None
+    return float(value) if allowed.is_number(value) else None
 
 
 def part(summary: Any, *keys: str) -> dict[str, Any]:

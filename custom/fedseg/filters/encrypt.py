@@ -18,6 +18,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.app_common.app_constant import AppConstants
 
+from fedseg import allowed
 from fedseg.contract.protocol import (
     ENCRYPTED_FACTS,
     MODE,
@@ -158,9 +159,9 @@ def _site(run_id: str, fl_ctx: FLContext) -> tuple[SiteProfile, Path]:
 
 def _number(meta: Mapping[str, Any], name: str) -> float:
     value = meta.get(name)
-    if type(value) not in (int, float):
+    if not allowed.is_number(value):
         raise RefusalError("privacy", "The task does not say how the update is to be encrypted.")
-    return float(value)  # type: ignore[arg-type]
+    return float(value)
 
 
 def _fields(meta: Mapping[str, Any], key: EncryptionContext) -> FixedPoint:

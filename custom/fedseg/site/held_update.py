@@ -11,6 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from fedseg import allowed
 from fedseg.contract.protocol import WEIGHED, WEIGHT
 from fedseg.contract.report import SiteReport, parse_report
 from fedseg.errors import RefusalError
@@ -65,7 +66,7 @@ def weight_facts(weights: Mapping[str, Any], site: str) -> dict[str, Any]:
             leave its digits, or this site has none (reason ``privacy``).
     """
     numbers = list(weights.values())
-    if site not in weights or not all(type(w) in (int, float) and 0 <= w <= 1 for w in numbers):
+    if site not in weights or not all(allowed.is_number(w) and 0 <= w <= 1 for w in numbers):
         raise RefusalError("privacy", "The task does not give each site of the round a weight from 0 to 1.")
     if math.fsum(numbers) > 1 + 1e-9:
         raise RefusalError("privacy", f"The weights of the round's sites sum to {math.fsum(numbers)}, more than one.")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -115,43 +115,13 @@ def parse_policy(content: Any, where: str = "policy") -> SitePolicy:
     """
     if not isinstance(content, Mapping):
         raise ConfigurationError(where, content, f"an object with some of {sorted(_RULES)}")
-    values: dict[str, Any] = {}
-    for name, value in content.items():
-        if str(name).startswith("_"):
-            continue
-        if name not in _RULES:
-            raise ConfigurationError(f"{where}.{name}", value, f"absent: the rules are {sorted(_RULES)}")
-        values[name] = _RULES[name](f"{where}.{name}", value)
-    return SitePolicy(**values)
+    rules = {name: value for name, value in content.items() if not str(name).startswith("_")}
+    allowed.known_names(where, rules, _RULES, "the rules are")
+    return SitePolicy(**{name: _RULES[name](f"{where}.{name}", value) for name, value in rules.items()})
 
 
-def _names(name: str, value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not value or not all(isinstance(v, str) and v for v in value):
-        raise ConfigurationError(name, value, "a list of names, at least one")
-    return tuple(value)
-
-
-def _flag(name: str, value: Any) -> bool:
-    allowed.switch(name, value)
-    return value
-
-
-def _count(name: str, value: Any) -> int:
-    allowed.whole(name, value, allowed="a whole number, at least 1")
-    return value
-
-
-def _positive(name: str, value: Any) -> float:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value <= 0:
-        raise ConfigurationError(name, value, "a number above 0")
-    return float(value)
-
-
-def _share(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-        raise ConfigurationError(name, value, "a number above 0, at most 1")
-    return float(value)
+def _real(**bounds: Any) -> Callable[[str, Any], float]:
+    return lambda name, value: float(allowed.number(name, value, **bounds))
 
 
 def _scalars(name: str, value: Any) -> frozenset[str]:
@@ -168,29 +138,28 @@ def _budgets(name: str, value: Any) -> dict[str, Budget]:
         key = f"{name}.{dataset}"
         if not isinstance(entry, Mapping) or set(entry) != {"epsilon", "delta"}:
             raise ConfigurationError(key, entry, "an object with epsilon and delta")
-        delta = _positive(f"{key}.delta", entry["delta"])
-        if delta >= 1:
-            raise ConfigurationError(f"{key}.delta", delta, "below 1")
-        budgets[str(dataset)] = Budget(_positive(f"{key}.epsilon", entry["epsilon"]), delta)
+        delta = _real(above=0, below=1)(f"{key}.delta", entry["delta"])
+        budgets[str(dataset)] = Budget(_real(above=0)(f"{key}.epsilon", entry["epsilon"]), delta)
     return budgets
 
 
+_count = partial(allowed.whole, allowed="a whole number, at least 1")
 _RULES: dict[str, Callable[[str, Any], Any]] = {
-    "tasks": _names,
-    "jobs": _names,
+    "tasks": allowed.texts,
+    "jobs": allowed.texts,
     "min_cases": _count,
-    "max_fraction": _share,
-    "require_clip": _flag,
-    "max_clip_norm": _positive,
-    "min_noise_multiplier": _positive,
+    "max_fraction": _real(above=0, most=1),
+    "require_clip": allowed.switch,
+    "max_clip_norm": _real(above=0),
+    "min_noise_multiplier": _real(above=0),
     "epsilon_budget": _budgets,
-    "allow_large_epsilon": _flag,
-    "require_encryption": _flag,
+    "allow_large_epsilon": allowed.switch,
+    "require_encryption": allowed.switch,
     "scalars": _scalars,
-    "scores": _flag,
-    "events": _flag,
-    "statistics": _flag,
-    "features": _flag,
-    "submit_model": _flag,
+    "scores": allowed.switch,
+    "events": allowed.switch,
+    "statistics": allowed.switch,
+    "features": allowed.switch,
+    "submit_model": allowed.switch,
     "max_bytes": _count,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
+from fedseg import allowed
 from fedseg.contract.update import Stage, Step
 from fedseg.errors import RefusalError
 from fedseg.site.policy import LARGEST_EPSILON, SitePolicy
@@ -131,4 +132,4 @@ def clipping_norm(step: Step) -> float | None:
 
 def _number(step: Step, key: str, otherwise: float) -> float:
     value = step.get(key)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else otherwise
+    return float(value) if allowed.is_number(value, infinite=True) else otherwise

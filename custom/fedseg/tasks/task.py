@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal
 
+from fedseg import allowed
 from fedseg.errors import ConfigurationError
 
 Normalisation = Literal["zscore_nonzero", "zscore", "window"]
@@ -135,9 +136,7 @@ def parse_task(declaration: Mapping[str, Any], where: str = "task") -> Task:
         values["classes"] = [name for name in labels if name != "background"]
         values["conventions"] = {"labels": {k: v for k, v in labels.items() if k != "background"}}
     known = {f.name for f in fields(Task)}
-    for key in values:
-        if key not in known:
-            raise ConfigurationError(f"{where}.{key}", values[key], f"absent: the fields are {sorted(known)}")
+    allowed.known_names(where, values, known, "the fields are")
     for key in ("name", "modality", "channels", "classes", "conventions", "normalisation", "patch_size"):
         if key not in values:
             raise ConfigurationError(f"{where}.{key}", None, "given")
@@ -177,7 +176,7 @@ def _check(task: Task) -> None:
             raise ConfigurationError(f"task.{name}", getattr(task, name.split(".")[0]), allowed)
 
     require(isinstance(task.name, str) and task.name.isidentifier(), "name", "one word of letters, digits and _")
-    require(task.modality in MODALITIES, "modality", f"one of {MODALITIES}")
+    allowed.one_of("task.modality", task.modality, MODALITIES)
     for name in ("channels", "classes", "conventions", "regions"):
         require(len(getattr(task, name)) > 0, name, "a list with at least one entry")
     for name in ("channels", "classes"):
@@ -185,7 +184,7 @@ def _check(task: Task) -> None:
         require(all(isinstance(i, str) and i for i in items), name, "a list of names")
         require(len(set(items)) == len(items), name, "a list without repetitions")
     require(len(set(task.region_names)) == len(task.regions), "regions", "a list without repetitions")
-    require(task.normalisation in NORMALISATIONS, "normalisation", f"one of {NORMALISATIONS}")
+    allowed.one_of("task.normalisation", task.normalisation, NORMALISATIONS)
     _check_labels(task)
     _check_numbers(task)
 
@@ -248,9 +247,9 @@ def _check_numbers(task: Task) -> None:
         window = task.window
         ok = window is not None and len(window) == 2 and all(type(v) in number for v in window)
         require(ok and window is not None and window[0] < window[1], "window", "two increasing intensities")
-    allowed = {"background", *task.classes}
-    fine = set(task.sampling) <= allowed and all(type(v) in number and v >= 0 for v in task.sampling.values())
-    require(fine, "sampling", f"non-negative frequencies for some of {sorted(allowed)}")
+    classes = {"background", *task.classes}
+    fine = set(task.sampling) <= classes and all(type(v) in number and v >= 0 for v in task.sampling.values())
+    require(fine, "sampling", f"non-negative frequencies for some of {sorted(classes)}")
     require(not task.sampling or sum(task.sampling.values()) > 0, "sampling", "frequencies that are not all zero")
     require(all(a in (0, 1, 2) for a in task.flip_axes), "flip_axes", "a list of axes out of 0, 1, 2")
-    require(isinstance(task.crop_to_foreground, bool), "crop_to_foreground", "true or false")
+    allowed.switch("task.crop_to_foreground", task.crop_to_foreground)

@@ -17,6 +17,8 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import torch
+
 from fedseg.data.datalist import Datalist, read_datalist
 from fedseg.data.intake.sources import read_source
 from fedseg.data.partition import partition_by_sizes
@@ -46,6 +48,7 @@ def train(kind: str, seed: int, rounds: int, data: Path, out: Path) -> dict:
                 tuple(c for part in lists.values() for c in part.validation),
             )
         }
+    torch.set_num_threads(plan.training.threads)
     trainers = {site: SiteTrainer(plan, site, datalist) for site, datalist in lists.items()}
     weights = get_weights(next(iter(trainers.values())).network)
     start, steps = time.time(), 0

@@ -50,7 +50,7 @@ from fedseg.simulation.in_process import InProcessFederation, score_sites
 from fedseg.simulation.split_in_process import CYCLIC, POOLED, SPLIT, SplitInProcess
 from fedseg.training.split.halves import plan_cost
 from fedseg.training.split.message import step_bytes
-from fedseg.training.trainer import SiteTrainer
+from fedseg.training.trainer import SiteTrainer, TrainerSetup
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -181,7 +181,9 @@ def _handed_on(loop: SplitInProcess, kind: str) -> float:
 def evaluate(loop: SplitInProcess, sites: dict[str, Datalist], out: Path) -> dict[str, Any]:
     """The scores of the model of central training at every site."""
     weights = loop.weights("all")
-    trainers = {site: SiteTrainer(loop.plan, site, sites[site], cache_folder=out / "cache") for site in sorted(sites)}
+    trainers = {
+        site: SiteTrainer(loop.plan, site, sites[site], TrainerSetup(cache=out / "cache")) for site in sorted(sites)
+    }
     return score_sites(trainers, lambda site: weights, PASSES - 1, False)
 
 

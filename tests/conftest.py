@@ -36,7 +36,7 @@ def flare_serialises() -> None:
     nvflare_fobs_initialize()
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Several threads wait for each other on images as small as those of the tests."""
     threads = torch.get_num_threads()

@@ -13,7 +13,7 @@ from fedseg.data.datalist import Datalist
 from fedseg.networks.weights import Arrays, apply_difference, get_weights
 from fedseg.site.state import SiteState
 from fedseg.training.hooks import TrainingHook
-from fedseg.training.trainer import SiteTrainer
+from fedseg.training.trainer import SiteTrainer, TrainerSetup
 from tiny import PLAN
 
 ROUNDS = 3
@@ -30,7 +30,8 @@ def make_trainer(
 ) -> SiteTrainer:
     """A trainer of the tiny plan, with changed settings of ``training`` and changed parts of the plan."""
     training = {**PLAN["training"], **(changes or {})}
-    return SiteTrainer(parse_plan({**PLAN, **plan, "training": training}), "a", datalist, state, hooks=hooks)
+    checked = parse_plan({**PLAN, **plan, "training": training})
+    return SiteTrainer(checked, "a", datalist, TrainerSetup(state, hooks=hooks))
 
 
 def start_of(trainer: SiteTrainer) -> Arrays:

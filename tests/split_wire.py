@@ -16,7 +16,7 @@ from fedseg.training.split.halves import server_half, site_half
 from fedseg.training.split.site_round import SplitSite
 from fedseg.training.split.state import optimizer_arrays
 from fedseg.training.split.weights import average_parts
-from fedseg.training.trainer import SiteTrainer
+from fedseg.training.trainer import SiteTrainer, TrainerSetup
 from fedseg.workflows.split.round import SplitRound, SplitTurns
 from tiny import PLAN, make_sites
 
@@ -47,7 +47,8 @@ class Wire:
     def __init__(self, plan, data, lost=(), states=None):
         self.plan, self.lost, self.messages, self.left = plan, set(lost), [], {}
         self.trainers = {
-            s: SiteTrainer(plan, s, d, states and SiteState(states / s, "run"), simulated=True) for s, d in data.items()
+            s: SiteTrainer(plan, s, d, TrainerSetup(states and SiteState(states / s, "run"), simulated=True))
+            for s, d in data.items()
         }
         self.sites = {site: SplitAnswers(SplitSite(trainer)) for site, trainer in self.trainers.items()}
         self.server = server_half(plan, plan.split)

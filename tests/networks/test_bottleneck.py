@@ -45,9 +45,12 @@ def test_features_are_the_mean_over_space_and_the_watch_ends():
     outputs = []
     module.register_forward_hook(lambda _m, _a, output: outputs.append(output))
     network(torch.randn(2, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0)))
-    taken = features.take()
-    assert taken.shape == (2, 8)
-    assert torch.equal(taken[1, 3], outputs[0][1, 3].flatten().mean())
+    found = features.features()
+    assert found.shape == (2, 8)
+    assert torch.equal(found[1, 3], outputs[0][1, 3].flatten().mean())
+    with pytest.raises(RuntimeError, match="No forward pass"):
+        features.features()
+    features.release()
     network(torch.zeros(1, 1, 8, 8, 8))
     with pytest.raises(RuntimeError, match="No forward pass"):
-        features.take()
+        features.features()

@@ -24,7 +24,7 @@ from fedseg.privacy.mechanisms.noise import SecureNoise, SeededNoise
 from fedseg.site.state import SiteState
 from fedseg.training.methods.fedprox import FedProx
 from fedseg.training.patient_dp_sgd import PatientDPSGD
-from fedseg.training.trainer import SiteTrainer
+from fedseg.training.trainer import SiteTrainer, TrainerSetup
 from hooked import assert_same, check_seeded_and_restarted, start_of
 from outgoing import REPORT, flat, make_context, make_fl_context, make_message, make_update
 from tiny import PLAN, make_sites
@@ -50,7 +50,7 @@ def datalist(cases):
 def make(datalist, *hooks, state=None, simulated=True, **changes):
     """A trainer of the tiny plan with changed settings."""
     plan = parse_plan({**PLAN, "training": {**PLAN["training"], **PLAIN, **changes}})
-    return SiteTrainer(plan, "a", datalist, state, hooks=hooks, simulated=simulated)
+    return SiteTrainer(plan, "a", datalist, TrainerSetup(state, hooks=hooks, simulated=simulated))
 
 
 def summed(datalist, hook, **options):
@@ -294,8 +294,9 @@ def test_epsilon_grows_with_rounds_and_falls_with_noise():
 def site_of(datalist, filter_, folder, **options):
     """A trainer with the filter's hook, and the context of its result in round 0."""
     trainer = make(datalist, filter_.training_hook(), **options)
-    trainer.context = replace(make_context(folder, trainer=trainer), patients=patients_of(datalist))
-    return trainer, trainer.context
+    context = replace(make_context(folder, trainer=trainer), patients=patients_of(datalist))
+    filter_.before_task(context)
+    return trainer, context
 
 
 def test_a_private_round_leaves_as_it_is_and_is_charged(datalist, tmp_path):
@@ -380,15 +381,16 @@ def test_a_round_is_charged_before_its_first_step(datalist, tmp_path):
 
 def test_a_round_that_cannot_be_charged_is_not_trained(datalist, tmp_path):
     filter_ = DPSGD(0.5, 0.01)
-    trainer, _ = site_of(datalist, filter_, tmp_path)
+    trainer, context = site_of(datalist, filter_, tmp_path)
     before = start_of(trainer)
     with pytest.raises(RefusalError, match="epsilon") as error:
         trainer.train_round(before, 0, 1)
     assert error.value.reason == "privacy"
     assert_same(before, start_of(trainer))
-    trainer.context = None
-    with pytest.raises(RefusalError, match="cannot charge"):
-        trainer.train_round(before, 0, 1)
+    for unknown in (None, replace(context, round_number=1)):
+        filter_.before_task(unknown)
+        with pytest.raises(RefusalError, match="cannot charge"):
+            trainer.train_round(before, 0, 1)
 
 
 def test_a_hook_that_leaves_an_epoch_unfinished_has_made_nothing(datalist):

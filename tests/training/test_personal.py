@@ -8,7 +8,7 @@ from fedseg.data.datalist import read_datalist
 from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.site.state import SiteState
 from fedseg.training.site_round import site_round
-from fedseg.training.trainer import SiteTrainer
+from fedseg.training.trainer import SiteTrainer, TrainerSetup
 from hooked import assert_same, start_of
 from tiny import PLAN, make_sites
 
@@ -24,7 +24,7 @@ def datalist(tmp_path_factory):
 
 def make(datalist, folder=None, private=OUTPUT, frozen=(), keep=2):
     state = SiteState(folder, "run", keep) if folder is not None else None
-    return SiteTrainer(PLAN_, "a", datalist, state, private=private, frozen=frozen)
+    return SiteTrainer(PLAN_, "a", datalist, TrainerSetup(state, private=frozenset(private), frozen=frozenset(frozen)))
 
 
 def only(arrays, names=OUTPUT):

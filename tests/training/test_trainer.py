@@ -14,7 +14,7 @@ from fedseg.tasks.registry import get_task, resolve_task
 from fedseg.tasks.segmentation.losses import SegmentationLoss
 from fedseg.training.hooks import TrainingHook
 from fedseg.training.optimisation import learning_rate
-from fedseg.training.trainer import SiteTrainer
+from fedseg.training.trainer import SiteTrainer, TrainerSetup
 from tiny import PLAN, TASK, make_sites
 
 
@@ -25,7 +25,7 @@ def datalist(tmp_path_factory):
 
 def trainer(datalist, state=None, changes=None, **options):
     plan = parse_plan({**PLAN, "training": {**PLAN["training"], **(changes or {})}})
-    return SiteTrainer(plan, "a", datalist, state, **options)
+    return SiteTrainer(plan, "a", datalist, TrainerSetup(state, **options))
 
 
 def run_rounds(make, weights, rounds, total):
@@ -138,8 +138,12 @@ def test_hooks_are_called_at_their_moments(datalist):
         def before_round(self, trainer, weights, number):
             calls.append(f"before_round {number}")
 
-        def before_step(self, trainer, images, classes):
-            calls.append("before_step")
+        def batch(self, trainer, batch):
+            calls.append("batch")
+            return batch
+
+        def step(self, trainer, batch):
+            calls.append("step")
 
         def loss(self, trainer, images, logits, classes):
             calls.append("loss")
@@ -155,7 +159,7 @@ def test_hooks_are_called_at_their_moments(datalist):
 
     site = trainer(datalist, hooks=[Record()], changes={"batch_size": 4})
     site.train_round(get_weights(site.network), 5, 9)
-    step = ["before_step", "loss", "after_backward", "after_step"]
+    step = ["batch", "step", "loss", "after_backward", "after_step"]
     assert calls == ["before_round 5", *step, "after_round 5"]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from fedseg.contract.plan import Plan, parse_plan
 from fedseg.data.datalist import Case, read_datalist
@@ -71,6 +72,7 @@ def train_alone(plan: Plan, data: Path, sites: Sequence[str], num_rounds: int) -
 def _train_one(job: tuple[dict[str, Any], str, str, list[str], int]) -> dict[str, Summary]:
     declaration, data, site, sites, num_rounds = job
     plan = parse_plan(declaration)
+    torch.set_num_threads(plan.training.threads)
     trainer = SiteTrainer(plan, site, read_datalist(Path(data) / site))
     weights = get_weights(trainer.network)
     for round_number in range(num_rounds):

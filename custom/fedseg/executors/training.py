@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from nvflare.apis.analytix import AnalyticsDataType, LogWriterName
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.event_type import EventType
@@ -39,6 +40,7 @@ from fedseg.contract.protocol import (
     UPLOAD,
 )
 from fedseg.contract.report import SiteReport, declared_fields
+from fedseg.contract.round_settings import parse_round_settings
 from fedseg.errors import AbortedError, ConfigurationError, DataError, FedsegError, RefusalError
 from fedseg.executors.admission import admit_data, check_plan, check_version
 from fedseg.executors.job_identity import job_fingerprint
@@ -72,7 +74,7 @@ from fedseg.site.state import SiteState, claim
 from fedseg.tasks.segmentation.metrics import ScoredCase, summarise
 from fedseg.training.hooks import TrainingHook
 from fedseg.training.site_round import empty_round, mean_loss, site_round
-from fedseg.training.trainer import SiteTrainer
+from fedseg.training.trainer import SiteTrainer, TrainerSetup
 
 logger = logging.getLogger(__name__)
 _CODES = {"weights": ReturnCode.BAD_TASK_DATA, "loss": ReturnCode.EXECUTION_RESULT_ERROR}
@@ -188,7 +190,8 @@ class SegmentationExecutor(Executor):
         self._record.received(received, round_number, model.meta, cases, apart)
         self._attach(trainer, round_number, received, model.meta, fl_ctx)
         try:
-            update, report = site_round(trainer, received, round_number, total, model.meta.get(TOTALS))
+            settings = parse_round_settings(model.meta)
+            update, report = site_round(trainer, received, round_number, total, model.meta.get(TOTALS), settings)
         except RefusalError as error:
             if not (self._guaranteed and error.reason == "loss"):
                 raise
@@ -278,15 +281,18 @@ class SegmentationExecutor(Executor):
                 plan,
                 fl_ctx.get_identity_name(),
                 admit_data(plan, self._profile),
-                state,
-                device=self._profile.device,
-                cache_folder=self._profile.cache,
-                hooks=[*(_hook(name, fl_ctx) for name in self.hooks), *hooks_of(chain)],
-                private=private,
-                frozen=frozen,
-                simulated=self._profile.simulated,
-                aborted=lambda: bool(self._abort and self._abort.triggered),
+                TrainerSetup(
+                    state=state,
+                    device=self._profile.device,
+                    cache=self._profile.cache,
+                    hooks=[*(_hook(name, fl_ctx) for name in self.hooks), *hooks_of(chain)],
+                    private=private,
+                    frozen=frozen,
+                    simulated=self._profile.simulated,
+                    aborted=lambda: bool(self._abort and self._abort.triggered),
+                ),
             )
+            torch.set_num_threads(plan.training.threads)
         check_cases(self._policy, len(self._trainer.datalist.training))
         return self._trainer
 
@@ -318,19 +324,21 @@ class SegmentationExecutor(Executor):
     ) -> None:
         """Tell the filters of the result what it was made from."""
         if self._profile is not None:
-            trainer.context = SiteContext(
-                trainer.site,
-                job_name(fl_ctx),
-                trainer.plan,
-                self._run_id,
-                round_number,
-                self._profile,
-                patients_of(trainer.datalist),
-                received,
-                {key: value for key, value in meta.items() if isinstance(value, str | bool | int | float | list)},
-                trainer,
+            context = SiteContext(
+                site=trainer.site,
+                job=job_name(fl_ctx),
+                plan=trainer.plan,
+                run_id=self._run_id,
+                round_number=round_number,
+                profile=self._profile,
+                patients=patients_of(trainer.datalist),
+                global_weights=received,
+                task_meta={k: v for k, v in meta.items() if isinstance(v, str | bool | int | float | list)},
+                trainer=trainer,
             )
-            trainer.context.attach(fl_ctx)
+            context.attach(fl_ctx)
+            for item in update_chain(fl_ctx):
+                item.before_task(context)
 
     def _send_curves(self, report: SiteReport, round_number: int, fl_ctx: FLContext) -> None:
         """TensorBoard curves of this site, sent to the server as FLARE's federated events, which the guard sees."""

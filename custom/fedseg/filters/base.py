@@ -71,6 +71,9 @@ class UpdateFilter(Filter, ABC):
         """Names of the network's arrays that never leave because training does not change them."""
         return frozenset()
 
+    def before_task(self, context: SiteContext) -> None:
+        """The site is about to work on a task whose result will go through this filter."""
+
     def training_hook(self) -> TrainingHook | None:
         """What the filter needs to do during training; the executor adds it to the job's hooks."""
         return None

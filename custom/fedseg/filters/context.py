@@ -17,7 +17,7 @@ from fedseg.errors import RefusalError
 from fedseg.networks.weights import Arrays
 from fedseg.randomness import generator
 from fedseg.site.profile import SiteProfile
-from fedseg.training.trainer import SiteTrainer
+from fedseg.training.hooks import LocalTraining
 
 _CONTEXT = "fedseg_site_context"
 
@@ -48,7 +48,7 @@ class SiteContext:
     patients: tuple[str, ...] = ()
     global_weights: Arrays = field(default_factory=dict)
     task_meta: Mapping[str, Any] = field(default_factory=dict)
-    trainer: SiteTrainer | None = None
+    trainer: LocalTraining | None = None
 
     @property
     def report_fields(self) -> Mapping[str, ReportField]:

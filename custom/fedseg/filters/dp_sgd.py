@@ -13,17 +13,14 @@ from fedseg.contract.update import Update
 from fedseg.errors import RefusalError
 from fedseg.filters.context import SiteContext
 from fedseg.filters.noise import GuaranteedFilter, Protected
-from fedseg.networks.weights import Arrays
 from fedseg.privacy.accounting.epsilon import PATIENT, REPLACE, Release, relative_to_sensitivity
-from fedseg.privacy.accounting.ledger import Spent
 from fedseg.privacy.mechanisms.noise import NoiseSource, SecureNoise
 from fedseg.training.hooks import TrainingHook
 from fedseg.training.patient_dp_sgd import PatientDPSGD
-from fedseg.training.trainer import SiteTrainer
 
 
 class DPSGD(GuaranteedFilter):
-    """Trains with clipped and noisy gradients (see ``training.patient_dp_sgd``) and charges each round to the ledger.
+    """Trains with clipped and noisy gradients (see ``PatientDPSGD``) and charges each round to the ledger.
 
     The update itself passes unchanged: it follows from noisy gradients alone, since the hook makes all gradients of the
     site's training. What changes without a gradient, such as a running mean over images, does not pass.
@@ -47,7 +44,8 @@ class DPSGD(GuaranteedFilter):
         """
         super().__init__(delta, REPLACE)
         allowed.number("DPSGD.noise_multiplier", noise_multiplier, above=0)
-        self._hook = _ChargedDPSGD(self, clip, noise_multiplier, max_cases_per_patient)
+        self._hook = PatientDPSGD(clip, noise_multiplier, max_cases_per_patient, self._charge)
+        self._context: SiteContext | None = None
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -64,6 +62,9 @@ class DPSGD(GuaranteedFilter):
         """The hook that has to make the gradients; always the same one."""
         return self._hook
 
+    def before_task(self, context: SiteContext) -> None:
+        self._context = context
+
     def planned(self) -> Release:
         """One epoch; a round is as many as the plan has local epochs."""
         multiplier = relative_to_sensitivity(self._hook.noise_multiplier) / self._hook.max_cases_per_patient
@@ -72,7 +73,7 @@ class DPSGD(GuaranteedFilter):
     def apply(self, update: Update, context: SiteContext) -> Update:
         # Charged by the hook, before the first step.
         protected = self.protect(update, SecureNoise(), context)
-        release, spent = self._hook.charged
+        release, spent = self._charged
         return self.released(update, protected, release, spent, context)
 
     def protect(self, update: Update, noise: NoiseSource, context: SiteContext) -> Protected:
@@ -84,24 +85,9 @@ class DPSGD(GuaranteedFilter):
             raise RefusalError("privacy", f"{', '.join(others)} of the update follows from no gradient, so it stays.")
         return Protected(update.arrays, self._hook.facts(trainer))
 
-
-class _ChargedDPSGD(PatientDPSGD):
-    """Enters the whole round in the ledger before the first step.
-
-    Optimizer and private layers are kept after every round, so what a round has learnt may leave with a later one, also
-    if this round's own result never does.
-    """
-
-    charged: tuple[Release, Spent]
-
-    def __init__(self, mechanism: DPSGD, clip: float, noise_multiplier: float, max_cases_per_patient: int) -> None:
-        super().__init__(clip, noise_multiplier, max_cases_per_patient)
-        self._mechanism = mechanism
-
-    def before_round(self, trainer: SiteTrainer, global_weights: Arrays, round_number: int) -> None:
-        super().before_round(trainer, global_weights, round_number)
-        context = trainer.context
-        if not isinstance(context, SiteContext) or context.round_number != round_number:
+    def _charge(self, release: Release, round_number: int) -> None:
+        """Enter the whole round in the ledger before its first step."""
+        context = self._context
+        if context is None or context.round_number != round_number:
             raise RefusalError("privacy", "DP-SGD cannot charge this round, so it is not trained.")
-        release = self.release(trainer)
-        self.charged = release, self._mechanism.enter(release, context)
+        self._charged = release, self.enter(release, context)

@@ -14,13 +14,14 @@ from fedseg.contract.plan import PLAN_FILE, Plan, parse_plan
 from fedseg.contract.protocol import CLIENT_FILE, UPLOAD
 from fedseg.errors import ConfigurationError, UsageError
 from fedseg.files.documents import read_json
+from fedseg.filters.base import hooks_of
 from fedseg.filters.chain import UPDATE_TASKS
 from fedseg.jobs.components import build_component, check_component, components
 from fedseg.jobs.encryption import check_encryption
 from fedseg.jobs.filter_chain import check_chain, check_tasks, declared_filters, filters_of, restores
 from fedseg.jobs.split import check_split_job
 from fedseg.models.model_file import INITIAL_FILE, initial_weights
-from fedseg.training.hooks import TrainingHook
+from fedseg.training.hooks import check_hooks
 
 _PARTS = ("aggregator", "server_optimizer", "shared_arrays", "selection")
 SERVER_FILE = "config_fed_server.json"
@@ -131,15 +132,13 @@ class Job:
             if not isinstance(component, dict) or not isinstance(component.get("path"), str):
                 raise ConfigurationError(f"{self.name}: component", component, "an object with path and args")
             build_component(component)
-        for hook in self.build_hooks():
-            if not isinstance(hook, TrainingHook):
-                raise ConfigurationError("executor.hooks", type(hook).__name__, "a training hook")
-            hook.check_plan(plan)
+        check_hooks(self.build_hooks(), plan)
         model = self.build_workflow().model
         model.aggregator.check_plan(plan)
         check_tasks(self.client)
         for task in UPDATE_TASKS:
             check_chain(plan, self.build_filters(task), model.shared_arrays is not None, restores(self.server, task))
+        check_hooks([*self.build_hooks(), *hooks_of(self.build_filters())], plan)
         check_encryption(plan, self.server, self.client, self.build_filters(UPLOAD))
         check_split_job(plan, self.server, self.client, self.build_filters(), self.initial is not None)
         if self.initial is not None:

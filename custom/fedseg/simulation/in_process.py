@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
@@ -37,7 +38,7 @@ from fedseg.site.profile import SiteProfile
 from fedseg.site.state import SiteState
 from fedseg.tasks.segmentation.metrics import summarise
 from fedseg.training.site_round import site_round
-from fedseg.training.trainer import SiteTrainer
+from fedseg.training.trainer import SiteTrainer, TrainerSetup
 from fedseg.workflows.cyclic_training import CyclicTraining
 from fedseg.workflows.run.scores import describe_round, summarise_final
 from fedseg.workflows.run.site_selection import SiteFacts
@@ -106,15 +107,18 @@ class InProcessFederation:
                 self.plan,
                 site,
                 datalists[site],
-                SiteState(state / site, run_id) if state is not None else None,
-                hooks=[*job.build_hooks(), *hooks_of(self._filters[site])],
-                private=private,
-                frozen=frozen,
-                simulated=True,
-                cache_folder=cache,
+                TrainerSetup(
+                    state=SiteState(state / site, run_id) if state is not None else None,
+                    hooks=[*job.build_hooks(), *hooks_of(self._filters[site])],
+                    private=private,
+                    frozen=frozen,
+                    simulated=True,
+                    cache=cache,
+                ),
             )
             for site in sorted(datalists)
         }
+        torch.set_num_threads(self.plan.training.threads)
         self.rounds: list[dict[str, Any]] = []
         self.events: list[dict[str, Any]] = []
         self.sites = {site: SiteFacts(len(t.training_cases)) for site, t in self.trainers.items()}
@@ -145,7 +149,8 @@ class InProcessFederation:
         for site in chosen.sites:
             try:
                 trainer, context = self.trainers[site], self._context(site, number)
-                trainer.context = context
+                for item in self._filters[site]:
+                    item.before_task(context)
                 update, report = site_round(trainer, outgoing, number, self.total_rounds, self.totals)
                 if self.tamper is not None:
                     update = self.tamper(site, number, update)

@@ -25,7 +25,7 @@ from fedseg.training.patches import Sample
 from fedseg.training.split.baselines import cyclic_round, pooled_round
 from fedseg.training.split.halves import server_half, site_half, whole_network, whole_weights
 from fedseg.training.split.loops import splitavg_round, splitnn_round
-from fedseg.training.trainer import SiteTrainer
+from fedseg.training.trainer import SiteTrainer, TrainerSetup
 
 SPLIT, CYCLIC, POOLED = "split", "cyclic", "pooled"
 KINDS = (SPLIT, CYCLIC, POOLED)
@@ -58,8 +58,9 @@ class SplitInProcess:
         allowed.one_of("kind", kind, KINDS)
         if kind == SPLIT and plan.split is None:
             raise ConfigurationError("split", None, "given in the plan of split training")
+        torch.set_num_threads(plan.training.threads)
         self.plan, self.kind = plan, kind
-        self.trainers = {s: SiteTrainer(plan, s, datalists[s], cache_folder=cache) for s in sorted(datalists)}
+        self.trainers = {s: SiteTrainer(plan, s, datalists[s], TrainerSetup(cache=cache)) for s in sorted(datalists)}
         self.rounds: list[dict[str, Any]] = []
         self._drawn = 0
         self.bytes: dict[str, list[int]] = {}

@@ -2,17 +2,104 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 import torch
+from torch import nn
 
+from fedseg.contract.plan import Plan
 from fedseg.contract.report import ReportField
+from fedseg.contract.settings import TrainingSettings
+from fedseg.data.datalist import Datalist
+from fedseg.errors import ConfigurationError
+from fedseg.networks.weights import Arrays
+from fedseg.privacy.mechanisms.noise import NoiseSource
+from fedseg.tasks.segmentation.metrics import ScoredCase
+from fedseg.tasks.task import Task
+from fedseg.training.cache import CaseCache
+from fedseg.training.companions import Companion
+from fedseg.training.patches import Sample
 
-if TYPE_CHECKING:
-    from fedseg.contract.plan import Plan
-    from fedseg.networks.weights import Arrays
-    from fedseg.training.trainer import SiteTrainer
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+# Each of these moments replaces what the trainer would do, so one hook of a job at most may have it.
+_SINGLE = ("order", "step")
+
+
+class LocalTraining(Protocol):
+    """What a hook sees of the training at its site, and what it may ask of it; ``SiteTrainer`` is one.
+
+    The site's own step is two calls, so that a hook can make a step of its own of them:
+
+    >>> def sharpness_aware(training: LocalTraining, batch: Sample, perturb, restore) -> float:
+    ...     loss = training.compute_gradients(batch)
+    ...     perturb(training.network)  # along the gradients
+    ...     training.compute_gradients(batch)
+    ...     restore(training.network)
+    ...     training.apply_gradients()
+    ...     return loss
+
+    Attributes:
+        plan, task: of the job.
+        site: its name; part of every seed.
+        settings: of the training, as they hold in this round.
+        datalist: the site's cases; ``training_cases`` are those of training, prepared.
+        network, optimizer: in training.
+        loss: of logits [B, out, ...] in float32 and class values [B, 1, ...]; a hook may put another in its place.
+        device: where the networks are.
+        hooks: of this training, in their order.
+        companions: further networks by name, see ``TrainingHook.companions``.
+        received_extras: arrays that the server sent beside the weights.
+        totals: sums over all sites of ``TrainingHook.statistics``.
+        round_number: from 0, of ``total_rounds``.
+        folder: the site's folder of this run; None where nothing is kept on disk.
+    """
+
+    plan: Plan
+    task: Task
+    site: str
+    settings: TrainingSettings
+    datalist: Datalist
+    training_cases: CaseCache
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    loss: Loss
+    device: torch.device
+    hooks: tuple[TrainingHook, ...]
+    companions: dict[str, Companion]
+    received_extras: Arrays
+    totals: dict[str, float]
+    round_number: int
+    total_rounds: int
+
+    @property
+    def folder(self) -> Path | None: ...
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The precision in which networks run forward."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits [B, out, ...] of the network in training for images [B, C, ...] on the device."""
+
+    def compute_gradients(self, batch: Sample) -> float:
+        """Gradients of the loss and of every hook's term for a batch; gives the loss without the terms."""
+
+    def apply_gradients(self) -> None:
+        """Clip the gradients that there are, and step."""
+
+    def batches(self, round_number: int, epoch: int) -> Iterator[Sample]:
+        """The batches of an epoch, on the CPU; the same at each call."""
+
+    def train_companion(self, name: str, hooks: Sequence[TrainingHook] = (), epochs: int | None = None) -> float:
+        """Train a companion in the place of the network, with hooks of its own; gives its mean loss."""
+
+    def validate(self, weights: Arrays, split: str = "validation") -> list[ScoredCase]:
+        """Scores of weights on every case of a split."""
+
+    def noise_source(self, round_number: int, epoch: int) -> NoiseSource:
+        """Noise that protects patients; it follows from the seed in simulations only."""
 
 
 class TrainingHook:
@@ -21,12 +108,16 @@ class TrainingHook:
     What a hook must remember between rounds goes through ``state`` and ``load_state`` to the site's disk: the object
     itself may not live that long.
 
+    >>> class Brighter(TrainingHook):
+    ...     def batch(self, training, batch):
+    ...         return {**batch, "image": batch["image"] + 1}
+    >>> Brighter().batch(None, {"image": torch.zeros(2)})["image"].tolist()
+    [1.0, 1.0]
+
     Attributes:
-        makes_gradients: whether ``backward`` does the work, and copes with losses that are not finite.
         reports: what ``report`` tells, by name, see ``ReportField``.
     """
 
-    makes_gradients = False
     reports: ClassVar[Mapping[str, ReportField]] = {}
 
     def check_plan(self, plan: Plan) -> None:
@@ -36,47 +127,78 @@ class TrainingHook:
             ConfigurationError: a setting of the plan must be another.
         """
 
-    def statistics(self, trainer: SiteTrainer) -> dict[str, float]:
+    def statistics(self, training: LocalTraining) -> dict[str, float]:
         """Numbers of this site that the server adds up over all sites before round 0; every site then finds the sums
-        in ``trainer.totals``. They leave the site with its answer to ``prepare``."""
+        in ``training.totals``. They leave the site with its answer to ``prepare``."""
         return {}
 
-    def before_round(self, trainer: SiteTrainer, global_weights: Arrays, round_number: int) -> None:
-        """The global weights are loaded, no step has run; ``trainer.received_extras`` holds arrays sent with them."""
+    def companions(self, plan: Plan) -> dict[str, Companion]:
+        """Further networks of this method by name; the trainer moves, saves and restores them. See ``Companion``."""
+        return {}
 
-    def before_step(self, trainer: SiteTrainer, images: torch.Tensor, classes: torch.Tensor) -> None:
-        """A batch [B, C, ...] with class values [B, 1, ...] is about to be used."""
+    def before_round(self, training: LocalTraining, global_weights: Arrays, round_number: int) -> None:
+        """The global weights are loaded, no step has run; ``training.received_extras`` holds arrays sent with them."""
 
-    def loss(
-        self, trainer: SiteTrainer, images: torch.Tensor, logits: torch.Tensor, classes: torch.Tensor
-    ) -> torch.Tensor | None:
-        """A term that is added to the segmentation loss; None adds nothing."""
+    def order(self, training: LocalTraining, round_number: int, epoch: int) -> Sequence[int] | None:
+        """Indices of training cases in the order of an epoch, as many as there are cases; None leaves it at random."""
         return None
 
-    def backward(self, trainer: SiteTrainer, images: torch.Tensor, logits: torch.Tensor, classes: torch.Tensor) -> bool:
-        """Make the gradients of a batch in the place of ``loss.backward()``; False leaves that to the trainer."""
-        return False
+    def batch(self, training: LocalTraining, batch: Sample) -> Sample:
+        """A batch on the device, ``image`` [B, C, ...] and ``classes`` [B, 1, ...], is about to be used; what is given
+        back is used in its place."""
+        return batch
 
-    def after_backward(self, trainer: SiteTrainer) -> None:
+    def step(self, training: LocalTraining, batch: Sample) -> float | None:
+        """Do the whole step: gradients, optimizer, everything; gives the loss. None leaves it to the trainer."""
+        return None
+
+    def loss(
+        self, training: LocalTraining, images: torch.Tensor, logits: torch.Tensor, classes: torch.Tensor
+    ) -> torch.Tensor | None:
+        """A term that is added to the loss; None adds nothing."""
+        return None
+
+    def after_backward(self, training: LocalTraining) -> None:
         """Gradients are there, not yet clipped; they may be changed in place."""
 
-    def after_step(self, trainer: SiteTrainer) -> None:
+    def after_step(self, training: LocalTraining) -> None:
         """The optimizer has stepped."""
 
-    def after_round(self, trainer: SiteTrainer, global_weights: Arrays, round_number: int) -> None:
+    def after_round(self, training: LocalTraining, global_weights: Arrays, round_number: int) -> None:
         """All local epochs of the round are done."""
 
-    def extra_arrays(self, trainer: SiteTrainer) -> Arrays:
+    def extra_arrays(self, training: LocalTraining) -> Arrays:
         """Arrays that travel to the server with the update of the round, under names of the hook's own prefix."""
         return {}
 
-    def report(self, trainer: SiteTrainer) -> dict[str, float]:
+    def report(self, training: LocalTraining) -> dict[str, float]:
         """Those of the fields declared in ``reports`` that there is a number for."""
         return {}
 
     def state(self) -> dict[str, Any]:
-        """What the next round needs: tensors, numbers, strings, lists and dicts of them."""
+        """What the next round needs: tensors, numbers, strings, lists and dicts of them. Companions are kept anyway."""
         return {}
 
     def load_state(self, state: dict[str, Any] | None) -> None:
-        """Take back what ``state`` gave after the site's last finished round; None before the first one."""
+        """Load what ``state`` gave after the site's last finished round; None before the first one."""
+
+
+def check_hooks(hooks: Sequence[Any], plan: Plan) -> None:
+    """Refuse what is no training hook, and hooks that cannot work with a plan or with each other.
+
+    Raises:
+        ConfigurationError: see ``TrainingHook.check_plan``; or more than one hook replaces the same moment.
+    """
+    for hook in hooks:
+        if not isinstance(hook, TrainingHook):
+            raise ConfigurationError("executor.hooks", type(hook).__name__, "a training hook")
+        hook.check_plan(plan)
+    for moment in _SINGLE:
+        own = [type(hook).__name__ for hook in hooks if replaces(hook, moment)]
+        if len(own) > 1:
+            raise ConfigurationError("executor.hooks", own, f"hooks of which one at most has a `{moment}` of its own")
+
+
+def replaces(hook: TrainingHook, moment: str) -> bool:
+    """Whether a hook has a method of its own for a moment."""
+    return getattr(type(hook), moment) is not getattr(TrainingHook, moment)

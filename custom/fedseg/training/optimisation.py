@@ -1,4 +1,4 @@
-"""A step of training, the same for whole networks and for parts of one: optimizer, rate, precision, what is refused."""
+"""A step of training, the same for whole networks and for parts of one: loss, optimizer, rate, precision, refusals."""
 
 from __future__ import annotations
 
@@ -9,8 +9,20 @@ from math import cos, pi
 import torch
 from torch import nn
 
+from fedseg.contract.plan import Plan
 from fedseg.contract.settings import TrainingSettings
 from fedseg.errors import RefusalError
+from fedseg.tasks.segmentation.losses import SegmentationLoss
+
+
+def plan_loss(plan: Plan) -> SegmentationLoss:
+    """The loss of a plan: of logits [B, out, ...] and class values [B, 1, ...]."""
+    return SegmentationLoss(plan.task, plan.training.dice_weight, plan.training.batch_dice)
+
+
+def place(network: nn.Module, device: torch.device) -> nn.Module:
+    """Move a network to a device, in the layout in which convolutions run up to a fifth faster."""
+    return network.to(device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
 
 def new_optimizer(settings: TrainingSettings, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

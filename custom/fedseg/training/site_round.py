@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fedseg.contract.report import SiteReport
+from fedseg.contract.round_settings import RoundSettings, round_steps
 from fedseg.networks.weights import Arrays, is_averaged, join_extras, split_extras
 from fedseg.tasks.segmentation.metrics import ScoredCase, summarise
 from fedseg.training.trainer import SiteTrainer
@@ -19,13 +20,14 @@ def site_round(
     round_number: int,
     total_rounds: int,
     totals: Mapping[str, float] | None = None,
+    settings: RoundSettings | None = None,
 ) -> tuple[Arrays, SiteReport]:
     """Everything that a site does between task and result.
 
     Args:
         trainer: the site.
         received: what the server sent: weights, and further arrays under ``extra:``.
-        round_number, total_rounds, totals: see ``SiteTrainer.train_round``.
+        round_number, total_rounds, totals, settings: see ``SiteTrainer.train_round``.
 
     Returns:
         The update, further arrays included, and the report that travels with it.
@@ -34,7 +36,7 @@ def site_round(
     weights, extras = split_extras(received)
     weights = trainer.personal(weights, round_number)
     scored = trainer.validate(weights)
-    result = trainer.train_round(weights, round_number, total_rounds, extras, totals)
+    result = trainer.train_round(weights, round_number, total_rounds, extras, totals, settings)
     after = trainer.validate(result.weights) if trainer.settings.validate_after else []
     told = {name: value for hook in trainer.hooks for name, value in hook.report(trainer).items()}
     report = SiteReport(
@@ -61,8 +63,8 @@ def mean_loss(scored: Sequence[ScoredCase]) -> float | None:
 def empty_round(trainer: SiteTrainer, received: Mapping[str, np.ndarray]) -> tuple[Arrays, SiteReport]:
     """The update and report of a site that could not train, where it may not say so: nothing moved."""
     weights, _ = split_extras(received)
-    cases, settings = len(trainer.training_cases), trainer.settings
-    steps = settings.local_epochs * -(-cases // settings.batch_size)
+    cases = len(trainer.training_cases)
+    steps = round_steps(trainer.settings, cases)
     update = {name: np.zeros_like(value) for name, value in weights.items() if is_averaged(value)}
     scored = len(trainer.datalist.validation)
     return update, SiteReport(num_samples=cases, num_steps=steps, train_loss=None, val_loss=None, val_cases=scored)

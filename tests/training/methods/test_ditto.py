@@ -13,7 +13,8 @@ from fedseg.simulation.in_process import InProcessFederation
 from fedseg.site.state import SiteState
 from fedseg.tasks.segmentation.metrics import summarise
 from fedseg.training.methods.class_weights import ClassWeights
-from fedseg.training.methods.ditto import PERSONAL_MODEL, Ditto
+from fedseg.training.methods.ditto import Ditto
+from fedseg.training.methods.personal_model import PERSONAL_MODEL
 from hooked import (
     ROUNDS,
     assert_differ,
@@ -44,7 +45,11 @@ def local_only(datalist, changes=None, rounds=ROUNDS):
 def personal_after(datalist, hook, state=None, changes=None):
     trainer = make_trainer(datalist, [hook], state, changes)
     run_rounds(lambda: trainer)
-    return hook.personal
+    return personal(trainer)
+
+
+def personal(trainer):
+    return trainer.companions["personal"].weights()
 
 
 @pytest.mark.parametrize("changes", [{}, {"optimizer": "sgd", "local_epochs": 2}, {"reset_optimizer": True}])
@@ -61,14 +66,14 @@ def test_the_federation_is_untouched_to_the_last_bit(datalist, tmp_path, lam):
 
 def test_the_personal_model_survives_a_restart(datalist, tmp_path):
     living = personal_after(datalist, Ditto(0.5), SiteState(tmp_path / "living", "run"))
-    hooks = []
+    trainers = []
 
     def reborn():
-        hooks.append(Ditto(0.5))
-        return make_trainer(datalist, [hooks[-1]], SiteState(tmp_path / "reborn", "run"))
+        trainers.append(make_trainer(datalist, [Ditto(0.5)], SiteState(tmp_path / "reborn", "run")))
+        return trainers[-1]
 
     run_rounds(reborn)
-    assert_same(hooks[-1].personal, living)
+    assert_same(personal(trainers[-1]), living)
     assert_differ(living, local_only(datalist))
 
 
@@ -84,7 +89,8 @@ def test_the_pull_is_towards_the_received_weights(datalist):
         trainer.train_round(first, 0, 2)
         second = apply_difference(first, {name: np.full_like(value, 0.05) for name, value in first.items()})
         trainer.train_round(second, 1, 2)
-        return sum(float(((hook.personal[n] - second[n]).astype(np.float64) ** 2).sum()) for n in second)
+        found = personal(trainer)
+        return sum(float(((found[n] - second[n]).astype(np.float64) ** 2).sum()) for n in second)
 
     assert way(10.0) < 0.3 * way(0.0)
 
@@ -103,7 +109,9 @@ def test_the_report_scores_the_personal_model(datalist):
     trainer.train_round(start, 0, 2)
     reported = hook.report(trainer)
     other = make_trainer(datalist)
-    assert reported == {"personal_dice": summarise([c.score for c in other.validate(hook.personal)])["dice"]["mean"]}
+    assert reported == {
+        "personal_dice": summarise([c.score for c in other.validate(personal(trainer))])["dice"]["mean"]
+    }
 
 
 def test_the_report_changes_no_later_round(datalist):
@@ -115,7 +123,7 @@ def test_the_report_changes_no_later_round(datalist):
         if with_report:
             assert "personal_dice" in hook.report(trainer)
         update = trainer.train_round(start, 1, 2).update
-        return {**update, **{f"personal {name}": value for name, value in hook.personal.items()}}
+        return {**update, **{f"personal {name}": value for name, value in personal(trainer).items()}}
 
     assert_same(second_round(True), second_round(False))
 
@@ -138,15 +146,15 @@ def test_the_personal_model_is_a_file_that_explains_itself(datalist, tmp_path):
 def test_the_loss_of_the_site_counts_for_the_personal_model_too(datalist):
     totals = {"voxels": 1000.0, "voxels/inner": 10.0, "voxels/whole": 40.0}
 
-    def personal(hooks):
+    def trained(hooks):
         trainer = make_trainer(datalist, hooks)
         trainer.train_round(start_of(trainer), 0, 1, totals=totals)
-        return hooks[-1].personal
+        return personal(trainer)
 
     weighted = make_trainer(datalist, [ClassWeights()])
     alone = weighted.train_round(start_of(weighted), 0, 1, totals=totals).weights
-    assert_same(personal([ClassWeights(), Ditto(0.0)]), alone)
-    assert_differ(personal([Ditto(0.0)]), alone)
+    assert_same(trained([ClassWeights(), Ditto(0.0)]), alone)
+    assert_differ(trained([Ditto(0.0)]), alone)
 
 
 @pytest.mark.parametrize(

@@ -115,9 +115,10 @@ def test_an_aborted_round_leaves_nothing_behind(datalist, tmp_path):
     class Stop(TrainingHook):
         on = False
 
-        def before_step(self, trainer, images, classes):
+        def batch(self, trainer, batch):
             if self.on:
                 raise AbortedError("now")
+            return batch
 
     stop = Stop()
     site = make_trainer(datalist, [MOON(), stop], SiteState(tmp_path / "1", "run"))

@@ -16,7 +16,7 @@ from fedseg.training.split.loops import splitavg_round, splitavg_step
 from fedseg.training.split.message import step_bytes
 from fedseg.training.split.site_round import SplitSite
 from fedseg.training.split.state import optimizer_arrays
-from fedseg.training.trainer import SiteTrainer
+from fedseg.training.trainer import SiteTrainer, TrainerSetup
 from split_example import all_weights, same_bits
 from split_wire import SITES, STEPS, Wire, make_data, plain, plan_of
 from tiny import PLAN
@@ -258,7 +258,10 @@ class StartedAnew:
     def carry(self, calls):
         if "b" in calls and (str(calls["b"].ask), calls["b"].step) == self.at:
             trainer = SiteTrainer(
-                self.wire.plan, "b", self.wire.trainers["b"].datalist, self.wire.trainers["b"].state, simulated=True
+                self.wire.plan,
+                "b",
+                self.wire.trainers["b"].datalist,
+                TrainerSetup(self.wire.trainers["b"].state, simulated=True),
             )
             self.wire.sites["b"] = SplitAnswers(SplitSite(trainer))
             self.wire.sites["b"].site.begin(0, self.received)

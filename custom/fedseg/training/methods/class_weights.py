@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,10 +10,7 @@ from fedseg.errors import RefusalError
 from fedseg.networks.weights import Arrays
 from fedseg.tasks.segmentation.losses import SegmentationLoss, region_targets
 from fedseg.tasks.task import Task
-from fedseg.training.hooks import TrainingHook
-
-if TYPE_CHECKING:
-    from fedseg.training.trainer import SiteTrainer
+from fedseg.training.hooks import LocalTraining, TrainingHook
 
 VOXELS = "voxels"
 _LEAST_WEIGHT = 1e-30
@@ -33,23 +29,23 @@ class ClassWeights(TrainingHook):
     classes, so both together may be too much.
     """
 
-    def statistics(self, trainer: SiteTrainer) -> dict[str, float]:
-        return count_voxels(trainer)
+    def statistics(self, training: LocalTraining) -> dict[str, float]:
+        return count_voxels(training)
 
-    def before_round(self, trainer: SiteTrainer, global_weights: Arrays, round_number: int) -> None:
-        weights = weights_from_totals(trainer.task, trainer.totals)
-        settings = trainer.settings
+    def before_round(self, training: LocalTraining, global_weights: Arrays, round_number: int) -> None:
+        weights = weights_from_totals(training.task, training.totals)
+        settings = training.settings
         # Equal weights are no weights: the plain mean then gives the same bits as without this hook.
         chosen = None if bool((weights == 1).all()) else weights
-        trainer.loss = SegmentationLoss(trainer.task, settings.dice_weight, settings.batch_dice, chosen)
+        training.loss = SegmentationLoss(training.task, settings.dice_weight, settings.batch_dice, chosen)
 
 
-def count_voxels(trainer: SiteTrainer) -> dict[str, float]:
+def count_voxels(training: LocalTraining) -> dict[str, float]:
     """Voxels of the site's prepared training cases (``voxels``) and of each region in them (``voxels/<region>``)."""
-    task = trainer.task
+    task = training.task
     inside, total = torch.zeros(len(task.regions), dtype=torch.float64), 0
-    for index in range(len(trainer.training_cases)):
-        classes = trainer.training_cases[index].classes
+    for index in range(len(training.training_cases)):
+        classes = training.training_cases[index].classes
         assert classes is not None
         inside += region_targets(task, classes[None]).sum(dim=(0, 2, 3, 4), dtype=torch.float64)
         total += classes.numel()

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 
 from fedseg import allowed
-from fedseg.training.hooks import TrainingHook
+from fedseg.networks.weights import Arrays
+from fedseg.training.hooks import LocalTraining, TrainingHook
 from fedseg.training.methods.bottleneck_features import BottleneckFeatures
-
-if TYPE_CHECKING:
-    from fedseg.training.trainer import SiteTrainer
 
 
 class FedMax(TrainingHook):
@@ -36,14 +33,17 @@ class FedMax(TrainingHook):
         self.beta = beta
         self._features = BottleneckFeatures()
 
-    def before_step(self, trainer: SiteTrainer, images: torch.Tensor, classes: torch.Tensor) -> None:
+    def before_round(self, training: LocalTraining, global_weights: Arrays, round_number: int) -> None:
         if self.beta:
-            self._features.watch(trainer.plan.network.arguments.bottleneck(trainer.network))
+            self._features.watch(training.plan.network.arguments.bottleneck(training.network))
 
     def loss(
-        self, trainer: SiteTrainer, images: torch.Tensor, logits: torch.Tensor, classes: torch.Tensor
+        self, training: LocalTraining, images: torch.Tensor, logits: torch.Tensor, classes: torch.Tensor
     ) -> torch.Tensor | None:
-        return self.beta * entropy_term(self._features.take()) if self.beta else None
+        return self.beta * entropy_term(self._features.features()) if self.beta else None
+
+    def after_round(self, training: LocalTraining, global_weights: Arrays, round_number: int) -> None:
+        self._features.release()
 
 
 def entropy_term(activations: torch.Tensor) -> torch.Tensor:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from fedseg import allowed
 from fedseg.networks.weights import Arrays
-from fedseg.training.hooks import TrainingHook
-
-if TYPE_CHECKING:
-    from fedseg.training.trainer import SiteTrainer
+from fedseg.training.hooks import LocalTraining, TrainingHook
 
 
 class FedProx(TrainingHook):
@@ -31,18 +26,18 @@ class FedProx(TrainingHook):
         self.mu = mu
         self._anchor: dict[str, torch.Tensor] = {}
 
-    def before_round(self, trainer: SiteTrainer, global_weights: Arrays, round_number: int) -> None:
+    def before_round(self, training: LocalTraining, global_weights: Arrays, round_number: int) -> None:
         self._anchor = {
             name: torch.as_tensor(global_weights[name]).to(parameter)
-            for name, parameter in trainer.network.named_parameters()
+            for name, parameter in training.network.named_parameters()
             if parameter.requires_grad
         }
 
     def loss(
-        self, trainer: SiteTrainer, images: torch.Tensor, logits: torch.Tensor, classes: torch.Tensor
+        self, training: LocalTraining, images: torch.Tensor, logits: torch.Tensor, classes: torch.Tensor
     ) -> torch.Tensor | None:
         if self.mu == 0:
             return None
-        parameters = dict(trainer.network.named_parameters())
+        parameters = dict(training.network.named_parameters())
         squares = [(parameters[name] - anchor).square().sum() for name, anchor in self._anchor.items()]
         return self.mu / 2 * torch.stack(squares).sum()

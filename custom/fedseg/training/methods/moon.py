@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from copy import deepcopy
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from fedseg import allowed
+from fedseg.contract.plan import Plan
 from fedseg.errors import ConfigurationError
-from fedseg.networks.weights import Arrays, set_weights
-from fedseg.training.hooks import TrainingHook
+from fedseg.networks.weights import Arrays, get_weights
+from fedseg.training.companions import Companion
+from fedseg.training.hooks import LocalTraining, TrainingHook
 from fedseg.training.methods.bottleneck_features import BottleneckFeatures
 
-if TYPE_CHECKING:
-    from fedseg.training.trainer import SiteTrainer
+_PREVIOUS = "previous"
 
 
 class MOON(TrainingHook):
@@ -46,47 +47,43 @@ class MOON(TrainingHook):
             raise ConfigurationError("temperature", temperature, "a number above 0")
         self.mu, self.temperature = mu, temperature
         self._features = BottleneckFeatures()
-        self._own: dict[str, torch.Tensor] | None = None
         self._global: nn.Module | None = None
-        self._previous: nn.Module | None = None
 
-    def before_round(self, trainer: SiteTrainer, global_weights: Arrays, round_number: int) -> None:
+    def companions(self, plan: Plan) -> dict[str, Companion]:
         if self.mu == 0:
-            return
-        self._global, self._previous = _frozen(trainer, global_weights), None
-        if self._own is not None:
-            self._previous = _frozen(trainer, {name: value.numpy() for name, value in self._own.items()})
+            return {}
+        return {_PREVIOUS: Companion(plan.build_network().requires_grad_(False).eval())}
 
-    def before_step(self, trainer: SiteTrainer, images: torch.Tensor, classes: torch.Tensor) -> None:
+    def before_round(self, training: LocalTraining, global_weights: Arrays, round_number: int) -> None:
+        self._features.release()
         if self.mu:
-            self._features.watch(_bottleneck(trainer, trainer.network))
+            self._global = deepcopy(training.network).requires_grad_(False).eval()
+            self._features.watch(_bottleneck(training, training.network))
 
     def loss(
-        self, trainer: SiteTrainer, images: torch.Tensor, logits: torch.Tensor, classes: torch.Tensor
+        self, training: LocalTraining, images: torch.Tensor, logits: torch.Tensor, classes: torch.Tensor
     ) -> torch.Tensor | None:
         if self._global is None:
             return None
-        current, towards = self._features.take(), self._frozen_features(trainer, self._global, images)
-        away = towards if self._previous is None else self._frozen_features(trainer, self._previous, images)
+        previous = training.companions[_PREVIOUS]
+        current, towards = self._features.features(), self._frozen_features(training, self._global, images)
+        away = self._frozen_features(training, previous.network, images) if previous.started else towards
         return self.mu * contrastive_term(current, towards, away, self.temperature)
 
-    def after_round(self, trainer: SiteTrainer, global_weights: Arrays, round_number: int) -> None:
-        self._global = self._previous = None
+    def after_round(self, training: LocalTraining, global_weights: Arrays, round_number: int) -> None:
+        self._features.release()
+        self._global = None
         if self.mu:
-            self._own = {name: value.detach().cpu().clone() for name, value in trainer.network.state_dict().items()}
+            training.companions[_PREVIOUS].load(get_weights(training.network))
 
-    def state(self) -> dict[str, Any]:
-        return {"network": self._own} if self._own is not None else {}
-
-    def load_state(self, state: dict[str, Any] | None) -> None:
-        self._own = state.get("network") if state else None
-
-    def _frozen_features(self, trainer: SiteTrainer, network: nn.Module, images: torch.Tensor) -> torch.Tensor:
-        features = BottleneckFeatures()
-        features.watch(_bottleneck(trainer, network))
-        with torch.no_grad(), trainer.autocast():
+    def _frozen_features(self, training: LocalTraining, network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        frozen = BottleneckFeatures()
+        frozen.watch(_bottleneck(training, network))
+        with torch.no_grad(), training.autocast():
             network(images)
-        return features.take()
+        features = frozen.features()
+        frozen.release()
+        return features
 
 
 def contrastive_term(
@@ -101,14 +98,5 @@ def contrastive_term(
     return functional.softplus(gap / temperature).mean()
 
 
-def _frozen(trainer: SiteTrainer, weights: Arrays) -> nn.Module:
-    """A network of the trainer's kind with these weights, not to be trained."""
-    plan = trainer.plan
-    network = plan.build_network()
-    set_weights(network, weights)
-    network.to(trainer.device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    return network.requires_grad_(False).eval()
-
-
-def _bottleneck(trainer: SiteTrainer, network: nn.Module) -> nn.Module:
-    return trainer.plan.network.arguments.bottleneck(network)
+def _bottleneck(training: LocalTraining, network: nn.Module) -> nn.Module:
+    return training.plan.network.arguments.bottleneck(network)

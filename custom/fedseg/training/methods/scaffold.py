@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,10 +10,7 @@ import torch
 from fedseg.contract.plan import Plan
 from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.networks.weights import Arrays, check_weights
-from fedseg.training.hooks import TrainingHook
-
-if TYPE_CHECKING:
-    from fedseg.training.trainer import SiteTrainer
+from fedseg.training.hooks import LocalTraining, TrainingHook
 
 PREFIX = "control/"
 
@@ -49,9 +46,9 @@ class Scaffold(TrainingHook):
         if plan.training.momentum != 0:
             raise ConfigurationError("training.momentum", plan.training.momentum, "0 with scaffold", remedy)
 
-    def before_round(self, trainer: SiteTrainer, global_weights: Arrays, round_number: int) -> None:
-        named = _parameters(trainer)
-        control = {n.removeprefix(PREFIX): v for n, v in trainer.received_extras.items() if n.startswith(PREFIX)}
+    def before_round(self, training: LocalTraining, global_weights: Arrays, round_number: int) -> None:
+        named = _parameters(training)
+        control = {n.removeprefix(PREFIX): v for n, v in training.received_extras.items() if n.startswith(PREFIX)}
         if not control:
             raise RefusalError("weights", "The server sent no control variates; its job lacks ControlVariates.")
         check_weights(named, control)
@@ -60,29 +57,29 @@ class Scaffold(TrainingHook):
         self._rates = 0.0
         self._correction = [
             (p, (torch.as_tensor(control[name]) - self._own[name]).to(p))
-            for name, p in trainer.network.named_parameters()
+            for name, p in training.network.named_parameters()
         ]
 
-    def after_backward(self, trainer: SiteTrainer) -> None:
+    def after_backward(self, training: LocalTraining) -> None:
         for parameter, correction in self._correction:
             if parameter.grad is not None:
                 parameter.grad.add_(correction)
 
-    def after_step(self, trainer: SiteTrainer) -> None:
-        self._rates += trainer.optimizer.param_groups[0]["lr"]
+    def after_step(self, training: LocalTraining) -> None:
+        self._rates += training.optimizer.param_groups[0]["lr"]
 
-    def after_round(self, trainer: SiteTrainer, global_weights: Arrays, round_number: int) -> None:
+    def after_round(self, training: LocalTraining, global_weights: Arrays, round_number: int) -> None:
         self._correction = []
-        for name, parameter in _parameters(trainer).items():
+        for name, parameter in _parameters(training).items():
             start = np.asarray(global_weights[name], np.float64)
             mean_gradient = (start - parameter.detach().cpu().numpy().astype(np.float64)) / self._rates
-            control = np.asarray(trainer.received_extras[PREFIX + name], np.float64)
+            control = np.asarray(training.received_extras[PREFIX + name], np.float64)
             before = self._own[name].numpy()
             after = (before - control + mean_gradient).astype(before.dtype)
             self._change[PREFIX + name] = after - before
             self._own[name] = torch.from_numpy(after)
 
-    def extra_arrays(self, trainer: SiteTrainer) -> Arrays:
+    def extra_arrays(self, training: LocalTraining) -> Arrays:
         return dict(self._change)
 
     def state(self) -> dict[str, Any]:
@@ -92,6 +89,6 @@ class Scaffold(TrainingHook):
         self._own = dict(state["control"]) if state else {}
 
 
-def _parameters(trainer: SiteTrainer) -> dict[str, torch.nn.Parameter]:
+def _parameters(training: LocalTraining) -> dict[str, torch.nn.Parameter]:
     """Parameters under every name that they have in the weights: a network may hold one module in two places."""
-    return dict(trainer.network.named_parameters(remove_duplicate=False))
+    return dict(training.network.named_parameters(remove_duplicate=False))

@@ -15,7 +15,7 @@ from fedseg.contract.settings import TrainingSettings
 from fedseg.errors import RefusalError
 from fedseg.networks.split.parts import Tensors
 from fedseg.networks.weights import Arrays, get_weights, set_weights
-from fedseg.training.optimisation import autocast, check_norm, new_optimizer, set_rate
+from fedseg.training.optimisation import autocast, check_norm, new_optimizer, place, set_rate
 
 
 class Half:
@@ -38,9 +38,9 @@ class Half:
             settings: of the training.
             device: a torch device.
         """
-        self.part, self.settings, self.device = part.train(), settings, torch.device(device)
-        # The layout in which convolutions run fastest, and one for all: results do not depend on how a message came.
-        self.part.to(self.device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.settings, self.device = settings, torch.device(device)
+        # One layout for all: results do not depend on how a message came.
+        self.part = place(part.train(), self.device)
         self.dtype = next(part.parameters()).dtype
         self.optimizer = new_optimizer(settings, part.parameters())
         self.steps = 0

@@ -11,7 +11,7 @@ from fedseg.networks.split.costs import CutCost, cut_costs
 from fedseg.networks.split.parts import ServerPart, SitePart, join_weights, split_network
 from fedseg.networks.split.stages import cut_stages
 from fedseg.networks.weights import Arrays, check_weights
-from fedseg.tasks.segmentation.losses import SegmentationLoss
+from fedseg.training.optimisation import plan_loss
 from fedseg.training.split.baselines import WholeNetwork
 from fedseg.training.split.checks import check_mean_over_samples
 from fedseg.training.split.server_half import ServerHalf
@@ -28,11 +28,6 @@ def check_split(split: SplitSettings, plan: Plan, where: str = "split") -> None:
     cut_stages(plan.network, split.cut, f"{where}.cut")
     if split.labels == "private":
         check_mean_over_samples(plan_loss(plan))
-
-
-def plan_loss(plan: Plan) -> SegmentationLoss:
-    """The plan's loss, as ``SiteTrainer`` makes it."""
-    return SegmentationLoss(plan.task, plan.training.dice_weight, plan.training.batch_dice)
 
 
 def plan_parts(plan: Plan, split: SplitSettings) -> tuple[SitePart, ServerPart]:

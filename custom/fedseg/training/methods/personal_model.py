@@ -1,0 +1,65 @@
+"""A model of the site's own beside the global one: the base of methods that keep one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
+
+from fedseg.contract.plan import Plan
+from fedseg.contract.report import ReportField
+from fedseg.models.model_file import write_model
+from fedseg.networks.weights import Arrays
+from fedseg.tasks.segmentation.metrics import summarise
+from fedseg.training.companions import Companion
+from fedseg.training.hooks import LocalTraining, TrainingHook
+
+PERSONAL_MODEL = "personal.safetensors"
+_NAME = "personal"
+
+
+class PersonalModel(TrainingHook, ABC):
+    """Trains a model v that never leaves the site, and leaves the round's update as it is.
+
+    In a site's first round v starts as the received global model. After each round's training a method changes it in
+    ``train_personal``; v and its optimizer survive a restart. v lies at the site as ``personal.safetensors`` in the
+    run's state folder, a model for ``fedseg evaluate`` and ``fedseg predict``. Its mean Dice over the validation cases
+    goes into the report as ``personal_dice``.
+
+    The model of a site that trains alone:
+
+    >>> from fedseg.contract.plan import parse_plan
+    >>> class Alone(PersonalModel):
+    ...     def train_personal(self, training):
+    ...         training.train_companion("personal")
+    >>> list(Alone().companions(parse_plan({"fedseg_version": "0.6.0", "task": "hippocampus"})))
+    ['personal']
+    """
+
+    reports: ClassVar[Mapping[str, ReportField]] = {
+        "personal_dice": ReportField("mean Dice of the site's personal model", 0, 1)
+    }
+
+    @abstractmethod
+    def train_personal(self, training: LocalTraining) -> None:
+        """Change the companion ``personal``; the network has had all local epochs of the round."""
+
+    def companions(self, plan: Plan) -> dict[str, Companion]:
+        return {_NAME: Companion(plan.build_network(), plan.training)}
+
+    def before_round(self, training: LocalTraining, global_weights: Arrays, round_number: int) -> None:
+        if not training.companions[_NAME].started:
+            training.companions[_NAME].load(global_weights)
+
+    def after_round(self, training: LocalTraining, global_weights: Arrays, round_number: int) -> None:
+        self.train_personal(training)
+        if training.folder is not None:
+            weights = training.companions[_NAME].weights()
+            write_model(training.folder / PERSONAL_MODEL, training.plan, weights, round_number)
+
+    def report(self, training: LocalTraining) -> dict[str, float]:
+        companion = training.companions[_NAME]
+        if not companion.started:
+            return {}
+        dice = summarise([case.score for case in training.validate(companion.weights())])["dice"].get("mean")
+        return {} if dice is None else {"personal_dice": dice}

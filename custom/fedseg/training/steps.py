@@ -1,0 +1,147 @@
+"""Local epochs of one network on a site's batches, with the hooks of a method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from fedseg.contract.plan import Plan
+from fedseg.contract.round_settings import round_steps
+from fedseg.data.datalist import Datalist
+from fedseg.errors import AbortedError, ConfigurationError
+from fedseg.randomness import derive_seed, generator
+from fedseg.training.cache import CaseCache
+from fedseg.training.hooks import LocalTraining, Loss, TrainingHook
+from fedseg.training.optimisation import autocast, check_loss, check_norm, new_optimizer, place, plan_loss, set_rate
+from fedseg.training.patches import PatchDataset, Sample, collate
+
+
+class LocalSteps(LocalTraining):
+    """A network, its optimizer and its hooks; the site's cases and the place in the job at which they stand."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        site: str,
+        datalist: Datalist,
+        training_cases: CaseCache,
+        network: nn.Module,
+        hooks: Sequence[TrainingHook],
+        device: torch.device,
+        aborted: Callable[[], bool],
+    ) -> None:
+        self.plan, self.site, self.datalist, self.training_cases = plan, site, datalist, training_cases
+        self.task, self.settings, self.hooks, self.aborted = plan.task, plan.training, tuple(hooks), aborted
+        self.device, self.network = device, place(network, device)
+        self.optimizer = new_optimizer(self.settings, network.parameters())
+        self.loss: Loss = plan_loss(plan)
+        self.round_number, self.total_rounds = 0, 1
+
+    def train_epochs(self) -> list[float]:
+        """The local epochs of the round at hand; the loss of every step."""
+        self.network.train()
+        losses: list[float] = []
+        steps = round_steps(self.settings, len(self.training_cases))
+        with torch.random.fork_rng(devices=[]):
+            # Dropout is the one draw that comes from torch's own generator.
+            torch.manual_seed(derive_seed(self.plan.seed, self.site, self.round_number, "network"))
+            for epoch in range(self.settings.local_epochs):
+                for batch in self.batches(self.round_number, epoch):
+                    self.check_abort()
+                    progress = (self.round_number + len(losses) / steps) / self.total_rounds
+                    set_rate(self.optimizer, self.settings, progress)
+                    losses.append(self._step(batch))
+        return losses
+
+    def batches(self, round_number: int, epoch: int) -> Iterator[Sample]:
+        """The epoch's batches: every case once, in an order and with patches that follow from the seed.
+
+        Raises:
+            ConfigurationError: a hook's order is not one of the site's training cases.
+        """
+        where = (self.plan.seed, self.site, round_number, epoch)
+        order = self._order(round_number, epoch)
+        items = [(index, derive_seed(*where, "patch", position)) for position, index in enumerate(order)]
+        size = self.settings.batch_size
+        batches = [items[i : i + size] for i in range(0, len(items), size)]
+        dataset = PatchDataset(self.task, self.training_cases, self.settings.augmentation)
+        return iter(DataLoader(dataset, batch_sampler=batches, collate_fn=collate))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits [B, out, ...] for images [B, C, ...] on the device."""
+        with self.autocast():
+            return self.network(images)
+
+    def compute_gradients(self, batch: Sample) -> float:
+        """Gradients of the loss and of every hook's term for a batch on the device; gives the loss without the terms.
+
+        Raises:
+            RefusalError: the loss is not finite (reason ``loss``).
+        """
+        images, classes = batch["image"], batch["classes"]
+        self.optimizer.zero_grad(set_to_none=True)
+        logits = self.forward(images)
+        loss = self.loss(logits.float(), classes)
+        alone = float(loss.detach())
+        for hook in self.hooks:
+            term = hook.loss(self, images, logits, classes)
+            loss = loss if term is None else loss + term
+        check_loss(loss)
+        loss.backward()
+        for hook in self.hooks:
+            hook.after_backward(self)
+        return alone
+
+    def apply_gradients(self) -> None:
+        """Clip the gradients that there are, and step.
+
+        Raises:
+            RefusalError: a gradient is not finite (reason ``loss``).
+        """
+        check_norm(nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_clip))
+        self.optimizer.step()
+        for hook in self.hooks:
+            hook.after_step(self)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The precision in which the network runs forward, here and in hooks that run it too."""
+        return autocast(self.settings, self.device)
+
+    def check_abort(self) -> None:
+        """Ask whether to go on.
+
+        Raises:
+            AbortedError: the work was aborted.
+        """
+        if self.aborted():
+            raise AbortedError("The work was aborted.")
+
+    def _order(self, round_number: int, epoch: int) -> Sequence[int]:
+        count = len(self.training_cases)
+        for hook in self.hooks:
+            order = hook.order(self, round_number, epoch)
+            if order is not None:
+                if len(order) != count or not all(0 <= index < count for index in order):
+                    raise ConfigurationError(f"{type(hook).__name__}.order", list(order), f"{count} indices of cases")
+                return order
+        where = (self.plan.seed, self.site, round_number, epoch, "order")
+        return [int(index) for index in generator(*where).permutation(count)]
+
+    def _step(self, sample: Sample) -> float:
+        batch = {
+            "image": sample["image"].to(self.device, memory_format=torch.channels_last_3d),
+            "classes": sample["classes"].to(self.device),
+        }
+        for hook in self.hooks:
+            batch = hook.batch(self, batch)
+        for hook in self.hooks:
+            loss = hook.step(self, batch)
+            if loss is not None:
+                return loss
+        loss = self.compute_gradients(batch)
+        self.apply_gradients()
+        return loss

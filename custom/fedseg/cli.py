@@ -43,8 +43,12 @@ COMMANDS = (
 )
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line; each module in ``fedseg.commands`` adds its own part by ``add_parser(subparsers)``."""
+def build_parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
+    """The command line; each module in ``fedseg.commands`` adds its own part by ``add_parser(subparsers)``.
+
+    Args:
+        names: commands that it shall know.
+    """
     parser = argparse.ArgumentParser(
         prog="fedseg",
         description="Federated training of segmentation networks for clinical images.",
@@ -52,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fedseg {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name in COMMANDS:
+    for name in names:
         importlib.import_module(f"fedseg.commands.{name.replace('-', '_')}").add_parser(subparsers)
     return parser
 
@@ -63,7 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0: done; 1: the work failed, the reason is on stderr; 2: wrong usage; 130: interrupted.
     """
-    options = build_parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # Modules of other commands, which take seconds to import, are not needed; help names them all.
+    first = next(iter(arguments), "--help")
+    options = build_parser([first] if first in COMMANDS else [] if first == "--version" else COMMANDS).parse_args(
+        arguments
+    )
     if threading.current_thread() is threading.main_thread():
         # A terminated command cleans up like an interrupted one: it ends its processes and removes what is half done.
         signal.signal(signal.SIGTERM, _interrupt)

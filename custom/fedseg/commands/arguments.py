@@ -1,10 +1,11 @@
-"""Arguments that several commands have in common."""
+"""Arguments of commands, one a line, and those that several commands have in common."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,91 @@ from fedseg.errors import DataError, UsageError
 from fedseg.tasks.registry import get_task, resolve_task, task_names
 from fedseg.tasks.task import Task
 
+TASK_HELP = f"one of {', '.join(task_names())}; or a JSON file with a task's declaration; or a job folder"
+JOB_CONFIGURATION = Path("app", "config", "fedseg.json")
+Run = Callable[[argparse.Namespace], int]
 
-def add_kit(parser: argparse.ArgumentParser) -> None:
-    """Add ``--kit``."""
-    parser.add_argument("--kit", type=Path, required=True, metavar="DIR", help="your unpacked kit, of a person's role")
+
+class Command:
+    """A ``fedseg`` command on the command line; each method adds an argument.
+
+    >>> subparsers = argparse.ArgumentParser().add_subparsers()
+    >>> command = Command(subparsers, "count", print, "count cases", "Count all cases.", "fedseg count a.json")
+    >>> command.path("list", "a datalist")
+    >>> command.flag("--quick", "do not open images")
+    >>> command.parser.parse_args(["a.json"]).quick
+    False
+    """
+
+    def __init__(
+        self, subparsers: Any, name: str, run: Run | None, summary: str, description: str, example: str
+    ) -> None:
+        """Add a command.
+
+        Args:
+            subparsers: of the command line, or of a command that has commands itself.
+            name: as it is typed.
+            run: does the work and returns the exit code; None for a command that has commands itself.
+            summary: one line for the list of commands.
+            description: for its own page of help.
+            example: a command line.
+        """
+        epilog = f"example: {example}"
+        self.parser: argparse.ArgumentParser = subparsers.add_parser(
+            name, help=summary, description=description, epilog=epilog
+        )
+        self._target: argparse._ActionsContainer = self.parser
+        if run is not None:
+            self.parser.set_defaults(run=run)
+
+    def actions(self, help_text: str) -> Any:
+        """Give the command commands of its own; returns what they are added to."""
+        return self.parser.add_subparsers(dest="action", required=True, metavar="ACTION", help=help_text)
+
+    @contextmanager
+    def only_one(self, required: bool = False) -> Iterator[None]:
+        """Of the arguments that are added inside, a command line may have one only."""
+        self._target = self.parser.add_mutually_exclusive_group(required=required)
+        yield
+        self._target = self.parser
+
+    def value(self, name: str, help_text: str, kind: Callable[[str], Any] = str, **more: Any) -> argparse.Action:
+        """Add an argument with a value; ``more`` is what ``argparse`` knows besides."""
+        return self._target.add_argument(name, help=help_text, type=kind, **more)
+
+    def path(self, name: str, help_text: str, metavar: str | None = None, **more: Any) -> None:
+        """Add a file or a folder."""
+        self.value(name, help_text, Path, metavar=metavar, **more)
+
+    def flag(self, name: str, help_text: str) -> None:
+        """Add a switch that is off unless it is given."""
+        self.parser.add_argument(name, help=help_text, action="store_true")
+
+    def several(self, name: str, help_text: str, metavar: str) -> None:
+        """Add an option that may be repeated; its value is the list of what was given."""
+        self.parser.add_argument(name, help=help_text, action="append", default=[], metavar=metavar)
+
+    def settings(self) -> None:
+        """Add ``--set`` to a command that takes a job."""
+        self.several("--set", "as for simulate", "KEY=VALUE")
+
+    def kit(self) -> None:
+        """Add ``--kit`` to a command that speaks with a federation."""
+        self.path("--kit", "your unpacked kit, of a person's role", "DIR", required=True)
+
+    def job_id(self) -> None:
+        """Add the id of a job of a federation."""
+        self.value("job_id", "as `fedseg submit` printed it; `fedseg jobs` lists all")
+
+    def wait(self) -> None:
+        """Add ``--wait`` to a command that submits a job."""
+        self.flag("--wait", "show how it goes until the job has ended")
+
+    def changed_model(self, verb: str) -> None:
+        """Add ``--accept-changed-model``; the verb says what is done with the model."""
+        self.flag(
+            "--accept-changed-model", f"{verb} the model although it is not the one that its provenance file is about"
+        )
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:
@@ -29,12 +111,6 @@ def run_names(folders: Sequence[Path]) -> list[str]:
         raise UsageError("the same run is named twice.")
     names = [folder.name for folder in resolved]
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
-
-
-HELP = f"one of {', '.join(task_names())}; or a JSON file with a task's declaration; or a job folder"
-
-
-JOB_CONFIGURATION = Path("app", "config", "fedseg.json")
 
 
 def task_from_argument(argument: str) -> Task:
@@ -55,7 +131,7 @@ def task_from_argument(argument: str) -> Task:
         return resolve_task(content["task"])
     if path.is_file():
         return resolve_task(_read(path))
-    raise UsageError(f"{argument!r} is no task: name {HELP}.")
+    raise UsageError(f"{argument!r} is no task: name {TASK_HELP}.")
 
 
 def _read(path: Path) -> Any:

@@ -10,10 +10,10 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from fedseg.commands.arguments import Command
 from fedseg.console import out
 from fedseg.errors import DataError, UsageError
 from fedseg.files.hash_chain_check import ChainError
-from fedseg.provenance.audit import audit, collect
 from fedseg.provenance.reading import Record, read_record
 from fedseg.provenance.run_log import SERVER_SIDE
 
@@ -30,35 +30,41 @@ _LEFT = {
 
 def add_parser(subparsers: Any) -> None:
     """Add this command to the command line."""
-    parser = subparsers.add_parser(
+    group = Command(
+        subparsers,
         "audit-log",
-        help="verify or show the record of a run",
-        description="The record of a run at the server and at its sites: who submitted what, who took part, which "
-        "models were made.",
-        epilog="example: fedseg audit-log verify runs/first",
+        None,
+        "verify or show the record of a run",
+        "The record of a run at the server and at its sites: who submitted what, who took part, which models were "
+        "made.",
+        "fedseg audit-log verify runs/first",
     )
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", help="verify or show")
-    verify = actions.add_parser(
+    actions = group.actions("verify or show")
+    verify = Command(
+        actions,
         "verify",
-        help="check records, and models against them",
-        description="Verify the hash chains of records, compare the records of server and sites, and models with their "
-        "provenance files and the record. Ends with 1 if a check fails.",
-        epilog="example: fedseg audit-log verify runs/first",
+        run_verify,
+        "check records, and models against them",
+        "Verify the hash chains of records, compare the records of server and sites, and models with their provenance "
+        "files and the record. Ends with 1 if a check fails.",
+        "fedseg audit-log verify runs/first",
     )
-    verify.add_argument("paths", metavar="PATH", type=Path, nargs="+", help="record, model, or folder of a run")
-    verify.set_defaults(run=run_verify)
-    show = actions.add_parser(
+    verify.path("paths", "record, model, or folder of a run", "PATH", nargs="+")
+    show = Command(
+        actions,
         "show",
-        help="print a record as a table",
-        description="Print a record, one row for each line, and its head: the hash to note elsewhere.",
-        epilog="example: fedseg audit-log show runs/first/report/record.jsonl",
+        run_show,
+        "print a record as a table",
+        "Print a record, one row for each line, and its head: the hash to note elsewhere.",
+        "fedseg audit-log show runs/first/report/record.jsonl",
     )
-    show.add_argument("path", metavar="PATH", type=Path, help="record, or folder of a run")
-    show.set_defaults(run=run_show)
+    show.path("path", "record, or folder of a run", "PATH")
 
 
 def run_verify(options: argparse.Namespace) -> int:
     """Print one line for each check."""
+    from fedseg.provenance.audit import audit
+
     findings = audit(options.paths)
     for finding in findings:
         word = "[green]ok   [/green]" if finding.good else "[red]WRONG[/red]"
@@ -85,6 +91,8 @@ def run_show(options: argparse.Namespace) -> int:
 
 def _one_record(path: Path) -> Record:
     """The record at a path; in a folder that of the server, or the only one."""
+    from fedseg.provenance.audit import collect
+
     files, _ = collect([path])
     try:
         records = [read_record(file) for file in files]

@@ -6,13 +6,12 @@ import argparse
 import json
 from collections.abc import Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
-from fedseg.commands.arguments import HELP, task_from_argument
+from fedseg.commands.arguments import TASK_HELP, Command, task_from_argument
 from fedseg.console import out
 from fedseg.data.checks.datalist_check import check_datalist
 from fedseg.data.checks.findings import CheckReport, Finding
@@ -23,20 +22,21 @@ SHOWN_PER_CODE = 20
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add the command to ``fedseg``."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
+    """Add this command to the command line."""
+    command = Command(
+        subparsers,
         "check-data",
-        help="check images and labels of a datalist against a task",
-        description="Look at every file of a datalist and say what would make a job fail or its result wrong. "
-        "Ends with 1 if there is an error. Findings name files and patients: keep them at the site.",
-        epilog="example: fedseg check-data brats /data/brats/datalist.json --json check.json",
+        run,
+        "check images and labels of a datalist against a task",
+        "Look at every file of a datalist and say what would make a job fail or its result wrong. Ends with 1 if there "
+        "is an error. Findings name files and patients: keep them at the site.",
+        "fedseg check-data brats /data/brats/datalist.json --json check.json",
     )
-    parser.add_argument("task", metavar="TASK", help=HELP)
-    parser.add_argument("datalist", metavar="DATALIST", type=Path, help="the datalist.json, or its folder")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the report here, for machines")
-    parser.add_argument("--workers", metavar="N", type=int, default=1, help="cases checked side by side (default 1)")
-    parser.add_argument("--quick", action="store_true", help="look at files and headers only, read no voxel")
-    parser.set_defaults(run=run)
+    command.value("task", TASK_HELP, metavar="TASK")
+    command.path("datalist", "the datalist.json, or its folder", "DATALIST")
+    command.path("--json", "also write the report here, for machines", "FILE")
+    command.value("--workers", "cases checked side by side (default 1)", int, metavar="N", default=1)
+    command.flag("--quick", "look at files and headers only, read no voxel")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -7,47 +7,61 @@ import json
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from fedseg.commands.arguments import HELP, JOB_CONFIGURATION, task_from_argument
+from fedseg.commands.arguments import JOB_CONFIGURATION, TASK_HELP, Command, task_from_argument
 from fedseg.console import out
 from fedseg.errors import ConfigurationError, UsageError
 from fedseg.files.documents import read_json
-from fedseg.networks.registry import NETWORKS, Network, parse_network
-from fedseg.networks.split.costs import BYTES, CutCost, cut_costs
-from fedseg.networks.split.stages import cut_stages
 from fedseg.tasks.task import Task
+
+if TYPE_CHECKING:
+    from fedseg.networks.registry import Network
+    from fedseg.networks.split.costs import CutCost
 
 ALL = "all"
 
 
 def add_parser(subparsers: Any) -> None:
     """Add this command to the command line."""
-    parser = subparsers.add_parser(
+    command = Command(
+        subparsers,
         "describe-split",
-        help="show what crosses each cut of a network in split training",
-        description="For each place at which a network can be cut: the tensors that a site sends for one patch, their "
-        "size, and which share of the parameters and of the computation (forward only) is the site's.",
-        epilog="example: fedseg describe-split hippocampus --network residual_unet --cut all",
+        run,
+        "show what crosses each cut of a network in split training",
+        "For each place at which a network can be cut: the tensors that a site sends for one patch, their size, and "
+        "which share of the parameters and of the computation (forward only) is the site's.",
+        "fedseg describe-split hippocampus --network residual_unet --cut all",
     )
-    parser.add_argument("task", metavar="TASK", help=HELP)
-    parser.add_argument(
-        "--network",
-        metavar="NAME",
-        help=f"one of {', '.join(NETWORKS)}; or a JSON object as in a job's plan (default: the job's, if TASK is a job "
-        "folder; else residual_unet)",
+    network = (
+        "one of %(networks)s; or a JSON object as in a job's plan (default: the job's, if TASK is a job folder; else "
+        "residual_unet)"
     )
-    parser.add_argument("--cut", metavar="STAGE", default=ALL, help="only this cut (default all)")
-    parser.add_argument("--patch", metavar="X,Y,Z", help="voxels of a patch (default: the task's)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.set_defaults(run=run)
+    command.value("task", TASK_HELP, metavar="TASK")
+    action = command.value("--network", network, metavar="NAME")
+    vars(action)["networks"] = _NetworkNames()
+    command.value("--cut", "only this cut (default all)", metavar="STAGE", default=ALL)
+    command.value("--patch", "voxels of a patch (default: the task's)", metavar="X,Y,Z")
+    command.flag("--json", "print JSON instead of a table")
+
+
+class _NetworkNames:
+    """The names of all networks; looked up only where help is printed, since networks need torch."""
+
+    def __str__(self) -> str:
+        from fedseg.networks.registry import NETWORKS
+
+        return ", ".join(NETWORKS)
 
 
 def run(options: argparse.Namespace) -> int:
     """Do what the command line asks."""
+    from fedseg.networks.split.costs import cut_costs
+    from fedseg.networks.split.stages import cut_stages
+
     task = task_from_argument(options.task)
     try:
         network = _network(options.network, Path(options.task) / JOB_CONFIGURATION)
@@ -66,6 +80,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _network(declaration: str | None, job: Path) -> Network:
+    from fedseg.networks.registry import parse_network
+
     if declaration is None:
         plan = read_json(job, "the plan of a job") if job.is_file() else {}
         return parse_network(plan.get("network", "residual_unet"))
@@ -100,47 +116,63 @@ def _content(task: Task, network: Network, patch: Sequence[int], costs: Sequence
         "patch": list(patch),
         "image_values": costs[0].image_values,
         "label_bytes": costs[0].voxels,
-        "prediction_bytes": {name: costs[0].prediction_values * width for name, width in BYTES.items()},
+        "prediction_bytes": _bytes(costs[0].prediction_values),
         "parameters": costs[0].parameters,
         "flops": costs[0].flops,
-        "cuts": [
-            {
-                "cut": cost.cut,
-                "tensors": {name: list(shape) for name, shape in cost.shapes.items()},
-                "values": cost.values,
-                "features_up_bytes": {name: cost.bytes_each_way(name) for name in BYTES},
-                "gradients_down_bytes": {name: cost.bytes_each_way(name) for name in BYTES},
-                "site_parameters": cost.site_parameters,
-                "site_parameter_share": cost.site_parameters / cost.parameters,
-                "site_flops": cost.site_flops,
-                "site_flop_share": cost.site_flops / cost.flops,
-            }
-            for cost in costs
-        ],
+        "cuts": [_cut(cost) for cost in costs],
     }
 
 
+def _cut(cost: CutCost) -> dict[str, Any]:
+    return {
+        "cut": cost.cut,
+        "tensors": {name: list(shape) for name, shape in cost.shapes.items()},
+        "values": cost.values,
+        "features_up_bytes": _bytes(cost.values),
+        "gradients_down_bytes": _bytes(cost.values),
+        "site_parameters": cost.site_parameters,
+        "site_parameter_share": cost.site_parameters / cost.parameters,
+        "site_flops": cost.site_flops,
+        "site_flop_share": cost.site_flops / cost.flops,
+    }
+
+
+def _bytes(values: int) -> dict[str, int]:
+    """Bytes of so many numbers in each precision."""
+    from fedseg.networks.split.costs import BYTES
+
+    return {name: values * width for name, width in BYTES.items()}
+
+
 def _print(task: Task, network: Network, patch: Sequence[int], costs: Sequence[CutCost]) -> None:
-    first = costs[0]
     size = " x ".join(str(length) for length in patch)
     out().print(f"{escape(task.name)}, {network.name}, one patch of {size} voxels and {len(task.channels)} channel(s)")
+    out().print(_table(costs))
+    for line in _legend(costs[0]):
+        out().print(line)
+
+
+def _table(costs: Sequence[CutCost]) -> Table:
     # As narrow as a terminal of 80 columns: a name that is cut short could not be typed.
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for heading in ("cut", "tensors", *BYTES, "image", "param.", "work"):
+    for heading in ("cut", "tensors", *_bytes(0), "image", "param.", "work"):
         table.add_column(heading, overflow="fold", justify="left" if heading in ("cut", "tensors") else "right")
     for cost in costs:
         table.add_row(
             cost.cut,
             "\n".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in cost.shapes.items()),
-            *(f"{cost.bytes_each_way(name) / 1e6:.4g}" for name in BYTES),
+            *(f"{size / 1e6:.4g}" for size in _bytes(cost.values).values()),
             f"{cost.values / cost.image_values:.2f}",
             f"{cost.site_parameters / cost.parameters:.1%}",
             f"{cost.site_flops / cost.flops:.1%}",
         )
-    out().print(table)
-    predictions = ", ".join(f"{first.prediction_values * width / 1e6:.4g} in {name}" for name, width in BYTES.items())
+    return table
+
+
+def _legend(first: CutCost) -> tuple[str, ...]:
+    predictions = ", ".join(f"{size / 1e6:.4g} in {name}" for name, size in _bytes(first.prediction_values).items())
     labels, operations = f"{first.voxels / 1e6:.4g}", f"{first.flops / 1e9:.4g}"
-    for line in (
+    return (
         "cut: the last stage at the site. float32, float16, int8: MB that cross for one patch as features to the",
         "server, and once more as their gradients back. image: numbers that cross for each number of the image.",
         "param., work: the site's share of the parameters and of the operations, forward only.",
@@ -149,5 +181,4 @@ def _print(task: Task, network: Network, patch: Sequence[int], costs: Sequence[C
         "With site_update handed_on the parameters at the site cross twice a turn beside, four bytes each.",
         f"The network has {first.parameters} parameters and takes {operations} billion operations for a patch, those",
         "of convolutions alone.",
-    ):
-        out().print(line)
+    )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
+from fedseg.commands.arguments import Command
 from fedseg.console import err
 from fedseg.deployment.kits.equip import BEFORE, equip
 from fedseg.deployment.kits.project_file import SITE
@@ -14,33 +14,24 @@ from fedseg.site.profile import read_state_folder
 
 
 def add_parser(subparsers: Any) -> None:
-    """Declare the command."""
-    parser = subparsers.add_parser(
+    """Add this command to the command line."""
+    command = Command(
+        subparsers,
         "equip",
-        help="put fedseg's policy into a kit of FLARE's own tools",
-        description="Put the exact list of classes and the policy files into the kit of a server or a site that "
-        "`nvflare package` has made or `nvflare deploy prepare` has changed. Both leave FLARE's own list and stream "
-        "logs. Policy files that the kit has already stay as they are. May be repeated.",
-        epilog="example: fedseg equip hospital-a --site-policy workspace_templates/site_policy/local",
+        run,
+        "put fedseg's policy into a kit of FLARE's own tools",
+        "Put the exact list of classes and the policy files into the kit of a server or a site that `nvflare package` "
+        "has made or `nvflare deploy prepare` has changed. Both leave FLARE's own list and stream logs. Policy files "
+        "that the kit has already stay as they are. May be repeated.",
+        "fedseg equip hospital-a --site-policy workspace_templates/site_policy/local",
     )
-    parser.add_argument("folder", type=Path, help="the kit")
-    parser.add_argument(
-        "--site-policy",
-        type=Path,
-        metavar="DIR",
-        help="folder with fedseg.json, privacy.json, authorization.json, for those that the kit lacks",
-    )
-    parser.add_argument("--wheel", type=Path, metavar="FILE", help="fedseg's wheel, to be put into the kit")
-    parser.add_argument(
-        "--storage",
-        type=Path,
-        metavar="DIR",
-        help=f"server: where it keeps jobs and results (default: as the kit says, or {SERVER_STORAGE})",
-    )
-    parser.add_argument(
-        "--state", type=Path, metavar="DIR", help="server: where it keeps checkpoints (default: state in --storage)"
-    )
-    parser.set_defaults(run=run)
+    policy = "folder with fedseg.json, privacy.json, authorization.json, for those that the kit lacks"
+    storage = f"server: where it keeps jobs and results (default: as the kit says, or {SERVER_STORAGE})"
+    command.path("folder", "the kit")
+    command.path("--site-policy", policy, "DIR")
+    command.path("--wheel", "fedseg's wheel, to be put into the kit", "FILE")
+    command.path("--storage", storage, "DIR")
+    command.path("--state", "server: where it keeps checkpoints (default: state in --storage)", "DIR")
 
 
 def run(options: argparse.Namespace) -> int:

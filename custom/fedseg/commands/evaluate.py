@@ -7,30 +7,32 @@ from typing import Any
 
 from rich.table import Table
 
-from fedseg.commands.model_arguments import add_model_arguments, load
+from fedseg.commands.arguments import Command
+from fedseg.commands.saved_model import add_model_arguments, load
 from fedseg.console import out, track
-from fedseg.evaluation.scoring import evaluate
 from fedseg.tasks.segmentation.metrics import EMPTY_CONVENTIONS
 
 
 def add_parser(subparsers: Any) -> None:
-    """Declare the command."""
-    parser = subparsers.add_parser(
+    """Add this command to the command line."""
+    command = Command(
+        subparsers,
         "evaluate",
-        help="score a saved model on a datalist",
-        description="Dice and HD95 of every case and region, on each image's own grid, in evaluation.json.",
-        epilog="example: fedseg evaluate runs/first/models/last.safetensors --task brats --data my/datalist.json "
+        run,
+        "score a saved model on a datalist",
+        "Dice and HD95 of every case and region, on each image's own grid, in evaluation.json.",
+        "fedseg evaluate runs/first/models/last.safetensors --task brats --data my/datalist.json "
         "--out runs/first-at-home",
     )
-    add_model_arguments(parser, "final")
-    parser.add_argument(
-        "--empty", choices=EMPTY_CONVENTIONS, default="brats", help="how regions empty in the reference count"
-    )
-    parser.set_defaults(run=run)
+    add_model_arguments(command, "final")
+    empty = "how regions empty in the reference count"
+    command.value("--empty", empty, choices=EMPTY_CONVENTIONS, default="brats")
 
 
 def run(options: argparse.Namespace) -> int:
     """Score and show the means."""
+    from fedseg.evaluation.scoring import evaluate
+
     model, _, cases = load(options)
     content = evaluate(
         model,

@@ -8,56 +8,49 @@ from typing import Any
 
 from rich.markup import escape
 
-from fedseg.commands.arguments import add_kit
-from fedseg.commands.probing import probe_on_phantoms
+from fedseg.commands.arguments import Command
 from fedseg.console import out
-from fedseg.deployment.coordination.fetched_run import REPORT, fetch
 from fedseg.deployment.coordination.session import connect
-from fedseg.evaluation.report.page import write_report
-from fedseg.evaluation.report.tables import dice_table
-from fedseg.evaluation.summary import last_models
 
 
 def add_parser(subparsers: Any) -> None:
-    """Declare the command."""
-    parser = subparsers.add_parser(
+    """Add this command to the command line."""
+    command = Command(
+        subparsers,
         "fetch",
-        help="fetch models and report of an ended job",
-        description="Fetch what a job left at the server, and write its models, summary and report. A job that failed "
-        "is fetched too, with its logs; the command then ends with 1.",
-        epilog="example: fedseg fetch JOB_ID --kit coordinator@example.org --out runs/first",
+        run,
+        "fetch models and report of an ended job",
+        "Fetch what a job left at the server, and write its models, summary and report. A job that failed is fetched "
+        "too, with its logs; the command then ends with 1.",
+        "fedseg fetch JOB_ID --kit coordinator@example.org --out runs/first",
     )
-    parser.add_argument("job_id", help="as `fedseg submit` printed it; `fedseg jobs` lists all")
-    add_kit(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new or empty folder")
-    parser.add_argument(
-        "--no-probe",
-        action="store_true",
-        help="in split training: do not measure on phantoms how much of an image features tell",
-    )
-    parser.set_defaults(run=run)
+    command.job_id()
+    command.kit()
+    command.path("--out", "a new or empty folder", "DIR", required=True)
+    command.flag("--no-probe", "in split training: do not measure on phantoms how much of an image features tell")
 
 
 def run(options: argparse.Namespace) -> int:
     """Fetch, and print the scores."""
+    from fedseg.deployment.coordination.fetched_run import fetch
+
     with connect(options.kit) as coordinator:
         summary = fetch(coordinator, options.job_id, options.out)
-    if not options.no_probe:
-        probed = probe_on_phantoms(options.out, summary)
-        if "inversion" in probed:
-            write_report(options.out)
-    print_run(summary, options.out)
+    finish_run(summary, options.out, not options.no_probe)
     return 0
 
 
-def print_run(summary: dict[str, Any], folder: Path) -> None:
-    """Scores of a fetched run, and where its files are."""
+def finish_run(summary: dict[str, Any], folder: Path, probe: bool = True) -> None:
+    """Probe a fetched run of split training, and print the scores of every run and where its files are."""
+    from fedseg.commands.probing import probe_on_phantoms
+    from fedseg.deployment.coordination.fetched_run import REPORT
+    from fedseg.evaluation.report.page import write_report
+    from fedseg.evaluation.report.tables import dice_table
+    from fedseg.evaluation.summary import last_models
+
+    if probe and "inversion" in probe_on_phantoms(folder, summary):
+        write_report(folder)
+    report, models = folder / REPORT, sorted(set(last_models(summary).values()))
+    lines = [f"report:  {report / 'report.html'}", f"summary: {report / 'summary.json'}"]
     out().print(dice_table(summary))
-    report = folder / REPORT
-    models = sorted(set(last_models(summary).values()))
-    out().print(
-        escape(
-            f"report:  {report / 'report.html'}\nsummary: {report / 'summary.json'}"
-            + "".join(f"\nmodel:   {folder / file}" for file in models)
-        )
-    )
+    out().print(escape("\n".join([*lines, *(f"model:   {folder / file}" for file in models)])))

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from fedseg.commands.arguments import HELP, task_from_argument
+from fedseg.commands.arguments import TASK_HELP, Command, task_from_argument
 from fedseg.console import out
 from fedseg.data.datalist import FILE_NAME, SPLITS, Datalist, read_datalist, write_datalist
 from fedseg.data.intake.sources import find_layout, origin_note, read_source
@@ -19,21 +19,22 @@ from fedseg.tasks.task import Task
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add the command to ``fedseg``."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
+    """Add this command to the command line."""
+    command = Command(
+        subparsers,
         "import-data",
-        help="make a datalist from BraTS folders, a Decathlon data set or another datalist",
-        description="Find the labelled cases of SOURCE, split them by patient and write DIR/datalist.json. "
-        "Images stay where they are. A datalist that has validation or test cases keeps its own split.",
-        epilog="example: fedseg import-data /data/Task04_Hippocampus --task hippocampus --out /data/site",
+        run,
+        "make a datalist from BraTS folders, a Decathlon data set or another datalist",
+        "Find the labelled cases of SOURCE, split them by patient and write DIR/datalist.json. Images stay where they "
+        "are. A datalist that has validation or test cases keeps its own split.",
+        "fedseg import-data /data/Task04_Hippocampus --task hippocampus --out /data/site",
     )
-    parser.add_argument("source", metavar="SOURCE", type=Path, help="BraTS folders, dataset.json or datalist.json")
-    parser.add_argument("--task", metavar="TASK", required=True, help=HELP)
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for datalist.json")
-    parser.add_argument("--validation-fraction", type=float, default=0.2, help="share of the patients (default 0.2)")
-    parser.add_argument("--test-fraction", type=float, default=0.0, help="share of the patients (default 0)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the split (default 0)")
-    parser.set_defaults(run=run)
+    command.path("source", "BraTS folders, dataset.json or datalist.json", "SOURCE")
+    command.value("--task", TASK_HELP, metavar="TASK", required=True)
+    command.path("--out", "folder for datalist.json", "DIR", required=True)
+    command.value("--validation-fraction", "share of the patients (default 0.2)", float, default=0.2)
+    command.value("--test-fraction", "share of the patients (default 0)", float, default=0.0)
+    command.value("--seed", "seed of the split (default 0)", int, default=0)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import SimpleITK as sitk
 from rich.markup import escape
 
+from fedseg.commands.arguments import Command
 from fedseg.console import out
 from fedseg.data.intake.dicom import Series, find_series, read_volume
 from fedseg.errors import UsageError
@@ -18,23 +19,24 @@ from fedseg.files.documents import whole_file
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add the command to ``fedseg``."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
+    """Add this command to the command line."""
+    command = Command(
+        subparsers,
         "import-dicom",
-        help="convert a DICOM series to NIfTI",
-        description="Find the DICOM series below FOLDER and write the chosen one as DIR/NAME.nii.gz, in Hounsfield "
-        "units for CT. Nothing of the DICOM header but the geometry goes into the file.",
-        epilog="example: fedseg import-dicom /data/export --modality CT --description portal --out /data",
+        run,
+        "convert a DICOM series to NIfTI",
+        "Find the DICOM series below FOLDER and write the chosen one as DIR/NAME.nii.gz, in Hounsfield units for CT. "
+        "Nothing of the DICOM header but the geometry goes into the file.",
+        "fedseg import-dicom /data/export --modality CT --description portal --out /data",
     )
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder with DICOM files, searched to the bottom")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="folder for the NIfTI file")
-    parser.add_argument("--name", default="image", help="name of the file, e.g. a pseudonym (default: image)")
-    parser.add_argument("--series", metavar="UID", help="the series with this UID")
-    parser.add_argument("--description", metavar="REGEX", help="series whose description matches, in any case")
-    parser.add_argument("--modality", metavar="CT", help="series of this modality")
-    parser.add_argument("--largest", action="store_true", help="of several, the one with most slices")
-    parser.add_argument("--list", action="store_true", help="only list the series")
-    parser.set_defaults(run=run)
+    command.path("folder", "folder with DICOM files, searched to the bottom", "FOLDER")
+    command.path("--out", "folder for the NIfTI file", "DIR")
+    command.value("--name", "name of the file, e.g. a pseudonym (default: image)", default="image")
+    command.value("--series", "the series with this UID", metavar="UID")
+    command.value("--description", "series whose description matches, in any case", metavar="REGEX")
+    command.value("--modality", "series of this modality", metavar="CT")
+    command.flag("--largest", "of several, the one with most slices")
+    command.flag("--list", "only list the series")
 
 
 def run(options: argparse.Namespace) -> int:

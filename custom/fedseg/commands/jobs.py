@@ -8,7 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from fedseg.commands.arguments import add_kit
+from fedseg.commands.arguments import Command
 from fedseg.console import out
 from fedseg.deployment.coordination.session import connect
 
@@ -23,15 +23,16 @@ _COLUMNS = {
 
 
 def add_parser(subparsers: Any) -> None:
-    """Declare the command."""
-    parser = subparsers.add_parser(
+    """Add this command to the command line."""
+    command = Command(
+        subparsers,
         "jobs",
-        help="list the jobs of a federation",
-        description="List the jobs that the server of a federation knows, with who submitted them and how they went.",
-        epilog="example: fedseg jobs --kit coordinator@example.org",
+        run,
+        "list the jobs of a federation",
+        "List the jobs that the server of a federation knows, with who submitted them and how they went.",
+        "fedseg jobs --kit coordinator@example.org",
     )
-    add_kit(parser)
-    parser.set_defaults(run=run)
+    command.kit()
 
 
 def run(options: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from fedseg.commands.arguments import HELP, task_from_argument
+from fedseg.commands.arguments import TASK_HELP, Command, task_from_argument
 from fedseg.console import out, track
 from fedseg.data.datalist import SPLITS, Case, Datalist
 from fedseg.data.intake.sources import guess_task, origin_note, read_source
@@ -30,31 +30,32 @@ from fedseg.errors import UsageError
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add the command to ``fedseg``."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
+    """Add this command to the command line."""
+    command = Command(
+        subparsers,
         "partition",
-        help="spread one data set over simulated sites",
-        description="Spread the labelled cases of SOURCE over sites, by patient, and write DIR/<site>/datalist.json "
-        "for `fedseg simulate --data DIR`. Without --csv, --sizes or --dirichlet the sites get equal shares at random.",
-        epilog="example: fedseg partition /data/Task04_Hippocampus --sizes 80,60,40,20 --out runs/data",
+        run,
+        "spread one data set over simulated sites",
+        "Spread the labelled cases of SOURCE over sites, by patient, and write DIR/<site>/datalist.json for `fedseg "
+        "simulate --data DIR`. Without --csv, --sizes or --dirichlet the sites get equal shares at random.",
+        "fedseg partition /data/Task04_Hippocampus --sizes 80,60,40,20 --out runs/data",
     )
-    parser.add_argument("source", metavar="SOURCE", type=Path, help="BraTS folders, dataset.json or datalist.json")
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="new folder for the sites")
-    parser.add_argument("--task", metavar="TASK", help=f"{HELP} (default: told from SOURCE)")
-    parser.add_argument("--sites", metavar="N", type=int, help="number of sites; with --csv: the N largest")
-    parser.add_argument("--names", metavar="A,B,...", type=_words, help="names of the sites; with --csv: only these")
-    way = parser.add_mutually_exclusive_group()
-    way.add_argument("--csv", metavar="FILE", type=Path, help="table with Partition_ID,Subject_ID, as of FeTS 2022")
-    way.add_argument("--sizes", metavar="N,N,...", type=_numbers, help="cases per site")
-    way.add_argument("--dirichlet", metavar="ALPHA", type=float, help="skew by target size; smaller is more skewed")
-    parser.add_argument("--validation-fraction", type=float, default=0.2, help="share of a site's patients (0.2)")
-    parser.add_argument("--test-fraction", type=float, default=0.0, help="share of a site's patients (0)")
-    parser.add_argument("--scanner-shift", metavar="STRENGTH", type=float, default=0.0, help="0 to 1: rewrite images "
-                        "as if each site had another scanner (default 0: use them in place)")  # fmt: skip
-    parser.add_argument("--shared", metavar="FRACTION", type=float, default=0.0, help="0 to 1: share of all training "
-                        "cases that every site gets, as a baseline (default 0)")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="seed of every draw (default 0)")
-    parser.set_defaults(run=run)
+    shift = "0 to 1: rewrite images as if each site had another scanner (default 0: use them in place)"
+    shared = "0 to 1: share of all training cases that every site gets, as a baseline (default 0)"
+    command.path("source", "BraTS folders, dataset.json or datalist.json", "SOURCE")
+    command.path("--out", "new folder for the sites", "DIR", required=True)
+    command.value("--task", f"{TASK_HELP} (default: told from SOURCE)", metavar="TASK")
+    command.value("--sites", "number of sites; with --csv: the N largest", int, metavar="N")
+    command.value("--names", "names of the sites; with --csv: only these", _words, metavar="A,B,...")
+    with command.only_one():
+        command.path("--csv", "table with Partition_ID,Subject_ID, as of FeTS 2022", "FILE")
+        command.value("--sizes", "cases per site", _numbers, metavar="N,N,...")
+        command.value("--dirichlet", "skew by target size; smaller is more skewed", float, metavar="ALPHA")
+    command.value("--validation-fraction", "share of a site's patients (0.2)", float, default=0.2)
+    command.value("--test-fraction", "share of a site's patients (0)", float, default=0.0)
+    command.value("--scanner-shift", shift, float, metavar="STRENGTH", default=0.0)
+    command.value("--shared", shared, float, metavar="FRACTION", default=0.0)
+    command.value("--seed", "seed of every draw (default 0)", int, default=0)
 
 
 def run(options: argparse.Namespace) -> int:

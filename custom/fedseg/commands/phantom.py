@@ -11,40 +11,32 @@ import nibabel as nib
 from rich.markup import escape
 from rich.table import Table
 
+from fedseg.commands.arguments import Command
 from fedseg.console import out
 from fedseg.data.datalist import SPLITS, read_datalist
 from fedseg.data.phantoms.phantoms import PHANTOM_TASKS, make_phantoms
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add ``phantom`` to the command line."""
-    parser = subparsers.add_parser(
+    """Add this command to the command line."""
+    command = Command(
+        subparsers,
         "phantom",
-        help="make simulated sites to try everything with",
-        description="Make simulated sites: images, labels and datalists, in the file layout of the real data sets. "
-        "The same arguments give the same bytes.",
-        epilog="example: fedseg phantom brats --sites 3 --cases 8 --out runs/data",
+        run,
+        "make simulated sites to try everything with",
+        "Make simulated sites: images, labels and datalists, in the file layout of the real data sets. The same "
+        "arguments give the same bytes.",
+        "fedseg phantom brats --sites 3 --cases 8 --out runs/data",
     )
-    parser.add_argument("task", choices=PHANTOM_TASKS, help="brats: four MR sequences; pancreas: portal-venous CT")
-    parser.add_argument("--sites", type=int, required=True, metavar="N", help="number of sites, 1 to 99")
-    parser.add_argument("--cases", type=int, required=True, metavar="M", help="mean number of cases a site, 3 to 200")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new or empty folder")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="whole number from 0 (default 0)")
-    parser.add_argument(
-        "--heterogeneity",
-        type=float,
-        default=0.5,
-        metavar="H",
-        help="0: sites alike, to 1: scanner, voxel size, tumour size and number of cases differ (default 0.5)",
-    )
-    parser.add_argument(
-        "--test-fraction",
-        type=float,
-        default=0.0,
-        metavar="F",
-        help="part of the cases set apart as test, 0 to 0.5 (default 0: none)",
-    )
-    parser.set_defaults(run=run)
+    differ = "0: sites alike, to 1: scanner, voxel size, tumour size and number of cases differ (default 0.5)"
+    test = "part of the cases set apart as test, 0 to 0.5 (default 0: none)"
+    command.value("task", "brats: four MR sequences; pancreas: portal-venous CT", choices=PHANTOM_TASKS)
+    command.value("--sites", "number of sites, 1 to 99", int, required=True, metavar="N")
+    command.value("--cases", "mean number of cases a site, 3 to 200", int, required=True, metavar="M")
+    command.path("--out", "a new or empty folder", "DIR", required=True)
+    command.value("--seed", "whole number from 0 (default 0)", int, default=0, metavar="S")
+    command.value("--heterogeneity", differ, float, default=0.5, metavar="H")
+    command.value("--test-fraction", test, float, default=0.0, metavar="F")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -5,28 +5,30 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from fedseg.commands.model_arguments import add_model_arguments, load
+from fedseg.commands.arguments import Command
+from fedseg.commands.saved_model import add_model_arguments, load
 from fedseg.console import out, track
 from fedseg.errors import UsageError
-from fedseg.evaluation.scoring import predict
 
 
 def add_parser(subparsers: Any) -> None:
-    """Declare the command."""
-    parser = subparsers.add_parser(
+    """Add this command to the command line."""
+    command = Command(
+        subparsers,
         "predict",
-        help="segment the cases of a datalist with a saved model",
-        description="Write one NIfTI mask per case, on the grid and affine of the case's own images.",
-        epilog="example: fedseg predict runs/first/models/last.safetensors --task brats --data my/datalist.json "
-        "--out runs/masks",
+        run,
+        "segment the cases of a datalist with a saved model",
+        "Write one NIfTI mask per case, on the grid and affine of the case's own images.",
+        "fedseg predict runs/first/models/last.safetensors --task brats --data my/datalist.json --out runs/masks",
     )
-    add_model_arguments(parser, "all")
-    parser.add_argument("--convention", help="name of the label convention to write (default: the task's first)")
-    parser.set_defaults(run=run)
+    add_model_arguments(command, "all")
+    command.value("--convention", "name of the label convention to write (default: the task's first)")
 
 
 def run(options: argparse.Namespace) -> int:
     """Segment every case."""
+    from fedseg.evaluation.scoring import predict
+
     model, _, cases = load(options)
     names = [convention.name for convention in model.task.conventions]
     if options.convention is not None and options.convention not in names:

@@ -8,13 +8,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
 from fedseg import allowed
+from fedseg.commands.arguments import Command
 from fedseg.console import out
 from fedseg.errors import ConfigurationError, DataError, UsageError
 from fedseg.files.hash_chain_check import Chain, verify
@@ -39,50 +39,51 @@ _COST = ("mechanism", "noise_multiplier", "epsilon", "unit", "sampling_rate", "n
 
 def add_parser(subparsers: Any) -> None:
     """Add this command to the command line."""
-    parser = subparsers.add_parser(
+    example = "fedseg privacy plan --epsilon 8 --delta 1e-5 --rounds 100"
+    group = Command(
+        subparsers,
         "privacy",
-        help="show what releases have cost in privacy, or plan their noise",
-        description="The ledger of a site, and the noise or the rounds that a budget of epsilon and delta leaves.",
-        epilog="example: fedseg privacy plan --epsilon 8 --delta 1e-5 --rounds 100",
+        None,
+        "show what releases have cost in privacy, or plan their noise",
+        "The ledger of a site, and the noise or the rounds that a budget of epsilon and delta leaves.",
+        example,
     )
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", help="ledger or plan")
-    _add_ledger(actions)
-    _add_plan(actions)
-
-
-def _add_ledger(actions: Any) -> None:
-    parser = actions.add_parser(
+    actions = group.actions("ledger or plan")
+    ledger = Command(
+        actions,
         "ledger",
-        help="verify a site's ledger and show its releases and their composed epsilon",
-        description="Verify the hash chain of a site's ledger, show its releases, and compose them.",
-        epilog="example: fedseg privacy ledger runs/first/state/site-1 --delta 1e-5",
+        run_ledger,
+        "verify a site's ledger and show its releases and their composed epsilon",
+        "Verify the hash chain of a site's ledger, show its releases, and compose them.",
+        "fedseg privacy ledger runs/first/state/site-1 --delta 1e-5",
     )
-    parser.add_argument("state", metavar="STATE_FOLDER", type=Path, help="state folder of a site, or a ledger's folder")
-    parser.add_argument("--dataset", metavar="NAME", help="only this data set of the site")
-    parser.add_argument("--delta", type=float, default=DEFAULT_DELTA, help="delta of the epsilon (default 1e-5)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    parser.set_defaults(run=run_ledger)
-
-
-def _add_plan(actions: Any) -> None:
-    parser = actions.add_parser(
+    ledger.path("state", "state folder of a site, or a ledger's folder", "STATE_FOLDER")
+    ledger.value("--dataset", "only this data set of the site", metavar="NAME")
+    ledger.value("--delta", "delta of the epsilon (default 1e-5)", float, default=DEFAULT_DELTA)
+    ledger.flag("--json", "print JSON instead of tables")
+    plan = Command(
+        actions,
         "plan",
-        help="the noise that a number of rounds needs, or the rounds that a noise allows",
-        description="Plan Gaussian noise on clipped updates. The noise multiplier is that of a job: the standard "
-        "deviation of the noise over the clipping norm.",
-        epilog="example: fedseg privacy plan --epsilon 8 --delta 1e-5 --rounds 100",
+        run_plan,
+        "the noise that a number of rounds needs, or the rounds that a noise allows",
+        "Plan Gaussian noise on clipped updates. The noise multiplier is that of a job: the standard deviation of the "
+        "noise over the clipping norm.",
+        example,
     )
-    parser.add_argument("--epsilon", type=float, required=True, help="largest epsilon after all rounds")
-    parser.add_argument("--delta", type=float, required=True, help="delta, well below one over the number of units")
-    given = parser.add_mutually_exclusive_group(required=True)
-    given.add_argument("--rounds", type=int, metavar="N", help="rounds (or steps): print the least noise multiplier")
-    given.add_argument("--noise-multiplier", type=float, metavar="Z", help="noise: print how many rounds it allows")
-    parser.add_argument("--sampling-rate", type=float, default=1.0, metavar="Q", help="probability with which a unit "
-                        "takes part in a round, drawn anew each time (default 1)")  # fmt: skip
-    parser.add_argument("--neighbours", choices=NEIGHBOURS, default=REPLACE, help="how two data sets differ that must "
-                        "look alike: one unit replaced (default), or added or removed")  # fmt: skip
-    parser.add_argument("--accountant", choices=ACCOUNTANTS, default="pld", help="which epsilon must fit (default pld)")
-    parser.set_defaults(run=run_plan)
+    _add_plan(plan)
+
+
+def _add_plan(plan: Command) -> None:
+    rate = "probability with which a unit takes part in a round, drawn anew each time (default 1)"
+    differ = "how two data sets differ that must look alike: one unit replaced (default), or added or removed"
+    plan.value("--epsilon", "largest epsilon after all rounds", float, required=True)
+    plan.value("--delta", "delta, well below one over the number of units", float, required=True)
+    with plan.only_one(required=True):
+        plan.value("--rounds", "rounds (or steps): print the least noise multiplier", int, metavar="N")
+        plan.value("--noise-multiplier", "noise: print how many rounds it allows", float, metavar="Z")
+    plan.value("--sampling-rate", rate, float, default=1.0, metavar="Q")
+    plan.value("--neighbours", differ, choices=NEIGHBOURS, default=REPLACE)
+    plan.value("--accountant", "which epsilon must fit (default pld)", choices=ACCOUNTANTS, default="pld")
 
 
 def run_ledger(options: argparse.Namespace) -> int:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
+from fedseg.commands.arguments import Command
 from fedseg.console import out
 from fedseg.data.phantoms.phantoms import MAXIMUM_CASES, PHANTOM_TASKS
 from fedseg.data.phantoms.sites import MINIMUM_CASES
@@ -17,30 +17,23 @@ from fedseg.errors import UsageError
 
 def add_parser(subparsers: Any) -> None:
     """Add this command to the command line."""
-    parser = subparsers.add_parser(
+    command = Command(
+        subparsers,
         "probe-split",
-        help="measure how much of an image the features of split training tell",
-        description="Train a small decoder for each cut of a run's network that reconstructs images from features, on "
-        "images of all sites but the last by name, and try it on that one's. Completes the run's summary and report.",
-        epilog="example: fedseg probe-split runs/split --data runs/hippocampus-data",
+        run,
+        "measure how much of an image the features of split training tell",
+        "Train a small decoder for each cut of a run's network that reconstructs images from features, on images of "
+        "all sites but the last by name, and try it on that one's. Completes the run's summary and report.",
+        "fedseg probe-split runs/split --data runs/hippocampus-data",
     )
-    parser.add_argument("folder", metavar="RUN", type=Path, help="folder of a run of split training")
-    parser.add_argument(
-        "--data",
-        metavar="DIR",
-        type=Path,
-        help=f"folder with <site>/datalist.json (default: phantoms; {', '.join(PHANTOM_TASKS)} have them)",
-    )
-    parser.add_argument(
-        "--phantoms",
-        metavar="N",
-        type=int,
-        help="the attacker has N simulated images instead of those of other sites; without --data the victim, too",
-    )
-    parser.add_argument("--steps", metavar="N", type=int, help="training steps of each decoder (default: up to 400)")
-    parser.add_argument("--cut", metavar="STAGE", action="append", default=[], help="only this cut; may be repeated")
-    parser.add_argument("--seed", type=int, help="of patches, decoders and phantoms (default: the run's)")
-    parser.set_defaults(run=run)
+    data = f"folder with <site>/datalist.json (default: phantoms; {', '.join(PHANTOM_TASKS)} have them)"
+    phantoms = "the attacker has N simulated images instead of those of other sites; without --data the victim, too"
+    command.path("folder", "folder of a run of split training", "RUN")
+    command.path("--data", data, "DIR")
+    command.value("--phantoms", phantoms, int, metavar="N")
+    command.value("--steps", "training steps of each decoder (default: up to 400)", int, metavar="N")
+    command.several("--cut", "only this cut; may be repeated", "STAGE")
+    command.value("--seed", "of patches, decoders and phantoms (default: the run's)", int)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from fedseg.commands.arguments import Command
 from fedseg.console import err, out
 from fedseg.deployment.kits.add_or_renew import add_site, entry_of, renew_kit
 from fedseg.deployment.kits.authority import AUTHORITY
@@ -23,36 +24,27 @@ _FOR = {"server": "who runs the server", "client": "site", "project_admin": "coo
 
 
 def add_parser(subparsers: Any) -> None:
-    """Declare the command."""
-    parser = subparsers.add_parser(
+    """Add this command to the command line."""
+    command = Command(
+        subparsers,
         "provision",
-        help="make the kits of a federation",
-        description="Make the kits of a federation from a template: for every participant a certificate, start-up "
-        "files, the policy files of a site, and fedseg's wheel. Prints what to send to whom, with fingerprints. With "
-        "--add-site, the kit of one more site for a federation that exists; with --renew, somebody's kit anew.",
-        epilog="example: fedseg provision workspace_templates/three_hospitals --out runs/kits",
+        run,
+        "make the kits of a federation",
+        "Make the kits of a federation from a template: for every participant a certificate, start-up files, the "
+        "policy files of a site, and fedseg's wheel. Prints what to send to whom, with fingerprints. With --add-site, "
+        "the kit of one more site for a federation that exists; with --renew, somebody's kit anew.",
+        "fedseg provision workspace_templates/three_hospitals --out runs/kits",
     )
-    parser.add_argument("template", type=Path, help="folder with project.yml, a copy of one in workspace_templates")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new or empty folder")
-    parser.add_argument("--wheel", type=Path, metavar="FILE", help="fedseg's wheel (default: built from the sources)")
-    parser.add_argument(
-        "--site-policy",
-        type=Path,
-        metavar="DIR",
-        help="folder with fedseg.json, privacy.json, authorization.json (default: site_policy/local beside TEMPLATE)",
-    )
-    one = parser.add_mutually_exclusive_group()
-    one.add_argument(
-        "--add-site",
-        metavar="NAME",
-        help="make the kit of one more site of the federation in --out; nobody else's changes",
-    )
-    one.add_argument(
-        "--renew",
-        metavar="NAME",
-        help="make somebody's kit in --out anew, with a new key and certificate; nobody else's changes",
-    )
-    parser.set_defaults(run=run)
+    files = "folder with fedseg.json, privacy.json, authorization.json"
+    add = "make the kit of one more site of the federation in --out; nobody else's changes"
+    renew = "make somebody's kit in --out anew, with a new key and certificate; nobody else's changes"
+    command.path("template", "folder with project.yml, a copy of one in workspace_templates")
+    command.path("--out", "a new or empty folder", "DIR", required=True)
+    command.path("--wheel", "fedseg's wheel (default: built from the sources)", "FILE")
+    command.path("--site-policy", f"{files} (default: site_policy/local beside TEMPLATE)", "DIR")
+    with command.only_one():
+        command.value("--add-site", add, metavar="NAME")
+        command.value("--renew", renew, metavar="NAME")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -9,22 +9,23 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from fedseg.commands.arguments import run_names
+from fedseg.commands.arguments import Command, run_names
 from fedseg.console import out
 from fedseg.errors import UsageError
 
 
 def add_parser(subparsers: Any) -> None:
     """Add this command to the command line."""
-    p = subparsers.add_parser(
+    command = Command(
+        subparsers,
         "report",
-        help="make a run's report again, or compare runs",
-        description="Make the report of one run from its summary.json, or a comparison of several runs.",
-        epilog="example: fedseg report runs/first runs/second --out runs/comparison",
+        run,
+        "make a run's report again, or compare runs",
+        "Make the report of one run from its summary.json, or a comparison of several runs.",
+        "fedseg report runs/first runs/second --out runs/comparison",
     )
-    p.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folder of a run (the --out of fedseg simulate)")
-    p.add_argument("--out", metavar="DIR", type=Path, help="folder for the comparison; only with several runs")
-    p.set_defaults(run=run)
+    command.path("runs", "folder of a run (the --out of fedseg simulate)", "RUN", nargs="+")
+    command.path("--out", "folder for the comparison; only with several runs", "DIR")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from fedseg.commands.arguments import task_from_argument
+from fedseg.commands.arguments import Command, Run, task_from_argument
 from fedseg.console import err, out
 from fedseg.deployment.kits.container_runtime import runtime_of
 from fedseg.deployment.kits.installed_kit import InstalledKit, read_kit
@@ -26,40 +26,17 @@ SHOWN_LINES = 5
 
 
 def add_parser(subparsers: Any) -> None:
-    """Declare the command."""
-    parser = subparsers.add_parser(
+    """Add this command to the command line."""
+    group = Command(
+        subparsers,
         "site",
-        help="check, start, stop and watch a site from its kit",
-        description="For the engineer of a site, and of the server: look whether all is ready, start and stop FLARE.",
-        epilog="example: fedseg site check --kit hospital-a",
+        None,
+        "check, start, stop and watch a site from its kit",
+        "For the engineer of a site, and of the server: look whether all is ready, start and stop FLARE.",
+        "fedseg site check --kit hospital-a",
     )
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", help="check, start, stop or status")
-    _add_check(actions)
-    _add_start(actions)
-    _add(actions, "stop", run_stop, "end FLARE and its jobs", "End everything that runs from a kit, in order.")
-    parser = _add(
-        actions,
-        "status",
-        run_status,
-        "say whether FLARE runs, since when, and on which jobs it works",
-        "Look at what runs from a kit. Ends with 1 if FLARE does not run.",
-    )
-    parser.add_argument("--lines", type=int, default=SHOWN_LINES, metavar="N", help="lines of the log (default 5)")
-
-
-def _add(actions: Any, name: str, run: Any, help_text: str, description: str) -> argparse.ArgumentParser:
-    example = f"example: fedseg site {name} --kit hospital-a"
-    parser: argparse.ArgumentParser = actions.add_parser(name, help=help_text, description=description, epilog=example)
-    parser.add_argument(
-        "--kit", type=Path, default=Path("."), metavar="DIR", help="the unpacked kit of a site or of the server "
-        "(default: this folder)",
-    )  # fmt: skip
-    parser.set_defaults(run=run)
-    return parser
-
-
-def _add_check(actions: Any) -> None:
-    parser = _add(
+    actions = group.actions("check, start, stop or status")
+    check = _action(
         actions,
         "check",
         run_check,
@@ -67,14 +44,11 @@ def _add_check(actions: Any) -> None:
         "Look at the kit, the machine, the way to the server, the data, and what is allowed. Each check is green, "
         "yellow or red with what to do. Ends with 1 if anything is red. Changes nothing.",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results here, for machines")
-    parser.add_argument("--full-data", action="store_true", help="read every voxel of the data, not the headers only")
-    parser.add_argument("--task", action="append", default=[], metavar="DATA_SET=TASK", help="task of a data set, as "
-                        "for check-data; needed where it is not built in")  # fmt: skip
-
-
-def _add_start(actions: Any) -> None:
-    parser = _add(
+    task = "task of a data set, as for check-data; needed where it is not built in"
+    check.path("--json", "also write the results here, for machines", "FILE")
+    check.flag("--full-data", "read every voxel of the data, not the headers only")
+    check.several("--task", task, "DATA_SET=TASK")
+    start = _action(
         actions,
         "start",
         run_start,
@@ -82,7 +56,24 @@ def _add_start(actions: Any) -> None:
         "Check the site and start FLARE by the kit's own script, which starts it again whenever it ends. What it "
         f"prints goes to {LOG_FILE} in the kit.",
     )
-    parser.add_argument("--force", action="store_true", help="start although a check is red")
+    start.flag("--force", "start although a check is red")
+    _action(actions, "stop", run_stop, "end FLARE and its jobs", "End everything that runs from a kit, in order.")
+    status = _action(
+        actions,
+        "status",
+        run_status,
+        "say whether FLARE runs, since when, and on which jobs it works",
+        "Look at what runs from a kit. Ends with 1 if FLARE does not run.",
+    )
+    status.value("--lines", "lines of the log (default 5)", int, default=SHOWN_LINES, metavar="N")
+
+
+def _action(actions: Any, name: str, run: Run, summary: str, description: str) -> Command:
+    command = Command(actions, name, run, summary, description, f"fedseg site {name} --kit hospital-a")
+    command.path(
+        "--kit", "the unpacked kit of a site or of the server (default: this folder)", "DIR", default=Path(".")
+    )
+    return command
 
 
 def run_check(options: argparse.Namespace) -> int:

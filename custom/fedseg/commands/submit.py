@@ -3,53 +3,56 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from rich.markup import escape
 
-from fedseg.commands.arguments import add_kit
+from fedseg.commands.arguments import Command
 from fedseg.console import err, out
 from fedseg.deployment.coordination.session import FINISHED, Coordinator, FederationError, connect
-from fedseg.jobs.job import apply_settings, read_job
 
 
 def add_parser(subparsers: Any) -> None:
-    """Declare the command."""
-    parser = subparsers.add_parser(
+    """Add this command to the command line."""
+    command = Command(
+        subparsers,
         "submit",
-        help="give a job to a running federation",
-        description="Check a job, submit it with the kit of a person who may, and print its id.",
-        epilog="example: fedseg submit jobs/brats_fedcostwavg --kit coordinator@example.org --wait",
+        run,
+        "give a job to a running federation",
+        "Check a job, submit it with the kit of a person who may, and print its id.",
+        "fedseg submit jobs/brats_fedcostwavg --kit coordinator@example.org --wait",
     )
-    parser.add_argument("job", type=Path, help="job folder, e.g. jobs/brats_fedcostwavg")
-    add_kit(parser)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for simulate")
-    parser.add_argument("--wait", action="store_true", help="show how it goes until the job has ended")
-    parser.set_defaults(run=run)
+    command.path("job", "job folder, e.g. jobs/brats_fedcostwavg")
+    command.kit()
+    command.settings()
+    command.wait()
 
 
 def run(options: argparse.Namespace) -> int:
     """Submit; with ``--wait`` a job that does not end well is an error."""
+    from fedseg.jobs.job import apply_settings, read_job
+
     job = read_job(options.job)
     apply_settings(job, None, None, None, options.set)
     job.check()
     with connect(options.kit) as coordinator:
-        err().print(f"connected sites: {', '.join(map(escape, coordinator.sites())) or 'none'}")
-        job_id = coordinator.submit(job)
-        out().print(job_id)
-        if options.wait:
-            follow(coordinator, job_id)
+        submit_and_follow(coordinator, lambda: coordinator.submit(job), options.wait)
     return 0
 
 
-def follow(coordinator: Coordinator, job_id: str, timeout: float = 0.0) -> None:
-    """Show how a job goes until it has ended.
+def submit_and_follow(coordinator: Coordinator, submit: Callable[[], str], wait: bool) -> None:
+    """Submit a job, print its id and, if that is wanted, show how it goes until it has ended.
 
     Raises:
-        FederationError: it did not end well, or not in time.
+        FederationError: it could not be submitted, or did not end well.
     """
-    status = coordinator.wait(job_id, show_progress, timeout)
+    err().print(f"connected sites: {', '.join(map(escape, coordinator.sites())) or 'none'}")
+    job_id = submit()
+    out().print(job_id)
+    if not wait:
+        return
+    status = coordinator.wait(job_id, show_progress)
     if status != FINISHED:
         raise FederationError(
             f"The job {job_id} ended with {status}. `fedseg fetch {job_id}` brings what it left, and `fedseg resume "

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nvflare.fuel.flare_api.api_spec import (
     AuthenticationError,
@@ -26,7 +26,9 @@ from nvflare.fuel.flare_api.api_spec import (
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
 from fedseg.errors import FedsegError, UsageError
-from fedseg.jobs.job import Job
+
+if TYPE_CHECKING:
+    from fedseg.jobs.job import Job
 
 ADMIN_FILE = Path("startup") / "fed_admin.json"
 FINISHED = "FINISHED:COMPLETED"

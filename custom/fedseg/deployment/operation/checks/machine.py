@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-import torch
-
 from fedseg.deployment.kits.installed_kit import InstalledKit
 from fedseg.deployment.kits.manifest import read_manifest
 from fedseg.deployment.kits.wheel import wheel_version
@@ -136,6 +134,8 @@ def check_gpu(kit: InstalledKit, options: CheckOptions) -> Iterator[CheckResult]
         remedy = 'Write "auto", "cpu", "cuda" or "cuda:0" in local/fedseg.json.'
         yield red("GPU", f"local/fedseg.json wants {device!r}, which is no device of PyTorch's.", remedy)
         return
+    import torch
+
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "cpu":
         yield green("GPU", "Trains on the CPU, as local/fedseg.json says.")
@@ -151,6 +151,8 @@ def check_gpu(kit: InstalledKit, options: CheckOptions) -> Iterator[CheckResult]
 
 
 def _is_device(name: str) -> bool:
+    import torch
+
     try:
         torch.device(name)
     except RuntimeError:

@@ -4,37 +4,32 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from rich.markup import escape
 
-from fedseg.commands.arguments import HELP, task_from_argument
+from fedseg.commands.arguments import TASK_HELP, Command, task_from_argument
 from fedseg.console import err
 from fedseg.data.datalist import SPLITS, Case, Datalist, read_datalist
 from fedseg.errors import DataError, UsageError
-from fedseg.evaluation.scoring import check_model_task, choose_cases
-from fedseg.files.digest import model_digest
-from fedseg.models.model_file import ModelFile, read_model
 from fedseg.models.note import ModelNote, check_against_note
 
+if TYPE_CHECKING:
+    from fedseg.models.model_file import ModelFile
 
-def add_model_arguments(parser: argparse.ArgumentParser, default_split: str) -> None:
-    """Declare the arguments."""
-    parser.add_argument("model", type=Path, help="model file (.safetensors) of a run")
-    parser.add_argument("--task", required=True, help=HELP)
-    parser.add_argument("--data", type=Path, required=True, help="datalist, or the folder that holds datalist.json")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the result")
-    parser.add_argument("--split", choices=("final", "all", *SPLITS), default=default_split, help="which cases")
-    parser.add_argument(
-        "--overlap", type=float, help="overlap of sliding windows (default: as in the run that made the model)"
-    )
-    parser.add_argument("--threads", type=int, help="torch threads (default: torch's own choice)")
-    parser.add_argument("--device", default="auto", help="torch device, e.g. cpu or cuda:0")
-    parser.add_argument(
-        "--accept-changed-model",
-        action="store_true",
-        help="use the model although it is not the one that its provenance file is about",
-    )
+
+def add_model_arguments(command: Command, default_split: str) -> None:
+    """Add a model, a task, a datalist, a folder for the result, and how to compute."""
+    windows = "overlap of sliding windows (default: as in the run that made the model)"
+    command.path("model", "model file (.safetensors) of a run")
+    command.value("--task", TASK_HELP, required=True)
+    command.path("--data", "datalist, or the folder that holds datalist.json", required=True)
+    command.path("--out", "folder for the result", required=True)
+    command.value("--split", "which cases", choices=("final", "all", *SPLITS), default=default_split)
+    command.value("--overlap", windows, float)
+    command.value("--threads", "torch threads (default: torch's own choice)", int)
+    command.value("--device", "torch device, e.g. cpu or cuda:0", default="auto")
+    command.changed_model("use")
 
 
 def load(options: argparse.Namespace) -> tuple[ModelFile, Datalist, tuple[Case, ...]]:
@@ -46,9 +41,16 @@ def load(options: argparse.Namespace) -> tuple[ModelFile, Datalist, tuple[Case, 
     """
     if options.overlap is not None and not 0 <= options.overlap < 1:
         raise UsageError(f"--overlap {options.overlap}: give a fraction from 0 to below 1.")
+    if options.threads is not None and options.threads < 1:
+        raise UsageError(f"--threads {options.threads}: give a whole number of at least 1.")
+    task = task_from_argument(options.task)
+    import torch
+
+    from fedseg.evaluation.scoring import check_model_task, choose_cases
+    from fedseg.files.digest import model_digest
+    from fedseg.models.model_file import read_model
+
     if options.threads is not None:
-        if options.threads < 1:
-            raise UsageError(f"--threads {options.threads}: give a whole number of at least 1.")
         torch.set_num_threads(options.threads)
     try:
         torch.zeros(1, device="cpu" if options.device == "auto" else options.device)
@@ -56,7 +58,6 @@ def load(options: argparse.Namespace) -> tuple[ModelFile, Datalist, tuple[Case, 
         raise UsageError(
             f"--device {options.device}: torch cannot use that here; name cpu, or a GPU it sees."
         ) from None
-    task = task_from_argument(options.task)
     model = read_model(options.model)
     origin(options.model, model_digest(model.weights), options.accept_changed_model)
     check_model_task(model, task)

@@ -68,11 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0: done; 1: the work failed, the reason is on stderr; 2: wrong usage; 130: interrupted.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    # Modules of other commands, which take seconds to import, are not needed; help names them all.
-    first = next(iter(arguments), "--help")
-    options = build_parser([first] if first in COMMANDS else [] if first == "--version" else COMMANDS).parse_args(
-        arguments
-    )
+    # Modules of other commands, which take seconds to import, are not needed.
+    first = next(iter(arguments), "")
+    names = [first] if first in COMMANDS else [] if first == "--version" else COMMANDS
+    options = build_parser(names).parse_args(arguments)
     if threading.current_thread() is threading.main_thread():
         # A terminated command cleans up like an interrupted one: it ends its processes and removes what is half done.
         signal.signal(signal.SIGTERM, _interrupt)

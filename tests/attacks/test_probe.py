@@ -13,6 +13,7 @@ from fedseg.commands import fetch
 from fedseg.contract.plan import parse_plan
 from fedseg.data.datalist import FILE_NAME
 from fedseg.data.phantoms.phantoms import make_phantoms
+from fedseg.deployment.coordination import fetched_run
 from fedseg.evaluation.report.compare import own_models_note, write_comparison
 from fedseg.evaluation.report.inversion import inversion_table, inversion_verdict, inversion_words
 from fedseg.evaluation.report.page import write_report
@@ -287,7 +288,7 @@ def test_fetch_without_phantoms_says_that_nothing_was_probed(tmp_path, monkeypat
         return read_summary(out)
 
     monkeypatch.setattr(fetch, "connect", lambda kit: nullcontext())
-    monkeypatch.setattr(fetch, "fetch", fetched)
+    monkeypatch.setattr(fetched_run, "fetch", fetched)
     out = tmp_path / "fetched"
     assert main(["fetch", "7", "--kit", str(tmp_path), "--out", str(out), *arguments]) == 0
     assert ("not probed" in capsys.readouterr().err) == said

@@ -1,0 +1,35 @@
+"""The command line answers at once: networks and drawing libraries are imported only by a command that works."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "monai", "matplotlib")
+COUNT = f"""
+import sys
+from fedseg.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit:
+    pass
+print("imported:", *(name for name in {HEAVY} if name in sys.modules))
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("--version", "fedseg 0"),
+        ("evaluate model", "the following arguments are required"),
+        ("describe-split", "the following arguments are required"),
+        ("local-federation --rounds 0", "--rounds 0"),
+        ("rank one-run", "at least two runs"),
+        ("jobs --kit nowhere", "nowhere"),
+        ("privacy plan --epsilon 8 --delta 1e-5 --rounds 10", "noise multiplier"),
+    ],
+)
+def test_what_needs_no_network_imports_none(line, said):
+    done = subprocess.run([sys.executable, "-c", COUNT, *line.split()], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1] == "imported:", done.stdout
+    assert said in " ".join((done.stdout + done.stderr).split())

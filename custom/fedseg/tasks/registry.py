@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedseg.errors import ConfigurationError
+from fedseg.tasks.objective import objective_of
 from fedseg.tasks.task import LabelConvention, Region, Task, parse_task
 
 # BraTS: Baid et al., 2021 (arXiv 2107.02314); the 2023 challenges write the enhancing tumour as 3 instead of 4.
@@ -88,6 +89,9 @@ def resolve_task(declaration: str | Mapping[str, Any]) -> Task:
     Args:
         declaration: a built-in name; ``{"name": built-in, field: value...}`` to change single fields of a built-in
             task (e.g. its ``patch_size``); or a whole declaration as ``parse_task`` takes it.
+
+    Raises:
+        ConfigurationError: a field is wrong, or the kind of task cannot work with it.
     """
     if isinstance(declaration, str):
         return get_task(declaration)
@@ -95,4 +99,6 @@ def resolve_task(declaration: str | Mapping[str, Any]) -> Task:
         raise ConfigurationError("task", declaration, "a name or an object of the task's fields")
     whole = "labels" in declaration or "classes" in declaration
     base = None if whole else _TASKS.get(str(declaration.get("name")))
-    return parse_task({**base.to_dict(), **declaration} if base else declaration)
+    task = parse_task({**base.to_dict(), **declaration} if base else declaration)
+    objective_of(task)
+    return task

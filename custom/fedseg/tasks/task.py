@@ -1,4 +1,4 @@
-"""The description of a segmentation task: everything that training, checks and metrics need to know, as data."""
+"""The description of a task: everything that training, checks and metrics need to know, as data."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from fedseg.errors import ConfigurationError
 Normalisation = Literal["zscore_nonzero", "zscore", "window"]
 NORMALISATIONS = ("zscore_nonzero", "zscore", "window")
 MODALITIES = ("MR", "CT")
+SEGMENTATION = "segmentation"
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class LabelConvention:
 
 @dataclass(frozen=True)
 class Task:
-    """A segmentation task.
+    """What is learned from which images. Classes, conventions and regions are those of segmentation, which must have
+    them; other kinds of tasks may.
 
     Attributes:
         name: one word, used in jobs, reports and file names.
@@ -58,6 +60,7 @@ class Task:
         sampling: relative frequency with which a patch is centred on each class, ``background`` included; empty:
             patches are cut at random anywhere.
         flip_axes: axes along which training images may be mirrored (0: left-right).
+        objective: what kind of task it is, see ``fedseg.tasks.objective``.
     """
 
     name: str
@@ -75,6 +78,7 @@ class Task:
     sampling: Mapping[str, float] = field(default_factory=dict)
     flip_axes: tuple[int, ...] = ()
     description: str = ""
+    objective: str = SEGMENTATION
 
     def __post_init__(self) -> None:
         _check(self)
@@ -114,6 +118,9 @@ class Task:
         result["conventions"] = {c.name: dict(c.values) for c in self.conventions}
         result["regions"] = {r.name: list(r.classes) for r in self.regions}
         result["sampling"] = dict(self.sampling)
+        if self.objective == SEGMENTATION:
+            # Not said by declarations of the time when there was no other kind, which must keep their digests.
+            del result["objective"]
         return result
 
 
@@ -137,6 +144,8 @@ def parse_task(declaration: Mapping[str, Any], where: str = "task") -> Task:
         values["conventions"] = {"labels": {k: v for k, v in labels.items() if k != "background"}}
     known = {f.name for f in fields(Task)}
     allowed.known_names(where, values, known, "the fields are")
+    if values.get("objective", SEGMENTATION) != SEGMENTATION:
+        values = {"classes": (), "conventions": {}, **values}
     for key in ("name", "modality", "channels", "classes", "conventions", "normalisation", "patch_size"):
         if key not in values:
             raise ConfigurationError(f"{where}.{key}", None, "given")
@@ -177,7 +186,9 @@ def _check(task: Task) -> None:
 
     require(isinstance(task.name, str) and task.name.isidentifier(), "name", "one word of letters, digits and _")
     allowed.one_of("task.modality", task.modality, MODALITIES)
-    for name in ("channels", "classes", "conventions", "regions"):
+    require(isinstance(task.objective, str) and task.objective.isidentifier(), "objective", "one word")
+    labels = ("classes", "conventions", "regions") if task.objective == SEGMENTATION else ()
+    for name in ("channels", *labels):
         require(len(getattr(task, name)) > 0, name, "a list with at least one entry")
     for name in ("channels", "classes"):
         items = getattr(task, name)

@@ -1,0 +1,284 @@
+"""What a kind of task gives training, validation, aggregation and reports; ``segmentation`` is the first kind."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedseg.errors import ConfigurationError
+from fedseg.tasks.task import Task
+
+MEAN = "mean"
+"""Beside the outputs: the mean over those that have a score."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number by which a prediction is judged, for each output.
+
+    Attributes:
+        name: its key in reports and summaries.
+        title: what people call it.
+        unit: of the number; empty for a share.
+        higher_is_better: which way is up.
+        lowest, highest: its range.
+        form: how reports print it.
+    """
+
+    name: str
+    title: str
+    unit: str = ""
+    higher_is_better: bool = True
+    lowest: float = 0.0
+    highest: float = math.inf
+    form: str = ".3f"
+
+    def better(self, value: float, other: float) -> bool:
+        """Whether a value is better than another one."""
+        return value > other if self.higher_is_better else value < other
+
+    def in_range(self, value: Any) -> bool:
+        """Whether this is a finite number in the score's range."""
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and math.isfinite(value) and self.lowest <= value <= self.highest
+
+
+class Objective(ABC):
+    """A kind of task: what its cases are compared with, its loss and its scores, the first of which is the one number
+    by which models of a run are compared.
+
+    A new kind is one file, ``fedseg/tasks/<name>.py`` (or ``fedseg/tasks/<name>/objective.py``), with one subclass; a
+    job names it in its task: ``{"objective": "<name>", ...}``.
+
+    >>> from fedseg.tasks.registry import BRATS
+    >>> segmentation = objective_of(BRATS)
+    >>> segmentation.outputs, segmentation.primary.title
+    (('ET', 'TC', 'WT'), 'Dice')
+    >>> segmentation.primary.better(0.8, 0.7)
+    True
+
+    Attributes:
+        title: what it is called in the title of a report: "Federated ...".
+        output: what one of its outputs is called.
+        scores: of a case; the first is the primary one.
+        counts: further facts of a case and output that are counted, and their kinds.
+        needs_label: whether cases without a label file can be neither trained on nor scored.
+        interpolation: how the reference is brought to another grid, ``nearest`` or ``bilinear``.
+        masks: whether predictions are label maps, which ``predict`` writes and pictures show.
+    """
+
+    title: ClassVar[str]
+    output: ClassVar[str] = "output"
+    scores: ClassVar[tuple[Score, ...]]
+    counts: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    needs_label: ClassVar[bool] = True
+    interpolation: ClassVar[str] = "bilinear"
+    masks: ClassVar[bool] = False
+
+    def __init__(self, task: Task) -> None:
+        """Take the task, and refuse one that this kind cannot work with (ConfigurationError)."""
+        self.task = task
+
+    @property
+    def primary(self) -> Score:
+        """The score by which models of a run are compared."""
+        return self.scores[0]
+
+    @property
+    @abstractmethod
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what is predicted and scored."""
+
+    @property
+    @abstractmethod
+    def output_channels(self) -> int:
+        """Channels of the network's output."""
+
+    @abstractmethod
+    def reference(self, image: np.ndarray, label: np.ndarray | None) -> np.ndarray | None:
+        """What a prediction is compared with, shape [X, Y, Z], on the grid of the files.
+
+        Args:
+            image: the case's channels [C, X, Y, Z] as they stand in the files.
+            label: the label file's values [X, Y, Z]; None without one.
+        """
+
+    def targets(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+        """What the loss compares the network's output with.
+
+        Args:
+            batch: ``image`` [B, C, ...], and ``classes`` [B, 1, ...] where there is a reference.
+        """
+        return batch.get("classes")
+
+    @abstractmethod
+    def loss(self, settings: Mapping[str, Any]) -> nn.Module:
+        """The loss: a scalar from logits [B, output_channels, ...] and ``targets``.
+
+        Args:
+            settings: of the plan's ``training``.
+        """
+
+    @abstractmethod
+    def activate(self, logits: torch.Tensor) -> torch.Tensor:
+        """Values [B, K, ...] that can be interpolated, from logits [B, output_channels, ...]."""
+
+    @abstractmethod
+    def decide(self, values: np.ndarray) -> np.ndarray:
+        """The prediction [X, Y, Z] from the activated values [K, X, Y, Z] on the grid of the files."""
+
+    @abstractmethod
+    def score(
+        self,
+        predicted: np.ndarray,
+        reference: np.ndarray | None,
+        spacing: tuple[float, float, float],
+        settings: Mapping[str, Any],
+        full: bool = True,
+    ) -> Any:
+        """Judge one case, on the grid of the files.
+
+        Args:
+            predicted: as ``decide`` gave it.
+            reference: as ``reference`` gave it.
+            spacing: size of a voxel in mm.
+            settings: of the plan's ``training``.
+            full: also the scores that take long; the primary one is always there.
+
+        Returns:
+            A dataclass with a mapping output -> value or None for each of ``scores`` (empty where it was not asked
+            for) and output -> kind for each of ``counts``.
+        """
+
+    @classmethod
+    def summarise(cls, scores: Sequence[Any]) -> dict[str, Any]:
+        """Means over the cases of one site, ready for JSON.
+
+        Returns:
+            ``cases``; the primary score per output and its ``mean`` over the outputs that have a value; each further
+            score per output ({} unless every case has it); ``defined``: cases per output that have a primary score; for
+            each of ``counts``, per output, in how many cases it was of which kind. An output without any scored case
+            has None, never NaN.
+        """
+        first, *others = (score.name for score in cls.scores)
+        outputs = list(getattr(scores[0], first)) if scores else []
+
+        def means(name: str) -> dict[str, float | None]:
+            return {r: mean([getattr(s, name)[r] for s in scores]) for r in outputs}
+
+        def count(name: str, output: str) -> dict[str, int]:
+            found = [getattr(s, name).get(output) for s in scores]
+            return {kind: found.count(kind) for kind in cls.counts[name]}
+
+        primary = means(first)
+        measured = {name: bool(scores) and all(getattr(s, name) for s in scores) for name in others}
+        return {
+            "cases": len(scores),
+            first: {**primary, MEAN: mean(list(primary.values()))},
+            **{name: means(name) if measured[name] else {} for name in others},
+            "defined": {r: sum(getattr(s, first)[r] is not None for s in scores) for r in outputs},
+            **{name: {r: count(name, r) for r in outputs} for name in cls.counts},
+        }
+
+    @classmethod
+    def pool(cls, summaries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+        """The summary of all cases of several sites, from the sites' own summaries: each case counts once."""
+        parts = [s for s in summaries if s["cases"]]
+        first, *others = (score.name for score in cls.scores)
+        outputs = list(parts[0]["defined"]) if parts else []
+
+        def means(name: str) -> dict[str, float | None]:
+            return {r: _weighted_mean(parts, name, r) for r in outputs}
+
+        def count(name: str, output: str) -> dict[str, int]:
+            return {kind: sum(s[name][output][kind] for s in parts) for kind in cls.counts[name]}
+
+        primary = means(first)
+        measured = {name: bool(parts) and all(s[name] for s in parts) for name in others}
+        return {
+            "cases": sum(s["cases"] for s in parts),
+            first: {**primary, MEAN: mean(list(primary.values()))},
+            **{name: means(name) if measured[name] else {} for name in others},
+            "defined": {r: sum(s["defined"][r] for s in parts) for r in outputs},
+            **{name: {r: count(name, r) for r in outputs} for name in cls.counts},
+        }
+
+    def fault(self, summary: Mapping[str, Any], further: Collection[str] = ()) -> str:
+        """What is wrong with a summary that came from elsewhere; empty where ``summarise`` could have given it.
+
+        Args:
+            summary: as it came.
+            further: keys that may stand beside those of ``summarise``.
+        """
+        numbers = {"defined": _is_count, **{score.name: score.in_range for score in self.scores}}
+        if set(summary) - {"cases", *numbers, *self.counts, *further}:
+            return "its scores have unknown parts"
+        names = {*self.outputs, MEAN}
+        found = [_fault(summary.get(name, {}), names, fits) for name, fits in numbers.items()]
+        for name, kinds in self.counts.items():
+            found.append(_fault(summary.get(name, {}), names, lambda part: isinstance(part, Mapping)))
+            found += [_fault(part, kinds, _is_count) for part in dict(summary.get(name, {})).values() if not found[-1]]
+        return next(filter(None, found), "")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _fault(part: Any, names: Collection[str], fits: Callable[[Any], bool]) -> str:
+    """What is wrong with numbers by name; None may stand for a number that there is not."""
+    if not isinstance(part, Mapping):
+        return "it holds something else where numbers by name are expected"
+    if not set(part) <= set(names):
+        return "it holds numbers under unknown names"
+    sound = all(value is None or fits(value) for value in part.values())
+    return "" if sound else "it holds something else than finite numbers in their range"
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean of the values that are defined; None where none is."""
+    defined = [v for v in values if v is not None]
+    return math.fsum(defined) / len(defined) if defined else None
+
+
+def _weighted_mean(parts: Sequence[Mapping[str, Any]], metric: str, output: str) -> float | None:
+    pairs = [(s[metric][output], s["defined"][output]) for s in parts if s["defined"][output]]
+    total = sum(count for _, count in pairs)
+    return math.fsum(value * count for value, count in pairs) / total if total else None
+
+
+def objective_of(task: Task) -> Objective:
+    """The kind of a task.
+
+    Raises:
+        ConfigurationError: there is no such kind, or it cannot work with this task.
+    """
+    found = [kind for kind in _kinds(task.objective) if not inspect.isabstract(kind)]
+    if len(found) != 1:
+        raise ConfigurationError(
+            "task.objective", task.objective, "the name of a module of fedseg.tasks with a kind of task"
+        )
+    return found[0](task)
+
+
+def _kinds(name: str) -> list[type[Objective]]:
+    """Subclasses of Objective that ``fedseg.tasks.<name>`` or its module ``objective`` defines."""
+    place = f"fedseg.tasks.{name}"
+    spec = find_spec(place)
+    if spec is not None and spec.submodule_search_locations is not None:
+        place += ".objective"
+        spec = find_spec(place)
+    if spec is None:
+        return []
+    content = vars(importlib.import_module(place)).values()
+    return [c for c in content if isinstance(c, type) and issubclass(c, Objective) and c.__module__ == place]

@@ -42,11 +42,11 @@ def run(options: argparse.Namespace) -> int:
 def _one(folder: Path) -> int:
     # Imported here: drawing libraries take a second that other commands need not wait for.
     from fedseg.evaluation.report.page import write_report
-    from fedseg.evaluation.report.tables import dice_table
+    from fedseg.evaluation.report.tables import result_table
     from fedseg.evaluation.summary import read_summary
 
     page = write_report(folder)
-    out().print(dice_table(read_summary(folder)))
+    out().print(result_table(read_summary(folder)))
     out().print(f"Report: {escape(str(page))}")
     return 0
 

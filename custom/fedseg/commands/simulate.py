@@ -16,7 +16,7 @@ from fedseg.contract.plan import Plan
 from fedseg.data.site_folders import find_sites
 from fedseg.errors import UsageError
 from fedseg.evaluation.comparison import KINDS
-from fedseg.evaluation.report.tables import dice_table
+from fedseg.evaluation.report.tables import result_table
 from fedseg.evaluation.summary import last_models
 from fedseg.jobs.job import Job, apply_settings, parse_setting, read_job
 from fedseg.simulation.results import write_results
@@ -112,7 +112,7 @@ def _kinds(options: argparse.Namespace, plan: Plan) -> list[str]:
 
 def _print_summary(summary: dict[str, Any], folder: Path, sites: Sequence[str]) -> None:
     """Scores, who took no part, and where the files are."""
-    out().print(dice_table(summary))
+    out().print(result_table(summary))
     if kept := summary["final"]["withheld"]:
         err().print(
             f"{', '.join(kept)} kept their scores, as in a real federation; here they are read from the simulated "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +14,7 @@ from fedseg.contract.plan import Plan
 from fedseg.errors import DataError
 from fedseg.evaluation.privacy_summary import privacy_summary
 from fedseg.files.documents import write_json
+from fedseg.tasks.objective import MEAN, Objective, mean, objective_of
 from fedseg.tasks.registry import resolve_task
 from fedseg.tasks.task import Task
 from fedseg.version import __version__
@@ -152,6 +152,11 @@ def task_of(summary: Summary) -> Task:
     return resolve_task(summary.get("task_declaration") or summary.get("task", ""))
 
 
+def objective_of_run(summary: Summary) -> Objective:
+    """The kind of task of a run."""
+    return objective_of(task_of(summary))
+
+
 def site_names(summary: Summary) -> list[str]:
     """The sites in the order of the summary, and after them those that only the results name."""
     listed = summary.get("sites") or []
@@ -161,19 +166,13 @@ def site_names(summary: Summary) -> list[str]:
     return list(dict.fromkeys([*names, *scored, *trained]))
 
 
-def mean_dice(dice: Any) -> float | None:
-    """The mean Dice out of ``{region..., mean}`` (computed where ``mean`` is absent) or out of a plain number."""
-    if not isinstance(dice, Mapping):
-        return number(dice)
-    if "mean" in dice:
-        return number(dice["mean"])
-    return mean([number(value) for value in dice.values()])
-
-
-def mean(values: list[float | None]) -> float | None:
-    """The mean of the values that are defined; None where none is."""
-    defined = [value for value in values if value is not None]
-    return math.fsum(defined) / len(defined) if defined else None
+def mean_score(scores: Any) -> float | None:
+    """The mean out of ``{output..., mean}`` (computed where ``mean`` is absent) or out of a plain number."""
+    if not isinstance(scores, Mapping):
+        return number(scores)
+    if MEAN in scores:
+        return number(scores[MEAN])
+    return mean([number(value) for value in scores.values()])
 
 
 SUMMARY = Path("report") / "summary.json"

@@ -33,6 +33,9 @@ class Score:
         higher_is_better: which way is up.
         lowest, highest: its range.
         form: how reports print it.
+        hint: how to read it, in a few words.
+        meaning: what it is, in sentences.
+        caveat: what to know of its mean over cases.
     """
 
     name: str
@@ -42,6 +45,20 @@ class Score:
     lowest: float = 0.0
     highest: float = math.inf
     form: str = ".3f"
+    hint: str = ""
+    meaning: str = ""
+    caveat: str = ""
+
+    @property
+    def axis(self) -> str:
+        """What stands at an axis of a figure."""
+        unit = f" in {self.unit}" if self.unit else ""
+        return f"{self.title}{unit}{'' if self.higher_is_better else ' (smaller is better)'}"
+
+    @property
+    def short_form(self) -> str:
+        """How figures print it."""
+        return self.form if self.unit else ".2f"
 
     def better(self, value: float, other: float) -> bool:
         """Whether a value is better than another one."""
@@ -71,19 +88,21 @@ class Objective(ABC):
         title: what it is called in the title of a report: "Federated ...".
         output: what one of its outputs is called.
         scores: of a case; the first is the primary one.
-        counts: further facts of a case and output that are counted, and their kinds.
+        counts: further facts of a case and output that are counted: their kinds, and what reports call these.
         needs_label: whether cases without a label file can be neither trained on nor scored.
         interpolation: how the reference is brought to another grid, ``nearest`` or ``bilinear``.
         masks: whether predictions are label maps, which ``predict`` writes and pictures show.
+        glossary: further terms of its reports, and what they mean.
     """
 
     title: ClassVar[str]
     output: ClassVar[str] = "output"
     scores: ClassVar[tuple[Score, ...]]
-    counts: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    counts: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     needs_label: ClassVar[bool] = True
     interpolation: ClassVar[str] = "bilinear"
     masks: ClassVar[bool] = False
+    glossary: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, task: Task) -> None:
         """Take the task, and refuse one that this kind cannot work with (ConfigurationError)."""
@@ -226,8 +245,9 @@ class Objective(ABC):
         names = {*self.outputs, MEAN}
         found = [_fault(summary.get(name, {}), names, fits) for name, fits in numbers.items()]
         for name, kinds in self.counts.items():
-            found.append(_fault(summary.get(name, {}), names, lambda part: isinstance(part, Mapping)))
-            found += [_fault(part, kinds, _is_count) for part in dict(summary.get(name, {})).values() if not found[-1]]
+            part = summary.get(name, {})
+            found.append(_fault(part, names, lambda count: isinstance(count, Mapping)))
+            found += [_fault(count, kinds, _is_count) for count in (part.values() if not found[-1] else ())]
         return next(filter(None, found), "")
 
 

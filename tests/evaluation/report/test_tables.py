@@ -11,6 +11,8 @@ from rich.console import Console
 from evaluation.synthetic_run import SITES, make_summary
 from fedseg.evaluation.report import tables, wording
 from fedseg.evaluation.report.tables import MEAN_OF_CASES, MEAN_OF_SITES
+from fedseg.tasks.objective import Score, objective_of
+from fedseg.tasks.registry import BRATS
 
 
 def two_sites() -> dict[str, Any]:
@@ -60,7 +62,9 @@ def test_comparison_uses_the_same_sites() -> None:
     ("difference", "text"), [(0.02, "better"), (-0.02, "worse"), (0.004, "about equal"), (None, "not comparable")]
 )
 def test_statement(difference: float | None, text: str) -> None:
-    assert wording.statement(difference) == text
+    assert wording.statement(difference, objective_of(BRATS).primary) == text
+    opposite = {"better": "worse", "worse": "better"}
+    assert wording.statement(difference, Score("error", "Error", higher_is_better=False)) == opposite.get(text, text)
 
 
 def test_cross_site_puts_the_federation_last() -> None:
@@ -90,7 +94,7 @@ def test_a_site_without_scores_is_not_a_zero() -> None:
 
 def test_console_table() -> None:
     console = Console(width=100, record=True, file=io.StringIO())
-    console.print(tables.dice_table(make_summary()))
+    console.print(tables.result_table(make_summary()))
     text = console.export_text()
     assert all(name in text for name in (*SITES, "ET", "WT", "0.834"))
 
@@ -118,6 +122,6 @@ def test_verdict_names_best_and_worst_site() -> None:
 def test_a_way_that_knows_one_region_is_compared_on_that_region_only():
     dice = {"ET": 0.5, "TC": 0.6, "WT": 0.9, "mean": 2 / 3}
     entry = {"name": "threshold", "regions": ["WT"], "sites": {"a": {"dice": {"WT": 0.75}}}, "mean_dice": 0.75}
-    frame = tables.comparison_frame({"final": {"sites": {"a": {"dice": dice}}}, "comparison": [entry]})
+    frame = tables.comparison_frame({"task": "brats", "final": {"sites": {"a": {"dice": dice}}}, "comparison": [entry]})
     assert frame["federated"].item() == pytest.approx(0.9)
     assert frame["difference"].item() == pytest.approx(0.15)

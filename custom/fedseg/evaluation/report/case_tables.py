@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from fedseg.errors import DataError
-from fedseg.evaluation.summary import Summary, number, part, site_names, task_of
-
-_METRICS = {"Dice": "dice", "HD95": "hd95"}  # column: key in a case
+from fedseg.evaluation.summary import Summary, number, objective_of_run, part, site_names
+from fedseg.tasks.objective import Objective
 
 
 def read_case_scores(run: Path, summary: Summary) -> pd.DataFrame:
@@ -24,19 +23,19 @@ def read_case_scores(run: Path, summary: Summary) -> pd.DataFrame:
         summary: the run's summary.
 
     Returns:
-        One row per case, sorted; index ``site``, ``split`` and ``label`` (path of the reference); columns ``Dice
-        <region>`` and ``HD95 <region>`` (mm) of the task's regions; NaN where the convention for empty regions leaves a
+        One row per case, sorted; index ``site``, ``split`` and ``label`` (path of the reference); columns ``<score>
+        <output>`` (``Dice <region>``, ``HD95 <region>`` in mm); NaN where the convention for empty regions leaves a
         case out.
 
     Raises:
-        DataError: there are no scores of single cases, or they lack a region or HD95.
+        DataError: there are no scores of single cases, or they lack an output or a score.
     """
-    regions = task_of(summary).region_names
+    kind = objective_of_run(summary)
     records = {}
     for site in part(summary, "final", "sites"):
         for split, cases in _read_site(run, summary, site).items():
             for case in cases:
-                records[site, split, str(part(case).get("label"))] = _scores(part(case), regions, site)
+                records[site, split, str(part(case).get("label"))] = _scores(part(case), kind, site)
     if not records:
         raise DataError(f"{run} holds no scores of single cases of its last model; simulate the job again.")
     frame = pd.DataFrame.from_dict(records, orient="index", dtype=float)
@@ -90,14 +89,14 @@ def _read_site(run: Path, summary: Summary, site: str) -> dict[str, list[Any]]:
     return content
 
 
-def _scores(case: Mapping[str, Any], regions: Sequence[str], site: str) -> dict[str, float | None]:
+def _scores(case: Mapping[str, Any], kind: Objective, site: str) -> dict[str, float | None]:
     """One case's numbers by column; a distance may be infinite and a score undefined, but none may be missing."""
     result: dict[str, float | None] = {}
-    for column, key in _METRICS.items():
-        found = part(case, key)
-        for region in regions:
-            if region not in found:
-                raise DataError(f"{case.get('id')} of {site} has no {column} of {region}; simulate the job again.")
-            value = found[region]
-            result[f"{column} {region}"] = math.inf if value == math.inf else number(value)
+    for score in kind.scores:
+        found = part(case, score.name)
+        for output in kind.outputs:
+            if output not in found:
+                raise DataError(f"{case.get('id')} of {site} has no {score.title} of {output}; simulate the job again.")
+            value = found[output]
+            result[f"{score.title} {output}"] = math.inf if value == math.inf else number(value)
     return result

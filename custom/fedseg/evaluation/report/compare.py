@@ -4,50 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
+from fedseg.errors import UsageError
 from fedseg.evaluation.report.decisions import last_rule
-from fedseg.evaluation.report.drawing import ACCENT, INK, grid, new_figure, save, style
+from fedseg.evaluation.report.drawing import new_figure, save, style
+from fedseg.evaluation.report.figures import draw_means
 from fedseg.evaluation.report.page import embed, render
 from fedseg.evaluation.report.split_words import own_models
 from fedseg.evaluation.report.tables import MEAN_OF_CASES, MEAN_OF_SITES, score_frame
 from fedseg.evaluation.report.wording import TextTable, plain, shown, shown_bytes, shown_seconds
-from fedseg.evaluation.summary import Summary, mean_dice, number, part, rows, site_names, task_of
+from fedseg.evaluation.summary import Summary, number, objective_of_run, part, rows, site_names, task_of
+from fedseg.tasks.objective import MEAN, Score
 
 _TEXTS = ("Job", "Method", "Rule", "Seed")
 
 
 def runs_frame(runs: Mapping[str, Summary]) -> pd.DataFrame:
-    """One row per run: job, method, rule, seed, sites, rounds, Dice of the final model, bytes and seconds.
+    """One row per run: job, method, rule, seed, sites, rounds, the final model's score, bytes and seconds.
 
     Args:
         runs: summaries by the name under which a run is shown.
 
     Returns:
-        Index ``Run``; ``Dice <region>`` are means over sites; ``Bytes`` go both ways. Undefined numbers are NaN.
+        Index ``Run``; ``<score> <output>`` (``Dice <region>``) are means over sites; ``Bytes`` go both ways. Undefined
+        numbers are NaN.
     """
     records = {}
     for name, summary in runs.items():
-        scores, cost = score_frame(summary), part(summary, "cost")
-        over_sites = scores.loc[MEAN_OF_SITES] if not scores.empty else pd.Series(dtype=float)
-        over_cases = scores.loc[MEAN_OF_CASES] if MEAN_OF_CASES in scores.index else over_sites
-        sent = [number(cost.get(key)) for key in ("bytes_up", "bytes_down")]
-        record = {
+        cost = part(summary, "cost")
+        known = [sent for key in ("bytes_up", "bytes_down") if (sent := number(cost.get(key))) is not None]
+        records[name] = {
             "Job": plain(summary.get("job")),
             "Method": plain(part(summary, "method").get("name", summary.get("method"))),
             "Rule": last_rule(summary),
             "Seed": plain(summary.get("seed")),
             "Sites": len(site_names(summary)),
             "Rounds": len(rows(summary, "rounds")),
-            "Mean Dice": over_sites.get("Dice mean"),
-            "Pooled Dice": over_cases.get("Dice mean"),
+            **_means(summary),
+            "Bytes": sum(known) if known else None,
+            "Seconds": number(cost.get("wall_seconds")),
         }
-        record |= {f"Dice {region}": over_sites.get(f"Dice {region}") for region in task_of(summary).region_names}
-        known = [value for value in sent if value is not None]
-        record |= {"Bytes": sum(known) if known else None, "Seconds": number(cost.get("wall_seconds"))}
-        records[name] = record
     frame = pd.DataFrame.from_dict(records, orient="index").rename_axis("Run")
     last = ["Bytes", "Seconds"]
     frame = frame[[*(c for c in frame.columns if c not in last), *last]]
@@ -55,9 +55,19 @@ def runs_frame(runs: Mapping[str, Summary]) -> pd.DataFrame:
     return frame.astype(dict.fromkeys(numeric, float))
 
 
-def repeats_frame(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard deviation (n - 1) of the mean Dice over runs of one job and rule that ran more than once."""
-    groups = frame.groupby(["Job", "Method", "Rule"], sort=False)["Mean Dice"]
+def _means(summary: Summary) -> dict[str, Any]:
+    """The primary score of the final model: its two means, and that over sites for each output."""
+    scores, kind = score_frame(summary), objective_of_run(summary)
+    over_sites = scores.loc[MEAN_OF_SITES] if not scores.empty else pd.Series(dtype=float)
+    over_cases = scores.loc[MEAN_OF_CASES] if MEAN_OF_CASES in scores.index else over_sites
+    title = kind.primary.title
+    means = {f"Mean {title}": over_sites.get(f"{title} {MEAN}"), f"Pooled {title}": over_cases.get(f"{title} {MEAN}")}
+    return means | {f"{title} {output}": over_sites.get(f"{title} {output}") for output in kind.outputs}
+
+
+def repeats_frame(frame: pd.DataFrame, column: str = "Mean Dice") -> pd.DataFrame:
+    """Mean and standard deviation (n - 1) of a column over runs of one job and rule that ran more than once."""
+    groups = frame.groupby(["Job", "Method", "Rule"], sort=False)[column]
     result = groups.agg(["count", "mean", "std"])
     return result[groups.size() > 1]
 
@@ -77,22 +87,26 @@ def write_comparison(runs: Mapping[str, Summary], out: Path) -> dict[str, Path]:
     frame.to_csv(paths["csv"])
     note = own_models_note(runs)
     paths["md"].write_text(markdown(table) + (f"\n{note}\n" if note else ""), "utf-8")
-    repeats = [
-        [job, method, rule, str(int(row["count"])), shown(row["mean"]), shown(row["std"])]
-        for (job, method, rule), row in repeats_frame(frame).iterrows()
-    ]
-    header = ("Job", "Method", "Rule", "Runs", "Mean Dice", "Standard deviation")
-    splits = {part(s, "final").get("split") or "held-out" for s in runs.values()}
     context = {
         "table": table,
-        "repeats": TextTable(header, repeats, 0, 3),
+        "repeats": _repeats_table(frame, f"Mean {_score(runs).title}"),
         "figure": embed(figure),
         "tasks": sorted({task_of(s).name for s in runs.values()}),
-        "splits": sorted(splits),
+        "splits": sorted({part(s, "final").get("split") or "held-out" for s in runs.values()}),
         "note": note,
+        "score": _score(runs).title,
+        "output": objective_of_run(next(iter(runs.values()))).output,
     }
     paths["html"] = render("compare.html.j2", out / "comparison.html", context)
     return paths
+
+
+def _repeats_table(frame: pd.DataFrame, column: str) -> TextTable:
+    body = [
+        [job, method, rule, str(int(row["count"])), shown(row["mean"]), shown(row["std"])]
+        for (job, method, rule), row in repeats_frame(frame, column).iterrows()
+    ]
+    return TextTable(("Job", "Method", "Rule", "Runs", column, "Standard deviation"), body, 0, 3)
 
 
 def own_models_note(runs: Mapping[str, Summary]) -> str:
@@ -134,20 +148,23 @@ def runs_table(frame: pd.DataFrame) -> TextTable:
 
 
 def _draw(runs: Mapping[str, Summary], frame: pd.DataFrame) -> Figure:
-    """Mean Dice of each run, and its sites as dots."""
+    """The mean primary score of each run, and its sites as dots."""
+    score = _score(runs)
     figure = new_figure(7.4, 0.9 + 0.42 * len(frame))
     axes = figure.subplots()
-    for place, (name, value) in enumerate(frame["Mean Dice"].items()):
-        known = number(value)
-        axes.barh(place, known or 0, 0.62, color=ACCENT)
-        scored = part(runs[str(name)], "final", "sites")
-        dots = [d for d in (mean_dice(part(scored, s).get("dice")) for s in scored) if d is not None]
-        axes.plot(dots, [place] * len(dots), "o", color=INK, markersize=3.5, markerfacecolor="white", linestyle="none")
-        axes.text(1.01, place, shown(known), va="center")
-    axes.set_yticks(range(len(frame)), [str(i) for i in frame.index])
-    axes.tick_params(axis="y", length=0)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1)
-    axes.set_xlabel("Mean Dice of the final model (dots: single sites)")
-    grid(axes, "x")
+    bars = [(number(v), part(runs[str(n)], "final", "sites")) for n, v in frame[f"Mean {score.title}"].items()]
+    draw_means(axes, [str(i) for i in frame.index], bars, score, first_stands_out=False)
+    axes.set_xlabel(f"Mean {score.title} of the final model (dots: single sites)")
     return figure
+
+
+def _score(runs: Mapping[str, Summary]) -> Score:
+    """The primary score of the runs, which are of one kind.
+
+    Raises:
+        UsageError: they are not.
+    """
+    found = {objective_of_run(summary).primary for summary in runs.values()}
+    if len(found) != 1:
+        raise UsageError(f"Runs scored by {', '.join(sorted(s.title for s in found))} cannot stand side by side.")
+    return found.pop()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -19,43 +22,49 @@ from fedseg.evaluation.report.drawing import (
     round_axis,
 )
 from fedseg.evaluation.report.tables import history_frame
-from fedseg.evaluation.summary import Summary, number, part, rows, site_names
+from fedseg.evaluation.summary import Summary, number, objective_of_run, part, rows, site_names
+from fedseg.tasks.objective import Objective
 
 
 def learning_curves(summary: Summary) -> Figure | None:
-    """Losses and Dice on the sites' validation cases over the rounds."""
-    history = history_frame(summary)
-    panels = [
-        (key, title)
-        for key, title in (
-            ("train_loss", "Training loss"),
-            ("val_loss", "Validation loss"),
-            ("Dice", "Validation Dice, mean of regions"),
-        )
-        if not history.empty and history[key].notna().any()
-    ]
+    """Losses and the primary score on the sites' validation cases over the rounds."""
+    history, kind = history_frame(summary), objective_of_run(summary)
+    score = kind.primary.title
+    titles = {
+        "train_loss": "Training loss",
+        "val_loss": "Validation loss",
+        score: f"Validation {score}, mean of {kind.output}s",
+    }
+    panels = [key for key in titles if not history.empty and history[key].notna().any()]
     if not panels:
         return None
-    regions = [c for c in history.columns if c.startswith("Dice ")] if len(panels) == 3 else []
-    columns = 2 if regions else len(panels)
-    figure = new_figure(4.2 * max(columns, 2), 5.6 if regions else 3.1)
-    grids = figure.subplots(2 if regions else 1, columns, squeeze=False, sharex=True).ravel()
-    for axes, (key, title) in zip(grids, panels, strict=False):
+    outputs = [c for c in history.columns if c.startswith(f"{score} ")] if len(panels) == 3 else []
+    columns = 2 if outputs else len(panels)
+    figure = new_figure(4.2 * max(columns, 2), 5.6 if outputs else 3.1)
+    grids = figure.subplots(2 if outputs else 1, columns, squeeze=False, sharex=True).ravel()
+    for axes, key in zip(grids, panels, strict=False):
         _site_lines(axes, history, key, site_names(summary))
-        axes.set_title(title)
-    if regions:
-        _region_lines(grids[3], history, regions)
-    best = number(part(summary, "best").get("round"))
-    received = [key in ("Dice", "val_loss") for key, _ in panels] + [True] * (len(grids) - len(panels))
+        axes.set_title(titles[key])
+    if outputs:
+        _output_lines(grids[3], history, outputs, kind)
+    for axes in (grids[panels.index(score)] if score in panels else None, grids[3] if outputs else None):
+        if axes is not None and math.isfinite(kind.primary.highest):
+            axes.set_ylim(0, kind.primary.highest)
+    _rounds(grids, panels, history, number(part(summary, "best").get("round")))
+    for axes in grids[:-columns]:
+        axes.set_xlabel("")
+    legend_below(figure, grids[0])
+    return figure
+
+
+def _rounds(grids: np.ndarray, panels: list[str], history: pd.DataFrame, best: float | None) -> None:
+    """The axis of rounds, and a mark at the best model."""
+    received = [key != "train_loss" for key in panels] + [True] * (len(grids) - len(panels))
     for axes, late in zip(grids, received, strict=True):
         round_axis(axes, history["round"].tolist())
         if best is not None:
             # Sites score what they receive, so the best model's own score stands one round later than its training.
             axes.axvline(best + late, color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0, label="best model")
-    for axes in grids[:-columns]:
-        axes.set_xlabel("")
-    legend_below(figure, grids[0])
-    return figure
 
 
 def _site_lines(axes: Axes, history: pd.DataFrame, key: str, sites: list[str]) -> None:
@@ -70,17 +79,14 @@ def _site_lines(axes: Axes, history: pd.DataFrame, key: str, sites: list[str]) -
         axes.plot(table.index, table.mean(axis=1), color=INK, linewidth=2.2, marker=mark, label="mean over sites")
     grid(axes)
     axes.margins(x=0.03)
-    if key == "Dice":
-        axes.set_ylim(0, 1)
 
 
-def _region_lines(axes: Axes, history: pd.DataFrame, columns: list[str]) -> None:
+def _output_lines(axes: Axes, history: pd.DataFrame, columns: list[str], kind: Objective) -> None:
     table = history.groupby("round")[columns].mean()
     for index, column in enumerate(columns):
         style = {**line_style(index), "color": REGIONS[index % len(REGIONS)]}
-        axes.plot(table.index, table[column], label=column.removeprefix("Dice "), **style)
-    axes.set_title("Validation Dice by region, mean over sites")
-    axes.set_ylim(0, 1)
+        axes.plot(table.index, table[column], label=column.removeprefix(f"{kind.primary.title} "), **style)
+    axes.set_title(f"Validation {kind.primary.title} by {kind.output}, mean over sites")
     axes.margins(x=0.03)
     grid(axes)
     axes.legend(loc="lower right", ncols=len(columns), frameon=True, framealpha=1, edgecolor="none")
@@ -98,14 +104,7 @@ def weights(summary: Summary) -> Figure | None:
     scaled = bool((taken["scale"] != 1).any())
     figure = new_figure(6.6, 5.4 if scaled else 3.2)
     panels = figure.subplots(2 if scaled else 1, squeeze=False, sharex=True)[:, 0]
-    for index, site in enumerate(site_names(summary)):
-        if site in table:
-            panels[0].plot(table.index, table[site], label=site, **line_style(index))
-    equal = 1 / table.notna().sum(axis=1)
-    style = {"color": QUIET, "linewidth": 0.9, "linestyle": (0, (4, 3)), "zorder": 0}
-    panels[0].step(equal.index, equal, where="mid", label="equal weights", **style)
-    panels[0].set_ylim(0, max(1.15 * float(table.max().max()), 1.3 * float(equal.max())))
-    panels[0].set_ylabel("Weight in the aggregation")
+    _shares(panels[0], table, site_names(summary))
     if scaled:
         _scales(panels[1], taken, site_names(summary))
     for axes in panels:
@@ -114,6 +113,17 @@ def weights(summary: Summary) -> Figure | None:
     panels[0].set_xlabel("" if scaled else panels[0].get_xlabel())
     legend_below(figure, panels[0])
     return figure
+
+
+def _shares(axes: Axes, table: pd.DataFrame, sites: list[str]) -> None:
+    for index, site in enumerate(sites):
+        if site in table:
+            axes.plot(table.index, table[site], label=site, **line_style(index))
+    equal = 1 / table.notna().sum(axis=1)
+    style: dict[str, Any] = {"color": QUIET, "linewidth": 0.9, "linestyle": (0, (4, 3)), "zorder": 0}
+    axes.step(equal.index, equal, where="mid", label="equal weights", **style)
+    axes.set_ylim(0, max(1.15 * float(table.max().max()), 1.3 * float(equal.max())))
+    axes.set_ylabel("Weight in the aggregation")
 
 
 def _scales(axes: Axes, taken: pd.DataFrame, sites: list[str]) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedseg.evaluation.report import curves, overlays
@@ -28,7 +32,8 @@ from fedseg.evaluation.report.tables import (
     cross_site_frame,
     score_frame,
 )
-from fedseg.evaluation.summary import Summary, mean_dice, number, part, rows
+from fedseg.evaluation.summary import Summary, mean_score, number, objective_of_run, part, rows
+from fedseg.tasks.objective import Score
 from fedseg.tasks.task import Task
 
 
@@ -45,8 +50,10 @@ def draw_figures(summary: Summary, report_dir: Path, task: Task) -> dict[str, Pa
     """
     makers: dict[str, Callable[[], Figure | None]] = {
         "learning_curves": lambda: curves.learning_curves(summary),
-        "dice_by_site": lambda: scores_by_site(summary, task, "Dice"),
-        "hd95_by_site": lambda: scores_by_site(summary, task, "HD95"),
+        **{
+            f"{score.name}_by_site": partial(scores_by_site, summary, score)
+            for score in objective_of_run(summary).scores
+        },
         "weights": lambda: curves.weights(summary),
         "cost": lambda: curves.cost(summary),
         "epsilon": lambda: epsilon_figure(summary),
@@ -67,82 +74,93 @@ def draw_figures(summary: Summary, report_dir: Path, task: Task) -> dict[str, Pa
     return drawn
 
 
-def scores_by_site(summary: Summary, task: Task, metric: str) -> Figure | None:
-    """Grouped bars of the final model's ``Dice`` or ``HD95`` per site and region."""
+def scores_by_site(summary: Summary, score: Score) -> Figure | None:
+    """Grouped bars of a score of the final model per site and output."""
+    outputs = objective_of_run(summary).outputs
     frame = score_frame(summary).drop(index=[MEAN_OF_SITES, MEAN_OF_CASES], errors="ignore")
-    columns = [f"{metric} {region}" for region in task.region_names]
+    columns = [f"{score.title} {output}" for output in outputs]
     if frame.empty or not frame[columns].notna().any().any():
         return None
     figure = new_figure(min(max(5.5, 0.62 * len(frame) * len(columns) + 1.8), 9.6), 3.3)
     axes = figure.subplots()
     width = 0.8 / len(columns)
-    top = 1.0 if metric == "Dice" else float(np.nanmax(frame[columns].to_numpy())) * 1.08 or 1.0
-    for index, (column, region) in enumerate(zip(columns, task.region_names, strict=True)):
+    bounded = math.isfinite(score.highest)
+    top = score.highest if bounded else float(np.nanmax(frame[columns].to_numpy())) * 1.08 or 1.0
+    for index, (column, output) in enumerate(zip(columns, outputs, strict=True)):
         places = np.arange(len(frame)) + (index - (len(columns) - 1) / 2) * width
-        axes.bar(places, frame[column].fillna(0), width * 0.9, color=REGIONS[index % len(REGIONS)], label=region)
+        axes.bar(places, frame[column].fillna(0), width * 0.9, color=REGIONS[index % len(REGIONS)], label=output)
         for place, value in zip(places, frame[column], strict=True):
-            text = "n/a" if np.isnan(value) else (f"{value:.2f}" if metric == "Dice" else f"{value:.1f}")
-            axes.text(
-                place, (0 if np.isnan(value) else value) + 0.015 * top, text, ha="center", va="bottom", fontsize=8
-            )
+            text, height = ("n/a", 0) if np.isnan(value) else (format(value, score.short_form), value)
+            axes.text(place, height + 0.015 * top, text, ha="center", va="bottom", fontsize=8)
     cases = frame["Cases"]
     name_ticks(axes, [f"{s}\n{cases[s]:.0f} cases" if number(cases[s]) is not None else str(s) for s in frame.index])
-    axes.set_ylim(0, top * (1.0 if metric == "HD95" else 1.04))
-    axes.set_ylabel("Dice" if metric == "Dice" else "HD95 in mm (smaller is better)")
+    axes.set_ylim(0, top * (1.04 if bounded else 1.0))
+    axes.set_ylabel(score.axis)
     grid(axes)
     figure.legend(loc="outside upper left", ncols=len(columns))
     return figure
 
 
 def comparison(summary: Summary) -> Figure | None:
-    """The federated model beside other ways to get a segmentation: mean Dice, and each site as a dot."""
-    frame = comparison_frame(summary)
-    final = part(summary, "final")
-    if frame.empty or not frame["dice"].notna().any():
+    """The federated model beside other ways to do the same: the mean of the primary score, and each site as a dot."""
+    frame, final = comparison_frame(summary), part(summary, "final")
+    score = objective_of_run(summary).primary
+    if frame.empty or not frame["score"].notna().any():
         return None
     sites = [part(final, "sites"), *(part(entry, "sites") for entry in rows(summary, "comparison"))]
-    names = ["Federated model", *frame["name"]]
-    values = [number(final.get("mean_dice")), *frame["dice"]]
-    same_sites = list(frame["federated"])
-    figure = new_figure(7.4, 1.0 + 0.42 * len(names))
+    bars = [(number(final.get(f"mean_{score.name}")), scored) for scored in sites[:1]]
+    bars += list(zip(map(number, frame["score"]), sites[1:], strict=True))
+    figure = new_figure(7.4, 1.0 + 0.42 * len(bars))
     axes = figure.subplots()
-    for place, (value, scored) in enumerate(zip(values, sites, strict=True)):
-        known = number(value)
-        axes.barh(place, known or 0, 0.62, color=ACCENT if place == 0 else "#b8c4cc")
-        dots = [d for d in (mean_dice(part(scored, s).get("dice")) for s in scored) if d is not None]
-        axes.plot(dots, [place] * len(dots), "o", color=INK, markersize=3.5, markerfacecolor="white", linestyle="none")
-        if place and number(same_sites[place - 1]) is not None:
+    draw_means(axes, ["Federated model", *frame["name"]], bars, score)
+    for place, value in enumerate(frame["federated"], start=1):
+        if number(value) is not None:
             label = "federated model at the same sites and regions" if place == 1 else None
-            axes.plot(
-                [same_sites[place - 1]], [place], "|", color=ACCENT, markersize=17, markeredgewidth=2, label=label
-            )
-        text = "n/a" if known is None else f"{known:.3f}"
-        axes.text(1.01, place, text, va="center", fontweight="bold" if place == 0 else "normal")
-    axes.set_yticks(range(len(names)), names)
-    axes.tick_params(axis="y", length=0)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1)
-    axes.set_xlabel("Mean Dice (dots: single sites)")
-    grid(axes, "x")
+            axes.plot([value], [place], "|", color=ACCENT, markersize=17, markeredgewidth=2, label=label)
+    axes.set_xlabel(f"Mean {score.title} (dots: single sites)")
     legend_below(figure, axes)
     return figure
 
 
+def draw_means(
+    axes: Axes,
+    names: Sequence[str],
+    bars: Sequence[tuple[float | None, Mapping[str, Any]]],
+    score: Score,
+    first_stands_out: bool = True,
+) -> None:
+    """Lying bars of a mean score, one below the other, with a dot for each site.
+
+    Args:
+        axes: where.
+        names: of the bars.
+        bars: the mean, and what each site scored.
+        score: which one.
+        first_stands_out: whether the others are paler than the first.
+    """
+    for place, (value, scored) in enumerate(bars):
+        strong = first_stands_out and place == 0
+        axes.barh(place, value or 0, 0.62, color=ACCENT if strong or not first_stands_out else "#b8c4cc")
+        dots = [d for d in (mean_score(part(scored, s).get(score.name)) for s in scored) if d is not None]
+        axes.plot(dots, [place] * len(dots), "o", color=INK, markersize=3.5, markerfacecolor="white", linestyle="none")
+        text = "n/a" if value is None else format(value, score.form)
+        beside: dict[str, Any] = {"va": "center", "transform": axes.get_yaxis_transform()}
+        axes.text(1.01, place, text, fontweight="bold" if strong else "normal", **beside)
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(axis="y", length=0)
+    axes.invert_yaxis()
+    axes.set_xlim(0, score.highest if math.isfinite(score.highest) else None)
+    grid(axes, "x")
+
+
 def cross_site(summary: Summary) -> Figure | None:
-    """Heat map: the Dice of each site's own model at each site, and the federated model's below."""
+    """Heat map: the score of each site's own model at each site, and the federated model's below."""
     frame = cross_site_frame(summary)
     if frame.empty or not frame.notna().any().any():
         return None
     figure = new_figure(2.4 + min(0.95 * frame.shape[1], 7.2), 1.4 + 0.45 * frame.shape[0])
     axes = figure.subplots()
-    values = frame.to_numpy()
-    low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    limits = (max(0.0, low - 0.15), max(high, low + 0.1))
-    axes.imshow(np.ma.masked_invalid(values), cmap="Blues", vmin=limits[0], vmax=limits[1], aspect="auto")
-    for (row, column), value in np.ndenumerate(values):
-        known = not np.isnan(value)
-        colour = "white" if known and value > limits[0] + 0.6 * (limits[1] - limits[0]) else INK
-        axes.text(column, row, f"{value:.2f}" if known else "n/a", ha="center", va="center", color=colour)
+    _heat_map(axes, frame.to_numpy())
     if "federated" in frame.index and len(frame) > 1:
         axes.axhline(len(frame) - 1.5, color="white", linewidth=4)
     names = [str(c) for c in frame.columns]
@@ -155,3 +173,14 @@ def cross_site(summary: Summary) -> Figure | None:
     axes.set_xlabel("Scored at", labelpad=9, fontweight="bold")
     axes.xaxis.set_label_position("top")
     return figure
+
+
+def _heat_map(axes: Axes, values: np.ndarray) -> None:
+    """Values [rows, columns] as blue squares with their numbers."""
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    limits = (max(0.0, low - 0.15), max(high, low + 0.1))
+    axes.imshow(np.ma.masked_invalid(values), cmap="Blues", vmin=limits[0], vmax=limits[1], aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        known = not np.isnan(value)
+        colour = "white" if known and value > limits[0] + 0.6 * (limits[1] - limits[0]) else INK
+        axes.text(column, row, f"{value:.2f}" if known else "n/a", ha="center", va="center", color=colour)

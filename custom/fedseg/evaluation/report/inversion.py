@@ -68,29 +68,32 @@ def inversion_verdict(summary: Summary) -> str:
     ssim = cuts.get(name)
     if ssim is None or half is None or quarter is None or guess is None:
         return "The probe gave no number."
-    likeness = f"an SSIM of {shown(ssim)} (1 is the image itself)"
     steps = number(entries[name].get("steps"))
     trained = "" if steps is None else f" by a decoder that was trained for {steps:.0f} step{'s' * (steps != 1)}"
+    likeness = f"an SSIM of {shown(ssim)} (1 is the image itself)"
     start = f"{unprobed}From the features of {name} an image was reconstructed{trained} with {likeness}"
+    return start + _beside_references(ssim, half, quarter, guess)
+
+
+def _beside_references(ssim: float, half: float, quarter: float, guess: float) -> str:
+    """What a likeness means beside those of copies at half and a quarter of the resolution and of a guess."""
     if ssim > half + ALIKE:
-        return f"{start}: the server sees more of an image than a copy at half its resolution shows ({shown(half)})."
+        return f": the server sees more of an image than a copy at half its resolution shows ({shown(half)})."
     for reference, resolution in ((half, "half"), (quarter, "a quarter of")):
         if abs(ssim - reference) <= ALIKE:
             seen = f"the server sees about as much of an image as a copy at {resolution} its resolution shows"
-            return f"{start}: {seen} ({shown(reference)})."
+            return f": {seen} ({shown(reference)})."
     if ssim > quarter:
         return (
-            f"{start}: the server sees an image about as a copy at between a quarter ({shown(quarter)}) and half "
+            f": the server sees an image about as a copy at between a quarter ({shown(quarter)}) and half "
             f"({shown(half)}) of its resolution shows it."
         )
     if ssim > guess:
         return (
-            f"{start}: less than a copy at a quarter of its resolution shows ({shown(quarter)}), more than a guess "
+            f": less than a copy at a quarter of its resolution shows ({shown(quarter)}), more than a guess "
             f"({shown(guess)})."
         )
-    return (
-        f"{start}, no more than a guess without features ({shown(guess)}). This decoder failed; a better one may not."
-    )
+    return f", no more than a guess without features ({shown(guess)}). This decoder failed; a better one may not."
 
 
 def inversion_words(summary: Summary) -> list[str]:

@@ -19,6 +19,7 @@ from fedseg.errors import DataError
 from fedseg.evaluation.report.drawing import ON_GREY, QUIET, picture_grid
 from fedseg.evaluation.report.views import View, make_view
 from fedseg.evaluation.summary import number
+from fedseg.tasks.objective import objective_of
 from fedseg.tasks.task import Task
 
 RANKS = ("best", "median", "worst")
@@ -61,11 +62,7 @@ def draw_overlays(entries: Sequence[Mapping[str, Any]], task: Task) -> Figure | 
         return None
     backgrounds = tuple(c for c in BACKGROUNDS.get(task.name, ()) if c in task.channels) or task.channels[-1:]
     depth = len(backgrounds)
-    tops = [
-        0.42 + s * (depth * (PANEL + GAP) + 0.55) + d * (PANEL + GAP) for s in range(len(sites)) for d in range(depth)
-    ]
-    lefts = [r * (2 * (PANEL + GAP) + 0.16) + k * (PANEL + GAP) for r in range(len(ranks)) for k in (0, 1)]
-    figure, grid = picture_grid(tops, lefts, PANEL, 0.42)
+    figure, grid = _pair_grid(len(sites), depth, len(ranks))
     used = np.zeros(grid.shape, bool)
     for entry in readable:
         if entry.get("rank") in ranks:
@@ -81,10 +78,19 @@ def draw_overlays(entries: Sequence[Mapping[str, Any]], task: Task) -> Figure | 
     return figure
 
 
+def _pair_grid(sites: int, depth: int, ranks: int) -> tuple[Figure, np.ndarray]:
+    """Panels for each site (``depth`` lines of them) and rank (a pair of columns)."""
+    step = PANEL + GAP
+    tops = [0.42 + site * (depth * step + 0.55) + line * step for site in range(sites) for line in range(depth)]
+    lefts = [rank * (2 * step + 0.16) + side * step for rank in range(ranks) for side in (0, 1)]
+    return picture_grid(tops, lefts, PANEL, 0.42)
+
+
 def _draw_pair(block: np.ndarray, entry: Mapping[str, Any], task: Task, backgrounds: Sequence[str]) -> None:
-    score = number(entry.get("dice"))
-    dice = f"Dice {score:.2f}" if score is not None else "Dice n/a"
-    text = f"{entry.get('site', '')}, {entry.get('rank')}: {dice}"
+    primary = objective_of(task).primary
+    score = number(entry.get(primary.name))
+    value = "n/a" if score is None else format(score, primary.short_form)
+    text = f"{entry.get('site', '')}, {entry.get('rank')}: {primary.title} {value}"
     block[0, 0].annotate(
         text, (0, 1), (0, 16), xycoords="axes fraction", textcoords="offset points", fontweight="bold", fontsize=9
     )

@@ -15,9 +15,10 @@ from fedseg.evaluation.report.drawing import DPI
 from fedseg.evaluation.report.figures import draw_figures
 from fedseg.evaluation.report.inversion import PICTURE, inversion_table, inversion_verdict, inversion_words
 from fedseg.evaluation.report.split_words import leaving_words, own_models, unmeasured_words
-from fedseg.evaluation.report.tables import MEAN_OF_CASES, MEAN_OF_SITES, score_frame
-from fedseg.evaluation.summary import Summary, part, read_summary, rows, task_of
+from fedseg.evaluation.report.tables import MEAN_OF_CASES, MEAN_OF_SITES, mean_column, score_frame
+from fedseg.evaluation.summary import Summary, objective_of_run, part, read_summary, rows, task_of
 from fedseg.files.documents import write_whole
+from fedseg.tasks.objective import objective_of
 from fedseg.tasks.task import Task
 
 
@@ -64,24 +65,52 @@ def embed(path: Path) -> dict[str, str]:
 
 def report_context(summary: Summary, task: Task, figures: Mapping[str, Path], out: Path) -> dict[str, Any]:
     """Everything that the page shows, as text."""
-    history = rows(summary, "rounds")
-    final = part(summary, "final")
+    kind = objective_of(task)
     return {
         "job": summary.get("job") or "Run",
-        "title": f"Federated segmentation: {task.description or task.name}",
+        "kind": kind,
+        "score": kind.primary.title,
+        "hints": " ".join(f"{score.title}: {score.hint}." for score in kind.scores if score.hint),
+        "title": f"Federated {kind.title}: {task.description or task.name}",
         "facts": _facts(summary, task),
         "verdict": wording.verdict(summary),
         "highlights": _highlights(summary),
         "figures": {name: embed(path) for name, path in figures.items()},
+        "events": wording.event_table(summary),
+        "configuration": wording.configuration_table(summary),
+        "convention": _convention(summary),
+        "regions": "; ".join(f"{r.name}: {', '.join(r.classes)}" for r in task.regions) + ".",
+        "not_available": wording.NOT_AVAILABLE,
+        "gone": _gone(out / "report"),
+        **_results(summary),
+        **_training(summary),
+        **_privacy(summary),
+        **_split_training(summary),
+    }
+
+
+def _results(summary: Summary) -> dict[str, Any]:
+    """What came out: scores, comparisons, and what the run cost."""
+    final = part(summary, "final")
+    return {
         "final": wording.score_table(summary, "final"),
         "best": wording.score_table(summary, "best"),
         "best_round": part(summary, "best").get("round", "unknown"),
         "split": final.get("split") or "held-out",
+        "withheld": final.get("withheld") or [],
         "empty": wording.empty_table(summary, "final"),
         "comparison": wording.comparison_table(summary),
         "alike": wording.ALIKE,
         "cross_site": wording.cross_site_table(summary),
-        "round_count": len(history),
+        "cost": wording.cost_table(summary),
+        "memory": wording.memory_table(summary),
+    }
+
+
+def _training(summary: Summary) -> dict[str, Any]:
+    """What decided about the rounds."""
+    return {
+        "round_count": len(rows(summary, "rounds")),
         "rule": decisions.last_rule(summary),
         "ending": decisions.ending(summary),
         "weights": decisions.weight_table(summary),
@@ -89,14 +118,24 @@ def report_context(summary: Summary, task: Task, figures: Mapping[str, Path], ou
         "carried": decisions.carried(summary),
         "selection": decisions.selection_table(summary),
         "selection_words": decisions.selection_words(summary),
-        "cost": wording.cost_table(summary),
-        "memory": wording.memory_table(summary),
+    }
+
+
+def _privacy(summary: Summary) -> dict[str, Any]:
+    """Through which filters updates went, and what was spent."""
+    sites = part(summary, "privacy", "sites").values()
+    return {
         "privacy": wording.privacy_table(summary),
         "filters": wording.filter_table(summary),
-        "private": any(s.get("epsilon") is not None for s in part(summary, "privacy", "sites").values()),
-        "seeded_noise": any(s.get("secure_noise") is False for s in part(summary, "privacy", "sites").values()),
-        "withheld": final.get("withheld") or [],
+        "private": any(site.get("epsilon") is not None for site in sites),
+        "seeded_noise": any(site.get("secure_noise") is False for site in sites),
         "privacy_facts": wording.privacy_facts(summary),
+    }
+
+
+def _split_training(summary: Summary) -> dict[str, Any]:
+    """What is special where the network was trained in two parts."""
+    return {
         "split_training": isinstance(summary.get("split"), Mapping),
         "leaving": leaving_words(summary),
         "own_models": own_models(summary),
@@ -105,12 +144,6 @@ def report_context(summary: Summary, task: Task, figures: Mapping[str, Path], ou
         "inversion": inversion_table(summary),
         "inversion_verdict": inversion_verdict(summary),
         "inversion_words": inversion_words(summary),
-        "events": wording.event_table(summary),
-        "configuration": wording.configuration_table(summary),
-        "convention": _convention(summary),
-        "regions": "; ".join(f"{r.name}: {', '.join(r.classes)}" for r in task.regions) + ".",
-        "not_available": wording.NOT_AVAILABLE,
-        "gone": _gone(out / "report"),
     }
 
 
@@ -127,9 +160,11 @@ def _highlights(summary: Summary) -> list[tuple[str, str]]:
     frame = score_frame(summary)
     if frame.empty:
         return []
-    values = [(wording.shown(frame.loc[MEAN_OF_SITES, "Dice mean"]), "mean Dice over sites")]
+    kind = objective_of_run(summary)
+    column, score = mean_column(kind), kind.primary
+    values = [(wording.shown(frame.loc[MEAN_OF_SITES, column], score.form), f"mean {score.title} over sites")]
     if MEAN_OF_CASES in frame.index:
-        values.append((wording.shown(frame.loc[MEAN_OF_CASES, "Dice mean"]), "mean Dice over cases"))
+        values.append((wording.shown(frame.loc[MEAN_OF_CASES, column], score.form), f"mean {score.title} over cases"))
     values.append((str(len(part(summary, "final", "sites"))), "sites"))
     values.append((wording.shown(frame.loc[MEAN_OF_SITES, "Cases"], ".0f"), "cases scored"))
     values.append((str(len(rows(summary, "rounds"))), "rounds"))

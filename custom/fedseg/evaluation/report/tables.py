@@ -2,85 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 from rich.table import Table
 
-from fedseg.evaluation.summary import Summary, mean, mean_dice, number, part, rows, site_names, task_of
+from fedseg.evaluation.summary import Summary, mean_score, number, objective_of_run, part, rows, site_names
+from fedseg.tasks.objective import MEAN, Objective, mean
 
 MEAN_OF_SITES, MEAN_OF_CASES = "Mean over sites", "Mean over cases"
-EMPTY_KINDS = {
-    "both": "in both (agreement)",
-    "reference": "only in the reference (false alarm)",
-    "prediction": "only in the prediction (missed)",
-}
 
 
 def score_frame(summary: Summary, model: str = "final") -> pd.DataFrame:
     """Results of the ``final`` or ``best`` model: one row per site, then the mean over sites and over cases.
 
-    Columns: ``Cases``, ``Dice <region>``..., ``Dice mean``, ``HD95 <region>``... (mm). Undefined values are NaN.
+    Columns: ``Cases``, then for each score ``<score> <output>``..., and ``<score> mean`` for the primary one: ``Dice
+    <region>``..., ``Dice mean``, ``HD95 <region>``... (mm) in segmentation. Undefined values are NaN.
     """
-    regions = task_of(summary).region_names
-    scored = part(summary, model, "sites")
-    records: dict[str, dict[str, float | None]] = {}
-    for site in [s for s in site_names(summary) if s in scored]:
-        record = {"Cases": number(scored[site].get("cases"))}
-        dice, hd95 = part(scored[site], "dice"), part(scored[site], "hd95")
-        record |= {f"Dice {r}": number(dice.get(r)) for r in regions} | {"Dice mean": mean_dice(dice)}
-        records[site] = record | {f"HD95 {r}": number(hd95.get(r)) for r in regions}
+    kind, scored = objective_of_run(summary), part(summary, model, "sites")
+    records = {site: _score_record(kind, scored[site]) for site in site_names(summary) if site in scored}
     frame = pd.DataFrame.from_dict(records, orient="index", dtype=float)
     if frame.empty:
         return frame
     frame.loc[MEAN_OF_SITES] = frame.mean()
     frame.loc[MEAN_OF_SITES, "Cases"] = frame["Cases"].iloc[:-1].sum()
-    given = number(part(summary, model).get("mean_dice"))
+    given = number(part(summary, model).get(f"mean_{kind.primary.name}"))
     if given is not None:
-        frame.loc[MEAN_OF_SITES, "Dice mean"] = given
-    pooled = number(part(summary, model).get("pooled_dice"))
+        frame.loc[MEAN_OF_SITES, mean_column(kind)] = given
+    pooled = number(part(summary, model).get(f"pooled_{kind.primary.name}"))
     if pooled is None and not len(records) > 1:
         return frame
-    return _add_mean_of_cases(frame, scored, regions, pooled)
+    return _add_mean_of_cases(frame, scored, kind, pooled)
+
+
+def mean_column(kind: Objective) -> str:
+    """Column of ``score_frame`` with the one number of a site."""
+    return f"{kind.primary.title} {MEAN}"
+
+
+def _score_record(kind: Objective, scored: Mapping[str, Any]) -> dict[str, float | None]:
+    """One site's line of ``score_frame``."""
+    record = {"Cases": number(scored.get("cases"))}
+    for score in kind.scores:
+        values = part(scored, score.name)
+        record |= {f"{score.title} {output}": number(values.get(output)) for output in kind.outputs}
+        if score == kind.primary:
+            record[mean_column(kind)] = mean_score(values)
+    return record
 
 
 def _add_mean_of_cases(
-    frame: pd.DataFrame, scored: Mapping[str, Any], regions: Sequence[str], pooled: float | None
+    frame: pd.DataFrame, scored: Mapping[str, Any], kind: Objective, pooled: float | None
 ) -> pd.DataFrame:
     """The row in which every case counts once: a site's mean weighs as much as it has cases with a score."""
     sites = frame.index[:-1]
     result = {"Cases": frame.loc[MEAN_OF_SITES, "Cases"]}
-    for region in regions:
-        counts = pd.Series({s: number(part(scored[s], "defined").get(region)) for s in sites}, dtype=float)
+    for output in kind.outputs:
+        counts = pd.Series({s: number(part(scored[s], "defined").get(output)) for s in sites}, dtype=float)
         counts = counts.fillna(frame.loc[sites, "Cases"])
-        for column in (f"Dice {region}", f"HD95 {region}"):
+        for column in (f"{score.title} {output}" for score in kind.scores):
             values = frame.loc[sites, column]
             weights = counts.where(values.notna())
             result[column] = (values * weights).sum() / weights.sum() if weights.sum() > 0 else float("nan")
-    over_regions = pd.Series([result[f"Dice {r}"] for r in regions]).mean()
-    frame.loc[MEAN_OF_CASES] = {**result, "Dice mean": over_regions if pooled is None else pooled}
+    over_outputs = pd.Series([result[f"{kind.primary.title} {output}"] for output in kind.outputs]).mean()
+    frame.loc[MEAN_OF_CASES] = {**result, mean_column(kind): over_outputs if pooled is None else pooled}
     return frame
 
 
 def empty_frame(summary: Summary, model: str = "final") -> pd.DataFrame:
-    """Cases with an empty region: one row per site and region that has any, one column per kind."""
-    records = []
-    for site, result in part(summary, model, "sites").items():
-        for region, counts in part(result, "empty").items():
-            found = {text: int(number(part(counts).get(kind)) or 0) for kind, text in EMPTY_KINDS.items()}
-            if any(found.values()):
-                records.append({"Site": site, "Region": region, **found})
+    """Cases that the kind of task counts, such as those with an empty region: one row per site and output that has any,
+    one column per kind of case."""
+    records, objective = [], objective_of_run(summary)
+    for name, kinds in objective.counts.items():
+        for site, result in part(summary, model, "sites").items():
+            for output, counts in part(result, name).items():
+                found = {text: int(number(part(counts).get(kind)) or 0) for kind, text in kinds.items()}
+                if any(found.values()):
+                    records.append({"Site": site, objective.output.capitalize(): output, **found})
     return pd.DataFrame.from_records(records)
 
 
 def history_frame(summary: Summary) -> pd.DataFrame:
-    """Training, long form: one row per round and site; ``Dice`` is the mean of the regions, ``Dice <region>`` each.
+    """Training, long form: one row per round and site; the primary score (``Dice``) is the mean over the outputs, with
+    the name of an output (``Dice <region>``) that of one.
 
     ``weight`` is that in the aggregation, ``scale`` the factor of the update besides (1 where the rule had none),
     ``cases`` the training cases.
     """
-    records = []
+    records, primary = [], objective_of_run(summary).primary
     for entry in rows(summary, "rounds"):
         weights, scales = part(entry, "weights"), part(entry, "scales")
         for site in dict.fromkeys([*part(entry, "sites"), *weights]):
@@ -89,10 +99,10 @@ def history_frame(summary: Summary) -> pd.DataFrame:
             record |= {"scale": number(scales.get(site, 1.0)), "cases": number(report.get("num_samples"))}
             for key in ("train_loss", "val_loss", "bytes_up", "bytes_down", "seconds"):
                 record[key] = number(report.get(key))
-            dice = report.get("val_dice")
-            record["Dice"] = mean_dice(dice)
-            if isinstance(dice, Mapping):
-                record |= {f"Dice {r}": number(value) for r, value in dice.items() if r != "mean"}
+            scores = report.get(f"val_{primary.name}")
+            record[primary.title] = mean_score(scores)
+            if isinstance(scores, Mapping):
+                record |= {f"{primary.title} {r}": number(value) for r, value in scores.items() if r != MEAN}
             records.append(record)
     return pd.DataFrame.from_records(records)
 
@@ -100,41 +110,42 @@ def history_frame(summary: Summary) -> pd.DataFrame:
 def comparison_frame(summary: Summary) -> pd.DataFrame:
     """Other ways to get a segmentation beside the federated model on the same sites.
 
-    Columns: ``name``, ``description``, ``sites`` (how many it was scored at), ``dice``, ``federated`` (the final model
-    at exactly these sites), ``difference`` (federated minus dice; NaN where either is undefined).
+    Columns: ``name``, ``description``, ``sites`` (how many it was scored at), ``score`` (the primary one),
+    ``federated`` (the final model at exactly these sites), ``difference`` (federated minus score; NaN where either is
+    undefined).
     """
-    final = part(summary, "final", "sites")
+    final, name = part(summary, "final", "sites"), objective_of_run(summary).primary.name
     records = []
     for entry in rows(summary, "comparison"):
         scored = part(entry, "sites")
-        own = number(entry.get("mean_dice"))
-        own = own if own is not None else mean([compared_dice(entry, scored, s) for s in scored])
-        federated = mean([compared_dice(entry, final, s) for s in scored])
-        federated = federated if scored else number(part(summary, "final").get("mean_dice"))
+        own = number(entry.get(f"mean_{name}"))
+        own = own if own is not None else mean([_compared(entry, part(scored, s).get(name)) for s in scored])
+        federated = mean([_compared(entry, part(final, s).get(name)) for s in scored])
+        federated = federated if scored else number(part(summary, "final").get(f"mean_{name}"))
         records.append(
             {
                 "name": str(entry.get("name", "unnamed")),
                 "description": str(entry.get("description") or ""),
                 "sites": len(scored),
-                "dice": own,
+                "score": own,
                 "federated": federated,
                 "difference": federated - own if federated is not None and own is not None else None,
             }
         )
-    columns = ["name", "description", "sites", "dice", "federated", "difference"]
+    columns = ["name", "description", "sites", "score", "federated", "difference"]
     return pd.DataFrame.from_records(records, columns=columns).astype(dict.fromkeys(columns[3:], float))
 
 
-def compared_dice(entry: Mapping[str, Any], sites: Mapping[str, Any], site: str) -> float | None:
-    """A site's Dice over the regions that the other way segments at all, so that both sides mean the same."""
-    dice, regions = part(sites, site).get("dice"), entry.get("regions")
-    if not regions or not isinstance(dice, Mapping):
-        return mean_dice(dice)
-    return mean([number(dice.get(region)) for region in regions])
+def _compared(entry: Mapping[str, Any], scores: Any) -> float | None:
+    """The mean of a site's scores over the outputs that the other way has at all, so that both sides mean the same."""
+    outputs = entry.get("regions")
+    if not outputs or not isinstance(scores, Mapping):
+        return mean_score(scores)
+    return mean([number(scores.get(output)) for output in outputs])
 
 
 def cross_site_frame(summary: Summary) -> pd.DataFrame:
-    """Mean Dice of the model trained at each row's site at each column's site; ``federated`` is the last row."""
+    """Mean score of the model trained at each row's site at each column's site; ``federated`` is the last row."""
     matrix = part(summary, "cross_site")
     order = [*(s for s in site_names(summary) if s in matrix), *matrix]
     index = list(dict.fromkeys([*(s for s in order if s != "federated"), *(s for s in order if s == "federated")]))
@@ -156,25 +167,21 @@ def cost_frame(summary: Summary) -> pd.DataFrame:
     return frame.loc[[s for s in site_names(summary) if s in frame.index]]
 
 
-def privacy_frame(summary: Summary) -> pd.DataFrame:
-    """One row per site with whatever its mechanism states (epsilon, delta, noise...)."""
-    return pd.DataFrame.from_dict(part(summary, "privacy", "sites"), orient="index")
-
-
-def dice_table(summary: Summary, model: str = "final") -> Table:
-    """Dice per hospital and region, for the console."""
-    frame = score_frame(summary, model)
+def result_table(summary: Summary, model: str = "final") -> Table:
+    """The primary score per hospital and output, for the console."""
+    frame, kind = score_frame(summary, model), objective_of_run(summary)
+    title, form = kind.primary.title, kind.primary.form
     split = part(summary, model).get("split") or "scored"
-    table = Table(title=f"Dice of the {model} model on the {split} cases", title_justify="left")
+    table = Table(title=f"{title} of the {model} model on the {split} cases", title_justify="left")
     table.add_column("Hospital")
-    regions = [*task_of(summary).region_names, "mean"]
-    for name in ("Cases", *regions):
+    outputs = [*kind.outputs, MEAN]
+    for name in ("Cases", *outputs):
         table.add_column(name, justify="right")
     for site, row in frame.iterrows():
         if str(site) == MEAN_OF_SITES:
             table.add_section()
-        cells = [row.get(f"Dice {region}") for region in regions]
-        table.add_row(str(site), _cell(row["Cases"], ".0f"), *(_cell(value, ".3f") for value in cells))
+        cells = [row.get(f"{title} {output}") for output in outputs]
+        table.add_row(str(site), _cell(row["Cases"], ".0f"), *(_cell(value, form) for value in cells))
     return table
 
 

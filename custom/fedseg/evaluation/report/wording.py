@@ -17,12 +17,14 @@ from fedseg.evaluation.report.tables import (
     cost_frame,
     cross_site_frame,
     empty_frame,
+    mean_column,
     score_frame,
 )
-from fedseg.evaluation.summary import Summary, number, part, rows, task_of
+from fedseg.evaluation.summary import Summary, number, objective_of_run, part, rows
+from fedseg.tasks.objective import Objective, Score
 
 NOT_AVAILABLE = "n/a"
-ALIKE = 0.005  # difference in mean Dice below which a report calls two ways alike
+ALIKE = 0.005  # difference in the mean score below which a report calls two ways alike
 # Shown in sections of their own; whatever else a summary holds is listed under the configuration.
 _SECTIONS = (
     *("rounds", "final", "best", "comparison", "cross_site", "events", "privacy", "cost", "stopped"),
@@ -75,61 +77,62 @@ def shown_seconds(value: Any) -> str:
 
 def verdict(summary: Summary) -> list[str]:
     """What came out, in sentences."""
-    frame = score_frame(summary)
+    frame, kind = score_frame(summary), objective_of_run(summary)
+    score, form = kind.primary.title, kind.primary.form
     count = len(rows(summary, "rounds"))
     start = f"After {count} round{'s' * (count != 1)} of training"
-    if frame.empty or number(frame.loc[MEAN_OF_SITES, "Dice mean"]) is None:
+    if frame.empty or number(frame.loc[MEAN_OF_SITES, mean_column(kind)]) is None:
         return [f"{start}, no result of the final model was reported, so nothing can be said about its quality."]
     sites = frame.drop(index=[MEAN_OF_SITES, MEAN_OF_CASES], errors="ignore")
     cases = shown(frame.loc[MEAN_OF_SITES, "Cases"], ".0f")
     split = part(summary, "final").get("split") or "held-out"
-    pooled = frame["Dice mean"].get(MEAN_OF_CASES)
-    over_cases = f" ({shown(pooled)} when every case counts the same)" if number(pooled) is not None else ""
+    pooled = frame[mean_column(kind)].get(MEAN_OF_CASES)
+    over_cases = f" ({shown(pooled, form)} when every case counts the same)" if number(pooled) is not None else ""
     where = f"{len(sites)} sites" if len(sites) > 1 else f"one site, {sites.index[0]}"
-    result = shown(frame.loc[MEAN_OF_SITES, "Dice mean"])
+    result = shown(frame.loc[MEAN_OF_SITES, mean_column(kind)], form)
     whose = "each site's own model, on its own cases, reaches" if own_models(summary) else "the final model reaches"
-    sentences = [f"{start}, {whose} a mean Dice of {result}{over_cases} on {cases} {split} cases of {where}."]
-    return sentences + _extremes(summary, sites) + _best_model(summary) + _comparisons(summary)
+    sentences = [f"{start}, {whose} a mean {score} of {result}{over_cases} on {cases} {split} cases of {where}."]
+    return sentences + _extremes(kind, sites) + _best_model(summary) + _comparisons(summary)
 
 
-def _extremes(summary: Summary, sites: pd.DataFrame) -> list[str]:
-    sentences = []
+def _extremes(kind: Objective, sites: pd.DataFrame) -> list[str]:
+    sentences, score = [], kind.primary
     # A site without any case of a hard region is no better for it: rank sites that have every region, if there are two.
-    complete = sites.dropna(subset=[f"Dice {r}" for r in task_of(summary).region_names])
-    ranked = (complete if len(complete) > 1 else sites)["Dice mean"].dropna().sort_values(ascending=False)
+    complete = sites.dropna(subset=[f"{score.title} {output}" for output in kind.outputs])
+    means = (complete if len(complete) > 1 else sites)[mean_column(kind)].dropna()
+    ranked = means.sort_values(ascending=not score.higher_is_better)
     if len(ranked) > 1:
-        sentences.append(
-            f"It is best at {ranked.index[0]} ({ranked.iloc[0]:.3f}) and weakest at {ranked.index[-1]} "
-            f"({ranked.iloc[-1]:.3f})."
-        )
-    regions = {r: number(sites[f"Dice {r}"].mean()) for r in task_of(summary).region_names}
-    known = {r: v for r, v in regions.items() if v is not None}
+        best, weakest = (format(ranked.iloc[place], score.form) for place in (0, -1))
+        sentences.append(f"It is best at {ranked.index[0]} ({best}) and weakest at {ranked.index[-1]} ({weakest}).")
+    outputs = {output: number(sites[f"{score.title} {output}"].mean()) for output in kind.outputs}
+    known = {output: value for output, value in outputs.items() if value is not None}
     if len(known) > 1:
-        low = min(known, key=lambda r: known[r])
-        sentences.append(f"The hardest region is {low} (mean Dice {known[low]:.3f}).")
+        worst = min(known, key=lambda output: known[output] * (1 if score.higher_is_better else -1))
+        found = format(known[worst], score.form)
+        sentences.append(f"The hardest {kind.output} is {worst} (mean {score.title} {found}).")
     return sentences
 
 
 def _best_model(summary: Summary) -> list[str]:
     best, final = part(summary, "best"), part(summary, "final")
-    value, last = number(best.get("mean_dice")), number(final.get("mean_dice"))
+    score = objective_of_run(summary).primary
+    value, last = number(best.get(f"mean_{score.name}")), number(final.get(f"mean_{score.name}"))
     if value is None or last is None:
         return []
     index, split = best.get("round", "?"), best.get("split") or "final"
     if own_models(summary):
         start = f"The sites' own models were best on validation cases in round {index}"
-        return [f"{start}; those reach {value:.3f} on the {split} cases."]
-    return [
-        f"The best model on validation cases was that of round {index}; on the {split} cases it reaches {value:.3f}."
-    ]
+        return [f"{start}; those reach {value:{score.form}} on the {split} cases."]
+    start = f"The best model on validation cases was that of round {index}"
+    return [f"{start}; on the {split} cases it reaches {value:{score.form}}."]
 
 
 def _comparisons(summary: Summary) -> list[str]:
     differences = comparison_frame(summary)["difference"].dropna()
     if differences.empty:
         return []
-    better, worse = (differences > ALIKE).sum(), (differences < -ALIKE).sum()
-    alike = len(differences) - better - worse
+    found = [statement(difference, objective_of_run(summary).primary) for difference in differences]
+    better, worse, alike = (found.count(word) for word in ("better", "worse", "about equal"))
     return [
         f"Of {len(differences)} other ways to segment the same cases, the federated model is better than "
         f"{better or 'none'}, worse than {worse or 'none'} and about equal (within {ALIKE}) to {alike or 'none'}."
@@ -137,23 +140,23 @@ def _comparisons(summary: Summary) -> list[str]:
 
 
 def score_table(summary: Summary, model: str) -> TextTable:
-    """Cases, Dice and HD95 per site and region."""
-    frame = score_frame(summary, model)
+    """Cases and scores per site and output."""
+    frame, kind = score_frame(summary, model), objective_of_run(summary)
     if frame.empty:
         return TextTable(())
-    regions = task_of(summary).region_names
-    distances = any(frame[f"HD95 {r}"].notna().any() for r in regions)
-    dice = [f"Dice {r}" for r in (*regions, "mean")]
-    hd95 = [f"HD95 {r}" for r in regions] if distances else []
-    body = [
-        [str(site), shown(row["Cases"], ".0f"), *(shown(row[c]) for c in dice), *(shown(row[c], ".1f") for c in hd95)]
-        for site, row in frame.iterrows()
-    ]
-    notes = [] if distances else ["HD95 was not measured in this run."]
-    if frame[dice].loc[[i for i in frame.index if i != MEAN_OF_CASES]].isna().any().any():
-        notes.append(f"{NOT_AVAILABLE}: no case at this site has this region, or the site sent no result.")
-    totals = 1 + (MEAN_OF_CASES in frame.index)
-    return TextTable(("Site", "Cases", *dice, *(f"{c} (mm)" for c in hd95)), body, totals, 1, notes)
+    forms, header, notes = {"Cases": ".0f"}, ["Site", "Cases"], []
+    for score in kind.scores:
+        columns = [c for c in frame.columns if str(c).startswith(f"{score.title} ")]
+        if score != kind.primary and not frame[columns].notna().any().any():
+            notes.append(f"{score.title} was not measured in this run.")
+            continue
+        forms |= dict.fromkeys(columns, score.form)
+        header += [f"{column} ({score.unit})" if score.unit else column for column in columns]
+    body = [[str(site), *(shown(row[c], form) for c, form in forms.items())] for site, row in frame.iterrows()]
+    primary = [c for c in frame.columns if str(c).startswith(f"{kind.primary.title} ")]
+    if frame[primary].loc[[i for i in frame.index if i != MEAN_OF_CASES]].isna().any().any():
+        notes.append(f"{NOT_AVAILABLE}: no case at this site has this {kind.output}, or the site sent no result.")
+    return TextTable(header, body, 1 + (MEAN_OF_CASES in frame.index), 1, notes)
 
 
 def empty_table(summary: Summary, model: str) -> TextTable:
@@ -164,23 +167,23 @@ def empty_table(summary: Summary, model: str) -> TextTable:
 
 def comparison_table(summary: Summary) -> TextTable:
     """Other ways beside the federated model on the same sites, with a plain statement."""
-    body = []
+    body, score = [], objective_of_run(summary).primary
     for row in comparison_frame(summary).itertuples():
         scored = f"{row.sites}" if row.sites else "all"
-        text = [shown(row.dice), shown(row.federated), shown(row.difference, "+.3f")]
-        body.append([row.name, row.description, statement(row.difference), scored, *text])
-    header = ("Other way", "What it is", "The federated model is", "Sites", "Dice", "Federated", "Difference")
+        text = [shown(row.score, score.form), shown(row.federated, score.form), shown(row.difference, f"+{score.form}")]
+        body.append([row.name, row.description, statement(row.difference, score), scored, *text])
+    header = ("Other way", "What it is", "The federated model is", "Sites", score.title, "Federated", "Difference")
     return TextTable(header, body, 0, 3)
 
 
-def statement(difference: Any) -> str:
-    """Whether the federated model beats the other way."""
+def statement(difference: Any, score: Score) -> str:
+    """Whether the federated model beats the other way, whose score is smaller by ``difference``."""
     known = number(difference)
     if known is None:
         return "not comparable"
     if abs(known) <= ALIKE:
         return "about equal"
-    return "better" if known > 0 else "worse"
+    return "better" if score.better(known, 0) else "worse"
 
 
 def cross_site_table(summary: Summary) -> TextTable:

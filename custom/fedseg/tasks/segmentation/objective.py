@@ -19,10 +19,43 @@ class Segmentation(Objective):
 
     title = "segmentation"
     output = "region"
-    scores = (Score("dice", "Dice", highest=1.0), Score("hd95", "HD95", "mm", higher_is_better=False, form=".1f"))
-    counts: ClassVar[Mapping[str, tuple[str, ...]]] = {"empty": ("both", "reference", "prediction")}
+    scores = (
+        Score(
+            "dice",
+            "Dice",
+            highest=1.0,
+            hint="1 is perfect, 0 is no overlap",
+            meaning="Twice the shared volume of prediction and reference over the sum of their volumes. It is "
+            "unforgiving to small structures: one voxel matters more there.",
+        ),
+        Score(
+            "hd95",
+            "HD95",
+            "mm",
+            higher_is_better=False,
+            form=".1f",
+            hint="smaller is better",
+            meaning="The distance in millimetres within which 95\N{NO-BREAK SPACE}% of one surface lies from the "
+            "other; computed in both directions, the larger counts. Always on the image's original grid.",
+            caveat="A region that was missed or invented altogether counts as a very large distance and dominates such "
+            "a mean.",
+        ),
+    )
+    counts: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "empty": {
+            "both": "in both (agreement)",
+            "reference": "only in the reference (false alarm)",
+            "prediction": "only in the prediction (missed)",
+        }
+    }
     interpolation = "nearest"
     masks = True
+    glossary: ClassVar[Mapping[str, str]] = {
+        "Empty regions": "A patient may have no voxel of a region, such as no enhancing tumour. The BraTS convention: "
+        "if prediction and reference are both empty, Dice is 1 and HD95 is 0; if only one is, Dice is 0 and HD95 is "
+        'the diagonal of the image (373\N{NO-BREAK SPACE}mm for a BraTS image). The convention "exclude" leaves '
+        "cases with an empty reference out of the means instead."
+    }
 
     @property
     def outputs(self) -> tuple[str, ...]:

@@ -12,11 +12,11 @@ from fedseg.contract.plan import Plan, parse_plan
 from fedseg.contract.split_settings import parse_split
 from fedseg.tasks.segmentation.losses import SegmentationLoss
 from fedseg.training.patches import Sample
-from fedseg.training.split.baselines import WholeNetwork
 from fedseg.training.split.half import Half
 from fedseg.training.split.halves import plan_loss, plan_parts
 from fedseg.training.split.server_half import ServerHalf
 from fedseg.training.split.site_half import SiteHalf
+from split_baselines import WholeNetwork
 from tiny import PLAN, TASK
 
 OVERLAPPING = {**TASK, "patch_size": [8, 8, 8]}

@@ -16,13 +16,13 @@ from fedseg.training.split.halves import (
     plan_parts,
     server_half,
     site_half,
-    whole_network,
     whole_weights,
 )
-from fedseg.training.split.loops import splitavg_step
 from fedseg.training.split.server_half import ServerHalf
 from fedseg.training.split.site_half import SiteHalf
+from split_baselines import whole_network
 from split_example import EXCLUSIVE, OVERLAPPING, batch, plan_of
+from split_loops import splitavg_step
 
 
 def test_defaults_and_their_json_form():

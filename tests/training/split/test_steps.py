@@ -6,7 +6,6 @@ import torch
 
 from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.tasks.segmentation.losses import SegmentationLoss
-from fedseg.training.split.loops import splitavg_round, splitavg_step
 from split_example import (
     EXCLUSIVE,
     OVERLAPPING,
@@ -19,6 +18,7 @@ from split_example import (
     stream,
     whole,
 )
+from split_loops import splitavg_round, splitavg_step
 
 SIZES = {"two": {"a": 2, "b": 2}, "unequal": {"a": 1, "b": 3}, "three": {"a": 2, "b": 1, "c": 3}}
 SEGRESNET = {"name": "segresnet", "init_filters": 4, "blocks_down": [1, 1], "blocks_up": [1]}

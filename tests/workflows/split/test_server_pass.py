@@ -5,8 +5,8 @@ import pytest
 
 from fedseg.errors import RefusalError
 from fedseg.messages.calls.call import AT_PREDICTIONS, FEATURES, PARAMETERS
-from fedseg.training.split.loops import splitavg_step
 from split_example import all_weights, same_bits
+from split_loops import splitavg_step
 from split_wire import SITES, STEPS, Wire, make_data, plain, plan_of
 
 SAID = "loss: its numbers are so large that the loss or a gradient is not finite"

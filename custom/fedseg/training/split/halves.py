@@ -12,7 +12,6 @@ from fedseg.networks.split.parts import ServerPart, SitePart, join_weights, spli
 from fedseg.networks.split.stages import cut_stages
 from fedseg.networks.weights import Arrays, check_weights
 from fedseg.training.optimisation import plan_loss
-from fedseg.training.split.baselines import WholeNetwork
 from fedseg.training.split.checks import check_mean_over_samples
 from fedseg.training.split.server_half import ServerHalf
 from fedseg.training.split.site_half import SiteHalf
@@ -65,11 +64,6 @@ def server_half(plan: Plan, split: SplitSettings, device: torch.device | str = "
     check_split(split, plan)
     _, part = plan_parts(plan, split)
     return ServerHalf(part, plan.training, split, plan_loss(plan), device)
-
-
-def whole_network(plan: Plan, device: torch.device | str = "cpu") -> WholeNetwork:
-    """The plan's network in one piece, with the weights of the plan's seed."""
-    return WholeNetwork(_build(plan), plan.training, plan_loss(plan), device)
 
 
 def whole_weights(plan: Plan, site: SiteHalf | Arrays, server: ServerHalf | Arrays) -> Arrays:

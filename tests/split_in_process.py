@@ -22,10 +22,10 @@ from fedseg.networks.weights import Arrays
 from fedseg.randomness import derive_seed
 from fedseg.simulation.in_process import score_sites
 from fedseg.training.patches import Sample
-from fedseg.training.split.baselines import cyclic_round, pooled_round
-from fedseg.training.split.halves import server_half, site_half, whole_network, whole_weights
-from fedseg.training.split.loops import splitavg_round, splitnn_round
+from fedseg.training.split.halves import server_half, site_half, whole_weights
 from fedseg.training.trainer import SiteTrainer, TrainerSetup
+from split_baselines import cyclic_round, pooled_round, whole_network
+from split_loops import splitavg_round, splitnn_round
 
 SPLIT, CYCLIC, POOLED = "split", "cyclic", "pooled"
 KINDS = (SPLIT, CYCLIC, POOLED)

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 
+from fedseg.contract.plan import Plan
 from fedseg.contract.settings import TrainingSettings
 from fedseg.networks.weights import apply_difference, difference
 from fedseg.tasks.segmentation.losses import SegmentationLoss
-from fedseg.training.optimisation import check_loss
+from fedseg.training.optimisation import check_loss, plan_loss
 from fedseg.training.patches import Sample
 from fedseg.training.split.half import Half
 
@@ -90,3 +91,8 @@ def cyclic_round(
         model = apply_difference(model, difference(whole.weights(), model))
         whole.set_weights(model)
     return losses
+
+
+def whole_network(plan: Plan, device: torch.device | str = "cpu") -> WholeNetwork:
+    """The plan's network in one piece, with the weights of the plan's seed."""
+    return WholeNetwork(plan.build_network(), plan.training, plan_loss(plan), device)

@@ -9,10 +9,10 @@ import pytest
 from fedseg.data.datalist import read_datalist
 from fedseg.errors import ConfigurationError
 from fedseg.jobs.job import read_job
-from fedseg.simulation.split_in_process import CYCLIC, POOLED, SPLIT, SplitInProcess
+from split_in_process import CYCLIC, POOLED, SPLIT, SplitInProcess
 from tiny import PLAN, make_sites
 
-JOB = Path(__file__).parents[2] / "jobs" / "hippocampus_splitavg"
+JOB = Path(__file__).parents[3] / "jobs" / "hippocampus_splitavg"
 ROUNDS = 2
 
 

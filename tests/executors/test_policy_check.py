@@ -199,7 +199,7 @@ def site(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDSEG_STATE", str(tmp_path / "state"))
     made = Site(tmp_path / "site", monkeypatch)
     made.sent = []
-    monkeypatch.setattr(made.executor, "_send_curves", lambda *a: made.sent.append(a))
+    monkeypatch.setattr("fedseg.executors.site_executor.send_curves", lambda *a: made.sent.append(a))
     made.context.get_engine().get_all_components = lambda: {"guard": Guard()}
     made.policy = lambda **rules: (tmp_path / "data" / "a" / "policy.json").write_text(json.dumps(rules))
     return made
@@ -217,7 +217,7 @@ def test_every_task_asks_the_policy_as_it_is_now(site):
 
 
 def test_a_job_is_refused_before_its_data_is_looked_at(site, monkeypatch):
-    monkeypatch.setattr("fedseg.executors.training.admit_data", lambda *a: pytest.fail("it was looked at"))
+    monkeypatch.setattr("fedseg.executors.site_session.admit_data", lambda *a: pytest.fail("it was looked at"))
     site.policy(tasks=["brats"])
     assert "rule tasks" in site.prepare().get_header(TEXT)
 
@@ -251,7 +251,7 @@ def test_withheld_scalars_scores_and_curves(site, tmp_path):
 def test_curves_tell_no_more_than_the_report(site):
     site.policy(scalars=["val_loss"], events=True)
     assert site.train().get_return_code() == ReturnCode.OK
-    (report, *_) = site.sent[0]
+    (_, report, *_) = site.sent[0]
     assert (report.train_loss, dict(report.val_dice)) == (None, {})
     assert report.val_loss is not None
 

@@ -111,7 +111,7 @@ def test_no_line_names_a_patient_or_a_file(site, tmp_path):
     site.task("prepare", site.question())
     site.task("train", site.message())
     next((tmp_path / "data" / "a" / "images").glob("*_image.nii.gz")).unlink()
-    site.executor._trainer = None
+    site.executor.session.trainer = None
     site.task("prepare", site.question())
     text = (site.state / "run" / "record.jsonl").read_text()
     for name in (str(tmp_path), "nii", "a-0", "a-1", "a-2"):

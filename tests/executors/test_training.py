@@ -46,7 +46,7 @@ class Site:
         self.context.set_prop(ReservedKey.IDENTITY_NAME, "a", private=True)
         self.context.set_prop(ReservedKey.RUN_NUM, "job-1", private=True)
         self.executor = SegmentationExecutor()
-        monkeypatch.setattr(self.executor, "_send_curves", lambda *a: None)
+        monkeypatch.setattr("fedseg.executors.site_executor.send_curves", lambda *a: None)
 
     @property
     def plan(self):
@@ -119,7 +119,7 @@ def test_validate_scores_the_splits_asked_for_and_keeps_cases_at_home(site, tmp_
 
 
 def test_a_loss_that_is_no_number_is_not_sent_and_the_dice_is(site, monkeypatch):
-    monkeypatch.setattr("fedseg.executors.training.mean_loss", lambda scored: float("nan"))
+    monkeypatch.setattr("fedseg.executors.scoring.mean_loss", lambda scored: float("nan"))
     score = DXO(DataKind.WEIGHTS, data=site.weights(), meta={RUN_ID: "run", SPLITS: ["final"]})
     part = from_shareable(site.ask("validate", score)).data["final"]
     assert part["loss"] is None
@@ -229,7 +229,7 @@ def test_a_provisioned_site_has_its_own_profile(site, tmp_path, monkeypatch):
     assert site.train().get_return_code() == ReturnCode.OK
     assert (tmp_path / "kept" / "run" / "round-00000.pt").is_file()
     (site.folder / "local" / "fedseg.json").write_text(json.dumps({"datasets": {"brats": "x"}, "state": "kept"}))
-    site.executor._trainer = None
+    site.executor.session.trainer = None
     assert_refused(site.prepare(), "data", "no data set named 'tiny'", tmp_path)
 
 
@@ -286,11 +286,11 @@ def test_hooks_are_components_of_the_job(site, tmp_path, caplog):
 
     components = {"count": Count(), "other": object()}
     site.context.get_engine().get_component = components.get
-    site.executor.hooks = ["count"]
+    site.executor.session.hooks = ["count"]
     site.train()
     assert len(calls) == 2
     for wrong in ("other", "nothing"):
-        site.executor._trainer, site.executor.hooks = None, [wrong]
+        site.executor.session.trainer, site.executor.session.hooks = None, [wrong]
         with caplog.at_level(logging.ERROR):
             assert_refused(site.train(), "configuration", "own log", tmp_path)
         assert wrong in caplog.text

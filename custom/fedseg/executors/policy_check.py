@@ -20,7 +20,7 @@ from fedseg.filters.guard.guard import Guard
 from fedseg.messages.job import job_name
 from fedseg.site.policy import OPEN, SitePolicy
 from fedseg.site.policy_rules import broken, check_protection, planned_fraction
-from fedseg.training.hooks import TrainingHook
+from fedseg.training.hooks import TrainingHook, replaces
 
 
 @dataclass(frozen=True)
@@ -59,17 +59,17 @@ def job_terms(plan: Plan, fl_ctx: FLContext) -> JobTerms:
     steps = tuple(f.step() for f in chain)
     components = list(_components(fl_ctx))
     return JobTerms(
-        job_name(fl_ctx),
-        plan.task.name,
-        plan.dataset,
-        steps,
-        guaranteed,
-        any(result_filters(fl_ctx, task) for task in UPDATE_TASKS),
-        planned_fraction(steps) * (1 - _kept(plan, set().union(*own_names(chain, plan)))),
-        any(isinstance(c, Guard) for c in components),
-        tuple(sorted({name for c in components if (name := _foreign(c))})),
-        guaranteed and not is_guaranteed(chain),
-        any(_tells_statistics(hook) for hook in (*components, *hooks_of(every))),
+        job=job_name(fl_ctx),
+        task=plan.task.name,
+        dataset=plan.dataset,
+        steps=steps,
+        guaranteed=guaranteed,
+        filtered=any(result_filters(fl_ctx, task) for task in UPDATE_TASKS),
+        fraction=planned_fraction(steps) * (1 - _kept(plan, set().union(*own_names(chain, plan)))),
+        guarded=any(isinstance(c, Guard) for c in components),
+        foreign=tuple(sorted({name for c in components if (name := _foreign(c))})),
+        misplaced=guaranteed and not is_guaranteed(chain),
+        statistics=any(_tells_statistics(hook) for hook in (*components, *hooks_of(every))),
     )
 
 
@@ -178,7 +178,7 @@ def _components(fl_ctx: FLContext) -> Iterable[object]:
 
 
 def _tells_statistics(component: object) -> bool:
-    return isinstance(component, TrainingHook) and type(component).statistics is not TrainingHook.statistics
+    return isinstance(component, TrainingHook) and replaces(component, "statistics")
 
 
 def _foreign(component: object) -> str | None:

@@ -38,21 +38,43 @@ def site_round(
     scored = trainer.validate(weights)
     result = trainer.train_round(weights, round_number, total_rounds, extras, totals, settings)
     after = trainer.validate(result.weights) if trainer.settings.validate_after else []
-    told = {name: value for hook in trainer.hooks for name, value in hook.report(trainer).items()}
-    report = SiteReport(
-        num_samples=result.num_samples,
-        num_steps=result.num_steps,
-        train_loss=result.train_loss,
+    report = report_round(trainer, scored, result.num_steps, result.train_loss, start, result.seconds, after)
+    return join_extras(result.update, result.extras), report
+
+
+def report_round(
+    trainer: SiteTrainer,
+    scored: Sequence[ScoredCase],
+    num_steps: int,
+    train_loss: float | None,
+    start: float,
+    seconds_training: float,
+    after: Sequence[ScoredCase] = (),
+) -> SiteReport:
+    """What a site tells of a round, of a whole network or of a part of one.
+
+    Args:
+        trainer: the site.
+        scored: validation cases under the received model.
+        num_steps: optimizer steps of the round.
+        train_loss: mean loss over them; None where the site does not know it.
+        start: when the round began, by ``time.perf_counter``.
+        seconds_training: the part of it spent in training.
+        after: validation cases under the site's own model, where it is scored.
+    """
+    return SiteReport(
+        num_samples=len(trainer.training_cases),
+        num_steps=num_steps,
+        train_loss=train_loss,
         val_loss=mean_loss(scored),
         val_dice=summarise([case.score for case in scored])["dice"],
         val_cases=len(scored),
         seconds=time.perf_counter() - start,
-        seconds_training=result.seconds,
+        seconds_training=seconds_training,
         val_loss_after=mean_loss(after),
         val_dice_after=summarise([case.score for case in after])["dice"].get("mean") if after else None,
-        extras=told,
+        extras={name: value for hook in trainer.hooks for name, value in hook.report(trainer).items()},
     )
-    return join_extras(result.update, result.extras), report
 
 
 def mean_loss(scored: Sequence[ScoredCase]) -> float | None:

@@ -45,7 +45,7 @@ class SplitSite(Recording):
         training = {**PLAN["training"], "batch_dice": False}
         super().__init__(folder, monkeypatch, {**PLAN, "training": training, "split": split})
         self.executor, self.cell = SplitExecutor(), Cell()
-        monkeypatch.setattr(self.executor, "_send_curves", lambda *a: None)
+        monkeypatch.setattr("fedseg.executors.site_executor.send_curves", lambda *a: None)
         engine = self.context.get_engine()
         engine.get_cell = lambda: self.cell
         self.executor.handle_event(EventType.START_RUN, self.context)
@@ -282,7 +282,7 @@ def test_what_broke_a_round_off_is_logged_also_where_the_record_cannot_be_writte
         raise RefusalError("state", "The record cannot be written.")
 
     def broken():
-        monkeypatch.setattr(site.executor._record, "called", full)
+        monkeypatch.setattr(site.executor.session.record, "called", full)
         yield Call(Ask.BACKWARD, "s1", 0, arrays={GRADIENTS: {"encoder1": np.zeros((2, 4, 8, 8, 8), np.float32)}})
 
     with caplog.at_level(logging.ERROR, "fedseg.executors.split.executor"):

@@ -23,6 +23,7 @@ from executors.test_training import Site
 from fedseg.contract.protocol import REASON, STEPS, TEXT
 from fedseg.contract.report import META_KEY, ReportField, SiteReport, parse_report
 from fedseg.contract.update import ENCRYPTED, Stage
+from fedseg.executors.curves import send_curves
 from fedseg.executors.training import SegmentationExecutor
 from fedseg.filters.guard import guard as guard_module
 from fedseg.filters.guard.guard import CURVES, Guard
@@ -129,7 +130,7 @@ class Lag(TrainingHook):
 
 @pytest.fixture
 def lagging(site):
-    site.executor.hooks = ["lag"]
+    site.executor.session.hooks = ["lag"]
     site.context.get_engine().get_component = {"lag": Lag()}.get
     return site
 
@@ -580,7 +581,7 @@ def test_a_curve_of_a_withheld_field_is_stopped(site):
 def test_every_curve_of_the_executor_passes_the_guard(site):
     """Two losses, the Dice of two regions and their mean; none is sent twice."""
     report, wire = parse_report(meta(site.update())), Wire(site)
-    SegmentationExecutor()._send_curves(report, 0, wire.context)
+    send_curves(SegmentationExecutor(), report, 0, wire.context)
     assert [from_shareable(event).data["track_key"] for event in wire.sent] == [
         *("train_loss", "val_loss", "val_dice/inner", "val_dice/whole", "val_dice/mean"),
     ]

@@ -1,0 +1,173 @@
+"""What a site has loaded for the run at hand, whichever executor works on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.signal import Signal
+
+from fedseg.contract.plan import Plan
+from fedseg.contract.report import SiteReport, declared_fields
+from fedseg.errors import ConfigurationError, FedsegError, RefusalError
+from fedseg.executors.admission import admit_data, check_version
+from fedseg.executors.job_identity import job_fingerprint
+from fedseg.executors.policy_check import JobTerms, check_cases, check_job, curves_leave, job_terms
+from fedseg.executors.site_record import SiteRecord
+from fedseg.filters.base import hooks_of, own_names
+from fedseg.filters.chain import update_chain
+from fedseg.filters.context import SiteContext, patients_of
+from fedseg.messages.job import job_name, site_profile
+from fedseg.networks.weights import Arrays
+from fedseg.site.policy import OPEN, SitePolicy
+from fedseg.site.profile import SiteProfile
+from fedseg.site.state import SiteState, claim
+from fedseg.training.hooks import TrainingHook
+from fedseg.training.trainer import SiteTrainer, TrainerSetup
+
+
+class SiteSession:
+    """A site's profile and policy, what the job asks of it, its trainer, and its record of the run.
+
+    Every executor owns one. The trainer is built at the first task after each start of the process; profile and policy
+    are read again at every task, since they may change while a job runs.
+
+    >>> session = SiteSession(hooks=["prox"])
+    >>> session.trainer, session.policy.features, session.guaranteed
+    (None, True, False)
+
+    Attributes:
+        hooks: ids of the job's components that are training hooks.
+        record: the site's record of this run.
+        profile: of the site; None before the first task.
+        terms: what the job asks; None before the first task.
+        trainer: of the run; None before the first task.
+        run_id: keys the site's state.
+        abort: FLARE's signal of the task at hand.
+    """
+
+    def __init__(self, hooks: Sequence[str] = ()) -> None:
+        self.hooks, self.record = list(hooks), SiteRecord()
+        self.profile: SiteProfile | None = None
+        self.terms: JobTerms | None = None
+        self.trainer: SiteTrainer | None = None
+        self.run_id = ""
+        self.abort: Signal | None = None
+
+    def load_run(self, plan: Plan, run_id: str | None, fl_ctx: FLContext) -> SiteTrainer:
+        """Check the job against the site's policy; give the trainer of the run, which is built where it is another.
+
+        Args:
+            plan: of the job.
+            run_id: from the task; without one it is FLARE's id of the job.
+            fl_ctx: of the task.
+
+        Raises:
+            RefusalError: the site does not take part (reasons ``version``, ``policy``, ``state``, ``data``, ``task``).
+            ConfigurationError: the site's profile or the job is wrong.
+        """
+        check_version(plan)
+        self.profile = site_profile(fl_ctx)
+        self.terms = job_terms(plan, fl_ctx)
+        check_job(self.profile.policy, self.terms)
+        if self.trainer is None or (run_id and run_id != self.run_id):
+            self.run_id, self.trainer = run_id or fl_ctx.get_job_id(), None
+            self.trainer = self._new_trainer(plan, self.profile, fl_ctx)
+        check_cases(self.profile.policy, len(self.trainer.datalist.training))
+        return self.trainer
+
+    @property
+    def policy(self) -> SitePolicy:
+        """The site's policy; one that forbids nothing where the site has none."""
+        return (self.profile.policy if self.profile is not None else None) or OPEN
+
+    @property
+    def guaranteed(self) -> bool:
+        """Whether the job computes a formal guarantee for this site, which then tells nothing besides."""
+        return self.terms is not None and self.terms.guaranteed
+
+    @property
+    def folder(self) -> Path:
+        """This site's folder of the run."""
+        if self.profile is None:
+            raise RefusalError("state", "The task came before the run was opened at this site.")
+        return self.profile.state / self.run_id
+
+    def state_folder(self, fl_ctx: FLContext) -> Path | None:
+        """Where this site keeps its state, also before a run; None where its profile cannot be read."""
+        try:
+            return (self.profile or site_profile(fl_ctx)).state
+        except FedsegError:
+            return None
+
+    def permitted(self, report: SiteReport) -> SiteReport:
+        """The report with those fields only that may leave this site."""
+        hooks = self.trainer.hooks if self.trainer is not None else ()
+        return report.only(self.policy.report_fields(self.guaranteed, declared_fields(hooks)))
+
+    @property
+    def curves_leave(self) -> bool:
+        """Whether curves of losses and scores may leave during training."""
+        return curves_leave(self.policy, self.guaranteed)
+
+    def attach(
+        self, trainer: SiteTrainer, round_number: int, received: Arrays, meta: Mapping[str, Any], fl_ctx: FLContext
+    ) -> None:
+        """Tell the filters of the result what it is made from.
+
+        Args:
+            trainer: of the run.
+            round_number: from 0.
+            received: arrays of the task.
+            meta: of the task.
+            fl_ctx: of the task.
+        """
+        assert self.profile is not None
+        context = SiteContext(
+            site=trainer.site,
+            job=job_name(fl_ctx),
+            plan=trainer.plan,
+            run_id=self.run_id,
+            round_number=round_number,
+            profile=self.profile,
+            patients=patients_of(trainer.datalist),
+            global_weights=received,
+            task_meta={k: v for k, v in meta.items() if isinstance(v, str | bool | int | float | list)},
+            trainer=trainer,
+        )
+        context.attach(fl_ctx)
+        for item in update_chain(fl_ctx):
+            item.before_task(context)
+
+    def _new_trainer(self, plan: Plan, profile: SiteProfile, fl_ctx: FLContext) -> SiteTrainer:
+        """Bind the run's folder to the job, open its record, and build the trainer."""
+        site = fl_ctx.get_identity_name()
+        claim(profile.state, site)
+        state = SiteState(profile.state, self.run_id)
+        self.record.close()
+        state.bind(job_fingerprint(plan, fl_ctx))
+        self.record.open(state.folder, site)
+        datalist, chain = admit_data(plan, profile), update_chain(fl_ctx)
+        private, frozen = own_names(chain, plan)
+        setup = TrainerSetup(
+            state=state,
+            device=profile.device,
+            cache=profile.cache,
+            hooks=[*(_hook(name, fl_ctx) for name in self.hooks), *hooks_of(chain)],
+            private=private,
+            frozen=frozen,
+            simulated=profile.simulated,
+            aborted=lambda: bool(self.abort and self.abort.triggered),
+        )
+        torch.set_num_threads(plan.training.threads)
+        return SiteTrainer(plan, site, datalist, setup)
+
+
+def _hook(name: str, fl_ctx: FLContext) -> TrainingHook:
+    hook = fl_ctx.get_engine().get_component(name)
+    if not isinstance(hook, TrainingHook):
+        raise ConfigurationError("executor.hooks", name, "the id of a component that is a training hook")
+    return hook

@@ -21,7 +21,7 @@ from fedseg.networks.weights import get_weights
 from fedseg.privacy.accounting.ledger import Ledger
 from fedseg.site.profile import CONTEXT_FILE
 from fedseg.training.split.halves import plan_cost
-from fedseg.training.split.message import step_bytes, turn_bytes
+from split_bytes import step_bytes, turn_bytes
 from tiny import PLAN, make_sites
 
 SECONDS, CASES = 600, 3

@@ -18,7 +18,7 @@ from fedseg.provenance.reading import read_record
 from fedseg.simulation.run_folder import prepare_output
 from fedseg.simulation.simulator import simulate
 from fedseg.training.split.halves import plan_cost
-from fedseg.training.split.message import step_bytes, turn_bytes
+from split_bytes import step_bytes, turn_bytes
 from split_in_process import CYCLIC, SPLIT, SplitInProcess
 from tiny import PLAN, make_sites
 

@@ -8,7 +8,7 @@ import pytest
 
 from fedseg.files.hash_chain_check import ChainError
 from fedseg.provenance.reading import read_record
-from fedseg.provenance.run_log import RecordError, RunLog, versions
+from fedseg.provenance.run_log import RecordError, RunLog
 
 
 def log(folder, name="alpha", run_id="run"):
@@ -122,8 +122,3 @@ def test_a_copy_is_a_record_of_its_own_with_its_head(tmp_path):
         file.truncate(200)
     with pytest.raises(ChainError):
         read_record(tmp_path / "copy" / "record.jsonl")
-
-
-def test_versions_are_those_of_what_makes_a_round():
-    assert set(versions()) == {"fedseg", "python", "nvflare", "torch"}
-    assert "not installed" not in versions().values()

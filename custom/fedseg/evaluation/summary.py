@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,12 +15,10 @@ from fedseg.files.documents import write_json
 from fedseg.tasks.objective import MEAN, Objective, mean, objective_of
 from fedseg.tasks.registry import resolve_task
 from fedseg.tasks.task import Task
-from fedseg.version import __version__
 
 SCHEMA = "fedseg-summary-1"
 # Described under other keys of the summary.
 _ELSEWHERE = ("aggregator", "server_optimizer", "shared_arrays", "selection", "run_id", "resume", "resume_round")
-_PACKAGES = ("nvflare", "monai", "torch", "numpy", "nibabel", "SimpleITK")
 
 
 class RunJob(Protocol):
@@ -37,17 +33,6 @@ class RunJob(Protocol):
     def workflow(self) -> dict[str, Any]: ...
 
     def hooks(self) -> list[dict[str, Any]]: ...
-
-
-def versions() -> dict[str, str]:
-    """Versions of fedseg, Python and the packages that decide about results."""
-    found = {"fedseg": __version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def describe_run(

@@ -25,7 +25,6 @@ from fedseg.privacy.accounting.epsilon import (
     REPLACE,
     SITE_UPDATE,
     Release,
-    epsilon,
     relative_to_sensitivity,
 )
 from fedseg.privacy.accounting.ledger import Ledger, Spent
@@ -68,10 +67,6 @@ class GuaranteedFilter(UpdateFilter):
     @abstractmethod
     def protect(self, update: Update, noise: NoiseSource, context: SiteContext) -> Protected:
         """What may leave; facts that depend on the data only in simulations."""
-
-    def epsilon_after(self, rounds: int) -> float:
-        """Epsilon of so many releases at most, if the ledger holds nothing else."""
-        return epsilon([replace(self.planned(), count=rounds)], self.delta)
 
     def enter(self, release: Release, context: SiteContext) -> Spent:
         """Enter a release in the site's ledger; what is refused here stays.

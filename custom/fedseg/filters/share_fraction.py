@@ -12,17 +12,16 @@ from typing import Any
 import numpy as np
 
 from fedseg import allowed
-from fedseg.contract.protocol import KEEP, LINEAGE, START
 from fedseg.contract.update import SPARSE, Stage, Update
 from fedseg.errors import RefusalError
 from fedseg.filters.base import UpdateFilter
 from fedseg.filters.context import SiteContext
+from fedseg.messages.task_data import branch
 from fedseg.networks.weights import Arrays
 from fedseg.privacy.mechanisms.clipping import clip_coordinates
 from fedseg.privacy.mechanisms.sparse import to_sparse
 from fedseg.privacy.mechanisms.top_k import largest
 from fedseg.site.residuals import ResidualStore
-from fedseg.site.state import DEFAULT_KEEP
 
 logger = logging.getLogger(__name__)
 FOLDER = "unsent"
@@ -90,10 +89,8 @@ class ShareFraction(UpdateFilter):
 
 
 def _store(context: SiteContext) -> ResidualStore:
-    """Residuals live as long as the site's states: one more round than the server keeps to go back to."""
-    kept = int(context.task_meta.get(KEEP, DEFAULT_KEEP))
-    meta = context.task_meta
-    return ResidualStore(context.folder / FOLDER, kept + 1 if kept else 0, meta.get(START), meta.get(LINEAGE))
+    """Residuals live as long as the site's states."""
+    return ResidualStore(context.folder / FOLDER, *branch(context.task_meta))
 
 
 def _sum(update: Arrays, residual: Mapping[str, np.ndarray]) -> Arrays:

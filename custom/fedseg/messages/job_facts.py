@@ -11,7 +11,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.job_def import JobMetaKey
 
 from fedseg.files.digest import folder_digest
-from fedseg.provenance.run_log import versions
+from fedseg.version import versions
 
 _SUBMITTER = {
     "name": JobMetaKey.SUBMITTER_NAME,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,10 +32,14 @@ def received_arrays(params: Any) -> Arrays:
 def follow_server(state: SiteState | None, meta: Mapping[str, Any]) -> None:
     """Keep states as long as the server needs them; the next one says to which start of the server it belongs."""
     if state is not None:
-        # One more than the server, which may go back to a round while this site is already in the next.
-        kept = int(meta.get(KEEP, DEFAULT_KEEP))
-        state.keep = kept + 1 if kept else 0
-        state.start, state.lineage = meta.get(START), meta.get(LINEAGE)
+        state.keep, state.start, state.lineage = branch(meta)
+
+
+def branch(meta: Mapping[str, Any]) -> tuple[int, str | None, Sequence[str] | None]:
+    """How many rounds a site keeps (0: all), the server's start that asks, and for each finished round its start."""
+    kept = int(meta.get(KEEP, DEFAULT_KEEP))
+    # One more than the server, which may go back to a round while this site is already in the next.
+    return kept + 1 if kept else 0, meta.get(START), meta.get(LINEAGE)
 
 
 def update_message(update: Arrays, report: SiteReport, round_number: int) -> Shareable:

@@ -5,23 +5,19 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from platform import python_version
 from typing import Any
 
 from fedseg.errors import ConfigurationError, FedsegError
 from fedseg.files.documents import whole_file
 from fedseg.files.hash_chain import HashChain
 from fedseg.files.hash_chain_check import ChainError, Entry, head_path
-from fedseg.version import __version__
 
 RECORD_FILE = "record.jsonl"
 # Jobs that a site refused before they had a run there; no run id begins with an underscore.
 REFUSED_FILE = "_refused.jsonl"
 SCHEMA = "fedseg-record-1"
 SERVER_SIDE, SITE_SIDE = "server", "site"
-_PACKAGES = ("nvflare", "torch")
 
 
 class RecordError(FedsegError):
@@ -127,14 +123,3 @@ def copy_record(record: Path, folder: Path) -> None:
         if source.is_file():
             with whole_file(folder / source.name) as temporary:
                 shutil.copyfile(source, temporary)
-
-
-def versions() -> dict[str, str]:
-    """Versions of fedseg, Python and the packages that make rounds, as far as they are installed."""
-    found = {"fedseg": __version__, "python": python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found

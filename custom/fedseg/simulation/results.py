@@ -12,12 +12,13 @@ from fedseg.attacks.probe import Tell, probe_after_run
 from fedseg.errors import DataError
 from fedseg.evaluation.comparison import compare
 from fedseg.evaluation.report.page import write_report
-from fedseg.evaluation.summary import describe_run, last_models, versions, write_summary
+from fedseg.evaluation.summary import describe_run, last_models, write_summary
 from fedseg.jobs.job import Job
 from fedseg.models.model_file import read_model
 from fedseg.simulation.pictures import write_gallery, write_overlays
 from fedseg.simulation.run_folder import SimulationResult
 from fedseg.tasks.segmentation.metrics import CaseScore, summarise
+from fedseg.version import versions
 from fedseg.workflows.run.scores import summarise_final
 
 Summary = dict[str, Any]

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from fedseg import allowed
 from fedseg.errors import ConfigurationError
 
-Normalisation = Literal["zscore_nonzero", "zscore", "window"]
 NORMALISATIONS = ("zscore_nonzero", "zscore", "window")
 MODALITIES = ("MR", "CT")
 SEGMENTATION = "segmentation"

@@ -9,9 +9,9 @@ import torch
 from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.site.state import SiteState
 from fedseg.training.split.halves import plan_cost
-from fedseg.training.split.message import step_bytes
 from fedseg.training.split.weights import average_parts
 from split_baselines import cyclic_round, pooled_round
+from split_bytes import step_bytes
 from split_example import all_weights, batch, distance, halves, plan_of, same_bits, stream, whole
 from split_loops import splitavg_round, splitavg_step, splitnn_round
 

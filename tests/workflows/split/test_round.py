@@ -12,10 +12,10 @@ from fedseg.messages.calls.call import PARAMETERS, Ask, Call, read_call
 from fedseg.messages.sizes import message_size
 from fedseg.networks.weights import join_extras
 from fedseg.training.split.halves import plan_cost
-from fedseg.training.split.message import step_bytes
 from fedseg.training.split.site_round import SplitSite
 from fedseg.training.split.state import optimizer_arrays
 from fedseg.training.trainer import SiteTrainer, TrainerSetup
+from split_bytes import step_bytes
 from split_example import all_weights, same_bits
 from split_loops import splitavg_round, splitavg_step
 from split_wire import SITES, STEPS, Wire, make_data, plain, plan_of

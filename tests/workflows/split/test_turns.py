@@ -8,8 +8,8 @@ from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.messages.calls.call import PART, Ask, Call, read_call
 from fedseg.messages.sizes import message_size
 from fedseg.training.split.halves import plan_cost, plan_parts
-from fedseg.training.split.message import step_bytes, turn_bytes
 from fedseg.training.split.weights import check_part
+from split_bytes import step_bytes, turn_bytes
 from split_example import all_weights, same_bits
 from split_loops import splitavg_round, splitavg_step, splitnn_round
 from split_wire import SITES, Wire, make_data, plain, plan_of

@@ -20,7 +20,8 @@ from fedseg.files.hash_chain_check import Entry
 from fedseg.models.model_file import write_model
 from fedseg.models.note import ModelNote, replaced_note
 from fedseg.networks.weights import Arrays
-from fedseg.provenance.run_log import RunLog, versions
+from fedseg.provenance.run_log import RunLog
+from fedseg.version import versions
 
 logger = logging.getLogger(__name__)
 FOLDER = "fedseg"

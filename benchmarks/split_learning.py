@@ -48,11 +48,11 @@ from fedseg.data.site_folders import write_sites
 from fedseg.jobs.job import Job, read_job
 from fedseg.simulation.in_process import InProcessFederation, score_sites
 from fedseg.training.split.halves import plan_cost
-from fedseg.training.split.message import step_bytes
 from fedseg.training.trainer import SiteTrainer, TrainerSetup
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+from split_bytes import step_bytes
 from split_in_process import CYCLIC, POOLED, SPLIT, SplitInProcess
 
 matplotlib.use("Agg")

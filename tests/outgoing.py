@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from fedseg.contract.plan import Plan, parse_plan
 from fedseg.contract.report import SiteReport
 from fedseg.contract.update import Update
 from fedseg.filters.context import SiteContext
+from fedseg.filters.noise import GuaranteedFilter
 from fedseg.networks.weights import Arrays, get_weights
+from fedseg.privacy.accounting.epsilon import epsilon
 from fedseg.site.profile import SiteProfile
 from tiny import PLAN
 
@@ -53,3 +56,8 @@ def make_fl_context(context: SiteContext | None) -> FLContext:
 def flat(arrays: Arrays) -> np.ndarray:
     """All arrays as one vector, in the order of their names."""
     return np.concatenate([arrays[name].ravel() for name in sorted(arrays)])
+
+
+def epsilon_after(filter_: GuaranteedFilter, rounds: int) -> float:
+    """Epsilon of so many releases at most, if the ledger holds nothing else."""
+    return epsilon([replace(filter_.planned(), count=rounds)], filter_.delta)

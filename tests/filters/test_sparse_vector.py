@@ -23,7 +23,7 @@ from fedseg.privacy.mechanisms.sparse import VALUES, read_layout, read_positions
 from fedseg.privacy.mechanisms.sparse_vector import sparse_vector
 from fedseg.privacy.mechanisms.top_k import largest_of, selected_count
 from fedseg.site.policy import Budget, SitePolicy
-from outgoing import REPORT, flat, make_context, make_fl_context, make_message, make_update
+from outgoing import REPORT, epsilon_after, flat, make_context, make_fl_context, make_message, make_update
 from tiny import PLAN
 
 ARGUMENTS = {
@@ -205,7 +205,7 @@ def test_passes_have_an_end_which_bounds_the_cost(tmp_path):
 def test_the_plan_of_a_single_pass_is_its_cost():
     filter_ = SparseVector(**ARGUMENTS)
     assert filter_.planned().epsilon == 3.5
-    assert filter_.epsilon_after(1) == pytest.approx(pure_epsilon(3.5, 1e-5), abs=1e-3)
+    assert epsilon_after(filter_, 1) == pytest.approx(pure_epsilon(3.5, 1e-5), abs=1e-3)
 
 
 def test_one_shared_patient_is_enough_to_exceed_the_budget(tmp_path):

@@ -26,7 +26,7 @@ from fedseg.training.methods.fedprox import FedProx
 from fedseg.training.patient_dp_sgd import PatientDPSGD
 from fedseg.training.trainer import SiteTrainer, TrainerSetup
 from hooked import assert_same, check_seeded_and_restarted, start_of
-from outgoing import REPORT, flat, make_context, make_fl_context, make_message, make_update
+from outgoing import REPORT, epsilon_after, flat, make_context, make_fl_context, make_message, make_update
 from tiny import PLAN, make_sites
 
 CASES = 4
@@ -261,10 +261,6 @@ def gaussian_epsilon(mu, delta):
         return stats.norm.cdf(mu / 2 - value / mu) - tail - delta
 
     return optimize.brentq(excess, 0, 1000, xtol=1e-13)
-
-
-def epsilon_after(dp_sgd: DPSGD, rounds: int) -> float:
-    return epsilon([replace(dp_sgd.planned(), count=rounds)], dp_sgd.delta)
 
 
 @pytest.mark.parametrize(("multiplier", "rounds", "epochs"), [(5.6, 15, 2), (8.0, 50, 1), (2.0, 1, 1), (60.0, 600, 2)])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 from rich.text import Text
 
 T = TypeVar("T")
@@ -26,6 +28,16 @@ def err() -> Console:
 def tell(text: str, warning: bool = False) -> None:
     """One line on stderr, as it is; a warning in yellow."""
     err().print(Text(text, style="yellow" if warning else ""))
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> None:
+    """Print cells as they are, the first ``left`` columns to the left and numbers to the right."""
+    table = Table()
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index < left else "right")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    out().print(table)
 
 
 def progress_bar() -> Progress:

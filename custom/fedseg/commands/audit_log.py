@@ -40,6 +40,11 @@ def add_parser(subparsers: Any) -> None:
         "fedseg audit-log verify runs/first",
     )
     actions = group.actions("verify or show")
+    _add_verify(actions)
+    _add_show(actions)
+
+
+def _add_verify(actions: Any) -> None:
     verify = Command(
         actions,
         "verify",
@@ -50,6 +55,9 @@ def add_parser(subparsers: Any) -> None:
         "fedseg audit-log verify runs/first",
     )
     verify.path("paths", "record, model, or folder of a run", "PATH", nargs="+")
+
+
+def _add_show(actions: Any) -> None:
     show = Command(
         actions,
         "show",

@@ -28,6 +28,9 @@ from fedseg.data.site_folders import write_sites
 from fedseg.data.splits import by_patient, check_fractions, check_seed, patients_needed
 from fedseg.errors import UsageError
 
+_SHIFT = "0 to 1: rewrite images as if each site had another scanner (default 0: use them in place)"
+_SHARED = "0 to 1: share of all training cases that every site gets, as a baseline (default 0)"
+
 
 def add_parser(subparsers: Any) -> None:
     """Add this command to the command line."""
@@ -40,8 +43,6 @@ def add_parser(subparsers: Any) -> None:
         "simulate --data DIR`. Without --csv, --sizes or --dirichlet the sites get equal shares at random.",
         "fedseg partition /data/Task04_Hippocampus --sizes 80,60,40,20 --out runs/data",
     )
-    shift = "0 to 1: rewrite images as if each site had another scanner (default 0: use them in place)"
-    shared = "0 to 1: share of all training cases that every site gets, as a baseline (default 0)"
     command.path("source", "BraTS folders, dataset.json or datalist.json", "SOURCE")
     command.path("--out", "new folder for the sites", "DIR", required=True)
     command.value("--task", f"{TASK_HELP} (default: told from SOURCE)", metavar="TASK")
@@ -53,8 +54,8 @@ def add_parser(subparsers: Any) -> None:
         command.value("--dirichlet", "skew by target size; smaller is more skewed", float, metavar="ALPHA")
     command.value("--validation-fraction", "share of a site's patients (0.2)", float, default=0.2)
     command.value("--test-fraction", "share of a site's patients (0)", float, default=0.0)
-    command.value("--scanner-shift", shift, float, metavar="STRENGTH", default=0.0)
-    command.value("--shared", shared, float, metavar="FRACTION", default=0.0)
+    command.value("--scanner-shift", _SHIFT, float, metavar="STRENGTH", default=0.0)
+    command.value("--shared", _SHARED, float, metavar="FRACTION", default=0.0)
     command.value("--seed", "seed of every draw (default 0)", int, default=0)
 
 

@@ -39,16 +39,20 @@ _COST = ("mechanism", "noise_multiplier", "epsilon", "unit", "sampling_rate", "n
 
 def add_parser(subparsers: Any) -> None:
     """Add this command to the command line."""
-    example = "fedseg privacy plan --epsilon 8 --delta 1e-5 --rounds 100"
     group = Command(
         subparsers,
         "privacy",
         None,
         "show what releases have cost in privacy, or plan their noise",
         "The ledger of a site, and the noise or the rounds that a budget of epsilon and delta leaves.",
-        example,
+        "fedseg privacy plan --epsilon 8 --delta 1e-5 --rounds 100",
     )
     actions = group.actions("ledger or plan")
+    _add_ledger(actions)
+    _add_plan(actions)
+
+
+def _add_ledger(actions: Any) -> None:
     ledger = Command(
         actions,
         "ledger",
@@ -61,6 +65,9 @@ def add_parser(subparsers: Any) -> None:
     ledger.value("--dataset", "only this data set of the site", metavar="NAME")
     ledger.value("--delta", "delta of the epsilon (default 1e-5)", float, default=DEFAULT_DELTA)
     ledger.flag("--json", "print JSON instead of tables")
+
+
+def _add_plan(actions: Any) -> None:
     plan = Command(
         actions,
         "plan",
@@ -68,12 +75,8 @@ def add_parser(subparsers: Any) -> None:
         "the noise that a number of rounds needs, or the rounds that a noise allows",
         "Plan Gaussian noise on clipped updates. The noise multiplier is that of a job: the standard deviation of the "
         "noise over the clipping norm.",
-        example,
+        "fedseg privacy plan --epsilon 8 --delta 1e-5 --rounds 100",
     )
-    _add_plan(plan)
-
-
-def _add_plan(plan: Command) -> None:
     rate = "probability with which a unit takes part in a round, drawn anew each time (default 1)"
     differ = "how two data sets differ that must look alike: one unit replaced (default), or added or removed"
     plan.value("--epsilon", "largest epsilon after all rounds", float, required=True)

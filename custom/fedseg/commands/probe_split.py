@@ -6,10 +6,9 @@ import argparse
 from typing import Any
 
 from rich.markup import escape
-from rich.table import Table
 
 from fedseg.commands.arguments import Command
-from fedseg.console import out
+from fedseg.console import out, print_table
 from fedseg.data.phantoms.phantoms import MAXIMUM_CASES, PHANTOM_TASKS
 from fedseg.data.phantoms.sites import MINIMUM_CASES
 from fedseg.errors import UsageError
@@ -56,12 +55,7 @@ def run(options: argparse.Namespace) -> int:
     summary = probe_run(options.folder, options.data, chosen, probe_progress)
     page = write_report(options.folder)
     content = inversion_table(summary)
-    table = Table()
-    for index, name in enumerate(content.header):
-        table.add_column(name, justify="left" if index < content.left else "right")
-    for row in content.rows:
-        table.add_row(*(escape(cell) for cell in row))
-    out().print(table)
+    print_table(content.header, content.rows, content.left)
     out().print(escape(inversion_verdict(summary)))
     out().print(escape(f"report:  {page}\nsummary: {options.folder / 'report' / 'summary.json'}"))
     return 0

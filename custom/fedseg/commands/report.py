@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
-from rich.table import Table
 
 from fedseg.commands.arguments import Command, run_names
-from fedseg.console import out
+from fedseg.console import out, print_table
 from fedseg.errors import UsageError
 
 
@@ -59,11 +58,6 @@ def _several(folders: list[Path], target: Path) -> int:
     paths = write_comparison(runs, target)
     # A terminal has room for the essentials; the files have every column.
     content = runs_table(runs_frame(runs)[["Method", "Rule", "Seed", "Mean Dice", "Pooled Dice", "Bytes", "Seconds"]])
-    table = Table()
-    for index, name in enumerate(content.header):
-        table.add_column(name, justify="left" if index < 4 else "right")
-    for row in content.rows:
-        table.add_row(*(escape(cell) for cell in row))
-    out().print(table)
+    print_table(content.header, content.rows, 4)
     out().print(f"Comparison: {escape(str(paths['html']))}")
     return 0

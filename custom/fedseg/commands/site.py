@@ -36,6 +36,20 @@ def add_parser(subparsers: Any) -> None:
         "fedseg site check --kit hospital-a",
     )
     actions = group.actions("check, start, stop or status")
+    _add_check(actions)
+    _add_start(actions)
+    _action(actions, "stop", run_stop, "end FLARE and its jobs", "End everything that runs from a kit, in order.")
+    status = _action(
+        actions,
+        "status",
+        run_status,
+        "say whether FLARE runs, since when, and on which jobs it works",
+        "Look at what runs from a kit. Ends with 1 if FLARE does not run.",
+    )
+    status.value("--lines", "lines of the log (default 5)", int, default=SHOWN_LINES, metavar="N")
+
+
+def _add_check(actions: Any) -> None:
     check = _action(
         actions,
         "check",
@@ -48,6 +62,9 @@ def add_parser(subparsers: Any) -> None:
     check.path("--json", "also write the results here, for machines", "FILE")
     check.flag("--full-data", "read every voxel of the data, not the headers only")
     check.several("--task", task, "DATA_SET=TASK")
+
+
+def _add_start(actions: Any) -> None:
     start = _action(
         actions,
         "start",
@@ -57,15 +74,6 @@ def add_parser(subparsers: Any) -> None:
         f"prints goes to {LOG_FILE} in the kit.",
     )
     start.flag("--force", "start although a check is red")
-    _action(actions, "stop", run_stop, "end FLARE and its jobs", "End everything that runs from a kit, in order.")
-    status = _action(
-        actions,
-        "status",
-        run_status,
-        "say whether FLARE runs, since when, and on which jobs it works",
-        "Look at what runs from a kit. Ends with 1 if FLARE does not run.",
-    )
-    status.value("--lines", "lines of the log (default 5)", int, default=SHOWN_LINES, metavar="N")
 
 
 def _action(actions: Any, name: str, run: Run, summary: str, description: str) -> Command:

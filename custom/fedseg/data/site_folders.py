@@ -47,16 +47,7 @@ def write_sites(
         DataError: a site has too few patients for its splits, or an image cannot be read.
     """
     check_names(list(sites))
-    if not fractions.get("validation", 0) > 0:
-        raise UsageError("--validation-fraction must be above 0: every site needs a validation case.")
-    too_small = {site: len(by_patient(cases)) for site, cases in sites.items()}
-    too_small = {site: count for site, count in too_small.items() if count < patients_needed(fractions)}
-    if too_small:
-        shown = ", ".join(f"{site} ({count})" for site, count in too_small.items())
-        raise DataError(
-            f"Too few patients to train and validate at {shown}: {patients_needed(fractions)} are needed at each site. "
-            "Choose fewer or other sites with --sites or --names."
-        )
+    _check_counts(sites, fractions)
     shifts = {site: draw_shift(scanner_shift, seed, site, task.modality) for site in sites}
     datalists = {}
     for index, (site, cases) in enumerate(sites.items()):
@@ -76,6 +67,19 @@ def write_sites(
         for site, datalist in written.items():
             write_datalist(datalist, folder / site / FILE_NAME)
     return datalists
+
+
+def _check_counts(sites: Sites, fractions: Mapping[str, float]) -> None:
+    """Refuse sites that could not train and validate."""
+    if not fractions.get("validation", 0) > 0:
+        raise UsageError("--validation-fraction must be above 0: every site needs a validation case.")
+    needed = patients_needed(fractions)
+    counts = {site: len(by_patient(cases)) for site, cases in sites.items()}
+    if too_small := [f"{site} ({count})" for site, count in counts.items() if count < needed]:
+        raise DataError(
+            f"Too few patients to train and validate at {', '.join(too_small)}: {needed} are needed at each site. "
+            "Choose fewer or other sites with --sites or --names."
+        )
 
 
 def _moved(case: Case, folder: Path, out: Path) -> Case:

@@ -63,15 +63,7 @@ class RunLog:
             if self._broken:
                 raise RecordError(self._broken)
             try:
-                with self._chain.exclusive() as writer:
-                    if not writer.entries:
-                        writer.append(self._opening)
-                    elif {name: writer.entries[0].get(name) for name in self._opening} != self._opening:
-                        raise RecordError("The record at hand is of another run, or of another version of fedseg.")
-                    gap = {"unwritten": self._unwritten} if self._unwritten else {}
-                    entry = writer.append({"kind": kind, **gap, **details})
-                    self._unwritten = 0
-                    return entry
+                return self._append(kind, details)
             except RecordError as error:
                 self._broken = str(error)
                 raise
@@ -86,6 +78,17 @@ class RunLog:
             except ConfigurationError as error:
                 self._broken = f"The run's record cannot hold this: {error}"
             raise RecordError(self._broken)
+
+    def _append(self, kind: str, details: dict[str, Any]) -> Entry:
+        with self._chain.exclusive() as writer:
+            if not writer.entries:
+                writer.append(self._opening)
+            elif {name: writer.entries[0].get(name) for name in self._opening} != self._opening:
+                raise RecordError("The record at hand is of another run, or of another version of fedseg.")
+            gap = {"unwritten": self._unwritten} if self._unwritten else {}
+            entry = writer.append({"kind": kind, **gap, **details})
+            self._unwritten = 0
+            return entry
 
     def entries(self) -> Sequence[Entry]:
         """All lines so far, verified.

@@ -137,13 +137,16 @@ class SupervisedJob(JobHandleSpec):
                 if self._told_to_end.is_set():
                     self._give_up()
                     return
-                try:
-                    self._process = self._start()
-                except OSError as error:
-                    # What killed the former one, such as a lack of memory, may hinder this one, which counts as dead.
-                    logger.warning("Job %s: its process could not be started again: %s", self.job_id, error)
-                else:
-                    self._code_file.unlink(missing_ok=True)
+                self._start_again()
+
+    def _start_again(self) -> None:
+        try:
+            self._process = self._start()
+        except OSError as error:
+            # What killed the former one, such as a lack of memory, may hinder this one, which counts as dead.
+            logger.warning("Job %s: its process could not be started again: %s", self.job_id, error)
+        else:
+            self._code_file.unlink(missing_ok=True)
 
     def poll(self) -> int:
         """FLARE's code of the ended job; ``UNKNOWN`` while it goes on, and for one that was given up."""

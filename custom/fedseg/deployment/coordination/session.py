@@ -142,27 +142,41 @@ class Coordinator:
             FederationError: there is no such job, or it takes longer.
             ConnectionLostError: the server has not answered for too long.
         """
-        start, seen, heard = time.monotonic(), None, time.monotonic()
+        start = heard = time.monotonic()
+        seen = None
         while True:
-            try:
-                status = str(self.describe(job_id).get("status"))
-                activity, heard = self._activity_if_running(job_id, status), time.monotonic()
-            except ConnectionLostError:
-                if time.monotonic() - heard > patience:
-                    raise
-                status, activity = SILENT, {"tasks": {}}
-                self._reconnect()
-            now = {"status": status, **activity}
+            now = self._look(job_id, lost=time.monotonic() - heard > patience)
+            heard = heard if now["status"] == SILENT else time.monotonic()
             if now != seen:
                 seen = now
                 on_progress(now)
+            status, waited = str(now["status"]), time.monotonic() - start
             if status.startswith(_ENDS):
                 return status
-            waited = time.monotonic() - start
             if timeout and waited > timeout:
                 raise FederationError(f"The job {job_id} has not ended within {timeout:.0f} s; its status is {status}.")
             pause = max(interval, min(waited * _SHARE, LONGEST_PAUSE))
-            time.sleep(min(pause, max(timeout - waited, interval)) if timeout else pause)
+            left = timeout - waited if timeout else pause
+            time.sleep(min(pause, max(left, interval)))
+
+    def _look(self, job_id: str, lost: bool) -> dict[str, Any]:
+        """A job's status, and what it does if it is running.
+
+        Raises:
+            ConnectionLostError: the server does not answer, and counts as ``lost`` by now.
+        """
+        try:
+            status = str(self.describe(job_id).get("status"))
+        except ConnectionLostError:
+            if lost:
+                raise
+            self._reconnect()
+            status = SILENT
+        if status == "RUNNING":
+            # It may have ended since its status was read; what a job does now is no reason to stop waiting for it.
+            with contextlib.suppress(FederationError):
+                return {"status": status, **self.activity(job_id)}
+        return {"status": status, "tasks": {}}
 
     def _reconnect(self) -> None:
         """A new session in place of a lost one, if the server is there."""
@@ -170,13 +184,6 @@ class Coordinator:
             session = self._open()
             self.close()
             self._session = session
-
-    def _activity_if_running(self, job_id: str, status: str) -> dict[str, Any]:
-        if status == "RUNNING":
-            # It may have ended since its status was read; what a job does now is no reason to stop waiting for it.
-            with contextlib.suppress(FederationError):
-                return self.activity(job_id)
-        return {"tasks": {}}
 
     def download(self, job_id: str, folder: Path) -> Path:
         """Bring what the server keeps of an ended job into ``folder`` and return where it lies.
@@ -239,32 +246,35 @@ def _progress(group: Any) -> dict[str, Any]:
     return found
 
 
+# How each exception of FLARE is told: its kind, the sentence, and the error that it becomes.
+_SENTENCES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str, type[FederationError]], ...] = (
+    (
+        NoConnection,
+        "could not {what}: {error}. Is the server running, is its port open, and is the kit of this federation?",
+        ConnectionLostError,
+    ),
+    (
+        (SessionClosed, SessionExpired),
+        "could not {what}: the session has ended ({error}). Try again.",
+        ConnectionLostError,
+    ),
+    (AuthenticationError, "could not {what}: the server does not accept the kit ({error}).", FederationError),
+    (AuthorizationError, "has no right to {what}; authorization.json of the server says who has.", FederationError),
+    (JobNotFound, "could not {what}: the server knows no such job. `fedseg jobs` lists them.", FederationError),
+    (JobNotDone, "could not {what}: it is still running. Wait for its end, or abort it.", FederationError),
+    (InvalidJobDefinition, "could not {what}: FLARE refuses the job folder ({error}).", FederationError),
+    (Exception, "could not {what}: {kind}: {error}", FederationError),
+)
+
+
 @contextmanager
 def _explained(user: str, what: str = "ask the server") -> Iterator[None]:
     """Turn FLARE's exceptions into sentences; what FLARE prints meanwhile is dropped."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
-    except NoConnection as error:
-        why = "Is the server running, is its port open, and is the kit of this federation?"
-        raise ConnectionLostError(f"{user} could not {what}: {error}. {why}") from None
-    except (SessionClosed, SessionExpired) as error:
-        raise ConnectionLostError(f"{user} could not {what}: the session has ended ({error}). Try again.") from None
-    except AuthenticationError as error:
-        raise FederationError(f"{user} could not {what}: the server does not accept the kit ({error}).") from None
-    except AuthorizationError:
-        raise FederationError(
-            f"{user} has no right to {what}; authorization.json of the server says who has."
-        ) from None
-    except JobNotFound:
-        raise FederationError(
-            f"{user} could not {what}: the server knows no such job. `fedseg jobs` lists them."
-        ) from None
-    except JobNotDone:
-        raise FederationError(f"{user} could not {what}: it is still running. Wait for its end, or abort it.") from None
-    except InvalidJobDefinition as error:
-        raise FederationError(f"{user} could not {what}: FLARE refuses the job folder ({error}).") from None
     except FedsegError:
         raise
     except Exception as error:
-        raise FederationError(f"{user} could not {what}: {type(error).__name__}: {error}") from None
+        text, kind = next((text, kind) for caught, text, kind in _SENTENCES if isinstance(error, caught))
+        raise kind(f"{user} {text.format(what=what, error=error, kind=type(error).__name__)}") from None

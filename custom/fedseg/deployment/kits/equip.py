@@ -65,23 +65,26 @@ def equip(
     _check_folders(kit, role, storage, state)
     if wheel is not None:
         check_wheel(wheel)
+    _write(kit, role, policy, storage, state)
+    if wheel is not None and wheel.resolve().parent != kit.resolve():
+        shutil.copy2(wheel, kit)
+    return role
+
+
+def _write(kit: Path, role: str, policy: Path | None, storage: Path | None, state: Path | None) -> None:
     resources = kit / LOCAL / RESOURCES_FILE
     before = resources.read_bytes() if resources.is_file() else None
     kept = read_folders(kit) if role == SERVER else None
     with tempfile.TemporaryDirectory() as scratch:
         write_policy(kit, role, _gather(kit, policy, POLICY_FILES[role], Path(scratch)))
-    if role == SERVER:
-        if storage is not None:
-            place_server(kit, storage)
-        elif kept is not None:
-            write_folders(kit, kept)
-        if state is not None:
-            place_state(kit, state)
+    if storage is not None and role == SERVER:
+        place_server(kit, storage)
+    elif kept is not None:
+        write_folders(kit, kept)
+    if state is not None and role == SERVER:
+        place_state(kit, state)
     if before is not None and before != resources.read_bytes():
         resources.with_name(BEFORE).write_bytes(before)
-    if wheel is not None and wheel.resolve().parent != kit.resolve():
-        shutil.copy2(wheel, kit)
-    return role
 
 
 def _check_folders(kit: Path, role: str, storage: Path | None, state: Path | None) -> None:

@@ -166,16 +166,8 @@ def running(
         FederationError: it could not be started, or not be stopped.
     """
     out, port = out.resolve(), free_port()
-    project = on_this_machine(project, sites, port)
-    federation = provision(project, policy, out / PROVISIONED, with_wheel=False)
-    for kit in federation.of_role(SERVER):
-        place_server(kit.folder, out / STORAGE)
-        place_state(kit.folder, out / STATE / SERVER)
-    for kit in federation.of_role(SITE):
-        datasets = {"*": str((data / kit.name / FILE_NAME).resolve())}
-        place_state(
-            kit.folder, out / STATE / kit.name, datasets=datasets, policy=dict((limits or {}).get(kit.name, {}))
-        )
+    federation = provision(on_this_machine(project, sites, port), policy, out / PROVISIONED, with_wheel=False)
+    _fill_in(federation, data, out, limits or {})
     local = LocalFederation(out, federation, port)
     try:
         before_start(local)
@@ -183,3 +175,13 @@ def running(
         yield local
     finally:
         local.stop()
+
+
+def _fill_in(federation: Federation, data: Path, out: Path, limits: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write into the kits where the server and the sites keep things, and what the sites have and allow."""
+    for kit in federation.of_role(SERVER):
+        place_server(kit.folder, out / STORAGE)
+        place_state(kit.folder, out / STATE / SERVER)
+    for kit in federation.of_role(SITE):
+        datasets = {"*": str((data / kit.name / FILE_NAME).resolve())}
+        place_state(kit.folder, out / STATE / kit.name, datasets=datasets, policy=dict(limits.get(kit.name, {})))

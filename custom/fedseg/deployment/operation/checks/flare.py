@@ -20,32 +20,16 @@ _KEY = base64.b64encode(b"fedseg sitecheck").decode("ascii")  # WebSocket asks f
 def ask_flare(kit: InstalledKit, options: CheckOptions, tls: ssl.SSLSocket) -> Iterator[CheckResult]:
     """Open FLARE's channel and close it again; nobody is registered by that."""
     if kit.scheme not in _HTTP:
-        yield yellow(
-            "FLARE", f"Not checked: this federation speaks {kit.scheme}.", "Start the site and see its status."
-        )
+        found = f"Not checked: this federation speaks {kit.scheme}."
+        yield yellow("FLARE", found, "Start the site and see its status.")
         yield no_clock()
         return
-    lines = [
-        f"GET {FLARE_PATH} HTTP/1.1",
-        f"Host: {kit.address}",
-        "Upgrade: websocket",
-        "Connection: Upgrade",
-        f"Sec-WebSocket-Key: {_KEY}",
-        "Sec-WebSocket-Version: 13",
-    ]
     try:
         tls.settimeout(options.timeout)
-        tls.sendall("\r\n".join([*lines, "", ""]).encode("ascii"))
+        tls.sendall(_request(kit))
         status, headers = _answer(tls)
-    except TimeoutError:
-        remedy = "Ask the coordinator how the server is; a firewall that lets no data through does this too."
-        yield red("FLARE", f"The server accepts TLS, but does not answer within {options.timeout:g} s.", remedy)
-        yield no_clock()
-        return
     except (OSError, ValueError) as error:
-        # With TLS 1.3 the server says only after the handshake whether it accepts the site's certificate.
-        remedy = "Is the kit of this federation and still valid? Ask the coordinator to look at the server's log."
-        yield red("FLARE", f"The server ended the connection ({reason_of(error)}): it refuses this kit.", remedy)
+        yield _no_answer(error, options)
         yield no_clock()
         return
     if " 101 " in f"{status} ":
@@ -54,6 +38,28 @@ def ask_flare(kit: InstalledKit, options: CheckOptions, tls: ssl.SSLSocket) -> I
         remedy = "Ask the coordinator what runs at this port; a proxy between would answer like this too."
         yield red("FLARE", f"{kit.address} answers, but not as FLARE does ({status}).", remedy)
     yield _clock(headers.get("date"), options)
+
+
+def _request(kit: InstalledKit) -> bytes:
+    """What a client of FLARE asks first: to speak WebSocket."""
+    lines = (
+        f"GET {FLARE_PATH} HTTP/1.1",
+        f"Host: {kit.address}",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        f"Sec-WebSocket-Key: {_KEY}",
+        "Sec-WebSocket-Version: 13",
+    )
+    return "\r\n".join([*lines, "", ""]).encode("ascii")
+
+
+def _no_answer(error: Exception, options: CheckOptions) -> CheckResult:
+    if isinstance(error, TimeoutError):
+        remedy = "Ask the coordinator how the server is; a firewall that lets no data through does this too."
+        return red("FLARE", f"The server accepts TLS, but does not answer within {options.timeout:g} s.", remedy)
+    # With TLS 1.3 the server says only after the handshake whether it accepts the site's certificate.
+    remedy = "Is the kit of this federation and still valid? Ask the coordinator to look at the server's log."
+    return red("FLARE", f"The server ended the connection ({reason_of(error)}): it refuses this kit.", remedy)
 
 
 def _answer(tls: ssl.SSLSocket) -> tuple[str, dict[str, str]]:

@@ -62,6 +62,7 @@ def _signature_holds(kit: InstalledKit) -> bool:
 
 
 def _compared(kit: InstalledKit, runtime: Runtime | None) -> CheckResult:
+    """The kit's files against the coordinator's signed list."""
     try:
         manifest = read_manifest(kit.folder)
     except DataError as error:
@@ -71,9 +72,8 @@ def _compared(kit: InstalledKit, runtime: Runtime | None) -> CheckResult:
             "Compare the SHA-256 of the archive (sha256sum FILE) with the coordinator's by telephone. A kit that you "
             "made yourself, with your own key, has none: then compare the root's fingerprint below."
         )
-        return yellow(
-            "files", f"All are there. Without {MANIFEST_FILE} nothing says whether they were changed.", remedy
-        )
+        found = f"All are there. Without {MANIFEST_FILE} nothing says whether they were changed."
+        return yellow("files", found, remedy)
     if manifest.participant != kit.name:
         return red("files", f"The list of files is of {manifest.participant}, the kit of {kit.name}.", _ANEW)
     missing, changed = changed_files(kit.folder, manifest)
@@ -82,16 +82,18 @@ def _compared(kit: InstalledKit, runtime: Runtime | None) -> CheckResult:
     grave = missing + [name for name in changed if not name.startswith(f"{LOCAL}/")]
     if grave:
         return red("files", f"Missing or changed since the kit was made: {listed(grave)}.", _ANEW)
+    if runtime is None and not changed:
+        return green("files", f"{len(manifest.files)} files are as the coordinator signed them ({_OWN} is yours).")
+    return _changed_by_the_site(changed, runtime)
+
+
+def _changed_by_the_site(changed: list[str], runtime: Runtime | None) -> CheckResult:
     if runtime is not None:
         found = f"Made ready for {runtime.name} by `nvflare deploy prepare`: {listed(changed) or 'nothing'} changed."
         remedy = f"Check the kit as it came, too. This one is started by {runtime.start}."
         return yellow("files", f"{found} All else is as the coordinator signed it.", remedy)
-    if changed:
-        remedy = (
-            f"Was that you? If not, take the files from the archive. ({_OWN} is yours to change and does not count.)"
-        )
-        return yellow("files", f"Changed since the kit was made: {listed(changed)}.", remedy)
-    return green("files", f"{len(manifest.files)} files are as the coordinator signed them ({_OWN} is yours).")
+    remedy = f"Was that you? If not, take the files from the archive. ({_OWN} is yours to change and does not count.)"
+    return yellow("files", f"Changed since the kit was made: {listed(changed)}.", remedy)
 
 
 def check_certificates(kit: InstalledKit, options: CheckOptions) -> Iterator[CheckResult]:

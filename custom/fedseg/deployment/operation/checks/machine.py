@@ -70,22 +70,16 @@ def _wheels_of(kit: InstalledKit) -> dict[str, Path | None]:
 
 def check_packages(kit: InstalledKit, options: CheckOptions) -> Iterator[CheckResult]:
     """Every package that fedseg requires is there in the version with which it was tested, and can be imported."""
-    wrong, broken = [], []
-    pinned = pinned_packages()
-    modules = _modules()
-    for name, version in pinned.items():
-        try:
-            found = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            wrong.append(f"{name} {version} (missing)")
-            continue
-        # A build for one kind of GPU, such as 2.13.0+cu130, is the same version.
-        if found.partition("+")[0] != version:
-            wrong.append(f"{name} {version} (found {found})")
-        try:
-            importlib.import_module(modules.get(_normal(name), _normal(name)))
-        except Exception as error:
-            broken.append(f"{name} ({type(error).__name__}: {error})")
+    pinned, modules = pinned_packages(), _modules()
+    versions = {name: _version(name) for name in pinned}
+    # A build for one kind of GPU, such as 2.13.0+cu130, is the same version.
+    wrong = [
+        f"{name} {pinned[name]} ({'missing' if found is None else f'found {found}'})"
+        for name, found in versions.items()
+        if found is None or found.partition("+")[0] != pinned[name]
+    ]
+    there = [name for name, found in versions.items() if found is not None]
+    broken = [f"{name} ({why})" for name in there if (why := _failure(modules.get(_normal(name), _normal(name))))]
     if not pinned:
         remedy = "Install the wheel that lies in the kit: pip install fedseg-*.whl"
         yield red("packages", "fedseg is not installed as a package, so its requirements are not known.", remedy)
@@ -96,6 +90,22 @@ def check_packages(kit: InstalledKit, options: CheckOptions) -> Iterator[CheckRe
         yield red("packages", f"Installed, but cannot be used: {listed(broken)}.", "Install these packages again.")
     if pinned and not wrong and not broken:
         yield green("packages", f"All {len(pinned)} are there, nvflare {metadata.version('nvflare')} among them.")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _failure(module: str) -> str:
+    """Why a module cannot be imported; empty if it can."""
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 def pinned_packages() -> dict[str, str]:

@@ -117,21 +117,6 @@ def policy_sentences(policy: SitePolicy) -> list[str]:
     """What may be asked of the site, and what may leave it, for people who do not read JSON."""
     named = {"that segment": policy.tasks, "called": policy.jobs}
     which = " and ".join(f"{how} {' or '.join(names)}" for how, names in named.items() if names is not None)
-    lines = [f"Takes jobs {which}." if which else "Takes every job."]
-    if policy.min_cases is not None:
-        lines.append(f"Takes part with {policy.min_cases} training cases at least.")
-    if policy.max_fraction is not None:
-        lines.append(f"An update holds {policy.max_fraction:.1%} of the model's parameters at most.")
-    if policy.max_clip_norm is not None:
-        lines.append(f"Updates are clipped to the norm {policy.max_clip_norm:g} at most.")
-    elif policy.require_clip:
-        lines.append("Updates are clipped.")
-    if policy.min_noise_multiplier is not None:
-        lines.append(f"Updates bear noise of {policy.min_noise_multiplier:g} clipping norms at least.")
-    if policy.require_encryption:
-        lines.append("Updates are encrypted.")
-    if policy.max_bytes is not None:
-        lines.append(f"No result is larger than {policy.max_bytes / 1e6:g} MB.")
     leaves = {
         "summaries of scores": policy.scores is not False,
         "curves during training": policy.events,
@@ -140,9 +125,27 @@ def policy_sentences(policy: SitePolicy) -> list[str]:
         "the site's own model": policy.submit_model,
     }
     may = [what for what, allowed in leaves.items() if allowed]
-    never = [what for what, allowed in leaves.items() if not allowed]
-    lines.append(f"Beside updates and reports may leave: {', '.join(may) or 'nothing'}.")
-    return [*lines, f"Never leave: images, labels, names of patients{''.join(f', {what}' for what in never)}."]
+    never = "".join(f", {what}" for what, allowed in leaves.items() if not allowed)
+    return [
+        f"Takes jobs {which}." if which else "Takes every job.",
+        *_limits(policy),
+        f"Beside updates and reports may leave: {', '.join(may) or 'nothing'}.",
+        f"Never leave: images, labels, names of patients{never}.",
+    ]
+
+
+def _limits(policy: SitePolicy) -> list[str]:
+    megabytes = None if policy.max_bytes is None else policy.max_bytes / 1e6
+    sentences = (
+        ("Takes part with {} training cases at least.", policy.min_cases),
+        ("An update holds {:.1%} of the model's parameters at most.", policy.max_fraction),
+        ("Updates are clipped to the norm {:g} at most.", policy.max_clip_norm),
+        ("Updates are clipped.", (policy.require_clip and policy.max_clip_norm is None) or None),
+        ("Updates bear noise of {:g} clipping norms at least.", policy.min_noise_multiplier),
+        ("Updates are encrypted.", policy.require_encryption or None),
+        ("No result is larger than {:g} MB.", megabytes),
+    )
+    return [text.format(value) for text, value in sentences if value is not None]
 
 
 def _budgets(profile: SiteProfile, policy: SitePolicy) -> Iterator[CheckResult]:

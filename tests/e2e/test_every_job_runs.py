@@ -116,8 +116,8 @@ def is_whole(finished):
     (entry,) = summary["rounds"]
     assert sorted(entry["sites"]) == list(SITES)
     weights = entry["weights"]
-    # A median weighs nobody, and a model that is carried from site to site neither.
-    weighs = entry["rule"]["name"] not in ("CoordinateMedian", "CyclicWeightTransfer")
+    # A median or trimmed mean weighs nobody, and a model that is carried from site to site neither.
+    weighs = entry["rule"]["name"] not in ("CoordinateMedian", "TrimmedMean", "CyclicWeightTransfer")
     assert sum(weights.values()) == pytest.approx(1) if weighs else weights == {}
     assert sorted({*summary["final"]["sites"], *summary["final"].get("withheld", [])}) == list(SITES)
     assert all(file.is_file() for file in models_of(finished))

@@ -15,6 +15,7 @@ from nvflare.app_common.aggregators.model_aggregator import ModelAggregator
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from fedseg.aggregators.spool.updates import UpdateSpool
+from fedseg.contract.arguments import arguments_of
 from fedseg.contract.plan import Plan
 from fedseg.contract.report import SiteReport, parse_report
 from fedseg.errors import FedsegError
@@ -59,7 +60,7 @@ class Aggregator(ModelAggregator):
 
     def describe(self) -> dict[str, Any]:
         """Name and arguments of the rule, for the run's summary."""
-        return {"name": type(self).__name__}
+        return {"name": type(self).__name__, **arguments_of(self)}
 
     def costs(self, reports: Mapping[str, SiteReport]) -> dict[str, float | None]:
         """The cost of each site as the rule uses it; the training loss for rules that use none."""

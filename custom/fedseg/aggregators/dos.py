@@ -47,9 +47,6 @@ class DOS(WeightedAggregator):
         allowed.one_of("temperature", temperature, _TEMPERATURES)
         self.temperature = temperature
 
-    def describe(self) -> dict[str, object]:
-        return {"name": "DOS", "temperature": self.temperature}
-
     def site_weights(self, reports: Mapping[str, SiteReport]) -> dict[str, float]:
         geometry = measure(self._spool)
         scores = copod_scores(cosine_distances(geometry)) + copod_scores(np.sqrt(geometry.squared))

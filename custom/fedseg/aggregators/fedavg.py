@@ -32,9 +32,6 @@ class FedAvg(WeightedAggregator):
         allowed.number("uniform_share", uniform_share, least=0, most=1)
         self.weight_by, self.uniform_share = weight_by, uniform_share
 
-    def describe(self) -> dict[str, object]:
-        return {"name": "FedAvg", "weight_by": self.weight_by, "uniform_share": self.uniform_share}
-
     def site_weights(self, reports: Mapping[str, SiteReport]) -> dict[str, float]:
         amounts = {
             site: {"samples": report.num_samples, "steps": report.num_steps, "uniform": 1}[self.weight_by]

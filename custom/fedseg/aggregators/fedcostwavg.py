@@ -36,9 +36,6 @@ class FedCostWAvg(CostWeighted):
         allowed.number("ratio_limit", ratio_limit, least=1)
         self.alpha, self.ratio_limit = allowed.number("alpha", alpha, least=0, most=1), ratio_limit
 
-    def describe(self) -> dict[str, object]:
-        return {"name": "FedCostWAvg", "alpha": self.alpha, "cost": self.cost, "ratio_limit": self.ratio_limit}
-
     def weigh(
         self, shares: Mapping[str, float], costs: Costs, previous: Costs, remembered: CostHistory
     ) -> dict[str, float]:

@@ -29,9 +29,6 @@ class FedMix(WeightedAggregator):
         allowed.number("beta", beta, above=0)
         self.lam, self.beta = lam, beta
 
-    def describe(self) -> dict[str, object]:
-        return {"name": "FedMix", "lam": self.lam, "beta": self.beta}
-
     def site_weights(self, reports: Mapping[str, SiteReport]) -> dict[str, float]:
         shares = sample_shares(reports)
         losses = self.train_losses(reports)

@@ -39,9 +39,6 @@ class FedNova(WeightedAggregator):
         allowed.switch("nesterov", nesterov)
         self.momentum, self.nesterov = momentum, nesterov
 
-    def describe(self) -> dict[str, object]:
-        return {"name": "FedNova", "momentum": self.momentum, "nesterov": self.nesterov}
-
     def check_plan(self, plan: Plan) -> None:
         settings = plan.training
         if settings.optimizer != "sgd":

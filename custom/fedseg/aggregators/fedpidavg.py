@@ -12,10 +12,8 @@ from fedseg.aggregators.costs import CostHistory, Costs, CostWeighted, mixture
 from fedseg.aggregators.weighted import normalised
 from fedseg.errors import ConfigurationError
 
-_NEGATIVE_DROPS = ("clamp", "abs", "raw")
 
-
-class _PIDWeighted(CostWeighted):
+class PIDWeighted(CostWeighted):
     """w_j = alpha s_j / S + beta k_j / K + gamma m_j / I.
 
     Part P goes by training cases, part D by the drop k_j = previous cost - present cost, part I by the past m_j, which
@@ -31,24 +29,29 @@ class _PIDWeighted(CostWeighted):
     cost), and ``moved_to_alpha`` (coefficients that were added to alpha).
     """
 
-    def __init__(self, alpha: float, beta: float, gamma: float, cost: str, negative_drop: str, window: int) -> None:
-        super().__init__(cost, window)
+    def __init__(
+        self,
+        alpha: float = 0.45,
+        beta: float = 0.45,
+        gamma: float = 0.1,
+        cost: str = "train_loss",
+        negative_drop: str = "clamp",
+    ) -> None:
+        """Set the mixture.
+
+        Args:
+            alpha, beta, gamma: parts of the weight that go by training cases, drop and past; they sum to 1.
+            cost: ``train_loss``, ``val_loss`` or ``val_dice``, see ``costs.site_cost``.
+            negative_drop: ``clamp`` (count as 0), ``abs`` (by size), or ``raw`` (as it is: ends with an
+                ``AggregationError`` in the first round in which a weight is negative or not finite).
+        """
+        super().__init__(cost)
         for name, value in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
             allowed.number(name, value, least=0, most=1)
         if not math.isclose(alpha + beta + gamma, 1, abs_tol=1e-12):
             raise ConfigurationError("alpha + beta + gamma", alpha + beta + gamma, "1")
-        allowed.one_of("negative_drop", negative_drop, _NEGATIVE_DROPS)
+        allowed.one_of("negative_drop", negative_drop, ("clamp", "abs", "raw"))
         self.alpha, self.beta, self.gamma, self.negative_drop = alpha, beta, gamma, negative_drop
-
-    def describe(self) -> dict[str, object]:
-        return {
-            "name": type(self).__name__,
-            "alpha": self.alpha,
-            "beta": self.beta,
-            "gamma": self.gamma,
-            "cost": self.cost,
-            "negative_drop": self.negative_drop,
-        }
 
     @abstractmethod
     def past(self, costs: Costs, remembered: CostHistory) -> dict[str, float]:
@@ -97,7 +100,7 @@ class _PIDWeighted(CostWeighted):
         )
 
 
-class FedPIDAvg(_PIDWeighted):
+class FedPIDAvg(PIDWeighted):
     """Part I by the sum of the last costs: m_j = sum of c(M_(i-l)^j) over l = 0..5.
 
     The sum is taken as a mean over the costs that are known, up to ``window``. Where all sites have equally many, as
@@ -122,17 +125,12 @@ class FedPIDAvg(_PIDWeighted):
         """Set the mixture.
 
         Args:
-            alpha, beta, gamma: parts of the weight that go by training cases, drop and past; they sum to 1.
-            cost: ``train_loss``, ``val_loss`` or ``val_dice``, see ``costs.site_cost``.
-            negative_drop: ``clamp`` (count as 0), ``abs`` (by size), or ``raw`` (as it is: ends with an
-                ``AggregationError`` in the first round in which a weight is negative or not finite).
+            alpha, beta, gamma, cost, negative_drop: see ``PIDWeighted``.
             window: costs of each site that part I covers.
         """
-        allowed.whole("window", window)
-        super().__init__(alpha, beta, gamma, cost, negative_drop, window)
-
-    def describe(self) -> dict[str, object]:
-        return {**super().describe(), "window": self.remembered.window}
+        super().__init__(alpha, beta, gamma, cost, negative_drop)
+        self.window = allowed.whole("window", window)
+        self.remembered = CostHistory(window)
 
     def past(self, costs: Costs, remembered: CostHistory) -> dict[str, float]:
         known = {
@@ -144,22 +142,11 @@ class FedPIDAvg(_PIDWeighted):
         return {site: known.get(site, middle) for site in costs}
 
 
-class FedPID(_PIDWeighted):
+class FedPID(PIDWeighted):
     """Part I by the drop since the beginning: m_j = c(M_0^j) - c(M_i^j), in place of FedPIDAvg's sum of costs.
 
     The first cost is that of the first round in which the site took part. ``negative_drop`` holds for m_j as for k_j.
     """
-
-    def __init__(
-        self,
-        alpha: float = 0.45,
-        beta: float = 0.45,
-        gamma: float = 0.1,
-        cost: str = "train_loss",
-        negative_drop: str = "clamp",
-    ) -> None:
-        """Set the mixture; arguments as in ``FedPIDAvg``."""
-        super().__init__(alpha, beta, gamma, cost, negative_drop, window=1)
 
     def past(self, costs: Costs, remembered: CostHistory) -> dict[str, float]:
         return {site: self._drop(remembered.first.get(site), cost) for site, cost in costs.items()}

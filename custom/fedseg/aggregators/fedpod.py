@@ -34,9 +34,6 @@ class FedPOD(WeightedAggregator):
         super().__init__()
         self.alpha = allowed.number("alpha", alpha, least=0, most=1)
 
-    def describe(self) -> dict[str, object]:
-        return {"name": "FedPOD", "alpha": self.alpha}
-
     def costs(self, reports: Mapping[str, SiteReport]) -> dict[str, float | None]:
         return {site: report.val_loss_after for site, report in reports.items()}
 

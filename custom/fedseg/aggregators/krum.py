@@ -43,9 +43,6 @@ class Krum(WeightedAggregator):
         allowed.whole("select", select, allowed="a whole number from 1 up")
         self.byzantine, self.select = byzantine, select
 
-    def describe(self) -> dict[str, object]:
-        return {"name": "Krum", "byzantine": self.byzantine, "select": self.select}
-
     def site_weights(self, reports: Mapping[str, SiteReport]) -> dict[str, float]:
         geometry = measure(self._spool)
         sites = geometry.sites

@@ -43,15 +43,6 @@ class LossFocused(ByCost):
         self.strength, self.ramp_rounds, self.power = strength, ramp_rounds, power
         self.rounds = 0
 
-    def describe(self) -> dict[str, object]:
-        return {
-            "name": "LossFocused",
-            "strength": self.strength,
-            "ramp_rounds": self.ramp_rounds,
-            "power": self.power,
-            "cost": self.cost,
-        }
-
     def history(self) -> dict[str, Any]:
         return {"rounds": self.rounds}
 

@@ -33,9 +33,6 @@ class NormClipped(FedAvg):
         allowed.optional(allowed.number, "bound", bound, above=0)
         self.bound = bound
 
-    def describe(self) -> dict[str, object]:
-        return {"name": "NormClipped", "bound": self.bound, "weight_by": self.weight_by}
-
     def site_scales(self, reports: Mapping[str, SiteReport], weights: Mapping[str, float]) -> dict[str, float]:
         geometry = measure(self._spool)
         norms = dict(zip(geometry.sites, geometry.norms.tolist(), strict=True))

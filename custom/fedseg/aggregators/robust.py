@@ -73,9 +73,6 @@ class TrimmedMean(_MiddleMean):
         allowed.number("trim", trim, least=0, below=0.5)
         self.trim = trim
 
-    def describe(self) -> dict[str, object]:
-        return {"name": "TrimmedMean", "trim": self.trim}
-
     def combine(self, reports: Mapping[str, SiteReport]) -> Arrays:
         self.last_notes = {"cut": self._cut(len(reports))}
         return super().combine(reports)
@@ -112,14 +109,6 @@ class GeometricMedian(WeightedAggregator):
         allowed.whole("max_iterations", max_iterations)
         allowed.one_of("weight_by", weight_by, _BASES)
         self.tolerance, self.max_iterations, self.weight_by = tolerance, max_iterations, weight_by
-
-    def describe(self) -> dict[str, object]:
-        return {
-            "name": "GeometricMedian",
-            "tolerance": self.tolerance,
-            "max_iterations": self.max_iterations,
-            "weight_by": self.weight_by,
-        }
 
     def site_weights(self, reports: Mapping[str, SiteReport]) -> dict[str, float]:
         shares = sample_shares(reports) if self.weight_by == "samples" else dict.fromkeys(reports, 1 / len(reports))

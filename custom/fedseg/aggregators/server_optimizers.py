@@ -15,6 +15,7 @@ import numpy as np
 
 from fedseg import allowed
 from fedseg.aggregators.base import AggregationError
+from fedseg.contract.arguments import arguments_of
 from fedseg.errors import ConfigurationError
 from fedseg.networks.weights import Arrays
 
@@ -66,9 +67,9 @@ class ServerOptimizer(ABC):
     def _move(self, update: np.ndarray, former: Mapping[str, np.ndarray]) -> tuple[np.ndarray, Arrays]:
         """One array's movement and its new moments by kind; ``former`` is empty at the array's first step."""
 
-    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Name and arguments, for the run's summary."""
+        return {"name": type(self).__name__, **arguments_of(self)}
 
     def state(self) -> Arrays:
         """The moments as ``<kind>/<array>``, for checkpoints; ``restore`` takes them back to the last bit."""
@@ -106,9 +107,6 @@ class FedAvgM(ServerOptimizer):
         allowed.number("momentum", momentum, least=0, below=1)
         self.learning_rate, self.momentum = learning_rate, momentum
 
-    def describe(self) -> dict[str, Any]:
-        return {"name": "FedAvgM", "learning_rate": self.learning_rate, "momentum": self.momentum}
-
     def _move(self, update: np.ndarray, former: Mapping[str, np.ndarray]) -> tuple[np.ndarray, Arrays]:
         first = self.momentum * former[_FIRST] + update if former else np.array(update)
         return self.learning_rate * first, {_FIRST: first}
@@ -126,10 +124,6 @@ class _Adaptive(ServerOptimizer):
         allowed.number("tau", tau, above=0)
         allowed.number("initial", initial, least=0)
         self.learning_rate, self.beta1, self.tau, self.initial = learning_rate, beta1, tau, initial
-
-    def describe(self) -> dict[str, Any]:
-        arguments = {name: getattr(self, name) for name in ("learning_rate", "beta1", "tau", "initial")}
-        return {"name": type(self).__name__, **arguments}
 
     @abstractmethod
     def _second(self, second: np.ndarray, square: np.ndarray) -> np.ndarray:
@@ -183,9 +177,6 @@ class FedAdam(_Adaptive):
         if bias_correction and initial > 0:
             raise ConfigurationError("initial", initial, "0 with bias_correction", "Set bias_correction to false.")
         self.beta2, self.bias_correction = beta2, bias_correction
-
-    def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "beta2": self.beta2, "bias_correction": self.bias_correction}
 
     def _second(self, second: np.ndarray, square: np.ndarray) -> np.ndarray:
         return self.beta2 * second + (1 - self.beta2) * square

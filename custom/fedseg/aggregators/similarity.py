@@ -48,9 +48,6 @@ class _SimilarityWeighted(Aggregator):
         allowed.one_of("distance", distance, _DISTANCES)
         self.distance = distance
 
-    def describe(self) -> dict[str, object]:
-        return {"name": type(self).__name__, "distance": self.distance}
-
     @abstractmethod
     def join(self, share: float, similarity: float) -> float:
         """What an array's weight is proportional to, from v_j and u_j."""

@@ -41,9 +41,6 @@ class Staleness(WeightedAggregator):
         self.rounds = 0
         self.last_round: dict[str, int] = {}
 
-    def describe(self) -> dict[str, object]:
-        return {"name": "Staleness", "base": self.base, "weight_by": self.weight_by}
-
     def history(self) -> dict[str, Any]:
         return {"rounds": self.rounds, "last_round": dict(self.last_round)}
 

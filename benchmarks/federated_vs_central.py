@@ -25,7 +25,7 @@ from fedseg.data.partition import partition_by_sizes
 from fedseg.data.site_folders import write_sites
 from fedseg.jobs.job import read_job
 from fedseg.networks.weights import apply_difference, get_weights
-from fedseg.tasks.segmentation.metrics import summarise
+from fedseg.tasks.segmentation.objective import Segmentation
 from fedseg.training.trainer import SiteTrainer
 
 JOB = Path(__file__).parents[1] / "jobs" / "hippocampus_fedavg"
@@ -59,7 +59,7 @@ def train(kind: str, seed: int, rounds: int, data: Path, out: Path) -> dict:
         mean = {n: sum(r.update[n] * (r.num_samples / total) for r in results.values()) for n in weights}
         weights = apply_difference(weights, mean)
     scored = [case.score for trainer in trainers.values() for case in trainer.validate(weights, distances=True)]
-    summary = summarise(scored)
+    summary = Segmentation.summarise(scored)
     result = {"kind": kind, "seed": seed, "steps": steps, "seconds": time.time() - start, **summary}
     path.write_text(json.dumps(result, indent=1))
     return result

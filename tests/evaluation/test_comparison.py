@@ -10,7 +10,7 @@ from fedseg.errors import ConfigurationError
 from fedseg.evaluation import comparison
 from fedseg.evaluation.comparison import compare
 from fedseg.networks.weights import apply_difference, get_weights
-from fedseg.tasks.segmentation.metrics import summarise
+from fedseg.tasks.segmentation.objective import Segmentation
 from fedseg.training.trainer import SiteTrainer
 from tiny import PLAN, make_sites
 
@@ -90,7 +90,7 @@ def test_a_sites_own_model_is_trained_as_long_and_scored_at_every_site(tmp_path)
         weights = apply_difference(weights, trainer.train_round(weights, number, 2).update)
     for site in ("alpha", "beta"):
         judge = SiteTrainer(PLAN_OBJECT, site, read_datalist(data / site))
-        assert row[site] == summarise([case.score for case in judge.validate(weights, "validation")])
+        assert row[site] == Segmentation.summarise([case.score for case in judge.validate(weights, "validation")])
     assert row["alpha"] != row["beta"]
 
 

@@ -20,7 +20,8 @@ from fedseg.evaluation.convergence import convergence_score
 from fedseg.evaluation.ranking import check_comparable, rank_cases
 from fedseg.evaluation.report.case_tables import final_cases, last_validation_dice, read_case_scores, validation_counts
 from fedseg.tasks.registry import resolve_task
-from fedseg.tasks.segmentation.metrics import CaseScore, summarise
+from fedseg.tasks.segmentation.metrics import CaseScore
+from fedseg.tasks.segmentation.objective import Segmentation
 from fedseg.workflows.run.scores import mean_over_cases
 
 
@@ -155,8 +156,8 @@ def test_the_last_models_validation_dice_is_that_of_a_round() -> None:
     # a: (.7 + .4) / 2 = .55 of two cases, b: .75 of one: (1.1 + .75) / 3
     assert last_validation_dice(dice) == pytest.approx(1.85 / 3)
     assert last_validation_dice(dice.loc[["b"]].iloc[1:]) is None
-    of_a = summarise([CaseScore({"x": 0.8, "y": None}), CaseScore({"x": 0.6, "y": 0.4})])["dice"]["mean"]
-    of_b = summarise([CaseScore({"x": 1.0, "y": 0.5})])["dice"]["mean"]
+    of_a = Segmentation.summarise([CaseScore({"x": 0.8, "y": None}), CaseScore({"x": 0.6, "y": 0.4})])["dice"]["mean"]
+    of_b = Segmentation.summarise([CaseScore({"x": 1.0, "y": 0.5})])["dice"]["mean"]
     assert last_validation_dice(dice) == pytest.approx(mean_over_cases([(of_a, 2), (of_b, 1)]))
 
 

@@ -4,9 +4,10 @@ import torch
 
 from fedseg.data.datalist import Case
 from fedseg.errors import DataError
+from fedseg.tasks.objective import objective_of
 from fedseg.tasks.registry import resolve_task
 from fedseg.training.cache import CaseCache
-from fedseg.training.inference import segment
+from fedseg.training.inference import predict_case
 from fedseg.training.patches import PatchDataset, choose_corner
 from fedseg.training.prepare import prepare_case
 from tiny import TASK, make_image, write_case
@@ -29,7 +30,9 @@ def test_a_perfect_prediction_comes_back_to_the_original_grid_unchanged(tmp_path
     task = resolve_task({**TASK, "normalisation": "zscore_nonzero", "crop_to_foreground": True})
     case = write_case(tmp_path, "case", 1, affine)
     prepared = prepare_case(task, case, training=False)
-    np.testing.assert_array_equal(segment(task, prepared, one_hot(task, prepared.classes)), prepared.reference)
+    np.testing.assert_array_equal(
+        predict_case(objective_of(task), prepared, one_hot(task, prepared.classes)), prepared.reference
+    )
 
 
 def test_resampling_and_back_keeps_the_structure(tmp_path):
@@ -37,7 +40,7 @@ def test_resampling_and_back_keeps_the_structure(tmp_path):
     case = write_case(tmp_path, "case", 1, np.diag([1.3, 1.3, 0.8, 1.0]))
     prepared = prepare_case(task, case, training=False)
     assert prepared.grid.spacing == pytest.approx((1, 1, 1))
-    back = segment(task, prepared, one_hot(task, prepared.classes))
+    back = predict_case(objective_of(task), prepared, one_hot(task, prepared.classes))
     assert back.shape == prepared.original.shape
     overlap = 2 * ((back > 0) & (prepared.reference > 0)).sum() / ((back > 0).sum() + (prepared.reference > 0).sum())
     assert overlap > 0.9

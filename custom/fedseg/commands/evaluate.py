@@ -31,24 +31,19 @@ def add_parser(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Score and show the means."""
-    from fedseg.evaluation.scoring import evaluate
+    from fedseg.evaluation.scoring import Predictor, evaluate
+    from fedseg.tasks.objective import objective_of
 
     model, _, cases = load(options)
-    content = evaluate(
-        model,
-        cases,
-        options.out,
-        progress=lambda items: track(items, "cases", len(cases)),
-        device=options.device,
-        overlap=options.overlap,
-        empty=options.empty,
-    )
-    table = Table("region", "Dice", "HD95 (mm)", "cases scored", title=f"mean over {len(cases)} cases")
-    mean = content["mean"]
-    for region in model.task.region_names:
-        numbers = [mean[kind][region] for kind in ("dice", "hd95")]
-        shown = ["n/a" if n is None else f"{n:.{d}f}" for n, d in zip(numbers, (4, 2), strict=True)]
-        table.add_row(region, *shown, str(mean["defined"][region]))
+    predictor = Predictor(model, options.device, options.overlap, lambda items: track(items, "cases", len(cases)))
+    mean = evaluate(predictor, cases, options.out, options.empty)["mean"]
+    kind = objective_of(model.task)
+    columns = [f"{score.title} ({score.unit})" if score.unit else score.title for score in kind.scores]
+    table = Table(kind.output, *columns, "cases scored", title=f"mean over {len(cases)} cases")
+    for output in kind.outputs:
+        numbers = [(mean[score.name].get(output), 2 if score.unit else 4) for score in kind.scores]
+        shown = ["n/a" if number is None else f"{number:.{digits}f}" for number, digits in numbers]
+        table.add_row(output, *shown, str(mean["defined"][output]))
     out().print(table)
     out().print(f"written to {options.out / 'evaluation.json'}")
     return 0

@@ -27,20 +27,14 @@ def add_parser(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Segment every case."""
-    from fedseg.evaluation.scoring import predict
+    from fedseg.evaluation.scoring import Predictor, write_masks
 
     model, _, cases = load(options)
     names = [convention.name for convention in model.task.conventions]
     if options.convention is not None and options.convention not in names:
         raise UsageError(f"--convention {options.convention!r}: the task {model.task.name} knows {names}.")
-    written = predict(
-        model,
-        cases,
-        options.out,
-        progress=lambda items: track(items, "cases", len(cases)),
-        device=options.device,
-        overlap=options.overlap,
-        convention=names.index(options.convention) if options.convention else 0,
-    )
+    predictor = Predictor(model, options.device, options.overlap, lambda items: track(items, "cases", len(cases)))
+    convention = names.index(options.convention) if options.convention else 0
+    written = write_masks(predictor, cases, options.out, convention)
     out().print(f"{len(written)} mask(s) written to {options.out}")
     return 0

@@ -18,6 +18,7 @@ from fedseg.contract.split_settings import SplitSettings, parse_split
 from fedseg.errors import ConfigurationError
 from fedseg.files.documents import read_json
 from fedseg.networks.registry import Network, parse_network
+from fedseg.tasks.objective import Objective, objective_of
 from fedseg.tasks.registry import resolve_task
 from fedseg.tasks.task import Task
 
@@ -47,9 +48,14 @@ class Plan:
     training: TrainingSettings
     split: SplitSettings | None = None
 
+    @property
+    def objective(self) -> Objective:
+        """What the kind of task gives training, validation and reports."""
+        return objective_of(self.task)
+
     def build_network(self) -> nn.Module:
         """The network for the task's channels and outputs, with the weights that the job's seed gives."""
-        channels, outputs = len(self.task.channels), self.task.output_channels
+        channels, outputs = len(self.task.channels), self.objective.output_channels
         return self.network.build(channels, outputs, self.seed, self.task.patch_size)
 
     def to_dict(self) -> dict[str, Any]:

@@ -18,8 +18,9 @@ from fedseg.data.datalist import Case, read_datalist
 from fedseg.data.grid import read_image, read_label
 from fedseg.errors import ConfigurationError, FedsegError
 from fedseg.networks.weights import Arrays, apply_difference, get_weights
+from fedseg.tasks.objective import MEAN, Objective
 from fedseg.tasks.segmentation.labels import paint_regions, to_classes, to_regions
-from fedseg.tasks.segmentation.metrics import score_case, summarise
+from fedseg.tasks.segmentation.metrics import score_case
 from fedseg.tasks.task import Task
 from fedseg.training.trainer import SiteTrainer
 
@@ -46,11 +47,14 @@ def compare(kinds: Sequence[str], plan: Plan, data: Path, sites: Sequence[str], 
             raise ConfigurationError("--compare", kind, f"a list out of {', '.join(KINDS)}")
     result: dict[str, Any] = {"comparison": []}
     if "threshold" in kinds:
+        if not plan.objective.masks:
+            raise ConfigurationError("--compare", "threshold", f"another one: this job is of {plan.objective.title}")
         result["comparison"].append(_threshold(plan, data, sites))
     if "local" in kinds:
         matrix = train_alone(plan, data, sites, num_rounds)
-        result["cross_site"] = {a: {b: s["dice"]["mean"] for b, s in row.items()} for a, row in matrix.items()}
-        result["comparison"] += _local_entries(plan.task, matrix)
+        name = plan.objective.primary.name
+        result["cross_site"] = {a: {b: s[name][MEAN] for b, s in row.items()} for a, row in matrix.items()}
+        result["comparison"] += _local_entries(plan.objective, matrix)
     return result
 
 
@@ -83,30 +87,31 @@ def _train_one(job: tuple[dict[str, Any], str, str, list[str], int]) -> dict[str
 def _score_at(plan: Plan, folder: Path, site: str, weights: Arrays) -> Summary:
     trainer = SiteTrainer(plan, site, read_datalist(folder))
     scored = trainer.validate(weights, trainer.datalist.final_split)
-    return summarise([case.score for case in scored])
+    return plan.objective.summarise([case.score for case in scored])
 
 
-def _local_entries(task: Task, matrix: Mapping[str, Mapping[str, Summary]]) -> list[dict[str, Any]]:
+def _local_entries(kind: Objective, matrix: Mapping[str, Mapping[str, Summary]]) -> list[dict[str, Any]]:
     """For each site: its own model at home, and the mean of its own model over the other sites."""
     away = {
-        site: _mean_dice(task, [scores for other, scores in row.items() if other != site])
+        site: _means(kind, [scores for other, scores in row.items() if other != site])
         for site, row in matrix.items()
         if len(row) > 1
     }
-    home = {site: _mean_dice(task, [row[site]]) for site, row in matrix.items()}
-    entries = [_entry("own model at home", "each hospital's own model on its own cases", home)]
+    home = {site: _means(kind, [row[site]]) for site, row in matrix.items()}
+    entries = [_entry(kind, "own model at home", "each hospital's own model on its own cases", home)]
     if away:
         text = "each hospital's own model, trained as long, on the other hospitals' cases (mean over those)"
-        entries.append(_entry("own model elsewhere", text, away))
+        entries.append(_entry(kind, "own model elsewhere", text, away))
     return entries
 
 
-def _mean_dice(task: Task, summaries: Sequence[Summary]) -> dict[str, float | None]:
-    """Mean over sites of each region's Dice, and of the mean."""
+def _means(kind: Objective, summaries: Sequence[Summary]) -> dict[str, float | None]:
+    """Mean over sites of each output's primary score, and of the mean."""
     result: dict[str, float | None] = {}
-    for name in (*task.region_names, "mean"):
-        values = [s["dice"][name] for s in summaries if s["dice"][name] is not None]
-        result[name] = sum(values) / len(values) if values else None
+    for output in (*kind.outputs, MEAN):
+        found = [s[kind.primary.name][output] for s in summaries]
+        values = [value for value in found if value is not None]
+        result[output] = sum(values) / len(values) if values else None
     return result
 
 
@@ -117,6 +122,7 @@ def _threshold(plan: Plan, data: Path, sites: Sequence[str]) -> dict[str, Any]:
     """The best single threshold on the normalised last channel, found on all training cases together."""
     task = plan.task
     region = max(range(len(task.regions)), key=lambda i: len(task.regions[i].classes))
+    name = task.regions[region].name
     candidates = np.linspace(-1.0, 4.0, 51)
     lists = {site: read_datalist(data / site) for site in sites}
     training = [case for datalist in lists.values() for case in datalist.training]
@@ -128,13 +134,12 @@ def _threshold(plan: Plan, data: Path, sites: Sequence[str]) -> dict[str, Any]:
             _threshold_score(task, case, region, best, plan.training.empty)
             for case in datalist.split(datalist.final_split)
         ]
-        scores[site] = {task.regions[region].name: summarise(cases)["dice"][task.regions[region].name]}
-    name = task.regions[region].name
+        scores[site] = {name: plan.objective.summarise(cases)["dice"][name]}
     text = (
         f"{task.channels[-1]} above {best:.1f} standard deviations, the best threshold for {name} on all training "
         "cases; it knows no other region"
     )
-    return _entry(f"{task.channels[-1]} threshold", text, scores)
+    return _entry(plan.objective, f"{task.channels[-1]} threshold", text, scores)
 
 
 def _channel(case: Case) -> tuple[np.ndarray, Any]:
@@ -163,17 +168,19 @@ def _threshold_score(task: Task, case: Case, region: int, threshold: float, empt
     return score_case(task, paint_regions(task, masks), reference, grid.spacing, empty, distances=False)
 
 
-def _entry(name: str, description: str, sites: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any]:
-    """One alternative; its mean Dice is taken over what it segments at all."""
+def _entry(
+    kind: Objective, name: str, description: str, sites: Mapping[str, Mapping[str, float | None]]
+) -> dict[str, Any]:
+    """One alternative; its mean score is taken over the outputs that it has at all."""
     means = []
     for scores in sites.values():
-        values = [v for k, v in scores.items() if v is not None and k != "mean"]
+        values = [v for k, v in scores.items() if v is not None and k != MEAN]
         if values:
             means.append(sum(values) / len(values))
     return {
         "name": name,
         "description": description,
-        "regions": sorted({k for s in sites.values() for k in s if k != "mean"}),
-        "sites": {site: {"dice": dict(scores)} for site, scores in sites.items()},
-        "mean_dice": sum(means) / len(means) if means else None,
+        "regions": sorted({k for s in sites.values() for k in s if k != MEAN}),
+        "sites": {site: {kind.primary.name: dict(scores)} for site, scores in sites.items()},
+        f"mean_{kind.primary.name}": sum(means) / len(means) if means else None,
     }

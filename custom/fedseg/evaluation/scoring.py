@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from fedseg.data.splits import require_files
 from fedseg.errors import DataError, UsageError
 from fedseg.files.documents import whole_file, write_json
 from fedseg.models.model_file import ModelFile
+from fedseg.tasks.objective import objective_of
 from fedseg.tasks.segmentation.labels import to_values
-from fedseg.tasks.segmentation.metrics import CaseScore, score_case, summarise
 from fedseg.tasks.task import Task
-from fedseg.training.inference import choose_device, infer_logits, segment
+from fedseg.training.inference import choose_device, infer_logits, predict_case
 from fedseg.training.prepare import PreparedCase, prepare_case
 
 
@@ -56,75 +56,74 @@ def choose_cases(datalist: Datalist, split: str) -> tuple[Case, ...]:
     return cases
 
 
-def segment_cases(
-    model: ModelFile, cases: Iterable[Case], device: str, overlap: float, with_labels: bool = True
-) -> Iterator[tuple[Case, PreparedCase, np.ndarray]]:
-    """Segment cases one after the other: the case, as prepared, and class values on its original grid."""
-    place = choose_device(device)
-    network = model.build().to(place)
-    for case in cases:
-        prepared = prepare_case(model.task, case if with_labels else replace(case, label=None), training=False)
-        logits = infer_logits(network, model.task, prepared.image, overlap, place)
-        yield case, prepared, segment(model.task, prepared, logits)
+@dataclass(frozen=True)
+class Predictor:
+    """A saved model at work on one case after the other.
 
-
-def evaluate(
-    model: ModelFile,
-    cases: Sequence[Case],
-    out: Path,
-    *,
-    progress: Callable[[Iterable[Case]], Iterable[Case]] = iter,
-    device: str = "auto",
-    overlap: float = 0.25,
-    empty: str = "brats",
-) -> dict[str, Any]:
-    """Score a model and write ``evaluation.json``.
-
-    Args:
+    Attributes:
         model: the model.
-        cases: labelled cases.
-        out: folder for the result.
-        progress: wraps the cases, to show how far the work is.
         device: torch device or ``auto``.
         overlap: overlap of the sliding windows.
+        progress: wraps the cases, to show how far the work is.
+    """
+
+    model: ModelFile
+    device: str = "auto"
+    overlap: float = 0.25
+    progress: Callable[[Iterable[Case]], Iterable[Case]] = iter
+
+    def predict(
+        self, cases: Iterable[Case], with_labels: bool = True
+    ) -> Iterator[tuple[Case, PreparedCase, np.ndarray]]:
+        """The case, as prepared, and the prediction on its original grid."""
+        task, place = self.model.task, choose_device(self.device)
+        network = self.model.build().to(place)
+        for case in self.progress(cases):
+            prepared = prepare_case(task, case if with_labels else replace(case, label=None), training=False)
+            logits = infer_logits(network, task, prepared.image, self.overlap, place)
+            yield case, prepared, predict_case(objective_of(task), prepared, logits)
+
+
+def evaluate(predictor: Predictor, cases: Sequence[Case], out: Path, empty: str = "brats") -> dict[str, Any]:
+    """Score a model and write ``evaluation.json`` into the folder ``out``.
+
+    Args:
+        predictor: the model.
+        cases: labelled cases.
+        out: folder for the result.
         empty: convention for empty regions.
 
     Returns:
-        The written content: ``cases[]{id, dice, hd95, empty}`` and ``mean{dice, hd95}``.
+        The written content: ``cases[]{id, dice, hd95, empty}`` and ``mean{dice, hd95}``, or the scores of another kind.
     """
-    scores: list[CaseScore] = []
-    entries = []
+    kind, settings = objective_of(predictor.model.task), {"empty": empty}
+    scores, entries = [], []
     names = dict(zip(cases, case_names(cases), strict=True))
-    for case, prepared, predicted in segment_cases(model, progress(cases), device, overlap):
-        if prepared.reference is None:
+    for case, prepared, predicted in predictor.predict(cases):
+        if prepared.reference is None and kind.needs_label:
             raise DataError(f"{names[case]} has no label; use `fedseg predict` for cases without one.")
-        score = score_case(model.task, predicted, prepared.reference, prepared.original.spacing, empty)
-        scores.append(score)
-        entries.append({"id": names[case], "dice": score.dice, "hd95": score.hd95, "empty": score.empty})
-    content = {"schema": "fedseg-evaluation-1", "cases": entries, "mean": summarise(scores), "empty_convention": empty}
+        scores.append(kind.score(predicted, prepared.reference, prepared.original.spacing, settings))
+        entries.append({"id": names[case], **asdict(scores[-1])})
+    mean = kind.summarise(scores)
+    content = {"schema": "fedseg-evaluation-1", "cases": entries, "mean": mean, "empty_convention": empty}
     write_json(out / "evaluation.json", content)
     return content
 
 
-def predict(
-    model: ModelFile,
-    cases: Sequence[Case],
-    out: Path,
-    *,
-    progress: Callable[[Iterable[Case]], Iterable[Case]] = iter,
-    device: str = "auto",
-    overlap: float = 0.25,
-    convention: int = 0,
-) -> list[Path]:
+def write_masks(predictor: Predictor, cases: Sequence[Case], out: Path, convention: int = 0) -> list[Path]:
     """Write one mask per case, ``<case>.nii.gz``, on the grid of its images, with the task's label values.
 
     Labels are not looked at. A mask of the same name is replaced.
+
+    Raises:
+        UsageError: the model's predictions are no masks.
     """
-    written = []
-    chosen = model.task.conventions[convention]
+    task, written = predictor.model.task, []
+    if not objective_of(task).masks:
+        raise UsageError(f"The model is one of {objective_of(task).title}; its predictions are no masks.")
     names = dict(zip(cases, case_names(cases), strict=True))
-    for case, prepared, predicted in segment_cases(model, progress(cases), device, overlap, with_labels=False):
+    for case, prepared, predicted in predictor.predict(cases, with_labels=False):
         written.append(out / f"{names[case]}.nii.gz")
         with whole_file(written[-1]) as temporary:
-            write_mask(to_values(model.task, predicted, chosen), prepared.original, temporary)
+            write_mask(to_values(task, predicted, task.conventions[convention]), prepared.original, temporary)
     return written

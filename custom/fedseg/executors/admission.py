@@ -10,7 +10,6 @@ from fedseg.data.datalist import Datalist, read_datalist
 from fedseg.data.grid import read_label
 from fedseg.errors import DataError, RefusalError
 from fedseg.site.profile import SiteProfile
-from fedseg.tasks.segmentation.labels import to_classes
 from fedseg.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -63,7 +62,7 @@ def _check_labels(plan: Plan, datalist: Datalist) -> None:
     for case in (*datalist.training, *datalist.validation)[:LABELS_LOOKED_AT]:
         try:
             if case.label is not None:
-                to_classes(plan.task, read_label(case.label)[0])
+                plan.objective.check_label(read_label(case.label)[0])
         except DataError as error:
             logger.error("%s: %s", case.label, error)
             raise RefusalError(

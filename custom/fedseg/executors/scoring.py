@@ -15,7 +15,7 @@ from fedseg.executors.site_session import SiteSession
 from fedseg.filters.encrypt import encrypts
 from fedseg.networks.weights import Arrays
 from fedseg.site.case_scores import write_case_scores
-from fedseg.tasks.segmentation.metrics import ScoredCase, summarise
+from fedseg.tasks.objective import Objective, ScoredCase
 from fedseg.training.site_round import mean_loss
 from fedseg.training.trainer import SiteTrainer
 
@@ -41,15 +41,15 @@ def score_model(
     session.record.scored(name, received, meta, cases, encrypts(fl_ctx))
     write_case_scores(session.folder, name, trainer.datalist, scored)
     if session.policy.scores_leave(session.guaranteed):
-        data = {asked: _summary(split, scored[split]) for asked, split in splits.items()}
+        data = {asked: _summary(trainer.objective, split, scored[split]) for asked, split in splits.items()}
     else:
         split = trainer.datalist.final_split
         data = {"final": {"split": split, "cases": len(trainer.datalist.split(split)), "withheld": True}}
     return DXO(DataKind.METRICS, data=data).to_shareable()
 
 
-def _summary(split: str, scored: list[ScoredCase]) -> dict[str, Any]:
+def _summary(kind: Objective, split: str, scored: list[ScoredCase]) -> dict[str, Any]:
     loss = mean_loss(scored)
-    # A loss that is no number any more is not sent: the Dice beside it still counts.
+    # A loss that is no number any more is not sent: the score beside it still counts.
     finite = loss if loss is not None and math.isfinite(loss) else None
-    return {"split": split, "loss": finite, **summarise([case.score for case in scored])}
+    return {"split": split, "loss": finite, **kind.summarise([case.score for case in scored])}

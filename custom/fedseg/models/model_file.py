@@ -20,6 +20,7 @@ from fedseg.files.arrays import contiguous
 from fedseg.files.documents import whole_file
 from fedseg.networks.registry import Network, parse_network
 from fedseg.networks.weights import Arrays, get_weights, set_weights
+from fedseg.tasks.objective import objective_of
 from fedseg.tasks.registry import resolve_task
 from fedseg.tasks.task import Region, Task
 from fedseg.version import __version__
@@ -48,7 +49,8 @@ class ModelFile:
 
     def build(self) -> nn.Module:
         """The network with its weights, in evaluation mode."""
-        network = self.network.build(len(self.task.channels), self.task.output_channels, 0, self.task.patch_size)
+        outputs = objective_of(self.task).output_channels
+        network = self.network.build(len(self.task.channels), outputs, 0, self.task.patch_size)
         set_weights(network, self.weights)
         return network.eval()
 

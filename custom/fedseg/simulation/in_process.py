@@ -36,7 +36,6 @@ from fedseg.messages.updates import write_update
 from fedseg.networks.weights import Arrays
 from fedseg.site.profile import SiteProfile
 from fedseg.site.state import SiteState
-from fedseg.tasks.segmentation.metrics import summarise
 from fedseg.training.site_round import site_round
 from fedseg.training.trainer import SiteTrainer, TrainerSetup
 from fedseg.workflows.cyclic_training import CyclicTraining
@@ -202,7 +201,7 @@ def score_sites(
     for site, trainer in trainers.items():
         split = trainer.datalist.final_split
         scored = trainer.validate(weights(site), split, distances)
-        parts[site] = {"split": split, **summarise([case.score for case in scored])}
+        parts[site] = {"split": split, **trainer.objective.summarise([case.score for case in scored])}
     return summarise_final(parts, last_round)
 
 

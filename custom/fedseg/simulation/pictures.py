@@ -9,9 +9,10 @@ from typing import Any
 
 from fedseg.data.datalist import Case, read_datalist
 from fedseg.data.grid import write_mask
-from fedseg.evaluation.scoring import segment_cases
+from fedseg.evaluation.scoring import Predictor
 from fedseg.files.documents import write_json
 from fedseg.models.model_file import ModelFile
+from fedseg.tasks.objective import Objective
 from fedseg.tasks.segmentation.labels import to_values
 
 Entry = dict[str, Any]
@@ -26,22 +27,25 @@ def write_gallery(data: Path, sites: list[str], report: Path) -> None:
     write_json(report / "gallery.json", gallery)
 
 
-def write_overlays(models: Mapping[str, ModelFile], state: Path, run_id: str, report: Path, overlap: float) -> None:
+def write_overlays(
+    models: Mapping[str, ModelFile], kind: Objective, state: Path, run_id: str, report: Path, overlap: float
+) -> None:
     """``overlays.json`` and masks of each site's best, median and worst case of the last model.
 
     Args:
         models: of each site; one that has none is left out.
+        kind: of task, whose predictions are masks.
         state: folder with the states of the simulated sites.
         run_id: of the run.
         report: folder of the report.
         overlap: of the sliding windows.
     """
     entries = []
-    for site, rank, scored in _ranked(_read_scores(state, run_id)):
+    for site, rank, scored in _ranked(_read_scores(state, run_id), kind):
         if (model := models.get(site)) is None:
             continue
         case = Case(tuple(Path(p) for p in scored["images"]), Path(scored["label"]), "")
-        _, prepared, predicted = next(segment_cases(model, [case], "auto", overlap))
+        _, prepared, predicted = next(Predictor(model, overlap=overlap).predict([case]))
         path = report / "overlays" / f"{site}-{rank}.nii.gz"
         write_mask(to_values(model.task, predicted), prepared.original, path)
         entries.append(
@@ -49,7 +53,7 @@ def write_overlays(models: Mapping[str, ModelFile], state: Path, run_id: str, re
                 "site": site,
                 "case": scored["id"],
                 "rank": rank,
-                "dice": _mean_dice(scored),
+                kind.primary.name: _mean_score(scored, kind),
                 "images": scored["images"],
                 "label": scored["label"],
                 "prediction": str(path.resolve()),
@@ -68,12 +72,13 @@ def _read_scores(state: Path, run_id: str) -> list[tuple[str, Entry]]:
     return found
 
 
-def _ranked(scores: list[tuple[str, Entry]]) -> list[tuple[str, str, Entry]]:
+def _ranked(scores: list[tuple[str, Entry]], kind: Objective) -> list[tuple[str, str, Entry]]:
     """(site, rank, case) of each site's best, median and worst case; with fewer cases the worst ranks give way."""
     result = []
     for site in sorted({site for site, _ in scores}):
-        cases = [(_mean_dice(case), case["id"], case) for name, case in scores if name == site]
-        order = sorted((c for c in cases if c[0] is not None), key=lambda c: c[:2])
+        cases = [(_mean_score(case, kind), case["id"], case) for name, case in scores if name == site]
+        sign = 1 if kind.primary.higher_is_better else -1
+        order = sorted(((s, n, c) for s, n, c in cases if s is not None), key=lambda c: (sign * c[0], c[1]))
         picks = {"best": len(order) - 1, "worst": 0, "median": (len(order) - 1) // 2}
         seen: set[int] = set()
         for rank, index in picks.items():
@@ -83,6 +88,6 @@ def _ranked(scores: list[tuple[str, Entry]]) -> list[tuple[str, str, Entry]]:
     return result
 
 
-def _mean_dice(case: Entry) -> float | None:
-    values = [v for v in case["dice"].values() if v is not None]
+def _mean_score(case: Entry, kind: Objective) -> float | None:
+    values = [v for v in case[kind.primary.name].values() if v is not None]
     return sum(values) / len(values) if values else None

@@ -17,7 +17,7 @@ from fedseg.jobs.job import Job
 from fedseg.models.model_file import read_model
 from fedseg.simulation.pictures import write_gallery, write_overlays
 from fedseg.simulation.run_folder import SimulationResult
-from fedseg.tasks.segmentation.metrics import CaseScore, summarise
+from fedseg.tasks.objective import Objective
 from fedseg.version import versions
 from fedseg.workflows.run.scores import summarise_final
 
@@ -53,8 +53,9 @@ def write_results(
     report.mkdir(exist_ok=True)
     summary = build_summary(job, run, out / "state")
     write_summary(summary, report)
-    write_gallery(data, list(sites), report)
-    _write_overlays(job, summary, out)
+    if job.plan.objective.masks:
+        write_gallery(data, list(sites), report)
+        _write_overlays(job, summary, out)
     if kinds:
         write_report(out)  # the comparison takes long
         tell(f"comparing with: {', '.join(kinds)}", False)
@@ -73,13 +74,16 @@ def build_summary(job: Job, run: SimulationResult, state: Path) -> Summary:
         run: what the run left.
         state: folder of the simulated sites' states.
     """
-    results = {**run.results, "final": with_own_scores(run.results["final"], state, run.results["run_id"])}
+    results = {
+        **run.results,
+        "final": with_own_scores(run.results["final"], job.plan.objective, state, run.results["run_id"]),
+    }
     seconds = max(run.wall_seconds, results["seconds"])
     date = datetime.now(UTC).isoformat(timespec="seconds")
     return describe_run(job, results, date, True, versions(), seconds, run.peak_rss_mb)
 
 
-def with_own_scores(final: Summary, state: Path, run_id: str) -> Summary:
+def with_own_scores(final: Summary, kind: Objective, state: Path, run_id: str) -> Summary:
     """The scores of a run's last model, completed from the disks of simulated sites.
 
     In a job with a formal guarantee nothing about single patients may travel beside it, so real sites keep their scores
@@ -87,6 +91,7 @@ def with_own_scores(final: Summary, state: Path, run_id: str) -> Summary:
 
     Args:
         final: ``final`` of the server's results; sites that sent no scores stand under ``withheld``.
+        kind: of the run's task.
         state: folder with the states of the simulated sites.
         run_id: of the run.
 
@@ -99,10 +104,10 @@ def with_own_scores(final: Summary, state: Path, run_id: str) -> Summary:
         try:
             content = json.loads(path.read_text("utf-8"))
             split = "test" if content.get("test") else "validation"
-            scores = [CaseScore(case["dice"], case["hd95"], case["empty"]) for case in content[split]]
+            scores = [kind.read_case(case) for case in content[split]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"The scores that {site} kept cannot be read from {path}: {error}.") from None
-        parts[site] = {"split": split, **summarise(scores)}
+        parts[site] = {"split": split, **kind.summarise(scores)}
     complete = summarise_final({site: parts[site] for site in sorted(parts)}, final["after_round"])
     return {**final, **complete, "withheld": final["withheld"]}
 
@@ -112,7 +117,9 @@ def _write_overlays(job: Job, summary: Summary, out: Path) -> None:
     files = last_models(summary)
     read = {file: read_model(out / file) for file in sorted(set(files.values()))}
     models = {site: read[file] for site, file in files.items()}
-    write_overlays(models, out / "state", summary["run_id"], out / "report", job.plan.training.overlap)
+    write_overlays(
+        models, job.plan.objective, out / "state", summary["run_id"], out / "report", job.plan.training.overlap
+    )
 
 
 def _comparison(job: Job, summary: Summary, data: Path, kinds: Sequence[str]) -> Summary:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fedseg.data.datalist import Datalist, case_names
 from fedseg.files.documents import write_json
-from fedseg.tasks.segmentation.metrics import ScoredCase
+from fedseg.tasks.objective import ScoredCase
 
 
 def write_case_scores(folder: Path, model: str, datalist: Datalist, scored: Mapping[str, Sequence[ScoredCase]]) -> Path:

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -68,6 +69,15 @@ class Score:
         """Whether this is a finite number in the score's range."""
         number = isinstance(value, int | float) and not isinstance(value, bool)
         return number and math.isfinite(value) and self.lowest <= value <= self.highest
+
+
+@dataclass(frozen=True)
+class ScoredCase:
+    """One case scored: its name, its loss on the prepared grid, and its scores on the original grid."""
+
+    id: str
+    loss: float
+    score: Any
 
 
 class Objective(ABC):
@@ -132,13 +142,17 @@ class Objective(ABC):
             label: the label file's values [X, Y, Z]; None without one.
         """
 
-    def targets(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    def check_label(self, label: np.ndarray) -> None:
+        """Refuse values of a label file that are not those of the task (DataError)."""
+        self.reference(np.empty((0, *label.shape)), label)
+
+    def targets(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """What the loss compares the network's output with.
 
         Args:
             batch: ``image`` [B, C, ...], and ``classes`` [B, 1, ...] where there is a reference.
         """
-        return batch.get("classes")
+        return batch["classes"]
 
     @abstractmethod
     def loss(self, settings: Mapping[str, Any]) -> nn.Module:
@@ -208,6 +222,15 @@ class Objective(ABC):
             "defined": {r: sum(getattr(s, first)[r] is not None for s in scores) for r in outputs},
             **{name: {r: count(name, r) for r in outputs} for name in cls.counts},
         }
+
+    @classmethod
+    def read_case(cls, entry: Mapping[str, Any]) -> SimpleNamespace:
+        """What ``score`` gave, from the form in which a site wrote it.
+
+        Raises:
+            KeyError: the entry lacks a score.
+        """
+        return SimpleNamespace(**{name: entry[name] for name in (*(score.name for score in cls.scores), *cls.counts)})
 
     @classmethod
     def pool(cls, summaries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from fedseg.data.datalist import Datalist
 from fedseg.errors import ConfigurationError
 from fedseg.networks.weights import Arrays
 from fedseg.privacy.mechanisms.noise import NoiseSource
-from fedseg.tasks.segmentation.metrics import ScoredCase
+from fedseg.tasks.objective import ScoredCase
 from fedseg.tasks.task import Task
 from fedseg.training.cache import CaseCache
 from fedseg.training.companions import Companion

@@ -10,8 +10,7 @@ from monai.inferers import sliding_window_inference
 from torch import nn
 
 from fedseg.data.grid import to_grid
-from fedseg.tasks.segmentation.labels import paint_regions
-from fedseg.tasks.segmentation.losses import predict_regions
+from fedseg.tasks.objective import Objective
 from fedseg.tasks.task import Task
 from fedseg.training.prepare import PreparedCase
 
@@ -53,16 +52,10 @@ def infer_logits(
     return logits.float()
 
 
-def segment(task: Task, case: PreparedCase, logits: torch.Tensor) -> np.ndarray:
-    """Internal class values [X, Y, Z] (uint8) on the case's original grid from logits [1, output_channels, ...].
+def predict_case(kind: Objective, case: PreparedCase, logits: torch.Tensor) -> np.ndarray:
+    """The prediction [X, Y, Z] on the case's original grid from logits [1, output_channels, ...]: class values (uint8)
+    in segmentation.
 
-    Probabilities, not labels, are brought to the original grid; outside the prepared image all is background.
+    Activated values, not predictions, are brought to the original grid; outside the prepared image they are 0.
     """
-    regions = predict_regions(task, logits)[0].numpy()
-    if not task.exclusive:
-        return paint_regions(task, to_grid(regions, case.grid, case.original) > 0.5)
-    moved = to_grid(regions, case.grid, case.original)
-    background = np.clip(1 - moved.sum(axis=0, keepdims=True), 0, 1)
-    winner = np.concatenate([background, moved]).argmax(axis=0)
-    values = np.array([0, *(task.region_values(region)[0] for region in task.regions)], np.uint8)
-    return values[winner]
+    return kind.decide(to_grid(kind.activate(logits)[0].numpy(), case.grid, case.original))

@@ -12,12 +12,11 @@ from torch import nn
 from fedseg.contract.plan import Plan
 from fedseg.contract.settings import TrainingSettings
 from fedseg.errors import RefusalError
-from fedseg.tasks.segmentation.losses import SegmentationLoss
 
 
-def plan_loss(plan: Plan) -> SegmentationLoss:
-    """The loss of a plan: of logits [B, out, ...] and class values [B, 1, ...]."""
-    return SegmentationLoss(plan.task, plan.training.dice_weight, plan.training.batch_dice)
+def plan_loss(plan: Plan) -> nn.Module:
+    """The loss of a plan: of logits [B, out, ...] and the targets of its kind of task."""
+    return plan.objective.loss(plan.training.to_dict())
 
 
 def place(network: nn.Module, device: torch.device) -> nn.Module:

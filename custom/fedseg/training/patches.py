@@ -18,6 +18,7 @@ from monai.transforms import (
 )
 from torch.utils.data import Dataset
 
+from fedseg.tasks.objective import objective_of
 from fedseg.tasks.task import Task
 from fedseg.training.cache import CaseCache
 from fedseg.training.prepare import PreparedCase
@@ -36,14 +37,14 @@ class PatchDataset(Dataset[Sample]):
         return len(self.cases)
 
     def __getitem__(self, item: tuple[int, int]) -> Sample:
-        """``{"image": [C, *patch] float32, "classes": [1, *patch] uint8}`` cut and augmented as the seed says."""
+        """``image`` [C, *patch] float32 and, where there is a reference, ``classes`` [1, *patch] (uint8 in
+        segmentation), cut and augmented as the seed says."""
         index, seed = item
         case = self.cases[index]
         generator = np.random.default_rng(seed)
         corner = choose_corner(self.task, case, generator)
-        assert case.classes is not None
-        window = (slice(None), *(slice(c, c + s) for c, s in zip(corner, self.task.patch_size, strict=True)))
-        sample: Sample = {"image": case.image[window].clone(), "classes": case.classes[window].clone()}
+        window: Any = (..., *(slice(c, c + s) for c, s in zip(corner, self.task.patch_size, strict=True)))
+        sample: Sample = {name: values[0][window].clone() for name, values in case.batch().items()}
         self.transform.set_random_state(seed=int(generator.integers(2**31)))
         changed = self.transform(sample)
         # Where a patch was turned, MONAI gives the classes as floating-point numbers.
@@ -58,6 +59,8 @@ def choose_corner(task: Task, case: PreparedCase, generator: np.random.Generator
     """
     shape = case.image.shape[1:]
     room = [have - want for have, want in zip(shape, task.patch_size, strict=True)]
+    if not case.indices:
+        return tuple(int(generator.integers(r + 1)) for r in room)
     names = ("background", *task.classes)
     weights = np.array([task.sampling.get(n, 0.0) * (len(i) > 0) for n, i in zip(names, case.indices, strict=True)])
     if weights.sum() == 0:
@@ -78,12 +81,13 @@ def make_augmentation(task: Task, kind: str) -> Compose:
                 prob=0.3,
                 rotate_range=(0.26, 0.26, 0.26),
                 scale_range=(0.15, 0.15, 0.15),
-                mode=("bilinear", "nearest"),
+                mode=("bilinear", objective_of(task).interpolation),
                 padding_mode="zeros",
+                allow_missing_keys=True,
             )
         )
     if kind != "none":
-        steps += [RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in task.flip_axes]
+        steps += [RandFlipd(both, prob=0.5, spatial_axis=axis, allow_missing_keys=True) for axis in task.flip_axes]
         steps += [
             RandScaleIntensityd(image, factors=0.1, prob=0.5),
             RandShiftIntensityd(image, offsets=0.1, prob=0.5),
@@ -93,7 +97,7 @@ def make_augmentation(task: Task, kind: str) -> Compose:
 
 
 def collate(samples: Sequence[Sample]) -> Sample:
-    """Stack samples to a batch: ``image`` [B, C, ...] float32, ``classes`` [B, 1, ...] uint8."""
+    """Stack samples to a batch: ``image`` [B, C, ...], and ``classes`` [B, 1, ...] where cases have a reference."""
     return {key: torch.stack([s[key] for s in samples]) for key in samples[0]}
 
 

@@ -14,7 +14,7 @@ from monai.transforms.utils import generate_spatial_bounding_box
 from fedseg.data.datalist import Case
 from fedseg.data.grid import Grid, read_image, read_label
 from fedseg.errors import DataError
-from fedseg.tasks.segmentation.labels import to_classes
+from fedseg.tasks.objective import objective_of
 from fedseg.tasks.task import Task
 
 INDICES_PER_CLASS = 4000
@@ -27,10 +27,11 @@ class PreparedCase:
     Attributes:
         id: name of the case.
         image: normalised channels [C, X, Y, Z], float32, in RAS orientation and the task's spacing.
-        classes: internal class values [1, X, Y, Z], uint8; None without label.
+        classes: the reference [1, X, Y, Z] on the grid of ``image``: internal class values, uint8, in segmentation;
+            None without one.
         grid: grid of ``image``.
         original: grid of the files.
-        reference: class values on the original grid, uint8; kept for cases that are scored, else None.
+        reference: the same on the original grid [X, Y, Z]; kept for cases that are scored, else None.
         indices: for cases that are trained on: flat voxel indices of each class (background first), at most
             ``INDICES_PER_CLASS`` evenly taken ones each.
     """
@@ -42,6 +43,11 @@ class PreparedCase:
     original: Grid
     reference: np.ndarray | None = None
     indices: tuple[torch.Tensor, ...] = ()
+
+    def batch(self) -> dict[str, torch.Tensor]:
+        """The case as a batch of one: ``image``, and ``classes`` where there are any."""
+        both = {"image": self.image, "classes": self.classes}
+        return {name: values[None] for name, values in both.items() if values is not None}
 
 
 def prepare_case(task: Task, case: Case, training: bool) -> PreparedCase:
@@ -61,27 +67,33 @@ def prepare_case(task: Task, case: Case, training: bool) -> PreparedCase:
         raise DataError(f"{case.images[0]} has {len(array)} channel(s), but {task.name} needs {list(task.channels)}.")
     if not np.isfinite(array).all():
         raise DataError(f"{case.images[0]} holds values that are not finite. `fedseg check-data` lists such files.")
-    reference = None
+    kind, label = objective_of(task), None
     if case.label is not None:
         label, label_grid = read_label(case.label)
         if label_grid.shape != original.shape or not np.allclose(label_grid.affine, original.affine, atol=1e-3):
             raise DataError(f"{case.label} does not lie on the grid of {case.images[0]}.")
-        reference = to_classes(task, label)
+    reference = kind.reference(array, label)
     image = _resample(task, array, original, "bilinear")
-    classes = None if reference is None else _resample(task, reference[None], original, "nearest")
+    classes = None if reference is None else _resample(task, reference[None], original, kind.interpolation)
     image.set_array(_normalise(task, image.as_tensor()))
     if task.crop_to_foreground:
         image, classes = _crop(image, classes)
     x, y, z = (int(n) for n in image.shape[1:])
     grid = Grid((x, y, z), image.affine.numpy().astype(np.float64))
     values = image.as_tensor().float().contiguous()
-    labels = None if classes is None else classes.as_tensor().to(torch.uint8).contiguous()
+    labels = None
+    if reference is not None and classes is not None:
+        labels = classes.as_tensor().to(torch.from_numpy(reference[:0]).dtype).contiguous()
     if not training:
         return PreparedCase(case.id, values, labels, grid, original, reference)
+    values = _pad(values, task.patch_size)
     if labels is None:
-        raise DataError(f"{case.images[0]} has no label, but is listed for training.")
-    values, labels = _pad(values, task.patch_size), _pad(labels, task.patch_size)
-    return PreparedCase(case.id, values, labels, grid, original, None, _class_indices(labels, len(task.classes)))
+        if kind.needs_label:
+            raise DataError(f"{case.images[0]} has no label, but is listed for training.")
+        return PreparedCase(case.id, values, None, grid, original)
+    labels = _pad(labels, task.patch_size)
+    indices = _class_indices(labels, len(task.classes)) if task.classes else ()
+    return PreparedCase(case.id, values, labels, grid, original, None, indices)
 
 
 def _resample(task: Task, array: np.ndarray, grid: Grid, mode: str) -> MetaTensor:

@@ -10,7 +10,7 @@ import numpy as np
 from fedseg.contract.report import SiteReport
 from fedseg.contract.round_settings import RoundSettings, round_steps
 from fedseg.networks.weights import Arrays, is_averaged, join_extras, split_extras
-from fedseg.tasks.segmentation.metrics import ScoredCase, summarise
+from fedseg.tasks.objective import MEAN, Objective, ScoredCase
 from fedseg.training.trainer import SiteTrainer
 
 
@@ -62,19 +62,26 @@ def report_round(
         seconds_training: the part of it spent in training.
         after: validation cases under the site's own model, where it is scored.
     """
+    told = {name: value for hook in trainer.hooks for name, value in hook.report(trainer).items()}
     return SiteReport(
         num_samples=len(trainer.training_cases),
         num_steps=num_steps,
         train_loss=train_loss,
         val_loss=mean_loss(scored),
-        val_dice=summarise([case.score for case in scored])["dice"],
+        val_dice=scores_by_output(trainer.objective, scored),
         val_cases=len(scored),
         seconds=time.perf_counter() - start,
         seconds_training=seconds_training,
         val_loss_after=mean_loss(after),
-        val_dice_after=summarise([case.score for case in after])["dice"].get("mean") if after else None,
-        extras={name: value for hook in trainer.hooks for name, value in hook.report(trainer).items()},
+        val_dice_after=scores_by_output(trainer.objective, after)[MEAN] if after else None,
+        extras=told,
     )
+
+
+def scores_by_output(kind: Objective, scored: Sequence[ScoredCase]) -> dict[str, float | None]:
+    """The primary score per output, and its ``mean``."""
+    scores: dict[str, float | None] = kind.summarise([case.score for case in scored])[kind.primary.name]
+    return scores
 
 
 def mean_loss(scored: Sequence[ScoredCase]) -> float | None:

@@ -38,6 +38,7 @@ class LocalSteps(LocalTraining):
         self.task, self.settings, self.hooks, self.aborted = plan.task, plan.training, tuple(hooks), aborted
         self.device, self.network = device, place(network, device)
         self.optimizer = new_optimizer(self.settings, network.parameters())
+        self.objective = plan.objective
         self.loss: Loss = plan_loss(plan)
         self.round_number, self.total_rounds = 0, 1
 
@@ -82,13 +83,13 @@ class LocalSteps(LocalTraining):
         Raises:
             RefusalError: the loss is not finite (reason ``loss``).
         """
-        images, classes = batch["image"], batch["classes"]
+        images, targets = batch["image"], self.objective.targets(batch)
         self.optimizer.zero_grad(set_to_none=True)
         logits = self.forward(images)
-        loss = self.loss(logits.float(), classes)
+        loss = self.loss(logits.float(), targets)
         alone = float(loss.detach())
         for hook in self.hooks:
-            term = hook.loss(self, images, logits, classes)
+            term = hook.loss(self, images, logits, targets)
             loss = loss if term is None else loss + term
         check_loss(loss)
         loss.backward()
@@ -132,10 +133,8 @@ class LocalSteps(LocalTraining):
         return [int(index) for index in generator(*where).permutation(count)]
 
     def _step(self, sample: Sample) -> float:
-        batch = {
-            "image": sample["image"].to(self.device, memory_format=torch.channels_last_3d),
-            "classes": sample["classes"].to(self.device),
-        }
+        batch = {name: values.to(self.device) for name, values in sample.items()}
+        batch["image"] = batch["image"].to(memory_format=torch.channels_last_3d)
         for hook in self.hooks:
             batch = hook.batch(self, batch)
         for hook in self.hooks:

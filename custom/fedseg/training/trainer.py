@@ -18,11 +18,11 @@ from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.networks.weights import Arrays, difference, get_weights, set_weights
 from fedseg.privacy.mechanisms.noise import NoiseSource, SecureNoise, SeededNoise
 from fedseg.site.state import SiteState
-from fedseg.tasks.segmentation.metrics import ScoredCase, score_case
+from fedseg.tasks.objective import ScoredCase
 from fedseg.training.cache import CaseCache
 from fedseg.training.companions import Companion
 from fedseg.training.hooks import TrainingHook, check_hooks
-from fedseg.training.inference import choose_device, infer_logits, segment
+from fedseg.training.inference import choose_device, infer_logits, predict_case
 from fedseg.training.optimisation import new_optimizer
 from fedseg.training.steps import LocalSteps
 
@@ -229,16 +229,15 @@ class SiteTrainer(LocalSteps):
 
     def _score(self, cases: CaseCache, index: int, distances: bool) -> ScoredCase:
         case = cases[index]
-        if case.classes is None or case.reference is None:
+        if case.reference is None and self.objective.needs_label:
             raise RefusalError("data", "A case that is to be scored has no label.")
         overlap = self.settings.overlap
         with self.autocast():
             logits = infer_logits(self.network, self.task, case.image, overlap, self.device, self.check_abort)
         with torch.inference_mode():
-            loss = float(self._scoring_loss(logits, case.classes[None]))
-        predicted = segment(self.task, case, logits)
-        spacing = case.original.spacing
-        score = score_case(self.task, predicted, case.reference, spacing, self.settings.empty, distances)
+            loss = float(self._scoring_loss(logits, self.objective.targets(case.batch())))
+        predicted, spacing = predict_case(self.objective, case, logits), case.original.spacing
+        score = self.objective.score(predicted, case.reference, spacing, self.settings.to_dict(), full=distances)
         return ScoredCase(case.id, loss, score)
 
     def _new_companions(self) -> dict[str, Companion]:

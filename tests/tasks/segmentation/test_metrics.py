@@ -14,7 +14,10 @@ from scipy import ndimage
 from fedseg.errors import ConfigurationError, DataError
 from fedseg.tasks.registry import BRATS, PANCREAS
 from fedseg.tasks.segmentation import metrics
-from fedseg.tasks.segmentation.metrics import CaseScore, hd95, pool, score_case, summarise, surface_points
+from fedseg.tasks.segmentation.metrics import CaseScore, hd95, score_case, surface_points
+from fedseg.tasks.segmentation.objective import Segmentation
+
+summarise, pool = Segmentation.summarise, Segmentation.pool
 
 SPACING = (1.0, 2.0, 3.0)
 

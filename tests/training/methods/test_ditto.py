@@ -11,7 +11,7 @@ from fedseg.models.model_file import read_model
 from fedseg.networks.weights import apply_difference
 from fedseg.simulation.in_process import InProcessFederation
 from fedseg.site.state import SiteState
-from fedseg.tasks.segmentation.metrics import summarise
+from fedseg.tasks.segmentation.objective import Segmentation
 from fedseg.training.methods.class_weights import ClassWeights
 from fedseg.training.methods.ditto import Ditto
 from fedseg.training.methods.personal_model import PERSONAL_MODEL
@@ -110,7 +110,7 @@ def test_the_report_scores_the_personal_model(datalist):
     reported = hook.report(trainer)
     other = make_trainer(datalist)
     assert reported == {
-        "personal_dice": summarise([c.score for c in other.validate(personal(trainer))])["dice"]["mean"]
+        "personal_dice": Segmentation.summarise([c.score for c in other.validate(personal(trainer))])["dice"]["mean"]
     }
 
 

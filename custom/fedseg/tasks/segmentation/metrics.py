@@ -1,4 +1,4 @@
-"""Dice and 95th percentile Hausdorff distance of one case, and their means over cases and sites."""
+"""Dice and 95th percentile Hausdorff distance of one case."""
 
 from __future__ import annotations
 
@@ -133,30 +133,6 @@ def _nearest(origins: np.ndarray, targets: np.ndarray, spacing: Sequence[float])
     return distances[tuple((origins - low).T)]
 
 
-def summarise(scores: Sequence[CaseScore]) -> dict[str, Any]:
-    """Means over the cases of one site, ready for JSON.
-
-    Returns:
-        ``cases``; ``dice`` per region and ``mean`` (over the regions that have a value); ``hd95`` per region ({} unless
-        every case has distances); ``defined``: cases per region that have a score; ``empty``: per region, in how many
-        cases ``both``, only the ``reference`` or only the ``prediction`` was empty. A region without any scored case
-        has None, never NaN.
-    """
-    regions = list(scores[0].dice) if scores else []
-    measured = bool(scores) and all(score.hd95 for score in scores)
-    per_region = {r: _mean([s.dice[r] for s in scores]) for r in regions}
-    return {
-        "cases": len(scores),
-        "dice": {**per_region, "mean": _mean(list(per_region.values()))},
-        "hd95": {r: _mean([s.hd95[r] for s in scores]) for r in regions} if measured else {},
-        "defined": {r: sum(s.dice[r] is not None for s in scores) for r in regions},
-        "empty": {
-            r: {kind: sum(s.empty.get(r) == kind for s in scores) for kind in ("both", "reference", "prediction")}
-            for r in regions
-        },
-    }
-
-
 def pool(summaries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """The summary of all cases of several sites, from the sites' own summaries: each case counts once."""
     parts = [s for s in summaries if s["cases"]]
@@ -192,12 +168,3 @@ def _check(predicted: np.ndarray, reference: np.ndarray, spacing: Sequence[float
     allowed.one_of("empty", empty, EMPTY_CONVENTIONS)
     if len(spacing) != predicted.ndim or not all(math.isfinite(s) and s > 0 for s in spacing):
         raise ConfigurationError("spacing", tuple(spacing), f"{predicted.ndim} positive numbers of mm")
-
-
-@dataclass(frozen=True)
-class ScoredCase:
-    """One case scored: its name, its loss on the prepared grid, and its metrics on the original grid."""
-
-    id: str
-    loss: float
-    score: CaseScore

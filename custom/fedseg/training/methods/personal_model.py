@@ -10,9 +10,10 @@ from fedseg.contract.plan import Plan
 from fedseg.contract.report import ReportField
 from fedseg.models.model_file import write_model
 from fedseg.networks.weights import Arrays
-from fedseg.tasks.segmentation.metrics import summarise
+from fedseg.tasks.objective import MEAN
 from fedseg.training.companions import Companion
 from fedseg.training.hooks import LocalTraining, TrainingHook
+from fedseg.training.site_round import scores_by_output
 
 PERSONAL_MODEL = "personal.safetensors"
 _NAME = "personal"
@@ -61,5 +62,5 @@ class PersonalModel(TrainingHook, ABC):
         companion = training.companions[_NAME]
         if not companion.started:
             return {}
-        dice = summarise([case.score for case in training.validate(companion.weights())])["dice"].get("mean")
+        dice = scores_by_output(training.plan.objective, training.validate(companion.weights()))[MEAN]
         return {} if dice is None else {"personal_dice": dice}

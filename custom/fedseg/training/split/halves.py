@@ -7,10 +7,12 @@ from torch import nn
 
 from fedseg.contract.plan import Plan
 from fedseg.contract.split_settings import SplitSettings
+from fedseg.errors import ConfigurationError
 from fedseg.networks.split.costs import CutCost, cut_costs
 from fedseg.networks.split.parts import ServerPart, SitePart, join_weights, split_network
 from fedseg.networks.split.stages import cut_stages
 from fedseg.networks.weights import Arrays, check_weights
+from fedseg.tasks.segmentation.losses import SegmentationLoss
 from fedseg.training.optimisation import plan_loss
 from fedseg.training.split.checks import check_mean_over_samples
 from fedseg.training.split.server_half import ServerHalf
@@ -26,7 +28,19 @@ def check_split(split: SplitSettings, plan: Plan, where: str = "split") -> None:
     """
     cut_stages(plan.network, split.cut, f"{where}.cut")
     if split.labels == "private":
-        check_mean_over_samples(plan_loss(plan))
+        check_mean_over_samples(segmentation_loss(plan))
+
+
+def segmentation_loss(plan: Plan) -> SegmentationLoss:
+    """The loss of a plan, which must be one of segmentation.
+
+    Raises:
+        ConfigurationError: it is another kind of task, whose network cannot be trained in two parts.
+    """
+    loss = plan_loss(plan)
+    if not isinstance(loss, SegmentationLoss):
+        raise ConfigurationError("task.objective", plan.task.objective, "segmentation in a job of split training")
+    return loss
 
 
 def plan_parts(plan: Plan, split: SplitSettings) -> tuple[SitePart, ServerPart]:
@@ -51,7 +65,14 @@ def site_half(
     check_split(split, plan)
     part, _ = plan_parts(plan, split)
     return SiteHalf(
-        part, site, plan.training, split, loss=plan_loss(plan), seed=plan.seed, simulated=simulated, device=device
+        part,
+        site,
+        plan.training,
+        split,
+        loss=segmentation_loss(plan),
+        seed=plan.seed,
+        simulated=simulated,
+        device=device,
     )
 
 
@@ -63,7 +84,7 @@ def server_half(plan: Plan, split: SplitSettings, device: torch.device | str = "
     """
     check_split(split, plan)
     _, part = plan_parts(plan, split)
-    return ServerHalf(part, plan.training, split, plan_loss(plan), device)
+    return ServerHalf(part, plan.training, split, segmentation_loss(plan), device)
 
 
 def whole_weights(plan: Plan, site: SiteHalf | Arrays, server: ServerHalf | Arrays) -> Arrays:

@@ -14,7 +14,7 @@ from fedseg.errors import RefusalError
 from fedseg.messages.calls.call import AT_PREDICTIONS, FEATURES, GRADIENTS, LABELS, PARAMETERS, PREDICTIONS, Ask, Call
 from fedseg.networks.split.parts import Tensors
 from fedseg.training.split.checks import batch_size, checked_labels
-from fedseg.training.split.halves import plan_cost, plan_loss
+from fedseg.training.split.halves import plan_cost, segmentation_loss
 from fedseg.training.split.message import StepBytes, pack, unpack
 from fedseg.training.split.server_half import ServerHalf
 from fedseg.training.split.site_half import SiteHalf
@@ -93,7 +93,7 @@ class SplitIterations:
         cost = plan_cost(plan, self.split)
         self._shapes = dict(cost.shapes)
         self._logits = (plan.task.output_channels, *plan.task.patch_size)
-        self._loss = plan_loss(plan)
+        self._loss = segmentation_loss(plan)
         self._part = {} if common is None else {n: (v.dtype, v.shape) for n, v in common.parameters().items()}
 
     def _iterate(self, drawn: Batches, step: int, now: float, following: float | None) -> dict[str, Call]:

@@ -21,7 +21,7 @@ from fedseg.executors.training import SegmentationExecutor
 from fedseg.filters.context import attached_context
 from fedseg.filters.encrypt import EncryptUpdate
 from fedseg.networks.weights import get_weights
-from fedseg.site.held_update import held, hold, largest, weight_facts
+from fedseg.site.pending_update import largest, load_update, save_update, weight_facts
 from tiny import PLAN, make_sites
 
 PARSED = parse_plan(PLAN)
@@ -81,7 +81,7 @@ def test_training_tells_a_report_and_no_array(site):
     reply = site.train()
     dxo = from_shareable(reply)
     assert (reply.get_return_code(), dxo.data_kind, dxo.data) == (ReturnCode.OK, DataKind.WEIGHT_DIFF, {})
-    update, kept = held(site.folder, 0, "first")
+    update, kept = load_update(site.folder, 0, "first")
     report = parse_report(dxo.meta)
     assert report == kept
     assert report.largest == max(float(np.abs(value).max()) for value in update.values()) > 0
@@ -95,7 +95,7 @@ def test_the_update_leaves_with_what_the_filter_needs_to_know(site):
     reply = site.upload()
     dxo = from_shareable(reply)
     assert parse_report(dxo.meta) == report
-    for name, value in held(site.folder, 0, "first")[0].items():
+    for name, value in load_update(site.folder, 0, "first")[0].items():
         np.testing.assert_array_equal(dxo.data[name], value)
     told = attached_context(site.context).task_meta
     assert (told[WEIGHT], told[WEIGHED]) == (0.25, 2)
@@ -118,7 +118,7 @@ def test_without_the_filter_the_update_leaves_with_the_training_and_not_later(tm
     dxo = from_shareable(plain.train())
     assert dxo.data
     assert parse_report(dxo.meta).largest is None
-    hold(plain.folder, 0, "first", dxo.data, REPORT)
+    save_update(plain.folder, 0, "first", dxo.data, REPORT)
     reply = plain.upload()
     assert reply.get_header(REASON) == "privacy"
     assert "no filter that encrypts" in reply.get_header(TEXT)
@@ -146,21 +146,21 @@ def test_what_a_data_filter_could_not_do_is_the_answer(site):
 
 def test_a_held_update_comes_back_as_it_was(tmp_path):
     update = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(-2.0, np.float32)}
-    hold(tmp_path, 3, "first", update, REPORT)
-    found, report = held(tmp_path, 3, "first")
+    save_update(tmp_path, 3, "first", update, REPORT)
+    found, report = load_update(tmp_path, 3, "first")
     assert report == REPORT
     for name, value in update.items():
         assert found[name].shape == value.shape
         np.testing.assert_array_equal(found[name], value)
-    hold(tmp_path, 4, "first", {"a": update["a"] + 1}, REPORT)
-    assert set(held(tmp_path, 4, "first")[0]) == {"a"}
+    save_update(tmp_path, 4, "first", {"a": update["a"] + 1}, REPORT)
+    assert set(load_update(tmp_path, 4, "first")[0]) == {"a"}
     assert [path.name for path in tmp_path.iterdir()] == ["held.safetensors"]
 
 
 def test_a_damaged_file_holds_nothing(tmp_path, caplog):
     (tmp_path / "held.safetensors").write_bytes(b"torn")
     with pytest.raises(RefusalError, match="No update of round 0 waits") as refusal:
-        held(tmp_path, 0, "first")
+        load_update(tmp_path, 0, "first")
     assert refusal.value.reason == "state"
     assert str(tmp_path) not in str(refusal.value)
 

@@ -30,7 +30,7 @@ from fedseg.privacy.encryption.context import make_contexts, public_context, sec
 from fedseg.privacy.encryption.fixed_point import MODES, choose_fields
 from fedseg.privacy.encryption.model import EncryptedModel, EncryptedRound, first_id
 from fedseg.privacy.encryption.update import decrypt_update, encrypt_update
-from fedseg.site.kept_model import read_kept
+from fedseg.site.decrypted_model import load_decrypted
 from fedseg.site.profile import CONTEXT_FILE
 from outgoing import make_context, make_fl_context, make_message, make_update
 
@@ -256,10 +256,10 @@ def test_a_site_that_missed_rounds_needs_them_or_says_so(site):
 
 def test_scoring_a_model_does_not_change_what_is_kept(site):
     site(model_after(1, None))
-    before = read_kept(site.folder)[0]
+    before = load_decrypted(site.folder)[0]
     assert_model(site(model_after(2, 1), task="validate"), 1, 2)
     assert_model(site(model_after(0, None), task="validate"))
-    assert read_kept(site.folder)[0] == before
+    assert load_decrypted(site.folder)[0] == before
 
 
 def test_a_kept_model_that_is_damaged_counts_as_none(site, caplog):
@@ -299,7 +299,7 @@ def test_an_unexpected_error_names_only_its_kind(site, monkeypatch):
     def fail(*args):
         raise KeyError("patient-7")
 
-    monkeypatch.setattr("fedseg.filters.encrypt.read_kept", fail)
+    monkeypatch.setattr("fedseg.filters.encrypt.load_decrypted", fail)
     message = site(model_after(0, None))
     assert_refused(message, "privacy", "KeyError")
     assert "patient-7" not in message.get_header(TEXT)

@@ -31,7 +31,6 @@ def add_parser(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Decrypt, check and write."""
     from fedseg.models.encrypted_file import read_encrypted_file
-    from fedseg.models.opened import open_with_note
     from fedseg.privacy.encryption.context import secret_context
 
     if options.out.exists():
@@ -39,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     context = secret_context(options.context.read_bytes())
     encrypted = read_encrypted_file(options.file)
     note = origin(options.file, encrypted.model.ids()[-1], options.accept_changed_model)
-    model = open_with_note(encrypted, note, context, options.out)
+    model = encrypted.decrypt(context, options.out, note)
     options.out.chmod(0o600)
     rounds = len(encrypted.model.rounds)
     out().print(f"{model.task.name}, {model.network.name}, after {rounds} round(s): written to {options.out}")

@@ -20,7 +20,7 @@ from fedseg.filters.encrypt import encrypts
 from fedseg.messages.job import job_plan
 from fedseg.messages.task_data import follow_server, received_arrays, update_message
 from fedseg.networks.weights import Arrays
-from fedseg.site.held_update import held, hold, largest, weight_facts
+from fedseg.site.pending_update import largest, load_update, save_update, weight_facts
 from fedseg.training.site_round import empty_round, site_round
 from fedseg.training.trainer import SiteTrainer
 
@@ -64,7 +64,7 @@ class SegmentationExecutor(SiteExecutor):
         update, report = self._train_round(trainer, received, model)
         report = session.permitted(replace(report, largest=largest(update) if encrypted else None))
         if encrypted:
-            hold(session.folder, number, model.meta.get(START), update, report)
+            save_update(session.folder, number, model.meta.get(START), update, report)
             update = {}
         return self.reply(update, report, number, fl_ctx)
 
@@ -88,6 +88,6 @@ class SegmentationExecutor(SiteExecutor):
             raise RefusalError("privacy", "The job has no filter that encrypts, so the update stays at this site.")
         number, weights = int(task.current_round or 0), task.metrics or {}
         session.record.belongs_to(number, task.meta)
-        update, report = held(session.folder, number, task.meta.get(START))
+        update, report = load_update(session.folder, number, task.meta.get(START))
         session.attach(trainer, number, {}, {**task.meta, **weight_facts(weights, trainer.site)}, fl_ctx)
         return update_message(update, report, number)

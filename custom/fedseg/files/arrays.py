@@ -1,4 +1,4 @@
-"""Files of named arrays that are complete or not there."""
+"""Files of named arrays (safetensors) that are complete or not there."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from fedseg.files.documents import whole_file
@@ -22,6 +23,22 @@ def save_whole(path: Path, arrays: Mapping[str, np.ndarray], header: Mapping[str
     with whole_file(path) as temporary:
         save_file(contiguous(arrays), temporary, dict(header))
     return path
+
+
+def read_arrays(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """The header and the arrays of a safetensors file, in the file's order; nothing in it is executed.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError: it cannot be read, or is no such file.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            return file.metadata() or {}, arrays
+    except (SafetensorError, TypeError) as error:
+        # A type that numpy lacks is a TypeError.
+        raise OSError(str(error)) from None
 
 
 def contiguous(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -18,7 +18,6 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.app_common.app_constant import AppConstants
 
-from fedseg import allowed
 from fedseg.contract.protocol import (
     ENCRYPTED_FACTS,
     MODE,
@@ -41,7 +40,7 @@ from fedseg.privacy.encryption.context import EncryptionContext, EncryptionError
 from fedseg.privacy.encryption.fixed_point import FixedPoint, choose_fields
 from fedseg.privacy.encryption.model import read_encrypted_model
 from fedseg.privacy.encryption.update import encrypt_update
-from fedseg.site.kept_model import read_kept, write_kept
+from fedseg.site.decrypted_model import load_decrypted, save_decrypted
 from fedseg.site.profile import SiteProfile
 from fedseg.site.state import check_run_id
 
@@ -121,9 +120,9 @@ class DecryptModel(Filter):
         profile, folder = _site(str(dxo.meta.get(RUN_ID) or fl_ctx.get_job_id()), fl_ctx)
         arrays = {str(name): np.asarray(value) for name, value in dxo.data.items()}
         model = read_encrypted_model(arrays, dxo.meta.get(ENCRYPTED_FACTS))
-        identity, weights = model.decrypt(site_key(profile), read_kept(folder))
+        identity, weights = model.decrypt(site_key(profile), load_decrypted(folder))
         if fl_ctx.get_prop(FLContextKey.TASK_NAME) == AppConstants.TASK_TRAIN:
-            write_kept(folder, identity, weights)
+            save_decrypted(folder, identity, weights)
         meta = {k: v for k, v in dxo.meta.items() if k not in (MetaKey.PROCESSED_ALGORITHM, ENCRYPTED_FACTS)}
         meta[MODEL_ID] = identity
         return DXO(DataKind.WEIGHTS, data=weights, meta=meta).update_shareable(shareable)
@@ -159,7 +158,7 @@ def _site(run_id: str, fl_ctx: FLContext) -> tuple[SiteProfile, Path]:
 
 def _number(meta: Mapping[str, Any], name: str) -> float:
     value = meta.get(name)
-    if not allowed.is_number(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise RefusalError("privacy", "The task does not say how the update is to be encrypted.")
     return float(value)
 

@@ -75,7 +75,7 @@ class ShareFraction(UpdateFilter):
         wanted = update.arrays
         if self.error_feedback:
             store = _store(context)
-            wanted = _sum(wanted, store.load(context.round_number))
+            wanted = _sum(wanted, store.load(context.round_number) or {})
         masks = largest(wanted, self.fraction, self.per_layer)
         sent = wanted if self.clip is None else clip_coordinates(wanted, self.clip)
         if self.error_feedback:

@@ -15,7 +15,8 @@ from fedseg.contract.protocol import KEEP, LINEAGE, START
 from fedseg.contract.report import SiteReport
 from fedseg.errors import RefusalError
 from fedseg.networks.weights import Arrays
-from fedseg.site.state import DEFAULT_KEEP, SiteState
+from fedseg.site.round_files import DEFAULT_KEEP
+from fedseg.site.state import SiteState
 
 
 def received_arrays(params: Any) -> Arrays:

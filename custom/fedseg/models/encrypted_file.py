@@ -6,12 +6,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from fedseg.contract.plan import Plan
 from fedseg.errors import DataError, RefusalError
-from fedseg.files.arrays import save_whole
+from fedseg.files.arrays import read_arrays, save_whole
+from fedseg.files.digest import model_digest
 from fedseg.models.model_file import ModelFile, model_header, read_model, save_model
+from fedseg.models.note import ModelNote, replaced_note, write_note
 from fedseg.privacy.encryption.context import EncryptionContext
 from fedseg.privacy.encryption.model import EncryptedModel, read_encrypted_model
 
@@ -31,15 +31,24 @@ class EncryptedFile:
     model: EncryptedModel
     header: dict[str, str]
 
-    def decrypt(self, context: EncryptionContext, path: Path) -> ModelFile:
-        """Decrypt the model and write it as an ordinary model file.
+    def decrypt(self, context: EncryptionContext, path: Path, note: ModelNote | None = None) -> ModelFile:
+        """Decrypt the model and write it as an ordinary model file, with its provenance beside it.
+
+        Args:
+            context: with the sites' key.
+            path: where to.
+            note: provenance of the encrypted model; without one the ordinary model has none either.
 
         Raises:
             RefusalError: see ``EncryptedModel.decrypt``.
             DataError: the weights do not fit the network that the header names.
         """
-        _, weights = self.model.decrypt(context)
-        return read_model(save_model(path, self.header, weights))
+        with replaced_note(path, None):
+            _, weights = self.model.decrypt(context)
+            model = read_model(save_model(path, self.header, weights))
+        if note is not None:
+            write_note(path, note.of_opened(model_digest(model.weights)))
+        return model
 
 
 def write_encrypted_file(path: Path, plan: Plan, model: EncryptedModel, round_number: int) -> Path:
@@ -62,14 +71,12 @@ def read_encrypted_file(path: Path) -> EncryptedFile:
         DataError: the file is missing, of another format, or damaged.
     """
     try:
-        with safe_open(path, framework="numpy") as file:
-            header = file.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise DataError(f"{path} is not an encrypted model of fedseg: its header lacks the format {FORMAT!r}.")
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        header, arrays = read_arrays(path)
+        if header.get("format") != FORMAT:
+            raise DataError(f"{path} is not an encrypted model of fedseg: its header lacks the format {FORMAT!r}.")
         model = read_encrypted_model(arrays, json.loads(header["rounds"]))
         return EncryptedFile(model, {name: header[name] for name in _HEADER})
     except FileNotFoundError:
         raise DataError(f"The encrypted model {path} does not exist.") from None
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError, RefusalError) as error:
+    except (OSError, KeyError, json.JSONDecodeError, RefusalError) as error:
         raise DataError(f"{path} cannot be read as an encrypted model ({error}).") from None

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import nn
 
 from fedseg.contract.plan import Plan
 from fedseg.contract.shapes import array_owners
 from fedseg.errors import ConfigurationError, DataError, RefusalError
-from fedseg.files.arrays import contiguous
+from fedseg.files.arrays import contiguous, read_arrays
 from fedseg.files.documents import whole_file
 from fedseg.networks.registry import Network, parse_network
 from fedseg.networks.weights import Arrays, get_weights, set_weights
@@ -104,13 +103,10 @@ def read_model(path: Path | str) -> ModelFile:
     """
     path = Path(path)
     try:
-        with safe_open(path, framework="numpy") as file:
-            header = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        header, weights = read_arrays(path)
     except FileNotFoundError:
         raise DataError(f"The model {path} does not exist.") from None
-    except (SafetensorError, OSError, TypeError) as error:
-        # A type that numpy lacks is a TypeError.
+    except OSError as error:
         raise DataError(f"{path} is not a model in safetensors form ({error}).") from None
     if header.get("format") != _FORMAT:
         raise DataError(f"{path} is not a model of fedseg: its header lacks the format {_FORMAT!r}.")

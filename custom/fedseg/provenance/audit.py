@@ -12,8 +12,8 @@ from fedseg.models.encrypted_file import read_encrypted_file
 from fedseg.models.model_file import read_model
 from fedseg.models.note import SUFFIX, ModelNote, read_note
 from fedseg.provenance.reading import Record, named_models, read_record
+from fedseg.provenance.record_comparison import Finding, compare
 from fedseg.provenance.run_log import RECORD_FILE, REFUSED_FILE, SERVER_SIDE
-from fedseg.provenance.story import Finding, compare
 
 MODEL_SUFFIXES = (".safetensors", ".encrypted")
 _MODELS, _REPORT = "models", "report"

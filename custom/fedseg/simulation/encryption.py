@@ -8,7 +8,6 @@ from typing import Any
 
 from fedseg.models.encrypted_file import read_encrypted_file
 from fedseg.models.note import copy_with_note, read_note
-from fedseg.models.opened import open_with_note
 from fedseg.privacy.encryption.context import KEY_NAME_FILE, make_contexts, secret_context, write_key
 from fedseg.site.profile import CONTEXT_FILE, SERVER_CONTEXT_FILE
 
@@ -56,6 +55,6 @@ def open_models(results: dict[str, Any], server: Path, models: Path, context: Pa
         if name:
             copy_with_note(server / name, models)
             path = (models / name).with_suffix(".safetensors")
-            open_with_note(read_encrypted_file(models / name), read_note(models / name), key, path)
+            read_encrypted_file(models / name).decrypt(key, path, read_note(models / name))
             opened[part] = {**results[part], "model": path.name}
     return opened

@@ -6,16 +6,15 @@ import errno
 import logging
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fedseg.errors import ConfigurationError, RefusalError
-from fedseg.files.documents import LEFTOVER, whole_file, write_whole
-
-DEFAULT_KEEP = 2
+from fedseg.files.documents import whole_file, write_whole
+from fedseg.site.round_files import DEFAULT_KEEP, RoundFiles
 
 logger = logging.getLogger(__name__)
 
@@ -64,17 +63,12 @@ def claim(folder: Path, site: str) -> None:
         )
 
 
-class SiteState:
-    """State of one site in one run: a file for each finished round, the last ones kept.
-
-    The file of round r holds what round r + 1 starts from. A round that is asked for again (its result was lost on
-    the way) so starts from the same state as the first time. Values are tensors, numbers, strings, lists and dicts;
-    they are read without executing anything (``weights_only``).
-
-    Attributes:
-        start: which start of the server the present round belongs to; stored with the state.
-        lineage: for each finished round of the run the start that made it; None where nobody says.
+class SiteState(RoundFiles[dict[str, Any]]):
+    """State of one site in one run: tensors, numbers, strings, lists and dicts, which are read without executing
+    anything (``weights_only``).
     """
+
+    ending = ".pt"
 
     def __init__(self, folder: Path, run_id: str, keep: int = DEFAULT_KEEP) -> None:
         """Open the state of a run.
@@ -88,9 +82,7 @@ class SiteState:
             ConfigurationError: ``run_id`` could not be a folder's name.
         """
         check_run_id(run_id)
-        self.folder, self.keep = folder / run_id, keep
-        self.start: str | None = None
-        self.lineage: Sequence[str] | None = None
+        super().__init__(folder / run_id, keep)
 
     def bind(self, fingerprint: str) -> None:
         """Bind the run's folder to a job at its first use; no other job may ever read what lies there.
@@ -115,71 +107,26 @@ class SiteState:
         if found != fingerprint:
             raise RefusalError("state", "The run id belongs to another job at this site; start a run of its own.")
 
-    def load(self, before_round: int) -> dict[str, Any] | None:
-        """The newest state of a round earlier than ``before_round`` (on the CPU), or None before any round.
-
-        A run that goes back to an earlier round leaves states of the branch that it no longer follows; with
-        ``lineage`` they are passed over.
-
-        Raises:
-            RefusalError: this site has been through that round, but keeps only states that do not lead to it, or a
-                file is damaged (reason ``state``).
-        """
-        rounds = self._rounds()
-        for number in reversed([r for r in rounds if r < before_round]):
-            content = self._read(number)
-            if self.lineage is None or number >= len(self.lineage) or content["start"] == self.lineage[number]:
-                return dict(content["values"])
-        if rounds and before_round > 0 and self._first(rounds[-1]) < before_round:
-            kept = f"the last {self.keep} are kept"
-            raise RefusalError("state", f"The state before round {before_round} is gone; {kept}.")
-        return None
-
-    def save(self, round_number: int, values: Mapping[str, Any]) -> None:
-        """Store what the next round starts from, complete or not at all.
-
-        States of later rounds go away: the run was continued from an earlier round, and they belong to a branch of it
-        that is no longer followed.
-
-        Raises:
-            RefusalError: it cannot be written (reason ``state``); the states of the rounds before are as they were.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        rounds = self._rounds()
-        first = min(round_number, self._first(rounds[-1])) if rounds else round_number
-        for leftover in self.folder.glob(f"{LEFTOVER}*"):
-            leftover.unlink(missing_ok=True)
+    def _write(self, number: int, first: int, values: Mapping[str, Any]) -> None:
         try:
-            with whole_file(self._path(round_number)) as temporary, temporary.open("wb") as file:
+            with whole_file(self._path(number)) as temporary, temporary.open("wb") as file:
                 torch.save({"start": self.start, "first": first, "values": dict(values)}, file)
         except (OSError, RuntimeError) as error:
-            logger.error("The state file %s cannot be written: %s", self._path(round_number), error)
+            logger.error("The state file %s cannot be written: %s", self._path(number), error)
             why = "its disk is full" if _is_full(error) else "its disk does not take it"
-            raise RefusalError(
-                "state", f"The site could not store its state after round {round_number}: {why}."
-            ) from None
-        rounds = self._rounds()
-        earlier = [r for r in rounds if r <= round_number]
-        for other in (earlier[: -self.keep] if self.keep else []) + [r for r in rounds if r > round_number]:
-            self._path(other).unlink(missing_ok=True)
+            raise RefusalError("state", f"The site could not store its state after round {number}: {why}.") from None
 
-    def _first(self, round_number: int) -> int:
-        """The first round in which this site took part, as a state says it; the tensors beside it are not read."""
-        return int(self._read(round_number, mapped=True)["first"])
-
-    def _read(self, round_number: int, mapped: bool = False) -> dict[str, Any]:
+    def _read(self, number: int, facts: bool = False) -> tuple[Any, Any, dict[str, Any]]:
         try:
-            content = torch.load(self._path(round_number), map_location="cpu", weights_only=True, mmap=mapped)
-            return {name: content[name] for name in ("start", "first", "values")}
+            # For facts the tensors beside them are not read.
+            content = torch.load(self._path(number), map_location="cpu", weights_only=True, mmap=facts)
+            return content["start"], int(content["first"]), dict(content["values"])
         except (RuntimeError, OSError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-            logger.error("The state file %s cannot be read: %s", self._path(round_number), error)
-            raise RefusalError("state", f"The site's state after round {round_number} is damaged.") from None
+            logger.error("The state file %s cannot be read: %s", self._path(number), error)
+            raise RefusalError("state", f"The site's state after round {number} is damaged.") from None
 
-    def _path(self, round_number: int) -> Path:
-        return self.folder / f"round-{round_number:05d}.pt"
-
-    def _rounds(self) -> list[int]:
-        return sorted(int(p.stem.removeprefix("round-")) for p in self.folder.glob("round-*.pt"))
+    def _gone(self, before_round: int) -> str:
+        return f"The state before round {before_round} is gone; the last {self.keep} are kept."
 
 
 def _is_full(error: BaseException | None) -> bool:

@@ -9,21 +9,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from fedseg import allowed
 from fedseg.contract.protocol import WEIGHED, WEIGHT
 from fedseg.contract.report import SiteReport, parse_report
 from fedseg.errors import RefusalError
-from fedseg.files.arrays import save_whole
+from fedseg.files.arrays import read_arrays, save_whole
 from fedseg.networks.weights import Arrays
 
 logger = logging.getLogger(__name__)
 _FILE = "held.safetensors"
 
 
-def hold(folder: Path, round_number: int, start: str | None, update: Arrays, report: SiteReport) -> None:
-    """Keep an update on the site's own disk, in place of the one before.
+def save_update(folder: Path, round_number: int, start: str | None, update: Arrays, report: SiteReport) -> None:
+    """Save an update on the site's own disk, in place of the one before.
 
     Args:
         folder: the site's folder of the run.
@@ -36,17 +34,15 @@ def hold(folder: Path, round_number: int, start: str | None, update: Arrays, rep
     save_whole(folder / _FILE, update, header)
 
 
-def held(folder: Path, round_number: int, start: str | None) -> tuple[Arrays, SiteReport]:
-    """The update that waits, and what was reported of it.
+def load_update(folder: Path, round_number: int, start: str | None) -> tuple[Arrays, SiteReport]:
+    """Load the update that waits, and what was reported of it.
 
     Raises:
         RefusalError: none waits, or one of another round or of another start of the server (reason ``state``).
     """
     try:
-        with safe_open(folder / _FILE, framework="numpy") as file:
-            header = file.metadata() or {}
-            update = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
+        header, update = read_arrays(folder / _FILE)
+    except OSError as error:
         logger.error("No update waits: %s", error)
         header, update = {}, {}
     if (header.get("round"), header.get("start")) != (str(round_number), str(start)):

@@ -5,7 +5,7 @@ import pytest
 from fedseg.files.digest import model_digest
 from fedseg.files.hash_chain_check import head_path
 from fedseg.provenance.reading import read_record, server_starts
-from fedseg.provenance.story import compare
+from fedseg.provenance.record_comparison import compare
 from recorded_run import CASES, RecordedRun, forge, model_after
 
 

@@ -46,7 +46,7 @@ class WholeNetwork(Half):
         self.set_progress(progress)
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
-            logits = self.part(self.take(batch["image"]))
+            logits = self.part(self.to_device(batch["image"]))
         loss = self.loss(logits.to(self.dtype), batch["classes"].to(self.device))
         check_loss(loss)
         loss.backward()

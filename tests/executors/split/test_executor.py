@@ -178,13 +178,13 @@ def test_the_simulators_server_is_the_jobs_server(make):
 
 
 def test_what_is_no_message_of_flare_is_refused():
-    gate = CallGate("job-1", lambda request: pytest.fail("never asked"))
+    gate = CallGate("job-1", lambda caller, request: pytest.fail("never asked"))
     reply = gate.receive(Message({MessageHeaderKey.ORIGIN: "server.job-1"}, {"ask": "give"})).payload
     assert reply.get_header(REASON) == "state"
 
 
 def test_without_a_connection_nothing_is_answered(caplog):
-    CallGate("job-1", lambda request: pytest.fail("never asked")).open(SimpleNamespace(get_cell=lambda: None))
+    CallGate("job-1", lambda caller, request: pytest.fail("never asked")).open(SimpleNamespace(get_cell=lambda: None))
     assert "no call of the server can be answered" in caplog.text
 
 

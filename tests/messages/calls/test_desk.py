@@ -11,6 +11,7 @@ from fedseg.contract.protocol import REASON, TEXT
 from fedseg.errors import AbortedError, RefusalError
 from fedseg.messages.calls.call import Ask, Call, read_call
 from fedseg.messages.calls.desk import CallDesk
+from fedseg.messages.calls.roster import Roster
 
 HERE = Call(Ask.FEATURES, "start", 2, secret="abc")
 
@@ -37,24 +38,24 @@ class Serving:
             return self.answer(call)
 
         try:
-            self.ended = self.desk.serve("start", 2, "abc", note, self.patience, self.aborted)
+            self.ended = self.desk.serve("start", 2, Roster({"server": "abc"}), note, self.patience, self.aborted)
         except (AbortedError, RefusalError) as error:
             self.error = error
 
     def __enter__(self):
         self.thread.start()
-        assert self.desk.take(replace(HERE, ask=Ask.READY)).get_return_code() == ReturnCode.OK
+        assert self.desk.receive(replace(HERE, ask=Ask.READY)).get_return_code() == ReturnCode.OK
         return self
 
     def __exit__(self, *failure):
-        self.desk.take(replace(HERE, ask=Ask.END))
+        self.desk.receive(replace(HERE, ask=Ask.END))
         self.thread.join(20)
         assert not self.thread.is_alive()
 
 
 def test_calls_are_answered_in_the_thread_of_the_task_until_the_end():
     with Serving() as site:
-        answer = read_call(site.desk.take(replace(HERE, step=4)))
+        answer = read_call(site.desk.receive(replace(HERE, step=4)))
     assert (answer.ask, answer.step, answer.loss) == (Ask.FEATURES, 4, 4.5)
     assert site.ended is True
     assert {thread for thread, _, _ in site.asked} == {site.thread}
@@ -64,7 +65,7 @@ def test_calls_are_answered_in_the_thread_of_the_task_until_the_end():
 @pytest.mark.parametrize("other", [{"start": "another"}, {"round": 3}])
 def test_a_call_of_another_round_is_refused(other):
     with Serving() as site:
-        answer = site.desk.take(replace(HERE, **other))
+        answer = site.desk.receive(replace(HERE, **other))
     assert answer.get_return_code() == ReturnCode.BAD_REQUEST_DATA
     assert answer.get_header(REASON) == "state"
     assert [ask for _, ask, _ in site.asked] == [Ask.READY, Ask.END]
@@ -74,8 +75,8 @@ def test_a_call_of_another_round_is_refused(other):
 @pytest.mark.parametrize("ask", list(Ask))
 def test_a_call_without_the_secret_is_refused_and_changes_nothing(ask, secret):
     with Serving() as site:
-        reply = site.desk.take(replace(HERE, ask=ask, secret=secret))
-        assert site.desk.take(HERE).get_return_code() == ReturnCode.OK, "the round goes on"
+        reply = site.desk.receive(replace(HERE, ask=ask, secret=secret))
+        assert site.desk.receive(HERE).get_return_code() == ReturnCode.OK, "the round goes on"
     assert (reply.get_header(REASON), reply.get_header(TEXT)) == (
         "state", "Calls must carry the secret that the server has given this site."
     )  # fmt: skip
@@ -84,18 +85,18 @@ def test_a_call_without_the_secret_is_refused_and_changes_nothing(ask, secret):
 
 def test_the_empty_secret_is_none():
     desk = CallDesk()
-    thread = threading.Thread(target=lambda: desk.serve("start", 2, "", echo, 2.0, never))
+    thread = threading.Thread(target=lambda: desk.serve("start", 2, Roster(), echo, 2.0, never))
     thread.start()
-    assert desk.take(replace(HERE, ask=Ask.READY, secret="")).get_header(REASON) == "state"
+    assert desk.receive(replace(HERE, ask=Ask.READY, secret="")).get_header(REASON) == "state"
     thread.join(20)
 
 
 def test_before_and_after_a_round_nobody_answers():
     site = Serving()
-    assert site.desk.take(HERE).get_header(REASON) == "state"
+    assert site.desk.receive(HERE).get_header(REASON) == "state"
     with site:
         pass
-    assert site.desk.take(HERE).get_header(REASON) == "state"
+    assert site.desk.receive(HERE).get_header(REASON) == "state"
 
 
 def test_a_refusal_is_the_answer_and_ends_the_task():
@@ -105,7 +106,7 @@ def test_a_refusal_is_the_answer_and_ends_the_task():
         return call
 
     with Serving(refuse) as site:
-        answer = site.desk.take(HERE)
+        answer = site.desk.receive(HERE)
     assert (answer.get_header(REASON), answer.get_header(TEXT)) == ("loss", "Not finite.")
     assert site.error.reason == "loss"
 
@@ -129,7 +130,7 @@ def test_a_site_that_is_not_called_any_more_leaves_the_round():
 )
 def test_a_site_that_has_missed_the_end_leaves_when_it_is_asked_for_a_later_round(other, stays):
     with Serving() as site:
-        assert site.desk.take(replace(HERE, ask=Ask.READY, **other)).get_header(REASON) == "state"
+        assert site.desk.receive(replace(HERE, ask=Ask.READY, **other)).get_header(REASON) == "state"
         site.thread.join(1.2 if stays else 5)
         assert site.thread.is_alive() is stays
     assert site.ended is stays
@@ -155,7 +156,8 @@ def test_what_still_waits_when_the_round_ends_is_told_so():
     answers = []
     with Serving(slow) as site:
         waiting = [
-            threading.Thread(target=lambda: answers.append(site.desk.take(HERE).get_header(REASON))) for _ in range(3)
+            threading.Thread(target=lambda: answers.append(site.desk.receive(HERE).get_header(REASON)))
+            for _ in range(3)
         ]
         for thread in waiting:
             thread.start()

@@ -123,8 +123,8 @@ def test_the_finished_model_of_a_site_is_an_ordinary_file(tmp_path, network, cut
         path = write_model(tmp_path / f"{site}.safetensors", plan, whole_weights(plan, half, server), 0)
         network_of_file = read_model(path).build()
         with torch.no_grad():
-            logits[site] = network_of_file.to(memory_format=torch.channels_last_3d)(half.take(images))
-            assert torch.equal(logits[site], server.part(half.part(half.take(images))))
+            logits[site] = network_of_file.to(memory_format=torch.channels_last_3d)(half.to_device(images))
+            assert torch.equal(logits[site], server.part(half.part(half.to_device(images))))
     assert not torch.equal(logits["a"], logits["b"]), "each site has its own part"
 
 

@@ -9,6 +9,7 @@ import pytest
 from fedseg.messages.calls.call import Ask, Call, read_call
 from fedseg.messages.calls.caller import DirectCalls, Failure
 from fedseg.messages.calls.desk import CallDesk
+from fedseg.messages.calls.roster import Roster
 from fedseg.workflows.split.gathering import Gathering
 from workflows.test_split_training import Engine
 
@@ -49,13 +50,15 @@ def at_once(seconds):
 def test_a_fast_site_is_still_there_when_the_slow_one_is_ready():
     """Its own patience is 2.5 s; the other one is ready after 4 s. Real desks."""
     desks = {site: CallDesk() for site in "ab"}
-    engine = Engine({s: lambda request, s=s: desks[s].take(read_call(request)) for s in desks})
+    engine = Engine({s: lambda request, s=s: desks[s].receive(read_call(request)) for s in desks})
     calls = DirectCalls(engine, 0.5, dict.fromkeys(desks, "abc"), threading.Event())
     ended = {}
 
     def site(name, seconds):
         time.sleep(seconds)
-        ended[name] = desks[name].serve("s1", 0, "abc", lambda call: replace(call, secret=""), 2.5, lambda: False)
+        ended[name] = desks[name].serve(
+            "s1", 0, Roster({"server": "abc"}), lambda call: replace(call, secret=""), 2.5, lambda: False
+        )
 
     threads = [threading.Thread(target=site, args=each) for each in (("a", 0), ("b", 4))]
     for thread in threads:

@@ -36,7 +36,7 @@ class SplitAnswers:
     """
 
     def __init__(self, site: SplitSite) -> None:
-        """Take the site's side.
+        """Answer for a site.
 
         Args:
             site: of the plan's split training.
@@ -89,9 +89,9 @@ class SplitAnswers:
             total = call.group(PARAMETERS)
             self.site.apply({name: torch.from_numpy(value.copy()) for name, value in total.items()}, call.step)
         elif call.ask is Ask.TAKE:
-            self.site.take_part(call.group(PART))
+            self.site.receive_part(call.group(PART))
         elif call.ask is Ask.GIVE:
-            return {PART: self.site.give_part()}, None
+            return {PART: self.site.send_part()}, None
         elif call.ask is Ask.END:
             self.loss = call.loss
         return {}, None

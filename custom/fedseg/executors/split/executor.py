@@ -23,6 +23,7 @@ from fedseg.executors.split.answers import SplitAnswers
 from fedseg.messages.calls.call import PATIENCE, SECRET, read_call
 from fedseg.messages.calls.desk import CallDesk
 from fedseg.messages.calls.gate import CallGate
+from fedseg.messages.calls.roster import Roster, read_roster
 from fedseg.messages.job import job_plan
 from fedseg.messages.replies import refusal
 from fedseg.messages.sizes import message_size
@@ -76,17 +77,16 @@ class SplitExecutor(SiteExecutor):
     def train(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         """Answer the server's calls until it ends the round; the update is the site's part where sites share one."""
         begin, session = time.perf_counter(), self.session
-        model, secret = FLModelUtils.from_shareable(shareable), shareable.get_header(SECRET)
+        model = FLModelUtils.from_shareable(shareable)
         trainer = self.load_run(job_plan(fl_ctx), model.meta.get(RUN_ID), fl_ctx)
         answers, number, received = self._split, int(model.current_round or 0), received_arrays(model.params)
-        if not isinstance(secret, str) or not secret:
-            raise RefusalError("state", "The task brings no secret by which the server's calls are known.")
+        roster = read_roster(shareable.get_header(SECRET))
         follow_server(trainer.state, model.meta)
         session.record.received(received, number, model.meta, len(trainer.datalist.training), False)
         session.attach(trainer, number, received, model.meta, fl_ctx)
         with torch.random.fork_rng(devices=[]):
             scored = trainer.validate(answers.site.begin(number, received))
-            self._serve(answers, model, secret)
+            self._serve(answers, model, roster)
         update = answers.site.finish()
         report = report_round(trainer, scored, answers.site.steps, answers.loss, begin, answers.seconds)
         return self.reply(update, session.permitted(report), number, fl_ctx)
@@ -96,13 +96,13 @@ class SplitExecutor(SiteExecutor):
         self._split.site.restore(2**31)
         return self._split.site.joined(received)
 
-    def _serve(self, answers: SplitAnswers, task: FLModel, secret: str) -> None:
+    def _serve(self, answers: SplitAnswers, task: FLModel, roster: Roster) -> None:
         """Answer the calls of a round, and enter them in the record."""
         session = self.session
         answers.begin("train_loss" in session.policy.report_fields(session.guaranteed))
         start, number, patience = str(task.meta.get(START)), int(task.current_round or 0), _patience(task.meta)
         try:
-            ended = self._desk.serve(start, number, secret, answers.answer, patience, answers.site.trainer.aborted)
+            ended = self._desk.serve(start, number, roster, answers.answer, patience, answers.site.trainer.aborted)
         except Exception as error:
             # If the record cannot be written either, that is what the server is told.
             logger.error("The round has broken off: %s", error)
@@ -112,9 +112,9 @@ class SplitExecutor(SiteExecutor):
         if not ended:
             logger.warning("The server has not called for a long time; the round is over for this site.")
 
-    def _answer_call(self, request: Shareable) -> Shareable:
+    def _answer_call(self, caller: str, request: Shareable) -> Shareable:
         try:
-            return self._desk.take(read_call(request), message_size(request))
+            return self._desk.receive(read_call(request, caller), message_size(request))
         except RefusalError as error:
             return refusal(error.reason, str(error))
 

@@ -17,6 +17,7 @@ import numpy as np
 from nvflare.apis.shareable import Shareable
 
 from fedseg.errors import RefusalError
+from fedseg.messages.calls.roster import SERVER
 from fedseg.networks.weights import Arrays
 
 TOPIC = "fedseg.split"
@@ -62,7 +63,8 @@ class Call:
             if there is none.
         loss: of the site's batch in the answer to ``answer``, its mean in ``end``; None where it is not told.
         arrays: by what they are and by name.
-        secret: of the site that is called; an answer has none.
+        secret: that caller and called share; an answer has none.
+        caller: who calls, as the message's envelope says; it does not travel in the call.
     """
 
     ask: Ask
@@ -73,6 +75,7 @@ class Call:
     loss: float | None = None
     arrays: Mapping[str, Arrays] = field(default_factory=dict)
     secret: str = field(default="", repr=False)
+    caller: str = SERVER
 
     def group(self, kind: str) -> Arrays:
         """The arrays of one kind.
@@ -93,8 +96,12 @@ class Call:
         return message
 
 
-def read_call(message: Shareable) -> Call:
+def read_call(message: Shareable, caller: str = SERVER) -> Call:
     """A call as it came; nothing in it is trusted.
+
+    Args:
+        message: the call.
+        caller: whose it is, by the message's envelope.
 
     Raises:
         RefusalError: it is no call, or holds something else than arrays of numbers (reason ``data``).
@@ -111,7 +118,7 @@ def read_call(message: Shareable) -> Call:
         if not isinstance(secret, str):
             raise TypeError
         place = str(content["start"]), int(content["round"]), int(content["step"])
-        return Call(Ask(content["ask"]), *place, following, loss, arrays, secret)
+        return Call(Ask(content["ask"]), *place, following, loss, arrays, secret, caller)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise RefusalError("data", "The message is no call of split training.") from None
 

@@ -1,4 +1,4 @@
-"""Direct calls from the server's process of a job to those of its sites, with a time-out for each."""
+"""Direct calls from one process of a job to those at sites, with a time-out for each."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class DirectCalls:
         """Prepare.
 
         Args:
-            engine: FLARE's engine of the server's job process.
+            engine: FLARE's engine of this job process.
             timeout: seconds that an answer may take.
-            secrets: by which each site that may be called knows the server's calls.
+            secrets: of each site that may be called the one that it shares with the caller, see ``Roster``.
             over: set by others when nobody waits for answers any more; those that still come are dropped.
         """
         self.engine, self.timeout, self.secrets, self.over = engine, timeout, dict(secrets), over

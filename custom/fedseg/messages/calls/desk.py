@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import logging
 import queue
 import threading
@@ -14,6 +13,7 @@ from nvflare.apis.shareable import Shareable
 
 from fedseg.errors import AbortedError, RefusalError
 from fedseg.messages.calls.call import Ask, Call
+from fedseg.messages.calls.roster import Roster
 from fedseg.messages.calls.tally import CallTally
 from fedseg.messages.replies import refusal
 from fedseg.messages.sizes import message_size
@@ -33,10 +33,10 @@ class _Waiting:
 
 
 class CallDesk:
-    """Takes calls from FLARE's threads and hands them to the thread of the task, one after the other.
+    """Receives calls in FLARE's threads and passes them to the thread of the task, one after the other.
 
-    All that is computed so happens in one thread, in the order in which it was asked for, and an end of the task leaves
-    nothing running.
+    So everything is computed in one thread, in the order in which it was asked for, and when the task ends nothing goes
+    on running.
 
     Attributes:
         tally: of the calls that were answered in the round at hand, or in the last one.
@@ -46,11 +46,11 @@ class CallDesk:
         self._queue: queue.Queue[_Waiting] = queue.Queue()
         self._open = threading.Condition()
         self._place: tuple[str, int] | None = None
-        self._secret = ""
+        self._roster = Roster()
         self._outdated = False
         self.tally = CallTally()
 
-    def take(self, call: Call, size: int = 0) -> Shareable:
+    def receive(self, call: Call, size: int = 0) -> Shareable:
         """Called by FLARE: wait for the answer to a call of the round at hand.
 
         Args:
@@ -59,13 +59,13 @@ class CallDesk:
         """
         place = (call.start, call.round)
         with self._open:
-            if call.ask is Ask.READY and self._place is not None and self._is_known(call):
+            if call.ask is Ask.READY and self._place is not None and self._roster.knows(call.caller, call.secret):
                 # The server has gone on, so that the call that ends the round at hand was missed.
                 self._outdated |= call.start == self._place[0] and call.round > self._place[1]
             if not self._open.wait_for(lambda: self._place == place, _READY_WAIT if call.ask is Ask.READY else 0):
                 return refusal("state", "The site is not in this round.")
-            if not self._is_known(call):
-                logger.error("A call of split training came without this site's secret.")
+            if not self._roster.knows(call.caller, call.secret):
+                logger.error("A direct call of %s came without the secret that this site shares with it.", call.caller)
                 return refusal("state", "Calls must carry the secret that the server has given this site.")
             waiting = _Waiting(call, size)
             self._queue.put(waiting)
@@ -76,7 +76,7 @@ class CallDesk:
         self,
         start: str,
         round_number: int,
-        secret: str,
+        roster: Roster,
         answer: Callable[[Call], Call],
         patience: float,
         aborted: Callable[[], bool],
@@ -85,7 +85,7 @@ class CallDesk:
 
         Args:
             start, round_number: of the round.
-            secret: that each call must carry.
+            roster: who may call, and with which secret.
             answer: called in this thread, once for each call.
             patience: seconds without a call after which the round is over for this site.
             aborted: whether the job was aborted.
@@ -99,7 +99,7 @@ class CallDesk:
         """
         with self._open:
             self._place, self._outdated, self.tally = (start, round_number), False, CallTally()
-            self._secret = secret
+            self._roster = roster
             self._open.notify_all()
         last = time.monotonic()
         try:
@@ -117,10 +117,6 @@ class CallDesk:
             return False
         finally:
             self._close()
-
-    def _is_known(self, call: Call) -> bool:
-        """Whether it is the server's, by the secret that came with the task."""
-        return bool(self._secret) and hmac.compare_digest(call.secret.encode(), self._secret.encode())
 
     def _answer(self, waiting: _Waiting, answer: Callable[[Call], Call]) -> None:
         given: Call | None = None

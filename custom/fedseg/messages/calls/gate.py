@@ -1,9 +1,9 @@
-"""Where direct calls come in at a site, and from whom they are taken."""
+"""Where direct calls come in at a site, and whose calls are accepted."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from nvflare.apis.shareable import Shareable
@@ -14,23 +14,24 @@ from nvflare.fuel.f3.message import Message
 from nvflare.private.defs import CellChannel
 
 from fedseg.messages.calls.call import TOPIC
+from fedseg.messages.calls.roster import SERVER
 from fedseg.messages.replies import refusal
 
 logger = logging.getLogger(__name__)
-Answer = Callable[[Shareable], Shareable]
+Answer = Callable[[str, Shareable], Shareable]
 
 
 class CallGate:
-    """Takes calls from this job's server, and from nobody else.
+    """Accepts calls of this job's server, and of those sites of the job that were admitted.
 
     A handler that is registered with FLARE for auxiliary messages learns who sends from the sender's own words. The
     origin on a message's envelope is better: what one site sends to another passes FLARE's server, which drops a
     message whose origin is not the one that its sender has registered with. So this listens where the envelope is
     still there.
 
-    It is no proof: of a sender whose token FLARE's server has signed once and does not know any more, as after a new
-    login of the same site, FLARE 2.9 looks at the signature only. Therefore a call must also carry a secret that only
-    the server and this site have, see ``CallDesk``.
+    The origin alone does not prove who sends: where FLARE's server has signed a sender's token and no longer knows it,
+    as after a new login of the same site, FLARE 2.9 checks the signature only. Therefore a call must also carry the
+    secret that caller and site share, see ``Roster``.
     """
 
     def __init__(self, job_id: str, answer: Answer) -> None:
@@ -38,11 +39,20 @@ class CallGate:
 
         Args:
             job_id: FLARE's id of the job.
-            answer: gives the reply to a call.
+            answer: gives the reply to a call, from the caller's name and the message.
         """
+        self._job_id, self._answer = job_id, answer
         # The server's process of the job; the simulator's only one.
-        self.servers = FQCN.join([FQCN.ROOT_SERVER, job_id]), FQCN.ROOT_SERVER
-        self._answer = answer
+        servers = FQCN.join([FQCN.ROOT_SERVER, job_id]), FQCN.ROOT_SERVER
+        self._callers = dict.fromkeys(servers, SERVER)
+
+    def admit(self, sites: Mapping[str, str]) -> None:
+        """Also accept calls of the job's processes at these sites.
+
+        Args:
+            sites: for each site the full name of its FLARE client in FLARE's network (``Client.get_fqcn``).
+        """
+        self._callers |= {FQCN.join([place, self._job_id]): site for site, place in sites.items()}
 
     def open(self, engine: Any) -> None:
         """Listen from now on; without FLARE's connection no call is answered.
@@ -61,7 +71,8 @@ class CallGate:
     def receive(self, message: Message) -> Message:
         """Called by FLARE in one of its threads; gives the reply."""
         origin = message.get_header(MessageHeaderKey.ORIGIN)
-        if origin not in self.servers or not isinstance(message.payload, Shareable):
-            logger.error("A call of split training came from %s, not from this job's server.", origin)
+        caller = self._callers.get(origin)
+        if caller is None or not isinstance(message.payload, Shareable):
+            logger.error("A direct call came from %s, which may not call this site.", origin)
             return new_cell_message({}, refusal("state", "Calls are taken from this job's server only."))
-        return new_cell_message({}, self._answer(message.payload))
+        return new_cell_message({}, self._answer(caller, message.payload))

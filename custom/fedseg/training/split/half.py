@@ -31,7 +31,7 @@ class Half:
     """
 
     def __init__(self, part: nn.Module, settings: TrainingSettings, device: torch.device | str = "cpu") -> None:
-        """Take a part and give it a fresh optimizer.
+        """Give a part a fresh optimizer.
 
         Args:
             part: is moved to the device and from then on belongs to this object.
@@ -67,7 +67,7 @@ class Half:
         return deepcopy(kept)
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on where another half of the same part was when it gave ``state``.
+        """Continue where another half of the same part was when ``state`` was taken.
 
         Raises:
             RefusalError: it is the state of another part or optimizer (reason ``state``).
@@ -106,7 +106,7 @@ class Half:
         """The precision in which the part runs forward."""
         return autocast(self.settings, self.device)
 
-    def take(self, value: torch.Tensor) -> torch.Tensor:
+    def to_device(self, value: torch.Tensor) -> torch.Tensor:
         """A tensor [B, C, X, Y, Z] in this half's type and layout, on its device."""
         return value.detach().to(self.device, self.dtype).contiguous(memory_format=torch.channels_last_3d)
 

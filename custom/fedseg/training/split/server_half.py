@@ -107,7 +107,7 @@ class ServerHalf(Half):
         if self.split.cut_gradient == "mean" and len(set(sizes.values())) > 1:
             raise ConfigurationError("cut_gradient", "mean", f"own where batches differ in size (they are {sizes})")
         joined = {
-            name: self.take(torch.cat([self.take(features[site][name]) for site in sizes])).requires_grad_()
+            name: self.to_device(torch.cat([self.to_device(features[site][name]) for site in sizes])).requires_grad_()
             for name in self.receives
         }
         with self.autocast():
@@ -160,7 +160,7 @@ class ServerHalf(Half):
         for site in present:
             if gradients[site].shape != own[site].shape:
                 raise RefusalError("data", f"The gradient of {site} is not {tuple(own[site].shape)}.")
-            weighted[site] = self.take(gradients[site]) * share[site]
+            weighted[site] = self.to_device(gradients[site]) * share[site]
         found = self._backward(pending.logits, torch.cat(list(weighted.values())), present)
         return CutGradients(found, sum(share[s] * losses[s] for s in present), {s: losses[s] for s in present})
 

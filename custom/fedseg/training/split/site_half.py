@@ -65,7 +65,7 @@ class SiteHalf(Half):
     def forward(self, images: torch.Tensor) -> Tensors:
         """Features [B, features, X', Y', Z'] of images [B, channels, X, Y, Z], by name, to be sent."""
         with self.autocast():
-            features = self.part(self.take(images))
+            features = self.part(self.to_device(images))
         self._features = {name: value.to(self.dtype) for name, value in features.items()}
         return self._with_noise({name: value.detach() for name, value in self._features.items()})
 
@@ -80,7 +80,7 @@ class SiteHalf(Half):
             RefusalError: the loss is not finite (reason ``loss``).
         """
         assert self.loss is not None
-        leaf = self.take(predictions).requires_grad_()
+        leaf = self.to_device(predictions).requires_grad_()
         loss = self.loss(leaf, classes.to(self.device))
         check_loss(loss)
         (gradient,) = torch.autograd.grad(loss, leaf)
@@ -105,7 +105,7 @@ class SiteHalf(Half):
             raise RefusalError("state", "The gradients are not those of the features that this site has sent last.")
         self.optimizer.zero_grad(set_to_none=True)
         names = sorted(features)
-        torch.autograd.backward([features[n] for n in names], [self.take(gradients[n]) for n in names])
+        torch.autograd.backward([features[n] for n in names], [self.to_device(gradients[n]) for n in names])
         if self.split.site_update == "summed":
             return self.gradients()
         self.clip_and_step()

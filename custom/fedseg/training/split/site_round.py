@@ -61,7 +61,7 @@ class SplitSite:
         return join_weights({name: value for name, value in self.half.weights().items() if name in own}, weights)
 
     def restore(self, before_round: int) -> None:
-        """Go back to what the last finished round before ``before_round`` left; to the beginning where there is none.
+        """Load what the last finished round before ``before_round`` left; the plan's fresh part where there is none.
 
         Raises:
             RefusalError: the site's state cannot be read (reason ``state``).
@@ -75,7 +75,7 @@ class SplitSite:
             self.half.load_state(self._fresh)
 
     def begin(self, round_number: int, received: Mapping[str, np.ndarray]) -> Arrays:
-        """Take up a round where this site's last finished one ended, or where the server says that all sites are.
+        """Begin a round where this site's last finished one ended, or where the server says that all sites are.
 
         Args:
             round_number: from 0.
@@ -104,7 +104,7 @@ class SplitSite:
         torch.manual_seed(derive_seed(self.trainer.plan.seed, self.trainer.site, round_number, "network"))
         return self.joined(received)
 
-    def take_part(self, weights: Mapping[str, np.ndarray]) -> None:
+    def receive_part(self, weights: Mapping[str, np.ndarray]) -> None:
         """This site's turn: begin with the part of the site before it; the optimizer stays as it is.
 
         Raises:
@@ -115,7 +115,7 @@ class SplitSite:
         self.half.set_weights(weights)
         self._has_turn = True
 
-    def give_part(self) -> Arrays:
+    def send_part(self) -> Arrays:
         """The end of this site's turn: what its part has become.
 
         Raises:

@@ -53,7 +53,7 @@ class Site:
         return parse_plan(self.declaration)
 
     def weights(self):
-        return get_weights(self.plan.network.build(1, 2, 0))
+        return get_weights(self.plan.build_network())
 
     def ask(self, task, model, signal=None):
         shareable = model.to_shareable() if isinstance(model, DXO) else FLModelUtils.to_shareable(model)

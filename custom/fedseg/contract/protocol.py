@@ -1,6 +1,8 @@
 """Names that server and sites agree on: tasks, headers and meta keys beyond FLARE's own."""
 
 PREPARE = "prepare"
+# between `prepare` and the first round, where a method needs arrays of all sites before it
+SHARE = "share"
 # the second step of a round in encrypted jobs: the arrays, after the server has said what they weigh
 UPLOAD = "upload"
 

@@ -16,12 +16,21 @@ def update_shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in network.state_dict().items() if value.is_floating_point()}
 
 
+LAST_ROUND = 2**31
+"""Later than every round: an array that joins some time has joined by then."""
+
+
 def array_owners(plan: Plan) -> dict[str, Ownership]:
     """Who owns the arrays that not all sites share from the first round; empty for a network without parts."""
     if not plan.network.parts:
         return {}
     with torch.device("meta"):
         return plan.network.owners(plan.build_network())
+
+
+def has_private_arrays(plan: Plan) -> bool:
+    """Whether a part of the network has arrays that never leave a site."""
+    return any(owner.private for owner in array_owners(plan).values())
 
 
 def withheld_names(plan: Plan, site: str, round_number: int) -> frozenset[str]:

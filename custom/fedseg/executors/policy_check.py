@@ -11,7 +11,7 @@ from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 
 from fedseg.contract.plan import Plan
-from fedseg.contract.shapes import update_shapes
+from fedseg.contract.shapes import LAST_ROUND, has_private_arrays, update_shapes, withheld_names
 from fedseg.contract.update import Stage, Step
 from fedseg.errors import RefusalError
 from fedseg.filters.base import hooks_of, own_names, result_filters
@@ -31,7 +31,7 @@ class JobTerms:
         job, task, dataset: their names.
         steps: what each filter over the result that carries arrays is set to do, in order.
         guaranteed: whether any filter over the updates computes a formal guarantee.
-        filtered: whether any filter stands over the updates.
+        filtered: whether any filter stands over the updates, or a part of the network keeps arrays at the site.
         fraction: largest fraction of the model's parameters that leaves in one update.
         guarded: whether the site's guard is in place.
         foreign: classes of the job's components at the site that the policy cannot judge.
@@ -56,7 +56,7 @@ def job_terms(plan: Plan, fl_ctx: FLContext) -> JobTerms:
     """Read what a job asks from its components, as FLARE has built them at this site."""
     chain, every = sending_chain(fl_ctx), update_chain(fl_ctx)
     guaranteed = is_guaranteed(every)
-    steps = tuple(f.step() for f in chain)
+    steps, withheld = tuple(f.step() for f in chain), withheld_names(plan, fl_ctx.get_identity_name(), LAST_ROUND)
     components = list(_components(fl_ctx))
     return JobTerms(
         job=job_name(fl_ctx),
@@ -64,8 +64,8 @@ def job_terms(plan: Plan, fl_ctx: FLContext) -> JobTerms:
         dataset=plan.dataset,
         steps=steps,
         guaranteed=guaranteed,
-        filtered=any(result_filters(fl_ctx, task) for task in UPDATE_TASKS),
-        fraction=planned_fraction(steps) * (1 - _kept(plan, set().union(*own_names(chain, plan)))),
+        filtered=any(result_filters(fl_ctx, task) for task in UPDATE_TASKS) or has_private_arrays(plan),
+        fraction=planned_fraction(steps) * (1 - _kept(plan, withheld.union(*own_names(chain, plan)))),
         guarded=any(isinstance(c, Guard) for c in components),
         foreign=tuple(sorted({name for c in components if (name := _foreign(c))})),
         misplaced=guaranteed and not is_guaranteed(chain),
@@ -127,7 +127,7 @@ def check_submission(policy: SitePolicy | None, terms: JobTerms | None) -> None:
         RefusalError: the job's updates are filtered (reason ``privacy``), or rule ``submit_model`` (``policy``).
     """
     if terms is None or terms.filtered:
-        raise RefusalError("privacy", "The job filters updates, so this site's whole model does not leave.")
+        raise RefusalError("privacy", "The job filters updates or keeps arrays at its sites: no whole model leaves.")
     if not (policy or OPEN).submit_model:
         raise broken("submit_model", "asks for this site's own model", "does not give it")
 
@@ -159,7 +159,7 @@ def curves_leave(policy: SitePolicy | None, guaranteed: bool) -> bool:
     return (policy or OPEN).events and not guaranteed
 
 
-def _kept(plan: Plan, names: set[str]) -> float:
+def _kept(plan: Plan, names: frozenset[str]) -> float:
     """Fraction of the network's parameters that have one of ``names``."""
     if not names:
         return 0.0
@@ -178,7 +178,8 @@ def _components(fl_ctx: FLContext) -> Iterable[object]:
 
 
 def _tells_statistics(component: object) -> bool:
-    return isinstance(component, TrainingHook) and replaces(component, "statistics")
+    telling = ("statistics", "arrays_before_rounds")
+    return isinstance(component, TrainingHook) and any(replaces(component, name) for name in telling)
 
 
 def _foreign(component: object) -> str | None:

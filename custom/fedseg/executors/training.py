@@ -11,15 +11,17 @@ from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
-from fedseg.contract.protocol import RUN_ID, START, TOTALS, UPLOAD
+from fedseg.contract.protocol import RUN_ID, SHARE, START, TOTALS, UPLOAD
 from fedseg.contract.report import SiteReport
 from fedseg.contract.round_settings import parse_round_settings
 from fedseg.errors import ConfigurationError, RefusalError
+from fedseg.executors.policy_check import check_statistics
 from fedseg.executors.site_executor import Answer, SiteExecutor
+from fedseg.filters.chain import is_guaranteed, update_chain
 from fedseg.filters.encrypt import encrypts
 from fedseg.messages.job import job_plan
 from fedseg.messages.task_data import follow_server, received_arrays, update_message
-from fedseg.networks.weights import Arrays
+from fedseg.networks.weights import Arrays, join_extras
 from fedseg.site.pending_update import largest, load_update, save_update, weight_facts
 from fedseg.training.site_round import empty_round, site_round
 from fedseg.training.trainer import SiteTrainer
@@ -30,9 +32,10 @@ logger = logging.getLogger(__name__)
 class SegmentationExecutor(SiteExecutor):
     """Trains and validates at one site.
 
-    Tasks: ``prepare`` (accept the job or refuse it), ``train``, ``validate`` and ``submit_model``; in jobs that encrypt
-    updates also ``upload``, until which the update of a round waits on the site's own disk. Everything that is trained
-    stands in the job's plan file; where data and state are stands in the site's own profile.
+    Tasks: ``prepare`` (accept the job or refuse it), ``train``, ``validate`` and ``submit_model``; where a method needs
+    arrays of all sites before the first round also ``share``; in jobs that encrypt updates also ``upload``, until which
+    the update of a round waits on the site's own disk. Everything that is trained stands in the job's plan file; where
+    data and state are stands in the site's own profile.
     """
 
     def __init__(self, hooks: list[str] | None = None) -> None:
@@ -50,7 +53,18 @@ class SegmentationExecutor(SiteExecutor):
         super().__init__(hooks or [])
 
     def tasks(self) -> Mapping[str, Answer]:
-        return {**super().tasks(), UPLOAD: self._upload}
+        return {**super().tasks(), SHARE: self._share, UPLOAD: self._upload}
+
+    def _share(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
+        """Arrays of the job's method that the server needs of all sites before the first round."""
+        task, session = FLModelUtils.from_shareable(shareable), self.session
+        trainer = self.load_run(job_plan(fl_ctx), task.meta.get(RUN_ID), fl_ctx)
+        session.attach(trainer, -1, {}, task.meta, fl_ctx)
+        arrays = trainer.arrays_before_rounds()
+        check_statistics(session.guaranteed and not is_guaranteed(update_chain(fl_ctx, [SHARE])), arrays)
+        training, validation = (len(trainer.datalist.split(split)) for split in ("training", "validation"))
+        report = SiteReport(training, num_steps=0, train_loss=None, val_loss=None, val_cases=validation)
+        return update_message(join_extras({}, arrays), report)
 
     def train(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         """Train a round from the received model; in encrypted jobs the update stays here and only its report leaves."""

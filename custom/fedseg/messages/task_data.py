@@ -43,8 +43,8 @@ def branch(meta: Mapping[str, Any]) -> tuple[int, str | None, Sequence[str] | No
     return kept + 1 if kept else 0, meta.get(START), meta.get(LINEAGE)
 
 
-def update_message(update: Arrays, report: SiteReport, round_number: int) -> Shareable:
-    """An update and its report, as they go through the filters of the result."""
+def update_message(update: Arrays, report: SiteReport, round_number: int | None = None) -> Shareable:
+    """An update and its report, as they go through the filters of the result; without a round before the first one."""
     meta = {**report.to_meta(), MetaKey.NUM_STEPS_CURRENT_ROUND: report.num_steps}
     model = FLModel(params_type=ParamsType.DIFF, params=update, meta=meta, current_round=round_number)
     return FLModelUtils.to_shareable(model)

@@ -132,6 +132,11 @@ class TrainingHook:
         in ``training.totals``. They leave the site with its answer to ``prepare``."""
         return {}
 
+    def arrays_before_rounds(self, training: LocalTraining) -> Arrays:
+        """Arrays of this site that the server combines before round 0, under names of the hook's own prefix: those that
+        the job's ``SharedState`` declares so. They leave the site as the answer to ``share``."""
+        return {}
+
     def companions(self, plan: Plan) -> dict[str, Companion]:
         """Further networks of this method by name; the trainer moves, saves and restores them. See ``Companion``."""
         return {}

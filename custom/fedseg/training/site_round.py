@@ -94,6 +94,7 @@ def empty_round(trainer: SiteTrainer, received: Mapping[str, np.ndarray]) -> tup
     weights, _ = split_extras(received)
     cases = len(trainer.training_cases)
     steps = round_steps(trainer.settings, cases)
-    update = {name: np.zeros_like(value) for name, value in weights.items() if is_averaged(value)}
+    sent = {name: value for name, value in weights.items() if name not in trainer.withheld(trainer.round_number)}
+    update = {name: np.zeros_like(value) for name, value in sent.items() if is_averaged(value)}
     scored = len(trainer.datalist.validation)
     return update, SiteReport(num_samples=cases, num_steps=steps, train_loss=None, val_loss=None, val_cases=scored)

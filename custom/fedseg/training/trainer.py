@@ -13,6 +13,7 @@ import torch
 
 from fedseg.contract.plan import Plan
 from fedseg.contract.round_settings import RoundSettings
+from fedseg.contract.shapes import array_owners
 from fedseg.data.datalist import Datalist
 from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.networks.weights import Arrays, difference, get_weights, set_weights
@@ -57,7 +58,7 @@ class RoundResult:
     """What a round of local training gave.
 
     Attributes:
-        update: new minus received weights, floating-point arrays only.
+        update: new minus received weights, floating-point arrays that the site shares in this round only.
         num_samples: training cases of the site.
         num_steps: optimizer steps of the round.
         train_loss: mean loss over the steps of the round, without what hooks add.
@@ -93,16 +94,17 @@ class SiteTrainer(LocalSteps):
         setup = setup or TrainerSetup()
         check_hooks(setup.hooks, plan)
         self.state, self.private, self.simulated = setup.state, setup.private, setup.simulated
+        self._owners, self._frozen = array_owners(plan), setup.frozen
+        self.private |= {name for name, owner in self._owners.items() if owner.private}
         network = plan.build_network()
-        for name, parameter in network.named_parameters():
-            parameter.requires_grad_(name not in setup.frozen)
-        if not any(p.requires_grad for p in network.parameters()):
-            raise ConfigurationError("frozen", len(setup.frozen), "fewer than all parameters of the network")
         folder = setup.cache if plan.training.cache == "disk" else None
         cases = CaseCache(plan.task, datalist.training, True, folder)
         self._scored = {s: CaseCache(plan.task, datalist.split(s), False, folder) for s in ("validation", "test")}
         device = choose_device(setup.device)
         super().__init__(plan, site, datalist, cases, network, setup.hooks, device, setup.aborted)
+        self._freeze(0)
+        if not any(p.requires_grad for p in network.parameters()):
+            raise ConfigurationError("frozen", len(setup.frozen), "fewer than all parameters of the network")
         # A hook may put another loss in the place of `loss`; scores stay comparable between rounds and methods.
         self._scoring_loss = self.loss
         self.companions = self._new_companions()
@@ -122,6 +124,14 @@ class SiteTrainer(LocalSteps):
     def statistics(self) -> dict[str, float]:
         """What the hooks want added up over all sites before the first round."""
         return {name: value for hook in self.hooks for name, value in hook.statistics(self).items()}
+
+    def arrays_before_rounds(self) -> Arrays:
+        """What the hooks give the server before the first round."""
+        return {name: array for hook in self.hooks for name, array in hook.arrays_before_rounds(self).items()}
+
+    def withheld(self, round_number: int) -> frozenset[str]:
+        """Names of the arrays that parts of the network keep out of the update of a round."""
+        return frozenset(n for n, owner in self._owners.items() if not owner.sent(self.site, round_number))
 
     def personal(self, weights: Arrays, round_number: int | None = None) -> Arrays:
         """The model that this site uses: ``weights`` with the site's own private arrays in their place.
@@ -173,15 +183,17 @@ class SiteTrainer(LocalSteps):
         self.settings = (settings or RoundSettings()).applied(self.plan.training)
         self._received, self.received_extras, self.totals = weights, dict(extras or {}), dict(totals or {})
         self.round_number, self.total_rounds = round_number, total_rounds
+        fixed = self._freeze(round_number)
         self._restore(round_number)
         for hook in self.hooks:
             hook.before_round(self, weights, round_number)
         losses = self.train_epochs()
         for hook in self.hooks:
             hook.after_round(self, weights, round_number)
-        own = get_weights(self.network)
+        own = get_weights(self.network) | {name: weights[name] for name in fixed}
         self._own = {name: own[name] for name in self.private}
-        update = difference(own, weights)
+        withheld = self.withheld(round_number)
+        update = {name: value for name, value in difference(own, weights).items() if name not in withheld}
         extra = {name: array for hook in self.hooks for name, array in hook.extra_arrays(self).items()}
         self._save(round_number)
         mean = sum(losses) / len(losses)
@@ -239,6 +251,13 @@ class SiteTrainer(LocalSteps):
         predicted, spacing = predict_case(self.objective, case, logits), case.original.spacing
         score = self.objective.score(predicted, case.reference, spacing, self.settings.to_dict(), full=distances)
         return ScoredCase(case.id, loss, score)
+
+    def _freeze(self, round_number: int) -> frozenset[str]:
+        """Let training change what this site trains in a round; gives the names that parts keep as they are."""
+        fixed = frozenset(n for n, owner in self._owners.items() if not owner.trained(self.site, round_number))
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(name not in self._frozen | fixed)
+        return fixed
 
     def _new_companions(self) -> dict[str, Companion]:
         """The companions of all hooks, fresh and on the device.

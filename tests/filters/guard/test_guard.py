@@ -52,8 +52,8 @@ CHAINS = {
 class Watched(Site):
     """One site's executor, filters and guard; only FLARE's engine and runner are stand-ins."""
 
-    def __init__(self, folder, monkeypatch, policy_file):
-        super().__init__(folder, monkeypatch)
+    def __init__(self, folder, monkeypatch, policy_file, declaration=None):
+        super().__init__(folder, monkeypatch, declaration)
         self.guard, self.policy_file = Guard(), policy_file
         self.context.get_engine().get_all_components = lambda: {"guard": self.guard}
         self.context.set_prop(ReservedKey.PROCESS_TYPE, ProcessType.CLIENT_JOB, private=True)

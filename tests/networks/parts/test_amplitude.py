@@ -26,7 +26,7 @@ def normalisation(mode="full", spectrum=None):
 
 def with_spectrum_of(mode, other):
     part = normalisation(mode)
-    return normalisation(mode, part.measure(other).mean(0))
+    return normalisation(mode, part.measure(other).mean(0, keepdim=True))
 
 
 def test_the_formula_as_numpy_says_it():
@@ -40,14 +40,14 @@ def test_the_formula_as_numpy_says_it():
 
 
 def test_mode_dc_is_a_shift_of_the_mean():
-    image, part = images(), normalisation("dc", torch.full((2, 1, 1, 1), 0.7))
+    image, part = images(), normalisation("dc", torch.full((1, 2, 1, 1, 1), 0.7))
     shift = part(image) - image
     assert torch.allclose(shift, shift[:, :, :1, :1, :1].expand_as(shift), atol=1e-12)
     assert torch.allclose(part(image).mean((2, 3, 4)), torch.full((2, 2), 0.7, dtype=torch.float64))
 
 
 def test_mode_dc_keeps_the_sign_of_the_mean_since_that_is_its_phase():
-    part = normalisation("dc", torch.full((2, 1, 1, 1), 0.7))
+    part = normalisation("dc", torch.full((1, 2, 1, 1, 1), 0.7))
     assert torch.allclose(part(images(mean=-3)).mean((2, 3, 4)), torch.full((2, 2), -0.7, dtype=torch.float64))
 
 
@@ -71,9 +71,9 @@ def test_phases_stay_and_amplitudes_are_those_of_the_spectrum_inside_the_window(
 
 
 def test_a_window_holds_the_low_frequencies_and_no_more():
-    assert normalisation("dc").spectrum.shape == (2, 1, 1, 1)
-    assert normalisation("window").spectrum.shape == (2, 5, 5, 5)
-    assert normalisation("full").spectrum.shape == (2, *SIZE)
+    assert normalisation("dc").spectrum.shape == (1, 2, 1, 1, 1)
+    assert normalisation("window").spectrum.shape == (1, 2, 5, 5, 5)
+    assert normalisation("full").spectrum.shape == (1, 2, *SIZE)
 
 
 def test_until_the_amplitudes_are_known_images_stay_as_they_are():
@@ -97,5 +97,5 @@ def test_gradients_pass_through_to_the_image():
 def test_a_plans_network_has_the_amplitudes_as_an_array_that_no_site_changes():
     plan = parse_plan({**PLAN, "network": {**PLAN["network"], "parts": [{"name": "amplitude", "mode": "full"}]}})
     network = plan.build_network()
-    assert network.state_dict()[SPECTRUM].shape == amplitude_of(network).spectrum.shape == (1, 16, 16, 16)
+    assert network.state_dict()[SPECTRUM].shape == amplitude_of(network).spectrum.shape == (1, 1, 16, 16, 16)
     assert array_owners(plan) == {SPECTRUM: FIXED}

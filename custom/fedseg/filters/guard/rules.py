@@ -15,13 +15,15 @@ from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 from nvflare.app_common.app_constant import AppConstants
 
 from fedseg.contract.plan import Plan
-from fedseg.contract.protocol import BYTES_DOWN, BYTES_UP, PREPARE, REASON, STATISTICS, TEXT, UPLOAD
+from fedseg.contract.protocol import BYTES_DOWN, BYTES_UP, PREPARE, REASON, SHARE, STATISTICS, TEXT, UPLOAD
+from fedseg.contract.shapes import has_private_arrays
 from fedseg.errors import RefusalError
 from fedseg.filters.base import result_filters
 from fedseg.filters.chain import UPDATE_TASKS, is_guaranteed, update_chain
 from fedseg.filters.guard.text import check_text
 from fedseg.filters.guard.update import check_update
 from fedseg.messages.sizes import message_size
+from fedseg.networks.weights import EXTRA
 from fedseg.site.policy import OPEN, SitePolicy
 from fedseg.site.policy_rules import broken
 from fedseg.site.profile import SiteProfile
@@ -129,11 +131,24 @@ def _check_acceptance(leaving: Leaving) -> None:
     _check_numbers(statistics, optional=False)
     if len(statistics) > _MOST_STATISTICS:
         raise unknown(f"there are more than {_MOST_STATISTICS} statistics")
-    if statistics and leaving.guaranteed:
+    if statistics:
+        _check_statistics(leaving, covered=False)
+
+
+def _check_shared(leaving: Leaving) -> None:
+    """Arrays of a method, which are statistics of the data, in the form of an update that holds nothing else."""
+    _check_statistics(leaving, covered=is_guaranteed(update_chain(leaving.fl_ctx, [SHARE])))
+    if not all(str(name).startswith(EXTRA) for name in _read(leaving.result).data):
+        raise unknown("it holds more than a method's further arrays before the first round")
+    _check_update(leaving)
+
+
+def _check_statistics(leaving: Leaving, covered: bool) -> None:
+    if leaving.guaranteed and not covered:
         raise RefusalError(
             "privacy", "The method tells statistics of the data that the job's guarantee does not cover."
         )
-    if statistics and not leaving.policy.statistics:
+    if not leaving.policy.statistics:
         raise broken("statistics", "asks for statistics of the data", "does not give them")
 
 
@@ -166,7 +181,7 @@ def _check_summary(part: Mapping[str, Any], regions: Collection[str]) -> None:
 
 
 def _check_submission(leaving: Leaving) -> None:
-    filtered = any(result_filters(leaving.fl_ctx, task) for task in UPDATE_TASKS)
+    filtered = any(result_filters(leaving.fl_ctx, task) for task in UPDATE_TASKS) or has_private_arrays(leaving.plan)
     if not leaving.policy.submit_model or filtered:
         raise broken("submit_model", "asks for this site's own model", "does not give it")
     dxo = _read(leaving.result)
@@ -207,6 +222,7 @@ def _check_update(leaving: Leaving) -> None:
 
 _TASKS: dict[str, Callable[[Leaving], None]] = {
     PREPARE: _check_acceptance,
+    SHARE: _check_shared,
     AppConstants.TASK_TRAIN: _check_update,
     UPLOAD: _check_update,
     AppConstants.TASK_VALIDATION: _check_scores,

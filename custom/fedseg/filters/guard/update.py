@@ -13,7 +13,7 @@ from nvflare.apis.shareable import Shareable
 from fedseg.contract.plan import Plan
 from fedseg.contract.protocol import STEPS
 from fedseg.contract.report import META_KEY
-from fedseg.contract.shapes import update_shapes
+from fedseg.contract.shapes import update_shapes, withheld_names
 from fedseg.contract.update import DENSE, ENCRYPTED, QUANTISED, SPARSE, Update, check_dense
 from fedseg.errors import RefusalError
 from fedseg.filters.chain import is_guaranteed, update_chain
@@ -62,7 +62,7 @@ def check_update(
     check_epsilon(policy, update.report.epsilon, plan.dataset)
     if not update.arrays:
         return
-    attached_context(fl_ctx)  # refuses what fedseg's executor did not make
+    context = attached_context(fl_ctx)  # refuses what fedseg's executor did not make
     chain = update_chain(fl_ctx, [task])
     if [step["filter"] for step in update.steps] != [type(f).__name__ for f in chain]:
         raise _unknown("did not go through the job's filters in their order")
@@ -71,6 +71,9 @@ def check_update(
     if not profile.simulated and any(step.get("secure_noise") is False for step in update.steps):
         raise RefusalError("privacy", "The update's noise follows from a seed, so it protects nobody at this site.")
     fraction = sent_fraction(update, update_shapes(plan))
+    names = read_layout(update.arrays).names if update.form in _KINDS else update.arrays
+    if withheld_names(plan, context.site, context.round_number) & set(names):
+        raise _unknown("holds arrays that this site does not share")
     check_protection(policy, update.steps, fraction, is_guaranteed(chain), plan.dataset)
 
 

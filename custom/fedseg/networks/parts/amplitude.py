@@ -21,7 +21,7 @@ class AmplitudeNormalisation(nn.Module):
     Source: Jiang, Wang and Dou, "HarmoFL", AAAI 2022, eq. 2 to 4, in three dimensions.
 
     Attributes:
-        spectrum: A, mean |FFT x| / (X * Y * Z) of all sites' images [C, X', Y', Z'], in the order of the FFT: the
+        spectrum: A, mean |FFT x| / (X * Y * Z) of all sites' images [1, C, X', Y', Z'], in the order of the FFT: the
             frequencies from 0 up, then those below 0. While all are 0, as before the sites were asked, images stay as
             they are.
     """
@@ -38,7 +38,7 @@ class AmplitudeNormalisation(nn.Module):
         super().__init__()
         self.patch_size, self.window = place.patch_size, window
         kept = [len(_frequencies(size, window)) for size in place.patch_size]
-        self.register_buffer("spectrum", torch.zeros(place.in_channels, *kept))
+        self.register_buffer("spectrum", torch.zeros(1, place.in_channels, *kept))
 
     def measure(self, images: torch.Tensor) -> torch.Tensor:
         """Amplitudes [B, C, X', Y', Z'] of patches [B, C, X, Y, Z], as ``spectrum`` holds their mean."""

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from fedseg.errors import ConfigurationError
-from fedseg.jobs.encryption import is_encrypted
 from fedseg.jobs.job import read_job
 
 ROOT = Path(__file__).parents[2] / "jobs"
@@ -23,8 +22,7 @@ def test_the_encrypted_jobs_are_known_by_their_class_paths():
 
 
 def is_encrypted_job(folder):
-    job = read_job(folder)
-    return is_encrypted(job.server, job.client)
+    return read_job(folder).build_workflow().protocol.encrypts
 
 
 @pytest.mark.parametrize(
@@ -41,7 +39,7 @@ def test_encrypted_jobs_are_their_plain_ones_but_for_the_encryption(encrypted, p
     assert one.declaration | {"method": ""} == other.declaration | {"method": ""}
     workflow = one.build_workflow()
     assert workflow.model.mode == "compact"
-    assert (workflow.min_sites, other.build_workflow().min_sites) == (2, 1)
+    assert (workflow.settings.min_sites, other.build_workflow().settings.min_sites) == (2, 1)
     assert one.workflow == other.workflow
     assert one.client.get("components") == other.client.get("components")
 

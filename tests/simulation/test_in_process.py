@@ -7,7 +7,6 @@ import pytest
 
 from fedseg.data.datalist import read_datalist
 from fedseg.errors import DataError, FedsegError, UsageError
-from fedseg.jobs.encryption import is_encrypted
 from fedseg.jobs.job import read_job
 from fedseg.models.model_file import write_model
 from fedseg.privacy.accounting.epsilon import Release
@@ -20,7 +19,7 @@ ALL = {path.parent: read_job(path.parent) for path in sorted((ROOT / "jobs").glo
 JOBS = [
     folder
     for folder, job in ALL.items()
-    if not is_encrypted(job.server, job.client)
+    if not job.build_workflow().protocol.encrypts
     and job.plan.split is None
     and not job.server["workflows"][0]["path"].endswith("CyclicTraining")
 ]

@@ -1,33 +1,26 @@
 """What goes from site to site, what a round's scores are of, and what is refused; whole runs are in tests/e2e."""
 
+import gc
 import json
 
 import numpy as np
 import pytest
-from nvflare.apis.fl_constant import ReturnCode
-from nvflare.apis.shareable import make_reply
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 
-from fedseg.contract.protocol import MODEL_NAME, REASON, SPLITS, TEXT
+from fedseg.contract.protocol import MODEL_NAME, SPLITS
 from fedseg.contract.report import SiteReport
-from fedseg.errors import ConfigurationError, FedsegError
+from fedseg.errors import ConfigurationError, FedsegError, RefusalError
 from fedseg.files.digest import model_digest
 from fedseg.networks.weights import join_extras
 from fedseg.provenance.reading import read_record
 from fedseg.workflows.cyclic_training import CyclicTraining
 from fedseg.workflows.selection import LargestSites
-from workflows.test_federated_training import Scripted
+from scripted_sites import accepted, start, train
 
 
-class Visiting(Scripted, CyclicTraining):
+def visiting(folder, script, **arguments):
     """Cyclic weight transfer with sites that answer as a script says."""
-
-    def __init__(self, folder, script, **arguments):
-        super().__init__(folder, script, aggregator=None, **arguments)
-
-
-def accepted(samples=2):
-    return FLModel(metrics={"training": samples, "validation": 2, "test": 0})
+    return start(CyclicTraining(**{"num_rounds": 3, "run_id": "run", **arguments}), script, folder)
 
 
 def scores(dice, cases=2):
@@ -67,28 +60,28 @@ class Sites:
             return accepted()
         self.got.append((task, site, round(first_value(model.params) - self.begin, 5)))
         if task == "validate":
-            return scores(self.dice(self.loop._round, site))
-        spoil = self.spoilt.get((self.loop._round, site))
+            return scores(self.dice(self.loop.state.number, site))
+        spoil = self.spoilt.get((self.loop.state.number, site))
         answer = update(model, STEP[site])
         return spoil(answer) if spoil else answer
 
     def run(self, folder, **arguments):
-        self.loop = Visiting(folder, self, **arguments)
-        self.begin = first_value(self.loop.model.weights)
-        self.loop.run_rounds()
+        self.loop = visiting(folder, self, **arguments)
+        self.begin = first_value(self.loop.state.model.weights)
+        train(self.loop)
         return self.loop
 
 
 def test_each_site_receives_what_the_one_before_it_has_left(tmp_path):
     sites = Sites()
-    before = Visiting(tmp_path / "before", sites).model.weights
+    before = visiting(tmp_path / "before", sites).state.model.weights
     loop = sites.run(tmp_path / "run", num_rounds=2)
     visits = [(site, value) for task, site, value in sites.got if task == "train"]
     assert visits == [("a", 0), ("b", 0.25), ("c", 0.75), ("a", 1.75), ("b", 2.0), ("c", 2.5)]
-    assert loop.events == []
-    for name, value in loop.model.weights.items():
+    assert loop.state.events == []
+    for name, value in loop.state.model.weights.items():
         np.testing.assert_allclose(value, before[name] + 3.5, rtol=1e-5)
-    entry = loop.rounds[0]
+    entry = loop.state.rounds[0]
     assert entry["rule"] == {"name": "CyclicWeightTransfer"}
     assert (entry["weights"], sorted(entry["sites"])) == ({}, ["a", "b", "c"])
 
@@ -98,7 +91,7 @@ def test_a_rounds_scores_are_of_one_model_at_all_of_its_sites(tmp_path):
     loop = sites.run(tmp_path, num_rounds=2)
     scored = [(site, value) for task, site, value in sites.got if task == "validate"]
     assert scored == [("a", 0), ("b", 0), ("c", 0), ("a", 1.75), ("b", 1.75), ("c", 1.75)]
-    for entry in loop.rounds:
+    for entry in loop.state.rounds:
         assert entry["val_dice"] == pytest.approx(0.4)
         assert {s: part["val_dice"]["mean"] for s, part in entry["sites"].items()} == {"a": 0.2, "b": 0.4, "c": 0.6}
         assert {part["val_cases"] for part in entry["sites"].values()} == {2}
@@ -107,12 +100,12 @@ def test_a_rounds_scores_are_of_one_model_at_all_of_its_sites(tmp_path):
 def test_the_best_model_is_chosen_by_these_scores(tmp_path):
     """That before the third round, which the second one has made."""
     loop = Sites(lambda number, site: (0.1, 0.3, 0.7, 0.5)[number]).run(tmp_path, num_rounds=4)
-    assert loop.best_round == 1
+    assert loop.state.best_round == 1
 
 
 def test_training_stops_early_by_these_scores(tmp_path):
     loop = Sites(lambda number, site: (0.1, 0.3, 0.7, 0.5)[number]).run(tmp_path, num_rounds=4, target_dice=0.65)
-    assert len(loop.rounds) == 3, "0.99, which the sites say of what came to them, counts for nothing"
+    assert len(loop.state.rounds) == 3, "0.99, which the sites say of what came to them, counts for nothing"
 
 
 def spoil_nan(answer):
@@ -132,7 +125,7 @@ def with_control_variates(answer):
     [
         (lambda answer: None, "did not answer the task train"),
         (
-            lambda answer: make_reply(ReturnCode.BAD_REQUEST_DATA, {REASON: "data", TEXT: "No cases."}),
+            lambda answer: RefusalError("data", "No cases."),
             "data: No cases.",
         ),
         (spoil_nan, "update left out: "),
@@ -145,9 +138,9 @@ def test_a_site_that_fails_is_named_and_passed_over(tmp_path, spoil, said):
     loop = sites.run(tmp_path, num_rounds=2)
     visits = [(site, value) for task, site, value in sites.got if task == "train"]
     assert visits == [("a", 0), ("b", 0.25), ("c", 0.25), ("a", 1.25), ("b", 1.5), ("c", 2.0)]
-    assert [sorted(entry["sites"]) for entry in loop.rounds] == [["a", "c"], ["a", "b", "c"]]
-    assert [(event["round"], event["site"]) for event in loop.events] == [(0, "b")]
-    assert loop.events[0]["what"].startswith(said)
+    assert [sorted(entry["sites"]) for entry in loop.state.rounds] == [["a", "c"], ["a", "b", "c"]]
+    assert [(event["round"], event["site"]) for event in loop.state.events] == [(0, "b")]
+    assert loop.state.events[0]["what"].startswith(said)
 
 
 def test_with_too_few_visits_the_job_fails(tmp_path):
@@ -166,19 +159,21 @@ def test_scores_that_do_not_fit_are_left_out_and_those_that_are_withheld_are_mis
             return answer
 
     loop = Odd().run(tmp_path, num_rounds=1)
-    assert [(event["site"], event["what"]) for event in loop.events] == [
+    assert [(event["site"], event["what"]) for event in loop.state.events] == [
         ("a", "sent scores that cannot be read; they were left out")
     ]
-    found = {site: (part["val_dice"], part["val_cases"]) for site, part in loop.rounds[0]["sites"].items()}
+    found = {site: (part["val_dice"], part["val_cases"]) for site, part in loop.state.rounds[0]["sites"].items()}
     assert (found["a"], found["b"]) == (({}, 0), ({}, 0))
-    assert loop.rounds[0]["val_dice"] == 0.6, "that of c alone"
+    assert loop.state.rounds[0]["val_dice"] == 0.6, "that of c alone"
 
 
 def test_only_the_sites_of_a_round_are_visited_and_score(tmp_path):
     class Sized(Sites):
         def __call__(self, task, site, model):
             return (
-                accepted({"a": 1, "b": 2, "c": 2}[site]) if task == "prepare" else super().__call__(task, site, model)
+                accepted(training={"a": 1, "b": 2, "c": 2}[site])
+                if task == "prepare"
+                else super().__call__(task, site, model)
             )
 
     sites = Sized()
@@ -186,7 +181,7 @@ def test_only_the_sites_of_a_round_are_visited_and_score(tmp_path):
     assert [(task, site) for task, site, _ in sites.got] == [
         ("validate", "b"), ("validate", "c"), ("train", "b"), ("train", "c")
     ]  # fmt: skip
-    assert loop.rounds[0]["asked"] == ["b", "c"]
+    assert loop.state.rounds[0]["asked"] == ["b", "c"]
 
 
 def test_a_stopped_run_goes_on_where_it_was(tmp_path):
@@ -194,34 +189,34 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path):
     fails = Sites(spoilt={(2, site): lambda answer: None for site in "abc"})
     with pytest.raises(FedsegError, match="0 site"):
         fails.run(tmp_path / "run", num_rounds=3)
-    fails.loop.checkpoints = None  # and with it the lock
+    fails.loop = None
+    gc.collect()  # and with it the lock
     again = Sites()
     loop = again.run(tmp_path / "run", num_rounds=3, resume=True)
     assert [site for task, site, _ in again.got if task == "train"] == ["a", "b", "c"], "the third round alone"
-    for name, value in through.model.weights.items():
-        np.testing.assert_array_equal(loop.model.weights[name], value)
-    assert [entry["val_dice"] for entry in loop.rounds] == [entry["val_dice"] for entry in through.rounds]
+    for name, value in through.state.model.weights.items():
+        np.testing.assert_array_equal(loop.state.model.weights[name], value)
+    assert [entry["val_dice"] for entry in loop.state.rounds] == [entry["val_dice"] for entry in through.state.rounds]
 
 
 def test_the_record_names_the_model_of_each_visit(tmp_path):
     sites, seen = Sites(), []
 
-    class Noting(Visiting):
-        def _send(self, task, message, asked, take):
-            if task == "train":
-                seen.append((asked[0], model_digest(message.params)))
-            else:
-                assert message.meta[SPLITS] == ["validation"]
-                assert message.meta[MODEL_NAME] == "round"
-            return super()._send(task, message, asked, take)
+    def script(task, site, message):
+        if task == "train":
+            seen.append((site, model_digest(message.params)))
+        elif task == "validate":
+            assert message.meta[SPLITS] == ["validation"]
+            assert message.meta[MODEL_NAME] == "round"
+        return sites(task, site, message)
 
-    sites.loop = loop = Noting(tmp_path, sites, num_rounds=1)
+    sites.loop = loop = visiting(tmp_path, script, num_rounds=1)
     sites.begin = 0.0
-    loop.run_rounds()
+    train(loop)
     record = read_record(tmp_path / "state" / "run" / "record.jsonl")
     lines = list(record.of_kind("visit"))
     assert [(line["site"], line["received"]) for line in lines] == seen
-    assert {(line["round"], line["start"]) for line in lines} == {(0, loop.start_id)}
+    assert {(line["round"], line["start"]) for line in lines} == {(0, loop.state.start_id)}
     assert len({digest for _, digest in seen}) == 3
     assert json.dumps(lines)
 

@@ -1,13 +1,10 @@
 """The encrypted loop's decisions, with sites that encrypt as real ones do; whole runs are in tests/e2e."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from nvflare.apis.dxo import MetaKey
-from nvflare.apis.fl_constant import ReturnCode
-from nvflare.apis.shareable import make_reply
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 
 from fedseg.aggregators.dos import DOS
@@ -20,8 +17,9 @@ from fedseg.aggregators.robust import CoordinateMedian, GeometricMedian
 from fedseg.aggregators.server_optimizers import FedAdam
 from fedseg.aggregators.similarity import SimAgg
 from fedseg.contract.plan import parse_plan
-from fedseg.contract.protocol import BYTES_DOWN, BYTES_UP, ENCRYPTED_FACTS, MODE, REASON, SCALE, STEPS, TEXT, UPLOAD
+from fedseg.contract.protocol import ENCRYPTED_FACTS, MODE, SCALE, STEPS, UPLOAD
 from fedseg.contract.report import SiteReport
+from fedseg.contract.update import Update
 from fedseg.errors import AbortedError, ConfigurationError, FedsegError, RefusalError
 from fedseg.filters.encrypt import ALGORITHM
 from fedseg.models.encrypted_file import read_encrypted_file
@@ -34,8 +32,9 @@ from fedseg.privacy.encryption.update import encrypt_update
 from fedseg.workflows.encrypted.history import EncryptedHistory
 from fedseg.workflows.encrypted_training import EncryptedTraining
 from fedseg.workflows.run.checkpoint import CheckpointError
-from fedseg.workflows.run.record import RESULTS_FILE, RunRecord
+from fedseg.workflows.run.record import RESULTS_FILE
 from fedseg.workflows.selection import RandomSites
+from scripted_sites import ScriptedSites, start, train
 from tiny import PLAN
 
 SITE, SERVER = make_contexts()
@@ -65,8 +64,7 @@ class Sites:
         try:
             weights = self.decrypt(task, site, model)
         except RefusalError as error:
-            headers = {REASON: error.reason, TEXT: str(error), BYTES_UP: 2, BYTES_DOWN: 5}
-            return make_reply(ReturnCode.TASK_DATA_FILTER_ERROR, headers)
+            return error
         if task == "train":
             return self.spoil(task, site, number, self.train(site, number, weights))
         return FLModel(metrics=dict.fromkeys(("final", "validation"), score(number)))
@@ -121,54 +119,27 @@ def score(number):
     return part | {"dice": {"inner": 0.4, "whole": 0.4, "mean": 0.4}, "empty": {"inner": none, "whole": none}}
 
 
-class Scripted(EncryptedTraining):
-    """The loop with these sites in place of FLARE's messages."""
+def traffic(task, answer):
+    """Bytes up and down: a report 3 and 4, a ciphertext 10 and 1, a refusal 2 and 5."""
+    if isinstance(answer, RefusalError):
+        return 2, 5
+    return (10, 1) if task == UPLOAD else (3, 4)
 
-    def __init__(self, folder, sites, initial=None, key_name=KEY.key, **arguments):
-        super().__init__(**{"num_rounds": 3, "aggregator": FedAvg(), "run_id": "run", **arguments})
-        self.script, self.asked = sites, []
-        self.record = RunRecord(folder)
-        (folder / "state").mkdir(exist_ok=True)
-        (folder / "state" / "server_context.tenseal").write_bytes(SERVER)
-        if key_name:
-            (folder / "state" / KEY_NAME_FILE).write_text(key_name)
-        self.engine = SimpleNamespace(
-            get_clients=lambda: [SimpleNamespace(name=s) for s in "abc"],
-            get_workspace=lambda: SimpleNamespace(get_site_config_dir=lambda: str(folder / "local")),
-        )
-        self.abort_signal = SimpleNamespace(triggered=False)
-        self.open(parse_plan(PLAN), folder / "state", initial)
 
-    def set_fl_context(self, data):
-        pass
+def scripted(folder, sites, initial=None, key_name=KEY.key, context=SERVER, **arguments):
+    """A run with these sites in place of FLARE's messages."""
+    (folder / "state").mkdir(exist_ok=True, parents=True)
+    if context is not None:
+        (folder / "state" / "server_context.tenseal").write_bytes(context)
+    if key_name:
+        (folder / "state" / KEY_NAME_FILE).write_text(key_name)
+    workflow = EncryptedTraining(**{"num_rounds": 3, "aggregator": FedAvg(), "run_id": "run", **arguments})
+    return start(workflow, ScriptedSites(sites, traffic=traffic), folder, initial=initial)
 
-    def warning(self, *text):
-        pass
 
-    def _prepare_task(self, data, task_name, timeout, callback):
-        return SimpleNamespace(model=data, name=task_name, callback=callback)
-
-    def broadcast_and_wait(self, task, targets, **options):
-        self.asked.append((task.name, tuple(targets)))
-        for site in targets:
-            answer = self.script(task.name, site, task.model)
-            if answer is None:
-                continue
-            self._bytes[site] = (10, 1) if task.name == UPLOAD else (3, 4)
-            if isinstance(answer, FLModel):
-                self._heard.add(site)
-                answer.meta = {**(answer.meta or {}), "client_name": site}
-                task.callback(answer)
-            else:
-                self._accept_train_result(site, answer, None)
-
-    def run_rounds(self):
-        self._prepare()
-        self._run_rounds()
-
-    def opened(self, name="last"):
-        """Weights of an encrypted model that the run left, as a site opens it."""
-        return read_encrypted_file(self.record.folder / f"{name}.encrypted").model.decrypt(KEY)[1]
+def decrypted(loop, name="last"):
+    """Weights of an encrypted model that the run left, as a site decrypts it."""
+    return read_encrypted_file(loop.state.record.folder / f"{name}.encrypted").model.decrypt(KEY)[1]
 
 
 def assert_close(found, expected, tolerance):
@@ -180,24 +151,24 @@ def assert_close(found, expected, tolerance):
 @pytest.mark.parametrize("mode", MODES)
 def test_the_sites_get_the_model_that_a_seeing_server_would_have_made(tmp_path, mode):
     sites = Sites()
-    loop = Scripted(tmp_path, sites, mode=mode)
-    loop.run_rounds()
-    loop._finish()
-    assert loop.events == []
-    assert loop.rounds[1]["weights"] == pytest.approx({"a": 1 / 6, "b": 2 / 6, "c": 3 / 6})
+    loop = scripted(tmp_path, sites, mode=mode)
+    train(loop)
+    loop.finish()
+    assert loop.state.events == []
+    assert loop.state.rounds[1]["weights"] == pytest.approx({"a": 1 / 6, "b": 2 / 6, "c": 3 / 6})
     # Each of three rounds may err by the mode's part of its largest update, about 0.05, and by float32's rounding.
-    assert_close(loop.opened(), sites.model_after(loop.rounds), 3 * (MODES[mode] * 0.06 + 1e-7))
-    for name, value in loop.model.weights.items():
+    assert_close(decrypted(loop), sites.model_after(loop.state.rounds), 3 * (MODES[mode] * 0.06 + 1e-7))
+    for name, value in loop.state.model.start_weights.items():
         np.testing.assert_array_equal(value, START[name])
 
 
 @pytest.mark.parametrize("rule", [FedCostWAvg, lambda: FedAvg("uniform")])
 def test_rules_weigh_as_in_the_plain_loop(tmp_path, rule):
     """The same reports handed to the rule by itself, round after round."""
-    loop = Scripted(tmp_path, Sites(), aggregator=rule())
-    loop.run_rounds()
+    loop = scripted(tmp_path, Sites(), aggregator=rule())
+    train(loop)
     again = rule()
-    for entry in loop.rounds:
+    for entry in loop.state.rounds:
         reports = {
             site: SiteReport(part["num_samples"], part["num_steps"], part["train_loss"], part["val_loss"])
             for site, part in entry["sites"].items()
@@ -207,21 +178,21 @@ def test_rules_weigh_as_in_the_plain_loop(tmp_path, rule):
 
 def test_a_task_carries_the_one_sum_that_is_new(tmp_path):
     sites = Sites()
-    loop = Scripted(tmp_path, sites, num_rounds=4)
-    loop.run_rounds()
-    loop._finish()
+    loop = scripted(tmp_path, sites, num_rounds=4)
+    train(loop)
+    loop.finish()
     assert [sites.received["train", number] for number in range(4)] == [0, 1, 1, 1]
-    assert loop.asked[1:3] == [("train", ("a", "b", "c")), (UPLOAD, ("a", "b", "c"))]
+    assert loop.state.sites.tasks[1:3] == [("train", ("a", "b", "c")), (UPLOAD, ("a", "b", "c"))]
 
 
 def test_a_site_that_was_not_asked_for_rounds_gets_what_it_missed(tmp_path):
     sites = Sites()
-    loop = Scripted(tmp_path, sites, num_rounds=8, selection=RandomSites(2))
-    loop.run_rounds()
-    loop._finish()
-    assert loop.events == []
+    loop = scripted(tmp_path, sites, num_rounds=8, selection=RandomSites(2))
+    train(loop)
+    loop.finish()
+    assert loop.state.events == []
     assert max(sites.received[task] for task in sites.received if task[0] == "train") > 1
-    assert_close(loop.opened(), sites.model_after(loop.rounds), 8 * (2e-4 * 0.06 + 1e-7))
+    assert_close(decrypted(loop), sites.model_after(loop.state.rounds), 8 * (2e-4 * 0.06 + 1e-7))
 
 
 def test_a_site_that_lost_its_model_is_named_and_gets_everything_at_once(tmp_path):
@@ -233,27 +204,29 @@ def test_a_site_that_lost_its_model_is_named_and_gets_everything_at_once(tmp_pat
         return answer
 
     sites = Sites(lose)
-    loop = Scripted(tmp_path, sites, num_rounds=4, min_sites=3)
-    loop.run_rounds()
-    assert [(e["round"], e["site"]) for e in loop.events] == [(2, "b")]
-    assert "needs all rounds" in loop.events[0]["what"]
-    assert [sorted(entry["sites"]) for entry in loop.rounds] == [["a", "b", "c"]] * 4
-    assert loop.asked[5:8] == [("train", ("a", "b", "c")), ("train", ("b",)), (UPLOAD, ("a", "b", "c"))]
+    loop = scripted(tmp_path, sites, num_rounds=4, min_sites=3)
+    train(loop)
+    assert [(e["round"], e["site"]) for e in loop.state.events] == [(2, "b")]
+    assert "needs all rounds" in loop.state.events[0]["what"]
+    assert [sorted(entry["sites"]) for entry in loop.state.rounds] == [["a", "b", "c"]] * 4
+    assert loop.state.sites.tasks[5:8] == [("train", ("a", "b", "c")), ("train", ("b",)), (UPLOAD, ("a", "b", "c"))]
     assert sites.received["train", 2] == 2
     assert sites.received["train", 3] == 1, "it goes on like the others"
     # By hand: a report is 3 bytes up and 4 down, a ciphertext 10 and 1, and the answer that it lacks the model 2 and 5.
-    sent = {site: (part["bytes_up"], part["bytes_down"]) for site, part in loop.rounds[2]["sites"].items()}
+    sent = {site: (part["bytes_up"], part["bytes_down"]) for site, part in loop.state.rounds[2]["sites"].items()}
     assert sent == {"a": (13, 5), "b": (15, 10), "c": (13, 5)}
 
 
 def test_a_site_that_lost_its_model_scores_the_last_one_all_the_same(tmp_path):
     sites = Sites()
-    loop = Scripted(tmp_path, sites)
-    loop.run_rounds()
+    loop = scripted(tmp_path, sites)
+    train(loop)
     sites.kept.pop("c")
-    loop._finish()
+    loop.finish()
     everybody = ("validate", ("a", "b", "c"))
-    assert loop.asked[-3:] == [everybody, ("validate", ("c",)), everybody], "the best model's task brings it the whole"
+    assert loop.state.sites.tasks[-3:] == [everybody, ("validate", ("c",)), everybody], (
+        "the best model's task brings it the whole"
+    )
     results = json.loads((tmp_path / RESULTS_FILE).read_text())
     assert sorted(results["final"]["sites"]) == ["a", "b", "c"]
 
@@ -265,10 +238,10 @@ def test_a_site_that_never_takes_the_model_is_asked_twice_and_no_more(tmp_path):
                 raise RefusalError("history", "This site lacks the model.")
             return super().decrypt(task, site, model)
 
-    loop = Scripted(tmp_path, Forgetful(), num_rounds=1)
-    loop.run_rounds()
-    assert loop.asked[1:] == [("train", ("a", "b", "c")), ("train", ("c",)), (UPLOAD, ("a", "b"))]
-    assert sorted(loop.rounds[0]["sites"]) == ["a", "b"]
+    loop = scripted(tmp_path, Forgetful(), num_rounds=1)
+    train(loop)
+    assert loop.state.sites.tasks[1:] == [("train", ("a", "b", "c")), ("train", ("c",)), (UPLOAD, ("a", "b"))]
+    assert sorted(loop.state.rounds[0]["sites"]) == ["a", "b"]
 
 
 def test_an_invited_sites_answer_during_the_upload_changes_nothing(tmp_path):
@@ -276,49 +249,52 @@ def test_an_invited_sites_answer_during_the_upload_changes_nothing(tmp_path):
 
     class Late(Sites):
         def __call__(self, task, site, model):
+            if site == "late":
+                return FLModel(metrics={"training": 1, "validation": 2, "test": 0}) if loop.state.number >= 0 else None
             if (task, site, model.current_round) == (UPLOAD, "b", 0):
-                loop._heard.add("late")
-                loop._bytes["late"] = (7, 7)
+                loop.state.sites.wait(lambda: False)
             return super().__call__(task, site, model)
 
-    loop = Scripted(tmp_path, Late(), num_rounds=1)
-    loop.run_rounds()
-    assert sorted(loop.rounds[0]["sites"]) == ["a", "b", "c"]
-    assert loop.events == []
+    loop = scripted(tmp_path, Late(), num_rounds=1)
+    loop.state.sites.names = ("a", "b", "c", "late")
+    train(loop)
+    assert ("prepare", ("late",)) in loop.state.sites.tasks
+    assert sorted(loop.state.rounds[0]["sites"]) == ["a", "b", "c"]
+    assert [event["round"] for event in loop.state.events] == [-1], "its silence in the beginning, and nothing after"
 
 
 def test_a_site_that_drops_out_between_the_steps_is_made_up_for(tmp_path):
     def drop(task, site, number, answer):
-        return make_reply(ReturnCode.EXECUTION_EXCEPTION) if (task, site, number) == (UPLOAD, "c", 1) else answer
+        return RefusalError("failed", "It broke.") if (task, site, number) == (UPLOAD, "c", 1) else answer
 
     sites = Sites(drop)
-    loop = Scripted(tmp_path, sites, mode="exact")
-    loop.run_rounds()
-    loop._finish()
-    assert [(e["round"], e["site"]) for e in loop.events] == [(1, "c")]
+    loop = scripted(tmp_path, sites, mode="exact")
+    train(loop)
+    loop.finish()
+    assert [(e["round"], e["site"]) for e in loop.state.events] == [(1, "c")]
     # a and b had 1/6 and 2/6; of the sum of their weights they are 1/3 and 2/3.
-    assert loop.rounds[1]["weights"] == pytest.approx({"a": 1 / 3, "b": 2 / 3})
-    assert loop.rounds[1]["notes"]["weight_of_sum"] == pytest.approx(0.5)
-    assert sorted(loop.rounds[1]["sites"]) == ["a", "b"]
-    assert_close(loop.opened(), sites.model_after(loop.rounds), 1e-6)
+    assert loop.state.rounds[1]["weights"] == pytest.approx({"a": 1 / 3, "b": 2 / 3})
+    assert loop.state.rounds[1]["notes"]["weight_of_sum"] == pytest.approx(0.5)
+    assert sorted(loop.state.rounds[1]["sites"]) == ["a", "b"]
+    assert_close(decrypted(loop), sites.model_after(loop.state.rounds), 1e-6)
 
 
 def test_too_few_ciphertexts_end_the_run_with_the_model_of_before(tmp_path):
     def drop(task, site, number, answer):
         return None if task == UPLOAD and site != "a" and number == 1 else answer
 
-    loop = Scripted(tmp_path, Sites(drop))
+    loop = scripted(tmp_path, Sites(drop))
     with pytest.raises(FedsegError, match=r"1 site\(s\) answered in round 1, but 2 must"):
-        loop.run_rounds()
-    assert len(loop.rounds) == 1
-    assert loop.model.history.rounds() == [0]
+        train(loop)
+    assert len(loop.state.rounds) == 1
+    assert loop.state.model.sums.rounds() == [0]
 
 
 def test_a_round_that_asks_a_single_site_fails_before_anything_is_encrypted(tmp_path):
-    loop = Scripted(tmp_path, Sites(), selection=RandomSites(1))
+    loop = scripted(tmp_path, Sites(), selection=RandomSites(1))
     with pytest.raises(FedsegError, match=r"0 ciphertext\(s\) with a weight arrived, but 2 must"):
-        loop.run_rounds()
-    assert [task for task, _ in loop.asked] == ["prepare", "train"]
+        train(loop)
+    assert [task for task, _ in loop.state.sites.tasks] == ["prepare", "train"]
 
 
 def test_a_ciphertext_without_weight_does_not_hide_another(tmp_path):
@@ -328,10 +304,10 @@ def test_a_ciphertext_without_weight_does_not_hide_another(tmp_path):
         def round_weights(self, reports):
             return dict.fromkeys(reports, 0.0) | {"a": 1.0}
 
-    loop = Scripted(tmp_path, Sites(), aggregator=OnlyA())
+    loop = scripted(tmp_path, Sites(), aggregator=OnlyA())
     with pytest.raises(FedsegError, match=r"1 ciphertext\(s\) with a weight arrived, but 2 must"):
-        loop.run_rounds()
-    assert loop.model.history.rounds() == []
+        train(loop)
+    assert loop.state.model.sums.rounds() == []
 
 
 @pytest.mark.parametrize("wrong", "abc")
@@ -341,11 +317,11 @@ def test_the_servers_name_of_the_key_decides_whichever_ciphertext_comes_first(tm
             answer.meta[STEPS][0]["key"] = "0123456789abcdef"
         return answer
 
-    loop = Scripted(tmp_path, Sites(other), num_rounds=1)
-    loop.run_rounds()
-    assert [(e["round"], e["site"]) for e in loop.events] == [(0, wrong)]
-    assert f"the round's key is {KEY.key}" in loop.events[0]["what"]
-    assert sorted(loop.rounds[0]["sites"]) == sorted({"a", "b", "c"} - {wrong})
+    loop = scripted(tmp_path, Sites(other), num_rounds=1)
+    train(loop)
+    assert [(e["round"], e["site"]) for e in loop.state.events] == [(0, wrong)]
+    assert f"the round's key is {KEY.key}" in loop.state.events[0]["what"]
+    assert sorted(loop.state.rounds[0]["sites"]) == sorted({"a", "b", "c"} - {wrong})
 
 
 def test_a_server_without_the_keys_name_says_that_the_first_ciphertext_decides(tmp_path):
@@ -354,10 +330,10 @@ def test_a_server_without_the_keys_name_says_that_the_first_ciphertext_decides(t
             answer.meta[STEPS][0]["key"] = "0123456789abcdef"
         return answer
 
-    loop = Scripted(tmp_path, Sites(other), key_name="", num_rounds=1)
-    loop.run_rounds()
-    assert [(e["round"], e["site"]) for e in loop.events] == [(-1, "server"), (0, "c")]
-    assert "the first ciphertext of each round decides" in loop.events[0]["what"]
+    loop = scripted(tmp_path, Sites(other), key_name="", num_rounds=1)
+    train(loop)
+    assert [(e["round"], e["site"]) for e in loop.state.events] == [(-1, "server"), (0, "c")]
+    assert "the first ciphertext of each round decides" in loop.state.events[0]["what"]
 
 
 @pytest.mark.parametrize(("factor", "left_out"), [(1e6, ["b"]), (100.0, [])])
@@ -370,13 +346,13 @@ def test_a_largest_value_far_above_the_others_is_left_out(tmp_path, factor, left
         return answer
 
     sites = Sites(boast)
-    loop = Scripted(tmp_path, sites, num_rounds=1)
-    loop.run_rounds()
-    loop._finish()
-    assert [e["site"] for e in loop.events] == left_out
-    assert all("over 1000 times the median" in e["what"] for e in loop.events)
-    assert sorted(loop.rounds[0]["sites"]) == sorted({"a", "b", "c"} - set(left_out))
-    assert_close(loop.opened(), sites.model_after(loop.rounds), 2e-4 * 0.06 * (1 if left_out else factor))
+    loop = scripted(tmp_path, sites, num_rounds=1)
+    train(loop)
+    loop.finish()
+    assert [e["site"] for e in loop.state.events] == left_out
+    assert all("over 1000 times the median" in e["what"] for e in loop.state.events)
+    assert sorted(loop.state.rounds[0]["sites"]) == sorted({"a", "b", "c"} - set(left_out))
+    assert_close(decrypted(loop), sites.model_after(loop.state.rounds), 2e-4 * 0.06 * (1 if left_out else factor))
 
 
 @pytest.mark.parametrize(
@@ -391,13 +367,13 @@ def test_a_largest_value_far_above_the_others_is_left_out(tmp_path, factor, left
     ],
 )
 def test_outliers_among_largest_values(tmp_path, values, left_out):
-    loop = Scripted(tmp_path, Sites(), num_rounds=1)
-    loop.model.begin_round()
+    loop = scripted(tmp_path, Sites(), num_rounds=1)
+    loop.state.model.begin_round()
     for site, value in zip("abcde", values, strict=False):
         report = SiteReport(1, 1, 0.5, 0.5, largest=value)
-        loop.model.take(FLModel(params={}, meta={"client_name": site, **report.to_meta()}))
-    assert loop.model.drop_outliers() == left_out
-    assert sorted(loop.model.reports) == sorted(set("abcde"[: len(values)]) - set(left_out))
+        loop.state.model.accept_update(site, Update({}, report))
+    assert loop.state.model.drop_outliers() == left_out
+    assert sorted(loop.state.model.reports) == sorted(set("abcde"[: len(values)]) - set(left_out))
 
 
 @pytest.mark.parametrize(
@@ -406,7 +382,7 @@ def test_outliers_among_largest_values(tmp_path, values, left_out):
         ("train", lambda a: setattr(a, "params", {"w": np.zeros(1)}), "arrays that are not encrypted"),
         ("train", lambda a: a.meta["fedseg_report"].update(largest=None), "largest value"),
         ("train", lambda a: a.meta["fedseg_report"].update(largest=-1.0), "is negative"),
-        ("train", lambda a: a.meta["fedseg_report"].update(largest=float("nan")), "not finite"),
+        ("train", lambda a: a.meta["fedseg_report"].update(largest=float("nan")), "not a finite number"),
         ("train", lambda a: a.meta.clear(), "no report"),
         (UPLOAD, lambda a: a.meta.pop(MetaKey.PROCESSED_ALGORITHM), "is not encrypted"),
         (UPLOAD, lambda a: a.meta.pop(STEPS), "is not encrypted"),
@@ -426,22 +402,22 @@ def test_a_bad_answer_is_left_out_named_and_spoils_nothing(tmp_path, task, spoil
         return answer
 
     sites = Sites(change)
-    loop = Scripted(tmp_path, sites)
-    loop.run_rounds()
-    loop._finish()
-    assert [(e["round"], e["site"]) for e in loop.events] == [(1, "b")]
-    assert said in loop.events[0]["what"]
-    assert [sorted(entry["sites"]) for entry in loop.rounds] == [["a", "b", "c"], ["a", "c"], ["a", "b", "c"]]
-    assert_close(loop.opened(), sites.model_after(loop.rounds), 1e-4)
+    loop = scripted(tmp_path, sites)
+    train(loop)
+    loop.finish()
+    assert [(e["round"], e["site"]) for e in loop.state.events] == [(1, "b")]
+    assert said in loop.state.events[0]["what"]
+    assert [sorted(entry["sites"]) for entry in loop.state.rounds] == [["a", "b", "c"], ["a", "c"], ["a", "b", "c"]]
+    assert_close(decrypted(loop), sites.model_after(loop.state.rounds), 1e-4)
 
 
 def test_no_second_ciphertext_of_a_site_is_added(tmp_path):
-    loop = Scripted(tmp_path, Sites(), num_rounds=1)
-    loop.run_rounds()
-    loop.model.begin_round()
-    answer = FLModel(params_type=ParamsType.DIFF, params={}, meta={"client_name": "a"})
+    loop = scripted(tmp_path, Sites(), num_rounds=1)
+    train(loop)
+    loop.state.model.begin_round()
+    answer = FLModel(params_type=ParamsType.DIFF, params={}, meta={})
     with pytest.raises(RefusalError, match="was not asked for ciphertexts"):
-        loop.model.take_ciphertexts(answer)
+        loop.state.model.accept_ciphertexts("a", answer)
 
 
 def test_updates_of_zeros_are_a_round_like_any_other(tmp_path):
@@ -452,23 +428,23 @@ def test_updates_of_zeros_are_a_round_like_any_other(tmp_path):
             answer.meta["fedseg_report"]["largest"] = 0.0
             return answer
 
-    loop = Scripted(tmp_path, Still(), num_rounds=1)
-    loop.run_rounds()
-    loop._finish()
-    for name, value in loop.opened().items():
+    loop = scripted(tmp_path, Still(), num_rounds=1)
+    train(loop)
+    loop.finish()
+    for name, value in decrypted(loop).items():
         np.testing.assert_array_equal(value, START[name])
 
 
 def test_bytes_of_both_steps_are_counted(tmp_path):
-    loop = Scripted(tmp_path, Sites(), num_rounds=1)
-    loop.run_rounds()
-    assert [(s["bytes_up"], s["bytes_down"]) for s in loop.rounds[0]["sites"].values()] == [(13, 5)] * 3
+    loop = scripted(tmp_path, Sites(), num_rounds=1)
+    train(loop)
+    assert [(s["bytes_up"], s["bytes_down"]) for s in loop.state.rounds[0]["sites"].values()] == [(13, 5)] * 3
 
 
 def test_the_summary_holds_the_records_of_the_filters(tmp_path):
-    loop = Scripted(tmp_path, Sites(), num_rounds=1)
-    loop.run_rounds()
-    assert {site: part["privacy"][0]["key"] for site, part in loop.rounds[0]["sites"].items()} == dict.fromkeys(
+    loop = scripted(tmp_path, Sites(), num_rounds=1)
+    train(loop)
+    assert {site: part["privacy"][0]["key"] for site, part in loop.state.rounds[0]["sites"].items()} == dict.fromkeys(
         "abc", KEY.key
     )
 
@@ -481,16 +457,16 @@ def test_the_best_model_is_stored_and_scored_from_the_whole_history(tmp_path):
             return answer
 
     sites = Scored()
-    loop = Scripted(tmp_path, sites)
-    loop.run_rounds()
+    loop = scripted(tmp_path, sites)
+    train(loop)
     assert not list(tmp_path.glob("*.encrypted")), "until the end the history holds all of it, once"
-    loop._finish()
+    loop.finish()
     results = json.loads((tmp_path / RESULTS_FILE).read_text())
     assert (results["final"]["model"], results["best"]["model"]) == ("last.encrypted", "best.encrypted")
     assert results["best"]["round"] == 0
     assert sorted(results["best"]["sites"]) == ["a", "b", "c"]
-    assert_close(loop.opened("best"), sites.model_after(loop.rounds[:1]), 2e-5)
-    assert_close(loop.opened(), sites.model_after(loop.rounds), 5e-5)
+    assert_close(decrypted(loop, "best"), sites.model_after(loop.state.rounds[:1]), 2e-5)
+    assert_close(decrypted(loop), sites.model_after(loop.state.rounds), 5e-5)
 
 
 # ----------------------------------------------------------------- going on
@@ -500,9 +476,9 @@ def test_the_best_model_is_stored_and_scored_from_the_whole_history(tmp_path):
 def test_a_stopped_run_goes_on_to_the_same_model(tmp_path, stopped_after):
     """Weights, who was asked, and the decrypted model; ciphertexts are random and so never the same."""
     whole_sites = Sites()
-    whole = Scripted(tmp_path / "whole", whole_sites, num_rounds=5, aggregator=FedCostWAvg())
-    whole.run_rounds()
-    whole._finish()
+    whole = scripted(tmp_path / "whole", whole_sites, num_rounds=5, aggregator=FedCostWAvg())
+    train(whole)
+    whole.finish()
 
     def dies(task, site, number, answer):
         if task == UPLOAD and number > stopped_after:
@@ -511,15 +487,15 @@ def test_a_stopped_run_goes_on_to_the_same_model(tmp_path, stopped_after):
 
     sites = Sites(dies)
     with pytest.raises(AbortedError):
-        Scripted(tmp_path / "stopped", sites, num_rounds=5, aggregator=FedCostWAvg()).run_rounds()
+        train(scripted(tmp_path / "stopped", sites, num_rounds=5, aggregator=FedCostWAvg()))
     sites.spoil = lambda task, site, number, answer: answer
     stored = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "stopped").rglob("encrypted-*")}
-    again = Scripted(tmp_path / "stopped", sites, num_rounds=5, aggregator=FedCostWAvg(), resume=True)
-    again.run_rounds()
-    again._finish()
-    assert again.events == []
-    assert [entry["weights"] for entry in again.rounds] == [entry["weights"] for entry in whole.rounds]
-    assert_close(again.opened(), whole.opened(), 0)
+    again = scripted(tmp_path / "stopped", sites, num_rounds=5, aggregator=FedCostWAvg(), resume=True)
+    train(again)
+    again.finish()
+    assert again.state.events == []
+    assert [entry["weights"] for entry in again.state.rounds] == [entry["weights"] for entry in whole.state.rounds]
+    assert_close(decrypted(again), decrypted(whole), 0)
     now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "stopped").rglob("encrypted-*")}
     assert {name: now[name] for name in stored} == stored, "a round's sum is written once"
     assert sites.received["train", stopped_after + 1] == 1
@@ -527,21 +503,21 @@ def test_a_stopped_run_goes_on_to_the_same_model(tmp_path, stopped_after):
 
 def test_a_run_that_goes_back_leaves_the_branch_behind(tmp_path):
     sites = Sites()
-    first = Scripted(tmp_path, sites, num_rounds=4, keep_checkpoints=0)
-    first.run_rounds()
+    first = scripted(tmp_path, sites, num_rounds=4, keep_checkpoints=0)
+    train(first)
     del first
-    again = Scripted(tmp_path, sites, num_rounds=4, keep_checkpoints=0, resume=True, resume_round=1)
-    assert again.model.history.rounds() == [0, 1]
-    again.run_rounds()
-    again._finish()
-    assert again.events == []
-    assert_close(again.opened(), sites.model_after(again.rounds), 1e-4)
+    again = scripted(tmp_path, sites, num_rounds=4, keep_checkpoints=0, resume=True, resume_round=1)
+    assert again.state.model.sums.rounds() == [0, 1]
+    train(again)
+    again.finish()
+    assert again.state.events == []
+    assert_close(decrypted(again), sites.model_after(again.state.rounds), 1e-4)
     assert sites.received["train", 2] == 2, "sites may have gone further, so they get everything"
 
 
 def test_a_missing_or_damaged_round_is_named(tmp_path):
-    loop = Scripted(tmp_path, Sites())
-    loop.run_rounds()
+    loop = scripted(tmp_path, Sites())
+    train(loop)
     history = EncryptedHistory(tmp_path / "state" / "run")
     (tmp_path / "state" / "run" / "encrypted-00001.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"round 1 is missing; there are \[0, 2\]"):
@@ -552,35 +528,35 @@ def test_a_missing_or_damaged_round_is_named(tmp_path):
 
 
 def test_a_sum_with_one_flipped_bit_is_not_served(tmp_path):
-    loop = Scripted(tmp_path, Sites())
-    loop.run_rounds()
+    loop = scripted(tmp_path, Sites())
+    train(loop)
     path = tmp_path / "state" / "run" / "encrypted-00001.safetensors"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    loop.model.bring(0, [None])
+    loop.state.model.model_after(0, [None])
     for known in (None, -1, 0):
         with pytest.raises(CheckpointError, match=r"encrypted round from \d to 2 is damaged"):
-            loop.model.bring(2, [known])
+            loop.state.model.model_after(2, [known])
 
 
 def test_a_run_goes_on_only_from_the_model_that_it_started_from(tmp_path):
-    first = Scripted(tmp_path, Sites(), num_rounds=2)
-    first.run_rounds()
+    first = scripted(tmp_path, Sites(), num_rounds=2)
+    train(first)
     del first
     other = {name: value + 1 if is_averaged(value) else value for name, value in START.items()}
     plan = parse_plan(PLAN)
     path = save_model(tmp_path / "other.safetensors", model_header(plan, 0), other)
     with pytest.raises(CheckpointError, match="of a job with another start"):
-        Scripted(tmp_path, Sites(), initial=path, num_rounds=2, resume=True)
+        scripted(tmp_path, Sites(), initial=path, num_rounds=2, resume=True)
 
 
 def test_nothing_at_the_server_is_plain_but_the_start(tmp_path):
     """All files of the run, searched for bytes of updates and models; the start, which is there, is found."""
     sites = Sites()
-    loop = Scripted(tmp_path, sites)
-    loop.run_rounds()
-    loop._finish()
+    loop = scripted(tmp_path, sites)
+    train(loop)
+    loop.finish()
     files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
     def where(arrays):
@@ -595,7 +571,7 @@ def test_nothing_at_the_server_is_plain_but_the_start(tmp_path):
         assert where(update) == set()
     for number in (1, 2):
         assert where({name: sites.weights[number][name] for name in starts}) == set()
-    assert where({name: loop.opened()[name] for name in starts}) == set()
+    assert where({name: decrypted(loop)[name] for name in starts}) == set()
 
 
 # ------------------------------------------------------------------ arguments
@@ -626,25 +602,18 @@ def test_wrong_arguments_are_refused_by_name(arguments, said):
 
 
 def test_more_sites_than_can_be_added_are_refused_before_anything_is_encrypted(tmp_path):
-    loop = Scripted(tmp_path, Sites(), num_rounds=1)
-    loop.model.begin_round()
+    loop = scripted(tmp_path, Sites(), num_rounds=1)
+    loop.state.model.begin_round()
     report = SiteReport(1, 1, 0.5, 0.5, largest=1.0)
     for number in range(48):
-        loop.model.take(FLModel(params={}, meta={"client_name": f"site-{number:02d}", **report.to_meta()}))
+        loop.state.model.accept_update(f"site-{number:02d}", Update({}, report))
     with pytest.raises(ConfigurationError, match="sites is 48, but must be a number from 1 to 47"):
-        loop.model.weigh()
+        loop.state.model.weigh()
 
 
 @pytest.mark.parametrize(
     ("content", "said"), [(None, "has no encryption context"), (SITE, "must not be at the server")]
 )
 def test_the_server_needs_parameters_and_refuses_a_key(tmp_path, content, said):
-    class Other(Scripted):
-        def open(self, plan, state, initial=None):
-            (state / "server_context.tenseal").unlink()
-            if content is not None:
-                (state / "server_context.tenseal").write_bytes(content)
-            super().open(plan, state, initial)
-
     with pytest.raises(EncryptionError, match=said):
-        Other(tmp_path, Sites())
+        scripted(tmp_path, Sites(), context=content)

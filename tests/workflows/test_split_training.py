@@ -1,6 +1,7 @@
 """What the server of split training keeps and believes; whole runs are in tests/e2e."""
 
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 
 from fedseg.contract.plan import parse_plan
 from fedseg.contract.report import SiteReport
+from fedseg.contract.update import Update
 from fedseg.errors import ConfigurationError, FedsegError, RefusalError
 from fedseg.messages.calls.call import Ask, Call
 from fedseg.messages.calls.caller import DirectCalls
@@ -19,14 +21,15 @@ from fedseg.messages.replies import refusal
 from fedseg.networks.split.parts import join_weights
 from fedseg.networks.weights import get_weights, split_extras
 from fedseg.training.split.halves import plan_parts
-from fedseg.workflows.federated_training import FederatedTraining
-from fedseg.workflows.run.site_selection import SiteFacts
+from fedseg.workflows.run.checkpoint import Checkpoints
+from fedseg.workflows.run.run_model import RunPlace
 from fedseg.workflows.selection import LargestSites
 from fedseg.workflows.split.model import SplitModel
-from fedseg.workflows.split.rounds import SplitRounds
 from fedseg.workflows.split_training import SplitTraining
+from scripted_sites import ScriptedSites, accepted, start
 from tiny import PLAN
-from workflows.test_federated_training import Scripted
+
+NOWHERE = Path("nowhere")
 
 
 def plan_of(**split):
@@ -34,8 +37,12 @@ def plan_of(**split):
 
 
 def model_of(**split):
+    return loaded(plan_of(**split))
+
+
+def loaded(plan):
     model = SplitModel()
-    model.open(plan_of(**split))
+    model.load(plan, RunPlace(NOWHERE, NOWHERE), Checkpoints(NOWHERE))
     return model
 
 
@@ -43,20 +50,19 @@ def report(samples=4, steps=2):
     return SiteReport(samples, steps, 0.5, 0.6, {"mean": 0.5}, 2)
 
 
-def answer(site, arrays=None, **numbers):
-    meta = {**report(**numbers).to_meta(), "client_name": site}
-    return FLModel(params_type=ParamsType.DIFF, params=arrays or {}, meta=meta)
+def answer(**numbers):
+    return FLModel(params_type=ParamsType.DIFF, params={}, meta=report(**numbers).to_meta())
 
 
 def test_a_round_sends_what_the_sites_need_and_no_more():
     whole = get_weights(parse_plan(PLAN).build_network())
     part, rest = (set(p.state_dict()) for p in plan_parts(plan_of(), plan_of().split))
-    assert set(model_of().outgoing()) == rest
-    averaged = model_of(site_update="averaged").outgoing()
+    assert set(model_of().outgoing(None)) == rest
+    averaged = model_of(site_update="averaged").outgoing(None)
     assert set(averaged) == part | rest
     for name, value in averaged.items():
         np.testing.assert_array_equal(value, whole[name])
-    weights, memory = split_extras(model_of(site_update="summed").outgoing())
+    weights, memory = split_extras(model_of(site_update="summed").outgoing(None))
     assert (set(weights), set(memory)) == (part | rest, {"steps"}), "the optimizer has nothing to remember yet"
 
 
@@ -67,7 +73,7 @@ def test_sites_parts_are_averaged_by_the_samples_that_they_have_contributed():
     model.begin_round()
     model.round.samples = {"a": 3, "b": 1}
     for site, value in (("a", 0.25), ("b", 1.25)):
-        model.take(answer(site, {name: np.full_like(w, value) for name, w in names.items()}))
+        model.accept_update(site, Update({name: np.full_like(w, value) for name, w in names.items()}, report()))
     model.finish_round()
     # (3 x 0.25 + 1 x 1.25) / 4 = 0.5
     for name, value in before.items():
@@ -79,7 +85,7 @@ def test_sites_parts_are_averaged_by_the_samples_that_they_have_contributed():
 def test_arrays_that_nobody_asked_for_are_refused(update):
     model = model_of(site_update=update)
     with pytest.raises(RefusalError, match="arrays that this job does not use") as error:
-        model.take(answer("a", {"x": np.zeros(1, np.float32)}))
+        model.accept_update("a", Update({"x": np.zeros(1, np.float32)}, report()))
     assert error.value.reason == "weights"
 
 
@@ -92,16 +98,17 @@ def test_a_part_that_does_not_fit_is_refused(spoil):
         del arrays[first]
     else:
         arrays[first] = arrays[first][None] if spoil == "shape" else arrays[first] * np.nan
-    for take in (lambda: averaged.take(answer("a", arrays)), lambda: separate.take_part("a", arrays)):
+    update = Update(arrays, report())
+    for accept in (lambda: averaged.accept_update("a", update), lambda: separate.accept_part("a", arrays)):
         with pytest.raises(RefusalError) as error:
-            take()
+            accept()
         assert error.value.reason == "weights"
 
 
 def test_a_sites_part_and_the_servers_are_a_whole_network():
     model = model_of()
     part = {name: value + 1 for name, value in plan_parts(model.plan, model.split)[0].state_dict().items()}
-    model.take_part("a", {name: value.numpy() for name, value in part.items()})
+    model.accept_part("a", {name: value.numpy() for name, value in part.items()})
     whole = model.whole("a")
     assert list(whole) == list(get_weights(parse_plan(PLAN).network.build(1, 2, 0))), "in the network's order"
     expected = join_weights({name: value.numpy() for name, value in part.items()}, model.server.weights())
@@ -112,19 +119,17 @@ def test_a_sites_part_and_the_servers_are_a_whole_network():
 @pytest.mark.parametrize("optimizer", [{"optimizer": "adamw"}, {"optimizer": "sgd", "momentum": 0.9}])
 def test_a_checkpoint_holds_both_parts_and_their_optimizers(optimizer):
     plan = parse_plan({**PLAN, "training": {**PLAN["training"], **optimizer}, "split": {"site_update": "summed"}})
-    first, second = SplitModel(), SplitModel()
-    first.open(plan)
+    first, second = loaded(plan), loaded(plan)
     for half in (first.server, first.common):
         for parameter in half.parameters().values():
             parameter.grad = torch.ones_like(parameter)
         half.step_as_it_is()
     first.begin_round()
     first.finish_round()
-    second.open(plan)
-    second.restore(first.arrays(), {})
+    second.restore(0, first.state(), {})
     assert second.server.steps == second.common.steps == 1
-    for name, value in first.arrays().items():
-        np.testing.assert_array_equal(second.arrays()[name], value, err_msg=name)
+    for name, value in first.state().items():
+        np.testing.assert_array_equal(second.state()[name], value, err_msg=name)
 
 
 def test_what_has_no_meaning_in_split_training_is_refused():
@@ -137,135 +142,132 @@ def test_what_has_no_meaning_in_split_training_is_refused():
             SplitTraining(**{"num_rounds": 1, name: 0})
 
 
-def test_the_mean_of_gradients_needs_equal_batches(monkeypatch):
-    monkeypatch.setattr(FederatedTraining, "_prepare", lambda self: None)
-    loop = SplitTraining(1)
-    loop.plan, loop.model = plan_of(cut_gradient="mean"), model_of(cut_gradient="mean")
-    loop.sites = {"a": SiteFacts(4, None, 2), "b": SiteFacts(2, None, 2)}
-    loop._prepare()
-    loop.sites["b"] = SiteFacts(3, None, 2)
-    with pytest.raises(FedsegError, match="training cases of b are no multiple of 2"):
-        loop._prepare()
+class Contributing(ScriptedSites):
+    """Direct calls of a round leave only the samples that each site has contributed."""
 
+    def __init__(self, samples=None, cases=None, out=()):
+        self.samples, self.cases, self.out = samples or {}, cases or dict.fromkeys("abc", 4), out
+        super().__init__(self.reply, names=sorted(self.cases))
 
-def test_a_newcomer_with_unequal_batches_is_left_out_by_name(monkeypatch):
-    def arrive(self, digest):
-        self.sites |= {"b": SiteFacts(3, None, 2), "c": SiteFacts(6, None, 2)}
-        return ["b", "c"]
-
-    monkeypatch.setattr(FederatedTraining, "take_in_newcomers", arrive)
-    for mean in (True, False):
-        loop, noted = SplitTraining(1), []
-        split = {"cut_gradient": "mean"} if mean else {}
-        loop.plan, loop.model, loop.sites = plan_of(**split), model_of(**split), {"a": SiteFacts(4, None, 2)}
-        monkeypatch.setattr(loop, "note", lambda *event, noted=noted: noted.append(event))
-        assert loop.take_in_newcomers("digest") == (["c"] if mean else ["b", "c"])
-        assert sorted(loop.sites) == (["a", "c"] if mean else ["a", "b", "c"])
-        said = ("b", "left out: cut_gradient mean needs training cases that are a multiple of 2")
-        assert noted == ([said] if mean else [])
-
-
-class Rounds(Scripted, SplitTraining):
-    """Split training in which the direct calls of a round leave only the samples that each site has contributed."""
-
-    def __init__(self, folder, samples, out=(), **arguments):
-        self.contributed, self.out = samples, out
-        super().__init__(folder, self.script, aggregator=None, num_rounds=1, **arguments)
-
-    def script(self, task, site, model):
+    def reply(self, task, site, message):
         if task == "prepare":
-            return FLModel(metrics={"training": 4, "validation": 2, "test": 0})
-        return answer(site, steps=2 if self.contributed.get(site) else 0)
+            return accepted(training=self.cases[site])
+        return answer(steps=2 if self.samples.get(site) else 0, samples=self.cases[site])
 
-    def open(self, plan, state, initial=None):
-        super().open(plan_of(), state, initial)
-
-    def run_rounds(self):
-        self._prepare()
-        self._round = 0
-        self._train_round()
+    def converse(self, *task_and_accept):
+        super().converse(*task_and_accept)
+        self.run.protocol._out = dict.fromkeys(self.out, "it was not ready")
+        self.run.state.model.round.samples = dict(self.samples)
 
 
-@pytest.fixture
-def without_calls(monkeypatch):
-    def collect(self, sites):
-        self._of_round, self._out = sites, dict.fromkeys(self.out, "it was not ready")
-        FederatedTraining._collect(self, sites)
-        self.model.round.samples = dict(self.contributed)
-
-    monkeypatch.setattr(SplitRounds, "_collect", collect)
+def split_run(folder, sites=None, arguments=None, **split):
+    sites = sites or Contributing()
+    workflow = SplitTraining(**{"num_rounds": 1, "run_id": "run", **(arguments or {})})
+    sites.run = start(workflow, sites, folder, plan_of(**split))
+    return sites.run
 
 
-def test_only_sites_whose_samples_came_into_the_round_count(tmp_path, without_calls):
+def one_round(run):
+    run.prepare()
+    run.state.record.round = 0
+    run.run_round()
+
+
+def test_the_mean_of_gradients_needs_equal_batches(tmp_path):
+    split_run(tmp_path / "equal", Contributing(cases={"a": 4, "b": 2}), cut_gradient="mean").prepare()
+    with pytest.raises(FedsegError, match="training cases of b are no multiple of 2"):
+        split_run(tmp_path / "uneven", Contributing(cases={"a": 4, "b": 3}), cut_gradient="mean").prepare()
+
+
+def test_a_newcomer_with_unequal_batches_is_left_out_by_name(tmp_path):
+    for mean in (True, False):
+        sites = Contributing(dict.fromkeys("abc", 2), cases={"a": 4, "b": 3, "c": 6})
+        sites.names = ["a"]
+        run = split_run(tmp_path / str(mean), sites, {"num_rounds": 3}, **({"cut_gradient": "mean"} if mean else {}))
+        one_round(run)
+        sites.names = ["a", "b", "c"]
+        run.state.record.round = 1
+        run.run_round()
+        assert sorted(run.state.facts) == ["a"], "they are invited"
+        sites.wait(lambda: False)
+        run.state.record.round = 2
+        run.run_round()
+        assert sorted(run.state.facts) == (["a", "c"] if mean else ["a", "b", "c"])
+        said = ("b", "left out: cut_gradient mean needs training cases that are a multiple of 2")
+        assert [(e["site"], e["what"]) for e in run.state.events] == ([said] if mean else [])
+
+
+def test_only_sites_whose_samples_came_into_the_round_count(tmp_path):
     with pytest.raises(FedsegError, match=r"1 site\(s\) answered in round 0, but 2 must"):
-        Rounds(tmp_path / "one", {"a": 4}, min_sites=2).run_rounds()
+        one_round(split_run(tmp_path / "one", Contributing({"a": 4}), {"min_sites": 2}))
     with pytest.raises(FedsegError, match=r"0 site\(s\) answered in round 0, but 1 must"):
-        Rounds(tmp_path / "none", {}).run_rounds()
-    loop = Rounds(tmp_path / "two", {"a": 4, "c": 2}, min_sites=2)
-    loop.run_rounds()
-    assert sorted(loop.rounds[0]["sites"]) == ["a", "b", "c"], "b's scores stay"
+        one_round(split_run(tmp_path / "none", Contributing()))
+    run = split_run(tmp_path / "two", Contributing({"a": 4, "c": 2}), {"min_sites": 2})
+    one_round(run)
+    assert sorted(run.state.rounds[0]["sites"]) == ["a", "b", "c"], "b's scores stay"
 
 
-def test_a_site_of_which_nothing_came_into_the_round_is_named_once(tmp_path, without_calls):
+def test_a_site_of_which_nothing_came_into_the_round_is_named_once(tmp_path):
     said = {"round": 0, "site": "b", "what": "left out of the round: none of its samples came into an iteration"}
-    loop = Rounds(tmp_path / "b", {"a": 4, "c": 2})
-    loop.run_rounds()
-    assert loop.events == [said]
-    loop = Rounds(tmp_path / "known", {"a": 4, "c": 2}, out="b")
-    loop.run_rounds()
-    assert loop.events == [], "why it was left out was said when it was"
+    run = split_run(tmp_path / "b", Contributing({"a": 4, "c": 2}))
+    one_round(run)
+    assert run.state.events == [said]
+    run = split_run(tmp_path / "known", Contributing({"a": 4, "c": 2}, out="b"))
+    one_round(run)
+    assert run.state.events == [], "why it was left out was said when it was"
 
 
-def test_a_report_is_held_to_what_is_known():
-    loop = SplitTraining(1)
-    loop.plan, loop.model = plan_of(), model_of()
-    loop.sites = {"a": SiteFacts(4, None, 2), "b": SiteFacts(6, None, 2)}
-    loop._check_report("a", report(steps=3))  # as many as the largest site has batches
-    loop._check_report("a", report(steps=0))
+def with_cases(folder, cases, arguments=None, **split):
+    """A run whose sites have these training cases, and its protocol."""
+    run = split_run(folder, Contributing(cases=cases), arguments, **split)
+    run.prepare()
+    return run.state, run.protocol
+
+
+def test_a_report_is_held_to_what_is_known(tmp_path):
+    run, rounds = with_cases(tmp_path, {"a": 4, "b": 6})
+    rounds.check_report(run, "a", report(steps=3))  # as many as the largest site has batches
+    rounds.check_report(run, "a", report(steps=0))
     for wrong in (report(steps=4), report(samples=5)):
         with pytest.raises(RefusalError, match="The site reports"):
-            loop._check_report("a", wrong)
+            rounds.check_report(run, "a", wrong)
 
 
-def test_a_round_is_a_pass_over_the_cases_of_the_largest_site_that_it_asks():
-    loop = SplitTraining(1, selection=LargestSites(2))
-    loop.plan, loop.model = plan_of(), model_of()
-    loop.sites = {site: SiteFacts(cases, None, 2) for site, cases in {"a": 4, "b": 6, "c": 9}.items()}
-    loop._of_round = ["a", "b"]
-    assert [loop._steps(site) for site in "ab"] == [3, 3]
+def test_a_round_is_a_pass_over_the_cases_of_the_largest_site_that_it_asks(tmp_path):
+    run, rounds = with_cases(tmp_path, {"a": 4, "b": 6, "c": 9}, {"selection": LargestSites(2)})
+    rounds._asked = ["a", "b"]
+    assert [rounds._steps(run, site) for site in "ab"] == [3, 3]
     with pytest.raises(RefusalError, match="reports 5 steps; the round has 3"):
-        loop._check_report("a", report(steps=5))
+        rounds.check_report(run, "a", report(steps=5))
 
 
-def test_in_turns_a_pass_is_over_a_sites_own_cases():
-    loop = SplitTraining(1)
-    loop.plan, loop.model = plan_of(site_update="handed_on"), model_of(site_update="handed_on")
-    loop.sites = {"a": SiteFacts(4, None, 2), "b": SiteFacts(7, None, 2)}
-    loop._of_round = ["a", "b"]
-    assert [loop._steps(site) for site in "ab"] == [2, 4]
-    loop._check_report("a", report(steps=2))
+def test_in_turns_a_pass_is_over_a_sites_own_cases(tmp_path):
+    run, rounds = with_cases(tmp_path, {"a": 4, "b": 7}, site_update="handed_on")
+    rounds._asked = ["a", "b"]
+    assert [rounds._steps(run, site) for site in "ab"] == [2, 4]
+    rounds.check_report(run, "a", report(steps=2))
     with pytest.raises(RefusalError, match="reports 3 steps; the round has 2"):
-        loop._check_report("a", report(steps=3))
+        rounds.check_report(run, "a", report(steps=3))
 
 
 def test_a_round_of_turns_sends_one_whole_network_and_takes_no_update():
     model = model_of(site_update="handed_on")
     part, rest = (set(p.state_dict()) for p in plan_parts(model.plan, model.split))
-    assert set(model.outgoing()) == part | rest
+    assert set(model.outgoing(None)) == part | rest
     assert model.describe()["name"] == "SplitNN"
     with pytest.raises(RefusalError, match="arrays that this job does not use"):
-        model.take(answer("a", dict(model.common.weights())))
+        model.accept_update("a", Update(dict(model.common.weights()), report()))
     model.common.set_weights({name: value + 1 for name, value in model.common.weights().items()})
     model.begin_round()
     model.round.samples = {"a": 3, "b": 1}
     for site in "ab":
-        model.take(answer(site))
+        model.accept_update(site, Update({}, report()))
     model.finish_round()
     for name, value in model.common.weights().items():
         np.testing.assert_array_equal(model.weights[name], value)
     assert model.describe_round()["weights"] == {"a": 0.75, "b": 0.25}
     again = model_of(site_update="handed_on")
-    again.restore(model.arrays(), {})
+    again.restore(0, model.state(), {})
     for name, value in model.weights.items():
         np.testing.assert_array_equal(again.weights[name], value, err_msg=name)
 
@@ -294,22 +296,24 @@ class _Nothing(SimpleNamespace):
         pass
 
 
-def test_where_the_rounds_time_is_up_every_site_is_told_and_nobody_is_waited_for(monkeypatch):
+def test_where_the_rounds_time_is_up_every_site_is_told_and_nobody_is_waited_for(tmp_path, monkeypatch):
     """As in the middle of a site's turn, when the others are still there and wait."""
-    loop, over, told = SplitTraining(1), threading.Event(), {}
-    loop.plan, loop.model, loop.start_id, loop._round = plan_of(), model_of(), "s1", 0
+    run, rounds = with_cases(tmp_path, {"a": 4, "b": 4})
+    run.record.round, rounds._asked = 0, ["a", "b"]
+    over, told = threading.Event(), {}
     calls = DirectCalls(Engine(dict.fromkeys("ab", lambda request: request)), 7, dict.fromkeys("ab", "abc"), over)
     monkeypatch.setattr(calls, "tell", told.update)
+    run.sites.heard = set()
 
-    def train(ready, exchange):
+    def iterate(run, ready, exchange):
         over.set()
         return list(ready)
 
-    monkeypatch.setattr(loop, "_train", train)
-    loop._run_iterations(calls, ["a", "b"], over)
+    monkeypatch.setattr(rounds, "_iterate", iterate)
+    assert rounds._call_sites(run, calls) == []
     calls.close()
     assert {site: call.ask for site, call in told.items()} == {"a": Ask.END, "b": Ask.END}
-    assert loop._out == {}
+    assert rounds._out == {}
 
 
 def test_direct_calls_name_who_did_not_answer_and_why():

@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from nvflare.apis.fl_constant import ReservedKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
@@ -122,8 +123,16 @@ class Aggregator(ModelAggregator):
             raise AggregationError("An update came without the name of its site.")
         if model.params_type != ParamsType.DIFF or not model.params:
             raise AggregationError(f"The update of {site} is not a weight difference (WEIGHT_DIFF) with arrays.")
-        report = parse_report(model.meta)
-        self._spool.put(site, model.params)
+        self.accept_update(site, model.params, parse_report(model.meta))
+
+    def accept_update(self, site: str, arrays: Mapping[str, np.ndarray], report: SiteReport) -> None:
+        """Take one site's update whose report is read already.
+
+        Raises:
+            RefusalError: its arrays do not fit those of the other sites.
+            SpoolError: it could not be kept on disk.
+        """
+        self._spool.put(site, arrays)
         self._reports[site] = report
 
     def aggregate_model(self) -> FLModel:

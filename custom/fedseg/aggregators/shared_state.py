@@ -110,6 +110,11 @@ class SharedState(ABC):
         """Whether sites are asked for arrays before round 0."""
         return any(array.before_rounds for array in self._declared.values())
 
+    @property
+    def per_site(self) -> bool:
+        """Whether sites receive different arrays."""
+        return any(array.combine == "bank" and not array.with_own for array in self._declared.values())
+
     def open(self, plan: Plan, weights: Mapping[str, np.ndarray]) -> None:
         """Declare the arrays of a run; see ``declare``."""
         self._declared = {self.prefix + name: array for name, array in self.declare(plan, weights).items()}

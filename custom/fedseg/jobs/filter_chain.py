@@ -14,18 +14,32 @@ from fedseg.filters.base import UpdateFilter
 from fedseg.filters.chain import UPDATE_TASKS
 from fedseg.filters.restore import RestoreUpdate
 
-_RESULTS, _DATA = "task_result_filters", "task_data_filters"
+RESULTS, DATA = "task_result_filters", "task_data_filters"
 _RESTORE = f"{RestoreUpdate.__module__}.{RestoreUpdate.__name__}"
 
 
 def declared_filters(config: dict[str, Any]) -> list[dict[str, Any]]:
     """All filter components of a configuration file, in order."""
-    return [component for key in (_DATA, _RESULTS) for _, chain in _chains(config, key) for component in chain]
+    return [component for key in (DATA, RESULTS) for _, chain in _chains(config, key) for component in chain]
 
 
 def filters_of(config: dict[str, Any], task: str) -> list[dict[str, Any]]:
     """The components through which results of ``task`` go, in order."""
-    return [component for tasks, chain in _chains(config, _RESULTS) if task in tasks for component in chain]
+    return [component for tasks, chain in _chains(config, RESULTS) if task in tasks for component in chain]
+
+
+def filter_paths(config: dict[str, Any], key: str) -> dict[str, list[str]]:
+    """Class paths of the filters of each task, in order.
+
+    Args:
+        config: of FLARE's client.
+        key: ``RESULTS`` or ``DATA``.
+    """
+    found: dict[str, list[str]] = {}
+    for tasks, chain in _chains(config, key):
+        for task in tasks:
+            found.setdefault(task, []).extend(component["path"] for component in chain)
+    return found
 
 
 def check_tasks(client: dict[str, Any]) -> None:
@@ -35,12 +49,12 @@ def check_tasks(client: dict[str, Any]) -> None:
         ConfigurationError: names the task; also where a task has two chains, which FLARE refuses.
     """
     seen: list[str] = []
-    for tasks, _ in _chains(client, _RESULTS):
+    for tasks, _ in _chains(client, RESULTS):
         for task in tasks:
             if task not in UPDATE_TASKS:
-                raise ConfigurationError(f"{_RESULTS}: tasks", task, f"one of {UPDATE_TASKS}: only those send updates")
+                raise ConfigurationError(f"{RESULTS}: tasks", task, f"one of {UPDATE_TASKS}: only those send updates")
             if task in seen:
-                raise ConfigurationError(f"{_RESULTS}: tasks", task, "in one chain of filters only")
+                raise ConfigurationError(f"{RESULTS}: tasks", task, "in one chain of filters only")
             seen.append(task)
 
 
@@ -60,28 +74,28 @@ def check_chain(plan: Plan, filters: Sequence[Any], shared_arrays: bool, restore
     for each in filters:
         name = type(each).__name__
         if not isinstance(each, UpdateFilter):
-            raise ConfigurationError(_RESULTS, name, "filters over updates", "docs/reference/method-table.md has them.")
+            raise ConfigurationError(RESULTS, name, "filters over updates", "docs/reference/method-table.md has them.")
         if each.stage <= last:
             order = ", ".join(stage.name.lower() for stage in Stage)
-            raise ConfigurationError(_RESULTS, name, f"in its place: {order}; at most one filter of each")
+            raise ConfigurationError(RESULTS, name, f"in its place: {order}; at most one filter of each")
         if form not in each.accepts:
-            raise ConfigurationError(_RESULTS, name, f"before the filter that makes the update {form}")
+            raise ConfigurationError(RESULTS, name, f"before the filter that makes the update {form}")
         if shared_arrays and not each.accepts_extras:
             allowed = "a filter that protects further arrays too, in a job with workflow.shared_arrays"
-            raise ConfigurationError(_RESULTS, name, allowed)
+            raise ConfigurationError(RESULTS, name, allowed)
         each.private_names(plan)
         each.frozen_names(plan)
         last, form = int(each.stage), each.gives or form
     if form in (SPARSE, QUANTISED) and not restored:
         what = f'{{"path": "{_RESTORE}", "args": {{}}}} for the task train'
-        raise ConfigurationError(f"the server's {_RESULTS}", None, f"{what}, since updates arrive {form}")
+        raise ConfigurationError(f"the server's {RESULTS}", None, f"{what}, since updates arrive {form}")
 
 
 def restores(server: dict[str, Any], task: str) -> bool:
     """Whether the server restores the results of ``task`` before they are aggregated."""
     return any(
         component.get("path") == _RESTORE
-        for tasks, chain in _chains(server, _RESULTS, FilterKey.IN)
+        for tasks, chain in _chains(server, RESULTS, FilterKey.IN)
         if task in tasks
         for component in chain
     )

@@ -11,17 +11,26 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.contract.plan import PLAN_FILE, Plan, parse_plan
-from fedseg.contract.protocol import CLIENT_FILE, UPLOAD
+from fedseg.contract.protocol import CLIENT_FILE
 from fedseg.errors import ConfigurationError, UsageError
 from fedseg.files.documents import read_json
 from fedseg.filters.base import hooks_of
 from fedseg.filters.chain import UPDATE_TASKS
 from fedseg.jobs.components import build_component, check_component, components
-from fedseg.jobs.encryption import check_encryption
-from fedseg.jobs.filter_chain import check_chain, check_tasks, declared_filters, filters_of, restores
-from fedseg.jobs.split import check_split_job
+from fedseg.jobs.filter_chain import (
+    DATA,
+    RESULTS,
+    check_chain,
+    check_tasks,
+    declared_filters,
+    filter_paths,
+    filters_of,
+    restores,
+)
 from fedseg.models.model_file import INITIAL_FILE, initial_weights
 from fedseg.training.hooks import check_hooks
+from fedseg.workflows.run.round_protocol import JobParts
+from fedseg.workflows.run.workflow import Workflow
 
 _PARTS = ("aggregator", "server_optimizer", "shared_arrays", "selection")
 SERVER_FILE = "config_fed_server.json"
@@ -133,21 +142,36 @@ class Job:
                 raise ConfigurationError(f"{self.name}: component", component, "an object with path and args")
             build_component(component)
         check_hooks(self.build_hooks(), plan)
-        model = self.build_workflow().model
-        model.aggregator.check_plan(plan)
+        workflow = self.build_workflow()
+        workflow.model.check_plan(plan)
         check_tasks(self.client)
         for task in UPDATE_TASKS:
-            check_chain(plan, self.build_filters(task), model.shared_arrays is not None, restores(self.server, task))
+            filters = self.build_filters(task)
+            check_chain(plan, filters, workflow.model.further_arrays, restores(self.server, task))
         check_hooks([*self.build_hooks(), *hooks_of(self.build_filters())], plan)
-        check_encryption(plan, self.server, self.client, self.build_filters(UPLOAD))
-        check_split_job(plan, self.server, self.client, self.build_filters(), self.initial is not None)
+        workflow.protocol.check_job(self._parts(plan))
         if self.initial is not None:
             initial_weights(plan, self.initial)
         return plan
 
-    def build_workflow(self) -> Any:
+    def _parts(self, plan: Plan) -> JobParts:
+        """The job as far as its kind of round depends on it."""
+        entries = self.client.get("executors", [])
+        return JobParts(
+            plan,
+            workflow=self.server["workflows"][0]["path"],
+            executors=[entry["executor"]["path"] for entry in entries],
+            tasks=[task for entry in entries for task in entry.get("tasks", [])],
+            filters=self.build_filters,
+            result_filters=filter_paths(self.client, RESULTS),
+            data_filters=filter_paths(self.client, DATA),
+            initial=self.initial is not None,
+        )
+
+    def build_workflow(self) -> Workflow:
         """The workflow with all its parts, as FLARE's server builds it."""
-        return build_component(self.server["workflows"][0])
+        workflow: Workflow = build_component(self.server["workflows"][0])
+        return workflow
 
     def hooks(self) -> list[dict[str, Any]]:
         """The components that the job's executor names as training hooks.

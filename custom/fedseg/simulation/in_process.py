@@ -20,7 +20,7 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from fedseg.contract.protocol import STEPS
-from fedseg.contract.report import job_fields, parse_report
+from fedseg.contract.report import job_fields
 from fedseg.contract.shapes import update_shapes
 from fedseg.contract.update import Update
 from fedseg.data.datalist import Datalist
@@ -28,9 +28,7 @@ from fedseg.errors import AbortedError, FedsegError, UsageError
 from fedseg.filters.base import hooks_of, own_names
 from fedseg.filters.context import SiteContext, patients_of
 from fedseg.filters.restore import restore
-from fedseg.jobs.encryption import is_encrypted
 from fedseg.jobs.job import Job
-from fedseg.jobs.split import is_split
 from fedseg.messages.sizes import message_size
 from fedseg.messages.updates import write_update
 from fedseg.networks.weights import Arrays
@@ -38,9 +36,12 @@ from fedseg.site.profile import SiteProfile
 from fedseg.site.state import SiteState
 from fedseg.training.site_round import site_round
 from fedseg.training.trainer import SiteTrainer, TrainerSetup
-from fedseg.workflows.cyclic_training import CyclicTraining
+from fedseg.workflows.run.acceptance import read_update
+from fedseg.workflows.run.checkpoint import Checkpoints
+from fedseg.workflows.run.run_model import RunPlace
 from fedseg.workflows.run.scores import describe_round, summarise_final
 from fedseg.workflows.run.site_selection import SiteFacts
+from fedseg.workflows.run.weighted_model import WeightedModel
 
 Tamper = Callable[[str, int, Arrays], Arrays]
 
@@ -80,16 +81,10 @@ class InProcessFederation:
             UsageError: the job encrypts or splits the network, or carries its model from site to site: this loop has
                 no such rounds.
         """
-        if is_encrypted(job.server, job.client):
-            raise UsageError(f"{job.name}: encrypted jobs run with `fedseg simulate`, not in one process.")
-        if is_split(job.server, job.client):
-            raise UsageError(f"{job.name}: jobs of split training run with `fedseg simulate`, not in one process.")
-        self.plan = job.check()
         workflow = job.build_workflow()
-        if isinstance(workflow, CyclicTraining):
-            raise UsageError(
-                f"{job.name}: jobs of cyclic weight transfer run with `fedseg simulate`, not in one process."
-            )
+        if not isinstance(workflow.model, WeightedModel):
+            raise UsageError(f"{job.name}: jobs with such rounds run with `fedseg simulate`, not in one process.")
+        self.plan = job.check()
         self.job_name = job.name
         self._filters = {site: job.build_filters() for site in datalists}
         self._shapes = update_shapes(self.plan)
@@ -97,8 +92,8 @@ class InProcessFederation:
         self._scratch = tempfile.TemporaryDirectory() if state is None else None
         kept = state if state is not None else Path(self._scratch.name)  # type: ignore[union-attr]
         self._profiles = {site: _profile(kept, site) for site in datalists}
-        self.model, self.selection, self.total_rounds = workflow.model, workflow.selection, workflow.num_rounds
-        self.model.report_fields = job_fields(job.client)
+        self.model, self.selection, self.total_rounds = workflow.model, workflow.selection, workflow.settings.num_rounds
+        self._report_fields = job_fields(job.client)
         self.tamper = tamper
         self.run_id = run_id = uuid.uuid4().hex
         self.trainers = {
@@ -125,7 +120,7 @@ class InProcessFederation:
         for trainer in self.trainers.values():
             for name, value in trainer.statistics().items():
                 self.totals[name] = self.totals.get(name, 0.0) + float(value)
-        self.model.open(self.plan, job.initial)
+        self.model.load(self.plan, RunPlace(kept, kept, job.initial), Checkpoints(kept / run_id))
         self.model.start(len(self.trainers))
 
     def run(self, on_round: Callable[[dict[str, Any]], None] = lambda entry: None) -> None:
@@ -142,7 +137,7 @@ class InProcessFederation:
         start, number = time.perf_counter(), len(self.rounds)
         chosen = self.selection.select(dict(self.sites), self.plan.seed, number)
         self.model.begin_round()
-        outgoing = self.model.outgoing()
+        outgoing = self.model.outgoing(None)
         down = message_size(FLModelUtils.to_shareable(FLModel(params_type=ParamsType.FULL, params=outgoing)))
         traffic: dict[str, tuple[int, int]] = {}
         for site in chosen.sites:
@@ -159,8 +154,8 @@ class InProcessFederation:
                 traffic[site] = (message_size(write_update(sent, Shareable())), down)
                 update = restore(sent, self._shapes).arrays
                 meta = {"client_name": site, **sent.report.to_meta(), STEPS: [dict(step) for step in sent.steps]}
-                parse_report(meta, self.model.report_fields)
-                self.model.take(FLModel(params_type=ParamsType.DIFF, params=update, meta=meta))
+                answer = FLModel(params_type=ParamsType.DIFF, params=update, meta=meta)
+                self.model.accept_update(site, read_update(site, answer, self._report_fields))
             except AbortedError:
                 raise
             except FedsegError as error:

@@ -13,7 +13,6 @@ from typing import Any
 from fedseg.contract.plan import PLAN_FILE
 from fedseg.errors import FedsegError, UsageError
 from fedseg.files.folders import clear_output
-from fedseg.jobs.encryption import is_encrypted
 from fedseg.jobs.job import Job, read_job
 from fedseg.models.note import copy_with_note
 from fedseg.provenance.run_log import RECORD_FILE, copy_record
@@ -156,7 +155,7 @@ def start_run(job: Job, out: Path, sites: Sequence[str]) -> None:
     job.workflow.setdefault("run_id", uuid.uuid4().hex)
     _write_job(job, out / MARKER)
     _clear_for_start(out, job.workflow.get("resume_round"))
-    if is_encrypted(job.server, job.client):
+    if job.build_workflow().protocol.encrypts:
         give_contexts(out / "state", sites, SERVER)
 
 
@@ -170,7 +169,7 @@ def end_run(job: Job, out: Path, sites: Sequence[str]) -> dict[str, Any]:
         FedsegError: the run ended without a model; the text names the reason and the log.
     """
     results = _collect(out, out / LOG)
-    if is_encrypted(job.server, job.client):
+    if job.build_workflow().protocol.encrypts:
         context = out / "state" / sites[0] / CONTEXT_FILE
         results = open_models(results, out / SERVER_FOLDER, out / "models", context)
     return results

@@ -2,62 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
-from nvflare.app_common.app_constant import AppConstants
+from nvflare.app_common.abstract.fl_model import FLModel
 
-from fedseg.aggregators.fedavg import FedAvg
 from fedseg.contract.protocol import MODEL_NAME, SPLITS
-from fedseg.contract.report import SiteReport
-from fedseg.errors import ConfigurationError
-from fedseg.files.digest import model_digest
-from fedseg.networks.weights import Arrays
-from fedseg.workflows.federated_training import FederatedTraining
-from fedseg.workflows.run.global_model import GlobalModel
+from fedseg.contract.update import Update
+from fedseg.errors import RefusalError
+from fedseg.workflows.run.last_evaluation import UNREADABLE
+from fedseg.workflows.run.plain_model import PlainModel
+from fedseg.workflows.run.round_protocol import RoundProtocol
+from fedseg.workflows.run.run_state import RunState
 from fedseg.workflows.run.scores import readable
-from fedseg.workflows.run.site_dialogue import Take
+from fedseg.workflows.run.settings import RunSettings, refuse_given, takes_run_settings
+from fedseg.workflows.run.site_selection import SiteSelection
+from fedseg.workflows.run.workflow import Workflow
+from fedseg.workflows.selection import AllSites
 
 _SCORED = "validation"
 
 
-class CarriedModel(GlobalModel):
+class CarriedModel(PlainModel):
     """The model between two visits: each update is added as it comes, after the checks that any update goes through."""
 
-    def __init__(self) -> None:
-        super().__init__(FedAvg())
-
-    def take(self, model: FLModel, keep: Callable[[str, Arrays], None] | None = None) -> SiteReport:
-        """Check a site's update and add it to the model; see ``GlobalModel.take``.
-
-        Raises:
-            RefusalError, AggregationError: see there; the model is as it was.
-        """
-        self.aggregator.reset_stats()
-        report = super().take(model, keep)
-        try:
-            super().finish_round()
-        except Exception:
-            del self.reports[model.meta["client_name"]]
-            raise
-        return report
-
-    def finish_round(self) -> None:
-        """Every visit has moved the model already."""
+    def accept_update(self, site: str, update: Update) -> None:
+        arrays, _ = self.check(site, update)
+        self.keep_arrays(site, arrays)
+        self.apply(arrays)
+        self.reports[site], self.steps[site] = update.report, update.steps
 
     def describe(self) -> dict[str, Any]:
-        """Name of the method."""
         return {"name": "CyclicWeightTransfer"}
 
-    def describe_round(self) -> dict[str, Any]:
-        """See ``GlobalModel.describe_round``; no site has a weight."""
-        costs = {site: self.reports[site].train_loss for site in sorted(self.reports)}
-        return {"rule": self.describe(), "weights": {}, "scales": {}, "notes": {}, "costs": costs}
+
+class InTurn(RoundProtocol):
+    """The sites of a round are visited one after the other, in the order of their names.
+
+    Before its first visit a round has its model scored at all of its sites; these are the scores that the round has in
+    the results, since those of a visit are of another model at each site.
+    """
+
+    def collect(self, run: RunState, asked: Sequence[str]) -> None:
+        scores = self._score_round(run, asked)
+        for site in sorted(asked):
+            # Each visit moves the model, which goes by the number of the round before until this one is finished.
+            received = run.model.digest_after(run.number - 1)
+            run.record.enter("visit", round=run.number, site=site, start=run.start_id, received=received)
+            self.train(run, [site])
+        for site, report in run.model.reports.items():
+            part = scores.get(site, {})
+            values = {"val_loss": part.get("loss"), "val_dice": part.get("dice", {})}
+            run.model.reports[site] = replace(report, val_cases=part.get("cases", 0), **values)
+
+    def _score_round(self, run: RunState, asked: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Scores of the round's model on the validation cases of each site that tells them."""
+        scoring = [site for site in asked if run.facts[site].val_cases]
+        meta = {SPLITS: [_SCORED], MODEL_NAME: "round"}
+        answers = self.score(run, run.number - 1, scoring, meta, partial(_accept_scores, run))
+        return {site: answer.metrics[_SCORED] for site, answer in answers.items() if _SCORED in answer.metrics}
 
 
-class CyclicTraining(FederatedTraining):
+def _accept_scores(run: RunState, site: str, answer: FLModel) -> None:
+    """Accept a site's scores of a round if they can be compared, or that it withholds them."""
+    metrics = answer.metrics or {}
+    if _SCORED not in metrics and readable(metrics):
+        return
+    if not readable({"final": metrics.get(_SCORED)}) or metrics[_SCORED]["cases"] != run.facts[site].val_cases:
+        raise RefusalError("report", UNREADABLE)
+
+
+class CyclicTraining(Workflow):
     """Carry one model from site to site (Chang et al., J Am Med Inform Assoc 2018).
 
     In each round the sites are visited one after the other, in the order of their names, by the ordinary task
@@ -70,64 +87,28 @@ class CyclicTraining(FederatedTraining):
     early. It costs one more model to each site, and one more scoring, in every round.
     """
 
-    model: CarriedModel
-
-    def __init__(self, num_rounds: int, min_sites: int = 1, **others: Any) -> None:
+    @takes_run_settings
+    def __init__(
+        self,
+        num_rounds: int,
+        aggregator: None = None,
+        server_optimizer: None = None,
+        shared_arrays: None = None,
+        selection: SiteSelection | None = None,
+        **settings: Any,
+    ) -> None:
         """Check the arguments.
 
         Args:
-            num_rounds, min_sites: see ``FederatedTraining``.
-            others: further arguments of ``FederatedTraining``; ``round_timeout`` is that of a single visit.
+            num_rounds: training rounds; in each every site is visited once.
+            aggregator, server_optimizer, shared_arrays: without a meaning here; must be left out.
+            selection: which sites take part in a round; None asks all.
+            settings: see ``RunSettings``; ``round_timeout`` is that of a single visit.
 
         Raises:
             ConfigurationError: a value is not allowed, or an argument has no meaning here.
         """
-        for name in ("aggregator", "server_optimizer", "shared_arrays"):
-            if others.pop(name, None):
-                raise ConfigurationError(f"workflow.{name}", "given", "left out in cyclic weight transfer")
-        super().__init__(num_rounds, FedAvg(), min_sites=min_sites, **others)
-        self.model = CarriedModel()
-        self._traffic: dict[str, tuple[int, int]] = {}
-
-    def _collect(self, sites: Sequence[str]) -> None:
-        """Have the model scored, and carry it from site to site."""
-        self._traffic = {}
-        scores = self._score(sites)
-        for site in sorted(sites):
-            message = FLModel(params_type=ParamsType.FULL, params=self.model.outgoing(), meta=self._round_meta())
-            message.current_round, message.total_rounds = self._round, self.num_rounds
-            received = model_digest(self.model.weights)
-            self.record.enter("visit", round=self._round, site=site, start=self.start_id, received=received)
-            self._send(AppConstants.TASK_TRAIN, message, [site], self._take_update)
-        for site, report in self.model.reports.items():
-            part = scores.get(site, {})
-            values = {"val_loss": part.get("loss"), "val_dice": part.get("dice", {})}
-            self.model.reports[site] = replace(report, val_cases=part.get("cases", 0), **values)
-        self._bytes.update(self._traffic)
-
-    def _score(self, sites: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Scores of the round's model on the validation cases of each site that tells them."""
-        scoring = [site for site in sites if self.sites[site].val_cases]
-        message = self._bring(self._round - 1, scoring)
-        message.meta |= {SPLITS: [_SCORED], MODEL_NAME: "round"}
-        answers = self._send(AppConstants.TASK_VALIDATION, message, scoring, self._take_round_scores)
-        return {site: answer.metrics[_SCORED] for site, answer in answers.items() if _SCORED in answer.metrics}
-
-    def _take_round_scores(self, answer: FLModel) -> bool:
-        """Accept a site's scores of a round if they can be compared, or that it keeps them to itself."""
-        site, metrics = answer.meta["client_name"], answer.metrics or {}
-        if _SCORED not in metrics and readable(metrics):
-            return True
-        known = readable({"final": metrics.get(_SCORED)})
-        if not known or metrics[_SCORED]["cases"] != self.sites[site].val_cases:
-            self.note(site, "sent scores that cannot be read; they were left out")
-            return False
-        return True
-
-    def _send(self, task: str, message: FLModel, sites: Sequence[str], take: Take) -> dict[str, FLModel]:
-        """Ask, and count the bytes of all tasks of the round."""
-        answers = self.ask(task, message, sites, self.round_timeout, take)
-        for site in self._heard:
-            before, now = self._traffic.get(site, (0, 0)), self._bytes[site]
-            self._traffic[site] = before[0] + now[0], before[1] + now[1]
-        return answers
+        given = {"aggregator": aggregator, "server_optimizer": server_optimizer, "shared_arrays": shared_arrays}
+        refuse_given("cyclic weight transfer", **given)
+        checked = RunSettings(num_rounds, **settings)
+        super().__init__(checked, CarriedModel(), InTurn(), AllSites() if selection is None else selection)

@@ -16,6 +16,8 @@ from fedseg.workflows.run.site_selection import SiteFacts, SiteSelection
 class AllSites(SiteSelection):
     """Every site in every round."""
 
+    asks_all = True
+
     def judge(self, facts: Mapping[str, SiteFacts], draw: np.random.Generator) -> dict[str, tuple[bool, str]]:
         return dict.fromkeys(facts, (True, "all sites are asked"))
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from fedseg.workflows.run import presence as module
+from fedseg.workflows.run.call_secrets import CallSecrets
 from fedseg.workflows.run.presence import Listening, Presence
 
 
@@ -142,7 +143,7 @@ def test_what_flare_hears_is_heard_and_handed_on():
         get_num_standing_tasks=lambda: 3,
     )
     there = Presence(0)
-    listening = Listening(inner, there)
+    listening = Listening(inner, there, CallSecrets())
     listening.process_dead_client_report("a", "context")
     there.pass_time(["a"], DOUBT)
     assert there.absence("a") is not None
@@ -157,6 +158,8 @@ def test_what_flare_hears_is_heard_and_handed_on():
 
 def test_what_is_no_heartbeat_starts_no_count():
     there = Presence(5)
-    Listening(SimpleNamespace(client_is_active=lambda *facts: None), there).client_is_active("a", "getTask", "context")
+    Listening(SimpleNamespace(client_is_active=lambda *facts: None), there, CallSecrets()).client_is_active(
+        "a", "getTask", "context"
+    )
     there.pass_time(["b"], 5)
     assert there.absence("b") is None

@@ -1,34 +1,40 @@
-"""The global model of an encrypted run at the server, which has its start and its sums, and never its weights."""
+"""The model of an encrypted run at the server: a plain start, and encrypted sums that lead on from it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 from nvflare.apis.dxo import MetaKey
-from nvflare.app_common.abstract.fl_model import FLModel
+from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 
 from fedseg import allowed
 from fedseg.aggregators.base import AggregationError, Aggregator
 from fedseg.aggregators.weighted import WeightedAggregator
 from fedseg.contract.plan import Plan
-from fedseg.contract.protocol import STEPS
-from fedseg.contract.report import SiteReport, parse_report
-from fedseg.contract.update import parse_steps
+from fedseg.contract.protocol import ENCRYPTED_FACTS, STEPS
+from fedseg.contract.update import Update, parse_steps
 from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.filters.encrypt import ALGORITHM, EncryptUpdate
+from fedseg.models.encrypted_file import write_encrypted_file
+from fedseg.models.model_file import initial_weights
+from fedseg.models.note import replaced_note
 from fedseg.networks.weights import Arrays, is_averaged
 from fedseg.privacy.encryption.ciphertexts import CiphertextSum, read_ciphertexts
-from fedseg.privacy.encryption.context import EncryptionContext
+from fedseg.privacy.encryption.context import KEY_NAME_FILE, EncryptionContext, EncryptionError, public_context
 from fedseg.privacy.encryption.fixed_point import MODES, FixedPoint, choose_fields
 from fedseg.privacy.encryption.model import EncryptedModel, EncryptedRound, first_id
 from fedseg.privacy.encryption.update import blocks_of
+from fedseg.site.profile import server_context_file
 from fedseg.workflows.encrypted.history import EncryptedHistory
-from fedseg.workflows.run.checkpoint import CheckpointError
-from fedseg.workflows.run.global_model import GlobalModel
+from fedseg.workflows.run.checkpoint import CheckpointError, Checkpoints
+from fedseg.workflows.run.record import RunRecord
+from fedseg.workflows.run.run_model import Keep, RunModel, RunPlace
+from fedseg.workflows.run.weighted_model import describe_rule
 
 # The sum of fewer ciphertexts is a site's own update, which every other site could read.
 LEAST_SITES = 2
@@ -36,24 +42,28 @@ LEAST_SITES = 2
 _FAR_ABOVE = 1000.0
 
 
-class EncryptedGlobalModel(GlobalModel):
-    """Takes a round in two steps: reports, from which the rule makes weights, then weighted ciphertexts, which it adds.
+class EncryptedRunModel(RunModel):
+    """Accepts a round in two steps: reports, of which the rule makes weights, then weighted ciphertexts, which it adds.
 
-    ``weights`` are those of the start and stay so. A site that reports but whose ciphertext does not arrive drops out
-    of the round; the sites divide the decrypted sum by the weights that did arrive.
+    A site that reports but whose ciphertext does not arrive drops out of the round; the sites divide the decrypted sum
+    by the weights that did arrive.
+
+    A message carries the sums of those rounds that the site which is furthest behind has not seen, normally one.
 
     Attributes:
         mode: how exact the sums are, see ``fixed_point.MODES``.
+        start_weights: those that the run starts from, which the server knows.
         scale: largest absolute value of the round's updates, by the sites' reports.
-        context: the server's, without a key; set before the first round.
+        context: the server's, without a key.
         key: short name of the sites' key, with which all ciphertexts must be made; where it is empty, the first
             ciphertext of a round decides.
         first_id: id of the model that the run starts from.
-        history: the finished rounds; set before the first round.
+        sums: of the finished rounds.
     """
 
     context: EncryptionContext
-    history: EncryptedHistory
+    sums: EncryptedHistory
+    start_weights: Arrays
     key: str = ""
     first_id: str = ""
 
@@ -81,7 +91,7 @@ class EncryptedGlobalModel(GlobalModel):
                 "a rule that weighs sites by their reports alone",
                 "The server of an encrypted run sees no updates; FedAvg and FedCostWAvg are such rules.",
             )
-        super().__init__(aggregator)
+        super().__init__()
         self.rule, self.mode = aggregator, mode
         self.scale = 1.0
         self._point: FixedPoint | None = None
@@ -89,35 +99,58 @@ class EncryptedGlobalModel(GlobalModel):
         self._given: dict[str, float] = {}
         self._arrived: dict[str, float] = {}
         self._key, self._id, self._next = "", "", 0
+        # For each site the round whose model it has.
+        self._at_site: dict[str, int] = {}
 
-    def open(self, plan: Plan, initial: Path | None = None) -> None:
-        super().open(plan, initial)
-        self._count = sum(value.size for value in self.weights.values() if is_averaged(value))
-        self._id = self.first_id = first_id(self.weights)
+    def check_plan(self, plan: Plan) -> None:
+        self.rule.check_plan(plan)
+
+    def load(self, plan: Plan, place: RunPlace, checkpoints: Checkpoints) -> None:
+        """See ``RunModel``.
+
+        Raises:
+            EncryptionError: the server has no encryption context, or one with a key.
+        """
+        file = server_context_file(place.config, place.state)
+        try:
+            self.context = public_context(file.read_bytes())
+        except OSError:
+            raise EncryptionError("The server has no encryption context; encrypted jobs need one.") from None
+        self.sums = EncryptedHistory(checkpoints.folder)
+        with suppress(OSError):
+            self.key = file.with_name(KEY_NAME_FILE).read_text(encoding="ascii").strip()
+        if not self.key:
+            self.remark = f"has no {KEY_NAME_FILE}: the first ciphertext of each round decides which key counts"
+        self.check_plan(plan)
+        self.start_weights = initial_weights(plan, place.initial)
+        self._count = sum(value.size for value in self.start_weights.values() if is_averaged(value))
+        self._id = self.first_id = first_id(self.start_weights)
 
     def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "encryption": self.mode}
+        return {**self.rule.describe(), "encryption": self.mode}
 
-    def begin_round(self) -> None:
-        super().begin_round()
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), "start": self.first_id}
+
+    def begin_round(self, keep: Keep | None = None) -> None:
+        super().begin_round(keep)
         self._point, self._sum, self._given, self._arrived, self._key = None, None, {}, {}, self.key
 
     # ------------------------------------------------------------- reports, then ciphertexts
 
-    def take(self, model: FLModel, keep: Callable[[str, Arrays], None] | None = None) -> SiteReport:
-        """Take a site's report.
+    def accept_update(self, site: str, update: Update) -> None:
+        """Accept a site's report.
 
         Raises:
-            RefusalError: the report is wrong or says nothing of the scale, or arrays came with it, which in an
-                encrypted job are to stay at the site until they are encrypted.
+            RefusalError: the report says nothing of the scale, or arrays came with it, which in an encrypted job are to
+                stay at the site until they are encrypted.
         """
-        report = parse_report(model.meta)
-        if model.params:
+        if update.arrays:
             raise RefusalError("privacy", "The site sent arrays that are not encrypted; they were dropped.")
-        if report.largest is None:
+        if update.report.largest is None:
             raise RefusalError("report", "The site does not report the largest value of its update.")
-        self.reports[model.meta["client_name"]] = report
-        return report
+        self.reports[site] = update.report
+        self._at_site[site] = self._next - 1
 
     def drop_outliers(self) -> list[str]:
         """Forget the reports of sites whose largest value would blind the round, which needs three sites to tell.
@@ -136,7 +169,7 @@ class EncryptedGlobalModel(GlobalModel):
         return outliers
 
     def weigh(self) -> dict[str, float]:
-        """Weights of the sites that reported; from now on only ciphertexts are taken.
+        """Weights of the sites that reported; from now on only ciphertexts are accepted.
 
         Raises:
             AggregationError: no site reported, or the rule's weights are unusable.
@@ -153,16 +186,16 @@ class EncryptedGlobalModel(GlobalModel):
         self._given = dict(self.rule.round_weights(self.reports))
         return self._given
 
-    def take_ciphertexts(self, model: FLModel) -> None:
+    def accept_ciphertexts(self, site: str, answer: FLModel) -> None:
         """Add a site's weighted, encrypted update.
 
         Raises:
             RefusalError: it is not encrypted, or in another way or with another key than those of the other sites.
         """
-        site, steps = model.meta["client_name"], parse_steps(model.meta.get(STEPS))
+        steps = parse_steps(answer.meta.get(STEPS))
         if self._sum is None or site not in self._given or site in self._arrived:
             raise RefusalError("privacy", "The site was not asked for ciphertexts.")
-        if model.meta.get(MetaKey.PROCESSED_ALGORITHM) != ALGORITHM or not steps:
+        if answer.meta.get(MetaKey.PROCESSED_ALGORITHM) != ALGORITHM or not steps:
             raise RefusalError("privacy", "The update is not encrypted; it was dropped.")
         facts = steps[-1]
         told = (facts["filter"], facts.get("mode"), facts.get("sites"))
@@ -173,7 +206,7 @@ class EncryptedGlobalModel(GlobalModel):
             raise RefusalError(
                 "privacy", f"The update was encrypted with the key {key}, but the round's key is {self._key}."
             )
-        self._sum.add(read_ciphertexts(model.params or {}))
+        self._sum.add(read_ciphertexts(answer.params or {}))
         self._key, self._arrived[site], self.steps[site] = key, self._given[site], steps
 
     def drop_missing(self) -> None:
@@ -196,20 +229,32 @@ class EncryptedGlobalModel(GlobalModel):
         self.rule.last_weights = {site: self._arrived[site] / weight for site in sorted(self._arrived)}
         self.rule.last_notes |= {"scale": self.scale, "weight_of_sum": weight}
         added = EncryptedRound(self._sum.result(), weight, self.scale, len(self._given), self.mode, self._key)
-        self._id = self.history.save(self._next, self._id, added)
+        self._id = self.sums.save(self._next, self._id, added)
         self._next += 1
         self._sum = None
 
-    # ------------------------------------------------------------- what goes out, and what is stored
+    def describe_round(self) -> dict[str, Any]:
+        return describe_rule(self, self.rule)
 
-    def outgoing(self) -> Arrays:
-        raise AggregationError("The server of an encrypted run has no weights to send.")
+    # ------------------------------------------------------------- what is sent
 
-    def bring(self, round_number: int, known: Iterable[int | None]) -> EncryptedModel:
+    def training_message(self, sites: Sequence[str]) -> FLModel:
+        return self.scoring_message(self._next - 1, sites)
+
+    def scoring_message(self, number: int, sites: Sequence[str]) -> FLModel:
+        model = self.model_after(number, [self._at_site.get(site) for site in sites])
+        meta = {MetaKey.PROCESSED_ALGORITHM: ALGORITHM, ENCRYPTED_FACTS: model.facts()}
+        return FLModel(params_type=ParamsType.FULL, params=model.to_arrays(), meta=meta)
+
+    def forget_site(self, site: str) -> None:
+        """A site has said that it lacks the model to which a message adds: its next one brings it all."""
+        self._at_site.pop(site, None)
+
+    def model_after(self, number: int, known: Iterable[int | None]) -> EncryptedModel:
         """The model after a round, in as many sums as the reader that is furthest behind needs.
 
         Args:
-            round_number: of a finished round; -1 for the start.
+            number: of a finished round; -1 for the start.
             known: for each reader the round whose model it has (-1 for the start); None for nothing. From a later
                 one nobody can go back, so that is nothing too.
 
@@ -217,27 +262,39 @@ class EncryptedGlobalModel(GlobalModel):
             CheckpointError: a round is missing or damaged at the server.
         """
         known = list(known)
-        usable = [number for number in known if number is not None and number <= round_number]
+        usable = [has for has in known if has is not None and has <= number]
         whole = not known or len(usable) < len(known)
         base = -1 if whole else min(usable)
-        added = tuple(self.history.load(number) for number in range(base + 1, round_number + 1))
-        model = EncryptedModel(self.id_after(base), added, dict(self.weights) if whole else None)
-        if model.ids()[-1] != self.id_after(round_number):
-            raise CheckpointError(f"An encrypted round from {base + 1} to {round_number} is damaged (its id differs).")
+        added = tuple(self.sums.load(each) for each in range(base + 1, number + 1))
+        model = EncryptedModel(self.digest_after(base), added, dict(self.start_weights) if whole else None)
+        if model.ids()[-1] != self.digest_after(number):
+            raise CheckpointError(f"An encrypted round from {base + 1} to {number} is damaged (its id differs).")
         return model
 
-    def id_after(self, round_number: int) -> str:
+    # ------------------------------------------------------------- what is stored
+
+    def digest_after(self, number: int) -> str:
         """Id of the model after a finished round; -1 for the start."""
-        return self.first_id if round_number < 0 else self.history.id_after(round_number)
+        return self.first_id if number < 0 else self.sums.id_after(number)
 
-    def arrays(self) -> Arrays:
-        """Nothing: what a run goes on from lies in ``history``."""
-        return {}
+    def save(self, record: RunRecord, plan: Plan, name: str, number: int, final: bool) -> dict[str, Any]:
+        """Write an encrypted model once the rounds are over; until then ``sums`` holds all that it consists of."""
+        file = f"{Path(name).stem}.encrypted"
+        if final:
+            whole = self.model_after(number, [])
+            note = record.note(file, plan, whole.ids()[-1], number)
+            with replaced_note(record.folder / file, note):
+                write_encrypted_file(record.folder / file, plan, whole, number)
+        return {"model": file}
 
-    def restore(self, arrays: Mapping[str, np.ndarray], history: Mapping[str, Any]) -> None:
-        self.aggregator.restore(history)
+    def history(self) -> dict[str, Any]:
+        return {"rule": self.rule.history(), "at_site": self._at_site}
 
-    def go_on_after(self, round_number: int) -> None:
-        """Continue after a finished round; later rounds, of a branch that is no longer followed, go away."""
-        self.history.drop_after(round_number)
-        self._id, self._next = self.id_after(round_number), round_number + 1
+    def restore(self, number: int, arrays: Mapping[str, np.ndarray], history: Mapping[str, Any]) -> None:
+        """Continue after a finished round; later rounds, of a branch that is given up, are removed."""
+        self.rule.restore(history["rule"])
+        # Sites may have gone further in the branch that is given up.
+        further = self.sums.rounds()[-1:] != [number]
+        self._at_site = {} if further else dict(history["at_site"])
+        self.sums.drop_after(number)
+        self._id, self._next = self.digest_after(number), number + 1

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedseg.contract.protocol import STATISTICS
-from fedseg.contract.report import SiteReport
-from fedseg.contract.settings import TrainingSettings
+from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
+
+from fedseg.aggregators.base import AggregationError
+from fedseg.contract.protocol import STATISTICS, STEPS
+from fedseg.contract.report import ReportField, SiteReport, parse_report
+from fedseg.contract.update import Update, parse_steps
 from fedseg.errors import RefusalError
 from fedseg.workflows.run.site_selection import SiteFacts
 
@@ -31,23 +34,42 @@ class Acceptance:
     statistics: Mapping[str, float] = field(default_factory=dict)
 
 
-def check_report(report: SiteReport, facts: SiteFacts, settings: TrainingSettings) -> None:
+def read_update(site: str, answer: FLModel, declared: Mapping[str, ReportField]) -> Update:
+    """A site's update as an object: here its report is read, and nowhere after it.
+
+    Args:
+        site: who sent it.
+        answer: as it came.
+        declared: what components of the job report beside the fixed fields.
+
+    Raises:
+        RefusalError: the report is missing or wrong (reason ``report``), or the record of its filters is (``privacy``).
+        AggregationError: its arrays are no weight difference.
+    """
+    report, arrays = parse_report(answer.meta, declared), dict(answer.params or {})
+    if arrays and answer.params_type != ParamsType.DIFF:
+        raise AggregationError(f"The update of {site} is not a weight difference (WEIGHT_DIFF) with arrays.")
+    return Update(arrays, report, steps=parse_steps(answer.meta.get(STEPS)))
+
+
+def check_report(report: SiteReport, facts: SiteFacts, steps: int | None) -> None:
     """Compare what a site reports of a round with what it said before, and with what the plan makes of it.
 
     Rules weigh by these numbers, so none is believed that can be known.
 
+    Args:
+        report: of the round.
+        facts: what the site said when it accepted the job.
+        steps: optimizer steps that the round has at this site; None where that cannot be known.
+
     Raises:
         RefusalError: a number differs, or a loss is no loss (reason ``report``).
     """
-    steps = settings.local_epochs * -(-facts.num_samples // settings.batch_size)
-    for name, expected in (
-        ("num_samples", facts.num_samples),
-        ("val_cases", facts.val_cases),
-        ("num_steps", steps),
-    ):
+    expected = {"num_samples": facts.num_samples, "val_cases": facts.val_cases}
+    for name, count in (expected if steps is None else {**expected, "num_steps": steps}).items():
         found = getattr(report, name)
-        if found != expected:
-            raise RefusalError("report", f"The site reports {name} {found}, but by its own account it is {expected}.")
+        if found != count:
+            raise RefusalError("report", f"The site reports {name} {found}, but by its own account it is {count}.")
     for name in ("train_loss", "val_loss", "val_loss_after"):
         loss = getattr(report, name)
         if loss is not None and not 0 <= loss <= _LARGEST_LOSS:

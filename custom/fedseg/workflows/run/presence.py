@@ -8,7 +8,13 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from nvflare.apis.client import Client
 from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+from nvflare.app_common.app_constant import AppConstants
+
+from fedseg.messages.calls.call import SECRET
+from fedseg.workflows.run.call_secrets import CallSecrets
 
 # Why FLARE says that a site is active, when it is for a heartbeat alone.
 _HEARTBEAT = "jobHeartbeat"
@@ -109,10 +115,15 @@ class Presence:
 
 
 class Listening:
-    """FLARE's communicator of a workflow, with an ear for signs of life: FLARE tells components of none of them."""
+    """FLARE's communicator of a workflow, with an ear for signs of life: FLARE tells components of none of them.
 
-    def __init__(self, communicator: Any, presence: Presence) -> None:
-        self._communicator, self._presence = communicator, presence
+    It also gives each site that is called directly its secret along with the task ``train``. Here the message is the
+    one site's own already, and FLARE names the site by the token with which it asked. In the callbacks of a task that
+    goes to all sites the message is still everybody's.
+    """
+
+    def __init__(self, communicator: Any, presence: Presence, secrets: CallSecrets) -> None:
+        self._communicator, self._presence, self._secrets = communicator, presence, secrets
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._communicator, name)
@@ -126,3 +137,11 @@ class Listening:
         """The site's FLARE client has no process of this job, or the server has dropped the client."""
         self._presence.ended(client_name)
         self._communicator.process_dead_client_report(client_name, fl_ctx)
+
+    def process_task_request(self, client: Client, fl_ctx: FLContext) -> tuple[str, str, Shareable | None]:
+        """A site asks for its next task."""
+        task, task_id, message = self._communicator.process_task_request(client, fl_ctx)
+        secret = self._secrets.known(client.name)
+        if task == AppConstants.TASK_TRAIN and message is not None and secret is not None:
+            message.set_header(SECRET, secret)
+        return task, task_id, message

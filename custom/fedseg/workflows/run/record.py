@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,15 @@ class RunRecord:
 
     Attributes:
         folder: what the job's download will hold.
-        job: name, id, content and submitter of the job, see ``executors.job_facts``; empty where nobody told.
+        job: name, id, content and submitter of the job, see ``messages.job_facts``; empty where nobody told.
+        round: at hand, from 0; -1 outside of rounds.
+        events: what went wrong at which site in which round.
     """
 
     def __init__(self, folder: Path, job: Mapping[str, Any] | None = None) -> None:
         self.folder, self.job = folder, dict(job or {})
+        self.round = -1
+        self.events: list[dict[str, Any]] = []
         self._log: RunLog | None = None
         # Of each model after a round the latest line that names it: number and hash.
         self._lines: dict[tuple[str, int], tuple[int, str]] = {}
@@ -95,6 +100,12 @@ class RunRecord:
             self.enter(kind, **details)
         self._progress(kind, details)
 
+    def note_site(self, site: str, what: str) -> None:
+        """Remember and write down what went wrong at a site in the round at hand."""
+        logger.warning("%s: %s", site, what)
+        self.events.append({"round": self.round, "site": site, "what": what})
+        self.event("site", round=self.round, site=site, what=what)
+
     def _progress(self, kind: str, details: Mapping[str, Any]) -> None:
         line = json.dumps({"time": time.time(), "event": kind, **details}) + "\n"
         try:
@@ -117,6 +128,18 @@ class RunRecord:
         except FedsegError as error:
             logger.error("The end of the run does not stand in its record: %s", error)
         self._progress("failed", {"what": what})
+
+    @contextmanager
+    def failures(self) -> Iterator[None]:
+        """Tell of an error that ends the run before it ends it."""
+        try:
+            yield
+        except FedsegError as error:
+            self.failed(str(error))
+            raise
+        except Exception as error:
+            self.failed(f"An unexpected {type(error).__name__} at the server: {error}")
+            raise
 
     def copy_record(self) -> None:
         """Leave a copy of the record beside the results, so that whoever fetches the job has it."""

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedseg.tasks.segmentation.metrics import pool
-from fedseg.workflows.run.global_model import GlobalModel
+from fedseg.workflows.run.run_model import RunModel
 from fedseg.workflows.run.site_selection import Selection
 
 
 def describe_round(
-    number: int, seconds: float, model: GlobalModel, traffic: Mapping[str, tuple[int, int]], chosen: Selection
+    number: int, seconds: float, model: RunModel, traffic: Mapping[str, tuple[int, int]], chosen: Selection
 ) -> dict[str, Any]:
     """The entry of a finished round in ``rounds[]`` of the summary.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -35,7 +35,13 @@ class Selection:
 
 
 class SiteSelection(ABC):
-    """Picks the sites of a round; draws follow from the job's seed and the round alone."""
+    """Picks the sites of a round; draws follow from the job's seed and the round alone.
+
+    Attributes:
+        asks_all: whether every round asks every site, so that the scores of rounds can be compared.
+    """
+
+    asks_all: ClassVar[bool] = False
 
     def select(self, facts: Mapping[str, SiteFacts], seed: int, round_number: int) -> Selection:
         """Choose.

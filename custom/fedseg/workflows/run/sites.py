@@ -6,7 +6,7 @@ import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from nvflare.app_common.abstract.fl_model import FLModel
 
@@ -16,6 +16,8 @@ from fedseg.messages.calls.call import Call
 from fedseg.messages.calls.caller import Failure
 
 logger = logging.getLogger(__name__)
+Message: TypeAlias = FLModel | Mapping[str, FLModel]
+"""One message for all sites, or one for each."""
 Accept = Callable[[str, FLModel], object]
 """Gets a site's name and its answer; an error that it raises leaves the answer out, and is noted by the site's name."""
 Receive = Callable[[str, FLModel | RefusalError], bool]
@@ -90,7 +92,7 @@ class Sites(ABC):
     def ask(
         self,
         task: str,
-        message: FLModel,
+        message: Message,
         sites: Sequence[str],
         timeout: int = 0,
         accept: Accept | None = None,
@@ -100,12 +102,12 @@ class Sites(ABC):
 
         Args:
             task: name of the task.
-            message: what it carries; the run's id is added to its meta.
+            message: what it carries, for all sites or for each its own; the run's id is added to its meta.
             sites: who is asked.
             timeout: seconds after which the wait ends without those who have not answered; 0 waits for all that are
                 there.
             accept: gets each answer as it arrives, one after the other.
-            refused: what is noted before the text of an error of ``accept``.
+            refused: what is noted before the text of an error of ``accept``; empty for the text alone.
 
         Returns:
             The accepted answers by site, without their arrays.
@@ -137,7 +139,10 @@ class Sites(ABC):
 
         self.asked = asked
         try:
-            self.deliver(task, self._addressed(message), asked, timeout, receive)
+            if isinstance(message, Mapping):
+                self._deliver_each(task, message, asked, timeout, receive)
+            else:
+                self.deliver(task, self._of_run(message), asked, timeout, receive)
         finally:
             self.asked = []
             with self._lock:
@@ -159,7 +164,7 @@ class Sites(ABC):
                     self.note(site, why)
                 return why is None
 
-        self.post(task, self._addressed(message), site, receive)
+        self.post(task, self._of_run(message), site, receive)
 
     def absence(self, site: str) -> str | None:
         """Why nothing can be expected of a site now, as the end of a sentence; None if something can."""
@@ -179,7 +184,7 @@ class Sites(ABC):
     def converse(
         self,
         task: str,
-        message: FLModel,
+        message: Message,
         sites: Sequence[str],
         timeout: int,
         accept: Accept,
@@ -207,7 +212,7 @@ class Sites(ABC):
             AbortedError: the job was aborted meanwhile.
         """
 
-    # ------------------------------------------------------------------ what carries messages
+    # ------------------------------------------------------------------ what a subclass does
 
     @abstractmethod
     def deliver(self, task: str, message: FLModel, sites: list[str], timeout: int, receive: Receive) -> None:
@@ -218,17 +223,28 @@ class Sites(ABC):
         """
 
     @abstractmethod
-    def post(self, task: str, message: FLModel, site: str, receive: Receive) -> None:
-        """Bring a task to one site; its answer goes to ``receive`` whenever it comes."""
+    def post(self, task: str, message: FLModel, site: str, receive: Receive) -> Callable[[], None]:
+        """Bring a task to one site; its answer goes to ``receive`` whenever it comes. Gives what withdraws the task."""
 
     def count(self, site: str, up: int, down: int) -> None:
-        """Add bytes that came from a site, and went to it; carriers call it for each answer."""
+        """Add bytes that came from a site, and went to it; a subclass calls it for each answer."""
         before = self.traffic.get(site, (0, 0))
         self.traffic[site] = before[0] + up, before[1] + down
 
     # ------------------------------------------------------------------ what is noted
 
-    def _addressed(self, message: FLModel) -> FLModel:
+    def _deliver_each(
+        self, task: str, messages: Mapping[str, FLModel], sites: list[str], timeout: int, receive: Receive
+    ) -> None:
+        """Bring each site a message of its own."""
+        withdraw = [self.post(task, self._of_run(messages[site]), site, receive) for site in sites]
+        try:
+            self.wait(lambda: self.heard >= set(sites), timeout)
+        finally:
+            for each in withdraw:
+                each()
+
+    def _of_run(self, message: FLModel) -> FLModel:
         message.meta = {**(message.meta or {}), RUN_ID: self.run_id}
         return message
 
@@ -241,7 +257,7 @@ class Sites(ABC):
             if accept is not None:
                 accept(site, answer)
         except FedsegError as error:
-            return f"{refused}: {error}"
+            return f"{refused}: {error}" if refused else str(error)
         except Exception as error:
             # A program error; what carries the message would swallow it, and with it the site's name.
             logger.warning("The answer of %s could not be accepted", site, exc_info=True)
@@ -262,3 +278,8 @@ class Sites(ABC):
             self.note(site, f"did not answer the task {task}: {why}; it is left out until it is heard of again")
         else:
             self.note(site, f"did not answer the task {task}" + (f" within {timeout} s" if timeout else ""))
+
+
+def single_messages(message: Message) -> list[FLModel]:
+    """The one message for all sites, or those of all sites."""
+    return list(message.values()) if isinstance(message, Mapping) else [message]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from fedseg import allowed
+from fedseg.allowed import number, setting, whole
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,13 @@ class StoppingRules:
             costliest so far; needs sites that report what they spend; None for never.
     """
 
-    target_dice: float | None = None
-    patience: int | None = None
-    max_hours: float | None = None
-    max_epsilon: float | None = None
+    target_dice: float | None = setting(None, number, above=0, most=1, allowed="a Dice above 0 and up to 1")
+    patience: int | None = setting(None, whole, allowed="a whole number of rounds of at least 1")
+    max_hours: float | None = setting(None, number, above=0, allowed="hours above 0")
+    max_epsilon: float | None = setting(None, number, above=0, allowed="an epsilon above 0")
 
     def __post_init__(self) -> None:
-        allowed.optional(allowed.number, "workflow.target_dice", self.target_dice, above=0, most=1)
-        allowed.optional(allowed.number, "workflow.max_hours", self.max_hours, above=0)
-        allowed.optional(allowed.number, "workflow.max_epsilon", self.max_epsilon, above=0)
-        allowed.optional(allowed.whole, "workflow.patience", self.patience)
+        check_fields(self, "workflow")
 
     def reason(self, rounds: Sequence[Mapping[str, Any]], hours: float) -> str | None:
         """Why no further round should start, or None.
@@ -71,3 +68,14 @@ class StoppingRules:
                     f"{self.max_epsilon}"
                 )
         return None
+
+
+def check_fields(settings: Any, where: str) -> None:
+    """Check an object of settings whose fields are made by ``allowed.setting``.
+
+    Raises:
+        ConfigurationError: names the first field that is wrong.
+    """
+    for each in fields(settings):
+        if "check" in each.metadata:
+            each.metadata["check"](f"{where}.{each.name}", getattr(settings, each.name))

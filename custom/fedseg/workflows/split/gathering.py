@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection
 
 from fedseg.messages.calls.call import Call
-from fedseg.messages.calls.caller import DirectCalls
+from fedseg.workflows.run.sites import Calls
 from fedseg.workflows.split.server_pass import Leave
 
 _READY_TIMEOUT = 5.0
@@ -21,7 +21,7 @@ class Gathering:
     is waited for like the others.
     """
 
-    def __init__(self, calls: DirectCalls, blank: Call, start_timeout: float, gone: Callable[[str], object]) -> None:
+    def __init__(self, calls: Calls, blank: Call, start_timeout: float, gone: Callable[[str], object]) -> None:
         """Prepare.
 
         Args:

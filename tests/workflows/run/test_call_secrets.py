@@ -10,8 +10,8 @@ from nvflare.apis.impl.wf_comm_server import WFCommServer
 from nvflare.apis.shareable import Shareable
 
 from fedseg.messages.calls.call import SECRET
+from fedseg.workflows.run.call_secrets import CallSecrets
 from fedseg.workflows.run.presence import Listening, Presence
-from fedseg.workflows.split.secrets import Handing, SiteSecrets
 from fedseg.workflows.split_training import SplitTraining
 
 
@@ -33,17 +33,18 @@ def asked(handing, site):
 
 
 def test_secrets_are_random_and_stay():
-    known = SiteSecrets()
+    known = CallSecrets()
     found = [known.of(site) for site in "abc"]
-    assert len({*found, *(SiteSecrets().of(site) for site in "abc")}) == 6
+    assert len({*found, *(CallSecrets().of(site) for site in "abc")}) == 6
     assert all(re.fullmatch("[0-9a-f]{32}", secret) for secret in found), "128 bits"
     assert [known.of(site) for site in "abc"] == found
 
 
 def test_each_site_is_given_its_own_with_the_task_that_begins_a_round():
     """FLARE's own communicator, which keeps one message for all; also where a site asks for its task once more."""
-    known = SiteSecrets()
-    handing = Handing(WFCommServer(), Presence(0), known)
+    known = CallSecrets()
+    handing = Listening(WFCommServer(), Presence(0), known)
+    assert {known.of(site) for site in "ab"} == {known.known(site) for site in "ab"}
     task = Task("train", Shareable({"weights": 1}))
     handing.broadcast(task=task, fl_ctx=FLContext(), targets=["a", "b"], min_responses=0)
     for site in "aba":
@@ -53,16 +54,20 @@ def test_each_site_is_given_its_own_with_the_task_that_begins_a_round():
 
 
 def test_no_other_message_carries_it():
+    known = CallSecrets()
+    assert known.of("a")
     for task in ("prepare", "validate", "submit_model"):
-        assert asked(Handing(Communicator(task), Presence(0), SiteSecrets()), "a")[2].get_header(SECRET) is None
-    assert asked(Handing(Communicator(""), Presence(0), SiteSecrets()), "a") == ("", "id", None)
+        assert asked(Listening(Communicator(task), Presence(0), known), "a")[2].get_header(SECRET) is None
+    assert asked(Listening(Communicator("train"), Presence(0), known), "b")[2].get_header(SECRET) is None, "not called"
+    assert asked(Listening(Communicator(""), Presence(0), CallSecrets()), "a") == ("", "id", None)
 
 
 def test_the_workflow_hands_them_out_and_still_hears_its_sites(monkeypatch):
     loop, communicator = SplitTraining(1), Communicator("train")
-    monkeypatch.setattr("fedseg.workflows.run.site_dialogue.ModelController.set_communicator", lambda *a: None)
+    monkeypatch.setattr("fedseg.workflows.run.workflow.ModelController.set_communicator", lambda *a: None)
     loop.set_communicator(communicator)
     assert isinstance(loop.communicator, Listening)
-    assert asked(loop.communicator, "a")[2].get_header(SECRET) == loop._secrets.of("a")
+    assert loop.sites.secrets.of("a")
+    assert asked(loop.communicator, "a")[2].get_header(SECRET) == loop.sites.secrets.of("a")
     loop.communicator.client_is_active("a", "getTask", None)
     assert communicator.active == ["a"]

@@ -1,0 +1,37 @@
+"""Whether all parts of a job agree that it encrypts updates."""
+
+from __future__ import annotations
+
+from nvflare.app_common.app_constant import AppConstants
+
+from fedseg.contract.protocol import UPLOAD
+from fedseg.errors import ConfigurationError
+from fedseg.workflows.run.round_protocol import DECRYPT, ENCRYPT, JobParts
+
+
+def check_encryption(job: JobParts) -> None:
+    """Refuse a job in which a part does not know that the others encrypt.
+
+    Raises:
+        ConfigurationError: names the part that is missing, or that cannot be there.
+    """
+    for each in job.filters(UPLOAD):
+        if each.guarantees:
+            why = "Sites report the largest value of their update, which no guarantee would cover."
+            raise ConfigurationError("task_result_filters", type(each).__name__, "left out in a job that encrypts", why)
+        if each.private_names(job.plan) or each.frozen_names(job.plan):
+            why = "All arrays of the network are encrypted as one vector."
+            raise ConfigurationError("task_result_filters", type(each).__name__, "left out in a job that encrypts", why)
+    if UPLOAD not in job.tasks:
+        raise ConfigurationError("executors: tasks", list(job.tasks), f"a list with {UPLOAD!r} in a job that encrypts")
+    if ENCRYPT not in job.result_filters.get(UPLOAD, []):
+        allowed = f"for {UPLOAD!r} a chain that ends with {ENCRYPT}"
+        raise ConfigurationError("task_result_filters", dict(job.result_filters), allowed)
+    if job.result_filters.get(AppConstants.TASK_TRAIN):
+        why = "In a job that encrypts, updates leave with the other task; none would pass a filter here."
+        raise ConfigurationError("task_result_filters: tasks", AppConstants.TASK_TRAIN, f"{UPLOAD!r}", why)
+    for task in (AppConstants.TASK_TRAIN, AppConstants.TASK_VALIDATION):
+        if DECRYPT not in job.data_filters.get(task, []):
+            raise ConfigurationError(
+                "task_data_filters", dict(job.data_filters), f"for {task!r} a chain with {DECRYPT}"
+            )

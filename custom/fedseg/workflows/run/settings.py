@@ -1,0 +1,129 @@
+"""What every kind of run may be told, checked when its workflow is built."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from fedseg.allowed import number, setting, switch, whole
+from fedseg.errors import ConfigurationError
+from fedseg.site.state import check_run_id
+from fedseg.workflows.run.stopping import StoppingRules, check_fields
+
+_COUNT = "a whole number of at least 0"
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Settings of a run at the server, the same names as the arguments of the workflow that a job names.
+
+    >>> RunSettings(num_rounds=3, round_timeout=60).prepare_seconds
+    60
+    >>> RunSettings(num_rounds=0)
+    Traceback (most recent call last):
+    fedseg.errors.ConfigurationError: workflow.num_rounds is 0, but must be a whole number of at least 1.
+
+    Attributes:
+        num_rounds: training rounds.
+        min_sites: sites that must accept the job, and answer in each round (in a round that asks fewer sites, all of
+            them); with fewer the job fails.
+        round_timeout: seconds after which a round's training, or the last evaluation, goes on without the sites that
+            have not answered; 0 waits for all.
+        prepare_timeout: the same for ``prepare``, in which sites start their processes and check their data; None takes
+            ``round_timeout``.
+        site_silence: seconds without a sign of life (a site's process gives one every 10 s, also while it trains) after
+            which no task waits for a site any more; 0 waits on. It is asked again once it is heard of.
+        target_dice, patience, max_hours, max_epsilon: see ``StoppingRules``.
+        keep_updates: store every round's global model and updates beside the results.
+        keep_checkpoints: how many of the last rounds server and sites keep to continue from; 0 keeps all.
+        run_id: keys the state of server and sites; if None it is made at the first start. In a federation it is the id
+            of that job, so that whoever knows the job can continue the run.
+        resume: continue the stopped run ``run_id`` from its checkpoint at the server.
+        resume_round: the finished round to continue after; None for the last one.
+        task_check_period: seconds between looks at FLARE's tasks; small, since rounds may be short.
+    """
+
+    num_rounds: int = field(metadata={"check": whole})
+    min_sites: int = setting(1, whole)
+    round_timeout: int = setting(0, whole, least=0, allowed=_COUNT)
+    prepare_timeout: int | None = setting(None, whole, least=0, allowed=_COUNT)
+    site_silence: int = setting(120, whole, least=0, allowed=_COUNT)
+    target_dice: float | None = None
+    patience: int | None = None
+    max_hours: float | None = None
+    max_epsilon: float | None = None
+    keep_updates: bool = setting(False, switch)
+    keep_checkpoints: int = setting(2, whole, least=0, allowed=_COUNT)
+    run_id: str | None = None
+    resume: bool = setting(False, switch)
+    resume_round: int | None = setting(None, whole, least=0, allowed=_COUNT)
+    task_check_period: float = setting(0.02, number, above=0, below=60, allowed="seconds above 0 and below 60")
+
+    def __post_init__(self) -> None:
+        check_fields(self, "workflow")
+        _ = self.stopping
+        if self.run_id is not None:
+            check_run_id(self.run_id)
+        elif self.resume:
+            raise ConfigurationError("workflow.resume", True, "false without run_id, which says what to continue")
+        if self.resume_round is not None and not self.resume:
+            raise ConfigurationError("workflow.resume_round", self.resume_round, "null unless workflow.resume is true")
+
+    @property
+    def prepare_seconds(self) -> int:
+        """Seconds after which ``prepare`` goes on without the sites that have not answered; 0 waits for all."""
+        return self.round_timeout if self.prepare_timeout is None else self.prepare_timeout
+
+    @property
+    def stopping(self) -> StoppingRules:
+        """When the run ends before its last round."""
+        return StoppingRules(self.target_dice, self.patience, self.max_hours, self.max_epsilon)
+
+
+def takes_run_settings(constructor: Callable[..., None]) -> Callable[..., None]:
+    """Say in the signature of a constructor that ends with ``**settings`` which these are: those of ``RunSettings``.
+
+    Jobs are checked by signatures, so that an argument that no workflow has is refused by its name.
+
+    >>> @takes_run_settings
+    ... def build(num_rounds, mode="compact", **settings): ...
+    >>> list(inspect.signature(build).parameters)[:4]
+    ['num_rounds', 'mode', 'min_sites', 'round_timeout']
+    """
+    own = [p for p in inspect.signature(constructor).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    further = [
+        inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=each.default)
+        for each in fields(RunSettings)
+        if each.name not in {parameter.name for parameter in own}
+    ]
+    constructor.__signature__ = inspect.Signature([*own, *further])  # type: ignore[attr-defined]
+    return constructor
+
+
+def check_part(name: str, part: Any, kind: Any) -> None:
+    """Refuse what is no such part of a method.
+
+    Raises:
+        ConfigurationError: names the part.
+    """
+    if not isinstance(part, kind):
+        shown = part if isinstance(part, str | int | float) else type(part).__name__
+        allowed = f'the {name} of a method: {{"path": ..., "args": {{...}}}}'
+        raise ConfigurationError(f"workflow.{name}", shown, allowed, "docs/reference/method-table.md lists them.")
+
+
+def refuse_given(where: str, **given: Any) -> None:
+    """Refuse arguments that have no meaning in a kind of run.
+
+    Args:
+        where: words for this kind of run, such as ``split training``.
+        given: arguments; what is None or false counts as left out.
+
+    Raises:
+        ConfigurationError: names the first that is given.
+    """
+    for name, value in given.items():
+        if value:
+            raise ConfigurationError(f"workflow.{name}", "given", f"left out in {where}")

@@ -1,0 +1,173 @@
+"""The loop of a run: prepare, rounds, and a last evaluation of everything that may be used."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from fedseg.contract.plan import Plan
+from fedseg.contract.report import ReportField
+from fedseg.errors import FedsegError
+from fedseg.memory import give_back
+from fedseg.networks.weights import Arrays
+from fedseg.workflows.run.last_evaluation import beats_best, evaluate_run
+from fedseg.workflows.run.record import BEST_MODEL, LAST_MODEL, RunRecord, round_line
+from fedseg.workflows.run.round_protocol import RoundProtocol
+from fedseg.workflows.run.run_model import RunModel, RunPlace
+from fedseg.workflows.run.run_state import RunState
+from fedseg.workflows.run.scores import describe_round, validation_scores
+from fedseg.workflows.run.settings import RunSettings
+from fedseg.workflows.run.site_selection import Selection, SiteSelection
+from fedseg.workflows.run.sites import Sites
+
+
+class TrainingRun:
+    """A training over rounds, whatever a round is and whatever carries its messages.
+
+    1. ``prepare``: every site accepts the job or refuses it with a reason; the others take part. A site that did not
+       answer in time is invited again and takes part from the round after its answer.
+    2. ``run_rounds``: the protocol collects the updates of the selected sites, the model makes the next one of them. A
+       site that fails is named, left out, and asked again in the next round. After every round a checkpoint is written,
+       from which a stopped run continues to the last bit.
+    3. ``finish``: the last model is scored at every site, and so is the best one where it is another: of two models the
+       one with the higher mean validation Dice over the cases of the sites that scored both.
+
+    >>> from pathlib import Path
+    >>> from fedseg.aggregators.fedavg import FedAvg
+    >>> def simulate(sites, selection, plan, folder):  # sites: a ``Sites``
+    ...     run = TrainingRun(RunSettings(3), WeightedModel(FedAvg()), Broadcast(), selection, sites, RunRecord(folder))
+    ...     run.run(plan, RunPlace(folder / "state", folder))
+    ...     return run.state.rounds
+
+    Attributes:
+        state: all that the run knows.
+        protocol: how a round goes.
+    """
+
+    def __init__(
+        self,
+        settings: RunSettings,
+        model: RunModel,
+        protocol: RoundProtocol,
+        selection: SiteSelection,
+        sites: Sites,
+        record: RunRecord,
+    ) -> None:
+        self.state, self.protocol = RunState(settings, model, selection, sites, record), protocol
+
+    def run(self, plan: Plan, place: RunPlace, report_fields: Mapping[str, ReportField] | None = None) -> None:
+        """The whole run; see ``RunState.load``."""
+        self.state.load(plan, place, report_fields)
+        self.prepare()
+        self.run_rounds()
+        self.finish()
+
+    def prepare(self) -> None:
+        """Ask every connected site to take part.
+
+        Raises:
+            FedsegError: too few do.
+        """
+        run, settings = self.state, self.state.settings
+        accepted = run.participants.prepare(run.plan.digest, settings.prepare_seconds)
+        if len(accepted) < settings.min_sites:
+            reasons = "; ".join(f"{e['site']}: {e['what']}" for e in run.events) or "no site answered"
+            raise FedsegError(f"{len(accepted)} site(s) accepted the job, but {settings.min_sites} must. {reasons}")
+        if run.rounds:
+            for _ in set(accepted) - set(run.participants.former):
+                run.model.add_site()
+        else:
+            for answer in accepted.values():
+                for name, value in answer.statistics.items():
+                    run.totals[name] = run.totals.get(name, 0.0) + value
+            run.model.start(len(accepted))
+        self.protocol.begin(run)
+
+    def run_rounds(self) -> None:
+        """All rounds that are still to run, as long as no stopping rule speaks.
+
+        Sites score what they receive, so a round tells the score of the model that the round before made; the score of
+        the last one comes with the last evaluation.
+        """
+        run = self.state
+        for number in range(len(run.rounds), run.settings.num_rounds):
+            reason = run.settings.stopping.reason(run.rounds, run.hours())
+            if reason is not None:
+                run.stopped = {"round": number - 1, "reason": reason}
+                run.record.event("stopped", round=number - 1, what=reason)
+                break
+            run.record.round = number
+            self.run_round()
+            if number > 0 and beats_best(run, validation_scores(run.rounds[number])):
+                run.best_round = number - 1
+                run.save_model(BEST_MODEL, number - 1)
+            run.save_model(LAST_MODEL, number)
+            run.save_checkpoint()
+            run.write_results()
+        run.record.round = -1
+
+    def run_round(self) -> None:
+        """One round: who is asked, what they send, and the next model."""
+        run, start = self.state, time.perf_counter()
+        chosen = self._select()
+        run.sites.traffic.clear()
+        run.model.begin_round(self._keep_update if run.settings.keep_updates else None)
+        self.protocol.collect(run, chosen.sites)
+        answered = len(self.protocol.participants(run))
+        if answered < (needed := min(run.settings.min_sites, len(chosen.sites))):
+            raise FedsegError(
+                f"{answered} site(s) answered in round {run.number}, but {needed} must; "
+                "the model of the round before is kept."
+            )
+        run.model.finish_round()
+        self._conclude(chosen, time.perf_counter() - start)
+        give_back()
+
+    def finish(self) -> None:
+        """Collect what is still missing, and have the models scored."""
+        self.protocol.finish(self.state)
+        evaluate_run(self.state, self.protocol)
+
+    def progress(self) -> dict[str, Any]:
+        """How far the run is: ``round`` (from 0) of ``rounds`` during a round, and see ``Sites.progress``."""
+        run, now = self.state, self.state.sites.progress()
+        return now if run.number < 0 else {"round": run.number, "rounds": run.settings.num_rounds, **now}
+
+    def _select(self) -> Selection:
+        """The sites of the round at hand, among those of which something is heard."""
+        run = self.state
+        self._add_newcomers()
+        present = {site: facts for site, facts in run.facts.items() if run.sites.absence(site) is None}
+        chosen = run.selection.select(present or dict(run.facts), run.plan.seed, run.number)
+        total = run.settings.num_rounds
+        run.record.event("round", round=run.number, total=total, sites=chosen.sites, selection=chosen.reasons)
+        return chosen
+
+    def _add_newcomers(self) -> None:
+        run = self.state
+        for site in run.participants.add_newcomers(run.plan.digest):
+            if (why := self.protocol.unfit(run, site)) is None:
+                run.model.add_site()
+            else:
+                del run.facts[site]
+                run.note(site, f"left out: {why}")
+
+    def _conclude(self, chosen: Selection, seconds: float) -> None:
+        """Remember and write down what the round was."""
+        run = self.state
+        for site in chosen.sites:
+            report = run.model.reports.get(site)
+            # Who did not answer took at least as long as it was waited for.
+            took = report.seconds if report else max(seconds, run.facts[site].seconds or 0.0)
+            run.facts[site] = replace(run.facts[site], seconds=took)
+        run.lineage.append(run.start_id)
+        entry = describe_round(run.number, seconds, run.model, run.sites.traffic, chosen)
+        run.rounds.append(entry)
+        model = run.model.digest_after(run.number)
+        run.record.enter("round", **round_line(entry, run.events), start=run.start_id, model=model)
+        run.record.event("round_done", round=run.number, seconds=seconds, val_dice=entry["val_dice"])
+
+    def _keep_update(self, name: str, arrays: Arrays) -> None:
+        self.state.record.update(self.state.number, name, arrays)

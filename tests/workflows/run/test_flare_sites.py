@@ -1,0 +1,184 @@
+"""The port over FLARE's own communicator and tasks, with threads in place of the sites' processes."""
+
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+from nvflare.apis.client import Client
+from nvflare.apis.fl_constant import ReservedKey, ReturnCode
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.impl.wf_comm_server import WFCommServer
+from nvflare.apis.shareable import Shareable, make_reply
+from nvflare.apis.signal import Signal
+from nvflare.app_common.abstract.fl_model import FLModel
+from nvflare.app_common.utils.fl_model_utils import FLModelUtils
+
+from fedseg.aggregators.fedavg import FedAvg
+from fedseg.contract.protocol import BYTES_DOWN, BYTES_UP, REASON, RUN_ID, TEXT
+from fedseg.errors import AbortedError
+from fedseg.messages.calls.call import SECRET, Ask, Call
+from fedseg.workflows.federated_training import FederatedTraining
+
+
+class Engine:
+    """FLARE's engine of the server's job process, as far as a communicator and direct calls need it."""
+
+    def __init__(self, names):
+        self.clients = [Client(name, "token") for name in names]
+
+    def get_clients(self):
+        return self.clients
+
+    def validate_targets(self, names):
+        return [client for client in self.clients if client.name in names], []
+
+    def fire_event(self, event_type, fl_ctx):
+        pass
+
+    def new_context(self):
+        context = FLContext()
+        context.set_prop(ReservedKey.ENGINE, self, private=True, sticky=False)
+        return context
+
+    def send_aux_request(self, targets, topic, request, timeout, fl_ctx, optional):
+        return {targets[0]: request}
+
+
+@pytest.fixture
+def flare():
+    """A workflow connected by FLARE's communicator, its port, and a way to start sites."""
+    workflow, communicator, engine = FederatedTraining(1, FedAvg()), WFCommServer(), Engine("abc")
+    context = engine.new_context()
+    workflow.set_communicator(communicator)
+    workflow.fl_ctx, workflow.engine, workflow.abort_signal = context, engine, Signal()
+    communicator.task_check_period = communicator._task_check_period = 0.02
+    communicator.initialize_run(context)
+    workflow.sites.run_id, noted, over = "run", [], threading.Event()
+    workflow.sites.note = lambda site, what: noted.append((site, what))
+
+    def site(name, answer):
+        client = Client(name, "token")
+        while not over.wait(0.01):
+            task, task_id, message = workflow.communicator.process_task_request(client, engine.new_context())
+            if not task:
+                continue
+            reply = answer(task, message)
+            if reply is None:
+                return
+            communicator.process_submission(client, task, task_id, reply, engine.new_context())
+
+    def start(**answers):
+        for name, answer in answers.items():
+            threading.Thread(target=site, args=(name, answer), daemon=True).start()
+
+    yield SimpleNamespace(sites=workflow.sites, noted=noted, start=start, abort=workflow.abort_signal)
+    over.set()
+    communicator._all_done = True
+
+
+def scores(task, message):
+    received = FLModelUtils.from_shareable(message)
+    assert received.meta[RUN_ID] == "run"
+    reply = FLModelUtils.to_shareable(FLModel(metrics={"got": received.metrics["sent"]}))
+    reply.set_header(BYTES_UP, 3)
+    reply.set_header(BYTES_DOWN, 4)
+    return reply
+
+
+def refuses(task, message):
+    return make_reply(ReturnCode.BAD_REQUEST_DATA, {REASON: "data", TEXT: "No cases.", BYTES_UP: 1, BYTES_DOWN: 2})
+
+
+def test_answers_refusals_and_silence_come_under_the_sites_names(flare):
+    flare.start(a=scores, b=refuses)
+    assert flare.sites.connected() == ["a", "b", "c"]
+    answers = flare.sites.ask("prepare", FLModel(metrics={"sent": 7}), ["a", "b", "c"], timeout=1)
+    assert {site: answer.metrics for site, answer in answers.items()} == {"a": {"got": 7}}
+    assert flare.noted == [("b", "data: No cases."), ("c", "did not answer the task prepare within 1 s")]
+    assert flare.sites.refusals == {"b": "data"}
+    assert flare.sites.traffic == {"a": (3, 4), "b": (1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        (make_reply(ReturnCode.EXECUTION_EXCEPTION), "failed: FLARE reports EXECUTION_EXCEPTION"),
+        (Shareable(), "sent an answer to the task train that cannot be read"),
+    ],
+)
+def test_what_is_no_answer_is_named(flare, reply, said):
+    flare.start(a=lambda task, message: reply)
+    assert flare.sites.ask("train", FLModel(metrics={"sent": 7}), ["a"]) == {}
+    assert flare.noted == [("a", said)]
+
+
+def test_a_message_of_its_own_reaches_each_site(flare):
+    flare.start(a=scores, b=scores)
+    messages = {site: FLModel(metrics={"sent": value}) for site, value in (("a", 1), ("b", 2))}
+    answers = flare.sites.ask("train", messages, ["a", "b"])
+    assert {site: answer.metrics["got"] for site, answer in answers.items()} == {"a": 1, "b": 2}
+
+
+def test_a_task_that_is_sent_is_answered_whenever_the_site_can(flare):
+    got = {}
+    flare.sites.send("train", FLModel(metrics={"sent": 5}), "a", lambda site, answer: got.update({site: answer}))
+    assert got == {}
+    flare.start(a=scores)
+    flare.sites.wait(lambda: bool(got), timeout=60)
+    assert got["a"].metrics == {"got": 5}
+
+
+def test_direct_calls_reach_sites_while_they_work_and_end_the_task(flare):
+    secrets, ready, accepted = {}, threading.Event(), []
+
+    def works(name):
+        def answer(task, message):
+            secrets[name] = message.get_header(SECRET)
+            ready.wait(60)
+            return scores(task, message) if name == "a" else None
+
+        return answer
+
+    def talk(calls):
+        answers, failures = calls.exchange({site: Call(Ask.READY, "s", 0) for site in "ab"})
+        assert (sorted(answers), failures) == (["a", "b"], {})
+        ready.set()
+        return ["a"]
+
+    flare.start(a=works("a"), b=works("b"))
+    message = FLModel(metrics={"sent": 7})
+    accept = lambda site, answer: accepted.append(site)  # noqa: E731
+    flare.sites.converse("train", message, ["a", "b"], 0, accept, talk, 5)
+    assert accepted == ["a"]
+    assert flare.noted == [("b", "did not answer the task train")]
+    assert secrets["a"] == flare.sites.secrets.of("a") != secrets["b"]
+    up, down = flare.sites.traffic["a"]
+    assert (up > 3, down > 4) == (True, True), "of the answer and of the call"
+
+
+def test_an_error_among_the_calls_ends_the_round(flare):
+    def talk(calls):
+        raise KeyError("x")
+
+    flare.start(a=lambda task, message: None)
+    with pytest.raises(KeyError):
+        flare.sites.converse("train", FLModel(metrics={"sent": 7}), ["a"], 0, lambda *answer: None, talk, 5)
+
+
+def test_an_abort_ends_the_wait(flare):
+    def asked(task, message):
+        flare.abort.trigger(True)
+
+    flare.start(a=asked)
+    with pytest.raises(AbortedError):
+        flare.sites.ask("train", FLModel(metrics={"sent": 7}), ["a"])
+
+
+def test_a_task_that_is_withdrawn_reaches_nobody(flare):
+    withdraw = flare.sites.post("train", FLModel(metrics={"sent": 7}), "a", lambda *answer: True)
+    withdraw()
+    asked = []
+    flare.start(a=lambda task, message: asked.append(task))
+    time.sleep(0.1)
+    assert asked == []

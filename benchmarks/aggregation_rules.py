@@ -32,8 +32,8 @@ from fedseg.data.datalist import Case, Datalist, read_datalist, write_datalist
 from fedseg.data.intake.sources import read_source
 from fedseg.data.partition import partition_by_sizes
 from fedseg.data.site_folders import write_sites
-from fedseg.evaluation.clocks import OWN_PROFILES, simulated_seconds
-from fedseg.evaluation.convergence import convergence_score, validation_dice
+from fedseg.evaluation.fets.clocks import OWN_PROFILES, simulated_seconds
+from fedseg.evaluation.fets.convergence import convergence_score, validation_dice
 from fedseg.jobs.job import Job, read_job
 from fedseg.randomness import generator
 from fedseg.simulation.in_process import InProcessFederation

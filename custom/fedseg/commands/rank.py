@@ -40,8 +40,8 @@ def add_parser(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Do what the command line asks."""
     _check(options)
+    from fedseg.evaluation.fets.run_ranking import rank_runs
     from fedseg.evaluation.report.compare import own_models_note
-    from fedseg.evaluation.report.run_ranking import rank_runs
     from fedseg.evaluation.summary import read_summary
 
     folders = dict(zip(run_names(options.runs), options.runs, strict=True))

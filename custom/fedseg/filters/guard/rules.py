@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 from nvflare.app_common.app_constant import AppConstants
 
+from fedseg.allowed import is_number
 from fedseg.contract.plan import Plan
 from fedseg.contract.protocol import BYTES_DOWN, BYTES_UP, PREPARE, REASON, SHARE, STATISTICS, TEXT, UPLOAD
 from fedseg.contract.shapes import has_private_arrays
@@ -27,12 +27,11 @@ from fedseg.networks.weights import EXTRA
 from fedseg.site.policy import OPEN, SitePolicy
 from fedseg.site.policy_rules import broken
 from fedseg.site.profile import SiteProfile
+from fedseg.tasks.objective import MEAN
 
 _HEADERS = {ReservedHeaderKey.RC, ReservedHeaderKey.CONTENT_TYPE, REASON, TEXT, BYTES_UP, BYTES_DOWN}
 _HEADERS |= {AppConstants.START_ROUND, AppConstants.CURRENT_ROUND, AppConstants.NUM_ROUNDS}
 _SPLITS = ("training", "validation", "test")
-_PER_REGION = ("dice", "hd95", "defined")
-_EMPTY_KINDS = ("both", "reference", "prediction")
 _MOST_STATISTICS = 1000
 
 
@@ -86,9 +85,10 @@ def check_curve(event: Shareable, plan: Plan, fields: Collection[str]) -> None:
     tag, value = dxo.data.get(TrackConst.TRACK_KEY), dxo.data.get(TrackConst.TRACK_VALUE)
     step = {TrackConst.GLOBAL_STEP_KEY: dxo.data.get(TrackConst.GLOBAL_STEP_KEY)}
     expected = {TrackConst.TRACK_KEY: tag, TrackConst.TRACK_VALUE: value, **step, TrackConst.KWARGS_KEY: step}
+    kind = plan.objective
     tags = {"train_loss": "train_loss", "val_loss": "val_loss"}
-    tags |= {f"val_dice/{region}": "val_dice" for region in (*plan.task.region_names, "mean")}
-    numbers = _is_number(value) and type(step[TrackConst.GLOBAL_STEP_KEY]) is int
+    tags |= {f"val_{kind.primary.name}/{output}": "val_dice" for output in (*kind.outputs, MEAN)}
+    numbers = is_number(value) and type(step[TrackConst.GLOBAL_STEP_KEY]) is int
     if dxo.data_kind != DataKind.ANALYTIC or tag not in tags or not numbers or dxo.data != expected:
         raise unknown("the event is no point of a curve")
     if tags[tag] not in fields:
@@ -128,7 +128,8 @@ def _check_acceptance(leaving: Leaving) -> None:
         raise unknown("the answer to prepare holds more than counts of cases and statistics")
     if not all(type(content.get(split, 0)) is int for split in _SPLITS):
         raise unknown("a count of cases is no whole number")
-    _check_numbers(statistics, optional=False)
+    if not all(isinstance(name, str) and is_number(value) for name, value in statistics.items()):
+        raise unknown("its statistics are something else than finite numbers by name")
     if len(statistics) > _MOST_STATISTICS:
         raise unknown(f"there are more than {_MOST_STATISTICS} statistics")
     if statistics:
@@ -154,7 +155,7 @@ def _check_statistics(leaving: Leaving, covered: bool) -> None:
 
 def _check_scores(leaving: Leaving) -> None:
     """Summaries over the site's cases; never one case by itself, unless the site has only one."""
-    plan, leave = leaving.plan, leaving.policy.scores_leave(leaving.guaranteed)
+    leave = leaving.policy.scores_leave(leaving.guaranteed)
     for asked, part in _metrics(leaving).items():
         if asked not in ("final", *_SPLITS) or not isinstance(part, Mapping) or part.get("split") not in _SPLITS:
             raise unknown("its scores are of no split")
@@ -164,20 +165,10 @@ def _check_scores(leaving: Leaving) -> None:
             continue
         if not leave:
             raise broken("scores", "asks for scores", "does not give them")
-        _check_summary(part, {*plan.task.region_names, "mean"})
-
-
-def _check_summary(part: Mapping[str, Any], regions: Collection[str]) -> None:
-    if set(part) - {"split", "cases", "loss", "empty", *_PER_REGION}:
-        raise unknown("its scores have unknown parts")
-    _check_numbers({"loss": part.get("loss")})
-    for name in _PER_REGION:
-        _check_numbers(part.get(name, {}), regions)
-    empty = part.get("empty", {})
-    if not isinstance(empty, Mapping) or not set(empty) <= set(regions):
-        raise unknown("its scores are of other regions than the task's")
-    for counts in empty.values():
-        _check_numbers(counts, _EMPTY_KINDS)
+        if part.get("loss") is not None and not is_number(part["loss"]):
+            raise unknown("its loss is something else than a finite number")
+        if fault := leaving.plan.objective.fault(part, further=("split", "loss")):
+            raise unknown(fault)
 
 
 def _check_submission(leaving: Leaving) -> None:
@@ -201,19 +192,6 @@ def _read(shareable: Shareable) -> DXO:
         return from_shareable(shareable)
     except ValueError:
         raise unknown("it is no DXO") from None
-
-
-def _check_numbers(values: Any, names: Collection[str] | None = None, optional: bool = True) -> None:
-    if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
-        raise unknown("it holds something else where numbers by name are expected")
-    if names is not None and not set(values) <= set(names):
-        raise unknown("it holds numbers under unknown names")
-    if not all(_is_number(value) or (optional and value is None) for value in values.values()):
-        raise unknown("it holds something else than finite numbers")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _check_update(leaving: Leaving) -> None:

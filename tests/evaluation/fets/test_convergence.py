@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from evaluation.synthetic_run import SITES, make_summary
 from fedseg.errors import ConfigurationError, DataError
-from fedseg.evaluation.clocks import (
+from fedseg.evaluation.fets.clocks import (
     OWN_PROFILES,
     Compute,
     Network,
@@ -24,7 +24,7 @@ from fedseg.evaluation.clocks import (
     read_profiles,
     simulated_seconds,
 )
-from fedseg.evaluation.convergence import WEEK, convergence_score, measured_seconds, validation_dice
+from fedseg.evaluation.fets.convergence import WEEK, convergence_score, measured_seconds, validation_dice
 
 ROUNDS = st.lists(
     st.tuples(st.floats(0, 1), st.integers(0, 40)), min_size=1, max_size=8

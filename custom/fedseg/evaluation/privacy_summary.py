@@ -13,16 +13,18 @@ _FACTS = (
 )  # fmt: skip
 
 
-def privacy_summary(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def privacy_summary(rounds: Sequence[Mapping[str, Any]], meanings: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The part ``privacy`` of a run's summary.
 
     Args:
         rounds: the entries of the run's rounds, whose sites hold ``privacy``: the steps of their updates.
+        meanings: what a filter is to somebody who reads a report, by its class.
 
     Returns:
-        ``filters`` (class and arguments, in order), ``sites`` (of each what its mechanism states and has spent),
-        ``total`` (the worst of the sites), ``seconds_per_round`` (of all filters, mean over sites and rounds) and, for
-        encrypted runs, ``mechanism``, ``security_bits`` and ``bytes_per_parameter``. Empty where no filter ran.
+        ``filters`` (class, arguments and meaning, in order), ``sites`` (of each what its mechanism states and has
+        spent), ``total`` (the worst of the sites), ``seconds_per_round`` (of all filters, mean over sites and rounds)
+        and, for encrypted runs, ``mechanism``, ``security_bits`` and ``bytes_per_parameter``. Empty where no filter
+        ran.
     """
     taken = [(entry["round"], site, values) for entry in rounds for site, values in entry["sites"].items()]
     steps = [(number_, site, step) for number_, site, values in taken for step in values.get("privacy") or ()]
@@ -31,7 +33,7 @@ def privacy_summary(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     sites = {
         site: _of_site([(n, s) for n, name, s in steps if name == site]) for site in _sorted(s for _, s, _ in steps)
     }
-    content: dict[str, Any] = {"filters": _chain(taken), "sites": sites}
+    content: dict[str, Any] = {"filters": _chain(taken, meanings or {}), "sites": sites}
     spent = [values for values in sites.values() if values.get("epsilon") is not None]
     if spent:
         worst = max(spent, key=lambda values: values["epsilon"])
@@ -64,11 +66,15 @@ def _of_site(steps: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, Any]:
     return content
 
 
-def _chain(taken: Sequence[tuple[int, str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """The filters of the last update that has any, with their arguments."""
+def _chain(taken: Sequence[tuple[int, str, Mapping[str, Any]]], meanings: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The filters of the last update that has any, with their arguments and what they mean."""
     steps = next(values["privacy"] for _, _, values in reversed(taken) if values.get("privacy"))
     return [
-        {"filter": step["filter"], **{k: v for k, v in step.items() if k not in _FACTS and v is not None}}
+        {
+            "filter": step["filter"],
+            **{k: v for k, v in step.items() if k not in _FACTS and v is not None},
+            **({"meaning": meanings[step["filter"]]} if step["filter"] in meanings else {}),
+        }
         for step in steps
     ]
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from fedseg import allowed
 from fedseg.contract.plan import Plan
+from fedseg.contract.report import job_fields
 from fedseg.errors import DataError
 from fedseg.evaluation.privacy_summary import privacy_summary
 from fedseg.files.documents import write_json
@@ -25,6 +26,7 @@ class RunJob(Protocol):
     """What a summary says of a job; see ``fedseg.jobs.job.Job``."""
 
     name: str
+    client: dict[str, Any]
 
     @property
     def plan(self) -> Plan: ...
@@ -33,6 +35,8 @@ class RunJob(Protocol):
     def workflow(self) -> dict[str, Any]: ...
 
     def hooks(self) -> list[dict[str, Any]]: ...
+
+    def meanings(self) -> dict[str, str]: ...
 
 
 def describe_run(
@@ -56,12 +60,6 @@ def describe_run(
         peak_rss_mb: largest resident memory per process in MiB, as far as known.
     """
     plan, rounds = job.plan, results["rounds"]
-    final, best = dict(results["final"]), dict(results["best"])
-    for scores in (final, best):
-        if scores.get("model"):
-            scores["model"] = f"models/{scores['model']}"
-        if "models" in scores:
-            scores["models"] = {site: f"models/{file}" for site, file in scores["models"].items()}
     traffic = {key: sum(s[key] for r in rounds for s in r["sites"].values()) for key in ("bytes_up", "bytes_down")}
     return {
         "schema": SCHEMA,
@@ -69,30 +67,55 @@ def describe_run(
         "date": date,
         "empty_convention": plan.training.empty,
         "job": job.name,
+        **_planned(plan),
+        "versions": versions,
+        "seed": plan.seed,
+        "threads_per_site": plan.training.threads,
+        "simulated": simulated,
+        "sites": results["sites"],
+        **_components(job),
+        "selection": results["selection"],
+        "rounds": rounds,
+        "final": _with_folder(results["final"]),
+        "best": _with_folder(results["best"]),
+        "events": results["events"],
+        "privacy": privacy_summary(rounds, job.meanings()),
+        "stopped": results["stopped"],
+        "cost": {"wall_seconds": seconds, **traffic, "peak_rss_mb": peak_rss_mb},
+    }
+
+
+def _planned(plan: Plan) -> dict[str, Any]:
+    """What was trained."""
+    return {
         "task": plan.task.name,
         "task_declaration": plan.task.to_dict(),
         "method": plan.method,
         "network": plan.network.to_dict(),
         "training": plan.training.to_dict(),
         **({} if plan.split is None else {"split": plan.split.to_dict()}),
-        "versions": versions,
-        "seed": plan.seed,
-        "threads_per_site": plan.training.threads,
-        "simulated": simulated,
-        "sites": results["sites"],
-        "workflow": {key: value for key, value in job.workflow.items() if key not in _ELSEWHERE},
-        "local_objectives": [
-            {"name": component["path"].rpartition(".")[2], **component.get("args", {})} for component in job.hooks()
-        ],
-        "selection": results["selection"],
-        "rounds": rounds,
-        "final": final,
-        "best": best,
-        "events": results["events"],
-        "privacy": privacy_summary(rounds),
-        "stopped": results["stopped"],
-        "cost": {"wall_seconds": seconds, **traffic, "peak_rss_mb": peak_rss_mb},
     }
+
+
+def _components(job: RunJob) -> dict[str, Any]:
+    """Arguments of the workflow and of the training hooks, and what these report beside the fixed fields."""
+    hooks = [{"name": hook["path"].rpartition(".")[2], **hook.get("args", {})} for hook in job.hooks()]
+    told = {name: each.meaning for name, each in job_fields(job.client).items()}
+    return {
+        "workflow": {key: value for key, value in job.workflow.items() if key not in _ELSEWHERE},
+        "local_objectives": hooks,
+        **({"reports": told} if told else {}),
+    }
+
+
+def _with_folder(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores of a model whose files are named as they lie in the run's folder."""
+    result = dict(scores)
+    if result.get("model"):
+        result["model"] = f"models/{result['model']}"
+    if "models" in result:
+        result["models"] = {site: f"models/{file}" for site, file in result["models"].items()}
+    return result
 
 
 def last_models(summary: Mapping[str, Any]) -> dict[str, str]:

@@ -41,11 +41,13 @@ class UpdateFilter(Filter, ABC):
         accepts: forms of updates that the filter understands.
         accepts_extras: whether further arrays of a method (``extra:``) may pass through it.
         gives: form of what the filter hands on; None leaves it as it was.
+        meaning: what the filter is to somebody who reads a report, as half a sentence.
         guarantees: whether the filter gives a formal guarantee, so that the job may tell nothing besides that the
             guarantee does not cover: no losses, no scores, no curves.
     """
 
     stage: ClassVar[Stage]
+    meaning: ClassVar[str] = ""
     accepts: ClassVar[tuple[str, ...]] = (DENSE,)
     accepts_extras: ClassVar[bool] = False
     gives: ClassVar[str | None] = None

@@ -26,6 +26,7 @@ class DPSGD(GuaranteedFilter):
     site's training. What changes without a gradient, such as a running mean over images, does not pass.
     """
 
+    meaning = "training clips each case's gradient and adds Gaussian noise: a formal guarantee for each patient"
     accepts_extras = False
 
     def __init__(

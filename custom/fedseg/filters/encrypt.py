@@ -59,6 +59,7 @@ class EncryptUpdate(UpdateFilter):
     and the scalars beside the update are not encrypted. See docs/explanation/encryption.md.
     """
 
+    meaning = "the server sees ciphertext only; the sites share the key"
     stage = Stage.ENCRYPT
     gives = ENCRYPTED
 

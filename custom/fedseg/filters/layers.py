@@ -124,6 +124,8 @@ class PrivateLayers(LayerFilter):
     ``last=1`` is FLOP with the output convolution, ``kind="norm"`` is FedBN.
     """
 
+    meaning = "keeps some layers at the site: nothing of them can be looked into, no guarantee for the rest"
+
     def keeps(self, chosen: frozenset[str], names: frozenset[str]) -> frozenset[str]:
         return chosen
 
@@ -134,6 +136,8 @@ class SharedLayers(LayerFilter):
     With ``frozen`` the others are not the site's own but stay as the server sent them, untrained, at every site: then
     all sites have one model, of which a small part is trained.
     """
+
+    meaning = "sends some layers only: nothing of the others can be looked into, no guarantee for the rest"
 
     def __init__(
         self,

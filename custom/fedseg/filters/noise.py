@@ -188,6 +188,7 @@ class GaussianNoise(AdditiveNoise):
     (``noise_to_signal``): with a million of them it buries any update, so jobs share a small part of the network.
     """
 
+    meaning = "clips the update and adds Gaussian noise: a formal guarantee for the whole update"
     mechanism = "gaussian"
 
     def protect(self, update: Update, noise: NoiseSource, context: SiteContext) -> Protected:
@@ -204,6 +205,7 @@ class LaplaceNoise(AdditiveNoise):
     noise_multiplier * clip in every coordinate; a single release needs no delta.
     """
 
+    meaning = "clips the update and adds Laplace noise: a formal guarantee for the whole update"
     mechanism, norm = "laplace", "L1"
 
     def protect(self, update: Update, noise: NoiseSource, context: SiteContext) -> Protected:

@@ -23,6 +23,7 @@ class NormClip(UpdateFilter):
     shortened stays at the site, in its log: the factor would tell the length that was cut.
     """
 
+    meaning = "limits how far one site can move the model; hides nothing"
     stage = Stage.CLIP
 
     def __init__(self, norm: float) -> None:

@@ -19,6 +19,7 @@ class QuantizeUpdate(UpdateFilter):
     follows from the job's seed, the site and the round. ``RestoreUpdate`` undoes it at the server.
     """
 
+    meaning = "sends fewer bits a value; hides nothing"
     stage = Stage.QUANTISE
     accepts = (DENSE, SPARSE)
     gives = QUANTISED

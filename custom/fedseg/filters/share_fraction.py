@@ -37,6 +37,7 @@ class ShareFraction(UpdateFilter):
     arrived: if a message is lost on its way, its coordinates are lost as those of any lost update are.
     """
 
+    meaning = "sends the largest values only: less to look into, but no formal guarantee"
     stage = Stage.SPARSIFY
     gives = SPARSE
 

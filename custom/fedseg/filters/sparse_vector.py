@@ -30,6 +30,7 @@ class SparseVector(GuaranteedFilter):
     than chance, which the site's log tells (``overlap``), and the values are noise within the clip.
     """
 
+    meaning = "chooses and sends noisy values by the sparse vector technique: a formal guarantee"
     gives = SPARSE
 
     def __init__(

@@ -74,6 +74,13 @@ def component_classes() -> dict[str, type]:
     return dict(sorted(found.items()))
 
 
+def filter_meanings() -> dict[str, str]:
+    """What each filter over updates is to somebody who reads a report, by its class."""
+    from fedseg.filters.base import UpdateFilter
+
+    return {found.__name__: found.meaning for found in component_classes().values() if issubclass(found, UpdateFilter)}
+
+
 def allowed_classes() -> tuple[str, ...]:
     """The whole paths of all classes that a job may name, in alphabetical order."""
     return tuple(sorted((*component_classes(), *FLARE_CLASSES)))

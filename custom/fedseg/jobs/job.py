@@ -16,6 +16,7 @@ from fedseg.errors import ConfigurationError, UsageError
 from fedseg.files.documents import read_json
 from fedseg.filters.base import hooks_of
 from fedseg.filters.chain import UPDATE_TASKS
+from fedseg.jobs.allowed_components import filter_meanings
 from fedseg.jobs.components import build_component, check_component, components
 from fedseg.jobs.filter_chain import (
     DATA,
@@ -172,6 +173,10 @@ class Job:
         """The workflow with all its parts, as FLARE's server builds it."""
         workflow: Workflow = build_component(self.server["workflows"][0])
         return workflow
+
+    def meanings(self) -> dict[str, str]:
+        """What each filter is to somebody who reads a report, by its class."""
+        return filter_meanings()
 
     def hooks(self) -> list[dict[str, Any]]:
         """The components that the job's executor names as training hooks.

@@ -7,7 +7,8 @@ import pytest
 from evaluation.synthetic_run import SITES, make_summary, write_run
 from fedseg.evaluation.privacy_summary import privacy_summary
 from fedseg.evaluation.report.page import write_report
-from fedseg.evaluation.report.privacy import MEANING, course, epsilon_figure, filter_rows
+from fedseg.evaluation.report.privacy import course, epsilon_figure, filter_rows
+from fedseg.jobs.allowed_components import filter_meanings
 from filters.test_fail_closed import FILTERS
 
 LAYERS = {"filter": "SharedLayers", "stage": 10, "last": 1, "patterns": None, "frozen": True}
@@ -15,6 +16,10 @@ LAYERS |= {"coordinates": 1000, "shared": 50}
 NOISE = {"filter": "GaussianNoise", "stage": 30, "clip": 0.5, "noise_multiplier": 4.0, "delta": 1e-5}
 NOISE |= {"neighbours": "replace", "mechanism": "gaussian", "unit": "site update", "secure_noise": False}
 NOISE |= {"coordinates": 50, "noise_to_signal": 28.3}
+
+
+def described(rounds):
+    return privacy_summary(rounds, filter_meanings())
 
 
 def noise(epsilon, releases, **changes):
@@ -112,7 +117,7 @@ def private_summary(count=3):
         for index, values in enumerate(entry["sites"].values()):
             values["epsilon"] = 0.5 * (number + 1) + index
             values["privacy"] = [layers(), noise(values["epsilon"], number + 1)]
-    summary["privacy"] = privacy_summary(summary["rounds"])
+    summary["privacy"] = described(summary["rounds"])
     return summary
 
 
@@ -149,11 +154,9 @@ def test_the_page_has_the_tables_the_figure_and_what_they_mean(tmp_path):
     text = words(page)
     assert (tmp_path / "report" / "figures" / "epsilon.png").is_file()
     assert "No privacy mechanism ran" not in text
-    assert (
-        f"GaussianNoise clip 0.5, noise multiplier 4.0, delta 1e-05, neighbours replace {MEANING['GaussianNoise']}"
-        in text
-    )
-    assert f"SharedLayers last 1, frozen True {MEANING['SharedLayers']}" in text
+    arguments = "clip 0.5, noise multiplier 4.0, delta 1e-05, neighbours replace"
+    assert f"GaussianNoise {arguments} {filter_meanings()['GaussianNoise']}" in text
+    assert f"SharedLayers last 1, frozen True {filter_meanings()['SharedLayers']}" in text
     for phrase in ("Privacy spent", "site update", "Total gaussian", "two data sets apart"):
         assert phrase in text, phrase
     # Of the summary: hospital-c spent most, 3.0 after two rounds.
@@ -169,7 +172,7 @@ def test_the_page_has_the_tables_the_figure_and_what_they_mean(tmp_path):
 )
 def test_the_page_promises_nothing_that_no_mechanism_gives(tmp_path, steps, said):
     summary = make_summary(2)
-    summary["privacy"] = privacy_summary(rounds({"hospital-a": steps}))
+    summary["privacy"] = described(rounds({"hospital-a": steps}))
     text = words(write_report(write_run(tmp_path, summary)).read_text("utf-8"))
     assert said in text
     assert "two data sets apart" not in text
@@ -178,7 +181,8 @@ def test_the_page_promises_nothing_that_no_mechanism_gives(tmp_path, steps, said
 
 def test_what_each_filter_means_is_said():
     """Of every filter of the package."""
-    assert set(MEANING) == set(FILTERS)
+    assert set(filter_meanings()) == set(FILTERS)
+    assert all(len(meaning) > 20 for meaning in filter_meanings().values())
 
 
 def test_a_filter_of_another_kind_stands_without_a_meaning():

@@ -125,3 +125,15 @@ def test_a_way_that_knows_one_region_is_compared_on_that_region_only():
     frame = tables.comparison_frame({"task": "brats", "final": {"sites": {"a": {"dice": dice}}}, "comparison": [entry]})
     assert frame["federated"].item() == pytest.approx(0.9)
     assert frame["difference"].item() == pytest.approx(0.15)
+
+
+def test_what_the_method_reports_stands_in_a_table_of_its_own():
+    """The last round in which each site told it; nothing where the method declares nothing."""
+    assert wording.method_table(make_summary(2)).rows == ()
+    summary = make_summary(3) | {"reports": {"personal_dice": "mean Dice of the site's personal model"}}
+    for number, entry in enumerate(summary["rounds"]):
+        for site, report in entry["sites"].items():
+            report["personal_dice"] = None if (site, number) == ("hospital-b", 2) else 0.5 + 0.1 * number
+    table = wording.method_table(summary)
+    assert table.header == ("Site", "mean Dice of the site's personal model")
+    assert table.rows == [["hospital-a", "0.700"], ["hospital-b", "0.600"], ["hospital-c", "0.700"]]

@@ -116,6 +116,7 @@ def _training(summary: Summary) -> dict[str, Any]:
         "weights": decisions.weight_table(summary),
         "without_weights": decisions.without_weights(summary),
         "carried": decisions.carried(summary),
+        "method": wording.method_table(summary),
         "selection": decisions.selection_table(summary),
         "selection_words": decisions.selection_words(summary),
     }

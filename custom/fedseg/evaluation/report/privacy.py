@@ -8,27 +8,13 @@ from matplotlib.figure import Figure
 from fedseg.evaluation.report.drawing import grid, legend_below, line_style, new_figure, round_axis
 from fedseg.evaluation.summary import Summary, number, rows, site_names
 
-# What each filter is to somebody who reads a report.
-MEANING = {
-    "GaussianNoise": "clips the update and adds Gaussian noise: a formal guarantee for the whole update",
-    "LaplaceNoise": "clips the update and adds Laplace noise: a formal guarantee for the whole update",
-    "DPSGD": "training clips each case's gradient and adds Gaussian noise: a formal guarantee for each patient",
-    "SparseVector": "chooses and sends noisy values by the sparse vector technique: a formal guarantee",
-    "ShareFraction": "sends the largest values only: less to look into, but no formal guarantee",
-    "PrivateLayers": "keeps some layers at the site: nothing of them can be looked into, no guarantee for the rest",
-    "SharedLayers": "sends some layers only: nothing of the others can be looked into, no guarantee for the rest",
-    "NormClip": "limits how far one site can move the model; hides nothing",
-    "QuantizeUpdate": "sends fewer bits a value; hides nothing",
-    "EncryptUpdate": "the server sees ciphertext only; the sites share the key",
-}
-
 
 def filter_rows(summary: Summary) -> list[tuple[str, str, str]]:
     """Name, arguments and meaning of each filter of the run."""
     found = []
     for entry in (summary.get("privacy") or {}).get("filters") or ():
-        arguments = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in entry.items() if k != "filter")
-        found.append((str(entry["filter"]), arguments, MEANING.get(str(entry["filter"]), "")))
+        arguments = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in entry.items() if k not in ("filter", "meaning"))
+        found.append((str(entry["filter"]), arguments, str(entry.get("meaning", ""))))
     return found
 
 

@@ -28,7 +28,7 @@ ALIKE = 0.005  # difference in the mean score below which a report calls two way
 # Shown in sections of their own; whatever else a summary holds is listed under the configuration.
 _SECTIONS = (
     *("rounds", "final", "best", "comparison", "cross_site", "events", "privacy", "cost", "stopped"),
-    *("task_declaration", "inversion"),
+    *("task_declaration", "inversion", "reports"),
 )
 
 
@@ -212,6 +212,18 @@ def cost_table(summary: Summary) -> TextTable:
         count = str(len(rows(summary, "rounds")))
         body.append(["Whole run (wall clock)", count, up, down, shown_seconds(total.get("wall_seconds"))])
     return TextTable(("Site", "Rounds", "Sent", "Received", "Time at work"), body, int(bool(total)))
+
+
+def method_table(summary: Summary) -> TextTable:
+    """Each site's last number of what the method's classes declare to report; empty where they declare nothing."""
+    declared = part(summary, "reports")
+    latest: dict[str, dict[str, Any]] = {}
+    for entry in rows(summary, "rounds"):
+        for site, report in part(entry, "sites").items():
+            known = {name: report.get(name) for name in declared if number(part(report).get(name)) is not None}
+            latest.setdefault(site, {}).update(known)
+    body = [[site, *(shown(values.get(name)) for name in declared)] for site, values in latest.items()]
+    return TextTable(("Site", *(str(meaning) for meaning in declared.values())), body if declared else ())
 
 
 def memory_table(summary: Summary) -> TextTable:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from fedseg.commands.arguments import TASK_HELP, Command, task_from_argument
-from fedseg.console import out
+from fedseg.console import out, track
 from fedseg.data.checks.datalist_check import check_datalist
 from fedseg.data.checks.findings import CheckReport, Finding
 from fedseg.data.datalist import read_datalist
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"--json: the folder {options.json.parent} does not exist.")
     task = task_from_argument(options.task)
     datalist = read_datalist(options.datalist)
-    report = check_datalist(task, datalist, quick=options.quick, workers=options.workers)
+    report = check_datalist(task, datalist, track, quick=options.quick, workers=options.workers)
     console = out()
     _print_findings(console, "red", "error", report.errors)
     _print_findings(console, "yellow", "warning", report.warnings)

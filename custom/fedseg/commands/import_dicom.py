@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from rich.markup import escape
 
 from fedseg.commands.arguments import Command
-from fedseg.console import out
+from fedseg.console import out, track
 from fedseg.data.intake.dicom import Series, find_series, read_volume
 from fedseg.errors import UsageError
 from fedseg.files.documents import whole_file
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("Say where to write: --out DIR (or --list to see the series only).")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", options.name):
         raise UsageError(f"--name is {options.name!r}, but must consist of letters, digits, '-', '_' and '.'.")
-    found = find_series(options.folder)
+    found = find_series(options.folder, track)
     if options.list:
         _print_series(found)
         return 0

@@ -12,7 +12,7 @@ from fedseg.commands.arguments import Command
 from fedseg.commands.fetch import finish_run
 from fedseg.commands.provision import default_policy
 from fedseg.commands.submit import show_progress
-from fedseg.console import err
+from fedseg.console import err, track
 from fedseg.data.site_folders import find_sites
 from fedseg.deployment.kits.project_file import read_project
 from fedseg.deployment.local.example_sites import hippocampi, make_example_sites
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
         find_sites(options.data)
     needed = {"--data": options.data, "--job": options.job, "--template": options.template}
     prepare_output(options.out, options.overwrite, needed)
-    data = options.data or make_example_sites(plan.task, options.out / "data", plan.seed)
+    data = options.data or make_example_sites(plan.task, options.out / "data", plan.seed, track)
     sites = find_sites(data)
     err().print(escape(f"{job.name}: a server and {len(sites)} sites ({', '.join(sites)}), {options.rounds} rounds"))
     with running(project, default_policy(options.template), data, sites, options.out) as local:

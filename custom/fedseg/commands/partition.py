@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
         sites, without_images = _drawn(cases, options, patients_needed(fractions)), 0
     notes = {"origin": origin_note(options.source), "partition": _method(options)}
     datalists = write_sites(
-        sites, options.out, task, fractions, options.seed, options.scanner_shift, notes, options.shared
+        sites, options.out, task, fractions, options.seed, options.scanner_shift, notes, options.shared, track
     )
     _print_sites(datalists, len(cases), without_images, options.out)
     return 0

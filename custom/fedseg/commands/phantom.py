@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedseg.commands.arguments import Command
-from fedseg.console import out
+from fedseg.console import out, track
 from fedseg.data.datalist import SPLITS, read_datalist
 from fedseg.data.phantoms.phantoms import PHANTOM_TASKS, make_phantoms
 
@@ -49,6 +49,7 @@ def run(options: argparse.Namespace) -> int:
         seed=options.seed,
         heterogeneity=options.heterogeneity,
         test_fraction=options.test_fraction,
+        progress=track,
     )
     console = out()
     console.print(_table(datalists))

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedseg.console import track
 from fedseg.data.datalist import FILE_NAME, SPLITS, Case, Datalist, read_datalist, write_datalist
 from fedseg.data.partition import Sites, check_names
+from fedseg.data.progress import Progress, silent
 from fedseg.data.scanner_shift import draw_shift, shift_case
 from fedseg.data.shared_cases import add_shared, draw_shared
 from fedseg.data.splits import by_patient, patients_needed, split_by_patient
@@ -28,6 +28,7 @@ def write_sites(
     scanner_shift: float = 0.0,
     notes: Mapping[str, Any] | None = None,
     shared: float = 0.0,
+    progress: Progress = silent,
 ) -> dict[str, Datalist]:
     """Split each site's cases by patient and write ``out/<site>/datalist.json``; all of it or nothing.
 
@@ -41,6 +42,7 @@ def write_sites(
         notes: what the datalists should say besides.
         shared: fraction of all training cases that every site trains on, see ``draw_shared``; each datalist then
             notes under ``shared_cases`` what the site gave and received.
+        progress: shows how far simulated scanners are.
 
     Raises:
         UsageError: ``out`` is not empty, or a value is not allowed.
@@ -59,7 +61,9 @@ def write_sites(
     with new_folder(out) as folder:
         written = datalists
         if scanner_shift:
-            written = {s: _shifted(datalist, folder / s, shifts[s], seed) for s, datalist in datalists.items()}
+            written = {
+                s: _shifted(datalist, folder / s, shifts[s], seed, progress) for s, datalist in datalists.items()
+            }
         if shared:
             # A shared image keeps its hospital's scanner, and lies in its hospital's folder.
             written = add_shared(written, given, shared, lambda case: _moved(case, folder, out))
@@ -89,11 +93,11 @@ def _moved(case: Case, folder: Path, out: Path) -> Case:
     return replace(case, images=images)
 
 
-def _shifted(datalist: Datalist, folder: Path, shift: Any, seed: int) -> Datalist:
+def _shifted(datalist: Datalist, folder: Path, shift: Any, seed: int, progress: Progress) -> Datalist:
     total = sum(len(datalist.split(s)) for s in SPLITS)
     cases = (case for split in SPLITS for case in datalist.split(split))
     done: dict[Case, Case] = {}
-    for case in track(cases, f"Simulating the scanner of {folder.name}", total):
+    for case in progress(cases, f"Simulating the scanner of {folder.name}", total):
         done[case] = shift_case(case, folder / "images", shift, seed)
     parts = {split: tuple(done[case] for case in datalist.split(split)) for split in SPLITS}
     return replace(datalist, training=parts["training"], validation=parts["validation"], test=parts["test"])

@@ -40,7 +40,7 @@ def admit_data(plan: Plan, profile: SiteProfile) -> Datalist:
     path = profile.datalist(plan.dataset)
     try:
         datalist = read_datalist(path)
-        report = check_datalist(plan.task, datalist, progress=False, quick=True)
+        report = check_datalist(plan.task, datalist, quick=True)
     except DataError as error:
         logger.error("The site's datalist cannot be used: %s", error)
         raise RefusalError("data", "The site's datalist is missing or cannot be read.") from None

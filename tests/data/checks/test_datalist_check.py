@@ -85,7 +85,7 @@ def found(report: CheckReport, code: str) -> tuple[str, str]:
 
 
 def test_good_data_pass_with_no_finding(good: Datalist) -> None:
-    report = check_datalist(HIPPOCAMPUS, good, progress=False)
+    report = check_datalist(HIPPOCAMPUS, good)
     assert report.ok
     assert report.findings == ()
     assert report.statistics["cases"] == {"training": 12, "validation": 3, "test": 0}
@@ -143,7 +143,7 @@ def test_defect_of_an_image_is_found_and_named(good: Datalist, name: str) -> Non
     spoil, code, severity, words = IMAGE_DEFECTS[name]
     file = good.training[0].images[0]
     spoil(file)
-    report = check_datalist(HIPPOCAMPUS, good, progress=False)
+    report = check_datalist(HIPPOCAMPUS, good)
     message, found_severity = found(report, code)
     assert found_severity == severity
     assert words in message
@@ -156,7 +156,7 @@ def test_defect_of_an_image_is_found_and_named(good: Datalist, name: str) -> Non
 def test_defect_of_a_label_is_found_and_named(good: Datalist, name: str) -> None:
     spoil, code, severity, words = LABEL_DEFECTS[name]
     spoil(good.validation[0].label)
-    report = check_datalist(HIPPOCAMPUS, good, progress=False)
+    report = check_datalist(HIPPOCAMPUS, good)
     message, found_severity = found(report, code)
     assert found_severity == severity
     assert words in message
@@ -181,7 +181,7 @@ AFFINES = {
 def test_grid_of_a_case_is_judged(good: Datalist, make_case: MakeCase, name: str) -> None:
     affine, code, severity, words = AFFINES[name]
     odd = make_case("odd", affine=affine)
-    report = check_datalist(HIPPOCAMPUS, replace(good, training=(odd, *good.training[1:])), progress=False)
+    report = check_datalist(HIPPOCAMPUS, replace(good, training=(odd, *good.training[1:])))
     message, found_severity = found(report, code)
     assert found_severity == severity
     assert words in message
@@ -191,7 +191,7 @@ def test_header_without_orientation_is_a_warning(good: Datalist) -> None:
     case = good.training[0]
     for file in (*case.images, case.label):
         drop_orientation(file)
-    report = check_datalist(HIPPOCAMPUS, good, progress=False)
+    report = check_datalist(HIPPOCAMPUS, good)
     assert ("orientation", "warning") in [(f.code, f.severity) for f in report.findings]
     assert "left and right are a guess" in report.findings[0].message
 
@@ -202,7 +202,7 @@ def test_affine_without_three_axes_is_an_error(good: Datalist) -> None:
         voxels, header = np.array(image.dataobj), image.header.copy()
         header["srow_z"] = 0
         nib.save(nib.Nifti1Image(voxels, None, header), file)
-    message, severity = found(check_datalist(HIPPOCAMPUS, good, progress=False), "orientation")
+    message, severity = found(check_datalist(HIPPOCAMPUS, good), "orientation")
     assert severity == "error"
     assert "does not say where the voxels lie" in message
 
@@ -210,14 +210,14 @@ def test_affine_without_three_axes_is_an_error(good: Datalist) -> None:
 def test_small_turn_and_rounded_affine_are_fine(good: Datalist, make_case: MakeCase) -> None:
     odd = make_case("odd", affine=turned(8))
     rewrite(odd.label, lambda v: v, turned(8) + moved(0.0005) - np.eye(4))
-    assert check_datalist(HIPPOCAMPUS, replace(good, training=(odd, *good.training)), progress=False).findings == ()
+    assert check_datalist(HIPPOCAMPUS, replace(good, training=(odd, *good.training))).findings == ()
 
 
 def test_all_defects_are_reported_in_one_pass(good: Datalist) -> None:
     good.training[0].images[0].unlink()
     rewrite(good.training[1].images[0], lambda v: put(v, np.nan))
     rewrite(good.validation[0].label, lambda v: put(v, 9))
-    report = check_datalist(HIPPOCAMPUS, good, progress=False, workers=3)
+    report = check_datalist(HIPPOCAMPUS, good, workers=3)
     assert [f.code for f in report.errors] == ["missing-file", "not-finite", "label-values"]
     assert report.error_counts() == {"label-values": 1, "missing-file": 1, "not-finite": 1}
     assert not report.ok
@@ -226,17 +226,17 @@ def test_all_defects_are_reported_in_one_pass(good: Datalist) -> None:
 def test_quick_reads_headers_but_no_voxel(good: Datalist) -> None:
     rewrite(good.training[0].images[0], lambda v: put(v, np.nan))
     truncate(good.training[1].images[0])
-    assert check_datalist(HIPPOCAMPUS, good, progress=False, quick=True).findings == ()
+    assert check_datalist(HIPPOCAMPUS, good, quick=True).findings == ()
     rewrite(good.training[2].images[0], lambda v: v[1:])
     good.training[3].images[0].unlink()
-    report = check_datalist(HIPPOCAMPUS, good, progress=False, quick=True)
+    report = check_datalist(HIPPOCAMPUS, good, quick=True)
     assert [f.code for f in report.errors] == ["shape-differs", "missing-file"]
 
 
 @pytest.mark.parametrize("quick", [False, True])
 def test_file_listed_twice_is_found(good: Datalist, quick: bool) -> None:
     again = replace(good.training[0], patient="somebody else")
-    report = check_datalist(HIPPOCAMPUS, replace(good, test=(again,)), progress=False, quick=quick)
+    report = check_datalist(HIPPOCAMPUS, replace(good, test=(again,)), quick=quick)
     message, severity = found(report, "duplicate-content")
     assert severity == "error"
     assert "across training and test" in message
@@ -246,7 +246,7 @@ def test_file_listed_twice_is_found(good: Datalist, quick: bool) -> None:
 def test_same_content_under_another_name_is_found(good: Datalist, split: str, words: str) -> None:
     original, copy = good.training[0].images[0], getattr(good, split)[-1].images[0]
     rewrite(copy, lambda _: np.array(nib.load(original).dataobj).astype(np.float64))
-    message, severity = found(check_datalist(HIPPOCAMPUS, good, progress=False), "duplicate-content")
+    message, severity = found(check_datalist(HIPPOCAMPUS, good), "duplicate-content")
     assert severity == "error"
     assert words in message
     assert copy.name in message
@@ -255,7 +255,7 @@ def test_same_content_under_another_name_is_found(good: Datalist, split: str, wo
 
 def test_patient_in_two_splits_is_an_error(good: Datalist, make_case: MakeCase) -> None:
     other = make_case("second-visit", patient="case00")
-    report = check_datalist(HIPPOCAMPUS, replace(good, test=(other,)), progress=False)
+    report = check_datalist(HIPPOCAMPUS, replace(good, test=(other,)))
     message, severity = found(report, "patient-in-two-splits")
     assert severity == "error"
     assert "Patient case00 has cases in training and test" in message
@@ -267,21 +267,21 @@ def test_missing_label_matters_where_it_is_needed(
 ) -> None:
     case = replace(make_case("unlabelled"), label=None)
     datalist = replace(good, **{split: (*good.split(split), case)})
-    message, found_severity = found(check_datalist(HIPPOCAMPUS, datalist, progress=False), "label-missing")
+    message, found_severity = found(check_datalist(HIPPOCAMPUS, datalist), "label-missing")
     assert found_severity == severity
     assert "has no label" in message
 
 
 def test_few_and_no_cases(good: Datalist) -> None:
-    few = check_datalist(HIPPOCAMPUS, replace(good, training=good.training[:9]), progress=False)
+    few = check_datalist(HIPPOCAMPUS, replace(good, training=good.training[:9]))
     assert "only 9 training patient(s)" in found(few, "few-cases")[0]
     assert few.ok
-    none = check_datalist(HIPPOCAMPUS, replace(good, validation=()), progress=False)
+    none = check_datalist(HIPPOCAMPUS, replace(good, validation=()))
     assert found(none, "no-cases") == ("There is no validation case.", "error")
 
 
 def test_other_task_name_is_only_a_warning(good: Datalist) -> None:
-    report = check_datalist(HIPPOCAMPUS, replace(good, task="pancreas"), progress=False)
+    report = check_datalist(HIPPOCAMPUS, replace(good, task="pancreas"))
     assert found(report, "task-name")[1] == "warning"
 
 
@@ -296,29 +296,27 @@ def brats(make_case: MakeCase, values: tuple[int, ...], other: tuple[int, ...], 
 def test_wrong_number_of_sequences(make_case: MakeCase) -> None:
     datalist = brats(make_case, (1, 2, 4), (1, 2, 4))
     case = replace(datalist.training[0], images=datalist.training[0].images[:3])
-    report = check_datalist(
-        get_task("brats"), replace(datalist, training=(case, *datalist.training[1:])), progress=False
-    )
+    report = check_datalist(get_task("brats"), replace(datalist, training=(case, *datalist.training[1:])))
     message, severity = found(report, "channel-count")
     assert severity == "error"
     assert "3 image(s), but the task brats takes 4: t1, t1ce, t2, flair" in message
 
 
 def test_mixed_label_conventions_across_files_are_a_warning(make_case: MakeCase) -> None:
-    report = check_datalist(get_task("brats"), brats(make_case, (1, 2, 4), (1, 2, 3)), progress=False)
+    report = check_datalist(get_task("brats"), brats(make_case, (1, 2, 4), (1, 2, 3)))
     message, severity = found(report, "label-mixed")
     assert severity == "warning"
     assert "BraTS 2021 (12), BraTS 2023 (1)" in message
 
 
 def test_label_without_enhancing_tumour_fits_any_convention(make_case: MakeCase) -> None:
-    report = check_datalist(get_task("brats"), brats(make_case, (1, 2, 3), (1, 2)), progress=False)
+    report = check_datalist(get_task("brats"), brats(make_case, (1, 2, 3), (1, 2)))
     assert report.findings == ()
     assert report.statistics["cases_with_class"]["enhancing"] == 12
 
 
 def test_three_and_four_in_one_label_is_an_error(make_case: MakeCase) -> None:
-    report = check_datalist(get_task("brats"), brats(make_case, (1, 2, 4), (1, 2, 3, 4)), progress=False)
+    report = check_datalist(get_task("brats"), brats(make_case, (1, 2, 4), (1, 2, 3, 4)))
     message, severity = found(report, "label-values")
     assert severity == "error"
     assert "mixes conventions (BraTS 2021 and BraTS 2023)" in message
@@ -329,8 +327,8 @@ def test_same_image_as_two_sequences_is_found(make_case: MakeCase) -> None:
     t1, _, t2, flair = datalist.training[0].images
     case = replace(datalist.training[0], images=(t1, t1, t2, flair))
     changed = replace(datalist, training=(case, *datalist.training[1:]))
-    assert check_datalist(get_task("brats"), datalist, progress=False).ok
-    report = check_datalist(get_task("brats"), changed, progress=False)
+    assert check_datalist(get_task("brats"), datalist).ok
+    report = check_datalist(get_task("brats"), changed)
     assert "stands 2 times in one case" in found(report, "duplicate-content")[0]
 
 
@@ -346,7 +344,7 @@ def test_same_image_as_two_sequences_is_found(make_case: MakeCase) -> None:
 def test_hounsfield_units_of_ct(make_case: MakeCase, low: float, high: float, severity: str | None, words: str) -> None:
     cases = [make_case(f"ct{i:02d}", low=-1000, high=1000, seed=i) for i in range(12)]
     odd = make_case("odd", low=low, high=high)
-    report = check_datalist(get_task("pancreas"), Datalist((odd, *cases[:9]), tuple(cases[9:])), progress=False)
+    report = check_datalist(get_task("pancreas"), Datalist((odd, *cases[:9]), tuple(cases[9:])))
     if severity is None:
         assert report.findings == ()
         return
@@ -360,9 +358,9 @@ def test_four_dimensional_file_is_checked_channel_by_channel(make_case: MakeCase
     generator = np.random.default_rng(0)
     for case in (*datalist.training, *datalist.validation):
         rewrite(case.images[0], lambda v: generator.uniform(1, 9, (*v.shape, 4)).astype(np.float32))
-    assert check_datalist(get_task("brats"), datalist, progress=False).findings == ()
+    assert check_datalist(get_task("brats"), datalist).findings == ()
     rewrite(datalist.training[0].images[0], lambda v: np.where(np.arange(4) == 2, 0, v))
-    report = check_datalist(get_task("brats"), datalist, progress=False)
+    report = check_datalist(get_task("brats"), datalist)
     assert "Channel [2] of the image has one value" in found(report, "constant")[0]
 
 
@@ -424,7 +422,7 @@ def test_missing_datalist_ends_with_1(tmp_path: Path, capsys: Any) -> None:
 )
 def test_real_data_pass(test_data: Path, folder: str, task: str, cases: int) -> None:
     parts = split_by_patient(read_source(test_data / folder, get_task(task)), {"validation": 0.2}, 0)
-    report = check_datalist(get_task(task), Datalist(**parts), progress=False)
+    report = check_datalist(get_task(task), Datalist(**parts))
     assert report.errors == ()
     assert report.cases == cases
     assert {f.code for f in report.warnings} <= {"few-cases"}

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from fedseg.console import track
 from fedseg.data.checks.case import CaseFacts, inspect_case
 from fedseg.data.checks.findings import CheckReport, Finding, Severity
 from fedseg.data.datalist import SPLITS, Case, Datalist
+from fedseg.data.progress import Progress, silent
 from fedseg.data.splits import by_patient, patients_in_two_splits
 from fedseg.tasks.task import Task
 
@@ -18,20 +18,20 @@ FEW_PATIENTS = {"training": 10, "validation": 3}
 
 
 def check_datalist(
-    task: Task, datalist: Datalist, progress: bool = True, quick: bool = False, workers: int = 1
+    task: Task, datalist: Datalist, progress: Progress = silent, quick: bool = False, workers: int = 1
 ) -> CheckReport:
     """Check everything that could make a job fail or its result wrong, in one pass.
 
     Args:
         task: what the data are checked against.
         datalist: the cases of one site.
-        progress: show a bar on stderr.
+        progress: shows how far the check is.
         quick: files and headers only, no voxel (seconds instead of minutes): existence, shapes, affines, channels.
         workers: cases looked at side by side; each holds one image in memory.
     """
     places = [(split, case) for split in SPLITS for case in datalist.split(split)]
     running = _inspect(task, places, quick, workers)
-    facts = list(track(running, "Checking cases", len(places)) if progress else running)
+    facts = list(progress(running, "Checking cases", len(places)))
     findings = [
         *_about_list(task, datalist),
         *(finding for case_facts in facts for finding in case_facts.findings),

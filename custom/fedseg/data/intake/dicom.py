@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from fedseg.console import track
 from fedseg.data.intake.dicom_geometry import Series, Slice, check_geometry
+from fedseg.data.progress import Progress, silent
 from fedseg.errors import DataError
 
 SERIES_UID, MODALITY, DESCRIPTION = "0020|000e", "0008|0060", "0008|103e"
 POSITION, ORIENTATION, PIXEL_SPACING, FRAMES = "0020|0032", "0020|0037", "0028|0030", "0028|0008"
 
 
-def find_series(folder: Path, progress: bool = True) -> tuple[Series, ...]:
+def find_series(folder: Path, progress: Progress = silent) -> tuple[Series, ...]:
     """Every series of images below ``folder``, the one with most slices first; files that are no images are passed.
 
     Raises:
@@ -33,7 +33,7 @@ def find_series(folder: Path, progress: bool = True) -> tuple[Series, ...]:
     groups: dict[str, list[Slice]] = {}
     named: dict[str, tuple[str, str]] = {}
     with _quiet():
-        for file in track(files, "Reading DICOM headers") if progress else files:
+        for file in progress(files, "Reading DICOM headers"):
             header = _read_header(file)
             uid = _tag(header, SERIES_UID) if header else ""
             if header and uid:

@@ -10,11 +10,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from fedseg.console import track
 from fedseg.data.datalist import FILE_NAME, Case, Datalist, write_datalist
 from fedseg.data.phantoms.brats import CHANNELS, make_brats_case
 from fedseg.data.phantoms.pancreas import make_pancreas_case
 from fedseg.data.phantoms.sites import MINIMUM_CASES, SiteStyle, case_counts, site_style, split_counts
+from fedseg.data.progress import Progress, silent
 from fedseg.errors import UsageError
 from fedseg.files.documents import write_json
 from fedseg.files.folders import new_folder
@@ -55,6 +55,7 @@ def make_phantoms(
     seed: int = 0,
     heterogeneity: float = 0.5,
     test_fraction: float = 0.0,
+    progress: Progress = silent,
 ) -> list[Path]:
     """Make simulated sites ``out/site-1``, ``out/site-2``... with images, labels and a datalist each.
 
@@ -70,6 +71,7 @@ def make_phantoms(
         heterogeneity: from 0 (sites alike, equally many cases) to 1 (scanner, voxel size, tumour size and number of
             cases differ strongly).
         test_fraction: part of the cases that is set apart as ``test``, 0 to 0.5.
+        progress: shows how far the work is.
 
     Returns:
         The datalists, one per site.
@@ -82,7 +84,7 @@ def make_phantoms(
     with new_folder(Path(out)) as folder:
         jobs = [(site, number) for site, count in enumerate(counts, 1) for number in range(1, count + 1)]
         made: dict[int, list[Case]] = {site: [] for site in range(1, sites + 1)}
-        for site, number in track(jobs, f"Making {task} phantoms"):
+        for site, number in progress(jobs, f"Making {task} phantoms"):
             rng = np.random.default_rng(np.random.SeedSequence([seed, site, number]))
             style = site_style(seed, site, heterogeneity)
             made[site].append(_WRITERS[task](rng, style, folder / site_name(site), site * 1000 + number))

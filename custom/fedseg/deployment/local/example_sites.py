@@ -8,6 +8,7 @@ from pathlib import Path
 from fedseg.data.intake.sources import origin_note, read_source
 from fedseg.data.partition import partition_by_sizes
 from fedseg.data.phantoms.phantoms import PHANTOM_TASKS, make_phantoms
+from fedseg.data.progress import Progress, silent
 from fedseg.data.site_folders import write_sites
 from fedseg.errors import UsageError
 from fedseg.tasks.task import Task
@@ -24,13 +25,14 @@ def hippocampi() -> Path | None:
     return folder if os.environ.get(IMAGES_VARIABLE) and folder.is_dir() else None
 
 
-def make_example_sites(task: Task, out: Path, seed: int) -> Path:
+def make_example_sites(task: Task, out: Path, seed: int, progress: Progress = silent) -> Path:
     """Write three sites for a task and return their folder.
 
     Args:
         task: of the job.
         out: a new folder.
         seed: of every draw.
+        progress: shows how far the phantoms are.
 
     Raises:
         UsageError: there are neither real images nor phantoms for this task.
@@ -42,7 +44,7 @@ def make_example_sites(task: Task, out: Path, seed: int) -> Path:
         notes = {"origin": origin_note(source), "partition": {"method": "sizes", "value": SIZES, "seed": seed}}
         write_sites(sites, out, task, {"validation": 0.2, "test": 0.0}, seed, notes=notes)
     elif task.name in PHANTOM_TASKS:
-        make_phantoms(task.name, len(SIZES), PHANTOM_CASES, out, seed=seed)
+        make_phantoms(task.name, len(SIZES), PHANTOM_CASES, out, seed, progress=progress)
     else:
         raise UsageError(
             f"There are no example images for the task {task.name}: name a folder with <site>/datalist.json by --data."

@@ -70,7 +70,7 @@ def _datalist(name: str, path: Path, options: CheckOptions) -> CheckResult:
     task = _task_of(name, datalist, options)
     if task is None:
         return _unchecked(check, name, datalist)
-    report = check_datalist(task, datalist, progress=False, quick=not options.full_data)
+    report = check_datalist(task, datalist, quick=not options.full_data)
     return _judged(check, path, datalist, report, options)
 
 

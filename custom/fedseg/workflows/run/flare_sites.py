@@ -55,7 +55,7 @@ class FlareSites(Sites):
     def deliver(self, task: str, message: FLModel, sites: list[str], timeout: int, receive: Receive) -> None:
         flare, order = self._controller, self._order(task, message, timeout, receive)
         self._task = order
-        with self.presence.watch(sites, self.heard, self._lock.locked, lambda: self._end_early(order)):
+        with self.presence.watch(sites, self.heard, self.lock.locked, lambda: self._end_early(order)):
             flare.broadcast_and_wait(
                 task=order, targets=sites, min_responses=0, fl_ctx=flare.fl_ctx, abort_signal=flare.abort_signal
             )
@@ -79,7 +79,7 @@ class FlareSites(Sites):
             time.sleep(_PAUSE)
             self._check_abort("at hand")
             now = time.monotonic()
-            if not self._lock.locked():
+            if not self.lock.locked():
                 self.presence.pass_time(waiting, min(now - last, 2.0))
             last = now
 

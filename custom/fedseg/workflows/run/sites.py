@@ -74,6 +74,7 @@ class Sites(ABC):
         asked: the sites that work on the task at hand; empty between tasks.
         heard: the sites that have answered the task at hand, or the last one, in whatever way.
         refusals: of these, who refused, and for which reason.
+        lock: held while an answer is accepted.
         traffic: bytes up and down of each site, added up over all tasks since the run emptied it.
     """
 
@@ -85,7 +86,7 @@ class Sites(ABC):
         self.refusals: dict[str, str] = {}
         self.traffic: dict[str, tuple[int, int]] = {}
         self._missing: set[str] = set()
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
 
     # ------------------------------------------------------------------ what a run calls
 
@@ -117,54 +118,31 @@ class Sites(ABC):
         """
         self.heard, self.refusals = set(), {}
         asked = self._present(sites)
-        answers: dict[str, FLModel] = {}
-        named: set[str] = set()
         if not asked:
-            return answers
-        closed = threading.Event()
-
-        def receive(site: str, answer: FLModel | RefusalError) -> bool:
-            self.heard.add(site)
-            # An answer that arrives while the wait ends must not change a round that is being summed up.
-            with self._lock:
-                if closed.is_set():
-                    return False
-                why = self._judge(site, answer, accept, refused)
-                if why is None and isinstance(answer, FLModel):
-                    answers[site] = FLModel(metrics=answer.metrics or {"taken": 1.0}, meta=answer.meta)
-                elif why is not None:
-                    named.add(site)
-                    self.note(site, why)
-                return why is None
-
+            return {}
+        asking = _Asking(self, accept, refused)
         self.asked = asked
         try:
             if isinstance(message, Mapping):
-                self._deliver_each(task, message, asked, timeout, receive)
+                self._deliver_each(task, message, asked, timeout, asking.receive)
             else:
-                self.deliver(task, self._of_run(message), asked, timeout, receive)
+                self.deliver(task, self._of_run(message), asked, timeout, asking.receive)
         finally:
             self.asked = []
-            with self._lock:
-                closed.set()
+            asking.close()
         for site in asked:
             if site not in self.heard:
                 self._note_silence(site, task, timeout)
-            elif site not in answers and site not in named:
+            elif site not in asking.judged:
                 self.note(site, f"sent an answer to the task {task} that cannot be read")
-        return answers
+        return asking.answers
 
     def send(self, task: str, message: FLModel, site: str, accept: Accept, refused: str = "left out") -> None:
-        """Send a task to one site without waiting: its answer counts whenever it comes. See ``ask``, and ``wait``."""
+        """Send a task to one site without waiting. See ``ask``, and ``wait``.
 
-        def receive(site: str, answer: FLModel | RefusalError) -> bool:
-            with self._lock:
-                why = self._judge(site, answer, accept, refused)
-                if why is not None:
-                    self.note(site, why)
-                return why is None
-
-        self.post(task, self._of_run(message), site, receive)
+        Its answer counts whenever it comes: ``accept`` may be called at any time, also between rounds.
+        """
+        self.post(task, self._of_run(message), site, _Asking(self, accept, refused).judge)
 
     def absence(self, site: str) -> str | None:
         """Why nothing can be expected of a site now, as the end of a sentence; None if something can."""
@@ -248,22 +226,6 @@ class Sites(ABC):
         message.meta = {**(message.meta or {}), RUN_ID: self.run_id}
         return message
 
-    def _judge(self, site: str, answer: FLModel | RefusalError, accept: Accept | None, refused: str) -> str | None:
-        """Have an answer accepted; None, or why it is left out."""
-        if isinstance(answer, RefusalError):
-            self.refusals[site] = answer.reason
-            return f"{answer.reason}: {answer}"
-        try:
-            if accept is not None:
-                accept(site, answer)
-        except FedsegError as error:
-            return f"{refused}: {error}" if refused else str(error)
-        except Exception as error:
-            # A program error; what carries the message would swallow it, and with it the site's name.
-            logger.warning("The answer of %s could not be accepted", site, exc_info=True)
-            return f"{refused}: {type(error).__name__} while it was taken"
-        return None
-
     def _present(self, sites: Sequence[str]) -> list[str]:
         """Those of whom something can be expected; who is missing was noted before, and who is back is noted now."""
         for site in sorted(self._missing & set(sites)):
@@ -278,6 +240,59 @@ class Sites(ABC):
             self.note(site, f"did not answer the task {task}: {why}; it is left out until it is heard of again")
         else:
             self.note(site, f"did not answer the task {task}" + (f" within {timeout} s" if timeout else ""))
+
+
+class _Asking:
+    """A task that sites work on: which answers to it count, and what is noted of the others.
+
+    Attributes:
+        answers: those that were accepted, without their arrays.
+        judged: the sites whose answers were accepted or noted.
+    """
+
+    def __init__(self, sites: Sites, accept: Accept | None, refused: str) -> None:
+        self._sites, self._accept, self._refused, self._open = sites, accept, refused, True
+        self.answers: dict[str, FLModel] = {}
+        self.judged: set[str] = set()
+
+    def close(self) -> None:
+        """Let no further answer count."""
+        with self._sites.lock:
+            self._open = False
+
+    def receive(self, site: str, answer: FLModel | RefusalError) -> bool:
+        """Judge the answer of a site that is waited for."""
+        self._sites.heard.add(site)
+        return self.judge(site, answer)
+
+    def judge(self, site: str, answer: FLModel | RefusalError) -> bool:
+        """Have an answer accepted, or note why it is left out."""
+        # An answer that arrives while the wait ends must not change a round that is being summed up.
+        with self._sites.lock:
+            if not self._open:
+                return False
+            self.judged.add(site)
+            why = self._why_not(site, answer)
+            if why is not None:
+                self._sites.note(site, why)
+            return why is None
+
+    def _why_not(self, site: str, answer: FLModel | RefusalError) -> str | None:
+        """Why an answer is left out; None if it was accepted."""
+        if isinstance(answer, RefusalError):
+            self._sites.refusals[site] = answer.reason
+            return f"{answer.reason}: {answer}"
+        try:
+            if self._accept is not None:
+                self._accept(site, answer)
+        except FedsegError as error:
+            return f"{self._refused}: {error}" if self._refused else str(error)
+        except Exception as error:
+            # A program error; what carries the message would swallow it, and with it the site's name.
+            logger.warning("The answer of %s could not be accepted", site, exc_info=True)
+            return f"{self._refused}: {type(error).__name__} while it was taken"
+        self.answers[site] = FLModel(metrics=answer.metrics or {"taken": 1.0}, meta=answer.meta)
+        return None
 
 
 def single_messages(message: Message) -> list[FLModel]:

@@ -53,7 +53,7 @@ def test_accumulated_steps_are_what_torch_moves_along_a_constant_gradient(steps,
 
 
 def test_the_defaults_are_the_sgd_of_the_trainer():
-    group = SiteTrainer(plan(optimizer="sgd"), "a", Datalist((), ()), device="cpu").optimizer.param_groups[0]
+    group = SiteTrainer(plan(optimizer="sgd"), "a", Datalist((), ())).optimizer.param_groups[0]
     assert (group["momentum"], group["nesterov"], group["dampening"]) == (FedNova().momentum, FedNova().nesterov, 0)
 
 

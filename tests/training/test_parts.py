@@ -60,6 +60,23 @@ def test_an_array_that_is_not_trained_changes_nothing_of_the_others(datalist, mo
         np.testing.assert_array_equal(result.update[name], value)
 
 
+def test_arrays_that_are_trained_from_a_later_round_on_survive_a_restart(datalist, tmp_path, monkeypatch):
+    """The optimizer of the round before knows them already; gradients of a round do not count in the next one."""
+    plan = declare(monkeypatch, from_round=1)
+    living = SiteTrainer(parse_plan(plan), "a", datalist)
+    kept = SiteTrainer(parse_plan(plan), "a", datalist, TrainerSetup(SiteState(tmp_path / "kept", "run")))
+    expected = weights = get_weights(living.plan.build_network())
+    reborn = weights
+    for number in range(3):
+        expected = living.train_round(expected, number, 3).weights
+        weights = kept.train_round(weights, number, 3).weights
+        _, _, result = trained(plan, datalist, number, SiteState(tmp_path / "reborn", "run"), reborn)
+        reborn = result.weights
+        for name, value in expected.items():
+            np.testing.assert_array_equal(weights[name], value, err_msg=name)
+            np.testing.assert_array_equal(reborn[name], value, err_msg=name)
+
+
 def test_private_arrays_stay_the_sites_own_from_round_to_round(datalist, tmp_path, monkeypatch):
     plan, state = declare(monkeypatch, private=True), SiteState(tmp_path, "run")
     _, weights, result = trained(plan, datalist, 0, state)

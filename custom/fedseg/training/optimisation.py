@@ -25,13 +25,13 @@ def place(network: nn.Module, device: torch.device) -> nn.Module:
 
 
 def new_optimizer(settings: TrainingSettings, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer that the settings name, over the parameters that are not frozen."""
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    """The optimizer that the settings name, over all parameters: what is frozen may change from round to round, and a
+    parameter without a gradient stays as it is."""
     rate, decay = settings.learning_rate, settings.weight_decay
     if settings.optimizer == "sgd":
         momentum = settings.momentum
-        return torch.optim.SGD(trained, lr=rate, momentum=momentum, nesterov=momentum > 0, weight_decay=decay)
-    return torch.optim.AdamW(trained, lr=rate, weight_decay=decay)
+        return torch.optim.SGD(parameters, lr=rate, momentum=momentum, nesterov=momentum > 0, weight_decay=decay)
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, settings: TrainingSettings, progress: float) -> None:

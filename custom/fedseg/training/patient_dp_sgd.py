@@ -139,6 +139,7 @@ class PatientDPSGD(TrainingHook):
         """The release: noise on the sum of all cases, and a step with their mean."""
         noise = training.noise_source(self._round, self._epoch)
         scale = self.noise_multiplier * self.clip if self.noise_multiplier else 0.0
+        training.optimizer.zero_grad(set_to_none=True)
         for parameter, total in zip(_trained(training), self._sum, strict=True):
             drawn = torch.from_numpy(noise.normal(tuple(total.shape), scale))
             noisy = total.detach().cpu().double() + drawn

@@ -177,14 +177,8 @@ class SiteTrainer(LocalSteps):
             AbortedError: ``aborted`` said so; the saved state is that of the round before.
         """
         start = time.perf_counter()
-        if not len(self.training_cases):
-            raise RefusalError("data", "This site has no training cases.")
-        set_weights(self.network, weights)
-        self.settings = (settings or RoundSettings()).applied(self.plan.training)
-        self._received, self.received_extras, self.totals = weights, dict(extras or {}), dict(totals or {})
-        self.round_number, self.total_rounds = round_number, total_rounds
-        fixed = self._freeze(round_number)
-        self._restore(round_number)
+        self.received_extras, self.totals = dict(extras or {}), dict(totals or {})
+        fixed = self._begin(weights, round_number, total_rounds, settings or RoundSettings())
         for hook in self.hooks:
             hook.before_round(self, weights, round_number)
         losses = self.train_epochs()
@@ -199,6 +193,17 @@ class SiteTrainer(LocalSteps):
         mean = sum(losses) / len(losses)
         seconds = time.perf_counter() - start
         return RoundResult(update, len(self.training_cases), len(losses), mean, seconds, extra, own)
+
+    def _begin(self, weights: Arrays, round_number: int, total_rounds: int, settings: RoundSettings) -> frozenset[str]:
+        """Load weights and what the last round left; gives the names of the arrays that are fixed in this round."""
+        if not len(self.training_cases):
+            raise RefusalError("data", "This site has no training cases.")
+        set_weights(self.network, weights)
+        self._received, self.settings = weights, settings.applied(self.plan.training)
+        self.round_number, self.total_rounds = round_number, total_rounds
+        fixed = self._freeze(round_number)
+        self._restore(round_number)
+        return fixed
 
     def train_companion(self, name: str, hooks: Sequence[TrainingHook] = (), epochs: int | None = None) -> float:
         """Train a companion in the place of the network: its own optimizer, the round's batches, loss and schedule.

@@ -1,0 +1,67 @@
+"""What a site allows, and what is spent of its privacy budgets."""
+
+import json
+
+from checked_site import check, edit, found, spend
+from fedseg.deployment.operation.checks.policy import policy_sentences
+from fedseg.deployment.operation.checks.result import Colour
+from fedseg.jobs.allowed_components import site_resources
+from fedseg.site.policy import parse_policy
+
+
+def test_shell_commands_and_no_policy_are_remarks(kit, server):
+    shell = {"lead": {"byoc": "none", "shell_commands": "any"}}
+    edit(kit / "local" / "authorization.json", lambda c: {"permissions": shell})
+    edit(kit / "local" / "fedseg.json", lambda c: {k: v for k, v in c.items() if k != "policy"})
+    page = check(kit)
+    assert found(page) == {}
+    assert page.verdict == "YELLOW: alpha is ready. To look at: files, rights, policy."
+    yellow = found(page, Colour.YELLOW)
+    assert "lets lead run commands on this machine" in yellow["rights"]
+    assert "states no limits" in yellow["policy"]
+
+
+def test_what_is_spent_of_a_budget_is_said(kit, server):
+    spent = spend(kit, 1).spent(1e-5, dataset="tiny").epsilon
+    texts = {r.check: r.found for r in check(kit).results}
+    assert texts["privacy budget: tiny"] == f"Epsilon {spent:.3g} of 8 is spent, at delta 1e-05, in 1 releases."
+    edit(
+        kit / "local" / "fedseg.json",
+        lambda c: {**c, "policy": {"epsilon_budget": {"tiny": {"epsilon": spent, "delta": 1e-5}}}},
+    )
+    assert "No job with a guarantee is taken any more" in found(check(kit), Colour.YELLOW)["privacy budget: tiny"]
+
+
+def test_a_policy_is_told_in_plain_sentences():
+    rules = {
+        "tasks": ["brats"],
+        "jobs": ["brats_*"],
+        "min_cases": 20,
+        "max_fraction": 0.1,
+        "max_clip_norm": 1.5,
+        "min_noise_multiplier": 2.0,
+        "require_encryption": True,
+        "max_bytes": 5_000_000,
+        "scores": False,
+        "events": True,
+    }
+    assert policy_sentences(parse_policy(rules)) == [
+        "Takes jobs that segment brats and called brats_*.",
+        "Takes part with 20 training cases at least.",
+        "An update holds 10.0% of the model's parameters at most.",
+        "Updates are clipped to the norm 1.5 at most.",
+        "Updates bear noise of 2 clipping norms at least.",
+        "Updates are encrypted.",
+        "No result is larger than 5 MB.",
+        "Beside updates and reports may leave: curves during training.",
+        "Never leave: images, labels, names of patients, summaries of scores, statistics of the data, activations in "
+        "split training, the site's own model.",
+    ]
+    assert policy_sentences(parse_policy({"require_clip": True}))[:2] == ["Takes every job.", "Updates are clipped."]
+
+
+def test_the_list_of_classes_is_the_packages(kit):
+    assert (
+        json.loads((kit / "local" / "resources.json").read_text())["class_allow_list"]
+        == (site_resources()["class_allow_list"])
+    )

@@ -1,4 +1,4 @@
-"""Write the picture of packages in docs/explanation/architecture.md: floors of tests/test_layers.py, packages' sentences.
+"""Write the picture in docs/explanation/architecture.md: floors of tests/test_layers.py, packages in their own words.
 
 Run it after a package came, went, moved to another floor or says something else of itself:
 ``python scripts/write_architecture.py``. A test compares.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,30 +22,36 @@ Run = Callable[[argparse.Namespace], int]
 class Command:
     """A ``fedseg`` command on the command line; each method adds an argument.
 
-    >>> subparsers = argparse.ArgumentParser().add_subparsers()
-    >>> command = Command(subparsers, "count", print, "count cases", "Count all cases.", "fedseg count a.json")
+    >>> def run(options):
+    ...     '''``fedseg count``: count cases.
+    ...
+    ...     Count all cases of a datalist.
+    ...
+    ...     example: fedseg count a.json
+    ...     '''
+    >>> command = Command(argparse.ArgumentParser().add_subparsers(), run)
     >>> command.path("list", "a datalist")
     >>> command.flag("--quick", "do not open images")
     >>> command.parser.parse_args(["a.json"]).quick
     False
     """
 
-    def __init__(
-        self, subparsers: Any, name: str, run: Run | None, summary: str, description: str, example: str
-    ) -> None:
+    def __init__(self, subparsers: Any, run: Run | None, text: str | None = None) -> None:
         """Add a command.
 
         Args:
             subparsers: of the command line, or of a command that has commands itself.
-            name: as it is typed.
             run: does the work and returns the exit code; None for a command that has commands itself.
-            summary: one line for the list of commands.
-            description: for its own page of help.
-            example: a command line.
+            text: name and summary, description, and example, as in the example above; None takes what ``run`` says of
+                itself.
         """
-        epilog = f"example: {example}"
+        head, description, epilog = inspect.cleandoc(text or run.__doc__ or "").split("\n\n")
+        names, _, summary = head.partition(": ")
         self.parser: argparse.ArgumentParser = subparsers.add_parser(
-            name, help=summary, description=description, epilog=epilog
+            names.strip("`").split()[-1],
+            help=summary.removesuffix("."),
+            description=" ".join(description.split()),
+            epilog=" ".join(epilog.split()),
         )
         self._target: argparse._ActionsContainer = self.parser
         if run is not None:

@@ -1,4 +1,9 @@
-"""``fedseg audit-log``: whether records, models and sites of a run tell the same story."""
+"""``fedseg audit-log``: verify or show the record of a run.
+
+The record of a run at the server and at its sites: who submitted what, who took part, which models were made.
+
+example: fedseg audit-log verify runs/first
+"""
 
 from __future__ import annotations
 
@@ -29,48 +34,20 @@ _LEFT = {
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add this command to the command line."""
-    group = Command(
-        subparsers,
-        "audit-log",
-        None,
-        "verify or show the record of a run",
-        "The record of a run at the server and at its sites: who submitted what, who took part, which models were "
-        "made.",
-        "fedseg audit-log verify runs/first",
-    )
-    actions = group.actions("verify or show")
-    _add_verify(actions)
-    _add_show(actions)
-
-
-def _add_verify(actions: Any) -> None:
-    verify = Command(
-        actions,
-        "verify",
-        run_verify,
-        "check records, and models against them",
-        "Verify the hash chains of records, compare the records of server and sites, and models with their provenance "
-        "files and the record. Ends with 1 if a check fails.",
-        "fedseg audit-log verify runs/first",
-    )
-    verify.path("paths", "record, model, or folder of a run", "PATH", nargs="+")
-
-
-def _add_show(actions: Any) -> None:
-    show = Command(
-        actions,
-        "show",
-        run_show,
-        "print a record as a table",
-        "Print a record, one row for each line, and its head: the hash to note elsewhere.",
-        "fedseg audit-log show runs/first/report/record.jsonl",
-    )
-    show.path("path", "record, or folder of a run", "PATH")
+    """Declare the command."""
+    actions = Command(subparsers, None, __doc__).actions("verify or show")
+    Command(actions, run_verify).path("paths", "record, model, or folder of a run", "PATH", nargs="+")
+    Command(actions, run_show).path("path", "record, or folder of a run", "PATH")
 
 
 def run_verify(options: argparse.Namespace) -> int:
-    """Print one line for each check."""
+    """``fedseg audit-log verify``: check records, and models against them.
+
+    Verify the hash chains of records, compare the records of server and sites, and models with their provenance files
+    and the record. Ends with 1 if a check fails.
+
+    example: fedseg audit-log verify runs/first
+    """
     from fedseg.provenance.audit import audit
 
     findings = audit(options.paths)
@@ -83,7 +60,12 @@ def run_verify(options: argparse.Namespace) -> int:
 
 
 def run_show(options: argparse.Namespace) -> int:
-    """Print the table."""
+    """``fedseg audit-log show``: print a record as a table.
+
+    Print a record, one row for each line, and its head: the hash to note elsewhere.
+
+    example: fedseg audit-log show runs/first/report/record.jsonl
+    """
     record = _one_record(options.path)
     table = Table("line", "time (UTC)", "what", "details")
     for entry in record.entries:

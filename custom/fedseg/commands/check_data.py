@@ -22,16 +22,8 @@ SHOWN_PER_CODE = 20
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add this command to the command line."""
-    command = Command(
-        subparsers,
-        "check-data",
-        run,
-        "check images and labels of a datalist against a task",
-        "Look at every file of a datalist and say what would make a job fail or its result wrong. Ends with 1 if there "
-        "is an error. Findings name files and patients: keep them at the site.",
-        "fedseg check-data brats /data/brats/datalist.json --json check.json",
-    )
+    """Declare the command."""
+    command = Command(subparsers, run)
     command.value("task", TASK_HELP, metavar="TASK")
     command.path("datalist", "the datalist.json, or its folder", "DATALIST")
     command.path("--json", "also write the report here, for machines", "FILE")
@@ -40,7 +32,13 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Check, print the findings, and end with 1 if there is an error."""
+    """``fedseg check-data``: check images and labels of a datalist against a task.
+
+    Look at every file of a datalist and say what would make a job fail or its result wrong. Ends with 1 if there is an
+    error. Findings name files and patients: keep them at the site.
+
+    example: fedseg check-data brats /data/brats/datalist.json --json check.json
+    """
     if options.workers < 1:
         raise UsageError(f"--workers is {options.workers}, but must be at least 1.")
     if options.json and not options.json.parent.is_dir():

@@ -12,16 +12,8 @@ from fedseg.errors import UsageError
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add this command to the command line."""
-    command = Command(
-        subparsers,
-        "decrypt-model",
-        run,
-        "open the model of an encrypted run, at a site",
-        "Decrypts the last or best model of an encrypted run with the key that the sites share. Only a site can do it: "
-        "the coordinator and the server have no key.",
-        "fedseg decrypt-model last.encrypted --context startup/client_context.tenseal --out last.safetensors",
-    )
+    """Declare the command."""
+    command = Command(subparsers, run)
     command.path("file", "encrypted model (.encrypted) of a run")
     command.path("--context", "the site's client_context.tenseal", required=True)
     command.path("--out", "model file to write (.safetensors)", required=True)
@@ -29,7 +21,13 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Decrypt, check and write."""
+    """``fedseg decrypt-model``: open the model of an encrypted run, at a site.
+
+    Decrypts the last or best model of an encrypted run with the key that the sites share. Only a site can do it: the
+    coordinator and the server have no key.
+
+    example: fedseg decrypt-model last.encrypted --context startup/client_context.tenseal --out last.safetensors
+    """
     from fedseg.models.encrypted_file import read_encrypted_file
     from fedseg.privacy.encryption.context import secret_context
 

@@ -26,16 +26,8 @@ ALL = "all"
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add this command to the command line."""
-    command = Command(
-        subparsers,
-        "describe-split",
-        run,
-        "show what crosses each cut of a network in split training",
-        "For each place at which a network can be cut: the tensors that a site sends for one patch, their size, and "
-        "which share of the parameters and of the computation (forward only) is the site's.",
-        "fedseg describe-split hippocampus --network residual_unet --cut all",
-    )
+    """Declare the command."""
+    command = Command(subparsers, run)
     network = (
         "one of %(networks)s; or a JSON object as in a job's plan (default: the job's, if TASK is a job folder; else "
         "residual_unet)"
@@ -58,7 +50,13 @@ class _NetworkNames:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Do what the command line asks."""
+    """``fedseg describe-split``: show what crosses each cut of a network in split training.
+
+    For each place at which a network can be cut: the tensors that a site sends for one patch, their size, and which
+    share of the parameters and of the computation (forward only) is the site's.
+
+    example: fedseg describe-split hippocampus --network residual_unet --cut all
+    """
     from fedseg.networks.split.costs import cut_costs
     from fedseg.networks.split.stages import cut_stages
 

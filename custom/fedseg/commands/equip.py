@@ -14,17 +14,8 @@ from fedseg.site.profile import read_state_folder
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add this command to the command line."""
-    command = Command(
-        subparsers,
-        "equip",
-        run,
-        "put fedseg's policy into a kit of FLARE's own tools",
-        "Put the exact list of classes and the policy files into the kit of a server or a site that `nvflare package` "
-        "has made or `nvflare deploy prepare` has changed. Both leave FLARE's own list and stream logs. Policy files "
-        "that the kit has already stay as they are. May be repeated.",
-        "fedseg equip hospital-a --site-policy workspace_templates/site_policy/local",
-    )
+    """Declare the command."""
+    command = Command(subparsers, run)
     policy = "folder with fedseg.json, privacy.json, authorization.json, for those that the kit lacks"
     storage = f"server: where it keeps jobs and results (default: as the kit says, or {SERVER_STORAGE})"
     command.path("folder", "the kit")
@@ -35,7 +26,14 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Equip the kit and say what is left to do."""
+    """``fedseg equip``: put fedseg's policy into a kit of FLARE's own tools.
+
+    Put the exact list of classes and the policy files into the kit of a server or a site that `nvflare package` has
+    made or `nvflare deploy prepare` has changed. Both leave FLARE's own list and stream logs. Policy files that the kit
+    has already stay as they are. May be repeated.
+
+    example: fedseg equip hospital-a --site-policy workspace_templates/site_policy/local
+    """
     role = equip(options.folder, options.site_policy, options.storage, options.state, options.wheel)
     local = options.folder / "local"
     err().print(f"{local}/resources.json: the exact list of classes", markup=False)

@@ -14,23 +14,21 @@ from fedseg.tasks.segmentation.metrics import EMPTY_CONVENTIONS
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add this command to the command line."""
-    command = Command(
-        subparsers,
-        "evaluate",
-        run,
-        "score a saved model on a datalist",
-        "Dice and HD95 of every case and region, on each image's own grid, in evaluation.json.",
-        "fedseg evaluate runs/first/models/last.safetensors --task brats --data my/datalist.json "
-        "--out runs/first-at-home",
-    )
+    """Declare the command."""
+    command = Command(subparsers, run)
     add_model_arguments(command, "final")
     empty = "how regions empty in the reference count"
     command.value("--empty", empty, choices=EMPTY_CONVENTIONS, default="brats")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Score and show the means."""
+    """``fedseg evaluate``: score a saved model on a datalist.
+
+    Dice and HD95 of every case and region, on each image's own grid, in evaluation.json.
+
+    example: fedseg evaluate runs/first/models/last.safetensors --task brats --data my/datalist.json --out
+    runs/first-at-home
+    """
     from fedseg.evaluation.scoring import Predictor, evaluate
     from fedseg.tasks.objective import objective_of
 

@@ -14,16 +14,8 @@ from fedseg.deployment.coordination.session import connect
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add this command to the command line."""
-    command = Command(
-        subparsers,
-        "fetch",
-        run,
-        "fetch models and report of an ended job",
-        "Fetch what a job left at the server, and write its models, summary and report. A job that failed is fetched "
-        "too, with its logs; the command then ends with 1.",
-        "fedseg fetch JOB_ID --kit coordinator@example.org --out runs/first",
-    )
+    """Declare the command."""
+    command = Command(subparsers, run)
     command.job_id()
     command.kit()
     command.path("--out", "a new or empty folder", "DIR", required=True)
@@ -31,7 +23,13 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Fetch, and print the scores."""
+    """``fedseg fetch``: fetch models and report of an ended job.
+
+    Fetch what a job left at the server, and write its models, summary and report. A job that failed is fetched too,
+    with its logs; the command then ends with 1.
+
+    example: fedseg fetch JOB_ID --kit coordinator@example.org --out runs/first
+    """
     from fedseg.deployment.coordination.fetched_run import fetch
 
     with connect(options.kit) as coordinator:

@@ -19,16 +19,8 @@ from fedseg.tasks.task import Task
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add this command to the command line."""
-    command = Command(
-        subparsers,
-        "import-data",
-        run,
-        "make a datalist from BraTS folders, a Decathlon data set or another datalist",
-        "Find the labelled cases of SOURCE, split them by patient and write DIR/datalist.json. Images stay where they "
-        "are. A datalist that has validation or test cases keeps its own split.",
-        "fedseg import-data /data/Task04_Hippocampus --task hippocampus --out /data/site",
-    )
+    """Declare the command."""
+    command = Command(subparsers, run)
     command.path("source", "BraTS folders, dataset.json or datalist.json", "SOURCE")
     command.value("--task", TASK_HELP, metavar="TASK", required=True)
     command.path("--out", "folder for datalist.json", "DIR", required=True)
@@ -38,7 +30,13 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the datalist and say what is in it."""
+    """``fedseg import-data``: make a datalist from BraTS folders, a Decathlon data set or another datalist.
+
+    Find the labelled cases of SOURCE, split them by patient and write DIR/datalist.json. Images stay where they are. A
+    datalist that has validation or test cases keeps its own split.
+
+    example: fedseg import-data /data/Task04_Hippocampus --task hippocampus --out /data/site
+    """
     task = task_from_argument(options.task)
     target = options.out / FILE_NAME
     if target.exists():

@@ -19,16 +19,8 @@ from fedseg.files.documents import whole_file
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add this command to the command line."""
-    command = Command(
-        subparsers,
-        "import-dicom",
-        run,
-        "convert a DICOM series to NIfTI",
-        "Find the DICOM series below FOLDER and write the chosen one as DIR/NAME.nii.gz, in Hounsfield units for CT. "
-        "Nothing of the DICOM header but the geometry goes into the file.",
-        "fedseg import-dicom /data/export --modality CT --description portal --out /data",
-    )
+    """Declare the command."""
+    command = Command(subparsers, run)
     command.path("folder", "folder with DICOM files, searched to the bottom", "FOLDER")
     command.path("--out", "folder for the NIfTI file", "DIR")
     command.value("--name", "name of the file, e.g. a pseudonym (default: image)", default="image")
@@ -40,7 +32,13 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """List the series, or convert the chosen one."""
+    """``fedseg import-dicom``: convert a DICOM series to NIfTI.
+
+    Find the DICOM series below FOLDER and write the chosen one as DIR/NAME.nii.gz, in Hounsfield units for CT. Nothing
+    of the DICOM header but the geometry goes into the file.
+
+    example: fedseg import-dicom /data/export --modality CT --description portal --out /data
+    """
     if not options.folder.is_dir():
         raise UsageError(f"{options.folder} is no folder. Name the folder with the DICOM files.")
     if not options.list and options.out is None:

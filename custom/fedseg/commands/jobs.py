@@ -23,20 +23,18 @@ _COLUMNS = {
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add this command to the command line."""
-    command = Command(
-        subparsers,
-        "jobs",
-        run,
-        "list the jobs of a federation",
-        "List the jobs that the server of a federation knows, with who submitted them and how they went.",
-        "fedseg jobs --kit coordinator@example.org",
-    )
+    """Declare the command."""
+    command = Command(subparsers, run)
     command.kit()
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print one row for each job, oldest first."""
+    """``fedseg jobs``: list the jobs of a federation.
+
+    List the jobs that the server of a federation knows, with who submitted them and how they went.
+
+    example: fedseg jobs --kit coordinator@example.org
+    """
     with connect(options.kit) as coordinator:
         jobs = coordinator.jobs()
     table = Table()

@@ -30,16 +30,8 @@ _FOR_PHANTOMS = ("task.patch_size=[48,48,48]", "training.overlap=0.25")
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add this command to the command line."""
-    command = Command(
-        subparsers,
-        "local-federation",
-        run,
-        "run a job in a real federation of processes on this machine",
-        "Provision a server and sites, start them as processes of this machine that meet over mutual TLS, submit a "
-        "job, wait, fetch models and report, and stop every process.",
-        "fedseg local-federation --job jobs/brats_fedcostwavg --data runs/phantoms --out runs/local",
-    )
+    """Declare the command."""
+    command = Command(subparsers, run)
     sites = "three sites of real hippocampi from FEDSEG_TEST_DATA, or of phantoms"
     folder = Path("runs/local_federation")
     command.path("--job", f"job folder (default: {JOB}; without images of hippocampi {PHANTOM_JOB})")
@@ -54,7 +46,13 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Everything from the kits to the report; whatever happens, no process is left."""
+    """``fedseg local-federation``: run a job in a real federation of processes on this machine.
+
+    Provision a server and sites, start them as processes of this machine that meet over mutual TLS, submit a job, wait,
+    fetch models and report, and stop every process.
+
+    example: fedseg local-federation --job jobs/brats_fedcostwavg --data runs/phantoms --out runs/local
+    """
     if options.rounds < 1:
         raise UsageError(f"--rounds {options.rounds}: the number of rounds must be a whole number of at least 1.")
     if not options.timeout > 0:

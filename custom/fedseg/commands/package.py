@@ -10,23 +10,21 @@ from fedseg.console import out
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add this command to the command line."""
-    command = Command(
-        subparsers,
-        "package",
-        run,
-        "make the self-contained form of a job",
-        "Copy a job with fedseg's own code inside (BYOC), for sites that do not have fedseg installed and whose policy "
-        "permits code in jobs.",
-        "fedseg package jobs/hippocampus_fedavg --out runs/hippocampus_fedavg_packed",
-    )
+    """Declare the command."""
+    command = Command(subparsers, run)
     command.path("job", "job folder")
     command.path("--out", "folder of the self-contained job, made new", required=True)
     command.settings()
 
 
 def run(options: argparse.Namespace) -> int:
-    """Check the job and pack it."""
+    """``fedseg package``: make the self-contained form of a job.
+
+    Copy a job with fedseg's own code inside (BYOC), for sites that do not have fedseg installed and whose policy
+    permits code in jobs.
+
+    example: fedseg package jobs/hippocampus_fedavg --out runs/hippocampus_fedavg_packed
+    """
     from fedseg.jobs.job import apply_settings, read_job
     from fedseg.jobs.packaging import package_job
 

@@ -33,16 +33,8 @@ _SHARED = "0 to 1: share of all training cases that every site gets, as a baseli
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add this command to the command line."""
-    command = Command(
-        subparsers,
-        "partition",
-        run,
-        "spread one data set over simulated sites",
-        "Spread the labelled cases of SOURCE over sites, by patient, and write DIR/<site>/datalist.json for `fedseg "
-        "simulate --data DIR`. Without --csv, --sizes or --dirichlet the sites get equal shares at random.",
-        "fedseg partition /data/Task04_Hippocampus --sizes 80,60,40,20 --out runs/data",
-    )
+    """Declare the command."""
+    command = Command(subparsers, run)
     command.path("source", "BraTS folders, dataset.json or datalist.json", "SOURCE")
     command.path("--out", "new folder for the sites", "DIR", required=True)
     command.value("--task", f"{TASK_HELP} (default: told from SOURCE)", metavar="TASK")
@@ -60,7 +52,13 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the sites and print how many cases each has."""
+    """``fedseg partition``: spread one data set over simulated sites.
+
+    Spread the labelled cases of SOURCE over sites, by patient, and write DIR/<site>/datalist.json for `fedseg simulate
+    --data DIR`. Without --csv, --sizes or --dirichlet the sites get equal shares at random.
+
+    example: fedseg partition /data/Task04_Hippocampus --sizes 80,60,40,20 --out runs/data
+    """
     fractions = {"validation": options.validation_fraction, "test": options.test_fraction}
     check_fractions(fractions)
     check_seed(options.seed)

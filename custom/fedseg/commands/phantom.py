@@ -18,16 +18,8 @@ from fedseg.data.phantoms.phantoms import PHANTOM_TASKS, make_phantoms
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add this command to the command line."""
-    command = Command(
-        subparsers,
-        "phantom",
-        run,
-        "make simulated sites to try everything with",
-        "Make simulated sites: images, labels and datalists, in the file layout of the real data sets. The same "
-        "arguments give the same bytes.",
-        "fedseg phantom brats --sites 3 --cases 8 --out runs/data",
-    )
+    """Declare the command."""
+    command = Command(subparsers, run)
     differ = "0: sites alike, to 1: scanner, voxel size, tumour size and number of cases differ (default 0.5)"
     test = "part of the cases set apart as test, 0 to 0.5 (default 0: none)"
     command.value("task", "brats: four MR sequences; pancreas: portal-venous CT", choices=PHANTOM_TASKS)
@@ -40,7 +32,13 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Make the phantoms and say what was made."""
+    """``fedseg phantom``: make simulated sites to try everything with.
+
+    Make simulated sites: images, labels and datalists, in the file layout of the real data sets. The same arguments
+    give the same bytes.
+
+    example: fedseg phantom brats --sites 3 --cases 8 --out runs/data
+    """
     datalists = make_phantoms(
         options.task,
         options.sites,

@@ -12,21 +12,19 @@ from fedseg.errors import UsageError
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add this command to the command line."""
-    command = Command(
-        subparsers,
-        "predict",
-        run,
-        "segment the cases of a datalist with a saved model",
-        "Write one NIfTI mask per case, on the grid and affine of the case's own images.",
-        "fedseg predict runs/first/models/last.safetensors --task brats --data my/datalist.json --out runs/masks",
-    )
+    """Declare the command."""
+    command = Command(subparsers, run)
     add_model_arguments(command, "all")
     command.value("--convention", "name of the label convention to write (default: the task's first)")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Segment every case."""
+    """``fedseg predict``: segment the cases of a datalist with a saved model.
+
+    Write one NIfTI mask per case, on the grid and affine of the case's own images.
+
+    example: fedseg predict runs/first/models/last.safetensors --task brats --data my/datalist.json --out runs/masks
+    """
     from fedseg.evaluation.scoring import Predictor, write_masks
 
     model, _, cases = load(options)

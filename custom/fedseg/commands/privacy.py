@@ -1,4 +1,9 @@
-"""``fedseg privacy``: what a site's releases have cost, and what planned ones would cost."""
+"""``fedseg privacy``: show what releases have cost in privacy, or plan their noise.
+
+The ledger of a site, and the noise or the rounds that a budget of epsilon and delta leaves.
+
+example: fedseg privacy plan --epsilon 8 --delta 1e-5 --rounds 100
+"""
 
 from __future__ import annotations
 
@@ -38,45 +43,14 @@ _COST = ("mechanism", "noise_multiplier", "epsilon", "unit", "sampling_rate", "n
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add this command to the command line."""
-    group = Command(
-        subparsers,
-        "privacy",
-        None,
-        "show what releases have cost in privacy, or plan their noise",
-        "The ledger of a site, and the noise or the rounds that a budget of epsilon and delta leaves.",
-        "fedseg privacy plan --epsilon 8 --delta 1e-5 --rounds 100",
-    )
-    actions = group.actions("ledger or plan")
-    _add_ledger(actions)
-    _add_plan(actions)
-
-
-def _add_ledger(actions: Any) -> None:
-    ledger = Command(
-        actions,
-        "ledger",
-        run_ledger,
-        "verify a site's ledger and show its releases and their composed epsilon",
-        "Verify the hash chain of a site's ledger, show its releases, and compose them.",
-        "fedseg privacy ledger runs/first/state/site-1 --delta 1e-5",
-    )
+    """Declare the command."""
+    actions = Command(subparsers, None, __doc__).actions("ledger or plan")
+    ledger = Command(actions, run_ledger)
     ledger.path("state", "state folder of a site, or a ledger's folder", "STATE_FOLDER")
     ledger.value("--dataset", "only this data set of the site", metavar="NAME")
     ledger.value("--delta", "delta of the epsilon (default 1e-5)", float, default=DEFAULT_DELTA)
     ledger.flag("--json", "print JSON instead of tables")
-
-
-def _add_plan(actions: Any) -> None:
-    plan = Command(
-        actions,
-        "plan",
-        run_plan,
-        "the noise that a number of rounds needs, or the rounds that a noise allows",
-        "Plan Gaussian noise on clipped updates. The noise multiplier is that of a job: the standard deviation of the "
-        "noise over the clipping norm.",
-        "fedseg privacy plan --epsilon 8 --delta 1e-5 --rounds 100",
-    )
+    plan = Command(actions, run_plan)
     rate = "probability with which a unit takes part in a round, drawn anew each time (default 1)"
     differ = "how two data sets differ that must look alike: one unit replaced (default), or added or removed"
     plan.value("--epsilon", "largest epsilon after all rounds", float, required=True)
@@ -90,7 +64,12 @@ def _add_plan(actions: Any) -> None:
 
 
 def run_ledger(options: argparse.Namespace) -> int:
-    """Show a ledger."""
+    """``fedseg privacy ledger``: verify a site's ledger and show its releases and their composed epsilon.
+
+    Verify the hash chain of a site's ledger, show its releases, and compose them.
+
+    example: fedseg privacy ledger runs/first/state/site-1 --delta 1e-5
+    """
     _usage(lambda: allowed.number("delta", options.delta, above=0, below=1))
     if not options.state.is_dir():
         raise UsageError(f"{options.state} is not a folder. Name a site's state folder, or the folder of its ledger.")
@@ -168,7 +147,13 @@ def _noise(entry: Any) -> str:
 
 
 def run_plan(options: argparse.Namespace) -> int:
-    """Print the noise, or the rounds, and what each accountant says of them."""
+    """``fedseg privacy plan``: the noise that a number of rounds needs, or the rounds that a noise allows.
+
+    Plan Gaussian noise on clipped updates. The noise multiplier is that of a job: the standard deviation of the noise
+    over the clipping norm.
+
+    example: fedseg privacy plan --epsilon 8 --delta 1e-5 --rounds 100
+    """
     rate, neighbours = options.sampling_rate, options.neighbours
     of_clip, rounds = options.noise_multiplier, options.rounds
     common = (rate, neighbours, options.accountant)

@@ -15,16 +15,8 @@ from fedseg.errors import UsageError
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add this command to the command line."""
-    command = Command(
-        subparsers,
-        "probe-split",
-        run,
-        "measure how much of an image the features of split training tell",
-        "Train a small decoder for each cut of a run's network that reconstructs images from features, on images of "
-        "all sites but the last by name, and try it on that one's. Completes the run's summary and report.",
-        "fedseg probe-split runs/split --data runs/hippocampus-data",
-    )
+    """Declare the command."""
+    command = Command(subparsers, run)
     data = f"folder with <site>/datalist.json (default: phantoms; {', '.join(PHANTOM_TASKS)} have them)"
     phantoms = "the attacker has N simulated images instead of those of other sites; without --data the victim, too"
     command.path("folder", "folder of a run of split training", "RUN")
@@ -36,7 +28,13 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Probe, make the report again, and print the numbers."""
+    """``fedseg probe-split``: measure how much of an image the features of split training tell.
+
+    Train a small decoder for each cut of a run's network that reconstructs images from features, on images of all sites
+    but the last by name, and try it on that one's. Completes the run's summary and report.
+
+    example: fedseg probe-split runs/split --data runs/hippocampus-data
+    """
     # Imported here: networks and drawing libraries take seconds that other commands need not wait for.
     from fedseg.attacks.probe import ProbeOptions, probe_run
     from fedseg.commands.probing import probe_progress

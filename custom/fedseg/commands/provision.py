@@ -24,17 +24,8 @@ _FOR = {"server": "who runs the server", "client": "site", "project_admin": "coo
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add this command to the command line."""
-    command = Command(
-        subparsers,
-        "provision",
-        run,
-        "make the kits of a federation",
-        "Make the kits of a federation from a template: for every participant a certificate, start-up files, the "
-        "policy files of a site, and fedseg's wheel. Prints what to send to whom, with fingerprints. With --add-site, "
-        "the kit of one more site for a federation that exists; with --renew, somebody's kit anew.",
-        "fedseg provision workspace_templates/three_hospitals --out runs/kits",
-    )
+    """Declare the command."""
+    command = Command(subparsers, run)
     files = "folder with fedseg.json, privacy.json, authorization.json"
     add = "make the kit of one more site of the federation in --out; nobody else's changes"
     renew = "make somebody's kit in --out anew, with a new key and certificate; nobody else's changes"
@@ -48,7 +39,14 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Make the kits and say what to do with them."""
+    """``fedseg provision``: make the kits of a federation.
+
+    Make the kits of a federation from a template: for every participant a certificate, start-up files, the policy files
+    of a site, and fedseg's wheel. Prints what to send to whom, with fingerprints. With --add-site, the kit of one more
+    site for a federation that exists; with --renew, somebody's kit anew.
+
+    example: fedseg provision workspace_templates/three_hospitals --out runs/kits
+    """
     project = read_project(options.template)
     policy = options.site_policy or default_policy(options.template)
     if options.add_site is not None or options.renew is not None:

@@ -18,16 +18,8 @@ CLOCKS = ("measured", "simulated")
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add this command to the command line."""
-    command = Command(
-        subparsers,
-        "rank",
-        run,
-        "rank runs case by case and by convergence",
-        "Rank simulated runs of one task on the same cases, as the FeTS challenge ranks: per case by Dice and HD95 of "
-        "every region, and by convergence score, which counts three times.",
-        "fedseg rank runs/fedavg runs/fedcostwavg --clock simulated --out runs/rank.json",
-    )
+    """Declare the command."""
+    command = Command(subparsers, run)
     horizon = "time over which convergence counts (default: the longest run if measured, a week if simulated)"
     command.path("runs", "folders of two or more simulated runs", "RUN", nargs="+")
     command.value("--clock", "how rounds are timed (default measured)", choices=CLOCKS, default="measured")
@@ -38,7 +30,13 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Do what the command line asks."""
+    """``fedseg rank``: rank runs case by case and by convergence.
+
+    Rank simulated runs of one task on the same cases, as the FeTS challenge ranks: per case by Dice and HD95 of every
+    region, and by convergence score, which counts three times.
+
+    example: fedseg rank runs/fedavg runs/fedcostwavg --clock simulated --out runs/rank.json
+    """
     _check(options)
     from fedseg.evaluation.fets.run_ranking import rank_runs
     from fedseg.evaluation.report.compare import own_models_note

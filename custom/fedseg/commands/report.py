@@ -14,21 +14,19 @@ from fedseg.errors import UsageError
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add this command to the command line."""
-    command = Command(
-        subparsers,
-        "report",
-        run,
-        "make a run's report again, or compare runs",
-        "Make the report of one run from its summary.json, or a comparison of several runs.",
-        "fedseg report runs/first runs/second --out runs/comparison",
-    )
+    """Declare the command."""
+    command = Command(subparsers, run)
     command.path("runs", "folder of a run (the --out of fedseg simulate)", "RUN", nargs="+")
     command.path("--out", "folder for the comparison; only with several runs", "DIR")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Do what the command line asks."""
+    """``fedseg report``: make a run's report again, or compare runs.
+
+    Make the report of one run from its summary.json, or a comparison of several runs.
+
+    example: fedseg report runs/first runs/second --out runs/comparison
+    """
     if len(options.runs) == 1:
         if options.out is not None:
             raise UsageError("--out is for comparing several runs; the report of one run lies in the run's own folder.")

@@ -11,16 +11,8 @@ from fedseg.deployment.coordination.session import connect
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add this command to the command line."""
-    command = Command(
-        subparsers,
-        "resume",
-        run,
-        "let a stopped job of a federation go on",
-        "Submit a job that a crash, an abort or a restart has ended once more, so that the server and sites go on "
-        "after its last finished round with everything that they kept, and print its new id.",
-        "fedseg resume JOB_ID --kit coordinator@example.org --wait",
-    )
+    """Declare the command."""
+    command = Command(subparsers, run)
     after = "go back: continue after round N instead of the last one (server and sites keep a few)"
     command.job_id()
     command.kit()
@@ -29,7 +21,13 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Resume; with ``--wait`` a job that does not end well is an error."""
+    """``fedseg resume``: let a stopped job of a federation go on.
+
+    Submit a job that a crash, an abort or a restart has ended once more, so that the server and sites go on after its
+    last finished round with everything that they kept, and print its new id.
+
+    example: fedseg resume JOB_ID --kit coordinator@example.org --wait
+    """
     from fedseg.deployment.coordination.resumed_job import resume
 
     with connect(options.kit) as coordinator:

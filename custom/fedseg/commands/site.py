@@ -1,4 +1,9 @@
-"""``fedseg site``: check, start, stop and watch a site, or the server, from its unpacked kit."""
+"""``fedseg site``: check, start, stop and watch a site from its kit.
+
+For the engineer of a site, and of the server: look whether all is ready, start and stop FLARE.
+
+example: fedseg site check --kit hospital-a
+"""
 
 from __future__ import annotations
 
@@ -26,66 +31,34 @@ SHOWN_LINES = 5
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add this command to the command line."""
-    group = Command(
-        subparsers,
-        "site",
-        None,
-        "check, start, stop and watch a site from its kit",
-        "For the engineer of a site, and of the server: look whether all is ready, start and stop FLARE.",
-        "fedseg site check --kit hospital-a",
-    )
-    actions = group.actions("check, start, stop or status")
-    _add_check(actions)
-    _add_start(actions)
-    _action(actions, "stop", run_stop, "end FLARE and its jobs", "End everything that runs from a kit, in order.")
-    status = _action(
-        actions,
-        "status",
-        run_status,
-        "say whether FLARE runs, since when, and on which jobs it works",
-        "Look at what runs from a kit. Ends with 1 if FLARE does not run.",
-    )
-    status.value("--lines", "lines of the log (default 5)", int, default=SHOWN_LINES, metavar="N")
-
-
-def _add_check(actions: Any) -> None:
-    check = _action(
-        actions,
-        "check",
-        run_check,
-        "say whether a site is ready, and what to mend",
-        "Look at the kit, the machine, the way to the server, the data, and what is allowed. Each check is green, "
-        "yellow or red with what to do. Ends with 1 if anything is red. Changes nothing.",
-    )
+    """Declare the command."""
+    actions = Command(subparsers, None, __doc__).actions("check, start, stop or status")
+    check = _action(actions, run_check)
     task = "task of a data set, as for check-data; needed where it is not built in"
     check.path("--json", "also write the results here, for machines", "FILE")
     check.flag("--full-data", "read every voxel of the data, not the headers only")
     check.several("--task", task, "DATA_SET=TASK")
+    _action(actions, run_start).flag("--force", "start although a check is red")
+    _action(actions, run_stop)
+    status = _action(actions, run_status)
+    status.value("--lines", "lines of the log (default 5)", int, default=SHOWN_LINES, metavar="N")
 
 
-def _add_start(actions: Any) -> None:
-    start = _action(
-        actions,
-        "start",
-        run_start,
-        "start FLARE in the background",
-        "Check the site and start FLARE by the kit's own script, which starts it again whenever it ends. What it "
-        f"prints goes to {LOG_FILE} in the kit.",
-    )
-    start.flag("--force", "start although a check is red")
-
-
-def _action(actions: Any, name: str, run: Run, summary: str, description: str) -> Command:
-    command = Command(actions, name, run, summary, description, f"fedseg site {name} --kit hospital-a")
-    command.path(
-        "--kit", "the unpacked kit of a site or of the server (default: this folder)", "DIR", default=Path(".")
-    )
+def _action(actions: Any, run: Run) -> Command:
+    command = Command(actions, run)
+    kit = "the unpacked kit of a site or of the server (default: this folder)"
+    command.path("--kit", kit, "DIR", default=Path("."))
     return command
 
 
 def run_check(options: argparse.Namespace) -> int:
-    """Print the page."""
+    """``fedseg site check``: say whether a site is ready, and what to mend.
+
+    Look at the kit, the machine, the way to the server, the data, and what is allowed. Each check is green, yellow or
+    red with what to do. Ends with 1 if anything is red. Changes nothing.
+
+    example: fedseg site check --kit hospital-a
+    """
     kit = read_kit(options.kit)
     tasks = _tasks(options.task)
     if options.json is not None and not options.json.absolute().parent.is_dir():
@@ -122,7 +95,13 @@ def _tasks(arguments: Sequence[str]) -> dict[str, Task]:
 
 
 def run_start(options: argparse.Namespace) -> int:
-    """Start, unless something is red."""
+    """``fedseg site start``: start FLARE in the background.
+
+    Check the site and start FLARE by the kit's own script, which starts it again whenever it ends. What it prints goes
+    to console.log in the kit.
+
+    example: fedseg site start --kit hospital-a
+    """
     kit = read_kit(options.kit)
     refuse_to_start(kit)
     page = check_site(kit, CheckOptions())
@@ -148,7 +127,12 @@ def _complain(page: CheckPage, force: bool) -> None:
 
 
 def run_stop(options: argparse.Namespace) -> int:
-    """Stop, and say what was ended."""
+    """``fedseg site stop``: end FLARE and its jobs.
+
+    End everything that runs from a kit, in order.
+
+    example: fedseg site stop --kit hospital-a
+    """
     kit = read_kit(options.kit)
     ended = stop(kit)
     for each in ended:
@@ -158,7 +142,12 @@ def run_stop(options: argparse.Namespace) -> int:
 
 
 def run_status(options: argparse.Namespace) -> int:
-    """Say how it is."""
+    """``fedseg site status``: say whether FLARE runs, since when, and on which jobs it works.
+
+    Look at what runs from a kit. Ends with 1 if FLARE does not run.
+
+    example: fedseg site status --kit hospital-a
+    """
     if options.lines < 0:
         raise UsageError(f"--lines is {options.lines}, but must be at least 0.")
     kit = read_kit(options.kit)

@@ -14,15 +14,8 @@ from fedseg.deployment.coordination.session import FINISHED, Coordinator, Federa
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add this command to the command line."""
-    command = Command(
-        subparsers,
-        "submit",
-        run,
-        "give a job to a running federation",
-        "Check a job, submit it with the kit of a person who may, and print its id.",
-        "fedseg submit jobs/brats_fedcostwavg --kit coordinator@example.org --wait",
-    )
+    """Declare the command."""
+    command = Command(subparsers, run)
     command.path("job", "job folder, e.g. jobs/brats_fedcostwavg")
     command.kit()
     command.settings()
@@ -30,7 +23,12 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Submit; with ``--wait`` a job that does not end well is an error."""
+    """``fedseg submit``: give a job to a running federation.
+
+    Check a job, submit it with the kit of a person who may, and print its id.
+
+    example: fedseg submit jobs/brats_fedcostwavg --kit coordinator@example.org --wait
+    """
     from fedseg.jobs.job import apply_settings, read_job
 
     job = read_job(options.job)

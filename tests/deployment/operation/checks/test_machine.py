@@ -1,7 +1,10 @@
 """The machine: user, versions, packages, GPU."""
 
+import importlib
 import re
 from importlib import metadata
+
+import torch
 
 from checked_site import check, edit, found
 from fedseg.deployment.kits.manifest import read_manifest
@@ -32,10 +35,14 @@ def test_packages_of_another_version_missing_ones_and_broken_ones_are_found(kit,
     assert "torch" not in text
     monkeypatch.setattr(metadata, "requires", lambda name: ["torch==2.13.0"])
 
-    def broken(name):
-        raise ImportError("libcudart.so is missing")
+    real_import = importlib.import_module
 
-    monkeypatch.setattr(site_checks_machine.importlib, "import_module", broken)
+    def broken(name):
+        if name == "torch":
+            raise ImportError("libcudart.so is missing")
+        return real_import(name)
+
+    monkeypatch.setattr(importlib, "import_module", broken)
     assert "torch (ImportError: libcudart.so is missing)" in found(check(kit))["packages"]
     monkeypatch.setattr(metadata, "requires", lambda name: None)
     assert "its requirements are not known" in found(check(kit))["packages"]
@@ -48,7 +55,7 @@ def test_the_requirements_are_those_of_the_installed_package():
 
 
 def test_no_gpu_is_yellow_unless_the_cpu_is_meant(kit, server, monkeypatch):
-    monkeypatch.setattr(site_checks_machine.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "GPU" not in found(check(kit), Colour.YELLOW)
     edit(kit / "local" / "fedseg.json", lambda c: {k: v for k, v in c.items() if k != "device"})
     assert "trains on the CPU" in found(check(kit), Colour.YELLOW)["GPU"]

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedseg.errors import ConfigurationError
-from fedseg.tasks.objective import objective_of
 from fedseg.tasks.task import LabelConvention, Region, Task, parse_task
 
 # BraTS: Baid et al., 2021 (arXiv 2107.02314); the 2023 challenges write the enhancing tumour as 3 instead of 4.
@@ -100,5 +99,8 @@ def resolve_task(declaration: str | Mapping[str, Any]) -> Task:
     whole = "labels" in declaration or "classes" in declaration
     base = None if whole else _TASKS.get(str(declaration.get("name")))
     task = parse_task({**base.to_dict(), **declaration} if base else declaration)
+    # Imported here: kinds of tasks need torch, names of tasks do not.
+    from fedseg.tasks.objective import objective_of
+
     objective_of(task)
     return task

@@ -1,4 +1,4 @@
-"""Checkpoints of a run at the server: one file per finished round, from which the run goes on to the last bit."""
+"""Checkpoints of a run at the server: one file per finished round, from which the run continues to the last bit."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Checkpoints:
         )
 
     def resumable(self) -> list[int]:
-        """Rounds from which the run can go on: those for which the sites keep their states too, ascending."""
+        """Rounds from which the run can be continued: those for which the sites keep their states too, ascending."""
         return self.rounds()[-self.keep :] if self.keep else self.rounds()
 
     def lock(self) -> None:

@@ -181,4 +181,4 @@ class RunModel(ABC):
 
     @abstractmethod
     def restore(self, number: int, arrays: Mapping[str, np.ndarray], history: Mapping[str, Any]) -> None:
-        """Take back what ``state`` and ``history`` gave after a finished round."""
+        """Restore what ``state`` and ``history`` gave after a finished round."""

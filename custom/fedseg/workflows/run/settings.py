@@ -29,7 +29,7 @@ class RunSettings:
         num_rounds: training rounds.
         min_sites: sites that must accept the job, and answer in each round (in a round that asks fewer sites, all of
             them); with fewer the job fails.
-        round_timeout: seconds after which a round's training, or the last evaluation, goes on without the sites that
+        round_timeout: seconds after which a round's training, or the last evaluation, ends without the sites that
             have not answered; 0 waits for all.
         prepare_timeout: the same for ``prepare``, in which sites start their processes and check their data; None takes
             ``round_timeout``.
@@ -73,7 +73,7 @@ class RunSettings:
 
     @property
     def prepare_seconds(self) -> int:
-        """Seconds after which ``prepare`` goes on without the sites that have not answered; 0 waits for all."""
+        """Seconds after which ``prepare`` ends without the sites that have not answered; 0 waits for all."""
         return self.round_timeout if self.prepare_timeout is None else self.prepare_timeout
 
     @property

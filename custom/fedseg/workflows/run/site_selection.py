@@ -76,5 +76,5 @@ class SiteSelection(ABC):
         return {}
 
     def restore(self, history: Mapping[str, Any]) -> None:
-        """Take back what ``history`` gave, when a stopped run goes on."""
+        """Restore what ``history`` gave, when a stopped run is continued."""
         return

@@ -14,11 +14,11 @@ _PAUSE = 0.05
 
 
 class Gathering:
-    """Asks the sites of a round whether they are ready until all are that can be expected in time.
+    """Asks the sites of a round whether they are ready, until all that can be expected in time are.
 
-    A site that is ready is asked again now and then while others are not: else it would take the round to be over. One
-    that does not answer then is left out; one that says that it is not in the round, for its process was started anew,
-    is waited for like the others.
+    A site that is ready is asked again now and then while others are not; otherwise it would conclude that the round is
+    over. If it does not answer then, it is left out. If it says that it is not in the round, because its process was
+    restarted, it is waited for like the others.
     """
 
     def __init__(self, calls: Calls, blank: Call, start_timeout: float, gone: Callable[[str], object]) -> None:

@@ -43,12 +43,12 @@ class SplitRound(SplitIterations):
 class SplitTurns(SplitIterations):
     """A round in which site after site trains alone with the server (SplitNN; Gupta and Raskar, 2018).
 
-    A turn begins with the part that the turn before it has left, and ends when the site has given its part back, so
-    that the server holds it in between. A site that falls silent in its turn gives nothing back: the next one begins
-    with the part that the lost one was given. What the server's part has learned from it stays.
+    A turn begins with the part that the turn before it has left, and ends when the site has sent its part back, so that
+    the server has it between two turns. A site that falls silent in its turn sends nothing back: the next one begins
+    with the part that was sent to the lost one. What the server's part has learned from it stays.
 
-    Sites that wait are asked now and then whether they are there: else they would take the round to be over, and their
-    absence would be found out in their turn only.
+    Sites that wait are called now and then. Otherwise they would conclude that the round is over, and their absence
+    would be noticed in their turn only.
     """
 
     def run(self, sites: Sequence[str], steps: Mapping[str, int], start: float, end: float, pause: float) -> list[str]:
@@ -65,20 +65,20 @@ class SplitTurns(SplitIterations):
             The sites that were there to the last.
         """
         began = time.perf_counter()
-        self._there, self._pause, self._asked_last = set(sites), pause, time.monotonic()
+        self._present, self._pause, self._asked_last = set(sites), pause, time.monotonic()
         done, total = 0, sum(steps[site] for site in sites)
         for site in sorted(sites):
             progress = [start + (end - start) * (done + number) / total for number in range(steps[site])]
-            if site in self._there and not self._turn(site, progress):
-                self._there.discard(site)
+            if site in self._present and not self._turn(site, progress):
+                self._present.discard(site)
             done += steps[site]
         self.result.seconds = time.perf_counter() - began
-        return sorted(self._there)
+        return sorted(self._present)
 
     def _turn(self, site: str, progress: Sequence[float]) -> bool:
         """The turn of a site; whether it came to its end."""
         following = [*progress[1:], None]
-        answers = self._ask([site], Ask.TAKE, 0, progress[0], {site: {PART: self._held.weights()}})
+        answers = self._ask([site], Ask.TAKE, 0, progress[0], {site: {PART: self._passed_on.weights()}})
         for step, now in enumerate(progress):
             drawn = self._each(answers, self._read_batch)
             if not drawn:
@@ -86,11 +86,11 @@ class SplitTurns(SplitIterations):
             answers = self._iterate(drawn, step, now, following[step])
         given = self._each(self._ask(list(answers), Ask.GIVE, len(progress), None), self._read_part)
         for part in given.values():
-            self._held.set_weights(part)
+            self._passed_on.set_weights(part)
         return bool(given)
 
     @property
-    def _held(self) -> SiteHalf:
+    def _passed_on(self) -> SiteHalf:
         """The part between two turns."""
         if self.common is None:
             raise RefusalError("state", "The sites have no common part.")
@@ -98,7 +98,7 @@ class SplitTurns(SplitIterations):
 
     def _read_part(self, site: str, answer: Call) -> Arrays:
         part = answer.group(PART)
-        check_part(self._held.weights(), part)
+        check_part(self._passed_on.weights(), part)
         return part
 
     def _carry(self, calls: Mapping[str, Call]) -> dict[str, Call]:
@@ -106,7 +106,7 @@ class SplitTurns(SplitIterations):
         waiting: dict[str, Call] = {}
         if calls and time.monotonic() - self._asked_last >= self._pause:
             self._asked_last = time.monotonic()
-            waiting = dict.fromkeys(sorted(self._there - set(calls)), self._blank)
+            waiting = dict.fromkeys(sorted(self._present - set(calls)), self._blank)
         answers = super()._carry({**calls, **waiting})
-        self._there -= {*calls, *waiting} - set(answers)
+        self._present -= {*calls, *waiting} - set(answers)
         return {site: answer for site, answer in answers.items() if site in calls}

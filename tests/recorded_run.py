@@ -54,10 +54,10 @@ class RecordedRun:
         self.record.job = job(number)
         facts = {**job(number), "plan": PLAN_OF_RUN.digest}
         digest = model_digest(model_after(after))
-        self.record.enter("resumed" if number else "start", **facts, start=f"s{number}", round=after, model=digest)
+        self.record.append("resumed" if number else "start", **facts, start=f"s{number}", round=after, model=digest)
         self.record.event("prepare", sites=list(CASES), run_id=self.run_id)
         for site in CASES:
-            self.sites[site].enter("accepted", **facts, cases=COUNTS[site])
+            self.sites[site].append("accepted", **facts, cases=COUNTS[site])
             self.record.event("accepted", site=site, cases=COUNTS[site])
 
     def round(self, number: int, start: int, left_out: str = "") -> None:
@@ -65,18 +65,18 @@ class RecordedRun:
         place = {"round": number, "start": f"s{start}"}
         for site, count in CASES.items():
             received = model_digest(model_after(number - 1))
-            self.sites[site].enter("received", task="train", **place, model=received, cases=count)
-            self.sites[site].enter("sent", task="train", **place, content="WEIGHT_DIFF", bytes=9, **NO_PRIVACY)
+            self.sites[site].append("received", task="train", **place, model=received, cases=count)
+            self.sites[site].append("sent", task="train", **place, content="WEIGHT_DIFF", bytes=9, **NO_PRIVACY)
         sites = {site: {"cases": n, **NO_PRIVACY} for site, n in CASES.items() if site != left_out}
         why = {left_out: "too late"} if left_out else {}
-        self.record.enter("round", **place, sites=sites, left_out=why, model=model_digest(model_after(number)))
+        self.record.append("round", **place, sites=sites, left_out=why, model=model_digest(model_after(number)))
 
     def finish(self, number: int) -> None:
         """The last model, scored, stored and copied."""
         digest = model_digest(model_after(number))
-        self.record.enter("final", name="last", round=number, model=digest)
+        self.record.append("final", name="last", round=number, model=digest)
         for site in CASES:
-            self.sites[site].enter("scored", name="last", model=digest, cases={"validation": 1})
+            self.sites[site].append("scored", name="last", model=digest, cases={"validation": 1})
         self.record.model("last.safetensors", PLAN_OF_RUN, model_after(number), number)
         self.record.finished(mean_dice=0.5)
         self.record._log.copy_to(self.out / "report")
@@ -87,7 +87,7 @@ class RecordedRun:
         self.round(0, 0)
         self.round(1, 0, left_out="beta")
         interrupted = {"round": 2, "start": "s0", "model": model_digest(model_after(1)), "cases": CASES["alpha"]}
-        self.sites["alpha"].enter("received", task="train", **interrupted)
+        self.sites["alpha"].append("received", task="train", **interrupted)
         self.start(1, after=1)
         self.round(2, 1)
         self.round(3, 1)

@@ -59,4 +59,4 @@ class RefusalError(FedsegError):
 
 
 class AbortedError(FedsegError):
-    """Somebody asked the work to stop, and it stopped."""
+    """The work was asked to stop, and it stopped."""

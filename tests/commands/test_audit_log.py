@@ -191,7 +191,7 @@ def test_an_opened_model_is_found_where_a_site_named_it(run, capsys):
     weights = model_after(11)
     write_model(run.out / "models" / "opened.safetensors", PLAN_OF_RUN, weights, 3)
     assert verify(capsys, run.out)[0] == 1
-    run.sites["alpha"].enter("scored", name="last", model="0", weights=model_digest(weights), cases={})
+    run.sites["alpha"].append("scored", name="last", model="0", weights=model_digest(weights), cases={})
     said = verify(capsys, run.out)[1]
     assert "of the record of the site alpha names it as scored" in said
 
@@ -219,7 +219,7 @@ def test_an_opened_model_that_says_what_it_was_opened_from_must_be_what_the_site
 def test_refused_jobs_are_verified_too_and_shown_with_who_wanted_them(run, capsys, monkeypatch):
     path = run.out / "state" / "alpha" / "_refused.jsonl"
     why = {"task": "prepare", "code": "x", "reason": "policy", "text": "No."}
-    RunLog(path, "site", "alpha", "").enter("refused", **job(0), **why)
+    RunLog(path, "site", "alpha", "").append("refused", **job(0), **why)
     code, said = verify(capsys, run.out)
     assert code == 0
     assert "record of jobs that the site alpha refused, 2 lines" in said

@@ -19,7 +19,7 @@ class SplitSettings:
         cut: last stage of the network at the sites, see ``networks.split_stages``.
         labels: ``shared``: sites send their labels with the features, and the server computes the loss of all samples
             together. ``private``: the server returns predictions, and a site answers with the gradient of its own loss
-            at them. That gradient tells the labels to whoever looks for them; see docs/explanation/split-learning.md.
+            at them. An attacker can read the labels off that gradient; see docs/explanation/split-learning.md.
         cut_gradient: what a site gets back. ``own``: the gradient of the loss of all samples at its own features.
             ``mean``: the mean of that over the sites, sample by sample, as the code that was published with the
             method does; batches must be equal.

@@ -66,7 +66,7 @@ def partition_by_sizes(cases: Sequence[Case], sizes: Mapping[str, int], seed: in
 
 
 def partition_equally(cases: Sequence[Case], names: Sequence[str], seed: int) -> Sites:
-    """Deal the patients out to the sites in turn, in random order; nobody is left over."""
+    """Deal the patients out to the sites in turn, in random order; all patients are dealt."""
     order = _shuffled(sorted(by_patient(cases)), np.random.default_rng([seed, 1]))
     return _gather(cases, {patient: names[i % len(names)] for i, patient in enumerate(order)}, names)
 

@@ -58,7 +58,7 @@ class SiteRecord:
         Raises:
             RefusalError: the record cannot be written (reason ``state``).
         """
-        self._enter("accepted", **facts, plan=plan, cases=dict(cases))
+        self._append("accepted", **facts, plan=plan, cases=dict(cases))
 
     def received(
         self, weights: Arrays, round_number: int, meta: Mapping[str, Any], cases: int, encrypted: bool
@@ -76,7 +76,7 @@ class SiteRecord:
             RefusalError: see ``accepted``.
         """
         self._place = {"round": round_number, "start": meta.get(START)}
-        self._enter("received", task="train", **self._place, **_named(weights, meta, encrypted), cases=cases)
+        self._append("received", task="train", **self._place, **_named(weights, meta, encrypted), cases=cases)
 
     def called(self, tally: Mapping[str, Any]) -> None:
         """The direct calls of the round at hand are over.
@@ -89,7 +89,7 @@ class SiteRecord:
         Raises:
             RefusalError: see ``accepted``.
         """
-        self._enter("called", **self._place, **tally)
+        self._append("called", **self._place, **tally)
 
     def scored(
         self, name: str, weights: Arrays, meta: Mapping[str, Any], cases: Mapping[str, int], encrypted: bool
@@ -104,7 +104,7 @@ class SiteRecord:
         Raises:
             RefusalError: see ``accepted``.
         """
-        self._enter("scored", name=name, **_named(weights, meta, encrypted), cases=dict(cases))
+        self._append("scored", name=name, **_named(weights, meta, encrypted), cases=dict(cases))
 
     def begin(self) -> None:
         """A task came; nothing is known of it yet."""
@@ -130,7 +130,7 @@ class SiteRecord:
         result = self._result
         try:
             if result is not None and result.get_return_code(ReturnCode.OK) == ReturnCode.OK:
-                self._enter("sent", task=task, **self._place, **_content(result))
+                self._append("sent", task=task, **self._place, **_content(result))
             else:
                 self._refused(task, result, state, site, facts)
         except RefusalError as error:
@@ -162,15 +162,15 @@ class SiteRecord:
             code, reason, text = (str(result.get_header(key, "")) for key in (ReservedHeaderKey.RC, REASON, TEXT))
         try:
             job = facts() if task == PREPARE or self._log is None else {}
-            log.enter("refused", **job, task=task, **self._place, code=code, reason=reason, text=text)
+            log.append("refused", **job, task=task, **self._place, code=code, reason=reason, text=text)
         except RecordError as error:
             logger.error("A refusal does not stand in the record: %s", error)
 
-    def _enter(self, kind: str, **details: Any) -> None:
+    def _append(self, kind: str, **details: Any) -> None:
         if self._log is None:
             raise RefusalError("state", "The task came before the run's record was opened at this site.")
         try:
-            self._log.enter(kind, **details)
+            self._log.append(kind, **details)
         except RecordError as error:
             logger.error("%s", error)
             raise RefusalError("state", f"{error} Nothing leaves the site without its line in it.") from None

@@ -14,8 +14,8 @@ a last line without its end                  killed in the middle of a write. If
                                              is moved to ``FILE.torn``, and the next line says how many bytes it had
 ===========================================  =======================================================================
 
-The chain has no key. Somebody who may write both files can replace them by an older pair or by an invented chain, and
-only a copy of the head that is kept elsewhere shows it. Whoever may only append, or only sees the file, cannot.
+The chain has no key. A user who may write both files can replace them by an older pair or by an invented chain, and
+only a copy of the head that is kept elsewhere shows it. A user who may only append, or only read, cannot.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class HashChain:
             path: made, with its folder, at the first ``append``.
         """
         self.path = path
-        # Read and replaced only by whoever holds the chain alone.
+        # Read and replaced only inside ``exclusive``.
         self._known = Beginning()
 
     def append(self, entry: Mapping[str, Any]) -> Entry:

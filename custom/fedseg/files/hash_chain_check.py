@@ -90,7 +90,7 @@ def verify(path: Path) -> Chain:
 
 
 def verified(path: Path, content: bytes, known: Beginning = Beginning()) -> Chain:
-    """As ``verify``, for content that was read while nobody else could write.
+    """As ``verify``, for content that was read while no other process could write.
 
     Args:
         path: of the chain.

@@ -91,4 +91,4 @@ class DPSGD(GuaranteedFilter):
         context = self._context
         if context is None or context.round_number != round_number:
             raise RefusalError("privacy", "DP-SGD cannot charge this round, so it is not trained.")
-        self._charged = release, self.enter(release, context)
+        self._charged = release, self.charge_ledger(release, context)

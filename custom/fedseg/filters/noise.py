@@ -68,7 +68,7 @@ class GuaranteedFilter(UpdateFilter):
     def protect(self, update: Update, noise: NoiseSource, context: SiteContext) -> Protected:
         """What may leave; facts that depend on the data only in simulations."""
 
-    def enter(self, release: Release, context: SiteContext) -> Spent:
+    def charge_ledger(self, release: Release, context: SiteContext) -> Spent:
         """Enter a release in the site's ledger; what is refused here stays.
 
         Raises:
@@ -106,7 +106,7 @@ class GuaranteedFilter(UpdateFilter):
         # Charged before anything is computed from the update, and always the same: neither the cost nor a refusal may
         # depend on the data.
         release = self.planned()
-        spent = self.enter(release, context)
+        spent = self.charge_ledger(release, context)
         words = (context.plan.seed, context.site, context.round_number, "noise")
         noise = SeededNoise(*words) if context.profile.simulated else SecureNoise()
         return self.released(update, self.protect(update, noise, context), release, spent, context)

@@ -70,7 +70,7 @@ def write_note(model: Path, note: ModelNote) -> Path:
 def replaced_note(model: Path, note: ModelNote | None) -> Iterator[None]:
     """Write a model inside, and its note after it.
 
-    Between the two there is no note: whoever stops there leaves a model that nothing tells of, which the record still
+    Between the two there is no note: a process that stops there leaves a model without one, which the record still
     names, and not one beside a note about another.
     """
     note_path(model).unlink(missing_ok=True)

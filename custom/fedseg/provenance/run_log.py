@@ -21,7 +21,7 @@ SERVER_SIDE, SITE_SIDE = "server", "site"
 
 
 class RecordError(FedsegError):
-    """A run's record cannot be written or is not what was written; without it nothing goes on."""
+    """A run's record cannot be written or is not what was written; without it the run stops."""
 
 
 class RunLog:
@@ -48,7 +48,7 @@ class RunLog:
         self._broken: str = ""
         self._unwritten = 0
 
-    def enter(self, kind: str, **details: Any) -> Entry:
+    def append(self, kind: str, **details: Any) -> Entry:
         """Add a line, and return once it is on the disk.
 
         Args:

@@ -42,7 +42,7 @@ class SitePolicy:
             which is twice that norm where neighbours replace one another.
         epsilon_budget: data set -> budget; ``*`` stands for every data set without one of its own. Where there is any
             budget, a name that has none is refused: jobs choose the name.
-        allow_large_epsilon: whether a job may spend an epsilon above ``LARGEST_EPSILON``, which protects nobody.
+        allow_large_epsilon: whether a job may spend an epsilon above ``LARGEST_EPSILON``, which protects no patient.
         require_encryption: whether updates must be encrypted.
         scalars: fields of the report that may leave beside ``ALWAYS``, those that a method declares included; None:
             all, but in jobs with a guarantee only ``unprotected`` ones, whose filters cut off all others in any case.

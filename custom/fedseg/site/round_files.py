@@ -26,7 +26,7 @@ class RoundFiles(ABC, Generic[Values]):
         folder: where the files lie.
         keep: how many of the last rounds are kept; 0 keeps all.
         start: which start of the server the present round belongs to; stored with the file.
-        lineage: for each finished round of the run the start that made it; None where nobody says.
+        lineage: for each finished round of the run the start that made it; None where it is unknown.
     """
 
     ending: ClassVar[str]

@@ -50,7 +50,7 @@ class InTurn(RoundProtocol):
         for site in sorted(asked):
             # Each visit moves the model, which goes by the number of the round before until this one is finished.
             received = run.model.digest_after(run.number - 1)
-            run.record.enter("visit", round=run.number, site=site, start=run.start_id, received=received)
+            run.record.append("visit", round=run.number, site=site, start=run.start_id, received=received)
             self.train(run, [site])
         for site, report in run.model.reports.items():
             part = scores.get(site, {})

@@ -110,24 +110,24 @@ def test_a_model_names_the_sites_of_the_rounds_that_made_it(tmp_path):
     first = RunRecord(tmp_path / "other")
     first.keep_in(RunLog(tmp_path / "other" / "record.jsonl", "server", "server", "run"))
     plan = scripted(tmp_path / "plan", good).state.plan
-    first.enter("start", round=-1, model="m-1")
+    first.append("start", round=-1, model="m-1")
     for number, sites in enumerate((["a", "b"], ["a", "b", "c"], ["c", "d"])):
-        first.enter("round", round=number, sites={site: {} for site in sites}, model=f"m{number}")
+        first.append("round", round=number, sites={site: {} for site in sites}, model=f"m{number}")
     assert first.note("last", plan, "m2", 2).sites == ("a", "b", "c", "d")
     assert first.note("best", plan, "m0", 0).sites == ("a", "b"), "who came later did not make it"
     again = RunRecord(tmp_path / "other")
     again.keep_in(RunLog(tmp_path / "other" / "record.jsonl", "server", "server", "run"))
-    again.enter("resumed", round=0, model="m0")
-    again.enter("round", round=1, sites={"a": {}}, model="n1")
+    again.append("resumed", round=0, model="m0")
+    again.append("round", round=1, sites={"a": {}}, model="n1")
     assert again.note("last", plan, "n1", 1).sites == ("a", "b"), "c and d are in rounds that the run went back before"
 
 
 def test_rounds_that_change_nothing_are_told_apart_by_their_numbers(tmp_path):
     record = RunRecord(tmp_path)
     record.keep_in(RunLog(tmp_path / "record.jsonl", "server", "server", "run"))
-    record.enter("start", round=-1, model="m")
+    record.append("start", round=-1, model="m")
     for number in range(3):
-        record.enter("round", round=number, sites={"a": {}}, model="m")
+        record.append("round", round=number, sites={"a": {}}, model="m")
     assert [record.names("m", number) for number in range(-1, 4)] == [True, True, True, True, False]
     plan = scripted(tmp_path / "plan", good).state.plan
     assert record.note("best", plan, "m", 1).line == 4, "opened, start, and the rounds 0 and 1"

@@ -122,7 +122,7 @@ def check_normalisations(network: nn.Module) -> None:
     """Refuse normalisations whose result for one image depends on other images.
 
     A batch normalisation at the site would see the site's own batch and the one at the server that of all sites: the
-    parts would train another network than the whole one, with statistics that belong to nobody.
+    parts would train another network than the whole one, with statistics of neither.
 
     Raises:
         ConfigurationError: names the first such module.

@@ -44,7 +44,7 @@ def stages_of(network: Network) -> tuple[Stage, ...]:
     """The stages of a network in the order in which they run; the last one writes the logits.
 
     Raises:
-        ConfigurationError: nobody has said how this network is cut.
+        ConfigurationError: no stages are declared for this network.
     """
     if type(network.arguments) not in _STAGES:
         known = sorted(kind.__name__ for kind in _STAGES)

@@ -89,7 +89,7 @@ def _gaussian(precision: float, delta: float) -> float:
     # The library's search starts from numbers of ordinary size; beyond, the quadratic term is all there is.
     if precision > 1e12:
         return precision if math.isfinite(precision) else math.inf
-    # Its search takes the logarithm of 0 where delta vanishes, and goes on rightly.
+    # Its search takes the logarithm of 0 where delta vanishes, and continues correctly.
     with np.errstate(divide="ignore"):
         return float(dp_accounting.get_epsilon_gaussian(1 / math.sqrt(precision), delta))
 

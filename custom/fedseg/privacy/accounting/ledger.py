@@ -6,7 +6,7 @@ called. That is never less than what any single patient has spent, and it surviv
 only memory. A round that is repeated (its result was lost) draws new noise and is counted again.
 
 Patients stand in it as SHA-256 of a salt of this ledger and their id. That keeps ids out of the file and ledgers of two
-sites from being compared; somebody who has the file can still test whether an id that he knows is in it.
+sites from being compared; a person who has the file can still test whether a known id is in it.
 
 All epsilons are for neighbours by replacement. Their unit is that of ``accounting.epsilon``: releases of a site's
 update count in full beside releases per patient, and the sum then is an epsilon per patient.

@@ -39,7 +39,7 @@ class Release:
             an infinite epsilon. Absent for ``pure``.
         epsilon: of ``pure``, under ``neighbours``; may be infinite. Absent otherwise.
         unit: what is protected: ``site update`` or ``patient``.
-        sampling_rate: probability with which each unit takes part, drawn anew for every release (Poisson sampling);
+        sampling_rate: probability with which each unit takes part, drawn again for every release (Poisson sampling);
             below 1 for ``gaussian`` alone.
         count: how many such releases, 1 or more.
         neighbours: the convention that the noise multiplier or epsilon refers to.

@@ -26,8 +26,8 @@ class NoiseSource(ABC):
     """Where a mechanism gets its random numbers; every draw is float64.
 
     Attributes:
-        secure: whether somebody who knows the code, the job and earlier draws still cannot tell the next ones. Only
-            a secure source protects anybody.
+        secure: whether an attacker who knows the code, the job and earlier draws still cannot predict the next ones.
+            Only a secure source protects patients.
     """
 
     secure: bool
@@ -77,7 +77,7 @@ class NoiseSource(ABC):
 
 
 class SecureNoise(NoiseSource):
-    """Noise for real sites: nobody can foretell it, and nobody can draw it again.
+    """Noise for real sites: it can neither be predicted nor drawn again.
 
     The bits are a ChaCha20 key stream whose key comes from the operating system for every piece of at most 2**18
     draws, is never stored, and is independent of all seeds of the job.
@@ -90,7 +90,7 @@ class SecureNoise(NoiseSource):
     has exactly that distribution. The attack then has to search among all combinations of the parts instead of
     inverting one formula. The mechanisms of this module furthermore round the sum to the type of the update.
 
-    Not protected: the durations of the draws (a side channel for somebody on the same machine), and the tails: 53 bits
+    Not protected: the durations of the draws (a side channel for a user of the same machine), and the tails: 53 bits
     reach no further than 17 standard deviations of a Gaussian and 73 scales of a Laplace distribution. The guarantee of
     the accountant is that of exact real numbers; it is approached, not proved, by floating point.
     """
@@ -119,7 +119,7 @@ class SecureNoise(NoiseSource):
 
 
 class SeededNoise(NoiseSource):
-    """Noise that can be drawn again, for simulations: whoever knows the seeds of the job can subtract it."""
+    """Noise that can be drawn again, for simulations: an attacker who knows the seeds of the job can subtract it."""
 
     secure = False
 

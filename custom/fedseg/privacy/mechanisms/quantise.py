@@ -4,8 +4,8 @@ A value between two numbers of the short type goes to the upper one with the pro
 one, as in QSGD (Alistarh et al., NeurIPS 2017). Its expectation is then the value itself, and the errors of many sites
 and rounds average out; rounding to the nearest would lose every change that is small beside the largest.
 
-Fewer bits protect nobody. They follow the sparse form (see ``sparse``): ``values`` is of the short type, and ``scales``
-(float64, one for each array) says what a value of 1 stands for.
+Fewer bits protect no patient. They follow the sparse form (see ``sparse``): ``values`` is of the short type, and
+``scales`` (float64, one for each array) says what a value of 1 stands for.
 """
 
 from __future__ import annotations

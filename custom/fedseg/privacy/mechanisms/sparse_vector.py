@@ -119,7 +119,7 @@ def _one_pass(
     epsilons: dict[str, float],
     noise: NoiseSource,
 ) -> np.ndarray:
-    """Positions that one pass accepts; nobody sees the noise of the questions after the last acceptance."""
+    """Positions that one pass accepts; the noise of the questions after the last acceptance is not released."""
     level = threshold + float(noise.laplace((1,), _scale(clip, 1, epsilons["threshold"]))[0])
     order = np.argsort(noise.uniform(magnitudes.shape))
     asked = magnitudes[order]

@@ -1,6 +1,6 @@
 """The largest coordinates of an update: what partial sharing sends (Shokri and Shmatikov, 2015; Li et al., 2019).
 
-Selection alone protects nobody: it limits what is sent, but the values that are sent are exact.
+Selection alone protects no patient: it limits what is sent, but the values that are sent are exact.
 """
 
 from __future__ import annotations

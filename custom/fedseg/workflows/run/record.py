@@ -68,14 +68,14 @@ class RunRecord:
         for entry in log.entries():
             self._learn(entry)
 
-    def enter(self, kind: str, **details: Any) -> None:
+    def append(self, kind: str, **details: Any) -> None:
         """Add a line to the run's record, before what it tells of takes effect.
 
         Raises:
             RecordError: it cannot be written; the run must not go on.
         """
         if self._log is not None:
-            self._learn(self._log.enter(kind, **details))
+            self._learn(self._log.append(kind, **details))
 
     def _learn(self, entry: Entry) -> None:
         """Remember which line names a model, and who took part; a run that goes back forgets the rounds after."""
@@ -97,7 +97,7 @@ class RunRecord:
             RecordError: see ``enter``. A failure to write ``progress.jsonl`` is logged only.
         """
         if kind in _RECORDED:
-            self.enter(kind, **details)
+            self.append(kind, **details)
         self._progress(kind, details)
 
     def note_site(self, site: str, what: str) -> None:
@@ -123,7 +123,7 @@ class RunRecord:
     def failed(self, what: str) -> None:
         """Tell why the run ends; if the record is the reason, it is told elsewhere only."""
         try:
-            self.enter("failed", what=what)
+            self.append("failed", what=what)
             self.copy_record()
         except FedsegError as error:
             logger.error("The end of the run does not stand in its record: %s", error)
@@ -172,7 +172,7 @@ class RunRecord:
         if self._log is None:
             return None
         if not self.names(digest, round_number):
-            self.enter("model", name=Path(name).stem, round=round_number, model=digest)
+            self.append("model", name=Path(name).stem, round=round_number, model=digest)
         line, line_hash = self._lines[digest, round_number]
         taken = {site for number, sites in self._sites.items() if number <= round_number for site in sites}
         return ModelNote(

@@ -164,7 +164,7 @@ class RunState:
                 "gone; nobody could tell later where the model comes from. Bring back record and checkpoints as they "
                 "were, or start a new run."
             )
-        self.record.enter(
+        self.record.append(
             "resumed" if self.settings.resume else "start",
             **self.record.job,
             plan=self.plan.digest,
@@ -198,7 +198,7 @@ class RunState:
 
     def save_final(self, name: str, number: int) -> dict[str, Any]:
         """Write a model that the run leaves; gives what the results say of it."""
-        self.record.enter("final", name=Path(name).stem, round=number, model=self.model.digest_after(number))
+        self.record.append("final", name=Path(name).stem, round=number, model=self.model.digest_after(number))
         return self.model.save(self.record, self.plan, name, number, final=True)
 
     def write_results(self, **parts: Any) -> None:

@@ -166,7 +166,7 @@ class TrainingRun:
         entry = describe_round(run.number, seconds, run.model, run.sites.traffic, chosen)
         run.rounds.append(entry)
         model = run.model.digest_after(run.number)
-        run.record.enter("round", **round_line(entry, run.events), start=run.start_id, model=model)
+        run.record.append("round", **round_line(entry, run.events), start=run.start_id, model=model)
         run.record.event("round_done", round=run.number, seconds=seconds, val_dice=entry["val_dice"])
 
     def _keep_update(self, name: str, arrays: Arrays) -> None:

@@ -93,7 +93,7 @@ def test_equal_updates_have_the_distance_zero_and_near_ones_their_own():
 
 
 @given(arrays(np.float32, (4, 6), elements=st.floats(-1e6, 1e6, width=32)))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_is_a_geometry(rows):
     geometry = measure(fill({f"s{j}": {"w": row} for j, row in enumerate(rows)}))
     assert (geometry.inner == geometry.inner.T).all()

@@ -254,7 +254,7 @@ ROUND = st.dictionaries(st.sampled_from(NAMES), REPORT, min_size=1, max_size=10)
 
 @EVERY
 @given(rounds=st.lists(ROUND, min_size=1, max_size=3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_weights_are_shares_for_every_finite_input(name, rounds):
     rule = RULES[name]()
     for fields in rounds:

@@ -69,7 +69,7 @@ def test_with_next_to_no_noise_and_a_wide_clip_it_is_the_update(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(length=st.floats(1e-3, 1e3), clip=st.floats(0.01, 10))
 def test_before_the_noise_no_update_is_longer_than_the_clip(tmp_path_factory, kind, length, clip):
     """Whatever its length: shortened to the clip if longer, else as it was, always in its own direction."""

@@ -90,7 +90,7 @@ def test_without_noise_it_is_the_exact_top(tmp_path, fraction):
 # ------------------------------------------------------------------- what is sent
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     fraction=st.floats(0.01, 1),
     clip=st.floats(1e-3, 1),

@@ -84,7 +84,7 @@ def test_equals_the_slow_sum_to_the_last_bit(width, kinds, monkeypatch):
 @given(
     st.integers(1, 9).flatmap(lambda j: arrays(np.float32, (j, 5), elements=st.floats(-(2.0**100), 2.0**100, width=32)))
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_any_finite_numbers_equal_the_slow_sum(rows):
     updates = {f"s{j}": {"w": row} for j, row in enumerate(rows)}
     factors = {"w": {site: 1 / (j + 1) for j, site in enumerate(updates)}}

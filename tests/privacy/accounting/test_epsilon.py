@@ -147,7 +147,7 @@ def test_one_laplace_release_by_hand():
 
 
 @given(st.floats(0.1, 3), st.floats(0.1, 3), st.floats(-4, 5))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_shift_in_two_coordinates_costs_no_more_than_in_one(first, second, eps):
     """Why Laplace noise in many dimensions is accounted by its L1 sensitivity in one."""
 
@@ -199,7 +199,7 @@ RELEASES = st.one_of(
 
 
 @given(st.lists(RELEASES, max_size=4), RELEASES, st.sampled_from([1e-3, 1e-6]), st.sampled_from(["pld", "rdp"]))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_more_costs_no_less_and_the_order_does_not_matter(releases, further, delta, accountant):
     before, after = (epsilon(row, delta, accountant) for row in (releases, [*releases, further]))
     # Distributions are rounded up by at most 1e-4 or a millionth of their range for each release.
@@ -212,7 +212,7 @@ def test_more_costs_no_less_and_the_order_does_not_matter(releases, further, del
 
 
 @given(st.floats(1e-3, 1e4), st.integers(1, 1000), st.floats(1e-12, 0.1))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_more_noise_costs_less(multiplier, count, delta):
     first, second = (epsilon([Release("gaussian", m, count=count)], delta) for m in (multiplier, 2 * multiplier))
     assert second <= first

@@ -88,7 +88,7 @@ def test_units_are_composed_to_the_smaller_one(tmp_path):
 @given(
     st.lists(st.tuples(st.frozensets(st.sampled_from("abcd"), min_size=1), st.integers(1, 3)), min_size=1, max_size=5)
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_no_patient_has_ever_spent_more_than_the_ledger_says(tmp_path_factory, releases):
     """Against each patient's own releases, composed one by one."""
     ledger, own = Ledger(tmp_path_factory.mktemp("ledger")), {name: [] for name in "abcd"}

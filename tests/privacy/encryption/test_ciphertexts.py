@@ -143,7 +143,7 @@ def test_fields_of_a_slot_by_hand():
     assert point.decode(np.array([-158]), 3, 1.0).tolist() == [3.0, -2.0, -3.0]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.data(),
     st.sampled_from([1, 2, 3, 4]),

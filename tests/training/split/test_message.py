@@ -17,7 +17,7 @@ SEGRESNET = {"name": "segresnet", "init_filters": 4, "blocks_down": [1, 1], "blo
 SHAPES = {"one": (2, 3, 1, 1)}
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.lists(st.floats(-1, 1, width=32), min_size=6, max_size=24).filter(lambda v: len(v) % 6 == 0),
     st.integers(-60, 60),

@@ -1,20 +1,23 @@
 """Do the jobs still make the models that they made? The models of tiny runs as digests, written or compared.
 
 ``python benchmarks/golden_models.py write FILE`` runs jobs on tiny images in FLARE's simulator and writes the digests
-of their final models; ``compare FILE`` runs them again and names every one that differs. Digests hold on one kind of
-processor only: sums of floating-point numbers depend on its vector width.
+of their final models; ``compare FILE`` runs them again and names every one that differs. With ``--in-process`` they run
+in this process, and the models must be the same. Digests hold on one kind of processor only: sums of floating-point
+numbers depend on its vector width.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from safetensors.numpy import load_file
@@ -22,6 +25,7 @@ from safetensors.numpy import load_file
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
+from fedseg.cli import main as fedseg  # noqa: E402
 from tiny import PLAN, make_sites  # noqa: E402
 
 # One job of each kind of round, rule, hook and filter that changes numbers in a way of its own.
@@ -72,18 +76,25 @@ def job_folder(name: str, folder: Path) -> Path:
     return job
 
 
-def run(job: Path, data: Path, out: Path) -> dict[str, str]:
-    """Two rounds of a job on tiny images; digests of its final models."""
+def run(job: Path, data: Path, out: Path, in_process: bool = False) -> dict[str, str]:
+    """Two rounds of a job on tiny images; digests of its final models, or why there are none."""
     split = '"split"' in (job / "app" / "config" / "fedseg.json").read_text("utf-8")
     training = {**PLAN["training"], "batch_dice": False} if split else {**PLAN["training"], **NEEDED.get(job.name, {})}
     settings = {"task": PLAN["task"], "network": PLAN["network"], "training": training}
-    command = [sys.executable, "-m", "fedseg", "simulate", str(job), "--data", str(data), "--out", str(out)]
-    command += ["--rounds", "2", "--seed", "3", "--no-probe"]
-    command += [f"--set={key}={json.dumps(value)}" for key, value in settings.items()]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "custom")}
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=ROOT, env=environment)
-    if done.returncode != 0:
-        return {"failed": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else str(done.returncode)}
+    arguments = ["simulate", str(job), "--data", str(data), "--out", str(out), "--rounds", "2", "--seed", "3"]
+    arguments += ["--no-probe", *(f"--set={key}={json.dumps(value)}" for key, value in settings.items())]
+    if in_process:
+        said = io.StringIO()
+        with redirect_stderr(said), redirect_stdout(io.StringIO()):
+            code = fedseg([*arguments, "--in-process"])
+        complaint = said.getvalue()
+    else:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "custom")}
+        command = [sys.executable, "-m", "fedseg", *arguments]
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=ROOT, env=environment)
+        code, complaint = done.returncode, done.stderr
+    if code != 0:
+        return {"failed": complaint.strip().splitlines()[-1] if complaint.strip() else str(code)}
     return digests(out)
 
 
@@ -93,13 +104,14 @@ def main() -> int:
     parser.add_argument("action", choices=("write", "compare"))
     parser.add_argument("file", type=Path)
     parser.add_argument("--jobs", nargs="*", default=list(EIGHT), help="job folders (default: one of each kind)")
+    parser.add_argument("--in-process", action="store_true", help="run them in this process")
     options = parser.parse_args()
     before = json.loads(options.file.read_text("utf-8")) if options.file.is_file() else {}
     differ = []
     with tempfile.TemporaryDirectory() as folder:
         data = make_sites(Path(folder) / "data", SITES)
         for job in options.jobs:
-            found = run(job_folder(job, Path(folder) / "jobs"), data, Path(folder) / job)
+            found = run(job_folder(job, Path(folder) / "jobs"), data, Path(folder) / job, options.in_process)
             print(job, json.dumps(found), flush=True)
             if options.action == "write":
                 before[job] = found

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fedseg.errors import ConfigurationError, UsageError
+from fedseg.errors import ConfigurationError
 from fedseg.jobs.job import apply_settings, read_job
-from fedseg.simulation.in_process import InProcessFederation
 
 ROOT = Path(__file__).parents[2]
 NOISE = {"path": "fedseg.filters.noise.GaussianNoise", "args": {"clip": 1.0, "noise_multiplier": 1.0}}
@@ -81,9 +80,3 @@ def test_parts_that_do_not_fit_together_are_refused(job):
         setattr(job, part, content)
         with pytest.raises(ConfigurationError, match=said):
             job.check()
-
-
-def test_in_one_process_there_is_no_protocol(job):
-    for each in (job, read_job(ROOT / "jobs" / "hippocampus_cyclic")):
-        with pytest.raises(UsageError, match="run with `fedseg simulate`"):
-            InProcessFederation(each, {})

@@ -1,34 +1,40 @@
-"""Every job trains: its rule, objective, optimizer and selection, two rounds on tiny images in one process."""
+"""Every job runs in one process: two rounds on tiny images, twice with the same models."""
 
+import copy
+import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+from fedseg.cli import main
 from fedseg.data.datalist import read_datalist
-from fedseg.errors import DataError, FedsegError, UsageError
+from fedseg.errors import DataError, FedsegError
 from fedseg.jobs.job import read_job
 from fedseg.models.model_file import write_model
+from fedseg.networks.weights import get_weights
 from fedseg.privacy.accounting.epsilon import Release
 from fedseg.privacy.accounting.ledger import Ledger
-from fedseg.simulation.in_process import InProcessFederation
+from fedseg.simulation.in_process import InProcessFederation, simulate_in_process
+from fedseg.simulation.results import build_summary
+from fedseg.simulation.run_folder import prepare_output
+from fedseg.site.profile import DATA_VARIABLE
 from tiny import PLAN, make_sites
 
 ROOT = Path(__file__).parents[2]
-ALL = {path.parent: read_job(path.parent) for path in sorted((ROOT / "jobs").glob("*/meta.json"))}
-JOBS = [
-    folder
-    for folder, job in ALL.items()
-    if not job.build_workflow().protocol.encrypts
-    and job.plan.split is None
-    and not job.server["workflows"][0]["path"].endswith("CyclicTraining")
-]
+JOBS = sorted(path.parent for path in (ROOT / "jobs").glob("*/meta.json"))
 SITES = {"alpha": (4, 1), "beta": (2, 1), "gamma": (2, 1)}
 
 
 @pytest.fixture(scope="module")
-def datalists(tmp_path_factory):
-    data = make_sites(tmp_path_factory.mktemp("data"), SITES)
+def data(tmp_path_factory):
+    return make_sites(tmp_path_factory.mktemp("data"), SITES)
+
+
+@pytest.fixture(scope="module")
+def datalists(data):
     return {site: read_datalist(data / site) for site in SITES}
 
 
@@ -41,31 +47,42 @@ def tiny_job(folder, rounds=2):
     return job
 
 
+def last_models(folder):
+    """Arrays of the models that a run leaves: one, or one for each site."""
+    found = {path.name: load_file(path) for path in sorted((folder / "models").glob("last*.safetensors"))}
+    assert found
+    return found
+
+
+def simulated(job, data, out):
+    """Run a job in this process; its summary and its last models."""
+    prepare_output(out, False)
+    events = []
+    result = simulate_in_process(job, data, out, sorted(SITES), events.append)
+    assert events[-1]["event"] == "finished"
+    return build_summary(job, result, out / "state"), last_models(out)
+
+
 @pytest.mark.parametrize("folder", JOBS, ids=lambda folder: folder.name)
-def test_every_job_trains_and_is_seeded(folder, datalists):
-    federations = [InProcessFederation(tiny_job(folder), datalists) for _ in range(2)]
-    start = {name: value.copy() for name, value in federations[0].model.weights.items()}
-    for federation in federations:
-        federation.run()
-        assert federation.events == []
-        assert len(federation.rounds) == 2
-    first, second = (federation.model.weights for federation in federations)
-    assert any(not np.array_equal(first[name], start[name]) for name in start)
-    for name in start:
-        np.testing.assert_array_equal(first[name], second[name])
-    for entry in federations[0].rounds:
+def test_every_job_trains_and_is_seeded(folder, data, tmp_path):
+    job = tiny_job(folder)
+    plan = job.check()
+    start = get_weights(plan.build_network())
+    summary, models = simulated(copy.deepcopy(job), data, tmp_path / "one")
+    again, others = simulated(job, data, tmp_path / "two")
+    assert [event for event in summary["events"] if event["site"] != "server"] == []
+    assert len(summary["rounds"]) == 2
+    assert set(models) == set(others)
+    for name, weights in models.items():
+        assert any(not np.array_equal(weights[array], start[array]) for array in start)
+        for array, value in weights.items():
+            np.testing.assert_array_equal(value, others[name][array])
+    for entry in summary["rounds"]:
         if entry["weights"]:
             assert sum(entry["weights"].values()) == pytest.approx(1)
         assert set(entry["selection"]) == set(SITES)
-    assert 0 <= federations[0].evaluate(distances=False)["pooled_dice"] <= 1
-
-
-def test_jobs_that_need_a_server_of_their_own_say_where_they_run(datalists):
-    others = [folder for folder in ALL if folder not in JOBS]
-    assert others
-    for folder in others:
-        with pytest.raises(UsageError, match=r"jobs (of [a-z ]+)?run with `fedseg simulate`"):
-            InProcessFederation(tiny_job(folder), datalists)
+    assert 0 <= summary["final"]["pooled_dice"] <= 1
+    assert summary["final"]["pooled_dice"] == again["final"]["pooled_dice"]
 
 
 def test_a_bad_update_is_left_out_and_named(datalists):
@@ -82,8 +99,9 @@ def test_a_round_without_any_update_is_an_error(datalists):
     federation = InProcessFederation(
         tiny_job(ROOT / "jobs" / "hippocampus_fedavg"), datalists, tamper=lambda site, number, update: {}
     )
-    with pytest.raises(FedsegError, match="nothing to aggregate"):
+    with pytest.raises(FedsegError, match=r"0 site\(s\) answered in round 0, but 1 must"):
         federation.run_round()
+    assert {event["site"] for event in federation.events} == set(SITES)
 
 
 def test_one_attacker_ruins_the_mean_and_not_the_median(datalists):
@@ -200,3 +218,51 @@ def test_a_model_that_does_not_fit_is_refused_before_the_start(datalists, tmp_pa
     job.initial = model
     with pytest.raises(DataError, match=said):
         InProcessFederation(job, datalists)
+
+
+# ------------------------------------------------------------------ the command
+
+
+def simulate(data, out, *more):
+    arguments = [f"--set={key}={json.dumps(PLAN[key])}" for key in ("task", "network", "training")]
+    job = ROOT / "jobs" / "hippocampus_fedavg"
+    return main(["simulate", str(job), "--data", str(data), "--out", str(out), "--in-process", *arguments, *more])
+
+
+def test_the_command_leaves_the_folder_of_every_run(data, tmp_path, capsys):
+    assert simulate(data, tmp_path / "run", "--rounds", "1", "--keep-updates") == 0
+    assert "report.html" in capsys.readouterr().out
+    for path in (
+        "job/app/config/fedseg.json", "report/report.html", "report/summary.json", "report/record.jsonl",
+        "report/gallery.json", "models/last.safetensors", "models/last.safetensors.provenance.json", "simulator.log",
+        "updates/round-000/alpha.safetensors", "updates/round-000/global.safetensors",
+        "workspace/server/simulate_job/tb_events/beta",
+    ):  # fmt: skip
+        assert (tmp_path / "run" / path).exists(), path
+    assert DATA_VARIABLE not in os.environ
+
+
+def test_a_stopped_run_goes_on_to_the_same_model(data, tmp_path):
+    assert simulate(data, tmp_path / "whole", "--rounds", "3") == 0
+    assert simulate(data, tmp_path / "stopped", "--rounds", "3", "--set=workflow.target_dice=1e-6") == 0
+    stopped = json.loads((tmp_path / "stopped" / "report" / "summary.json").read_text())
+    assert len(stopped["rounds"]) == 1
+    job = ROOT / "jobs" / "hippocampus_fedavg"
+    arguments = ["simulate", str(job), "--data", str(data), "--out", str(tmp_path / "stopped"), "--in-process"]
+    assert main([*arguments, "--resume", "--set=workflow.target_dice=null"]) == 0
+    for name, models in last_models(tmp_path / "whole").items():
+        for array, value in models.items():
+            np.testing.assert_array_equal(last_models(tmp_path / "stopped")[name][array], value)
+
+
+def test_a_run_that_fails_says_why_and_where_its_log_is(data, tmp_path, capsys):
+    assert simulate(data, tmp_path / "run", "--rounds", "1", "--set=workflow.min_sites=4") == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "3 site(s) accepted the job, but 4 must" in said
+    assert "simulator.log" in said
+
+
+def test_a_gpu_for_each_site_is_refused(data, tmp_path, capsys):
+    assert simulate(data, tmp_path / "run", "--gpu", "0") == 2
+    assert "--in-process" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

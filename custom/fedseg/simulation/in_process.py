@@ -1,60 +1,122 @@
-"""A whole federation in one process, site after site, from the same job, parts and seeds as FLARE runs.
+"""A whole federation in one process: the job's own workflow over sites that are method calls away.
 
-For comparing many rules on many seeds, where the start of processes and the waiting for tasks would cost more than the
-training. A test holds it equal to FLARE's simulator.
+Everything but the transport is what runs over FLARE: workflow, executors, filters, guard, states and records. So the
+models are the same to the last bit, and so are reports, bytes and the lines of the records.
 """
 
 from __future__ import annotations
 
+import copy
+import logging
+import os
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+from nvflare.apis.dxo import from_shareable
+from nvflare.apis.filter import Filter
+from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
-from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
-from nvflare.app_common.utils.fl_model_utils import FLModelUtils
+from nvflare.app_common.app_constant import AppConstants
 
-from fedseg.contract.protocol import STEPS
-from fedseg.contract.report import job_fields
-from fedseg.contract.shapes import update_shapes
-from fedseg.contract.update import Update
-from fedseg.data.datalist import Datalist
-from fedseg.errors import AbortedError, FedsegError, UsageError
-from fedseg.filters.base import hooks_of, own_names
-from fedseg.filters.context import SiteContext, patients_of
-from fedseg.filters.restore import restore
+from fedseg.data.datalist import FILE_NAME, Datalist, write_datalist
+from fedseg.errors import UsageError
 from fedseg.jobs.job import Job
-from fedseg.messages.sizes import message_size
-from fedseg.messages.updates import write_update
 from fedseg.networks.weights import Arrays
-from fedseg.site.profile import SiteProfile
-from fedseg.site.state import SiteState
-from fedseg.training.site_round import site_round
-from fedseg.training.trainer import SiteTrainer, TrainerSetup
-from fedseg.workflows.run.acceptance import read_update
-from fedseg.workflows.run.checkpoint import Checkpoints
-from fedseg.workflows.run.run_model import RunPlace
-from fedseg.workflows.run.scores import describe_round, summarise_final
-from fedseg.workflows.run.site_selection import SiteFacts
+from fedseg.processes import MemoryWatch
+from fedseg.simulation.local_sites import LocalSites
+from fedseg.simulation.run_folder import (
+    LOG,
+    MARKER,
+    SERVER_FOLDER,
+    Event,
+    SimulationResult,
+    end_run,
+    rescue_updates,
+    site_environment,
+    start_run,
+)
+from fedseg.training.trainer import SiteTrainer
+from fedseg.workflows.run.record import RunRecord
+from fedseg.workflows.run.scores import summarise_final
+from fedseg.workflows.run.training_run import TrainingRun
 from fedseg.workflows.run.weighted_model import WeightedModel
 
+logger = logging.getLogger(__name__)
 Tamper = Callable[[str, int, Arrays], Arrays]
 
 
-class InProcessFederation:
-    """Sites, rule and rounds of a job, without FLARE's processes and messages.
+def simulate_in_process(
+    job: Job,
+    data: Path,
+    out: Path,
+    sites: Sequence[str],
+    on_event: Callable[[Event], None],
+    ledger: Path | None = None,
+) -> SimulationResult:
+    """Run a job with all its sites in this process; it leaves what ``simulator.simulate`` leaves.
 
-    A site that refuses a round (its data, its loss, its update) is left out of it and named; any other error ends the
-    run, since it would be an error of the program. Updates go through the job's filters, and bytes are those of the
-    messages that FLARE would send. Time limits, minimum numbers of sites and stopping rules are not asked. Without a
-    ``state`` folder a site that failed in a round goes on with the optimizer as the failure left it.
+    Args:
+        job, data, out, sites, on_event, ledger: see ``simulator.simulate``.
+
+    Raises:
+        FedsegError: the run ended without a model; the text names the reason and the log.
+    """
+    start, watch = time.monotonic(), MemoryWatch(os.getpid())
+    start_run(job, out, out / "state", sites)
+    try:
+        with _log_to(out / LOG):
+            local = LocalSites(out / MARKER, out / "workspace", site_environment(data, out / "state", ledger), sites)
+            record = RunRecord(out / SERVER_FOLDER, on_event=on_event)
+            try:
+                with record.failures():
+                    load_run(local, record).train()
+            except Exception:
+                logger.exception("The run has failed")  # its record says why, from which ``end_run`` has it
+            finally:
+                local.close()
+    finally:
+        watch.stop()
+        rescue_updates(out)
+    results = end_run(job, out, list(sites))
+    return SimulationResult(results, time.monotonic() - start, {**watch.peak, "total": watch.peak_total})
+
+
+@contextmanager
+def _log_to(file: Path) -> Iterator[None]:
+    """What is logged goes into a file, as that of FLARE's simulator does."""
+    handler, root = logging.FileHandler(file, encoding="utf-8"), logging.getLogger()
+    handler.setFormatter(logging.Formatter("%(asctime)s - %(name)s - %(levelname)s - %(message)s"))
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.removeHandler(handler)
+        handler.close()
+
+
+class InProcessFederation:
+    """A job in one process, round by round, from Python: for comparing many rules on many seeds.
+
+    Stopping rules are not asked, no model files and no checkpoints are written.
+
+    >>> def first_weights(job, datalists):
+    ...     federation = InProcessFederation(job, datalists)
+    ...     federation.run(lambda entry: print(entry["round"], entry["val_dice"]))
+    ...     return federation.model.weights
 
     Attributes:
+        training: the run, see ``TrainingRun``.
+        model: of the run.
         rounds: the entries of the finished rounds, as in ``summary.json``.
         events: what went wrong at which site in which round.
     """
@@ -68,116 +130,68 @@ class InProcessFederation:
         cache: Path | None = None,
         tamper: Tamper | None = None,
     ) -> None:
-        """Build sites and rule.
+        """Lay the job at the sites, and have them accept it.
 
         Args:
-            job: a checked job.
+            job: a checked job; it is not changed.
             datalists: the cases of each site.
-            state: folder for the sites' states; None keeps optimizers in memory and hooks in their objects.
+            state: folder for the states and ledgers of the sites; None keeps them as long as this object.
             cache: folder for prepared cases, shared by all sites (``cache: disk``).
-            tamper: changes an update on its way, called with site, round and arrays: attacks and failures of tests.
-
-        Raises:
-            UsageError: the job encrypts or splits the network, or carries its model from site to site: this loop has
-                no such rounds.
+            tamper: changes an update before its filters, called with site, round and arrays: attacks and failures of
+                tests.
         """
-        workflow = job.build_workflow()
-        if not isinstance(workflow.model, WeightedModel):
-            raise UsageError(f"{job.name}: jobs with such rounds run with `fedseg simulate`, not in one process.")
         self.plan = job.check()
-        self.job_name = job.name
-        self._filters = {site: job.build_filters() for site in datalists}
-        self._shapes = update_shapes(self.plan)
-        private, frozen = own_names(job.build_filters(), self.plan)
-        self._scratch = tempfile.TemporaryDirectory() if state is None else None
-        kept = state if state is not None else Path(self._scratch.name)  # type: ignore[union-attr]
-        self._profiles = {site: _profile(kept, site) for site in datalists}
-        self.model, self.selection, self.total_rounds = workflow.model, workflow.selection, workflow.settings.num_rounds
-        self._report_fields = job_fields(job.client)
-        self.tamper = tamper
-        self.run_id = run_id = uuid.uuid4().hex
-        self.trainers = {
-            site: SiteTrainer(
-                self.plan,
-                site,
-                datalists[site],
-                TrainerSetup(
-                    state=SiteState(state / site, run_id) if state is not None else None,
-                    hooks=[*job.build_hooks(), *hooks_of(self._filters[site])],
-                    private=private,
-                    frozen=frozen,
-                    simulated=True,
-                    cache=cache,
-                ),
-            )
-            for site in sorted(datalists)
-        }
-        torch.set_num_threads(self.plan.training.threads)
-        self.rounds: list[dict[str, Any]] = []
-        self.events: list[dict[str, Any]] = []
-        self.sites = {site: SiteFacts(len(t.training_cases)) for site, t in self.trainers.items()}
-        self.totals: dict[str, float] = {}
-        for trainer in self.trainers.values():
-            for name, value in trainer.statistics().items():
-                self.totals[name] = self.totals.get(name, 0.0) + float(value)
-        self.model.load(self.plan, RunPlace(kept, kept, job.initial), Checkpoints(kept / run_id))
-        self.model.start(len(self.trainers))
+        self._scratch = tempfile.TemporaryDirectory(prefix="fedseg-in-process-")
+        out = Path(self._scratch.name)
+        state = out / "state" if state is None else state
+        for site, datalist in datalists.items():
+            write_datalist(datalist, out / "data" / site / FILE_NAME)
+            if cache is not None:
+                (state / site).mkdir(parents=True, exist_ok=True)
+                (state / site / "cache").symlink_to(cache.resolve(), target_is_directory=True)
+        job = copy.deepcopy(job)
+        job.workflow["run_id"] = uuid.uuid4().hex
+        start_run(job, out, state, sorted(datalists))
+        changed = None if tamper is None else partial(_Tampered, tamper)
+        environment = site_environment(out / "data", state, None)
+        self.local = LocalSites(out / MARKER, out / "workspace", environment, sorted(datalists), changed)
+        self.training = load_run(self.local, RunRecord(out / SERVER_FOLDER))
+        self.training.prepare()
+        self.model, self.rounds = self.training.state.model, self.training.state.rounds
+        self.events, self.run_id = self.training.state.events, self.local.run_id
+
+    @property
+    def trainers(self) -> dict[str, SiteTrainer]:
+        """By site."""
+        return {name: site.trainer for name, site in self.local.sites.items()}
 
     def run(self, on_round: Callable[[dict[str, Any]], None] = lambda entry: None) -> None:
         """All rounds that are left; ``on_round`` gets each round's entry."""
-        while len(self.rounds) < self.total_rounds:
+        while len(self.rounds) < self.training.state.settings.num_rounds:
             on_round(self.run_round())
 
     def run_round(self) -> dict[str, Any]:
         """One round; returns its entry.
 
         Raises:
-            FedsegError: no site gave an update, or the rule could not combine them.
+            FedsegError: too few sites gave an update, or the rule could not combine them.
         """
-        start, number = time.perf_counter(), len(self.rounds)
-        chosen = self.selection.select(dict(self.sites), self.plan.seed, number)
-        self.model.begin_round()
-        outgoing = self.model.outgoing(None)
-        down = message_size(FLModelUtils.to_shareable(FLModel(params_type=ParamsType.FULL, params=outgoing)))
-        traffic: dict[str, tuple[int, int]] = {}
-        for site in chosen.sites:
-            try:
-                trainer, context = self.trainers[site], self._context(site, number)
-                for item in self._filters[site]:
-                    item.before_task(context)
-                update, report = site_round(trainer, outgoing, number, self.total_rounds, self.totals)
-                if self.tamper is not None:
-                    update = self.tamper(site, number, update)
-                sent = Update(update, report)
-                for item in self._filters[site]:
-                    sent = item.run(sent, context)
-                traffic[site] = (message_size(write_update(sent, Shareable())), down)
-                update = restore(sent, self._shapes).arrays
-                meta = {"client_name": site, **sent.report.to_meta(), STEPS: [dict(step) for step in sent.steps]}
-                answer = FLModel(params_type=ParamsType.DIFF, params=update, meta=meta)
-                self.model.accept_update(site, read_update(site, answer, self._report_fields))
-            except AbortedError:
-                raise
-            except FedsegError as error:
-                self.events.append({"round": number, "site": site, "what": str(error)})
-        self.model.finish_round()
-        for site, report in self.model.reports.items():
-            self.sites[site] = replace(self.sites[site], seconds=report.seconds)
-        entry = describe_round(number, time.perf_counter() - start, self.model, traffic, chosen)
-        self.rounds.append(entry)
-        return entry
-
-    def _context(self, site: str, number: int) -> SiteContext:
-        """What the filters of a site know of a round."""
-        trainer = self.trainers[site]
-        patients = patients_of(trainer.datalist)
-        profile = self._profiles[site]
-        return SiteContext(site, self.job_name, self.plan, self.run_id, number, profile, patients, trainer=trainer)
+        self.training.state.record.round = len(self.rounds)
+        self.training.run_round()
+        return self.rounds[-1]
 
     def evaluate(self, distances: bool = True) -> dict[str, Any]:
-        """Score the present model on every site's final split; the form of ``final`` in ``summary.json``."""
-        weights = self.model.weights
-        last = len(self.rounds) - 1
+        """Score the present model on every site's final split; the form of ``final`` in ``summary.json``.
+
+        Args:
+            distances: also HD95, which takes longer.
+
+        Raises:
+            UsageError: the server has no weights of the whole network, as in encrypted and in split training.
+        """
+        if not isinstance(self.model, WeightedModel):
+            raise UsageError("Only a model whose weights the server has can be scored between rounds.")
+        weights, last = self.model.weights, len(self.rounds) - 1
         return score_sites(self.trainers, lambda site: self.trainers[site].personal(weights), last, distances)
 
 
@@ -200,6 +214,24 @@ def score_sites(
     return summarise_final(parts, last_round)
 
 
-def _profile(state: Path, site: str) -> SiteProfile:
-    folder = state / site
-    return SiteProfile({}, folder, folder / "cache", ledger=folder / "ledger", simulated=True)
+def load_run(local: LocalSites, record: RunRecord) -> TrainingRun:
+    """The run of a job over sites in this process."""
+    with local.surroundings(), local.server.new_context() as fl_ctx:
+        run: TrainingRun = local.server.job.build_workflow().load(local, record, fl_ctx)
+        return run
+
+
+class _Tampered(Filter):
+    """Changes a site's updates before all other filters."""
+
+    def __init__(self, change: Tamper, site: str) -> None:
+        super().__init__()
+        self._change, self._site = change, site
+
+    def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
+        """See FLARE's ``Filter``."""
+        if shareable.get_return_code(ReturnCode.OK) != ReturnCode.OK:
+            return shareable
+        dxo = from_shareable(shareable)
+        dxo.data = self._change(self._site, int(shareable.get_header(AppConstants.CURRENT_ROUND)), dxo.data)
+        return dxo.update_shareable(shareable)

@@ -129,24 +129,25 @@ def check_sites(out: Path, job: Job, sites: Sequence[str]) -> None:
         raise UsageError(f"--data: the run had the site(s) {', '.join(missing)}, of which there is no folder now.")
 
 
-def site_environment(data: Path, out: Path, ledger: Path | None) -> dict[str, str]:
+def site_environment(data: Path, state: Path, ledger: Path | None) -> dict[str, str]:
     """Where simulated sites find their data, their state and their ledgers; see ``fedseg.site.profile``.
 
     Args:
         data: folder with ``<site>/datalist.json``.
-        out: the run's folder.
+        state: for the state folder of each site.
         ledger: folder for the sites' privacy ledgers; None keeps them with the run, so that runs do not add up.
     """
-    found = {DATA_VARIABLE: str(data.resolve()), STATE_VARIABLE: str((out / "state").resolve())}
+    found = {DATA_VARIABLE: str(data.resolve()), STATE_VARIABLE: str(state.resolve())}
     return found if ledger is None else {**found, LEDGER_VARIABLE: str(ledger.resolve())}
 
 
-def start_run(job: Job, out: Path, sites: Sequence[str]) -> None:
+def start_run(job: Job, out: Path, state: Path, sites: Sequence[str]) -> None:
     """Write the job that runs, make room for its workspace, and give the sites their key where the job encrypts.
 
     Args:
         job: the checked job; it gets the id of the run and short waits.
         out: the run's folder, as ``prepare_output`` or ``prepare_resume`` left it.
+        state: for the state folders of server and sites.
         sites: names of the sites.
     """
     # Many short rounds on one machine: ask for tasks oftener than over a hospital's network.
@@ -156,7 +157,7 @@ def start_run(job: Job, out: Path, sites: Sequence[str]) -> None:
     _write_job(job, out / MARKER)
     _clear_for_start(out, job.workflow.get("resume_round"))
     if job.build_workflow().protocol.encrypts:
-        give_contexts(out / "state", sites, SERVER)
+        give_contexts(state, sites, SERVER)
 
 
 def end_run(job: Job, out: Path, sites: Sequence[str]) -> dict[str, Any]:

@@ -37,8 +37,8 @@ def simulate(
     out: Path,
     sites: list[str],
     on_event: Callable[[Event], None],
-    gpu: str | None = None,
     ledger: Path | None = None,
+    gpu: str | None = None,
 ) -> SimulationResult:
     """Run a job in FLARE's simulator, every site a process of its own.
 
@@ -48,19 +48,19 @@ def simulate(
         out: the run's folder, as ``prepare_output`` or ``prepare_resume`` left it.
         sites: names of the sites.
         on_event: called with each event of the server as it happens.
-        gpu: FLARE's GPU list; None leaves each site the device that torch finds (the first GPU, else the CPU).
         ledger: folder for the sites' privacy ledgers; None keeps them with the run, so that runs do not add up.
+        gpu: FLARE's GPU list; None leaves each site the device that torch finds (the first GPU, else the CPU).
 
     Raises:
         FedsegError: the run ended without a model; the text names the reason and the log.
         KeyboardInterrupt: handed on after all processes have ended.
     """
     start = time.monotonic()
-    start_run(job, out, sites)
+    start_run(job, out, out / "state", sites)
     workspace = out / "workspace"
     _write_workspace(workspace, any((data / site / POLICY_FILE).exists() for site in sites))
     environment = {name: value for name, value in os.environ.items() if name != LEDGER_VARIABLE}
-    environment |= {**site_environment(data, out, ledger), "PYTHONUNBUFFERED": "1"}
+    environment |= {**site_environment(data, out / "state", ledger), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "nvflare.private.fed.app.simulator.simulator", str((out / MARKER).resolve())]
     command += ["-w", str(workspace.resolve()), "-c", ",".join(sites)]
     command += ["-gpu", gpu] if gpu else ["-t", str(len(sites))]

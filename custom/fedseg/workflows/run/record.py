@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,13 @@ class RunRecord:
         events: what went wrong at which site in which round.
     """
 
-    def __init__(self, folder: Path, job: Mapping[str, Any] | None = None) -> None:
-        self.folder, self.job = folder, dict(job or {})
+    def __init__(
+        self,
+        folder: Path,
+        job: Mapping[str, Any] | None = None,
+        on_event: Callable[[dict[str, Any]], object] = lambda event: None,
+    ) -> None:
+        self.folder, self.job, self._on_event = folder, dict(job or {}), on_event
         self.round = -1
         self.events: list[dict[str, Any]] = []
         self._log: RunLog | None = None
@@ -114,6 +119,7 @@ class RunRecord:
                 file.write(line.encode())
         except OSError as error:
             logger.warning("An event could not be written (%s): %s", error, line)
+        self._on_event({"event": kind, **details})
 
     def finished(self, **details: Any) -> None:
         """Tell that the run is complete, and leave its record beside the results."""

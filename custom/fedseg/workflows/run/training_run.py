@@ -60,6 +60,10 @@ class TrainingRun:
     def run(self, plan: Plan, place: RunPlace, report_fields: Mapping[str, ReportField] | None = None) -> None:
         """The whole run; see ``RunState.load``."""
         self.state.load(plan, place, report_fields)
+        self.train()
+
+    def train(self) -> None:
+        """The whole run, once its state is loaded."""
         self.prepare()
         self.run_rounds()
         self.finish()

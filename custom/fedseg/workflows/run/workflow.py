@@ -67,21 +67,31 @@ class Workflow(ModelController):
 
     def run(self) -> None:
         """The whole job; a failure is recorded before FLARE ends the job with it."""
-        run_folder, job_id = Path(self.get_run_dir()), str(self.fl_ctx.get_job_id())
-        record = RunRecord(run_folder / FOLDER)
+        record = RunRecord(Path(self.get_run_dir()) / FOLDER)
         with record.failures():
-            workspace = self.engine.get_workspace()
-            record.job = job_facts(self.fl_ctx, workspace)
-            site_config = Path(workspace.get_site_config_dir())
-            if (site_config / PROFILE_FILE).is_file():
-                # A server of its own, not a simulated one: FLARE's job ids are unique here.
-                self.sites.run_id = job_id
-            config = Path(workspace.get_app_config_dir(job_id))
-            plan, fields, initial = read_plan(config / PLAN_FILE), report_fields(self.fl_ctx), config / INITIAL_FILE
-            state = read_state_folder("server", site_config, run_folder)
-            place = RunPlace(state, site_config, initial if initial.is_file() else None)
-            self.started = self.training_run(self.sites, record)
-            self.started.run(plan, place, fields)
+            self.started = self.load(self.sites, record, self.fl_ctx)
+            self.started.train()
+
+    def load(self, sites: Sites, record: RunRecord, fl_ctx: FLContext) -> TrainingRun:
+        """The run of the job at hand over any port to sites, at its start or as its checkpoint has it.
+
+        Args:
+            sites: the port.
+            record: where the run writes down what happens.
+            fl_ctx: of the server's process of the job.
+        """
+        workspace, job_id = fl_ctx.get_engine().get_workspace(), str(fl_ctx.get_job_id())
+        record.job = job_facts(fl_ctx, workspace)
+        site_config, config = Path(workspace.get_site_config_dir()), Path(workspace.get_app_config_dir(job_id))
+        if (site_config / PROFILE_FILE).is_file():
+            # A server of its own, not a simulated one: FLARE's job ids are unique here.
+            sites.run_id = job_id
+        state = read_state_folder("server", site_config, Path(workspace.get_run_dir(job_id)))
+        initial = config / INITIAL_FILE
+        place = RunPlace(state, site_config, initial if initial.is_file() else None)
+        run = self.training_run(sites, record)
+        run.state.load(read_plan(config / PLAN_FILE), place, report_fields(fl_ctx))
+        return run
 
     # ------------------------------------------------------------------ what FLARE calls
 

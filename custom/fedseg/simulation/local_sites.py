@@ -1,0 +1,295 @@
+"""The sites of a run in one process: the port through which a run reaches them, one after the other."""
+
+from __future__ import annotations
+
+import copy
+import os
+import threading
+import uuid
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from nvflare.apis.controller_spec import OperatorMethod, TaskOperatorKey
+from nvflare.apis.event_type import EventType
+from nvflare.apis.filter import Filter
+from nvflare.apis.fl_component import FLComponent
+from nvflare.apis.fl_constant import EventScope, FedEventHeader, FLContextKey, ProcessType, ReturnCode, ServerCommandKey
+from nvflare.apis.fl_context import FLContext, FLContextManager
+from nvflare.apis.shareable import ReservedHeaderKey, Shareable, make_reply
+from nvflare.apis.utils.event import fire_event_to_components
+from nvflare.apis.workspace import Workspace
+from nvflare.app_common.abstract.fl_model import FLModel
+from nvflare.app_common.app_constant import AppConstants
+from nvflare.app_common.utils.fl_model_utils import FLModelUtils
+from nvflare.private.defs import TaskConstant
+from nvflare.private.fed.utils.fed_utils import create_job_processing_context_properties
+
+from fedseg.contract.protocol import BYTES_DOWN, BYTES_UP, REASON, TEXT
+from fedseg.errors import RefusalError
+from fedseg.jobs.components import build_component
+from fedseg.jobs.filter_chain import filters_of
+from fedseg.jobs.job import Job, read_job
+from fedseg.messages.calls.call import SECRET, TOPIC, Ask, read_call
+from fedseg.messages.calls.caller import DirectCalls
+from fedseg.simulation.local_site import JOB_ID, SERVER_NAME, LocalSite, deploy
+from fedseg.site.profile import DATA_VARIABLE, LEDGER_VARIABLE, POLICY_FILE, STATE_VARIABLE
+from fedseg.workflows.run.call_secrets import CallSecrets
+from fedseg.workflows.run.round_protocol import UPDATE_REFUSED
+from fedseg.workflows.run.sites import Accept, Calls, Message, Receive, Sites
+
+
+class LocalServer:
+    """What FLARE's server is to a job's components there: filters of what arrives, and receivers of curves."""
+
+    def __init__(self, job: Job, workspace: Workspace) -> None:
+        """Build the job's components and start its run.
+
+        Args:
+            job: as it runs.
+            workspace: with the job, see ``deploy``.
+        """
+        self.workspace, self.job = workspace, job
+        workflow = job.server["workflows"][0]
+        self.workflow_id = str(workflow.get("id") or workflow["path"].rpartition(".")[2])
+        self.task_request_interval = float(job.server.get("server", {}).get("task_request_interval", 0.5))
+        self._components: list[FLComponent] = [build_component(c) for c in job.server.get("components", [])]
+        self._filters: dict[str, list[Filter]] = {}
+        stickers = {FLContextKey.PROCESS_TYPE: ProcessType.SERVER_JOB}
+        stickers |= create_job_processing_context_properties(workspace, JOB_ID)
+        self._contexts = FLContextManager(self, SERVER_NAME, JOB_ID, private_stickers=stickers)
+        self.fire(EventType.START_RUN)
+
+    def get_workspace(self) -> Workspace:
+        """For components, as FLARE's engine has it."""
+        return self.workspace
+
+    def new_context(self) -> FLContext:
+        """For components, as FLARE's engine has it."""
+        return self._contexts.new_context()
+
+    def fire(self, event: str, data: Shareable | None = None) -> None:
+        """Tell the components of an event: of the server's own, or of one that a site has sent."""
+        with self.new_context() as fl_ctx:
+            if data is not None:
+                data.set_header(FedEventHeader.DIRECTION, "in")
+                for key, value in ((FLContextKey.EVENT_DATA, data), (FLContextKey.EVENT_SCOPE, EventScope.FEDERATION)):
+                    fl_ctx.set_prop(key, value, private=True, sticky=False)
+            fire_event_to_components(event, self._components, fl_ctx)
+
+    def receive_event(self, data: Shareable) -> None:
+        """An event of a site arrives."""
+        self.fire(data.get_header(FedEventHeader.EVENT_TYPE), data)
+
+    def filtered(self, task: str, result: Shareable) -> Shareable:
+        """A result after the server's filters."""
+        if task not in self._filters:
+            self._filters[task] = [build_component(each) for each in filters_of(self.job.server, task)]
+        with self.new_context() as fl_ctx:
+            for each in self._filters[task]:
+                result = each.process(result, fl_ctx)
+        return result
+
+
+class _Work:
+    """A site at a task; in a thread of its own if it is called meanwhile.
+
+    Whoever waits for that thread does nothing else: one thread computes at a time, so that a run can be repeated.
+    """
+
+    def __init__(self, site: LocalSite, task: Callable[[], Shareable]) -> None:
+        self.site = site
+        self._task = task
+        self._result: Shareable | None = None
+        self._thread = threading.Thread(target=self._run, name=site.name, daemon=True)
+
+    def _run(self) -> None:
+        self._result = self._task()
+
+    def call(self, request: Shareable) -> Shareable:
+        """The site's answer; the first call begins its work, and it ends with the last one."""
+        ask = read_call(request).ask
+        with self.site.randomness():
+            if not self._thread.ident:
+                self._thread.start()
+            reply = self.site.call(TOPIC, request)
+            while ask is Ask.READY and reply.get_return_code() != ReturnCode.OK and self._thread.is_alive():
+                reply = self.site.call(TOPIC, request)
+            if ask is Ask.END:
+                self._thread.join()
+        return reply
+
+    def result(self) -> Shareable:
+        """What the site made of the task."""
+        if self._thread.ident:
+            self._thread.join()
+        else:
+            with self.site.randomness():
+                self._run()
+        return self._result or make_reply(ReturnCode.EXECUTION_EXCEPTION)
+
+
+class LocalCalls(DirectCalls):
+    """Direct calls to the sites of this process, to one after the other in the order of their names."""
+
+    def __init__(self, works: Mapping[str, _Work], timeout: float, secrets: Mapping[str, str]) -> None:
+        super().__init__(None, timeout, secrets, threading.Event())
+        self._works = works
+
+    def _send(self, messages: Mapping[str, Shareable], limit: float) -> dict[str, Shareable]:
+        return {site: self._works[site].call(messages[site]) for site in sorted(messages)}
+
+
+class LocalSites(Sites):
+    """Sites in this process, asked one after the other in the order of their names.
+
+    Nobody is ever absent and no time limit is needed. A task that is sent without waiting is done when somebody waits
+    for answers, first come, first served.
+    """
+
+    def __init__(
+        self,
+        job: Path,
+        workspace: Path,
+        environment: Mapping[str, str],
+        names: Sequence[str],
+        tamper: Callable[[str], Filter] | None = None,
+    ) -> None:
+        """Lay the job at server and sites and start its run.
+
+        Args:
+            job: job folder, as it runs.
+            workspace: for a folder of each participant, as FLARE's simulator makes it.
+            environment: of the sites' processes, see ``run_folder.site_environment``.
+            names: of the sites.
+            tamper: makes a filter of a site that stands before all others over its updates; for tests.
+        """
+        super().__init__()
+        self._environment = dict(environment)
+        self.server = LocalServer(read_job(job), deploy(job, workspace / "server", "server"))
+        guarded = any((Path(environment[DATA_VARIABLE]) / name / POLICY_FILE).exists() for name in names)
+        self.sites: dict[str, LocalSite] = {}
+        for name in sorted(names):
+            first = None if tamper is None else tamper(name)
+            place = deploy(job, workspace / name, name)
+            self.sites[name] = LocalSite(name, place, self.server.receive_event, guarded, first)
+        self._posted: deque[tuple[str, FLModel, str, Receive]] = deque()
+        self._secrets = CallSecrets()
+        self._talk: Callable[[Mapping[str, _Work]], None] | None = None
+
+    def close(self) -> None:
+        """End the run at all sites and at the server."""
+        for site in self.sites.values():
+            site.close()
+        self.server.fire(EventType.END_RUN)
+
+    def connected(self) -> list[str]:
+        return list(self.sites)
+
+    def deliver(self, task: str, message: FLModel, sites: list[str], timeout: int, receive: Receive) -> None:
+        """See ``Sites``; where the run talks with its sites meanwhile, it does so before the first result is read."""
+        works = {
+            name: _Work(self.sites[name], partial(self._do, name, task, message, timeout)) for name in sorted(sites)
+        }
+        with self.surroundings():
+            if self._talk is not None:
+                self._talk(works)
+            for name, work in works.items():
+                self._hand_on(name, task, work.result(), receive)
+
+    def post(self, task: str, message: FLModel, site: str, receive: Receive) -> Callable[[], None]:
+        """See ``Sites``; the site does the task when somebody waits for answers."""
+        posted = task, message, site, receive
+        self._posted.append(posted)
+        return lambda: self._posted.remove(posted) if posted in self._posted else None
+
+    def wait(self, enough: Callable[[], bool], timeout: int = 0) -> None:
+        while self._posted and not enough():
+            task, message, site, receive = self._posted.popleft()
+            self.deliver(task, message, [site], timeout, receive)
+
+    def converse(
+        self,
+        task: str,
+        message: Message,
+        sites: Sequence[str],
+        timeout: int,
+        accept: Accept,
+        talk: Callable[[Calls], Collection[str]],
+        call_timeout: float,
+    ) -> None:
+        works: dict[str, _Work] = {}
+        calls = LocalCalls(works, call_timeout, {name: self._secrets.of(name) for name in sites})
+
+        def talk_with(begun: Mapping[str, _Work]) -> None:
+            works.update(begun)
+            try:
+                talk(calls)
+            except BaseException:
+                for name in works:
+                    self.sites[name].abort()
+                raise
+
+        self._talk = talk_with
+        try:
+            self.ask(task, message, sites, timeout, accept, UPDATE_REFUSED)
+        finally:
+            self._talk = None
+            calls.over.set()
+            calls.close()
+        for site in sites:
+            self.count(site, calls.up.get(site, 0), calls.down.get(site, 0))
+
+    @contextmanager
+    def surroundings(self) -> Iterator[None]:
+        """What the processes of simulated sites find in their environment."""
+        before = {name: os.environ.get(name) for name in (DATA_VARIABLE, STATE_VARIABLE, LEDGER_VARIABLE)}
+        os.environ.pop(LEDGER_VARIABLE, None)
+        os.environ.update(self._environment)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
+
+    def _do(self, name: str, task: str, message: FLModel, timeout: int) -> Shareable:
+        """Send a task to a site; its result, as it arrives at the server."""
+        sent = copy.deepcopy(FLModelUtils.to_shareable(message))
+        task_id = str(uuid.uuid4())
+        for cookie, value in (
+            (AppConstants.CONTRIBUTION_ROUND, message.current_round),
+            (ReservedHeaderKey.WORKFLOW, self.server.workflow_id),
+            (ReservedHeaderKey.TASK_ID, task_id),
+        ):
+            sent.add_cookie(cookie, value)
+        operator = {TaskOperatorKey.OP_ID: task, TaskOperatorKey.METHOD: OperatorMethod.BROADCAST}
+        headers = {
+            ReservedHeaderKey.TASK_NAME: task,
+            ReservedHeaderKey.TASK_OPERATOR: {**operator, TaskOperatorKey.TIMEOUT: timeout},
+            ReservedHeaderKey.TASK_ID: task_id,
+            ReservedHeaderKey.MSG_ROOT_ID: str(uuid.uuid4()),
+            ReservedHeaderKey.MSG_ROOT_TTL: timeout,
+            ReservedHeaderKey.AUDIT_EVENT_ID: None,
+            TaskConstant.WAIT_TIME: self.server.task_request_interval,
+            ServerCommandKey.TASK_NAME: task,
+        }
+        if self._talk is not None:
+            headers[SECRET] = self._secrets.of(name)
+        for header, value in headers.items():
+            sent.set_header(header, value)
+        return copy.deepcopy(self.sites[name].do(task, sent))
+
+    def _hand_on(self, name: str, task: str, result: Shareable, receive: Receive) -> None:
+        """Have a result filtered, counted and received."""
+        self.count(name, int(result.get_header(BYTES_UP, 0)), int(result.get_header(BYTES_DOWN, 0)))
+        result = self.server.filtered(task, result)
+        code = result.get_return_code()
+        if code and code != ReturnCode.OK:
+            text = result.get_header(TEXT) or f"FLARE reports {code}"
+            receive(name, RefusalError(str(result.get_header(REASON) or "failed"), str(text)))
+        else:
+            receive(name, FLModelUtils.from_shareable(result))

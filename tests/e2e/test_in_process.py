@@ -1,0 +1,50 @@
+"""A run in one process equals a run in FLARE's simulator: models, scores, reports, bytes and records."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import golden_models  # noqa: E402
+
+from tiny import make_sites  # noqa: E402
+
+# What tells one run from another, and what a machine has to say of time and memory.
+OWN = {"run_id", "date", "seconds", "seconds_training", "wall_seconds", "peak_rss_mb"}
+EVERY_DAY = ("hippocampus_gaussian_dp", "hippocampus_splitavg")
+JOBS = [pytest.param(job, marks=[] if job in EVERY_DAY else [pytest.mark.full], id=job) for job in golden_models.EIGHT]
+
+
+def without_own(value):
+    """A summary without what differs from run to run."""
+    if isinstance(value, dict):
+        return {key: without_own(part) for key, part in value.items() if key not in OWN}
+    return [without_own(part) for part in value] if isinstance(value, list) else value
+
+
+def record_lines(path):
+    """What the lines of a record say, without times, hashes and names of this run."""
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    own = {"time", "hash", "previous", "start", "job_hash", *OWN}
+    return [without_own({key: value for key, value in line.items() if key not in own}) for line in lines]
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_one_process_equals_the_simulator(name, tmp_path):
+    data = make_sites(tmp_path / "data", golden_models.SITES)
+    job = golden_models.job_folder(name, tmp_path / "jobs")
+    runs = {kind: tmp_path / kind for kind in ("simulator", "process")}
+    digests = {kind: golden_models.run(job, data, out, kind == "process") for kind, out in runs.items()}
+    assert "failed" not in digests["process"]
+    assert digests["process"] == digests["simulator"]
+    there, here = (json.loads((out / "report" / "summary.json").read_text("utf-8")) for out in runs.values())
+    assert without_own(here) == without_own(there)
+    for site in golden_models.SITES:
+        lines = [record_lines(next((out / "state" / site).glob("*/record.jsonl"))) for out in runs.values()]
+        assert lines[0] == lines[1]
+    names = [{path.name for path in out.iterdir()} for out in runs.values()]
+    assert names[0] == names[1]

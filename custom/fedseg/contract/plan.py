@@ -91,18 +91,7 @@ def parse_plan(declaration: Mapping[str, Any]) -> Plan:
             raise ConfigurationError(key, None, "given in the job's plan")
     task = resolve_task(declaration["task"])
     network = parse_network(declaration.get("network", "residual_unet"))
-    for size, factor in zip(task.patch_size, network.arguments.divisor, strict=True):
-        if size % factor:
-            raise ConfigurationError(
-                "task.patch_size", task.patch_size, f"divisible by {network.arguments.divisor} for this network"
-            )
-    if prod(s // f for s, f in zip(task.patch_size, network.arguments.divisor, strict=True)) < 2:
-        raise ConfigurationError(
-            "task.patch_size",
-            task.patch_size,
-            f"larger than {network.arguments.divisor} on some axis for this network",
-            "Its coarsest level would be a single voxel, which cannot be normalised.",
-        )
+    _check_patch(task, network)
     return Plan(
         fedseg_version=str(declaration["fedseg_version"]),
         method=str(declaration.get("method", "fedavg")),
@@ -113,6 +102,21 @@ def parse_plan(declaration: Mapping[str, Any]) -> Plan:
         training=parse_training(declaration.get("training", {})),
         split=parse_split(declaration["split"]) if "split" in declaration else None,
     )
+
+
+def _check_patch(task: Task, network: Network) -> None:
+    """Refuse patches that the network cannot halve often enough, or would halve to a single voxel."""
+    divisor = network.arguments.divisor
+    for size, factor in zip(task.patch_size, divisor, strict=True):
+        if size % factor:
+            raise ConfigurationError("task.patch_size", task.patch_size, f"divisible by {divisor} for this network")
+    if prod(s // f for s, f in zip(task.patch_size, divisor, strict=True)) < 2:
+        raise ConfigurationError(
+            "task.patch_size",
+            task.patch_size,
+            f"larger than {divisor} on some axis for this network",
+            "Its coarsest level would be a single voxel, which cannot be normalised.",
+        )
 
 
 def read_plan(path: Path | str) -> Plan:

@@ -133,13 +133,15 @@ def server_context_file(config_folder: Path, state: Path) -> Path:
     return provisioned if provisioned.exists() else state / SERVER_CONTEXT_FILE
 
 
+_KEYS = ("cache", "datasets", "device", "policy", "state")
+
+
 def _parse(content: Any, base: Path) -> SiteProfile:
     if not isinstance(content, dict):
         raise ConfigurationError(PROFILE_FILE, content, "an object")
-    known = {"datasets", "state", "cache", "device", "policy"}
     for key, value in content.items():
-        if key not in known and not key.startswith("_"):
-            raise ConfigurationError(f"{PROFILE_FILE}: {key}", value, f"absent: a profile has {sorted(known)}")
+        if key not in _KEYS and not key.startswith("_"):
+            raise ConfigurationError(f"{PROFILE_FILE}: {key}", value, f"absent: a profile has {list(_KEYS)}")
     datasets = content.get("datasets")
     if not isinstance(datasets, dict) or not all(isinstance(v, str) and v for v in datasets.values()):
         raise ConfigurationError(f"{PROFILE_FILE}: datasets", datasets, "an object of names and datalist paths")

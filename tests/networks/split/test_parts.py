@@ -179,7 +179,7 @@ def test_sizes_are_those_of_the_actual_tensors(declaration):
         assert {n: (1, *shape) for n, shape in cost.shapes.items()} == {n: tuple(v.shape) for n, v in features.items()}
         for precision, kind in kinds.items():
             sent = sum(v.detach().to(kind).numpy().nbytes for v in features.values())
-            assert cost.bytes_each_way(precision) == sent
+            assert cost.values * BYTES[precision] == sent
         assert cost.prediction_values == server(features).numel()
         assert (cost.image_values, cost.voxels) == (2 * 16 * 8 * 16, 16 * 8 * 16)
 

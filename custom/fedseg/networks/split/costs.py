@@ -48,10 +48,6 @@ class CutCost:
         """Numbers that cross for one patch: as features to the server, and as gradients back."""
         return sum(prod(shape) for shape in self.shapes.values())
 
-    def bytes_each_way(self, precision: str) -> int:
-        """Size of the features of one patch; of their gradients, too."""
-        return self.values * BYTES[precision]
-
 
 def cut_costs(
     network: Network, in_channels: int, out_channels: int, patch: Sequence[int], cuts: Sequence[str] | None = None

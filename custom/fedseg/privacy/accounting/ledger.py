@@ -109,13 +109,7 @@ class Ledger:
         allowed.number("delta", delta, above=0, below=1)
         most = _most(budget, limit)
         names = normal(patients)
-        if not self._file.exists() and self._marker.exists():
-            raise LedgerError(
-                "The site's privacy ledger is gone, so nothing leaves. Bring it back from a copy, or mount its disk; "
-                "docs/reference/site-profile.md says how to begin a new one."
-            )
         with self._open() as writer:
-            self._marker.touch()
             book = Book(writer.entries, self.simulated)
             salt = book.salt or secrets.token_hex(32)
             members = frozenset(hashed(salt, name) for name in names)
@@ -174,7 +168,13 @@ class Ledger:
 
     @contextmanager
     def _open(self) -> Iterator[Any]:
+        if not self._file.exists() and self._marker.exists():
+            raise LedgerError(
+                "The site's privacy ledger is gone, so nothing leaves. Bring it back from a copy, or mount its disk; "
+                "docs/reference/site-profile.md says how to begin a new one."
+            )
         with _refusals(), self._chain.exclusive() as writer:
+            self._marker.touch()
             yield writer
 
 

@@ -17,7 +17,7 @@ from fedseg.filters.chain import update_chain
 def job_fingerprint(plan: Plan, fl_ctx: FLContext) -> str:
     """SHA-256 over the plan, the site's part of the job, and the filters through which updates leave.
 
-    The filters of the site itself are among them, so that a site that changes them starts anew.
+    The filters of the site itself are among them, so a site that changes them starts a new run.
     """
     workspace = fl_ctx.get_engine().get_workspace()
     path = Path(workspace.get_app_config_dir(fl_ctx.get_job_id())) / CLIENT_FILE

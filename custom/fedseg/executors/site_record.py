@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class SiteRecord:
-    """Lines of the task at hand; each is on the disk before the site goes on, and a result leaves after its line.
+    """Writes a line for each task. It is on the disk before the site continues, and a result leaves after its line.
 
     A job that is refused before it has a run here stands in one record for all such jobs, since the server chooses run
     ids and could otherwise fill the site's disk with folders.
@@ -44,7 +44,7 @@ class SiteRecord:
         self._log = RunLog(folder / RECORD_FILE, SITE_SIDE, site, folder.name)
 
     def close(self) -> None:
-        """The task at hand belongs to a run that is not open here."""
+        """Write into no run's record until the next ``open``."""
         self._log = None
 
     def accepted(self, facts: Mapping[str, Any], plan: str, cases: Mapping[str, int]) -> None:
@@ -66,7 +66,7 @@ class SiteRecord:
         """A model came to be trained.
 
         Args:
-            weights: as the task brought them, decrypted where they came encrypted.
+            weights: as the task carried them, decrypted where they came encrypted.
             round_number: from 0.
             meta: of the task.
             cases: training cases that will be used.
@@ -79,7 +79,7 @@ class SiteRecord:
         self._append("received", task="train", **self._place, **_named(weights, meta, encrypted), cases=cases)
 
     def called(self, tally: Mapping[str, Any]) -> None:
-        """The direct calls of the round at hand are over.
+        """The direct calls of the round have ended.
 
         What leaves in a call leaves at once; so this line comes after it, and before the result of the round.
 
@@ -125,7 +125,7 @@ class SiteRecord:
             task: name of the task.
             state: the site's state folder, for jobs that have no run here; None where it is not known.
             site: name of the site.
-            facts: gives those of the job, see ``job_facts``; asked for where the whole job is refused.
+            facts: returns those of the job, see ``job_facts``; called where the whole job is refused.
         """
         result = self._result
         try:

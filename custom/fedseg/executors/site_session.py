@@ -1,4 +1,4 @@
-"""What a site has loaded for the run at hand, whichever executor works on it."""
+"""What a site has loaded for a run; every kind of executor has one."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class SiteSession:
         terms: what the job asks; None before the first task.
         trainer: of the run; None before the first task.
         run_id: keys the site's state.
-        abort: FLARE's signal of the task at hand.
+        abort: FLARE's signal of the present task.
     """
 
     def __init__(self, hooks: Sequence[str] = ()) -> None:
@@ -58,7 +58,7 @@ class SiteSession:
         self.abort: Signal | None = None
 
     def load_run(self, plan: Plan, run_id: str | None, fl_ctx: FLContext) -> SiteTrainer:
-        """Check the job against the site's policy; give the trainer of the run, which is built where it is another.
+        """Check the job against the site's policy, and return the trainer of the run; a new run gets a new trainer.
 
         Args:
             plan: of the job.

@@ -1,4 +1,4 @@
-"""DP-SGD as a filter: it brings the hook that makes training private, and lets nothing out that the hook did not make.
+"""DP-SGD as a filter: its hook makes training private, and no update passes that the hook did not make.
 
 Against the update noise of ``filters.noise`` the unit is smaller (one patient instead of all that a site sends), and
 so the same epsilon costs far less: a patient moves a mean over n patients by the n-th part only.

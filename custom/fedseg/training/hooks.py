@@ -84,7 +84,7 @@ class LocalTraining(Protocol):
         """Logits [B, out, ...] of the network in training for images [B, C, ...] on the device."""
 
     def compute_gradients(self, batch: Sample) -> float:
-        """Gradients of the loss and of every hook's term for a batch; gives the loss without the terms."""
+        """Gradients of the loss and of every hook's term for a batch; returns the loss without the terms."""
 
     def apply_gradients(self) -> None:
         """Clip the gradients that there are, and step."""
@@ -93,7 +93,7 @@ class LocalTraining(Protocol):
         """The batches of an epoch, on the CPU; the same at each call."""
 
     def train_companion(self, name: str, hooks: Sequence[TrainingHook] = (), epochs: int | None = None) -> float:
-        """Train a companion in the place of the network, with hooks of its own; gives its mean loss."""
+        """Train a companion in the place of the network, with hooks of its own; returns its mean loss."""
 
     def validate(self, weights: Arrays, split: str = "validation") -> list[ScoredCase]:
         """Scores of weights on every case of a split."""
@@ -149,12 +149,12 @@ class TrainingHook:
         return None
 
     def batch(self, training: LocalTraining, batch: Sample) -> Sample:
-        """A batch on the device, ``image`` [B, C, ...] and ``classes`` [B, 1, ...], is about to be used; what is given
-        back is used in its place."""
+        """A batch on the device, ``image`` [B, C, ...] and ``classes`` [B, 1, ...], is about to be used; what is
+        returned is used in its place."""
         return batch
 
     def step(self, training: LocalTraining, batch: Sample) -> float | None:
-        """Do the whole step: gradients, optimizer, everything; gives the loss. None leaves it to the trainer."""
+        """Do the whole step: gradients, optimizer, everything; returns the loss. None leaves it to the trainer."""
         return None
 
     def loss(

@@ -43,7 +43,7 @@ class LocalSteps(LocalTraining):
         self.round_number, self.total_rounds = 0, 1
 
     def train_epochs(self) -> list[float]:
-        """The local epochs of the round at hand; the loss of every step."""
+        """Train the local epochs of the present round; returns the loss of every step."""
         self.network.train()
         losses: list[float] = []
         steps = round_steps(self.settings, len(self.training_cases))
@@ -78,7 +78,10 @@ class LocalSteps(LocalTraining):
             return self.network(images)
 
     def compute_gradients(self, batch: Sample) -> float:
-        """Gradients of the loss and of every hook's term for a batch on the device; gives the loss without the terms.
+        """Gradients of the loss and of every hook's term for a batch on the device.
+
+        Returns:
+            The loss without the terms.
 
         Raises:
             RefusalError: the loss is not finite (reason ``loss``).
@@ -113,7 +116,7 @@ class LocalSteps(LocalTraining):
         return autocast(self.settings, self.device)
 
     def check_abort(self) -> None:
-        """Ask whether to go on.
+        """End the work where it was aborted.
 
         Raises:
             AbortedError: the work was aborted.

@@ -126,7 +126,7 @@ class SiteTrainer(LocalSteps):
         return {name: value for hook in self.hooks for name, value in hook.statistics(self).items()}
 
     def arrays_before_rounds(self) -> Arrays:
-        """What the hooks give the server before the first round."""
+        """Arrays of the hooks that the server needs before the first round."""
         return {name: array for hook in self.hooks for name, array in hook.arrays_before_rounds(self).items()}
 
     def withheld(self, round_number: int) -> frozenset[str]:
@@ -195,7 +195,7 @@ class SiteTrainer(LocalSteps):
         return RoundResult(update, len(self.training_cases), len(losses), mean, seconds, extra, own)
 
     def _begin(self, weights: Arrays, round_number: int, total_rounds: int, settings: RoundSettings) -> frozenset[str]:
-        """Load weights and what the last round left; gives the names of the arrays that are fixed in this round."""
+        """Load weights and what the last round left; returns the names of the arrays that are fixed in this round."""
         if not len(self.training_cases):
             raise RefusalError("data", "This site has no training cases.")
         set_weights(self.network, weights)
@@ -258,7 +258,7 @@ class SiteTrainer(LocalSteps):
         return ScoredCase(case.id, loss, score)
 
     def _freeze(self, round_number: int) -> frozenset[str]:
-        """Let training change what this site trains in a round; gives the names that parts keep as they are."""
+        """Let training change what this site trains in a round; returns the names that parts keep as they are."""
         fixed = frozenset(n for n, owner in self._owners.items() if not owner.trained(self.site, round_number))
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(name not in self._frozen | fixed)

@@ -184,7 +184,7 @@ def test_what_is_no_message_of_flare_is_refused():
 
 
 def test_without_a_connection_nothing_is_answered(caplog):
-    CallGate("job-1", lambda caller, request: pytest.fail("never asked")).open(SimpleNamespace(get_cell=lambda: None))
+    CallGate("job-1", lambda caller, request: pytest.fail("never asked")).listen(SimpleNamespace(get_cell=lambda: None))
     assert "no call of the server can be answered" in caplog.text
 
 

@@ -26,12 +26,12 @@ from fedseg.training.split.site_round import SplitSite
 
 
 class SplitAnswers:
-    """Drives a site's half by what the server asks, and makes messages of what it gives.
+    """Does with a site's half what the server's calls ask for, and writes the results into the answers.
 
     Attributes:
         site: the half, its batches and its state.
-        loss: the site's mean loss of the round as the server counted it; None until the round's end, or where nobody
-            tells it.
+        loss: the site's mean loss of the round as the server counted it; None until the round's end, or where the
+            server does not tell it.
         seconds: spent on answers in this round.
     """
 

@@ -56,7 +56,7 @@ class SplitExecutor(SiteExecutor):
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Listen for direct calls from the start of the job's process."""
         if event_type == EventType.START_RUN:
-            CallGate(str(fl_ctx.get_job_id()), self._answer_call).open(fl_ctx.get_engine())
+            CallGate(str(fl_ctx.get_job_id()), self._answer_call).listen(fl_ctx.get_engine())
         super().handle_event(event_type, fl_ctx)
 
     def load_run(self, plan: Plan, run_id: str | None, fl_ctx: FLContext) -> SiteTrainer:

@@ -21,7 +21,7 @@ from fedseg.messages.calls.roster import SERVER
 from fedseg.networks.weights import Arrays
 
 TOPIC = "fedseg.split"
-# In the meta of the task `train`: seconds without a call after which a site takes the round to be over.
+# In the meta of the task `train`: seconds without a call after which the round ends for a site.
 PATIENCE = "fedseg_patience"
 # A header of the task `train`: what the server's calls to this site carry, so that the site knows them.
 SECRET = "fedseg_call_secret"
@@ -81,7 +81,7 @@ class Call:
         """The arrays of one kind.
 
         Raises:
-            RefusalError: the message brings none (reason ``data``).
+            RefusalError: the message has none (reason ``data``).
         """
         if kind not in self.arrays:
             raise RefusalError("data", f"The message brings no {kind}.")

@@ -46,7 +46,7 @@ class DirectCalls:
             engine: FLARE's engine of this job process.
             timeout: seconds that an answer may take.
             secrets: of each site that may be called the one that it shares with the caller, see ``Roster``.
-            over: set by others when nobody waits for answers any more; those that still come are dropped.
+            over: set by others once answers are no longer needed; later ones are dropped.
         """
         self.engine, self.timeout, self.secrets, self.over = engine, timeout, dict(secrets), over
         self.up: dict[str, int] = {}
@@ -72,27 +72,11 @@ class DirectCalls:
         replies = self._send(messages, limit)
         if self.over.is_set():
             return {}, {}
-        answers: dict[str, Call] = {}
-        failures: dict[str, Failure] = {}
-        for site, call in calls.items():
-            reply = replies.get(site)
-            if reply is None:
-                failures[site] = Failure("it cannot be reached")
-                continue
+        for site, reply in replies.items():
             self.up[site] = self.up.get(site, 0) + message_size(reply)
-            if (code := reply.get_return_code()) != ReturnCode.OK:
-                failures[site] = _failure(code, reply.get_header(REASON), reply.get_header(TEXT), limit)
-                continue
-            try:
-                answer = read_call(reply)
-            except RefusalError as error:
-                failures[site] = Failure(f"{error.reason}: {error}", True)
-                continue
-            if (answer.ask, answer.start, answer.round, answer.step) != (call.ask, call.start, call.round, call.step):
-                failures[site] = Failure("it answered another call", True)
-                continue
-            answers[site] = answer
-        return answers, failures
+        found = {site: _read_answer(call, replies.get(site), limit) for site, call in calls.items()}
+        answers = {site: answer for site, answer in found.items() if isinstance(answer, Call)}
+        return answers, {site: failure for site, failure in found.items() if isinstance(failure, Failure)}
 
     def close(self) -> None:
         """End the threads; one that still waits for an answer ends with it."""
@@ -119,6 +103,21 @@ class DirectCalls:
             waiting = wait(waiting, _LOOK).not_done
         replies = {site: future.result() for site, future in sent.items() if future not in waiting}
         return {site: reply for site, reply in replies.items() if reply is not None}
+
+
+def _read_answer(call: Call, reply: Shareable | None, limit: float) -> Call | Failure:
+    """The answer to a call in a reply, which is not trusted; or why there is none."""
+    if reply is None:
+        return Failure("it cannot be reached")
+    if (code := reply.get_return_code()) != ReturnCode.OK:
+        return _failure(code, reply.get_header(REASON), reply.get_header(TEXT), limit)
+    try:
+        answer = read_call(reply)
+    except RefusalError as error:
+        return Failure(f"{error.reason}: {error}", True)
+    if (answer.ask, answer.start, answer.round, answer.step) != (call.ask, call.start, call.round, call.step):
+        return Failure("it answered another call", True)
+    return answer
 
 
 def _failure(code: str, reason: Any, text: Any, limit: float) -> Failure:

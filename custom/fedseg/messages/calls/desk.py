@@ -20,7 +20,7 @@ from fedseg.messages.sizes import message_size
 
 logger = logging.getLogger(__name__)
 _LOOK = 0.5
-# Shorter than any time-out of the server: a site that is not in the round yet says so by its silence and is asked anew.
+# Shorter than any time-out of the server: a site that is not yet in the round stays silent and is asked again.
 _READY_WAIT = 1.0
 
 
@@ -39,7 +39,7 @@ class CallDesk:
     on running.
 
     Attributes:
-        tally: of the calls that were answered in the round at hand, or in the last one.
+        tally: of the calls that were answered in the present round, or in the last one.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class CallDesk:
         self.tally = CallTally()
 
     def receive(self, call: Call, size: int = 0) -> Shareable:
-        """Called by FLARE: wait for the answer to a call of the round at hand.
+        """Called by FLARE: wait for the answer to a call of the present round.
 
         Args:
             call: what is asked.
@@ -60,7 +60,7 @@ class CallDesk:
         place = (call.start, call.round)
         with self._open:
             if call.ask is Ask.READY and self._place is not None and self._roster.knows(call.caller, call.secret):
-                # The server has gone on, so that the call that ends the round at hand was missed.
+                # The server is in a later round: the call that ended the present one was missed.
                 self._outdated |= call.start == self._place[0] and call.round > self._place[1]
             if not self._open.wait_for(lambda: self._place == place, _READY_WAIT if call.ask is Ask.READY else 0):
                 return refusal("state", "The site is not in this round.")
@@ -95,7 +95,7 @@ class CallDesk:
 
         Raises:
             AbortedError: ``aborted`` said so.
-            RefusalError: what ``answer`` raises; the call at hand is answered with it.
+            RefusalError: what ``answer`` raises; it is also the answer to the call.
         """
         with self._open:
             self._place, self._outdated, self.tally = (start, round_number), False, CallTally()

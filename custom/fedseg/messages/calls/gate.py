@@ -39,7 +39,7 @@ class CallGate:
 
         Args:
             job_id: FLARE's id of the job.
-            answer: gives the reply to a call, from the caller's name and the message.
+            answer: returns the reply to a call, from the caller's name and the message.
         """
         self._job_id, self._answer = job_id, answer
         # The server's process of the job; the simulator's only one.
@@ -54,7 +54,7 @@ class CallGate:
         """
         self._callers |= {FQCN.join([place, self._job_id]): site for site, place in sites.items()}
 
-    def open(self, engine: Any) -> None:
+    def listen(self, engine: Any) -> None:
         """Listen from now on; without FLARE's connection no call is answered.
 
         Args:
@@ -69,7 +69,7 @@ class CallGate:
         cell.register_request_cb(channel=CellChannel.AUX_COMMUNICATION, topic=TOPIC, cb=self.receive)
 
     def receive(self, message: Message) -> Message:
-        """Called by FLARE in one of its threads; gives the reply."""
+        """Called by FLARE in one of its threads; returns the reply."""
         origin = message.get_header(MessageHeaderKey.ORIGIN)
         caller = self._callers.get(origin)
         if caller is None or not isinstance(message.payload, Shareable):

@@ -61,7 +61,7 @@ def check_mean_over_samples(loss: nn.Module | None) -> None:
     """Refuse a loss whose value for a batch is not the mean of its values for the single samples.
 
     Only for such a mean is the gradient of the loss of all samples the n_j/n-weighted gradient of the sites' own
-    losses, and only then may labels stay at the sites. A loss that nobody has looked at is refused, too.
+    losses, and only then may labels stay at the sites. An unknown loss is refused, too.
 
     Raises:
         ConfigurationError: Dice over the whole batch, class weights that are normalised by the batch, another loss.

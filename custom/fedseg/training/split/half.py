@@ -25,7 +25,7 @@ class Half:
         part: the module; its arrays carry the names of the whole network.
         settings: of the training; optimizer, learning rate, schedule, clipping and precision are used.
         device: where it computes.
-        dtype: of its parameters; what it gives out has that type.
+        dtype: of its parameters and of its outputs.
         optimizer: of its parameters.
         steps: how often the optimizer has stepped.
     """

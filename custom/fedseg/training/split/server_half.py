@@ -20,7 +20,7 @@ from fedseg.training.split.weights import sum_gradients
 
 @dataclass(frozen=True)
 class CutGradients:
-    """What a backward pass of the server gives.
+    """The result of a backward pass of the server.
 
     Attributes:
         gradients: for each site and tensor the gradient at the site's features.
@@ -197,7 +197,7 @@ class ServerHalf(Half):
         return {name: value * factor.to(value) for name, value in total.items()}
 
     def forget(self) -> None:
-        """Drop the iteration at hand: its graph and its gradients."""
+        """Drop the present iteration: its graph and its gradients."""
         self._pending = None
         self.optimizer.zero_grad(set_to_none=True)
 

@@ -18,12 +18,12 @@ from fedseg.training.split.half import Half, shapes
 class SiteHalf(Half):
     """The first stages of the network at one site.
 
-    One iteration, driven by whoever carries the messages:
+    One iteration, in the order in which messages come:
 
-    1. ``forward`` runs a batch and gives the features that cross the cut; the graph stays here.
+    1. ``forward`` runs a batch and returns the features that cross the cut; the graph stays here.
     2. Only with ``labels: private``: the server's predictions come, ``loss_gradient`` answers them.
-    3. ``backward`` takes the gradient at the features. ``separate`` and ``averaged`` step at once; with ``summed`` it
-       gives the gradients of the part for the server to add up, and
+    3. ``backward`` receives the gradient at the features. ``separate`` and ``averaged`` step at once; with ``summed``
+       it returns the gradients of the part for the server to add up, and
     4. ``apply`` steps with their sum.
 
     A new ``forward`` drops an iteration that never came to its end; the part is then as it was before it.
@@ -50,7 +50,7 @@ class SiteHalf(Half):
             split: of split training.
             loss: of predictions [B, out, ...] and class values [B, 1, ...]; needed where labels are private.
             seed: of the job, for simulated noise.
-            simulated: whether the noise follows from the seed, so that a run can be repeated; then it protects nobody.
+            simulated: whether the noise follows from the seed, so that a run can be repeated; then it does not protect.
             device: a torch device.
 
         Raises:
@@ -126,7 +126,7 @@ class SiteHalf(Half):
         self.step_as_it_is()
 
     def forget(self) -> None:
-        """Drop the iteration at hand, and the memory that its graph takes."""
+        """Drop the present iteration, and the memory of its graph."""
         self._features = {}
 
     def _with_noise(self, features: Tensors) -> Tensors:

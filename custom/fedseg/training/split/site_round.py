@@ -119,8 +119,8 @@ class SplitSite:
         """The end of this site's turn: what its part has become.
 
         Raises:
-            RefusalError: parts are not handed on in this job, or this process has not begun the turn: it was started
-                anew meanwhile, and its part is the one from before (reason ``state``).
+            RefusalError: parts are not handed on in this job, or this process has not begun the turn: it was restarted
+                meanwhile, and its part is the one from before (reason ``state``).
         """
         self._check_turn()
         if not self._has_turn:
@@ -143,7 +143,7 @@ class SplitSite:
         return self.half.forward(self._batch["image"]), self._batch["classes"]
 
     def loss_gradient(self, predictions: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """See ``SiteHalf.loss_gradient``; of the batch at hand.
+        """See ``SiteHalf.loss_gradient``; for the present batch.
 
         Raises:
             RefusalError: there is none, or the predictions are not of it (reason ``state``); see there, too.
@@ -170,8 +170,8 @@ class SplitSite:
     def apply(self, gradients: Tensors, step: int) -> None:
         """See ``SiteHalf.apply``; only after this process's own backward pass of the same step.
 
-        A process that was started anew within the round is back at its beginning: with the sum of one later step it
-        would have a part that no other site has, and nobody would notice.
+        A process that was restarted within the round has the part of the round's beginning: with the sum of one later
+        step its part would differ from that of all other sites, unnoticed.
 
         Raises:
             RefusalError: there was no such backward pass (reason ``state``); see there, too.

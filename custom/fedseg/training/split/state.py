@@ -1,4 +1,4 @@
-"""The state of a half as plain arrays: for checkpoints, and for a site that takes over where the others are."""
+"""The state of a half as plain arrays: for checkpoints, and for a site that joins where the others are."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _STEPS = "steps"
 def optimizer_arrays(half: Half) -> Arrays:
     """What the optimizer remembers of each parameter, and the number of steps; weights come beside.
 
-    Rates and other settings are none of it: they follow from the plan and from the progress of the job.
+    Rates and other settings are not stored: they follow from the plan and from the progress of the job.
     """
     state = half.optimizer.state_dict()["state"]
     arrays: Arrays = {_STEPS: np.array(half.steps, np.int64)}

@@ -128,7 +128,9 @@ def test_scripts_and_jobs_that_are_named_exist():
         for name in re.findall(r"(?<![\w/])((?:scripts|jobs)/\w+(?:\.(?:sh|py))?)", page.read_text("utf-8"))
     }
     assert named
-    assert {name for name in named if not (ROOT / name).exists()} == set()
+    # The guide makes jobs of its own; a test adds them to a copy.
+    made = set(re.findall(r"`(jobs/\w+)/", (DOCS / "how-to" / "add-a-method.md").read_text("utf-8")))
+    assert {name for name in named if not (ROOT / name).exists()} <= made
 
 
 def test_the_reference_names_every_command_and_option():
@@ -227,8 +229,9 @@ def test_the_method_of_the_guide_works():
 
     names: dict[str, object] = {}
     for block in blocks(DOCS / "how-to" / "add-a-method.md", "python"):
-        exec(compile(block, "add-a-method.md", "exec"), names)
-    assert set(names["Norms"].reports) == {"weight_norm"}
+        if "def test_" not in block:
+            exec(compile(block, "add-a-method.md", "exec"), names)
+    assert set(names["ProximalTerm"].reports) == {"moved_distance"}
     reports = {site: SiteReport(n, 1, 0.5, None) for site, n in {"a": 1, "b": 4, "c": 9}.items()}
     weights = names["RootAvg"]().site_weights(reports)
     assert weights == pytest.approx({"a": 1 / 6, "b": 2 / 6, "c": 3 / 6})

@@ -16,6 +16,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.utils.task_utils import get_filters
 
+from fedseg.contract.arguments import arguments_of
 from fedseg.contract.plan import Plan
 from fedseg.contract.report import unprotected
 from fedseg.contract.update import DENSE, Stage, Step, Update, check_dense
@@ -63,7 +64,7 @@ class UpdateFilter(Filter, ABC):
 
     def describe(self) -> dict[str, Any]:
         """Name and arguments, for checks and the run's summary."""
-        return {"filter": type(self).__name__}
+        return {"filter": type(self).__name__, **arguments_of(self)}
 
     def private_names(self, plan: Plan) -> frozenset[str]:
         """Names of the network's arrays that never leave and that the site keeps as its own from round to round."""

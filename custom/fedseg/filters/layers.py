@@ -57,8 +57,8 @@ class LayerFilter(UpdateFilter):
         """Which of all ``names`` of a network stay at the site, given the ``chosen`` ones."""
 
     def describe(self) -> dict[str, Any]:
-        patterns = None if self.patterns is None else ", ".join(self.patterns)
-        return {**super().describe(), "patterns": patterns, "kind": self.kind, "last": self.last}
+        # An entry of the privacy record is flat.
+        return {**super().describe(), "patterns": None if self.patterns is None else ", ".join(self.patterns)}
 
     def kept_names(self, plan: Plan) -> frozenset[str]:
         """Names of all arrays of the plan's network that stay at the site.
@@ -155,9 +155,6 @@ class SharedLayers(LayerFilter):
         super().__init__(patterns, kind, last)
         allowed.switch("SharedLayers.frozen", frozen)
         self.frozen = frozen
-
-    def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "frozen": self.frozen}
 
     def keeps(self, chosen: frozenset[str], names: frozenset[str]) -> frozenset[str]:
         return names - chosen

@@ -165,14 +165,7 @@ class AdditiveNoise(GuaranteedFilter):
         self.noise_multiplier = float(allowed.number(f"{where}.noise_multiplier", noise_multiplier, above=0))
 
     def describe(self) -> dict[str, Any]:
-        return {
-            **super().describe(),
-            "clip": self.clip,
-            **({} if self.norm is None else {"norm": self.norm}),
-            "noise_multiplier": self.noise_multiplier,
-            "delta": self.delta,
-            "neighbours": self.neighbours,
-        }
+        return {**super().describe(), **({} if self.norm is None else {"norm": self.norm})}
 
     def planned(self) -> Release:
         multiplier = relative_to_sensitivity(self.noise_multiplier, self.neighbours)

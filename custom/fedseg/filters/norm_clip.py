@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any
 
 from fedseg import allowed
 from fedseg.contract.update import Stage, Update
@@ -37,9 +36,6 @@ class NormClip(UpdateFilter):
         if math.isinf(norm):
             raise ConfigurationError("NormClip.norm", norm, "a finite number above 0")
         self.norm = norm
-
-    def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "norm": self.norm}
 
     def apply(self, update: Update, context: SiteContext) -> Update:
         arrays, factor = clip_l2(update.arrays, self.norm)

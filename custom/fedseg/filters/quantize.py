@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fedseg import allowed
 from fedseg.contract.update import DENSE, QUANTISED, SPARSE, Stage, Update
 from fedseg.filters.base import UpdateFilter
@@ -34,9 +32,6 @@ class QuantizeUpdate(UpdateFilter):
         super().__init__()
         allowed.one_of("QuantizeUpdate.bits", bits, BITS)
         self.bits = bits
-
-    def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "bits": self.bits}
 
     def apply(self, update: Update, context: SiteContext) -> Update:
         wire = to_sparse(update.arrays) if update.form == DENSE else update.arrays

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -62,15 +61,6 @@ class ShareFraction(UpdateFilter):
         allowed.switch("ShareFraction.per_layer", per_layer)
         allowed.switch("ShareFraction.error_feedback", error_feedback)
         self.fraction, self.per_layer, self.clip, self.error_feedback = fraction, per_layer, clip, error_feedback
-
-    def describe(self) -> dict[str, Any]:
-        return {
-            **super().describe(),
-            "fraction": self.fraction,
-            "per_layer": self.per_layer,
-            "clip": self.clip,
-            "error_feedback": self.error_feedback,
-        }
 
     def apply(self, update: Update, context: SiteContext) -> Update:
         wanted = update.arrays

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from rich.markup import escape
 
+from fedseg.commands.arguments import Command
 from fedseg.commands.probing import probe_progress
 from fedseg.console import err, out, tell
 from fedseg.contract.plan import Plan
@@ -36,52 +37,36 @@ _CHANGEABLE = tuple(
 
 def add_parser(subparsers: Any) -> None:
     """Declare the command."""
-    parser = subparsers.add_parser(
-        "simulate",
-        help="run a job with all its sites on this machine",
-        description="Run a job in FLARE's simulator, every site a process of its own, and write a report.",
-        epilog="example: fedseg simulate jobs/brats_fedavg --data runs/phantoms --out runs/first --rounds 5 "
-        "--set task.patch_size=[64,64,64]",
-    )
-    parser.add_argument("job", type=Path, help="job folder, e.g. jobs/hippocampus_fedavg")
-    parser.add_argument("--data", type=Path, required=True, help="folder with <site>/datalist.json")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run, made new")
-    parser.add_argument("--rounds", type=int, help="training rounds (default: the job's)")
-    parser.add_argument("--threads", type=int, help="torch threads of each site (default: the job's)")
-    parser.add_argument("--seed", type=int, help="seed of the whole run (default: the job's)")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the job; may be repeated"
-    )
-    parser.add_argument("--compare", default="", metavar="KINDS", help=f"also score alternatives: {','.join(KINDS)}")
-    parser.add_argument("--keep-updates", action="store_true", help="keep every round's model and updates")
-    parser.add_argument(
-        "--no-probe", action="store_true", help="in split training: do not measure how much of an image features tell"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace a former run in --out")
-    parser.add_argument("--resume", action="store_true", help="continue the stopped run in --out, job as it was")
-    parser.add_argument(
-        "--from-round", type=int, metavar="N", help="with --resume: go on after this round (from 0; default: last)"
-    )
-    parser.add_argument(
-        "--initial", type=Path, metavar="MODEL", help="model file to start from, of the job's task and network"
-    )
-    parser.add_argument(
-        "--ledger",
-        type=Path,
-        metavar="DIR",
-        help="keep the sites' privacy ledgers here, so that runs spend one budget (default: in the run's folder)",
-    )
-    parser.add_argument("--gpu", help="GPU ids for FLARE's simulator, e.g. 0 or 0,1")
-    parser.add_argument(
-        "--in-process",
-        action="store_true",
-        help="run all sites in this process, one after the other, without FLARE's simulator: the same models, sooner",
-    )
-    parser.set_defaults(run=run)
+    command = Command(subparsers, run)
+    command.path("job", "job folder, e.g. jobs/hippocampus_fedavg")
+    command.path("--data", "folder with <site>/datalist.json", required=True)
+    command.path("--out", "folder of the run, made new", required=True)
+    command.value("--rounds", "training rounds (default: the job's)", int)
+    command.value("--threads", "torch threads of each site (default: the job's)", int)
+    command.value("--seed", "seed of the whole run (default: the job's)", int)
+    command.several("--set", "change a setting of the job; may be repeated", "KEY=VALUE")
+    command.value("--compare", f"also score alternatives: {','.join(KINDS)}", default="", metavar="KINDS")
+    command.flag("--keep-updates", "keep every round's model and updates")
+    command.flag("--no-probe", "in split training: do not measure how much of an image features tell")
+    command.flag("--overwrite", "replace a former run in --out")
+    command.flag("--resume", "continue the stopped run in --out, job as it was")
+    after = "with --resume: go on after this round (from 0; default: last)"
+    command.value("--from-round", after, int, metavar="N")
+    command.path("--initial", "model file to start from, of the job's task and network", "MODEL")
+    ledger = "keep the sites' privacy ledgers here, so that runs spend one budget (default: in the run's folder)"
+    command.path("--ledger", ledger, "DIR")
+    command.value("--gpu", "GPU ids for FLARE's simulator, e.g. 0 or 0,1")
+    command.flag("--in-process", "run all sites in this process, one after the other: the same models, sooner")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Check everything first, run, then write summary and report."""
+    """``fedseg simulate``: run a job with all its sites on this machine.
+
+    Run a job in FLARE's simulator, every site a process of its own, and write a report.
+
+    example: fedseg simulate jobs/brats_fedavg --data runs/phantoms --out runs/first --rounds 5
+    --set task.patch_size=[64,64,64]
+    """
     job = _stopped_job(options) if options.resume else _new_job(options)
     plan = job.check()
     kinds = _kinds(options, plan)

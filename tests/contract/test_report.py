@@ -85,14 +85,14 @@ def test_only_declared_names_come_in():
         ({"train_loss": math.inf}, "train_loss is not a finite number"),
         ({"seconds": None}, "seconds is not a finite number"),
         ({"val_dice": {"mean": 1.1}}, "val_dice is above 1"),
-        ({"val_dice_after": -0.1}, "val_dice_after is negative"),
+        ({"val_dice_after": -0.1}, "val_dice is negative"),
         ({"largest": -1.0}, "largest is negative"),
         ({"num_samples": 0}, "no training cases"),
     ],
 )
 def test_a_fixed_number_is_held_to_its_range(change, said):
     with pytest.raises(RefusalError, match=said):
-        parse_report(changed(**change))
+        parse_report(changed(**change), {"personal_dice": DICE, "lag_rounds": TOLD})
 
 
 def test_what_is_withheld_may_be_absent():

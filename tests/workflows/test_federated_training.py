@@ -19,12 +19,15 @@ from fedseg.aggregators.similarity import SimAgg
 from fedseg.contract.protocol import TOTALS
 from fedseg.contract.report import META_KEY, SiteReport
 from fedseg.errors import AbortedError, ConfigurationError, FedsegError, RefusalError
+from fedseg.tasks.objective import objective_of
+from fedseg.tasks.task import parse_task
 from fedseg.workflows.federated_training import FederatedTraining
 from fedseg.workflows.run.checkpoint import CheckpointError
 from fedseg.workflows.run.record import PROGRESS_FILE, RESULTS_FILE
 from fedseg.workflows.run.scores import readable
 from fedseg.workflows.selection import DropSlow, LargestSites, PoissonBySize, RandomSites
 from scripted_sites import accepted, start, train
+from tiny import TASK
 
 
 def scripted(folder, script, **arguments):
@@ -157,7 +160,7 @@ def test_scores_that_json_does_not_know_are_not_taken(change, good):
     none = {"both": 0, "reference": 0, "prediction": 0}
     part = {"split": "test", "loss": 1.0, "cases": 2, "hd95": {}, "defined": {"inner": 2, "whole": 2}}
     part |= {"dice": {"inner": 0.4, "whole": 0.4, "mean": 0.4}, "empty": {"inner": none, "whole": none}, **change}
-    assert readable({"final": part}) is good
+    assert readable({"final": part}, objective_of(parse_task(TASK))) is good
 
 
 def test_the_best_model_is_the_one_with_the_best_validation_not_the_last(tmp_path):

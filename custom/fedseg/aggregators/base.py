@@ -18,7 +18,7 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from fedseg.aggregators.spool.updates import UpdateSpool
 from fedseg.contract.arguments import arguments_of
 from fedseg.contract.plan import Plan
-from fedseg.contract.report import SiteReport, parse_report
+from fedseg.contract.report import SHARE, SiteReport, parse_report
 from fedseg.errors import FedsegError
 from fedseg.networks.weights import Arrays
 
@@ -123,7 +123,7 @@ class Aggregator(ModelAggregator):
             raise AggregationError("An update came without the name of its site.")
         if model.params_type != ParamsType.DIFF or not model.params:
             raise AggregationError(f"The update of {site} is not a weight difference (WEIGHT_DIFF) with arrays.")
-        self.accept_update(site, model.params, parse_report(model.meta))
+        self.accept_update(site, model.params, parse_report(model.meta, score=SHARE))
 
     def accept_update(self, site: str, arrays: Mapping[str, np.ndarray], report: SiteReport) -> None:
         """Take one site's update whose report is read already.

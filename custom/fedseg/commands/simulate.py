@@ -113,8 +113,9 @@ def _print_summary(summary: dict[str, Any], folder: Path, sites: Sequence[str]) 
             "sites' disks."
         )
     for entry in summary.get("comparison", []):
-        dice = "n/a" if entry["mean_dice"] is None else f"{entry['mean_dice']:.3f}"
-        out().print(f"compared: {entry['name']} {dice} ({', '.join(entry['regions'])})")
+        value = next(value for key, value in entry.items() if key.startswith("mean_"))
+        score = "n/a" if value is None else f"{value:.3f}"
+        out().print(f"compared: {entry['name']} {score} ({', '.join(entry['regions'])})")
     if left_out := sorted(set(sites) - set(summary["sites"])):
         err().print(f"[yellow]{len(left_out)} of {len(sites)} sites took no part: {', '.join(left_out)}[/yellow]")
     report = folder / "report"
@@ -178,10 +179,10 @@ def show_event(event: Event) -> None:
     elif kind == "stopped":
         err().print(f"[yellow]no further round: {escape(event['what'])}[/yellow]")
     elif kind == "update":
-        dice, loss = (
-            "withheld" if event[name] is None else f"{event[name]:.3f}" for name in ("val_dice", "train_loss")
-        )
-        err().print(f"  {site}: Dice of the received model {dice}, training loss {loss}, {event['seconds']:.1f} s")
+        name = next(key for key in event if key.startswith("val_"))
+        score, loss = ("withheld" if event[key] is None else f"{event[key]:.3f}" for key in (name, "train_loss"))
+        title = name.removeprefix("val_").capitalize()
+        err().print(f"  {site}: {title} of the received model {score}, training loss {loss}, {event['seconds']:.1f} s")
     elif kind == "round_done":
         err().print(f"  done in {event['seconds']:.1f} s")
     elif kind == "evaluate":

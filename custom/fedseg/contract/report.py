@@ -9,6 +9,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
 from fedseg.errors import ConfigurationError, RefusalError
+from fedseg.tasks.objective import Objective
 
 META_KEY = "fedseg_report"
 # What a job with a formal guarantee may still tell: data sets that differ in what one patient is have equal counts.
@@ -80,13 +81,14 @@ class SiteReport:
         num_steps: optimizer steps of the round.
         train_loss: mean loss over the round's steps; None where the site withholds it.
         val_loss: mean loss of the received global model over the validation cases; None without such cases.
-        val_dice: the received model's mean Dice per region, and ``mean`` over regions; values may be None.
+        val_dice: the received model's primary score per output, and ``mean`` over these: in segmentation the mean Dice
+            per region; values may be None.
         val_cases: validation cases.
         seconds: the site's own work, from task to result.
         seconds_training: the part of it spent in training steps.
         val_loss_after: mean loss of the site's own model after its local training over the validation cases; only
             with the setting ``validate_after``.
-        val_dice_after: mean Dice of the same model; only with the setting ``validate_after``.
+        val_dice_after: mean score of the same model; only with the setting ``validate_after``.
         epsilon: privacy spent on the site's patients up to and including this round, where a mechanism runs.
         largest: largest absolute value of the update, in jobs that encrypt it: all sites take one scale from it.
         extras: the fields that components of the job declare, see ``ReportField``; what a site withholds is absent.
@@ -101,7 +103,7 @@ class SiteReport:
     seconds: float = _number(default=0.0)
     seconds_training: float = _number(default=0.0)
     val_loss_after: float | None = _number(default=None)
-    val_dice_after: float | None = _number(0, None, highest=1)
+    val_dice_after: float | None = _number(default=None)
     epsilon: float | None = _number(default=None)
     largest: float | None = _number(0, None)
     extras: Mapping[str, float] = field(default_factory=dict)
@@ -124,17 +126,22 @@ class SiteReport:
 
 REPORT_FIELDS = tuple(f.name for f in fields(SiteReport) if f.name != "extras")
 """Names of the fields that every report has."""
-_DICE = ReportField("", 0, 1)
+SHARE = ReportField("a share", 0, 1)
 _OPTIONAL = {f.name for f in fields(SiteReport) if f.default is None or f.name in ("train_loss", "val_loss")}
 
 
-def parse_report(meta: Mapping[str, Any], declared: Mapping[str, ReportField] | None = None) -> SiteReport:
+def parse_report(
+    meta: Mapping[str, Any],
+    declared: Mapping[str, ReportField] | None = None,
+    score: ReportField | None = None,
+) -> SiteReport:
     """Read a report from a DXO's meta, trusting nothing.
 
     Args:
         meta: as it came.
-        declared: what the job's components may report. None takes any number under a sound name, for readers between
-            the site's guard and the server's first look, who both know the job's declarations.
+        declared: what the job's components may report, and ``score_fields``. None takes any number under a sound name,
+            for readers between the site's guard and the server's first look, who both know the job's declarations.
+        score: range of the scores, where ``declared`` does not give it.
 
     Raises:
         RefusalError: the report is missing, has other fields, or a number is outside its range (reason ``report``).
@@ -149,14 +156,21 @@ def parse_report(meta: Mapping[str, Any], declared: Mapping[str, ReportField] | 
         value = getattr(report, each.name)
         if "field" in each.metadata and not (value is None and each.name in _OPTIONAL):
             each.metadata["field"].check(each.name, value)
-    for value in report.val_dice.values():
+    score = score or (ReportField("") if declared is None else declared.get("val_dice", SHARE))
+    for value in (*report.val_dice.values(), report.val_dice_after):
         if value is not None:
-            _DICE.check("val_dice", value)
+            score.check("val_dice", value)
     for name, value in report.extras.items():
         _declaration(name, declared).check(name, value)
     if report.num_samples == 0:
         raise RefusalError("report", "The site reports no training cases.")
     return report
+
+
+def score_fields(kind: Objective) -> dict[str, ReportField]:
+    """The range of the reported scores of a kind of task; without it they are shares, from 0 to 1."""
+    score = kind.primary
+    return {"val_dice": ReportField(score.title, score.lowest, min(score.highest, LARGEST))}
 
 
 def unprotected(declared: Mapping[str, ReportField]) -> frozenset[str]:

@@ -9,12 +9,21 @@ from nvflare.apis.utils.analytix_utils import create_analytic_dxo, send_analytic
 
 from fedseg.contract.report import SiteReport
 from fedseg.filters.guard.guard import CURVES
+from fedseg.tasks.objective import Score
 
 
-def send_curves(sender: FLComponent, report: SiteReport, round_number: int, fl_ctx: FLContext) -> None:
-    """Send the points of a round as FLARE's federated events, which the site's guard sees."""
+def send_curves(sender: FLComponent, report: SiteReport, score: Score, round_number: int, fl_ctx: FLContext) -> None:
+    """Send the points of a round as FLARE's federated events, which the site's guard sees.
+
+    Args:
+        sender: the component that sends.
+        report: of the round.
+        score: the primary one.
+        round_number: of the round.
+        fl_ctx: of the task.
+    """
     curves: dict[str, float | None] = {"train_loss": report.train_loss, "val_loss": report.val_loss}
-    curves.update({f"val_dice/{region}": value for region, value in report.val_dice.items()})
+    curves.update({f"val_{score.name}/{output}": value for output, value in report.val_dice.items()})
     for tag, value in curves.items():
         if value is not None:
             dxo = create_analytic_dxo(

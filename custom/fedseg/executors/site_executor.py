@@ -114,7 +114,7 @@ class SiteExecutor(Executor, ABC):
     def reply(self, update: Arrays, report: SiteReport, round_number: int, fl_ctx: FLContext) -> Shareable:
         """The result of a round: its update and what may be told of it; curves leave beside it."""
         if self.session.curves_leave:
-            send_curves(self, report, round_number, fl_ctx)
+            send_curves(self, report, job_plan(fl_ctx).objective.primary, round_number, fl_ctx)
         return update_message(update, report, round_number)
 
     def _prepare(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:

@@ -21,7 +21,7 @@ from fedseg.contract.plan import Plan
 from fedseg.contract.report import unprotected
 from fedseg.contract.update import DENSE, Stage, Step, Update, check_dense
 from fedseg.errors import FedsegError, RefusalError
-from fedseg.filters.context import SiteContext, attached_context
+from fedseg.filters.context import SiteContext, attached_context, reported_fields
 from fedseg.messages.replies import bare_reply, refuse
 from fedseg.messages.updates import read_update, write_update
 from fedseg.networks.weights import EXTRA, Arrays
@@ -118,7 +118,8 @@ class UpdateFilter(Filter, ABC):
         try:
             if shareable.get_return_code(ReturnCode.OK) != ReturnCode.OK:
                 return bare_reply(shareable)
-            return write_update(self.run(read_update(shareable), attached_context(fl_ctx)), shareable)
+            update = read_update(shareable, reported_fields(fl_ctx))
+            return write_update(self.run(update, attached_context(fl_ctx)), shareable)
         except FedsegError as error:
             reason = error.reason if isinstance(error, RefusalError) else "privacy"
             text = (

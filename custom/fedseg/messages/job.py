@@ -10,7 +10,7 @@ from nvflare.apis.fl_context import FLContext
 
 from fedseg.contract.plan import PLAN_FILE, Plan, read_plan
 from fedseg.contract.protocol import CLIENT_FILE
-from fedseg.contract.report import ReportField, job_fields
+from fedseg.contract.report import ReportField, job_fields, score_fields
 from fedseg.files.documents import read_json
 from fedseg.site.profile import SiteProfile, read_profile
 
@@ -37,14 +37,15 @@ def job_plan(fl_ctx: FLContext) -> Plan:
 
 
 def report_fields(fl_ctx: FLContext) -> dict[str, ReportField]:
-    """What the components of the job at hand may report beside the fixed fields.
+    """What the components of the job at hand may report beside the fixed fields, and the range of its scores.
 
     Raises:
         ConfigurationError: the sites' part of the job cannot be read, or its components contradict one another.
     """
     workspace = fl_ctx.get_engine().get_workspace()
     path = Path(workspace.get_app_config_dir(fl_ctx.get_job_id())) / CLIENT_FILE
-    return job_fields(read_json(path, "the sites' part of a job"))
+    client = read_json(path, "the sites' part of a job")
+    return {**job_fields(client), **score_fields(job_plan(fl_ctx).objective)}
 
 
 def job_name(fl_ctx: FLContext) -> str:

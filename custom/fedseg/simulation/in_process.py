@@ -207,11 +207,12 @@ def score_sites(
         distances: also HD95, which takes longer.
     """
     parts = {}
+    kind = next(iter(trainers.values())).objective
     for site, trainer in trainers.items():
         split = trainer.datalist.final_split
         scored = trainer.validate(weights(site), split, distances)
-        parts[site] = {"split": split, **trainer.objective.summarise([case.score for case in scored])}
-    return summarise_final(parts, last_round)
+        parts[site] = {"split": split, **kind.summarise([case.score for case in scored])}
+    return summarise_final(parts, last_round, kind)
 
 
 def load_run(local: LocalSites, record: RunRecord) -> TrainingRun:

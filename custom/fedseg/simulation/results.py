@@ -17,7 +17,7 @@ from fedseg.jobs.job import Job
 from fedseg.models.model_file import read_model
 from fedseg.simulation.pictures import write_gallery, write_overlays
 from fedseg.simulation.run_folder import SimulationResult
-from fedseg.tasks.objective import Objective
+from fedseg.tasks.objective import MEAN, Objective
 from fedseg.version import versions
 from fedseg.workflows.run.scores import summarise_final
 
@@ -108,7 +108,7 @@ def with_own_scores(final: Summary, kind: Objective, state: Path, run_id: str) -
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"The scores that {site} kept cannot be read from {path}: {error}.") from None
         parts[site] = {"split": split, **kind.summarise(scores)}
-    complete = summarise_final({site: parts[site] for site in sorted(parts)}, final["after_round"])
+    complete = summarise_final({site: parts[site] for site in sorted(parts)}, final["after_round"], kind)
     return {**final, **complete, "withheld": final["withheld"]}
 
 
@@ -126,6 +126,6 @@ def _comparison(job: Job, summary: Summary, data: Path, kinds: Sequence[str]) ->
     """``comparison`` and, with ``local``, ``cross_site`` of the summary, the federated model beside the sites' own."""
     found = compare(kinds, job.plan, data, summary["sites"], int(job.workflow["num_rounds"]))
     if "cross_site" in found:
-        scores = summary["final"]["sites"]
-        found["cross_site"]["federated"] = {site: part["dice"]["mean"] for site, part in scores.items()}
+        scores, name = summary["final"]["sites"], job.plan.objective.primary.name
+        found["cross_site"]["federated"] = {site: part[name][MEAN] for site, part in scores.items()}
     return found

@@ -65,6 +65,11 @@ class Score:
         """Whether a value is better than another one."""
         return value > other if self.higher_is_better else value < other
 
+    def best(self, values: Iterable[float | None]) -> float | None:
+        """The best of the values that are defined; None where none is."""
+        known = [value for value in values if value is not None]
+        return (max if self.higher_is_better else min)(known, default=None)
+
     def in_range(self, value: Any) -> bool:
         """Whether this is a finite number in the score's range."""
         number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -54,7 +54,7 @@ class InTurn(RoundProtocol):
             self.train(run, [site])
         for site, report in run.model.reports.items():
             part = scores.get(site, {})
-            values = {"val_loss": part.get("loss"), "val_dice": part.get("dice", {})}
+            values = {"val_loss": part.get("loss"), "val_dice": part.get(run.plan.objective.primary.name, {})}
             run.model.reports[site] = replace(report, val_cases=part.get("cases", 0), **values)
 
     def _score_round(self, run: RunState, asked: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -68,9 +68,10 @@ class InTurn(RoundProtocol):
 def _accept_scores(run: RunState, site: str, answer: FLModel) -> None:
     """Accept a site's scores of a round if they can be compared, or that it withholds them."""
     metrics = answer.metrics or {}
-    if _SCORED not in metrics and readable(metrics):
+    if _SCORED not in metrics and readable(metrics, run.plan.objective):
         return
-    if not readable({"final": metrics.get(_SCORED)}) or metrics[_SCORED]["cases"] != run.facts[site].val_cases:
+    scores = {"final": metrics.get(_SCORED)}
+    if not readable(scores, run.plan.objective) or metrics[_SCORED]["cases"] != run.facts[site].val_cases:
         raise RefusalError("report", UNREADABLE)
 
 

@@ -581,7 +581,7 @@ def test_a_curve_of_a_withheld_field_is_stopped(site):
 def test_every_curve_of_the_executor_passes_the_guard(site):
     """Two losses, the Dice of two regions and their mean; none is sent twice."""
     report, wire = parse_report(meta(site.update())), Wire(site)
-    send_curves(SegmentationExecutor(), report, 0, wire.context)
+    send_curves(SegmentationExecutor(), report, site.plan.objective.primary, 0, wire.context)
     assert [from_shareable(event).data["track_key"] for event in wire.sent] == [
         *("train_loss", "val_loss", "val_dice/inner", "val_dice/whole", "val_dice/mean"),
     ]

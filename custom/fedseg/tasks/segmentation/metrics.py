@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from scipy import ndimage
@@ -131,35 +131,6 @@ def _nearest(origins: np.ndarray, targets: np.ndarray, spacing: Sequence[float])
     outside[tuple((targets - low).T)] = False
     distances = ndimage.distance_transform_edt(outside, sampling=tuple(spacing))
     return distances[tuple((origins - low).T)]
-
-
-def pool(summaries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The summary of all cases of several sites, from the sites' own summaries: each case counts once."""
-    parts = [s for s in summaries if s["cases"]]
-    regions = list(parts[0]["defined"]) if parts else []
-    measured = bool(parts) and all(s["hd95"] for s in parts)
-    per_region = {r: _weighted_mean(parts, "dice", r) for r in regions}
-    return {
-        "cases": sum(s["cases"] for s in parts),
-        "dice": {**per_region, "mean": _mean(list(per_region.values()))},
-        "hd95": {r: _weighted_mean(parts, "hd95", r) for r in regions} if measured else {},
-        "defined": {r: sum(s["defined"][r] for s in parts) for r in regions},
-        "empty": {
-            r: {kind: sum(s["empty"][r][kind] for s in parts) for kind in ("both", "reference", "prediction")}
-            for r in regions
-        },
-    }
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    defined = [v for v in values if v is not None]
-    return math.fsum(defined) / len(defined) if defined else None
-
-
-def _weighted_mean(parts: Sequence[Mapping[str, Any]], metric: str, region: str) -> float | None:
-    pairs = [(s[metric][region], s["defined"][region]) for s in parts if s["defined"][region]]
-    total = sum(count for _, count in pairs)
-    return math.fsum(value * count for value, count in pairs) / total if total else None
 
 
 def _check(predicted: np.ndarray, reference: np.ndarray, spacing: Sequence[float], empty: str) -> None:

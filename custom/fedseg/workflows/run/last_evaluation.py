@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from nvflare.app_common.abstract.fl_model import FLModel
 
 from fedseg.contract.protocol import MODEL_NAME, SPLITS
 from fedseg.errors import FedsegError, RefusalError
+from fedseg.tasks.objective import MEAN, Objective
 from fedseg.workflows.run.record import BEST_MODEL, LAST_MODEL
 from fedseg.workflows.run.round_protocol import RoundProtocol
 from fedseg.workflows.run.run_state import RunState
@@ -21,8 +23,9 @@ def beats_best(run: RunState, scored: Scored) -> bool:
     if not run.model.keeps_former:
         return False
     if run.best_round is None:
-        return any(dice is not None for dice, _ in scored.values())
-    return is_better(scored, validation_scores(run.rounds[run.best_round + 1])) is True
+        return any(value is not None for value, _ in scored.values())
+    score = run.plan.objective.primary
+    return is_better(scored, validation_scores(run.rounds[run.best_round + 1], score), score) is True
 
 
 def evaluate_run(run: RunState, protocol: RoundProtocol) -> None:
@@ -41,20 +44,23 @@ def evaluate_run(run: RunState, protocol: RoundProtocol) -> None:
         saved = run.save_final(BEST_MODEL, run.best_round)
         best = {**_evaluate(run, protocol, "best", run.best_round)[0], "round": run.best_round, **saved}
     run.write_results(final=last, best=best)
-    run.record.finished(mean_dice=last["mean_dice"], pooled_dice=last["pooled_dice"])
+    means = (f"{which}_{run.plan.objective.primary.name}" for which in ("mean", "pooled"))
+    run.record.finished(**{key: last[key] for key in means})
 
 
 def _evaluate(run: RunState, protocol: RoundProtocol, name: str, number: int) -> tuple[dict[str, Any], Scored]:
-    """Scores on the final split of every site, and each site's Dice on its validation cases."""
+    """Scores on the final split of every site, and each site's primary score on its validation cases."""
+    kind = run.plan.objective
     splits = ["final", "validation"] if name == "last" else ["final"]
-    answers = protocol.score(run, number, sorted(run.facts), {SPLITS: splits, MODEL_NAME: name}, _accept_scores)
+    meta = {SPLITS: splits, MODEL_NAME: name}
+    answers = protocol.score(run, number, sorted(run.facts), meta, partial(_accept_scores, kind))
     if not answers:
         raise FedsegError(f"No site scored the {name} model; it is kept unscored.")
-    content = summarise_final({site: answers[site].metrics["final"] for site in sorted(answers)}, number)
+    content = summarise_final({site: answers[site].metrics["final"] for site in sorted(answers)}, number, kind)
     validation = {site: a.metrics["validation"] for site, a in answers.items() if "validation" in a.metrics}
-    return content, {site: (part["dice"]["mean"], part["cases"]) for site, part in validation.items()}
+    return content, {site: (part[kind.primary.name][MEAN], part["cases"]) for site, part in validation.items()}
 
 
-def _accept_scores(site: str, answer: FLModel) -> None:
-    if not readable(answer.metrics):
+def _accept_scores(kind: Objective, site: str, answer: FLModel) -> None:
+    if not readable(answer.metrics, kind):
         raise RefusalError("report", UNREADABLE)

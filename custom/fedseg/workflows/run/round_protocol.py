@@ -16,6 +16,7 @@ from fedseg.contract.report import SiteReport
 from fedseg.contract.round_settings import RoundSettings, round_steps
 from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.filters.encrypt import DecryptModel, EncryptUpdate
+from fedseg.tasks.objective import MEAN
 from fedseg.workflows.run.acceptance import check_report, read_update
 from fedseg.workflows.run.run_state import RunState
 from fedseg.workflows.run.sites import Accept, Message, single_messages
@@ -167,8 +168,8 @@ class RoundProtocol(ABC):
             round=run.number,
             site=site,
             train_loss=report.train_loss,
-            val_dice=report.val_dice.get("mean"),
             seconds=report.seconds,
+            **{f"val_{run.plan.objective.primary.name}": report.val_dice.get(MEAN)},
         )
 
     def check_report(self, run: RunState, site: str, report: SiteReport) -> None:

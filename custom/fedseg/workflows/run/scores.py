@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from fedseg.tasks.segmentation.metrics import pool
+from fedseg.allowed import is_number
+from fedseg.tasks.objective import MEAN, Objective, Score
 from fedseg.workflows.run.run_model import RunModel
 from fedseg.workflows.run.site_selection import Selection
 
 
 def describe_round(
-    number: int, seconds: float, model: RunModel, traffic: Mapping[str, tuple[int, int]], chosen: Selection
+    number: int,
+    seconds: float,
+    model: RunModel,
+    traffic: Mapping[str, tuple[int, int]],
+    chosen: Selection,
+    kind: Objective,
 ) -> dict[str, Any]:
     """The entry of a finished round in ``rounds[]`` of the summary.
 
@@ -22,7 +27,9 @@ def describe_round(
         model: after ``finish_round``.
         traffic: bytes up and down of each site.
         chosen: who was asked, and why.
+        kind: of task, whose primary score gives its keys their names.
     """
+    scored = f"val_{kind.primary.name}"
     decided = model.describe_round()
     costs = decided.pop("costs")
     reports = {site: model.reports[site] for site in sorted(model.reports)}
@@ -32,18 +39,18 @@ def describe_round(
         **decided,
         "selection": chosen.reasons,
         "asked": chosen.sites,
-        "val_dice": mean_over_cases([(r.val_dice.get("mean"), r.val_cases) for r in reports.values()]),
+        scored: mean_over_cases([(r.val_dice.get(MEAN), r.val_cases) for r in reports.values()]),
         "sites": {
             site: {
                 "num_samples": report.num_samples,
                 "num_steps": report.num_steps,
                 "train_loss": report.train_loss,
                 "cost": costs[site],
-                "val_dice": dict(report.val_dice),
+                scored: dict(report.val_dice),
                 "val_cases": report.val_cases,
                 "val_loss": report.val_loss,
                 "val_loss_after": report.val_loss_after,
-                "val_dice_after": report.val_dice_after,
+                f"{scored}_after": report.val_dice_after,
                 "personal_dice": None,  # always there, also where no method declares it
                 **report.extras,
                 "epsilon": report.epsilon,
@@ -61,61 +68,62 @@ def describe_round(
 Scored = Mapping[str, tuple[float | None, int]]
 
 
-def validation_scores(entry: Mapping[str, Any]) -> dict[str, tuple[float | None, int]]:
-    """Mean Dice and number of validation cases of each site that scored the model of a round's entry."""
-    return {site: (part["val_dice"].get("mean"), part["val_cases"]) for site, part in entry["sites"].items()}
+def validation_scores(entry: Mapping[str, Any], score: Score) -> dict[str, tuple[float | None, int]]:
+    """Mean score and number of validation cases of each site that scored the model of a round's entry."""
+    sites = entry["sites"].items()
+    return {site: (part[f"val_{score.name}"].get(MEAN), part["val_cases"]) for site, part in sites}
 
 
-def is_better(candidate: Scored, best: Scored) -> bool | None:
-    """Whether a model scored higher than another, over the cases of the sites that scored both.
+def is_better(candidate: Scored, best: Scored, score: Score) -> bool | None:
+    """Whether a model scored better than another, over the cases of the sites that scored both.
 
     Sites differ in how hard their cases are, so means over different sites say nothing of the models.
 
     Args:
-        candidate, best: Dice and cases of each site.
+        candidate, best: mean score and cases of each site.
+        score: which one it is.
 
     Returns:
         None if no site scored both.
     """
     common = [site for site in candidate if site in best and None not in (candidate[site][0], best[site][0])]
     one, other = (mean_over_cases([scored[site] for site in common]) for scored in (candidate, best))
-    return None if one is None or other is None else one > other
+    return None if one is None or other is None else score.better(one, other)
 
 
-def summarise_final(final: Mapping[str, Mapping[str, Any]], round_number: int) -> dict[str, Any]:
+def summarise_final(final: Mapping[str, Mapping[str, Any]], round_number: int, kind: Objective) -> dict[str, Any]:
     """Scores of one model at every site, and their two means.
 
     Sites without cases are left out; those that keep their scores to themselves are named under ``withheld``.
     """
     scored = {site: part for site, part in final.items() if part["cases"] and not part.get("withheld")}
-    means = [p["dice"]["mean"] for p in scored.values() if p["dice"]["mean"] is not None]
+    name = kind.primary.name
+    means = [part[name][MEAN] for part in scored.values() if part[name][MEAN] is not None]
     return {
         "split": "/".join(sorted({part["split"] for part in scored.values()})) or None,
         "sites": {s: {k: v for k, v in p.items() if k != "split"} for s, p in scored.items()},
-        "mean_dice": sum(means) / len(means) if means else None,
-        "pooled_dice": pool(scored.values())["dice"]["mean"] if scored else None,
+        f"mean_{name}": sum(means) / len(means) if means else None,
+        f"pooled_{name}": kind.pool(scored.values())[name][MEAN] if scored else None,
         "after_round": round_number,
         "withheld": sorted(site for site, part in final.items() if part.get("withheld")),
     }
 
 
-def readable(metrics: Any) -> bool:
-    """Whether a site's scores can be pooled."""
+def readable(metrics: Any, kind: Objective) -> bool:
+    """Whether a site's scores can be pooled and written as JSON."""
     try:
         if set(metrics or ()) == {"final"} and metrics["final"].get("withheld") is True:
             return type(metrics["final"]["cases"]) is int and isinstance(metrics["final"]["split"], str)
         parts = list((metrics or {}).values())
-        pool([part for part in parts if part["cases"]])
-        dice = [d for part in parts for d in part["dice"].values() if d is not None]
-        # What is not finite has no place in JSON, in which results are written.
-        others = [n for part in parts for n in (part.get("loss"), *part["hd95"].values()) if n is not None]
-        sound = all(0 <= d <= 1 for d in dice) and all(0 <= n < math.inf for n in others)
-        return "final" in metrics and all(part["split"] for part in parts) and sound
+        kind.pool([part for part in parts if part["cases"]])
+        sound = not any(kind.fault(part, further=("split", "loss")) for part in parts)
+        losses = [part["loss"] for part in parts if part.get("loss") is not None]
+        return "final" in metrics and all(part["split"] for part in parts) and sound and all(map(is_number, losses))
     except (KeyError, TypeError, ValueError, AttributeError):
         return False
 
 
 def mean_over_cases(scores: list[tuple[float | None, int]]) -> float | None:
-    """Mean Dice of sites weighted by their cases: the one number by which models of a run are compared."""
-    known = [(dice, cases) for dice, cases in scores if dice is not None and cases > 0]
-    return sum(dice * cases for dice, cases in known) / sum(cases for _, cases in known) if known else None
+    """Mean score of sites weighted by their cases: the one number by which models of a run are compared."""
+    known = [(score, cases) for score, cases in scores if score is not None and cases > 0]
+    return sum(score * cases for score, cases in known) / sum(cases for _, cases in known) if known else None

@@ -8,17 +8,19 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from fedseg.allowed import number, setting, whole
+from fedseg.tasks.objective import Score
 
 
 @dataclass(frozen=True)
 class StoppingRules:
     """Asked after every round; the first rule that says stop ends the training, and the last models are scored.
 
-    Dice values are those of the model that the sites of a round RECEIVED, over all their validation cases: a rule on
+    Scores are those of the model that the sites of a round RECEIVED, over all their validation cases: a rule on
     them speaks one round late, and the model that it speaks of is kept as the best one.
 
     Attributes:
-        target_dice: stop once a model has reached this mean validation Dice; None for never.
+        target_dice: stop once a model has reached this mean validation Dice, or primary score of another kind of task;
+            None for never.
         patience: stop after this many rounds in a row without a better model; None for never.
         max_hours: start no round once this many hours have passed, those before a resume included; None for never.
         max_epsilon: start no round in which a site could exceed this epsilon, if each round costs it as much as its
@@ -33,21 +35,22 @@ class StoppingRules:
     def __post_init__(self) -> None:
         check_fields(self, "workflow")
 
-    def reason(self, rounds: Sequence[Mapping[str, Any]], hours: float) -> str | None:
+    def reason(self, rounds: Sequence[Mapping[str, Any]], hours: float, score: Score) -> str | None:
         """Why no further round should start, or None.
 
         Args:
             rounds: the finished rounds, as they stand in the run's summary.
             hours: time spent so far.
+            score: the primary one of the kind of task.
         """
-        dice = [entry["val_dice"] for entry in rounds]
-        known = [value for value in dice if value is not None]
-        if self.target_dice is not None and known and max(known) >= self.target_dice:
-            return f"a model reached the validation Dice {max(known):.4f}; the target was {self.target_dice}"
-        if self.patience is not None and known:
-            without = len(dice) - 1 - dice.index(max(known))
+        values = [entry[f"val_{score.name}"] for entry in rounds]
+        best = score.best(values)
+        if self.target_dice is not None and best is not None and not score.better(self.target_dice, best):
+            return f"a model reached the validation {score.title} {best:.4f}; the target was {self.target_dice}"
+        if self.patience is not None and best is not None:
+            without = len(values) - 1 - values.index(best)
             if without >= self.patience:
-                return f"{without} rounds brought no model better than {max(known):.4f}"
+                return f"{without} rounds brought no model better than {best:.4f}"
         if self.max_hours is not None and hours >= self.max_hours:
             return f"{hours:.3g} hours have passed; {self.max_hours} were allowed"
         return self._privacy(rounds)

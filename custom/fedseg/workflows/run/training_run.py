@@ -32,7 +32,7 @@ class TrainingRun:
        site that fails is named, left out, and asked again in the next round. After every round a checkpoint is written,
        from which a stopped run continues to the last bit.
     3. ``finish``: the last model is scored at every site, and so is the best one where it is another: of two models the
-       one with the higher mean validation Dice over the cases of the sites that scored both.
+       one with the better mean validation score over the cases of the sites that scored both.
 
     >>> from pathlib import Path
     >>> from fedseg.aggregators.fedavg import FedAvg
@@ -97,14 +97,14 @@ class TrainingRun:
         """
         run = self.state
         for number in range(len(run.rounds), run.settings.num_rounds):
-            reason = run.settings.stopping.reason(run.rounds, run.hours())
+            reason = run.settings.stopping.reason(run.rounds, run.hours(), run.plan.objective.primary)
             if reason is not None:
                 run.stopped = {"round": number - 1, "reason": reason}
                 run.record.event("stopped", round=number - 1, what=reason)
                 break
             run.record.round = number
             self.run_round()
-            if number > 0 and beats_best(run, validation_scores(run.rounds[number])):
+            if number > 0 and beats_best(run, validation_scores(run.rounds[number], run.plan.objective.primary)):
                 run.best_round = number - 1
                 run.save_model(BEST_MODEL, number - 1)
             run.save_model(LAST_MODEL, number)
@@ -167,11 +167,12 @@ class TrainingRun:
             took = report.seconds if report else max(seconds, run.facts[site].seconds or 0.0)
             run.facts[site] = replace(run.facts[site], seconds=took)
         run.lineage.append(run.start_id)
-        entry = describe_round(run.number, seconds, run.model, run.sites.traffic, chosen)
+        entry = describe_round(run.number, seconds, run.model, run.sites.traffic, chosen, run.plan.objective)
         run.rounds.append(entry)
         model = run.model.digest_after(run.number)
         run.record.append("round", **round_line(entry, run.events), start=run.start_id, model=model)
-        run.record.event("round_done", round=run.number, seconds=seconds, val_dice=entry["val_dice"])
+        scored = f"val_{run.plan.objective.primary.name}"
+        run.record.event("round_done", round=run.number, seconds=seconds, **{scored: entry[scored]})
 
     def _keep_update(self, name: str, arrays: Arrays) -> None:
         self.state.record.update(self.state.number, name, arrays)

@@ -135,7 +135,7 @@ class LocalSite:
     @property
     def trainer(self) -> SiteTrainer:
         """Of this site, once it has accepted the job."""
-        found: SiteTrainer = self.runner.find_executor(AppConstants.TASK_TRAIN)._trainer
+        found: SiteTrainer = self.runner.find_executor(AppConstants.TASK_TRAIN).session.trainer
         return found
 
     @contextmanager

@@ -19,6 +19,7 @@ from fedseg.data.checks.findings import Finding, Severity
 from fedseg.data.checks.grid import Grid, check_grids
 from fedseg.data.checks.voxels import check_image, check_label, content_hash
 from fedseg.data.datalist import Case
+from fedseg.tasks.objective import objective_of
 from fedseg.tasks.task import Task
 
 # What nibabel, gzip and numpy raise for files that are truncated, damaged or something else than an image.
@@ -69,7 +70,7 @@ def inspect_case(task: Task, case: Case, split: str, quick: bool = False) -> Cas
     headers = {file: _open(file, facts) for file in case.images}
     _check_channel_count(task, case, headers, facts)
     label = _open(case.label, facts) if case.label else None
-    if case.label is None:
+    if case.label is None and objective_of(task).needs_label:
         _report_missing_label(facts)
     grids = {file: Grid.of(image) for file, image in headers.items() if image is not None}
     if case.label and label is not None:
@@ -81,7 +82,7 @@ def inspect_case(task: Task, case: Case, split: str, quick: bool = False) -> Cas
             facts.contents[file] = os.path.realpath(file)
         elif image is not None:
             _look_into_image(task, file, image, facts)
-    if case.label and label is not None and not quick:
+    if case.label and label is not None and task.classes and not quick:
         voxels = _read(case.label, label, facts)
         if voxels is not None:
             facts.conventions, facts.classes = check_label(task, voxels, facts.reporter(case.label))

@@ -82,7 +82,7 @@ def test_each_site_receives_what_the_one_before_it_has_left(tmp_path):
     for name, value in loop.state.model.weights.items():
         np.testing.assert_allclose(value, before[name] + 3.5, rtol=1e-5)
     entry = loop.state.rounds[0]
-    assert entry["rule"] == {"name": "CyclicWeightTransfer"}
+    assert (entry["rule"], entry["carried"]) == ({"name": "CyclicWeightTransfer"}, True)
     assert (entry["weights"], sorted(entry["sites"])) == ({}, ["a", "b", "c"])
 
 

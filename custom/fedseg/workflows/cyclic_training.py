@@ -37,6 +37,10 @@ class CarriedModel(PlainModel):
     def describe(self) -> dict[str, Any]:
         return {"name": "CyclicWeightTransfer"}
 
+    def describe_round(self) -> dict[str, Any]:
+        """Also that the model is carried, which is what a report says in the place of weights."""
+        return {**super().describe_round(), "carried": True}
+
 
 class InTurn(RoundProtocol):
     """The sites of a round are visited one after the other, in the order of their names.

@@ -117,7 +117,7 @@ def test_a_model_that_was_carried_has_no_weights_and_is_no_median(tmp_path: Path
     summary, texts = make_summary(2), []
     for name in ("CyclicWeightTransfer", "Median"):
         for entry in summary["rounds"]:
-            entry |= {"rule": {"name": name}, "weights": {}}
+            entry |= {"rule": {"name": name}, "weights": {}, "carried": name == "CyclicWeightTransfer"}
         texts.append(words(page_of(tmp_path / name, summary)))
     carried, median = ("carried from site to site" in text for text in texts)
     assert (carried, median) == (True, False)

@@ -40,7 +40,7 @@ def without_weights(summary: Summary) -> bool:
 def carried(summary: Summary) -> bool:
     """Whether one model went from site to site, as in cyclic weight transfer."""
     history = rows(summary, "rounds")
-    return bool(history) and part(history[-1], "rule").get("name") == "CyclicWeightTransfer"
+    return bool(history) and history[-1].get("carried") is True
 
 
 def weight_table(summary: Summary) -> TextTable:

@@ -267,6 +267,33 @@ def test_malformed_chains_are_refused(job, chains):
         job.check()
 
 
+def test_a_job_that_needs_arrays_before_the_first_round_asks_its_sites_for_them(tmp_path):
+    job = read_job(Path(shutil.copytree(ROOT / "jobs" / "hippocampus_harmofl", tmp_path / "job")))
+    job.check()
+    job.client["executors"][0]["tasks"].remove("share")
+    with pytest.raises(
+        ConfigurationError, match=r"executors: tasks.*a list with 'share', since workflow\.shared_arrays"
+    ):
+        job.check()
+
+
+def test_arrays_before_the_first_round_have_filters_of_their_own(tmp_path):
+    job = read_job(Path(shutil.copytree(ROOT / "jobs" / "hippocampus_harmofl", tmp_path / "job")))
+    private = [{"path": PATHS["PrivateLayers"], "args": {"kind": "norm"}}]
+    job.client["task_result_filters"] = [{"tasks": ["train"], "filters": private}]
+    job.check()
+    job.client["task_result_filters"] = [{"tasks": ["share"], "filters": private}]
+    with pytest.raises(ConfigurationError, match=r"PrivateLayers.*protects further arrays too"):
+        job.check()
+
+
+def test_a_job_of_harmofl_without_its_part_is_refused(tmp_path):
+    job = read_job(Path(shutil.copytree(ROOT / "jobs" / "hippocampus_harmofl", tmp_path / "job")))
+    job.set("network", "residual_unet")
+    with pytest.raises(ConfigurationError, match=r"network\.parts"):
+        job.check()
+
+
 def test_filters_that_cannot_protect_shared_arrays_are_refused(tmp_path):
     job = read_job(Path(shutil.copytree(ROOT / "jobs" / "brats_scaffold", tmp_path / "job")))
     filters = [{"path": PATHS["NormClip"], "args": {"norm": 1.0}}]

@@ -111,6 +111,11 @@ class SharedState(ABC):
         return any(array.before_rounds for array in self._declared.values())
 
     @property
+    def every_round(self) -> bool:
+        """Whether sites send arrays with their updates."""
+        return not all(array.before_rounds for array in self._declared.values())
+
+    @property
     def per_site(self) -> bool:
         """Whether sites receive different arrays."""
         return any(array.combine == "bank" and not array.with_own for array in self._declared.values())

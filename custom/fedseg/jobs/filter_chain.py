@@ -8,6 +8,7 @@ from typing import Any
 from nvflare.apis.fl_constant import FilterKey
 
 from fedseg.contract.plan import Plan
+from fedseg.contract.protocol import SHARE
 from fedseg.contract.update import DENSE, QUANTISED, SPARSE, Stage
 from fedseg.errors import ConfigurationError
 from fedseg.filters.base import UpdateFilter
@@ -51,8 +52,9 @@ def check_tasks(client: dict[str, Any]) -> None:
     seen: list[str] = []
     for tasks, _ in _chains(client, RESULTS):
         for task in tasks:
-            if task not in UPDATE_TASKS:
-                raise ConfigurationError(f"{RESULTS}: tasks", task, f"one of {UPDATE_TASKS}: only those send updates")
+            if task not in (*UPDATE_TASKS, SHARE):
+                known = (*UPDATE_TASKS, SHARE)
+                raise ConfigurationError(f"{RESULTS}: tasks", task, f"one of {known}: only those send updates")
             if task in seen:
                 raise ConfigurationError(f"{RESULTS}: tasks", task, "in one chain of filters only")
             seen.append(task)

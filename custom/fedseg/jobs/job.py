@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.contract.plan import PLAN_FILE, Plan, parse_plan
-from fedseg.contract.protocol import CLIENT_FILE
+from fedseg.contract.protocol import CLIENT_FILE, SHARE
 from fedseg.errors import ConfigurationError, UsageError
 from fedseg.files.documents import read_json
 from fedseg.filters.base import hooks_of
@@ -146,11 +146,15 @@ class Job:
         workflow = self.build_workflow()
         workflow.model.check_plan(plan)
         check_tasks(self.client)
-        for task in UPDATE_TASKS:
-            filters = self.build_filters(task)
-            check_chain(plan, filters, workflow.model.further_arrays, restores(self.server, task))
+        for task in (*UPDATE_TASKS, SHARE):
+            further = task == SHARE or workflow.model.further_arrays
+            check_chain(plan, self.build_filters(task), further, restores(self.server, task))
         check_hooks([*self.build_hooks(), *hooks_of(self.build_filters())], plan)
-        workflow.protocol.check_job(self._parts(plan))
+        parts = self._parts(plan)
+        workflow.protocol.check_job(parts)
+        if workflow.model.before_rounds and SHARE not in parts.tasks:
+            allowed = f"a list with {SHARE!r}, since workflow.shared_arrays needs arrays before the first round"
+            raise ConfigurationError("executors: tasks", parts.tasks, allowed)
         if self.initial is not None:
             initial_weights(plan, self.initial)
         return plan

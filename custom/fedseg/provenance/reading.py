@@ -130,11 +130,16 @@ def server_starts(record: Record) -> list[ServerStart]:
     """
     starts: list[ServerStart] = []
     made: dict[int, str] = {}
-    for entry in record.of_kind("start", "resumed", "round", *_LEFT):
+    for entry in record.of_kind("start", "resumed", "shared", "round", *_LEFT):
         number, line = int(entry.get("round", -1)), entry["number"]
         if entry["kind"] in _LEFT:
             if made.get(number) != entry["model"]:
                 raise DataError(f"Line {line} leaves a model after round {number} that is not the one made there.")
+            continue
+        if entry["kind"] == "shared":
+            if not starts or entry["start"] != starts[-1].id or starts[-1].next != 0:
+                raise DataError(f"Line {line} tells of arrays before the first round, but stands at another place.")
+            starts[-1].model = made[-1] = entry["model"]
             continue
         if entry["kind"] != "round":
             if entry["kind"] == "resumed" and made.get(number) != entry["model"]:
@@ -156,6 +161,6 @@ def server_starts(record: Record) -> list[ServerStart]:
 def named_models(record: Record) -> dict[str, list[int]]:
     """Digests of all models that the server's record names, each with the numbers of the lines."""
     found: dict[str, list[int]] = {}
-    for entry in record.of_kind("start", "resumed", "round", *_LEFT):
+    for entry in record.of_kind("start", "resumed", "shared", "round", *_LEFT):
         found.setdefault(str(entry.get("model")), []).append(entry["number"])
     return found

@@ -10,10 +10,12 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 
 from fedseg.aggregators.base import AggregationError
 from fedseg.contract.plan import Plan
+from fedseg.contract.shapes import array_owners
 from fedseg.contract.update import Update
 from fedseg.errors import RefusalError
 from fedseg.files.digest import model_digest
 from fedseg.models.model_file import initial_weights
+from fedseg.networks.parts.part import Ownership
 from fedseg.networks.weights import Arrays, apply_difference, check_weights, is_averaged, split_extras
 from fedseg.workflows.run.checkpoint import Checkpoints
 from fedseg.workflows.run.record import RunRecord
@@ -37,11 +39,12 @@ class PlainModel(RunModel):
         super().__init__()
         self.weights: Arrays = {}
         self.finished = -1
+        self._owners: dict[str, Ownership] = {}
 
     def load(self, plan: Plan, place: RunPlace, checkpoints: Checkpoints) -> None:
         self.check_plan(plan)
         self.checkpoints = checkpoints
-        self.weights = initial_weights(plan, place.initial)
+        self.weights, self._owners = initial_weights(plan, place.initial), array_owners(plan)
 
     @property
     def per_site(self) -> bool:
@@ -103,12 +106,16 @@ class PlainModel(RunModel):
             The difference of the network's arrays, and further arrays.
 
         Raises:
-            RefusalError: names or shapes do not fit, or the model would not stay finite (reason ``weights``).
+            RefusalError: names or shapes do not fit, the site does not share an array, or the model would not stay
+                finite (reason ``weights``).
             AggregationError: there are no arrays.
         """
         arrays, extras = split_extras(update.arrays)
         if not arrays:
             raise AggregationError(f"The update of {site} is not a weight difference (WEIGHT_DIFF) with arrays.")
+        for name, owner in self._owners.items():
+            if name in arrays and not owner.sent(site, self.finished + 1):
+                raise RefusalError("weights", f"The update holds {name}, which this site does not share in this round.")
         own = self._averaged()
         check_weights({name: own[name] for name in own if name in arrays}, arrays)
         with np.errstate(over="ignore"):

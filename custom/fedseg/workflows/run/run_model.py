@@ -13,6 +13,7 @@ import numpy as np
 from fedseg.contract.plan import Plan
 from fedseg.contract.report import SiteReport
 from fedseg.contract.update import Step, Update
+from fedseg.errors import RefusalError
 from fedseg.networks.weights import Arrays
 from fedseg.workflows.run.checkpoint import Checkpoints
 from fedseg.workflows.run.record import RunRecord
@@ -61,7 +62,7 @@ class RunModel(ABC):
     (7, {'a': 0.5})
 
     Attributes:
-        further_arrays: whether arrays beside the network's travel with weights and updates.
+        further_arrays: whether arrays beside the network's come with updates; known once ``check_plan`` was called.
         keeps_former: whether the models of earlier rounds can still be had, so that the best one can be chosen.
         remark: what whoever runs the server should know of this model; empty for nothing.
         reports: what the sites whose updates were accepted in this round reported.
@@ -97,6 +98,29 @@ class RunModel(ABC):
 
     def start(self, total_sites: int) -> None:
         """Prepare what depends on the number of sites that accepted the job; before round 0 only."""
+
+    @property
+    def before_rounds(self) -> bool:
+        """Whether sites are asked for arrays before round 0; known once ``check_plan`` was called."""
+        return False
+
+    def accept_before_rounds(self, site: str, update: Update) -> None:
+        """Check what a site sent before round 0, and let it count.
+
+        Raises:
+            RefusalError: a name, a shape or a value does not fit (reason ``weights``).
+        """
+        raise RefusalError("weights", "This job does not use arrays before its first round.")
+
+    def finish_before_rounds(self, samples: Mapping[str, float]) -> None:
+        """Make of it what round 0 needs.
+
+        Args:
+            samples: training cases of the sites whose arrays count.
+
+        Raises:
+            AggregationError: no site sent anything.
+        """
 
     def add_site(self) -> None:
         """One more site takes part from now on."""

@@ -7,11 +7,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from nvflare.app_common.abstract.fl_model import FLModel
+
 from fedseg.contract.plan import Plan
+from fedseg.contract.protocol import SHARE
 from fedseg.contract.report import ReportField
 from fedseg.errors import FedsegError
 from fedseg.memory import give_back
 from fedseg.networks.weights import Arrays
+from fedseg.workflows.run.acceptance import read_update
 from fedseg.workflows.run.last_evaluation import beats_best, evaluate_run
 from fedseg.workflows.run.record import BEST_MODEL, LAST_MODEL, RunRecord, round_line
 from fedseg.workflows.run.round_protocol import RoundProtocol
@@ -87,6 +91,8 @@ class TrainingRun:
                 for name, value in answer.statistics.items():
                     run.totals[name] = run.totals.get(name, 0.0) + value
             run.model.start(len(accepted))
+            if run.model.before_rounds:
+                self._share()
         self.protocol.begin(run)
 
     def run_rounds(self) -> None:
@@ -138,6 +144,21 @@ class TrainingRun:
         """How far the run is: ``round`` (from 0) of ``rounds`` during a round, and see ``Sites.progress``."""
         run, now = self.state, self.state.sites.progress()
         return now if run.number < 0 else {"round": run.number, "rounds": run.settings.num_rounds, **now}
+
+    def _share(self) -> None:
+        """Collect the arrays that the model needs of the sites before round 0."""
+        run, settings = self.state, self.state.settings
+        message = FLModel(metrics={SHARE: 1.0}, meta={})
+
+        def accept(site: str, answer: FLModel) -> None:
+            run.model.accept_before_rounds(site, read_update(site, answer, run.report_fields))
+
+        sent = sorted(run.sites.ask(SHARE, message, sorted(run.facts), settings.prepare_seconds, accept))
+        if len(sent) < settings.min_sites:
+            raise FedsegError(f"{len(sent)} site(s) sent arrays before the first round, but {settings.min_sites} must.")
+        run.model.finish_before_rounds({site: run.facts[site].num_samples for site in sent})
+        model = run.model.digest_after(-1)
+        run.record.append("shared", sites=sent, start=run.start_id, round=-1, model=model)
 
     def _select(self) -> Selection:
         """The sites of the round at hand, among those of which something is heard."""

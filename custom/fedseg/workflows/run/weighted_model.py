@@ -12,10 +12,10 @@ from fedseg.aggregators.server_optimizers import ServerOptimizer
 from fedseg.aggregators.shared_state import SharedState
 from fedseg.contract.plan import Plan
 from fedseg.contract.update import Update
-from fedseg.networks.weights import Arrays, join_extras
-from fedseg.workflows.run.checkpoint import Checkpoints
+from fedseg.errors import RefusalError
+from fedseg.networks.weights import Arrays, get_weights, is_averaged, join_extras, split_extras
 from fedseg.workflows.run.plain_model import PlainModel, select
-from fedseg.workflows.run.run_model import Keep, RunModel, RunPlace
+from fedseg.workflows.run.run_model import Keep, RunModel
 
 _OPTIMIZER, _SHARED = "optimizer/", "shared/"
 
@@ -31,23 +31,37 @@ class WeightedModel(PlainModel):
     ) -> None:
         super().__init__()
         self.aggregator, self.server_optimizer, self.shared_arrays = aggregator, server_optimizer, shared_arrays
-        self.further_arrays = shared_arrays is not None
 
     def check_plan(self, plan: Plan) -> None:
         self.aggregator.check_plan(plan)
+        if self.shared_arrays is not None:
+            arrays = get_weights(plan.build_network())
+            self.shared_arrays.open(plan, {name: value for name, value in arrays.items() if is_averaged(value)})
+            self.further_arrays = self.shared_arrays.every_round
 
     @property
     def per_site(self) -> bool:
         return self.shared_arrays is not None and self.shared_arrays.per_site
 
-    def load(self, plan: Plan, place: RunPlace, checkpoints: Checkpoints) -> None:
-        super().load(plan, place, checkpoints)
-        if self.shared_arrays is not None:
-            self.shared_arrays.open(plan, self._averaged())
-
     def start(self, total_sites: int) -> None:
         if self.shared_arrays is not None:
             self.shared_arrays.start(total_sites)
+
+    @property
+    def before_rounds(self) -> bool:
+        return self.shared_arrays is not None and self.shared_arrays.before_rounds
+
+    def accept_before_rounds(self, site: str, update: Update) -> None:
+        arrays, extras = split_extras(update.arrays)
+        if self.shared_arrays is None or arrays:
+            raise RefusalError("weights", "The site sent arrays of the network before the first round.")
+        self.shared_arrays.accept(site, extras, before_rounds=True)
+
+    def finish_before_rounds(self, samples: Mapping[str, float]) -> None:
+        if self.shared_arrays is not None:
+            self.shared_arrays.finish_before_rounds(samples)
+            for name, value in self.shared_arrays.model_arrays().items():
+                self.weights[name] = value.astype(self.weights[name].dtype)
 
     def add_site(self) -> None:
         if self.shared_arrays is not None:

@@ -300,3 +300,13 @@ def test_filters_that_cannot_protect_shared_arrays_are_refused(tmp_path):
     job.client["task_result_filters"] = [{"tasks": ["train"], "filters": filters}]
     with pytest.raises(ConfigurationError, match=r"NormClip.*protects further arrays too.*workflow\.shared_arrays"):
         job.check()
+
+
+def test_two_hooks_that_would_both_do_the_step_are_refused_by_name():
+    """HarmoFL steps from perturbed weights, DP-SGD with noisy sums: together neither would be what it says."""
+    job = read_job(ROOT / "jobs" / "hippocampus_harmofl")
+    private = {"path": "fedseg.filters.dp_sgd.DPSGD", "args": {"clip": 1.0, "noise_multiplier": 8.0}}
+    job.client["task_result_filters"] = [{"tasks": ["train"], "direction": "out", "filters": [private]}]
+    job.server["workflows"][0]["args"].pop("shared_arrays")
+    with pytest.raises(ConfigurationError, match=r"\['HarmoFL', 'PatientDPSGD'\].*one at most has a `step`"):
+        job.check()

@@ -130,10 +130,10 @@ def test_all_but_one_private_is_local_training(datalists):
     alone = SiteTrainer(job.plan, "alpha", datalists["alpha"])
     for number in range(2):
         weights = alone.train_round(weights, number, 2).weights
-    personal = federation.trainers["alpha"].personal(federation.model.weights)
+    personal = federation.trainers["alpha"].own_model(federation.model.weights)
     for name, value in weights.items():
         np.testing.assert_allclose(personal[name], value, rtol=0, atol=1e-6)
-    other = federation.trainers["beta"].personal(federation.model.weights)
+    other = federation.trainers["beta"].own_model(federation.model.weights)
     assert all(np.abs(other[name] - personal[name]).max() > 1e-4 for name in NAMES - {one})
 
 
@@ -155,7 +155,7 @@ def test_the_global_model_keeps_all_arrays_and_the_private_ones_as_they_were(dat
     assert_equal(weights, start, names=private)
     assert all(not np.array_equal(weights[name], start[name]) for name in set(start) - private)
     for site, trainer in federation.trainers.items():
-        personal = trainer.personal(weights)
+        personal = trainer.own_model(weights)
         assert any(not np.array_equal(personal[name], start[name]) for name in private), site
         assert_equal(personal, weights, names=set(start) - private)
 
@@ -166,7 +166,7 @@ def test_frozen_layers_stay_at_every_site(datalists):
     assert_equal(weights, start, names=NAMES - OUTPUT)
     assert all(not np.array_equal(weights[name], start[name]) for name in OUTPUT)
     for trainer in federation.trainers.values():
-        assert_equal(trainer.personal(weights), weights)
+        assert_equal(trainer.own_model(weights), weights)
 
 
 def test_private_layers_come_back_after_a_restart(datalists, tmp_path):
@@ -178,8 +178,8 @@ def test_private_layers_come_back_after_a_restart(datalists, tmp_path):
     again = InProcessFederation(job, datalists, state=tmp_path).trainers["alpha"]
     again.state = before.state
     weights = federation.model.weights
-    assert_equal(again.personal(weights), before.personal(weights))
-    assert any(not np.array_equal(again.personal(weights)[name], weights[name]) for name in OUTPUT)
+    assert_equal(again.own_model(weights), before.own_model(weights))
+    assert any(not np.array_equal(again.own_model(weights)[name], weights[name]) for name in OUTPUT)
 
 
 @pytest.mark.parametrize("name", ["brats_flop", "brats_fedbn"])

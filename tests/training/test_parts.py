@@ -81,7 +81,7 @@ def test_private_arrays_stay_the_sites_own_from_round_to_round(datalist, tmp_pat
     plan, state = declare(monkeypatch, private=True), SiteState(tmp_path, "run")
     _, weights, result = trained(plan, datalist, 0, state)
     reborn = SiteTrainer(parse_plan(plan), "a", datalist, TrainerSetup(state=state))
-    personal = reborn.personal(weights, 1)
+    personal = reborn.own_model(weights, 1)
     for name in weights:
         np.testing.assert_array_equal(personal[name], result.weights[name] if name in NAMES else weights[name])
 

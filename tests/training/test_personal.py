@@ -47,7 +47,7 @@ def rounds(datalist, tmp_path_factory):
     folder = tmp_path_factory.mktemp("state")
     site = make(datalist, folder, keep=0)
     start = start_of(site)
-    after = [site.train_round(site.personal(sent_by_server(start, n), n), n, ROUNDS).weights for n in range(ROUNDS)]
+    after = [site.train_round(site.own_model(sent_by_server(start, n), n), n, ROUNDS).weights for n in range(ROUNDS)]
     return folder, start, after
 
 
@@ -55,8 +55,8 @@ def rounds(datalist, tmp_path_factory):
 def test_before_the_first_round_the_private_arrays_are_the_global_models(datalist, tmp_path, on_disk):
     site = make(datalist, tmp_path if on_disk else None)
     weights = sent_by_server(start_of(site), 0)
-    assert_same(site.personal(weights, 0), weights)
-    assert_same(site.personal(weights), weights)
+    assert_same(site.own_model(weights, 0), weights)
+    assert_same(site.own_model(weights), weights)
 
 
 @pytest.mark.parametrize("on_disk", [True, False])
@@ -65,7 +65,7 @@ def test_after_it_they_are_the_sites_own_and_the_others_the_global_models(datali
     start = start_of(site)
     own = site.train_round(start, 0, ROUNDS).weights
     received = sent_by_server(start, 1)
-    for personal in (site.personal(received, 1), site.personal(received)):
+    for personal in (site.own_model(received, 1), site.own_model(received)):
         assert_same(only(personal), only(own))
         assert_same(without(personal), without(received))
     assert all(not np.array_equal(own[name], start[name]) for name in OUTPUT)
@@ -74,7 +74,7 @@ def test_after_it_they_are_the_sites_own_and_the_others_the_global_models(datali
 def test_the_global_model_is_not_changed_by_it(datalist, rounds):
     folder, start, _ = rounds
     before = {name: value.copy() for name, value in start.items()}
-    personal = make(datalist, folder).personal(start)
+    personal = make(datalist, folder).own_model(start)
     for name in OUTPUT:
         personal[name] += 1
     assert_same(start, before)
@@ -82,24 +82,24 @@ def test_the_global_model_is_not_changed_by_it(datalist, rounds):
 
 def test_a_new_process_finds_them_on_disk(datalist, rounds):
     folder, start, after = rounds
-    assert_same(only(make(datalist, folder).personal(start)), only(after[-1]))
-    assert_same(only(make(datalist, folder).personal(start, ROUNDS)), only(after[-1]))
+    assert_same(only(make(datalist, folder).own_model(start)), only(after[-1]))
+    assert_same(only(make(datalist, folder).own_model(start, ROUNDS)), only(after[-1]))
 
 
 def test_a_round_that_is_repeated_starts_from_the_state_before_it(datalist, rounds):
     """Not from what the lost round left; and it so gives the same bits."""
     folder, start, after = rounds
     site = make(datalist, folder, keep=0)
-    assert_same(only(site.personal(start, 2)), only(after[1]))
-    assert_same(only(site.personal(start, 1)), only(after[0]))
-    assert_same(only(site.personal(start, 0)), only(start))
-    again = site.train_round(site.personal(sent_by_server(start, 2), 2), 2, ROUNDS).weights
+    assert_same(only(site.own_model(start, 2)), only(after[1]))
+    assert_same(only(site.own_model(start, 1)), only(after[0]))
+    assert_same(only(site.own_model(start, 0)), only(start))
+    again = site.train_round(site.own_model(sent_by_server(start, 2), 2), 2, ROUNDS).weights
     assert_same(again, after[2])
 
 
 def test_without_private_arrays_the_model_is_everybodys(datalist, rounds):
     folder, start, _ = rounds
-    assert make(datalist, folder, private=()).personal(start) is start
+    assert make(datalist, folder, private=()).own_model(start) is start
 
 
 def test_a_damaged_state_is_refused_and_not_replaced_by_the_global_model(datalist, tmp_path):
@@ -108,7 +108,7 @@ def test_a_damaged_state_is_refused_and_not_replaced_by_the_global_model(datalis
     site.train_round(start, 0, ROUNDS)
     (tmp_path / "run" / "round-00000.pt").write_bytes(b"damaged")
     with pytest.raises(RefusalError, match="state after round 0 is damaged") as error:
-        make(datalist, tmp_path).personal(start, 1)
+        make(datalist, tmp_path).own_model(start, 1)
     assert error.value.reason == "state"
 
 
@@ -118,12 +118,12 @@ def test_a_round_scores_and_trains_the_personal_model(datalist, tmp_path):
     start = start_of(site)
     site_round(site, start, 0, ROUNDS)
     received = sent_by_server(start, 1)
-    personal = site.personal(received, 1)
+    personal = site.own_model(received, 1)
     losses = [np.mean([case.loss for case in site.validate(weights)]) for weights in (personal, received)]
     update, report = site_round(site, received, 1, ROUNDS)
     assert report.val_loss == pytest.approx(losses[0])
     assert abs(losses[0] - losses[1]) > 1e-4
-    own = site.personal(received)
+    own = site.own_model(received)
     for name in OUTPUT:
         np.testing.assert_allclose(own[name], personal[name] + update[name], rtol=0, atol=1e-7)
 

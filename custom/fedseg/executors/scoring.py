@@ -32,7 +32,7 @@ def score_model(
         meta: of the task: the splits, and how the server calls the model.
         fl_ctx: of the task.
     """
-    weights = trainer.personal(received)
+    weights = trainer.own_model(received)
     splits = {s: trainer.datalist.final_split if s == "final" else s for s in meta.get(SPLITS, ["validation"])}
     names = dict.fromkeys(splits.values())
     scored = {split: trainer.validate(weights, split, distances=True) for split in names}

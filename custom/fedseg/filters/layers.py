@@ -28,7 +28,7 @@ class LayerFilter(UpdateFilter):
 
     What stays is not protected by noise, but it does not leave: neither its values nor that it changed. A site trains
     and scores with its own arrays in the place of the global ones, and keeps them with its state (see
-    ``SiteTrainer.personal``), so they come back after a restart.
+    ``SiteTrainer.own_model``), so they come back after a restart.
     """
 
     stage = Stage.LAYERS

@@ -192,7 +192,7 @@ class InProcessFederation:
         if not isinstance(self.model, WeightedModel):
             raise UsageError("Only a model whose weights the server has can be scored between rounds.")
         weights, last = self.model.weights, len(self.rounds) - 1
-        return score_sites(self.trainers, lambda site: self.trainers[site].personal(weights), last, distances)
+        return score_sites(self.trainers, lambda site: self.trainers[site].own_model(weights), last, distances)
 
 
 def score_sites(

@@ -34,7 +34,7 @@ def site_round(
     """
     start = time.perf_counter()
     weights, extras = split_extras(received)
-    weights = trainer.personal(weights, round_number)
+    weights = trainer.own_model(weights, round_number)
     scored = trainer.validate(weights)
     result = trainer.train_round(weights, round_number, total_rounds, extras, totals, settings)
     after = trainer.validate(result.weights) if trainer.settings.validate_after else []

@@ -37,7 +37,7 @@ class TrainerSetup:
         device: a torch device, or ``auto`` for the first GPU if there is one.
         cache: folder for prepared cases, for ``cache: disk``.
         hooks: what a method adds to local training.
-        private: names of the network's arrays that are the site's own: see ``SiteTrainer.personal``.
+        private: names of the network's arrays that are the site's own: see ``SiteTrainer.own_model``.
         frozen: names of the parameters that training does not change.
         simulated: whether noise that protects follows from the seed, so that a run can be repeated.
         aborted: asked before every step and window; True ends the work with ``AbortedError``.
@@ -133,7 +133,7 @@ class SiteTrainer(LocalSteps):
         """Names of the arrays that parts of the network keep out of the update of a round."""
         return frozenset(n for n, owner in self._owners.items() if not owner.sent(self.site, round_number))
 
-    def personal(self, weights: Arrays, round_number: int | None = None) -> Arrays:
+    def own_model(self, weights: Arrays, round_number: int | None = None) -> Arrays:
         """The model that this site uses: ``weights`` with the site's own private arrays in their place.
 
         Args:

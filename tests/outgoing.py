@@ -22,7 +22,7 @@ from fedseg.privacy.accounting.epsilon import epsilon
 from fedseg.site.profile import SiteProfile
 from tiny import PLAN
 
-REPORT = SiteReport(num_samples=3, num_steps=2, train_loss=0.5, val_loss=0.6, val_dice={"mean": 0.1}, val_cases=2)
+REPORT = SiteReport(num_samples=3, num_steps=2, train_loss=0.5, val_loss=0.6, val_scores={"mean": 0.1}, val_cases=2)
 
 
 def make_context(folder: Path, round_number: int = 0, plan: Plan | None = None, **others: Any) -> SiteContext:

@@ -12,7 +12,7 @@ from fedseg.errors import ConfigurationError, RefusalError
 
 def make_report(samples=1, steps=1, **values):
     """A report; ``values`` are its further fields."""
-    return SiteReport(samples, steps, **{"train_loss": 0.5, "val_loss": 0.4, "val_dice": {"mean": 0.7}, **values})
+    return SiteReport(samples, steps, **{"train_loss": 0.5, "val_loss": 0.4, "val_scores": {"mean": 0.7}, **values})
 
 
 def make_update(site, arrays, samples=1, steps=1, kind=ParamsType.DIFF, **values):
@@ -140,8 +140,8 @@ def test_nothing_to_aggregate_is_an_error():
         {"num_samples": 0},
         {"train_loss": float("nan")},
         {"train_loss": 10**400},
-        {"val_dice": "abc"},
-        {"val_dice": {"mean": 2}},
+        {"val_scores": "abc"},
+        {"val_scores": {"mean": 2}},
         {"surprise": 1},
     ],
 )

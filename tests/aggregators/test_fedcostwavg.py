@@ -122,7 +122,7 @@ def test_guards(before, now, ratio):
         ("train_loss", "train_loss", 0.6, 0.3, 2.0),
         ("val_loss", "val_loss_after", 0.6, 0.3, 2.0),
         # 1 - 0.5 = 0.5 over 1 - 0.75 = 0.25
-        ("val_dice", "val_dice_after", 0.5, 0.75, 2.0),
+        ("val_dice", "val_score_after", 0.5, 0.75, 2.0),
     ],
 )
 def test_kinds_of_cost(cost, field, before, now, ratio):
@@ -133,7 +133,7 @@ def test_kinds_of_cost(cost, field, before, now, ratio):
 
 def test_the_reported_cost_is_the_number_that_was_used():
     reports = {
-        "a": make_report(train_loss=0.1 + 0.2, val_loss_after=1 / 3, val_dice_after=0.9),
+        "a": make_report(train_loss=0.1 + 0.2, val_loss_after=1 / 3, val_score_after=0.9),
         "b": make_report(train_loss=0.7),
     }
     assert FedCostWAvg().costs(reports) == {"a": 0.1 + 0.2, "b": 0.7}

@@ -87,9 +87,9 @@ def as_update(collaborator, total, trained, base, metrics):
         cases,
         train_loss=metrics["loss", ("metric",)],
         val_loss=metrics["valid_loss", ("metric", "validate_agg")],
-        val_dice={"mean": metrics["valid_dice", ("metric", "validate_agg")]},
+        val_scores={"mean": metrics["valid_dice", ("metric", "validate_agg")]},
         val_loss_after=metrics["valid_loss", ("metric", "validate_local")],
-        val_dice_after=metrics["valid_dice", ("metric", "validate_local")],
+        val_score_after=metrics["valid_dice", ("metric", "validate_local")],
     )
 
 

@@ -80,7 +80,7 @@ def test_the_round_is_remembered():
 
 def test_the_reported_cost_and_what_it_needs():
     rule = LossFocused(cost="val_dice")
-    assert rule.costs({"a": make_report(val_dice_after=0.75)}) == {"a": 0.25}
+    assert rule.costs({"a": make_report(val_score_after=0.75)}) == {"a": 0.25}
     rule.check_plan(plan_with(True))
     LossFocused().check_plan(plan_with(False))
     with pytest.raises(ConfigurationError, match="true with LossFocused by val_dice"):

@@ -89,7 +89,7 @@ def reports(generator, sites):
             "train_loss": generator.uniform(0.05, 2),
             "val_loss": generator.uniform(0.05, 2) if validated else None,
             "val_loss_after": generator.uniform(0.05, 2) if validated else None,
-            "val_dice_after": generator.uniform(0.1, 0.95) if validated else None,
+            "val_score_after": generator.uniform(0.1, 0.95) if validated else None,
         }
     return fields
 
@@ -245,7 +245,7 @@ REPORT = st.fixed_dictionaries(
         "train_loss": LOSS,
         "val_loss": st.one_of(st.none(), LOSS),
         "val_loss_after": st.one_of(st.none(), LOSS),
-        "val_dice_after": DICE,
+        "val_score_after": DICE,
         "value": st.floats(-1e3, 1e3, width=32),
     }
 )
@@ -284,7 +284,7 @@ def test_weights_are_logged(name, caplog):
 
 @EVERY
 def test_costs_are_numbers_of_the_reports(name):
-    report = make_report(train_loss=1 / 3, val_loss=1 / 7, val_loss_after=1 / 9, val_dice_after=0.3)
+    report = make_report(train_loss=1 / 3, val_loss=1 / 7, val_loss_after=1 / 9, val_score_after=0.3)
     assert RULES[name]().costs({"a": report})["a"] in (1 / 3, 1 / 9, 1 - 0.3)
 
 

@@ -84,8 +84,8 @@ def test_only_declared_names_come_in():
         ({"val_cases": None}, "val_cases is not a count"),
         ({"train_loss": math.inf}, "train_loss is not a finite number"),
         ({"seconds": None}, "seconds is not a finite number"),
-        ({"val_dice": {"mean": 1.1}}, "val_dice is above 1"),
-        ({"val_dice_after": -0.1}, "val_dice is negative"),
+        ({"val_scores": {"mean": 1.1}}, "val_scores is above 1"),
+        ({"val_score_after": -0.1}, "val_scores is negative"),
         ({"largest": -1.0}, "largest is negative"),
         ({"num_samples": 0}, "no training cases"),
     ],
@@ -96,7 +96,7 @@ def test_a_fixed_number_is_held_to_its_range(change, said):
 
 
 def test_what_is_withheld_may_be_absent():
-    hidden = {"train_loss": None, "val_loss": None, "val_dice": {"mean": None}, "epsilon": None, "extras": {}}
+    hidden = {"train_loss": None, "val_loss": None, "val_scores": {"mean": None}, "epsilon": None, "extras": {}}
     assert parse_report(changed(**hidden)).train_loss is None
 
 

@@ -252,7 +252,7 @@ def test_curves_tell_no_more_than_the_report(site):
     site.policy(scalars=["val_loss"], events=True)
     assert site.train().get_return_code() == ReturnCode.OK
     (_, report, *_) = site.sent[0]
-    assert (report.train_loss, dict(report.val_dice)) == (None, {})
+    assert (report.train_loss, dict(report.val_scores)) == (None, {})
     assert report.val_loss is not None
 
 

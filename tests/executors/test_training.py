@@ -104,7 +104,7 @@ def test_train_returns_a_difference_with_declared_scalars(site):
     assert set(dxo.data) == set(site.weights())
     report = parse_report(dxo.meta)
     assert (report.num_samples, report.num_steps, report.val_cases) == (3, 2, 2)
-    assert set(report.val_dice) == {"inner", "whole", "mean"}
+    assert set(report.val_scores) == {"inner", "whole", "mean"}
     assert not any(isinstance(v, np.ndarray) for v in dxo.meta.values())
 
 

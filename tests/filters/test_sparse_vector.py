@@ -221,7 +221,7 @@ def test_one_shared_patient_is_enough_to_exceed_the_budget(tmp_path):
 
 def test_no_score_and_no_loss_leaves_beside_it(tmp_path):
     report = run(tmp_path).report
-    assert (report.train_loss, report.val_loss, report.val_dice) == (None, None, {})
+    assert (report.train_loss, report.val_loss, report.val_scores) == (None, None, {})
     assert (report.num_samples, report.num_steps, report.val_cases) == (3, 2, 2)
 
 

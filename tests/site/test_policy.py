@@ -112,6 +112,8 @@ def test_what_a_report_may_tell():
     assert SitePolicy().report_fields(False, declared) == {*REPORT_FIELDS, *declared}
     assert SitePolicy().report_fields(True, declared) == {*UNPROTECTED, "lag_rounds"}
     assert parse_policy({"scalars": ["personal_dice"]}).report_fields(False, declared) == {"personal_dice"} | ALWAYS
+    former = parse_policy({"scalars": ["val_dice", "val_dice_after"]})
+    assert former.scalars == {"val_scores", "val_score_after"}
     named = parse_policy({"scalars": ["train_loss"]})
     assert named.report_fields(True) == named.report_fields(False) == {"train_loss"} | ALWAYS
     assert [SitePolicy(scores=s).scores_leave(g) for s in (None, True, False) for g in (False, True)] == [

@@ -135,12 +135,12 @@ def test_scores_outside_of_shares_travel(run):
     """Up to the range that the kind of task declares; a rule that FLARE's own workflow drives knows shares only."""
     _, federation = run
     kind, report = federation.plan.objective, federation.model.reports["alpha"]
-    large = replace(report, val_dice={"intensity": 12.5, "mean": 12.5})
+    large = replace(report, val_scores={"intensity": 12.5, "mean": 12.5})
     assert parse_report(large.to_meta(), score_fields(kind)) == large
     with pytest.raises(RefusalError, match="is above 1"):
         parse_report(large.to_meta(), {})
     with pytest.raises(RefusalError, match="is negative"):
-        parse_report(replace(report, val_dice={"mean": -0.1}).to_meta(), score_fields(kind))
+        parse_report(replace(report, val_scores={"mean": -0.1}).to_meta(), score_fields(kind))
     good = {"final": {"split": "test", "loss": 1.0, **kind.summarise([])}}
     assert readable(good, kind)
     assert not readable({"final": {**good["final"], "dice": {}}}, kind)

@@ -312,7 +312,7 @@ def test_a_private_round_leaves_as_it_is_and_is_charged(datalist, tmp_path):
     assert (step["clip"], step["noise_multiplier"], step["secure_noise"]) == (0.5, 10.0, False)
     count = sum(value.size for value in update.values())
     assert (step["coordinates"], step["noise_to_signal"]) == (count, 10 * math.sqrt(count) / CASES)
-    assert (sent.report.train_loss, sent.report.val_loss, sent.report.val_dice) == (None, None, {})
+    assert (sent.report.train_loss, sent.report.val_loss, sent.report.val_scores) == (None, None, {})
     (entry,) = Ledger(tmp_path / "ledger", simulated=True).history()
     assert (entry["noise_multiplier"], entry["count"], entry["clip"]) == (5.0, 3, 0.5)
     assert entry["patient_count"] == CASES + 1, "the validation patient too"

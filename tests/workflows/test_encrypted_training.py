@@ -453,7 +453,7 @@ def test_the_best_model_is_stored_and_scored_from_the_whole_history(tmp_path):
     class Scored(Sites):
         def train(self, site, number, weights):
             answer = super().train(site, number, weights)
-            answer.meta["fedseg_report"]["val_dice"] = {"mean": {0: 0.1, 1: 0.9, 2: 0.2}[number]}
+            answer.meta["fedseg_report"]["val_scores"] = {"mean": {0: 0.1, 1: 0.9, 2: 0.2}[number]}
             return answer
 
     sites = Scored()

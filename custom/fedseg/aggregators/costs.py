@@ -34,7 +34,7 @@ def site_cost(kind: str, report: SiteReport) -> float | None:
         return report.train_loss
     if kind == "val_loss":
         return report.val_loss_after
-    return None if report.val_dice_after is None else 1 - report.val_dice_after
+    return None if report.val_score_after is None else 1 - report.val_score_after
 
 
 def require_validation_after(plan: Plan, user: str) -> None:

@@ -173,9 +173,9 @@ class _Rounds:
             num_steps=cases,
             train_loss=train_loss,
             val_loss=score(names.val_loss, "validate_agg"),
-            val_dice={"mean": score(names.val_dice, "validate_agg")},
+            val_scores={"mean": score(names.val_dice, "validate_agg")},
             val_loss_after=score(names.val_loss, "validate_local"),
-            val_dice_after=score(names.val_dice, "validate_local"),
+            val_score_after=score(names.val_dice, "validate_local"),
         )
 
 

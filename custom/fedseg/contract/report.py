@@ -81,14 +81,14 @@ class SiteReport:
         num_steps: optimizer steps of the round.
         train_loss: mean loss over the round's steps; None where the site withholds it.
         val_loss: mean loss of the received global model over the validation cases; None without such cases.
-        val_dice: the received model's primary score per output, and ``mean`` over these: in segmentation the mean Dice
-            per region; values may be None.
+        val_scores: the received model's primary score per output, and ``mean`` over these: in segmentation the mean
+            Dice per region; values may be None.
         val_cases: validation cases.
         seconds: the site's own work, from task to result.
         seconds_training: the part of it spent in training steps.
         val_loss_after: mean loss of the site's own model after its local training over the validation cases; only
             with the setting ``validate_after``.
-        val_dice_after: mean score of the same model; only with the setting ``validate_after``.
+        val_score_after: mean score of the same model; only with the setting ``validate_after``.
         epsilon: privacy spent on the site's patients up to and including this round, where a mechanism runs.
         largest: largest absolute value of the update, in jobs that encrypt it: all sites take one scale from it.
         extras: the fields that components of the job declare, see ``ReportField``; what a site withholds is absent.
@@ -98,12 +98,12 @@ class SiteReport:
     num_steps: int = _number(0, whole=True)
     train_loss: float | None = _number()
     val_loss: float | None = _number()
-    val_dice: Mapping[str, float | None] = field(default_factory=dict)
+    val_scores: Mapping[str, float | None] = field(default_factory=dict)
     val_cases: int = _number(0, 0, whole=True)
     seconds: float = _number(default=0.0)
     seconds_training: float = _number(default=0.0)
     val_loss_after: float | None = _number(default=None)
-    val_dice_after: float | None = _number(default=None)
+    val_score_after: float | None = _number(default=None)
     epsilon: float | None = _number(default=None)
     largest: float | None = _number(0, None)
     extras: Mapping[str, float] = field(default_factory=dict)
@@ -150,16 +150,16 @@ def parse_report(
     if not isinstance(content, Mapping) or set(content) != {f.name for f in fields(SiteReport)}:
         raise RefusalError("report", "The result carries no report, or one of another version.")
     report = SiteReport(**content)
-    if not isinstance(report.val_dice, Mapping) or not isinstance(report.extras, Mapping):
+    if not isinstance(report.val_scores, Mapping) or not isinstance(report.extras, Mapping):
         raise RefusalError("report", "The reported scores are not numbers by name.")
     for each in fields(SiteReport):
         value = getattr(report, each.name)
         if "field" in each.metadata and not (value is None and each.name in _OPTIONAL):
             each.metadata["field"].check(each.name, value)
-    score = score or (ReportField("") if declared is None else declared.get("val_dice", SHARE))
-    for value in (*report.val_dice.values(), report.val_dice_after):
+    score = score or (ReportField("") if declared is None else declared.get("val_scores", SHARE))
+    for value in (*report.val_scores.values(), report.val_score_after):
         if value is not None:
-            score.check("val_dice", value)
+            score.check("val_scores", value)
     for name, value in report.extras.items():
         _declaration(name, declared).check(name, value)
     if report.num_samples == 0:
@@ -170,7 +170,7 @@ def parse_report(
 def score_fields(kind: Objective) -> dict[str, ReportField]:
     """The range of the reported scores of a kind of task; without it they are shares, from 0 to 1."""
     score = kind.primary
-    return {"val_dice": ReportField(score.title, score.lowest, min(score.highest, LARGEST))}
+    return {"val_scores": ReportField(score.title, score.lowest, min(score.highest, LARGEST))}
 
 
 def unprotected(declared: Mapping[str, ReportField]) -> frozenset[str]:

@@ -23,7 +23,7 @@ def send_curves(sender: FLComponent, report: SiteReport, score: Score, round_num
         fl_ctx: of the task.
     """
     curves: dict[str, float | None] = {"train_loss": report.train_loss, "val_loss": report.val_loss}
-    curves.update({f"val_{score.name}/{output}": value for output, value in report.val_dice.items()})
+    curves.update({f"val_{score.name}/{output}": value for output, value in report.val_scores.items()})
     for tag, value in curves.items():
         if value is not None:
             dxo = create_analytic_dxo(

@@ -17,6 +17,10 @@ ALWAYS = frozenset({"num_samples", "num_steps", "val_cases", "epsilon"})
 """Fields of the report without which no update is used, or that say how well it is protected."""
 
 
+# Policies name the scores of a report as in segmentation, too; what they allow is the score of any kind of task.
+_FORMER_NAMES = {"val_dice": "val_scores", "val_dice_after": "val_score_after"}
+
+
 @dataclass(frozen=True)
 class Budget:
     """The most that all jobs together may spend on the patients of one data set."""
@@ -127,7 +131,7 @@ def _real(**bounds: Any) -> Callable[[str, Any], float]:
 def _scalars(name: str, value: Any) -> frozenset[str]:
     if not isinstance(value, list) or not all(v in REPORT_FIELDS or is_method_field(v) for v in value):
         raise ConfigurationError(name, value, f"a list of {list(REPORT_FIELDS)} and of what methods report")
-    return frozenset(value)
+    return frozenset(_FORMER_NAMES.get(v) or v for v in value)
 
 
 def _budgets(name: str, value: Any) -> dict[str, Budget]:

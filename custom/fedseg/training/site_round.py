@@ -68,12 +68,12 @@ def report_round(
         num_steps=num_steps,
         train_loss=train_loss,
         val_loss=mean_loss(scored),
-        val_dice=scores_by_output(trainer.objective, scored),
+        val_scores=scores_by_output(trainer.objective, scored),
         val_cases=len(scored),
         seconds=time.perf_counter() - start,
         seconds_training=seconds_training,
         val_loss_after=mean_loss(after),
-        val_dice_after=scores_by_output(trainer.objective, after)[MEAN] if after else None,
+        val_score_after=scores_by_output(trainer.objective, after)[MEAN] if after else None,
         extras=told,
     )
 

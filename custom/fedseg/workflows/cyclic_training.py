@@ -58,7 +58,7 @@ class InTurn(RoundProtocol):
             self.train(run, [site])
         for site, report in run.model.reports.items():
             part = scores.get(site, {})
-            values = {"val_loss": part.get("loss"), "val_dice": part.get(run.plan.objective.primary.name, {})}
+            values = {"val_loss": part.get("loss"), "val_scores": part.get(run.plan.objective.primary.name, {})}
             run.model.reports[site] = replace(report, val_cases=part.get("cases", 0), **values)
 
     def _score_round(self, run: RunState, asked: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -87,7 +87,7 @@ def check_curve(event: Shareable, plan: Plan, fields: Collection[str]) -> None:
     expected = {TrackConst.TRACK_KEY: tag, TrackConst.TRACK_VALUE: value, **step, TrackConst.KWARGS_KEY: step}
     kind = plan.objective
     tags = {"train_loss": "train_loss", "val_loss": "val_loss"}
-    tags |= {f"val_{kind.primary.name}/{output}": "val_dice" for output in (*kind.outputs, MEAN)}
+    tags |= {f"val_{kind.primary.name}/{output}": "val_scores" for output in (*kind.outputs, MEAN)}
     numbers = is_number(value) and type(step[TrackConst.GLOBAL_STEP_KEY]) is int
     if dxo.data_kind != DataKind.ANALYTIC or tag not in tags or not numbers or dxo.data != expected:
         raise unknown("the event is no point of a curve")

@@ -169,7 +169,7 @@ class RoundProtocol(ABC):
             site=site,
             train_loss=report.train_loss,
             seconds=report.seconds,
-            **{f"val_{run.plan.objective.primary.name}": report.val_dice.get(MEAN)},
+            **{f"val_{run.plan.objective.primary.name}": report.val_scores.get(MEAN)},
         )
 
     def check_report(self, run: RunState, site: str, report: SiteReport) -> None:

@@ -39,18 +39,18 @@ def describe_round(
         **decided,
         "selection": chosen.reasons,
         "asked": chosen.sites,
-        scored: mean_over_cases([(r.val_dice.get(MEAN), r.val_cases) for r in reports.values()]),
+        scored: mean_over_cases([(r.val_scores.get(MEAN), r.val_cases) for r in reports.values()]),
         "sites": {
             site: {
                 "num_samples": report.num_samples,
                 "num_steps": report.num_steps,
                 "train_loss": report.train_loss,
                 "cost": costs[site],
-                scored: dict(report.val_dice),
+                scored: dict(report.val_scores),
                 "val_cases": report.val_cases,
                 "val_loss": report.val_loss,
                 "val_loss_after": report.val_loss_after,
-                f"{scored}_after": report.val_dice_after,
+                f"{scored}_after": report.val_score_after,
                 "personal_dice": None,  # always there, also where no method declares it
                 **report.extras,
                 "epsilon": report.epsilon,

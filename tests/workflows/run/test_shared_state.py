@@ -32,7 +32,7 @@ def update(arrays, **report):
 
 
 def shared(arrays):
-    return update(arrays, num_steps=0, train_loss=None, val_loss=None, val_dice={})
+    return update(arrays, num_steps=0, train_loss=None, val_loss=None, val_scores={})
 
 
 def trained(message, kept=(SPECTRUM,), **extras):

@@ -26,7 +26,7 @@ SILENCE = object()
 
 
 def update(arrays, **report):
-    scores = {"train_loss": 0.9, "val_loss": 0.8, "val_dice": {"mean": 0.5}, "val_cases": 2, "num_steps": 1}
+    scores = {"train_loss": 0.9, "val_loss": 0.8, "val_scores": {"mean": 0.5}, "val_cases": 2, "num_steps": 1}
     meta = SiteReport(**{"num_samples": 2, **scores, **report}).to_meta()
     return FLModel(params_type=ParamsType.DIFF, params=arrays, meta=meta)
 

@@ -129,9 +129,9 @@ def changed(tmp_path_factory):
     return copy, counts
 
 
-def test_the_page_adds_a_rule_a_hook_a_filter_a_selection_and_a_kind_of_task(changed):
+def test_the_page_adds_one_method_of_each_sort(changed):
     _, counts = changed
-    assert len(counts) == 5
+    assert len(counts) == 6
     for title, paths in counts.items():
         places = sorted(path.split("/")[0] for path in paths)
         assert places == ["custom", "docs", "jobs", "tests"], f"{title}: {paths}"

@@ -26,6 +26,10 @@ _STEPS, _FIRST, _SECOND = "steps", "first", "second"
 class ServerOptimizer(ABC):
     """Keeps moments per array over the rounds; an array that an update lacks keeps its own and does not move.
 
+    >>> optimizer = FedAvgM(learning_rate=0.5, momentum=0.5)
+    >>> [optimizer.step({"w": np.ones(1)})["w"].tolist() for _ in range(3)]
+    [[0.5], [0.75], [0.875]]
+
     Attributes:
         kinds: names of the moments that it keeps of each array.
     """

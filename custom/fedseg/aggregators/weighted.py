@@ -16,6 +16,13 @@ from fedseg.networks.weights import Arrays
 class WeightedAggregator(Aggregator):
     """Weighted mean of updates, summed in the order of the sites' names.
 
+    >>> class Equal(WeightedAggregator):
+    ...     def site_weights(self, reports):
+    ...         return normalised(dict.fromkeys(reports, 1))
+    >>> reports = {"a": SiteReport(9, 1, 0.5, None), "b": SiteReport(1, 1, 0.5, None)}
+    >>> Equal().round_weights(reports)
+    {'a': 0.5, 'b': 0.5}
+
     A rule overrides ``site_weights``, and ``site_scales`` where it also stretches or shrinks single updates. Updates
     wait on disk and are read array by array, so memory holds one array per running sum. An array that only some sites
     sent is averaged over those, with their weights rescaled to sum to one; so is what partial sharing leaves out.

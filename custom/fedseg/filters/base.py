@@ -33,6 +33,14 @@ logger = logging.getLogger(__name__)
 class UpdateFilter(Filter, ABC):
     """A filter over a site's update (WEIGHT_DIFF), at the site.
 
+    >>> class Halved(UpdateFilter):
+    ...     stage = Stage.CLIP
+    ...     def apply(self, update, context):
+    ...         return update.after(self.step(), {name: value / 2 for name, value in update.arrays.items()})
+    >>> sent = Halved().apply(Update({"w": np.ones(2)}, report=None), context=None)
+    >>> sent.arrays["w"].tolist(), sent.steps
+    ([0.5, 0.5], ({'filter': 'Halved', 'stage': 20},))
+
     A filter overrides ``apply``. FLARE's ``process`` is the same for all: a failed result passes as nothing but its
     code and reason; everything that is not an update in a form that the filter knows, in its right place in the
     chain, stays at the site, and the server is told why.

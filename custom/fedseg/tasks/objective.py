@@ -148,8 +148,9 @@ class Objective(ABC):
         """
 
     def check_label(self, label: np.ndarray) -> None:
-        """Refuse values of a label file that are not those of the task (DataError)."""
-        self.reference(np.empty((0, *label.shape)), label)
+        """Refuse values of a label file that are not those of the task (DataError), where the kind needs labels."""
+        if self.needs_label:
+            self.reference(np.empty((0, *label.shape)), label)
 
     def targets(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """What the loss compares the network's output with.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedseg.allowed import is_number
+from fedseg.contract.report import SiteReport
 from fedseg.tasks.objective import MEAN, Objective, Score
 from fedseg.workflows.run.run_model import RunModel
 from fedseg.workflows.run.site_selection import Selection
@@ -29,8 +30,7 @@ def describe_round(
         chosen: who was asked, and why.
         kind: of task, whose primary score gives its keys their names.
     """
-    scored = f"val_{kind.primary.name}"
-    decided = model.describe_round()
+    decided, name = model.describe_round(), kind.primary.name
     costs = decided.pop("costs")
     reports = {site: model.reports[site] for site in sorted(model.reports)}
     return {
@@ -39,29 +39,36 @@ def describe_round(
         **decided,
         "selection": chosen.reasons,
         "asked": chosen.sites,
-        scored: mean_over_cases([(r.val_scores.get(MEAN), r.val_cases) for r in reports.values()]),
+        f"val_{name}": mean_over_cases([(r.val_scores.get(MEAN), r.val_cases) for r in reports.values()]),
         "sites": {
             site: {
-                "num_samples": report.num_samples,
-                "num_steps": report.num_steps,
-                "train_loss": report.train_loss,
-                "cost": costs[site],
-                scored: dict(report.val_scores),
-                "val_cases": report.val_cases,
-                "val_loss": report.val_loss,
-                "val_loss_after": report.val_loss_after,
-                f"{scored}_after": report.val_score_after,
-                "personal_dice": None,  # always there, also where no method declares it
-                **report.extras,
-                "epsilon": report.epsilon,
-                "bytes_up": traffic.get(site, (0, 0))[0],
-                "bytes_down": traffic.get(site, (0, 0))[1],
-                "seconds": report.seconds,
-                "seconds_training": report.seconds_training,
+                **_describe_report(report, costs[site], traffic.get(site, (0, 0)), name),
                 "privacy": [dict(step) for step in model.steps.get(site, ())],
             }
             for site, report in reports.items()
         },
+    }
+
+
+def _describe_report(report: SiteReport, cost: float | None, traffic: tuple[int, int], name: str) -> dict[str, Any]:
+    """What a site reported; ``name`` is that of the primary score, ``traffic`` its bytes up and down."""
+    return {
+        "num_samples": report.num_samples,
+        "num_steps": report.num_steps,
+        "train_loss": report.train_loss,
+        "cost": cost,
+        f"val_{name}": dict(report.val_scores),
+        "val_cases": report.val_cases,
+        "val_loss": report.val_loss,
+        "val_loss_after": report.val_loss_after,
+        f"val_{name}_after": report.val_score_after,
+        "personal_dice": None,  # always there, also where no method declares it
+        **report.extras,
+        "epsilon": report.epsilon,
+        "bytes_up": traffic[0],
+        "bytes_down": traffic[1],
+        "seconds": report.seconds,
+        "seconds_training": report.seconds_training,
     }
 
 

@@ -45,7 +45,8 @@ def is_encrypted(name):
 def small(name, folder):
     """A job with its own task and method for one round, on small patches and with a small network."""
     job = read_job(ROOT / "jobs" / name)
-    job.set("network", PLAN["network"])
+    parts = [{"name": part, **each.arguments()} for part, each in job.plan.network.parts]
+    job.set("network", {**PLAN["network"], "parts": parts})
     for key, value in (("local_epochs", 1), ("threads", 1), ("overlap", 0.25)):
         job.set(f"training.{key}", value)
     job.set("task.patch_size", PATCHES[job.plan.task.name])
@@ -79,7 +80,12 @@ def federation(request, data, tmp_path_factory):
         kits = {kit.name: kit.folder for kit in local.federation.kits}
         for site in SITES:
             lists = {task: str(data / task / site / FILE_NAME) for task in PATCHES}
-            place_state(kits[site], out / STATE / site, datasets=lists, policy={"features": True, "submit_model": True})
+            place_state(
+                kits[site],
+                out / STATE / site,
+                datasets=lists,
+                policy=dict.fromkeys(("features", "submit_model", "statistics"), True),
+            )
         with local.coordinator(SECONDS) as coordinator:
             yield SimpleNamespace(folder=folder, out=out, kits=kits, local=local, coordinator=coordinator)
 

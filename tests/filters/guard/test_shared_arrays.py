@@ -10,6 +10,7 @@ from nvflare.app_common.abstract.fl_model import FLModel
 
 from executors.test_training import assert_refused
 from fedseg.contract.protocol import RUN_ID, STEPS
+from fedseg.contract.report import parse_report
 from fedseg.filters.noise import GaussianNoise
 from fedseg.filters.norm_clip import NormClip
 from fedseg.filters.share_fraction import ShareFraction
@@ -155,3 +156,14 @@ def test_a_model_with_private_arrays_does_not_leave_as_a_whole(make_site, monkey
     assert_refused(reply, "privacy", "keeps arrays at its sites", tmp_path)
     model = DXO(DataKind.WEIGHTS, data=site.weights()).to_shareable()
     assert_emptied(site.look(model, "submit_model"), "policy", "rule submit_model")
+
+
+def test_noise_with_a_guarantee_may_cover_them(site):
+    """The filter of this task clips, adds noise and charges the ledger, also where the updates have a guarantee."""
+    site.filters[:] = [GaussianNoise(1.0, 5.0)]
+    result = share(site, [GaussianNoise(0.1, 5.0)])
+    report = parse_report(from_shareable(result).meta)
+    assert report.epsilon > 0
+    bare = site.executor.session.trainer.arrays_before_rounds()["amplitude/spectrum"]
+    assert not np.allclose(from_shareable(result).data[SPECTRUM], bare, atol=0.1)
+    assert_passes(site.look(result, "share"))

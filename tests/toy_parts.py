@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 from torch import nn
@@ -19,6 +20,7 @@ NAMES = ("parts.affine.weight", "parts.affine.bias")
 class Affine(Part):
     """Slope and offset of each channel."""
 
+    name: ClassVar[str] = "affine"
     private: bool = setting(False, switch)
     sites: tuple[str, ...] = setting(("*",), texts)
     from_round: int = setting(0, whole, least=0)

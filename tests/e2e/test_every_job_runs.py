@@ -45,8 +45,7 @@ def is_encrypted(name):
 def small(name, folder):
     """A job with its own task and method for one round, on small patches and with a small network."""
     job = read_job(ROOT / "jobs" / name)
-    parts = [{"name": part, **each.arguments()} for part, each in job.plan.network.parts]
-    job.set("network", {**PLAN["network"], "parts": parts})
+    job.set("network", {**PLAN["network"], "parts": [part.to_dict() for part in job.plan.network.parts]})
     for key, value in (("local_epochs", 1), ("threads", 1), ("overlap", 0.25)):
         job.set(f"training.{key}", value)
     job.set("task.patch_size", PATCHES[job.plan.task.name])

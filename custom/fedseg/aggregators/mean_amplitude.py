@@ -33,7 +33,7 @@ class MeanAmplitude(SharedState):
 
     def declare(self, plan: Plan, weights: Mapping[str, np.ndarray]) -> dict[str, SharedArray]:
         if SPECTRUM not in weights:
-            found = [name for name, _ in plan.network.parts]
+            found = [part.name for part in plan.network.parts]
             raise ConfigurationError("network.parts", found, f'a list with {{"name": "{AMPLITUDE}"}} for MeanAmplitude')
         weighted = self.weight_by == "samples"
         shape = weights[SPECTRUM].shape

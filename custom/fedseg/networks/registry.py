@@ -213,12 +213,12 @@ class Network:
     Attributes:
         name: one of ``NETWORKS``.
         arguments: the arguments, defaults filled in.
-        parts: what is added to it, by name, in this order.
+        parts: what is added to it, in this order.
     """
 
     name: str = "residual_unet"
     arguments: NetworkArguments = field(default_factory=ResidualUNet)
-    parts: tuple[tuple[str, Part], ...] = ()
+    parts: tuple[Part, ...] = ()
 
     def build(
         self, in_channels: int, out_channels: int, seed: int, patch_size: tuple[int, int, int] = (1, 1, 1)
@@ -236,7 +236,7 @@ class Network:
             network = self.arguments.build(in_channels, out_channels)
             if self.arguments.norm == "group":
                 network = _with_group_norm(network)
-            for _, part in self.parts:
+            for part in self.parts:
                 part.add(network, Place(in_channels, out_channels, patch_size))
         return network
 
@@ -246,14 +246,14 @@ class Network:
         Args:
             network: what ``build`` gave, on any device.
         """
-        owners = {name: owner for _, part in self.parts for name, owner in part.owners(network).items()}
+        owners = {name: owner for part in self.parts for name, owner in part.owners(network).items()}
         return {alias: owner for name, owner in owners.items() for alias in sorted(with_aliases(network, [name]))}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON form; ``parse_network`` reads it back to an equal network."""
         values = {f.name: getattr(self.arguments, f.name) for f in fields(self.arguments)}
         plain = {"name": self.name, **{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}}
-        parts = [{"name": name, **part.arguments()} for name, part in self.parts]
+        parts = [part.to_dict() for part in self.parts]
         return {**plain, "parts": parts} if parts else plain
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -73,6 +74,7 @@ class Amplitude(Part):
         window: highest frequency of mode ``window`` on each axis, in cycles per patch.
     """
 
+    name: ClassVar[str] = AMPLITUDE
     mode: str = setting("dc", one_of, choices=("dc", "window", "full"))
     window: int = setting(1, whole, least=1)
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -68,8 +68,11 @@ class Place:
 class Part(ABC):
     """A part by its checked arguments, each a field that is made by ``allowed.setting``.
 
+    A module of this folder that declares one is all that a plan needs to name it.
+
     >>> @dataclass(frozen=True)
     ... class Offset(Part):
+    ...     name = "offset"
     ...     def add(self, network, place):
     ...         see_first(network, "offset", nn.Conv3d(place.in_channels, place.in_channels, 1))
     ...     def owners(self, network):
@@ -78,7 +81,12 @@ class Part(ABC):
     >>> Offset().add(network, Place(1, 2, (8, 8, 8)))
     >>> list(network.state_dict())
     ['weight', 'bias', 'parts.offset.weight', 'parts.offset.bias']
+
+    Attributes:
+        name: under which plans name it.
     """
+
+    name: ClassVar[str]
 
     @abstractmethod
     def add(self, network: nn.Module, place: Place) -> None:
@@ -91,10 +99,10 @@ class Part(ABC):
         """Of the arrays that are not shared by all sites from the first round: by name, given the whole network."""
         return {}
 
-    def arguments(self) -> dict[str, Any]:
-        """Plain JSON form of the arguments."""
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON form of name and arguments."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return {"name": self.name, **{n: list(v) if isinstance(v, tuple) else v for n, v in values.items()}}
 
 
 def see_first(network: nn.Module, name: str, module: nn.Module) -> None:

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 from fedseg.allowed import settings
 from fedseg.errors import ConfigurationError
-from fedseg.networks.parts.amplitude import Amplitude
 from fedseg.networks.parts.part import Part
 
-PARTS: dict[str, type[Part]] = {"amplitude": Amplitude}
+
+def _declared() -> dict[str, type[Part]]:
+    """The parts that the modules of this folder declare, by their names."""
+    names = [module.name for module in iter_modules([str(Path(__file__).parent)], f"{__package__}.")]
+    found = [each for name in names if name != __name__ for each in vars(import_module(name)).values()]
+    kinds = [each for each in found if isinstance(each, type) and issubclass(each, Part) and each is not Part]
+    return {kind.name: kind for kind in kinds}
 
 
-def parse_parts(declaration: Any, where: str) -> tuple[tuple[str, Part], ...]:
+PARTS = _declared()
+
+
+def parse_parts(declaration: Any, where: str) -> tuple[Part, ...]:
     """Check the parts that a plan adds to its network.
 
     Args:
@@ -21,7 +32,7 @@ def parse_parts(declaration: Any, where: str) -> tuple[tuple[str, Part], ...]:
         where: how the user calls the list, for messages.
 
     Returns:
-        Names and parts, in the order in which they are added.
+        The parts, in the order in which they are added.
 
     Raises:
         ConfigurationError: a name or an argument is unknown, a value is not allowed, or a part is named twice.
@@ -40,4 +51,4 @@ def parse_parts(declaration: Any, where: str) -> tuple[tuple[str, Part], ...]:
         if name in parts:
             raise ConfigurationError(f"{place}.name", name, "a part that is not in the list yet")
         parts[name] = settings(PARTS[name], arguments, place)
-    return tuple(parts.items())
+    return tuple(parts.values())

@@ -70,7 +70,9 @@ def cut_stages(network: Network, cut: str, where: str = "cut") -> tuple[tuple[St
     """
     if network.parts:
         why = "Each half would have to know which of its arrays belong to a part, and to whom."
-        raise ConfigurationError("network.parts", [n for n, _ in network.parts], "left out of one that is cut", why)
+        raise ConfigurationError(
+            "network.parts", [part.name for part in network.parts], "left out of one that is cut", why
+        )
     names = cut_names(network)
     if cut not in names:
         raise ConfigurationError(where, cut, f"one of {list(names)} for {network.name}")

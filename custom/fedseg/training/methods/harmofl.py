@@ -35,7 +35,7 @@ class HarmoFL(TrainingHook):
         self.alpha = number("alpha", alpha, least=0)
 
     def check_plan(self, plan: Plan) -> None:
-        names = [name for name, _ in plan.network.parts]
+        names = [part.name for part in plan.network.parts]
         if AMPLITUDE not in names:
             raise ConfigurationError("network.parts", names, f'a list with {{"name": "{AMPLITUDE}"}} for HarmoFL')
 

@@ -105,7 +105,7 @@ def test_a_step_is_seeded_and_the_clip_holds_for_it(datalist, tmp_path):
     assert np.linalg.norm(np.concatenate([v.ravel() for v in update.values()])) <= 0.05 * 0.1 * 1.001
 
 
-@pytest.mark.parametrize(("moment", "kind"), [("step", PlainStep), ("order", None)])
+@pytest.mark.parametrize(("moment", "kind"), [("step", PlainStep), ("order", None), ("personal_model", None)])
 def test_two_hooks_that_replace_one_moment_are_refused_by_name(datalist, moment, kind):
     class Other(TrainingHook):
         pass

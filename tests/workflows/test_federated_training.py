@@ -145,6 +145,11 @@ def test_too_few_sites_end_the_job_with_their_reasons(tmp_path):
         train(scripted(tmp_path / "two", later, min_sites=2))
 
 
+NONE = {"both": 0, "reference": 0, "prediction": 0}
+SCORED = {"loss": 1.0, "cases": 2, "hd95": {}, "defined": {"inner": 2, "whole": 2}}
+SCORED |= {"dice": {"inner": 0.4, "whole": 0.4, "mean": 0.4}, "empty": {"inner": NONE, "whole": NONE}}
+
+
 @pytest.mark.parametrize(
     ("change", "good"),
     [
@@ -154,12 +159,17 @@ def test_too_few_sites_end_the_job_with_their_reasons(tmp_path):
         ({"loss": float("inf")}, False),
         ({"hd95": {"inner": float("nan"), "whole": 1.0}}, False),
         ({"dice": {"inner": float("nan"), "whole": 0.4, "mean": 0.4}}, False),
+        ({"dice": {"inner": 0.4, "whole": 0.4}}, False),
+        ({"personal": SCORED}, True),
+        ({"personal": {**SCORED, "loss": float("inf")}}, False),
+        ({"personal": {**SCORED, "cases": 3}}, False),
+        ({"personal": {**SCORED, "dice": {"inner": 0.4, "whole": 0.4}}}, False),
+        ({"personal": {}}, False),
+        ({"personal": None}, False),
     ],
 )
 def test_scores_that_json_does_not_know_are_not_taken(change, good):
-    none = {"both": 0, "reference": 0, "prediction": 0}
-    part = {"split": "test", "loss": 1.0, "cases": 2, "hd95": {}, "defined": {"inner": 2, "whole": 2}}
-    part |= {"dice": {"inner": 0.4, "whole": 0.4, "mean": 0.4}, "empty": {"inner": none, "whole": none}, **change}
+    part = {"split": "test", **SCORED, **change}
     assert readable({"final": part}, objective_of(parse_task(TASK))) is good
 
 

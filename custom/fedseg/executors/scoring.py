@@ -11,6 +11,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 
 from fedseg.contract.protocol import MODEL_NAME, SPLITS
+from fedseg.contract.scores import PERSONAL
 from fedseg.executors.site_session import SiteSession
 from fedseg.filters.encrypt import encrypts
 from fedseg.networks.weights import Arrays
@@ -24,6 +25,8 @@ def score_model(
     session: SiteSession, trainer: SiteTrainer, received: Arrays, meta: Mapping[str, Any], fl_ctx: FLContext
 ) -> Shareable:
     """Summaries over the cases of each split asked for; the scores of single cases stay at the site.
+
+    The site's personal model, where the method keeps one, is scored beside the last global one on the final split.
 
     Args:
         session: of the run.
@@ -40,16 +43,30 @@ def score_model(
     cases = {split: len(scores) for split, scores in scored.items()}
     session.record.scored(name, received, meta, cases, encrypts(fl_ctx))
     write_case_scores(session.folder, name, trainer.datalist, scored)
+    own = _score_personal_model(session, trainer) if name == "last" and "final" in splits else []
     if session.policy.scores_leave(session.guaranteed):
-        data = {asked: _summary(trainer.objective, split, scored[split]) for asked, split in splits.items()}
+        kind = trainer.objective
+        data = {asked: {"split": split, **_summary(kind, scored[split])} for asked, split in splits.items()}
+        if own:
+            data["final"][PERSONAL] = _summary(kind, own)
     else:
         split = trainer.datalist.final_split
         data = {"final": {"split": split, "cases": len(trainer.datalist.split(split)), "withheld": True}}
     return DXO(DataKind.METRICS, data=data).to_shareable()
 
 
-def _summary(kind: Objective, split: str, scored: list[ScoredCase]) -> dict[str, Any]:
+def _score_personal_model(session: SiteSession, trainer: SiteTrainer) -> list[ScoredCase]:
+    """Scores of the site's personal model on its final split, by case also on its disk; empty without such a model."""
+    weights, split = trainer.personal_model(), trainer.datalist.final_split
+    if weights is None:
+        return []
+    scored = trainer.validate(weights, split, distances=True)
+    write_case_scores(session.folder, PERSONAL, trainer.datalist, {split: scored})
+    return scored
+
+
+def _summary(kind: Objective, scored: list[ScoredCase]) -> dict[str, Any]:
     loss = mean_loss(scored)
     # A loss that is no number any more is not sent: the score beside it still counts.
     finite = loss if loss is not None and math.isfinite(loss) else None
-    return {"split": split, "loss": finite, **kind.summarise([case.score for case in scored])}
+    return {"loss": finite, **kind.summarise([case.score for case in scored])}

@@ -25,6 +25,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.app_common.app_constant import AppConstants
 
+from fedseg.contract.scores import PERSONAL
 from fedseg.data.datalist import FILE_NAME, Datalist, write_datalist
 from fedseg.errors import UsageError
 from fedseg.jobs.job import Job
@@ -210,8 +211,10 @@ def score_sites(
     kind = next(iter(trainers.values())).objective
     for site, trainer in trainers.items():
         split = trainer.datalist.final_split
-        scored = trainer.validate(weights(site), split, distances)
-        parts[site] = {"split": split, **kind.summarise([case.score for case in scored])}
+        models = {"": weights(site), PERSONAL: trainer.personal_model()}
+        scored = {name: trainer.validate(w, split, distances) for name, w in models.items() if w is not None}
+        found = {name: kind.summarise([case.score for case in cases]) for name, cases in scored.items()}
+        parts[site] = {"split": split, **found.pop(""), **found}
     return summarise_final(parts, last_round, kind)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.attacks.probe import Tell, probe_after_run
+from fedseg.contract.scores import PERSONAL
 from fedseg.errors import DataError
 from fedseg.evaluation.comparison import compare
 from fedseg.evaluation.report.page import write_report
@@ -100,16 +101,23 @@ def with_own_scores(final: Summary, kind: Objective, state: Path, run_id: str) -
     """
     parts = {site: {**values, "split": final["split"]} for site, values in final["sites"].items()}
     for site in final["withheld"]:
-        path = state / site / run_id / "evaluation-last.json"
-        try:
-            content = json.loads(path.read_text("utf-8"))
-            split = "test" if content.get("test") else "validation"
-            scores = [kind.read_case(case) for case in content[split]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"The scores that {site} kept cannot be read from {path}: {error}.") from None
-        parts[site] = {"split": split, **kind.summarise(scores)}
+        parts[site] = _kept_scores(kind, site, state / site / run_id / "evaluation-last.json")
+        own = state / site / run_id / f"evaluation-{PERSONAL}.json"
+        if own.is_file():
+            parts[site][PERSONAL] = {k: v for k, v in _kept_scores(kind, site, own).items() if k != "split"}
     complete = summarise_final({site: parts[site] for site in sorted(parts)}, final["after_round"], kind)
     return {**final, **complete, "withheld": final["withheld"]}
+
+
+def _kept_scores(kind: Objective, site: str, path: Path) -> Summary:
+    """What a site would have said of a model, from the scores of its cases on its disk."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        split = "test" if content.get("test") else "validation"
+        scores = [kind.read_case(case) for case in content[split]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"The scores that {site} kept cannot be read from {path}: {error}.") from None
+    return {"split": split, **kind.summarise(scores)}
 
 
 def _write_overlays(job: Job, summary: Summary, out: Path) -> None:

@@ -24,8 +24,8 @@ from fedseg.training.companions import Companion
 from fedseg.training.patches import Sample
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-# Each of these moments replaces what the trainer would do, so one hook of a job at most may have it.
-_SINGLE = ("order", "step")
+# There is room for one answer only, so one hook of a job at most may have such a moment.
+_SINGLE = ("order", "step", "personal_model")
 
 
 class LocalTraining(Protocol):
@@ -180,6 +180,10 @@ class TrainingHook:
         """Those of the fields declared in ``reports`` that there is a number for."""
         return {}
 
+    def personal_model(self, training: LocalTraining) -> Arrays | None:
+        """A model of the site's own, which the last evaluation scores beside the global one; None without one."""
+        return None
+
     def state(self) -> dict[str, Any]:
         """What the next round needs: tensors, numbers, strings, lists and dicts of them. Companions are kept anyway."""
         return {}
@@ -192,7 +196,7 @@ def check_hooks(hooks: Sequence[Any], plan: Plan) -> None:
     """Refuse what is no training hook, and hooks that cannot work with a plan or with each other.
 
     Raises:
-        ConfigurationError: see ``TrainingHook.check_plan``; or more than one hook replaces the same moment.
+        ConfigurationError: see ``TrainingHook.check_plan``; or more than one hook has the same moment to itself.
     """
     for hook in hooks:
         if not isinstance(hook, TrainingHook):

@@ -22,7 +22,7 @@ from fedseg.site.state import SiteState
 from fedseg.tasks.objective import ScoredCase
 from fedseg.training.cache import CaseCache
 from fedseg.training.companions import Companion
-from fedseg.training.hooks import TrainingHook, check_hooks
+from fedseg.training.hooks import TrainingHook, check_hooks, replaces
 from fedseg.training.inference import choose_device, infer_logits, predict_case
 from fedseg.training.optimisation import new_optimizer
 from fedseg.training.steps import LocalSteps
@@ -151,6 +151,18 @@ class SiteTrainer(LocalSteps):
             saved = self.state.load(2**31 if round_number is None else round_number)
             own = {} if saved is None else {n: saved["network"][n].cpu().numpy() for n in self.private}
         return {name: own.get(name, value) if name in self.private else value for name, value in weights.items()}
+
+    def personal_model(self) -> Arrays | None:
+        """The model that a method keeps beside the global one, after this site's last finished round; None without one.
+
+        Raises:
+            RefusalError: the site's state cannot be read (``state``).
+        """
+        for hook in self.hooks:
+            if replaces(hook, "personal_model"):
+                self._restore(2**31)
+                return hook.personal_model(self)
+        return None
 
     def train_round(
         self,

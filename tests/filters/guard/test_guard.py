@@ -343,6 +343,7 @@ def test_an_update_that_waits_leaves_only_its_report(site):
 
 COUNTS = {"training": 3, "validation": 2, "test": 0}
 SUMMARY = {"split": "test", "cases": 2, "loss": 0.5, "dice": {"inner": 0.5, "mean": None}, "hd95": {}, "defined": {}}
+PERSONAL = {name: value for name, value in SUMMARY.items() if name != "split"}
 
 
 @pytest.mark.parametrize(
@@ -360,6 +361,13 @@ SUMMARY = {"split": "test", "cases": 2, "loss": 0.5, "dice": {"inner": 0.5, "mea
         ("validate", {"final": {**SUMMARY, "dice": {"a-0": 0.5}}}, "unknown names"),
         ("validate", {"final": {**SUMMARY, "per_case": 1}}, "unknown parts"),
         ("validate", {"final": {**SUMMARY, "empty": {"inner": {"a-0": 1}}}}, "unknown names"),
+        ("validate", {"final": {**SUMMARY, "personal": PERSONAL}}, None),
+        ("validate", {"final": {**SUMMARY, "personal": {**PERSONAL, "dice": {"a-0": 0.5}}}}, "unknown names"),
+        ("validate", {"final": {**SUMMARY, "personal": {**PERSONAL, "personal": PERSONAL}}}, "unknown parts"),
+        ("validate", {"final": {**SUMMARY, "personal": {**PERSONAL, "split": "test"}}}, "unknown parts"),
+        ("validate", {"final": {**SUMMARY, "personal": {**PERSONAL, "cases": 1}}}, "count their cases"),
+        ("validate", {"final": {**SUMMARY, "personal": {**PERSONAL, "loss": "x"}}}, "its loss is"),
+        ("validate", {"final": {**SUMMARY, "personal": MARKER}}, "no numbers by name"),
         ("validate", {"final": {**SUMMARY, "split": "a-0"}}, "no split"),
         ("validate", {"a-0": SUMMARY}, "no split"),
         ("validate", {"final": {**SUMMARY, "cases": 2.5}}, "count their cases"),

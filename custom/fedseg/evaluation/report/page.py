@@ -98,6 +98,7 @@ def _results(summary: Summary) -> dict[str, Any]:
         "best_round": part(summary, "best").get("round", "unknown"),
         "split": final.get("split") or "held-out",
         "withheld": final.get("withheld") or [],
+        "personal": wording.personal_table(summary),
         "empty": wording.empty_table(summary, "final"),
         "comparison": wording.comparison_table(summary),
         "alike": wording.ALIKE,

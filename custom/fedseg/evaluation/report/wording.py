@@ -18,6 +18,7 @@ from fedseg.evaluation.report.tables import (
     cross_site_frame,
     empty_frame,
     mean_column,
+    personal_frame,
     score_frame,
 )
 from fedseg.evaluation.summary import Summary, number, objective_of_run, part, rows
@@ -157,6 +158,15 @@ def score_table(summary: Summary, model: str) -> TextTable:
     if frame[primary].loc[[i for i in frame.index if i != MEAN_OF_CASES]].isna().any().any():
         notes.append(f"{NOT_AVAILABLE}: no case at this site has this {kind.output}, or the site sent no result.")
     return TextTable(header, body, 1 + (MEAN_OF_CASES in frame.index), 1, notes)
+
+
+def personal_table(summary: Summary) -> TextTable:
+    """Each site's personal model beside the final one; empty where the method keeps none."""
+    frame, kind = personal_frame(summary), objective_of_run(summary)
+    title, form = kind.primary.title, kind.primary.form
+    outputs = (f"{title} {output} (personal)" for output in kind.outputs)
+    header = ("Site", f"{title}, final model", f"{title}, personal model", "Difference", *outputs)
+    return TextTable(header, [[str(site), *(shown(v, form) for v in row)] for site, row in frame.iterrows()], 1)
 
 
 def empty_table(summary: Summary, model: str) -> TextTable:

@@ -16,6 +16,7 @@ from nvflare.app_common.app_constant import AppConstants
 from fedseg.allowed import is_number
 from fedseg.contract.plan import Plan
 from fedseg.contract.protocol import BYTES_DOWN, BYTES_UP, PREPARE, REASON, SHARE, STATISTICS, TEXT, UPLOAD
+from fedseg.contract.scores import scores_fault
 from fedseg.contract.shapes import has_private_arrays
 from fedseg.errors import RefusalError
 from fedseg.filters.base import result_filters
@@ -165,9 +166,7 @@ def _check_scores(leaving: Leaving) -> None:
             continue
         if not leave:
             raise broken("scores", "asks for scores", "does not give them")
-        if part.get("loss") is not None and not is_number(part["loss"]):
-            raise unknown("its loss is something else than a finite number")
-        if fault := leaving.plan.objective.fault(part, further=("split", "loss")):
+        if fault := scores_fault(leaving.plan.objective, part):
             raise unknown(fault)
 
 

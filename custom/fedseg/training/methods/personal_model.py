@@ -25,7 +25,7 @@ class PersonalModel(TrainingHook, ABC):
     In a site's first round v starts as the received global model. After each round's training a method changes it in
     ``train_personal``; v and its optimizer survive a restart. v lies at the site as ``personal.safetensors`` in the
     run's state folder, a model for ``fedseg evaluate`` and ``fedseg predict``. Its mean Dice over the validation cases
-    goes into the report as ``personal_dice``.
+    goes into the report as ``personal_dice``, and it is scored beside the global model in the last evaluation.
 
     The model of a site that trains alone:
 
@@ -35,7 +35,12 @@ class PersonalModel(TrainingHook, ABC):
     ...         training.train_companion("personal")
     >>> list(Alone().companions(parse_plan({"fedseg_version": "0.6.0", "task": "hippocampus"})))
     ['personal']
+
+    Attributes:
+        trained: whether training steps change v, for which it then has an optimizer.
     """
+
+    trained: ClassVar[bool] = True
 
     reports: ClassVar[Mapping[str, ReportField]] = {
         "personal_dice": ReportField("mean Dice of the site's personal model", 0, 1)
@@ -46,7 +51,7 @@ class PersonalModel(TrainingHook, ABC):
         """Change the companion ``personal``; the network has had all local epochs of the round."""
 
     def companions(self, plan: Plan) -> dict[str, Companion]:
-        return {_NAME: Companion(plan.build_network(), plan.training)}
+        return {_NAME: Companion(plan.build_network(), plan.training if self.trained else None)}
 
     def before_round(self, training: LocalTraining, global_weights: Arrays, round_number: int) -> None:
         if not training.companions[_NAME].started:
@@ -58,9 +63,13 @@ class PersonalModel(TrainingHook, ABC):
             weights = training.companions[_NAME].weights()
             write_model(training.folder / PERSONAL_MODEL, training.plan, weights, round_number)
 
-    def report(self, training: LocalTraining) -> dict[str, float]:
+    def personal_model(self, training: LocalTraining) -> Arrays | None:
         companion = training.companions[_NAME]
-        if not companion.started:
+        return companion.weights() if companion.started else None
+
+    def report(self, training: LocalTraining) -> dict[str, float]:
+        weights = self.personal_model(training)
+        if weights is None:
             return {}
-        dice = scores_by_output(training.plan.objective, training.validate(companion.weights()))[MEAN]
+        dice = scores_by_output(training.plan.objective, training.validate(weights))[MEAN]
         return {} if dice is None else {"personal_dice": dice}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from fedseg.allowed import is_number
 from fedseg.contract.report import SiteReport
+from fedseg.contract.scores import PERSONAL, models_of, scores_fault
 from fedseg.tasks.objective import MEAN, Objective, Score
 from fedseg.workflows.run.run_model import RunModel
 from fedseg.workflows.run.site_selection import Selection
@@ -99,21 +99,27 @@ def is_better(candidate: Scored, best: Scored, score: Score) -> bool | None:
 
 
 def summarise_final(final: Mapping[str, Mapping[str, Any]], round_number: int, kind: Objective) -> dict[str, Any]:
-    """Scores of one model at every site, and their two means.
+    """Scores of one model at every site, and their two means; beside them those of the sites' own models.
 
     Sites without cases are left out; those that keep their scores to themselves are named under ``withheld``.
     """
     scored = {site: part for site, part in final.items() if part["cases"] and not part.get("withheld")}
     name = kind.primary.name
-    means = [part[name][MEAN] for part in scored.values() if part[name][MEAN] is not None]
+    personal = [part[PERSONAL] for part in scored.values() if PERSONAL in part]
     return {
         "split": "/".join(sorted({part["split"] for part in scored.values()})) or None,
         "sites": {s: {k: v for k, v in p.items() if k != "split"} for s, p in scored.items()},
-        f"mean_{name}": sum(means) / len(means) if means else None,
+        f"mean_{name}": _mean_of_sites(scored.values(), name),
+        **({f"mean_personal_{name}": _mean_of_sites(personal, name)} if personal else {}),
         f"pooled_{name}": kind.pool(scored.values())[name][MEAN] if scored else None,
         "after_round": round_number,
         "withheld": sorted(site for site, part in final.items() if part.get("withheld")),
     }
+
+
+def _mean_of_sites(parts: Collection[Mapping[str, Any]], name: str) -> float | None:
+    means = [part[name][MEAN] for part in parts if part[name][MEAN] is not None]
+    return sum(means) / len(means) if means else None
 
 
 def readable(metrics: Any, kind: Objective) -> bool:
@@ -122,10 +128,11 @@ def readable(metrics: Any, kind: Objective) -> bool:
         if set(metrics or ()) == {"final"} and metrics["final"].get("withheld") is True:
             return type(metrics["final"]["cases"]) is int and isinstance(metrics["final"]["split"], str)
         parts = list((metrics or {}).values())
-        kind.pool([part for part in parts if part["cases"]])
-        sound = not any(kind.fault(part, further=("split", "loss")) for part in parts)
-        losses = [part["loss"] for part in parts if part.get("loss") is not None]
-        return "final" in metrics and all(part["split"] for part in parts) and sound and all(map(is_number, losses))
+        models = [each for part in parts for each in models_of(part)]
+        kind.pool([each for each in models if each["cases"]])
+        sound = not any(scores_fault(kind, part) for part in parts)
+        sound = sound and all(MEAN in each[kind.primary.name] for each in models)
+        return "final" in metrics and all(part["split"] for part in parts) and sound
     except (KeyError, TypeError, ValueError, AttributeError):
         return False
 

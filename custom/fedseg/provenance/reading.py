@@ -136,12 +136,7 @@ def server_starts(record: Record) -> list[ServerStart]:
             if made.get(number) != entry["model"]:
                 raise DataError(f"Line {line} leaves a model after round {number} that is not the one made there.")
             continue
-        if entry["kind"] == "shared":
-            if not starts or entry["start"] != starts[-1].id or starts[-1].next != 0:
-                raise DataError(f"Line {line} tells of arrays before the first round, but stands at another place.")
-            starts[-1].model = made[-1] = entry["model"]
-            continue
-        if entry["kind"] != "round":
+        if entry["kind"] in ("start", "resumed"):
             if entry["kind"] == "resumed" and made.get(number) != entry["model"]:
                 raise DataError(f"Line {line} goes on from a model after round {number} that no line before it names.")
             if entry["kind"] == "start":
@@ -149,11 +144,13 @@ def server_starts(record: Record) -> list[ServerStart]:
             made = {r: model for r, model in made.items() if r <= number} | {number: entry["model"]}
             starts.append(ServerStart(entry["start"], line, entry, entry["model"]))
             continue
-        if not starts or entry["start"] != starts[-1].id or number != starts[-1].next:
+        # Arrays before the first round make another model of the initial one.
+        due = starts[-1].next - (entry["kind"] == "shared") if starts else None
+        if due != number or entry["start"] != starts[-1].id:
             raise DataError(f"Line {line} tells of round {number}, which does not follow the line before it.")
-        sites = {site: dict(part) for site, part in entry["sites"].items()}
-        left_out = dict(entry["left_out"])
-        starts[-1].rounds[number] = ServerRound(number, starts[-1].model, entry["model"], sites, left_out)
+        if entry["kind"] == "round":
+            sites, left_out = {s: dict(part) for s, part in entry["sites"].items()}, dict(entry["left_out"])
+            starts[-1].rounds[number] = ServerRound(number, starts[-1].model, entry["model"], sites, left_out)
         starts[-1].model = made[number] = entry["model"]
     return starts
 

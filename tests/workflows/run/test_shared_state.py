@@ -11,10 +11,10 @@ from fedseg.aggregators.mean_amplitude import MeanAmplitude
 from fedseg.aggregators.shared_state import SharedArray, SharedState
 from fedseg.contract.plan import parse_plan
 from fedseg.contract.report import SiteReport
-from fedseg.errors import AbortedError, FedsegError, RefusalError
+from fedseg.errors import AbortedError, DataError, FedsegError, RefusalError
 from fedseg.networks.parts.amplitude import SPECTRUM
 from fedseg.provenance.reading import named_models, read_record, server_starts
-from fedseg.provenance.run_log import RECORD_FILE
+from fedseg.provenance.run_log import RECORD_FILE, SERVER_SIDE, RunLog
 from fedseg.workflows.federated_training import FederatedTraining
 from scripted_sites import accepted, start, train
 from tiny import PLAN
@@ -186,3 +186,18 @@ def test_a_grouped_array_is_the_mean_of_its_group_only(tmp_path, monkeypatch):
     for name, value in plan.build_network().state_dict().items():
         moved = run.state.model.weights[name] - value.numpy()
         np.testing.assert_allclose(moved, 2.0 if name in NAMES else 0.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("place", "start_id"), [(0, "s"), (2, "s"), (1, "other")])
+def test_the_line_of_it_stands_after_the_start_and_before_round_0(tmp_path, place, start_id):
+    """A record whose lines were moved, or that names another start, is not one of a run."""
+    lines = [
+        ("start", {"start": "s", "round": -1, "model": "m0"}),
+        ("round", {"start": "s", "round": 0, "model": "m2", "sites": {}, "left_out": {}}),
+    ]
+    lines.insert(place, ("shared", {"start": start_id, "round": -1, "model": "m1", "sites": ["a"]}))
+    log = RunLog(tmp_path / RECORD_FILE, SERVER_SIDE, "server", "run")
+    for kind, details in lines:
+        log.append(kind, **details)
+    with pytest.raises(DataError, match="tells of round -1, which does not follow the line before it"):
+        server_starts(read_record(tmp_path / RECORD_FILE))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -16,6 +17,7 @@ from fedseg.contract.report import META_KEY
 from fedseg.contract.shapes import update_shapes, withheld_names
 from fedseg.contract.update import DENSE, ENCRYPTED, QUANTISED, SPARSE, Update, check_dense
 from fedseg.errors import RefusalError
+from fedseg.filters.base import UpdateFilter
 from fedseg.filters.chain import is_guaranteed, update_chain
 from fedseg.filters.context import attached_context, reported_fields
 from fedseg.messages.updates import read_update
@@ -60,21 +62,26 @@ def check_update(
     if extra := sorted(update.report.told() - policy.report_fields(guaranteed, declared)):
         raise broken("scalars", f"reports {', '.join(extra)}", "does not tell them")
     check_epsilon(policy, update.report.epsilon, plan.dataset)
-    if not update.arrays:
-        return
+    if guaranteed and update.arrays and update.report.epsilon is None:
+        raise _unknown("states no epsilon")
+    if update.arrays:
+        _check_arrays(update, profile, plan, fl_ctx, update_chain(fl_ctx, [task]))
+
+
+def _check_arrays(
+    update: Update, profile: SiteProfile, plan: Plan, fl_ctx: FLContext, chain: Sequence[UpdateFilter]
+) -> None:
+    """What holds for an update that carries arrays, which went through a chain of filters."""
     context = attached_context(fl_ctx)  # refuses what fedseg's executor did not make
-    chain = update_chain(fl_ctx, [task])
     if [step["filter"] for step in update.steps] != [type(f).__name__ for f in chain]:
         raise _unknown("did not go through the job's filters in their order")
-    if guaranteed and update.report.epsilon is None:
-        raise _unknown("states no epsilon")
     if not profile.simulated and any(step.get("secure_noise") is False for step in update.steps):
         raise RefusalError("privacy", "The update's noise follows from a seed, so it protects nobody at this site.")
     fraction = sent_fraction(update, update_shapes(plan))
     names = read_layout(update.arrays).names if update.form in _KINDS else update.arrays
     if withheld_names(plan, context.site, context.round_number) & set(names):
         raise _unknown("holds arrays that this site does not share")
-    check_protection(policy, update.steps, fraction, is_guaranteed(chain), plan.dataset)
+    check_protection(profile.policy or OPEN, update.steps, fraction, is_guaranteed(chain), plan.dataset)
 
 
 def sent_fraction(update: Update, shapes: Shapes) -> float:

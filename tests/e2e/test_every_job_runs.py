@@ -20,6 +20,7 @@ from fedseg.models.model_file import read_model
 from fedseg.networks.weights import get_weights
 from fedseg.privacy.accounting.ledger import Ledger
 from fedseg.site.profile import CONTEXT_FILE
+from fedseg.training.methods.personal_model import PERSONAL_MODEL
 from fedseg.training.split.halves import plan_cost
 from split_bytes import step_bytes, turn_bytes
 from tiny import PLAN, make_sites
@@ -207,7 +208,24 @@ def leaves_one_model_after_a_turn_of_each_site(federation, finished, sites):
         assert step.down + turn.down < down < 1.05 * (step.down + turn.down) + 4096
 
 
+def keeps_personal_models(federation, finished, sites):
+    """Each site has its own on its disk, scored beside the global one; nothing more than of FedAvg leaves."""
+    weights, final = bytes_of_weights(finished.job), finished.summary["final"]["sites"]
+    for site, told in sites.items():
+        personal = final[site]["personal"]
+        assert personal["cases"] == final[site]["cases"] > 0
+        assert told["bytes_up"] < 1.1 * weights + 16384
+        folder = federation.out / STATE / site / finished.summary["run_id"]
+        model = read_model(folder / PERSONAL_MODEL)
+        assert model.notes["round"] == 0
+    page = (finished.out / "report" / "report.html").read_text("utf-8")
+    assert "Personal models" in page
+
+
 KINDS = {
+    "brats_iop_fl": keeps_personal_models,
+    "hippocampus_ditto": keeps_personal_models,
+    "hippocampus_iop_fl": keeps_personal_models,
     "hippocampus_splitavg": leaves_a_model_for_each_site,
     "hippocampus_splitnn": leaves_one_model_after_a_turn_of_each_site,
     "brats_scaffold": sends_two_models,

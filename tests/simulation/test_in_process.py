@@ -41,7 +41,7 @@ def datalists(data):
 def tiny_job(folder, rounds=2):
     """The job with its own rule and training settings on a tiny task."""
     job = read_job(folder)
-    parts = {key: value for key, value in job.declaration["network"].items() if key == "parts"}
+    parts = {key: value for key, value in job.declaration.get("network", {}).items() if key == "parts"}
     job.set("task", PLAN["task"])
     job.set("network", {**PLAN["network"], **parts})
     job.set("workflow.num_rounds", rounds)

@@ -78,9 +78,14 @@ def job_folder(name: str, folder: Path) -> Path:
 
 def run(job: Path, data: Path, out: Path, in_process: bool = False) -> dict[str, str]:
     """Two rounds of a job on tiny images; digests of its final models, or why there are none."""
-    split = '"split"' in (job / "app" / "config" / "fedseg.json").read_text("utf-8")
-    training = {**PLAN["training"], "batch_dice": False} if split else {**PLAN["training"], **NEEDED.get(job.name, {})}
-    settings = {"task": PLAN["task"], "network": PLAN["network"], "training": training}
+    plan = json.loads((job / "app" / "config" / "fedseg.json").read_text("utf-8"))
+    training = (
+        {**PLAN["training"], "batch_dice": False}
+        if "split" in plan
+        else {**PLAN["training"], **NEEDED.get(job.name, {})}
+    )
+    network = PLAN["network"] | {key: plan["network"][key] for key in ("parts",) if key in plan["network"]}
+    settings = {"task": PLAN["task"], "network": network, "training": training}
     arguments = ["simulate", str(job), "--data", str(data), "--out", str(out), "--rounds", "2", "--seed", "3"]
     arguments += ["--no-probe", *(f"--set={key}={json.dumps(value)}" for key, value in settings.items())]
     if in_process:

@@ -19,6 +19,16 @@ JOB_CONFIGURATION = Path("app", "config", "fedseg.json")
 Run = Callable[[argparse.Namespace], int]
 
 
+class Later:
+    """A text that is made only where help is printed, since making it imports networks."""
+
+    def __init__(self, make: Callable[[], str]) -> None:
+        self._make = make
+
+    def __str__(self) -> str:
+        return self._make()
+
+
 class Command:
     """A ``fedseg`` command on the command line; each method adds an argument.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from fedseg.commands.arguments import JOB_CONFIGURATION, TASK_HELP, Command, task_from_argument
+from fedseg.commands.arguments import JOB_CONFIGURATION, TASK_HELP, Command, Later, task_from_argument
 from fedseg.console import out
 from fedseg.errors import ConfigurationError, UsageError
 from fedseg.files.documents import read_json
@@ -34,19 +34,16 @@ def add_parser(subparsers: Any) -> None:
     )
     command.value("task", TASK_HELP, metavar="TASK")
     action = command.value("--network", network, metavar="NAME")
-    vars(action)["networks"] = _NetworkNames()
+    vars(action)["networks"] = Later(_network_names)
     command.value("--cut", "only this cut (default all)", metavar="STAGE", default=ALL)
     command.value("--patch", "voxels of a patch (default: the task's)", metavar="X,Y,Z")
     command.flag("--json", "print JSON instead of a table")
 
 
-class _NetworkNames:
-    """The names of all networks; looked up only where help is printed, since networks need torch."""
+def _network_names() -> str:
+    from fedseg.networks.registry import NETWORKS
 
-    def __str__(self) -> str:
-        from fedseg.networks.registry import NETWORKS
-
-        return ", ".join(NETWORKS)
+    return ", ".join(NETWORKS)
 
 
 def run(options: argparse.Namespace) -> int:

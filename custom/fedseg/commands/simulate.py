@@ -5,25 +5,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.markup import escape
 
-from fedseg.commands.arguments import Command
-from fedseg.commands.probing import probe_progress
+from fedseg.commands.arguments import Command, Later
 from fedseg.console import err, out, tell
-from fedseg.contract.plan import Plan
-from fedseg.data.site_folders import find_sites
 from fedseg.errors import UsageError
-from fedseg.evaluation.comparison import KINDS
-from fedseg.evaluation.report.tables import result_table
-from fedseg.evaluation.summary import last_models
-from fedseg.jobs.job import Job, apply_settings, parse_setting, read_job
-from fedseg.simulation.in_process import simulate_in_process
-from fedseg.simulation.results import write_results
-from fedseg.simulation.run_folder import Event, check_sites, ledger_folder, prepare_output, prepare_resume
-from fedseg.simulation.simulator import simulate
+
+if TYPE_CHECKING:
+    from fedseg.contract.plan import Plan
+    from fedseg.jobs.job import Job
+    from fedseg.simulation.run_folder import Event
 
 # What decides when a round or the run ends, but not what a round makes.
 _CHANGEABLE = tuple(
@@ -45,7 +38,8 @@ def add_parser(subparsers: Any) -> None:
     command.value("--threads", "torch threads of each site (default: the job's)", int)
     command.value("--seed", "seed of the whole run (default: the job's)", int)
     command.several("--set", "change a setting of the job; may be repeated", "KEY=VALUE")
-    command.value("--compare", f"also score alternatives: {','.join(KINDS)}", default="", metavar="KINDS")
+    kinds = command.value("--compare", "also score alternatives: %(kinds)s", default="", metavar="KINDS")
+    vars(kinds)["kinds"] = Later(lambda: ",".join(_known_kinds()))
     command.flag("--keep-updates", "keep every round's model and updates")
     command.flag("--no-probe", "in split training: do not measure how much of an image features tell")
     command.flag("--overwrite", "replace a former run in --out")
@@ -68,6 +62,13 @@ def run(options: argparse.Namespace) -> int:
     --set task.patch_size=[64,64,64]
     """
     job = _stopped_job(options) if options.resume else _new_job(options)
+    from fedseg.commands.probing import probe_progress
+    from fedseg.data.site_folders import find_sites
+    from fedseg.simulation.in_process import simulate_in_process
+    from fedseg.simulation.results import write_results
+    from fedseg.simulation.run_folder import check_sites, ledger_folder, prepare_output
+    from fedseg.simulation.simulator import simulate
+
     plan = job.check()
     kinds = _kinds(options, plan)
     sites = find_sites(options.data)
@@ -90,15 +91,25 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _known_kinds() -> Sequence[str]:
+    """The alternatives that there are; looked up late, since they need networks."""
+    from fedseg.evaluation.comparison import KINDS
+
+    return KINDS
+
+
 def _kinds(options: argparse.Namespace, plan: Plan) -> list[str]:
     """The alternatives to compare with; also refuses options that mean nothing here."""
+    import torch
+
+    known = _known_kinds()
     if options.gpu and options.in_process:
         raise UsageError(f"--gpu {options.gpu}: with --in-process all sites share this process and its device.")
     if options.gpu and not torch.cuda.is_available():
         raise UsageError(f"--gpu {options.gpu}: torch sees no GPU on this machine; leave it out to run on the CPU.")
     kinds = [kind for kind in options.compare.split(",") if kind]
-    if any(kind not in KINDS for kind in kinds):
-        raise UsageError(f"--compare {options.compare}: name {' or '.join(KINDS)}, separated by a comma.")
+    if any(kind not in known for kind in kinds):
+        raise UsageError(f"--compare {options.compare}: name {' or '.join(known)}, separated by a comma.")
     if "threshold" in kinds and plan.task.modality == "CT":
         raise UsageError("--compare threshold: a threshold is no way to segment in CT; leave it out.")
     return kinds
@@ -106,6 +117,9 @@ def _kinds(options: argparse.Namespace, plan: Plan) -> list[str]:
 
 def _print_summary(summary: dict[str, Any], folder: Path, sites: Sequence[str]) -> None:
     """Scores, who took no part, and where the files are."""
+    from fedseg.evaluation.report.tables import result_table
+    from fedseg.evaluation.summary import last_models
+
     out().print(result_table(summary))
     if kept := summary["final"]["withheld"]:
         err().print(
@@ -129,6 +143,8 @@ def _new_job(options: argparse.Namespace) -> Job:
         raise UsageError(f"--rounds {options.rounds}: the number of rounds must be a whole number of at least 1.")
     if options.from_round is not None:
         raise UsageError(f"--from-round {options.from_round}: only together with --resume.")
+    from fedseg.jobs.job import apply_settings, read_job
+
     job = read_job(options.job)
     if options.initial is not None:
         job.initial = options.initial.resolve()
@@ -150,6 +166,9 @@ def _stopped_job(options: argparse.Namespace) -> Job:
     for name, value in changes.items():
         if value is not None:
             raise UsageError(f"{name} cannot be given with --resume: a run goes on with the job as it was.")
+    from fedseg.jobs.job import parse_setting, read_job
+    from fedseg.simulation.run_folder import prepare_resume
+
     job = prepare_resume(options.out, read_job(options.job).name, options.from_round)
     for text in options.set:
         key, value = parse_setting(text)

@@ -30,9 +30,14 @@ class WeightedAggregator(Aggregator):
     Attributes:
         needs_updates: whether the weights follow from the updates and not from the reports alone; such a rule cannot
             weigh what it only sees encrypted.
+        discounts: factors by which the server scales updates of the round beside the rule; empty for none.
     """
 
     needs_updates: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.discounts: dict[str, float] = {}
 
     @abstractmethod
     def site_weights(self, reports: Mapping[str, SiteReport]) -> dict[str, float]:
@@ -62,7 +67,8 @@ class WeightedAggregator(Aggregator):
 
     def combine(self, reports: Mapping[str, SiteReport]) -> Arrays:
         self.round_weights(reports)
-        self.last_scales = self.site_scales(reports, self.last_weights)
+        scales = self.site_scales(reports, self.last_weights)
+        self.last_scales = {**scales, **{site: scales.get(site, 1.0) * own for site, own in self.discounts.items()}}
         return self._weighted_mean(self.last_weights, self.last_scales)
 
     def _weighted_mean(self, weights: Mapping[str, float], scales: Mapping[str, float]) -> Arrays:

@@ -19,7 +19,7 @@ from fedseg.workflows.run.presence import Presence
 from fedseg.workflows.run.round_protocol import UPDATE_REFUSED
 from fedseg.workflows.run.sites import Accept, Calls, Message, Receive, Sites
 
-_RECEIVE = "fedseg_receive"
+_RECEIVE, _JUDGED = "fedseg_receive", "fedseg_judged"
 _PAUSE = 0.05
 
 
@@ -88,8 +88,15 @@ class FlareSites(Sites):
         flare = self._controller
         if message.current_round is not None:
             flare.set_fl_context(message)
-        order = flare._prepare_task(message, task, timeout, lambda answer: receive(answer.meta["client_name"], answer))
-        order.set_prop(_RECEIVE, receive)
+
+        def judge(site: str, answer: FLModel | RefusalError) -> bool:
+            order.set_prop(_JUDGED, True)
+            return receive(site, answer)
+
+        order: Task = flare._prepare_task(
+            message, task, timeout, lambda answer: judge(answer.meta["client_name"], answer)
+        )
+        order.set_prop(_RECEIVE, judge)
         return order
 
     def _end_early(self, order: Task) -> None:
@@ -109,6 +116,13 @@ class FlareSites(Sites):
             text = result.get_header(TEXT) or f"FLARE reports {code}"
             refusal = RefusalError(result.get_header(REASON) or "failed", text)
             client_task.task.get_prop(_RECEIVE)(site, refusal)
+
+    def conclude(self, client_task: ClientTask) -> None:
+        """Note an answer to a task for one site that FLARE could not read, so that nobody waits for it."""
+        site, order = client_task.client.name, client_task.task
+        if order is self._posted.get(site) and not order.get_prop(_JUDGED):
+            text = f"The answer to the task {order.name} cannot be read."
+            order.get_prop(_RECEIVE)(site, RefusalError("failed", text))
 
     # ------------------------------------------------------------------ direct calls
 

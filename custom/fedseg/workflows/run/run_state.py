@@ -87,7 +87,7 @@ class RunState:
             TOTALS: self.totals,
             KEEP: self.settings.keep_checkpoints,
             START: self.start_id,
-            LINEAGE: self.lineage,
+            LINEAGE: list(self.lineage),  # a task may be sent before a round ends and done after it
         }
 
     # ------------------------------------------------------------------ start and resumption

@@ -117,7 +117,7 @@ class Sites(ABC):
             AbortedError: the job was aborted meanwhile.
         """
         self.heard, self.refusals = set(), {}
-        asked = self._present(sites)
+        asked = self.present(sites)
         if not asked:
             return {}
         asking = _Asking(self, accept, refused)
@@ -132,21 +132,50 @@ class Sites(ABC):
             asking.close()
         for site in asked:
             if site not in self.heard:
-                self._note_silence(site, task, timeout)
+                self.note_silence(site, task, timeout)
             elif site not in asking.judged:
                 self.note(site, f"sent an answer to the task {task} that cannot be read")
         return asking.answers
 
-    def send(self, task: str, message: FLModel, site: str, accept: Accept, refused: str = "left out") -> None:
+    def send(self, task: str, message: FLModel, site: str, accept: Accept, refused: str = "left out") -> Sent:
         """Send a task to one site without waiting. See ``ask``, and ``wait``.
 
         Its answer counts whenever it comes: ``accept`` may be called at any time, also between rounds.
         """
-        self.post(task, self._of_run(message), site, _Asking(self, accept, refused).judge)
+        asking = _Asking(self, accept, refused)
+        return Sent(site, asking, self.post(task, self._of_run(message), site, asking.judge))
+
+    def judge(self, site: str, answer: FLModel, accept: Accept, refused: str) -> str | None:
+        """Have an answer accepted; why it is left out, None if it is not. See ``ask``."""
+        try:
+            accept(site, answer)
+        except FedsegError as error:
+            return f"{refused}: {error}" if refused else str(error)
+        except Exception as error:
+            # A program error; what carries the message would swallow it, and with it the site's name.
+            logger.warning("The answer of %s could not be accepted", site, exc_info=True)
+            return f"{refused}: {type(error).__name__} while it was taken"
+        return None
 
     def absence(self, site: str) -> str | None:
         """Why nothing can be expected of a site now, as the end of a sentence; None if something can."""
         return None
+
+    def present(self, sites: Sequence[str]) -> list[str]:
+        """Those of whom something can be expected; who is missing was noted before, and who is back is noted now."""
+        for site in sorted(self._missing & set(sites)):
+            if self.absence(site) is None:
+                self._missing.discard(site)
+                self.note(site, "is heard of again, and is asked again")
+        return [site for site in sites if site not in self._missing]
+
+    def note_silence(self, site: str, task: str, timeout: int = 0) -> None:
+        """Note that a site did not answer a task, and why, where it is absent."""
+        if (why := self.absence(site)) is not None:
+            self._missing.add(site)
+            self.note(site, f"did not answer the task {task}: {why}; it is left out until it is heard of again")
+        else:
+            self.note(site, f"did not answer the task {task}" + (f" within {timeout} s" if timeout else ""))
 
     def progress(self) -> dict[str, list[str]]:
         """Of the sites that were asked now, those that have ``answered``, and for whom the run is ``waiting``."""
@@ -226,21 +255,6 @@ class Sites(ABC):
         message.meta = {**(message.meta or {}), RUN_ID: self.run_id}
         return message
 
-    def _present(self, sites: Sequence[str]) -> list[str]:
-        """Those of whom something can be expected; who is missing was noted before, and who is back is noted now."""
-        for site in sorted(self._missing & set(sites)):
-            if self.absence(site) is None:
-                self._missing.discard(site)
-                self.note(site, "is heard of again, and is asked again")
-        return [site for site in sites if site not in self._missing]
-
-    def _note_silence(self, site: str, task: str, timeout: int) -> None:
-        if (why := self.absence(site)) is not None:
-            self._missing.add(site)
-            self.note(site, f"did not answer the task {task}: {why}; it is left out until it is heard of again")
-        else:
-            self.note(site, f"did not answer the task {task}" + (f" within {timeout} s" if timeout else ""))
-
 
 class _Asking:
     """A task that sites work on: which answers to it count, and what is noted of the others.
@@ -252,6 +266,7 @@ class _Asking:
 
     def __init__(self, sites: Sites, accept: Accept | None, refused: str) -> None:
         self._sites, self._accept, self._refused, self._open = sites, accept, refused, True
+        self.lock = sites.lock
         self.answers: dict[str, FLModel] = {}
         self.judged: set[str] = set()
 
@@ -282,17 +297,29 @@ class _Asking:
         if isinstance(answer, RefusalError):
             self._sites.refusals[site] = answer.reason
             return f"{answer.reason}: {answer}"
-        try:
-            if self._accept is not None:
-                self._accept(site, answer)
-        except FedsegError as error:
-            return f"{self._refused}: {error}" if self._refused else str(error)
-        except Exception as error:
-            # A program error; what carries the message would swallow it, and with it the site's name.
-            logger.warning("The answer of %s could not be accepted", site, exc_info=True)
-            return f"{self._refused}: {type(error).__name__} while it was taken"
+        why = None if self._accept is None else self._sites.judge(site, answer, self._accept, self._refused)
+        if why is not None:
+            return why
         self.answers[site] = FLModel(metrics=answer.metrics or {"taken": 1.0}, meta=answer.meta)
         return None
+
+
+class Sent:
+    """A task that was sent to one site; see ``Sites.send``."""
+
+    def __init__(self, site: str, asking: _Asking, withdraw: Callable[[], None]) -> None:
+        self._site, self._asking, self._withdraw = site, asking, withdraw
+
+    @property
+    def answered(self) -> bool:
+        """Whether the site has answered, also by a refusal; ``accept`` has returned then."""
+        with self._asking.lock:
+            return self._site in self._asking.judged
+
+    def withdraw(self) -> None:
+        """Take the task back; no answer to it counts any more."""
+        self._asking.close()
+        self._withdraw()
 
 
 def single_messages(message: Message) -> list[FLModel]:

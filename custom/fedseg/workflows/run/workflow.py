@@ -122,6 +122,7 @@ class Workflow(ModelController):
     def _process_result(self, client_task: ClientTask, fl_ctx: FLContext) -> None:
         self.sites.hear(client_task)
         super()._process_result(client_task, fl_ctx)
+        self.sites.conclude(client_task)
 
     def _accept_train_result(
         self, client_name: str, result: Shareable, fl_ctx: FLContext, is_unknown_task: bool = False

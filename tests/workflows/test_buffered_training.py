@@ -1,0 +1,251 @@
+"""Buffered training over sites that answer as a script says, and in one process; whole runs are in tests/e2e."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
+
+from fedseg.aggregators.control_variates import ControlVariates
+from fedseg.aggregators.fedavg import FedAvg
+from fedseg.aggregators.robust import CoordinateMedian, GeometricMedian
+from fedseg.aggregators.staleness import Staleness
+from fedseg.contract.report import SiteReport
+from fedseg.data.datalist import read_datalist
+from fedseg.errors import ConfigurationError, RefusalError
+from fedseg.jobs.job import read_job
+from fedseg.simulation.in_process import InProcessFederation
+from fedseg.workflows.buffered_training import BufferedTraining
+from fedseg.workflows.selection import LargestSites
+from scripted_sites import ScriptedSites, accepted, start, train
+from tiny import PLAN, make_sites
+
+ROOT = Path(__file__).parents[2]
+CASES = {"a": 1, "b": 2, "c": 5}
+
+
+def update(message, value=1.0, samples=2, dice=0.5):
+    report = SiteReport(samples, (samples + 1) // 2, 0.9, 0.8, {"mean": dice}, 2)
+    arrays = {name: np.full_like(weight, value) for name, weight in message.params.items()}
+    return FLModel(params_type=ParamsType.DIFF, params=arrays, meta=report.to_meta())
+
+
+def answer(task, site, message):
+    return accepted(training=CASES[site]) if task == "prepare" else update(message, samples=CASES[site])
+
+
+def buffered(folder, script, **arguments):
+    """A run of sites, or of a script."""
+    given = {"num_rounds": 3, "aggregator": FedAvg(), "run_id": "run", "buffer": 2, **arguments}
+    return start(BufferedTraining(**given), script, folder)
+
+
+def moved(run, before):
+    """By how much the one value of all weights of a run has moved, which every update moves alike."""
+    steps = {float(np.round(np.ravel(value - before[name])[0], 5)) for name, value in run.state.model.weights.items()}
+    (step,) = steps
+    return step
+
+
+def taking_part(run):
+    return [sorted(entry["sites"]) for entry in run.state.rounds]
+
+
+def test_the_weight_falls_with_staleness_as_computed_by_hand(tmp_path):
+    values = {"a": 1.0, "b": 2.0, "c": 4.0}
+
+    def script(task, site, message):
+        if task == "prepare":
+            return answer(task, site, message)
+        return update(message, values[site], CASES[site])
+
+    for exponent, factor in ((0.5, 2**-0.5), (2, 0.25), (0, 1.0)):
+        run = buffered(tmp_path / str(exponent), script, num_rounds=2, exponent=exponent)
+        before = copy.deepcopy(run.state.model.weights)
+        train(run)
+        # a and b fill round 0. In round 1 c comes first, with the model of round 0, and then a with that of round 1.
+        assert taking_part(run) == [["a", "b"], ["a", "c"]]
+        first, second = (1 * 1.0 + 2 * 2.0) / 3, (1 * 1.0 + 5 * 4.0 * factor) / 6
+        assert moved(run, before) == pytest.approx(first + second, abs=2e-5)
+        notes = [entry["notes"] for entry in run.state.rounds]
+        assert [note["staleness"] for note in notes] == [{"a": 0, "b": 0}, {"a": 0, "c": 1}]
+        assert [note["in_flight"] for note in notes] == [{"c": 0}, {"b": 1, "c": 1}]
+        assert run.state.rounds[1]["weights"] == pytest.approx({"a": 1 / 6, "c": 5 / 6})
+        assert run.state.rounds[1]["scales"] == {"c": pytest.approx(factor)}
+        assert run.state.events == []
+
+
+def test_a_site_that_never_answers_blocks_nobody(tmp_path):
+    def script(task, site, message):
+        return None if (task, site) == ("train", "b") else answer(task, site, message)
+
+    run = train(buffered(tmp_path, script, num_rounds=4))
+    assert taking_part(run) == [["a", "c"]] * 4
+    assert [entry["notes"]["in_flight"] for entry in run.state.rounds] == [{"b": 0}] * 4
+    run.protocol.finish(run.state)
+    assert [site for task, sites in run.state.sites.tasks if task == "train" for site in sites].count("b") == 1
+
+
+class Slow(ScriptedSites):
+    """Site c answers what it was sent in round 0 in round 3."""
+
+    def wait(self, enough, timeout=0):
+        held = [each for each in self.posted if each[1] == "c" and self.run.state.number < 3]
+        self.posted = [each for each in self.posted if each not in held]
+        super().wait(enough, timeout)
+        self.posted = held + self.posted
+
+
+def slow(folder, **arguments):
+    sites = Slow(answer)
+    sites.run = buffered(folder, sites, num_rounds=5, **arguments)
+    return train(sites.run)
+
+
+def test_an_update_that_is_too_old_is_left_out_by_name_and_the_site_trains_on(tmp_path):
+    run = slow(tmp_path, max_staleness=2)
+    said = "update left out: it started from the model of round 0, 3 rounds ago; 2 are allowed"
+    assert run.state.events == [{"round": 3, "site": "c", "what": said}]
+    assert any("c" in entry["sites"] for entry in run.state.rounds[3:])
+    run = slow(tmp_path / "any")
+    assert run.state.events == []
+    assert run.state.rounds[3]["notes"]["staleness"]["c"] == 3
+    assert run.state.rounds[3]["scales"] == {"c": pytest.approx(0.5)}
+
+
+def test_scores_of_a_late_site_are_of_another_model_and_left_out(tmp_path):
+    entry = slow(tmp_path).state.rounds[3]
+    assert (entry["sites"]["c"]["val_dice"], entry["sites"]["c"]["val_loss"]) == ({}, None)
+    assert entry["sites"]["a"]["val_dice"] == {"mean": 0.5}
+
+
+def test_a_site_trains_one_task_at_a_time_and_each_model_once(tmp_path):
+    seen = []
+
+    def script(task, site, message):
+        if task == "train":
+            seen.append((site, message.current_round))
+        return answer(task, site, message)
+
+    run = train(buffered(tmp_path, script, num_rounds=6, buffer=1))
+    assert len(seen) == len(set(seen))
+    for site in "abc":
+        numbers = [number for name, number in seen if name == site]
+        assert numbers == sorted(numbers)
+    assert run.state.events == []
+
+
+@pytest.mark.parametrize("kind", ["refusal", "nan"])
+def test_a_bad_update_is_named_and_its_site_is_sent_the_model_of_the_next_round(tmp_path, kind):
+    def script(task, site, message):
+        if task == "train" and site == "a" and message.current_round == 0:
+            return RefusalError("loss", "No.") if kind == "refusal" else update(message, np.nan, CASES[site])
+        return answer(task, site, message)
+
+    run = train(buffered(tmp_path, script))
+    ((event),) = run.state.events
+    assert (event["round"], event["site"]) == (0, "a")
+    assert taking_part(run)[0] == ["b", "c"]
+    assert "a" in taking_part(run)[1]
+
+
+def test_a_site_that_dies_is_named_and_asked_again(tmp_path):
+    def script(task, site, message):
+        if (task, site, run.state.number) == ("train", "b", 0):
+            sites.presence.limit, sites.presence._silence["b"] = 1, 2.0
+            return None
+        if (task, site, run.state.number) == ("train", "c", 1):
+            sites.presence.heard("b")
+        return answer(task, site, message)
+
+    sites = ScriptedSites(script)
+    run = buffered(tmp_path, sites)
+    train(run)
+    first, second = run.state.events
+    assert (first["site"], first["round"]) == ("b", 0)
+    assert "did not answer the task train: it was not heard of for 1 s" in first["what"]
+    assert (second["site"], second["what"]) == ("b", "is heard of again, and is asked again")
+    assert len(run.state.rounds) == 3
+    assert "b" in {site for entry in run.state.rounds[1:] for site in entry["sites"]}
+
+
+def test_a_resumed_run_says_what_was_lost_and_ends(tmp_path):
+    def stopping(task, site, message):
+        if task == "train" and message.current_round == 2:
+            raise KeyboardInterrupt
+        return answer(task, site, message)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped := buffered(tmp_path, stopping, num_rounds=4))
+    assert len(stopped.state.rounds) == 2
+    left = stopped.state.rounds[-1]["notes"]["in_flight"]
+    assert left
+    weights = copy.deepcopy(stopped.state.model.weights)
+    del stopped
+    run = buffered(tmp_path, answer, num_rounds=4, resume=True)
+    for name, value in run.state.model.weights.items():
+        np.testing.assert_array_equal(value, weights[name])
+    train(run)
+    assert len(run.state.rounds) == 4
+    said = "was training the model of round {} when the run was stopped; that update is lost"
+    assert [(e["site"], e["what"]) for e in run.state.events] == [(s, said.format(n)) for s, n in left.items()]
+    # All begin with the newest model.
+    assert all(staleness == 0 for staleness in run.state.rounds[2]["notes"]["staleness"].values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"selection": LargestSites(1)}, r"workflow\.selection is 'given', but must be left out in buffered"),
+        ({"target_dice": 0.5}, r"workflow\.target_dice"),
+        ({"patience": 2}, r"workflow\.patience"),
+        ({"max_epsilon": 2.0}, r"workflow\.max_epsilon"),
+        ({"aggregator": CoordinateMedian()}, r"workflow\.aggregator is 'CoordinateMedian'"),
+        ({"aggregator": GeometricMedian()}, r"workflow\.aggregator is 'GeometricMedian'"),
+        ({"aggregator": Staleness()}, r"workflow\.aggregator is 'Staleness'"),
+        ({"buffer": 0}, r"workflow\.buffer is 0"),
+        ({"buffer": 1, "min_sites": 2}, r"workflow\.buffer is 1, but must be null, or at least min_sites \(2\)"),
+        ({"exponent": -1}, r"workflow\.exponent is -1"),
+        ({"max_staleness": -1}, r"workflow\.max_staleness is -1"),
+    ],
+)
+def test_what_has_no_meaning_here_is_refused_by_name(arguments, said):
+    with pytest.raises(ConfigurationError, match=said):
+        BufferedTraining(**{"num_rounds": 1, "aggregator": FedAvg(), **arguments})
+
+
+def job_of(kind="fedbuff", **workflow):
+    job = read_job(ROOT / "jobs" / f"hippocampus_{kind}")
+    for key in ("task", "network", "training"):
+        job.set(key, PLAN[key])
+    for key, value in {"num_rounds": 3, **workflow}.items():
+        job.set(f"workflow.{key}", value)
+    return job
+
+
+def test_jobs_that_cannot_be_buffered_are_refused_by_name():
+    job = job_of(shared_arrays={"path": f"{ControlVariates.__module__}.ControlVariates"})
+    with pytest.raises(ConfigurationError, match=r"workflow\.shared_arrays is 'ControlVariates'"):
+        job.check()
+    path = "fedseg.workflows.buffered_training.BufferedTraining"
+    for kind in ("he", "splitavg"):
+        job = read_job(ROOT / "jobs" / f"hippocampus_{kind}")
+        job.server["workflows"][0] = {"path": path, "args": job_of().workflow}
+        with pytest.raises(ConfigurationError, match=r"BufferedTraining"):
+            job.check()
+
+
+def test_with_a_buffer_of_all_sites_it_is_federated_averaging_to_the_last_bit(tmp_path):
+    data = make_sites(tmp_path, {"alpha": (4, 1), "beta": (2, 1), "gamma": (3, 1)})
+    datalists = {site: read_datalist(data / site) for site in ("alpha", "beta", "gamma")}
+    models, rounds = [], []
+    for job in (job_of(buffer=3), job_of("fedavg")):
+        federation = InProcessFederation(job, datalists)
+        federation.run()
+        assert federation.events == []
+        models.append(federation.model.weights)
+        rounds.append([(entry["val_dice"], entry["weights"]) for entry in federation.rounds])
+    assert rounds[0] == rounds[1]
+    for name, value in models[0].items():
+        np.testing.assert_array_equal(value, models[1][name])

@@ -1,6 +1,7 @@
 """Buffered training over sites that answer as a script says, and in one process; whole runs are in tests/e2e."""
 
 import copy
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -171,18 +172,17 @@ def test_a_site_that_dies_is_named_and_asked_again(tmp_path):
 
 
 def test_a_resumed_run_says_what_was_lost_and_ends(tmp_path):
-    def stopping(task, site, message):
-        if task == "train" and message.current_round == 2:
-            raise KeyboardInterrupt
-        return answer(task, site, message)
-
-    with pytest.raises(KeyboardInterrupt):
-        train(stopped := buffered(tmp_path, stopping, num_rounds=4))
-    assert len(stopped.state.rounds) == 2
+    stopped = buffered(tmp_path, answer, num_rounds=4)
+    stopped.prepare()
+    for number in range(2):
+        stopped.state.record.round = number
+        stopped.run_round()
+        stopped.state.save_checkpoint()
     left = stopped.state.rounds[-1]["notes"]["in_flight"]
     assert left
     weights = copy.deepcopy(stopped.state.model.weights)
     del stopped
+    gc.collect()
     run = buffered(tmp_path, answer, num_rounds=4, resume=True)
     for name, value in run.state.model.weights.items():
         np.testing.assert_array_equal(value, weights[name])

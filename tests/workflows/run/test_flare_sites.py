@@ -129,6 +129,23 @@ def test_a_task_that_is_sent_is_answered_whenever_the_site_can(flare):
     assert got["a"].metrics == {"got": 5}
 
 
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        (refuses(None, None), "data: No cases."),
+        (Shareable(), "failed: The answer to the task train cannot be read."),
+    ],
+)
+def test_a_task_that_is_sent_is_answered_also_by_what_does_not_count(flare, reply, said):
+    accepted = []
+    sent = flare.sites.send("train", FLModel(metrics={"sent": 5}), "a", lambda *answer: accepted.append(answer))
+    assert not sent.answered
+    flare.start(a=lambda task, message: reply)
+    flare.sites.wait(lambda: sent.answered, timeout=60)
+    assert sent.answered
+    assert (accepted, flare.noted) == ([], [("a", said)])
+
+
 def test_direct_calls_reach_sites_while_they_work_and_end_the_task(flare):
     secrets, ready, accepted = {}, threading.Event(), []
 

@@ -119,8 +119,9 @@ class FlareSites(Sites):
 
     def conclude(self, client_task: ClientTask) -> None:
         """Note an answer to a task for one site that FLARE could not read, so that nobody waits for it."""
-        site, order = client_task.client.name, client_task.task
-        if order is self._posted.get(site) and not order.get_prop(_JUDGED):
+        site = client_task.client.name
+        order = self._posted.get(site)
+        if order is not None and order is client_task.task and not order.get_prop(_JUDGED):
             text = f"The answer to the task {order.name} cannot be read."
             order.get_prop(_RECEIVE)(site, RefusalError("failed", text))
 

@@ -11,7 +11,7 @@ WEIGHTS = {"w": np.ones((2,), np.float32), "scale": np.ones((), np.float32)}
 
 def started(total_sites=4):
     variates = ControlVariates()
-    variates.open(None, WEIGHTS)
+    variates.set_plan(None, WEIGHTS)
     variates.start(total_sites)
     return variates
 
@@ -136,7 +136,7 @@ def test_a_restored_state_goes_on_to_the_last_bit():
     for variates in (whole, stopped):
         run_round(variates, {"a": difference([0.1, 0.2]), "c": difference([0.3, 1e-8])})
     resumed = ControlVariates()
-    resumed.open(None, WEIGHTS)
+    resumed.set_plan(None, WEIGHTS)
     resumed.restore(stopped.state())
     assert resumed.describe() == {"name": "ControlVariates"}
     for variates in (whole, resumed):

@@ -14,7 +14,7 @@ HARMONISED = parse_plan({**PLAN, "network": {**PLAN["network"], "parts": PARTS}}
 
 def combined(**arguments):
     amplitudes = MeanAmplitude(**arguments)
-    amplitudes.open(HARMONISED, get_weights(HARMONISED.build_network()))
+    amplitudes.set_plan(HARMONISED, get_weights(HARMONISED.build_network()))
     amplitudes.start(2)
     for site, value in (("a", 1), ("b", 3)):
         spectrum = np.full((1, 1, 5, 5, 5), value, np.float32)
@@ -40,7 +40,7 @@ def test_rounds_leave_it_as_it_is():
 def test_a_plan_without_the_part_is_refused():
     plan = parse_plan(PLAN)
     with pytest.raises(ConfigurationError, match=r'network\.parts is \[\].*"amplitude".*for MeanAmplitude'):
-        MeanAmplitude().open(plan, get_weights(plan.build_network()))
+        MeanAmplitude().set_plan(plan, get_weights(plan.build_network()))
 
 
 def test_what_counts_is_described_and_checked():

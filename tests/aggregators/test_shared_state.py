@@ -30,7 +30,7 @@ class Shared(SharedState):
 
 def started(**arrays):
     state = Shared(**arrays)
-    state.open(None, {})
+    state.set_plan(None, {})
     state.start(2)
     return state
 
@@ -162,7 +162,7 @@ def test_what_does_not_fit_is_refused_and_leaves_the_others(array, extras, said)
 def test_a_restored_state_goes_on_to_the_last_bit(array):
     whole, stopped = (run_round(started(x=array), {"a/b": [0.1, 0.2], "c": [1e-8, 3]}) for _ in range(2))
     stored, resumed = stopped.state(), Shared(x=array)
-    resumed.open(None, {})
+    resumed.set_plan(None, {})
     resumed.restore(stored)
     assert resumed.total_sites == 2
     for state in (whole, resumed):

@@ -60,7 +60,7 @@ class SharedState(ABC):
     ...     def declare(self, plan, weights):
     ...         return {"mean": SharedArray((2,))}
     >>> offset = Offset()
-    >>> offset.open(plan=None, weights={})
+    >>> offset.set_plan(plan=None, weights={})
     >>> offset.start(total_sites=2)
     >>> offset.accept("a", {"offset/mean": np.array([1, 3], np.float32)})
     >>> offset.accept("b", {"offset/mean": np.array([3, 5], np.float32)})
@@ -120,7 +120,7 @@ class SharedState(ABC):
         """Whether sites receive different arrays."""
         return any(array.combine == "bank" and not array.with_own for array in self._declared.values())
 
-    def open(self, plan: Plan, weights: Mapping[str, np.ndarray]) -> None:
+    def set_plan(self, plan: Plan, weights: Mapping[str, np.ndarray]) -> None:
         """Declare the arrays of a run; see ``declare``."""
         self._declared = {self.prefix + name: array for name, array in self.declare(plan, weights).items()}
 

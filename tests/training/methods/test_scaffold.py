@@ -69,7 +69,7 @@ def local_round(network, hook, received, control, rates):
 def federate(sites, rounds, rates, with_scaffold, start=0.0):
     """Rounds over quadratic sites (uniform mean); returns w after the last round and the server's c."""
     variates = ControlVariates()
-    variates.open(None, {"w": np.zeros(1)})
+    variates.set_plan(None, {"w": np.zeros(1)})
     variates.start(len(sites))
     hooks = {name: Scaffold() if with_scaffold else None for name in sites}
     w = start

@@ -36,7 +36,7 @@ class WeightedModel(PlainModel):
         self.aggregator.check_plan(plan)
         if self.shared_arrays is not None:
             arrays = get_weights(plan.build_network())
-            self.shared_arrays.open(plan, {name: value for name, value in arrays.items() if is_averaged(value)})
+            self.shared_arrays.set_plan(plan, {name: value for name, value in arrays.items() if is_averaged(value)})
             self.further_arrays = self.shared_arrays.every_round
 
     @property

@@ -6,6 +6,7 @@ import pytest
 
 from fedseg.errors import ConfigurationError
 from fedseg.jobs.job import read_job
+from toy_parts import declare
 
 ROOT = Path(__file__).parents[2] / "jobs"
 PLAIN = "fedseg.workflows.federated_training.FederatedTraining"
@@ -103,3 +104,15 @@ def test_a_clipped_update_can_be_encrypted(job):
     clip = {"path": "fedseg.filters.norm_clip.NormClip", "args": {"norm": 1.0}}
     job.client["task_result_filters"][0]["filters"].insert(0, clip)
     job.check()
+
+
+def test_a_network_that_is_encrypted_has_parts_of_all_sites_only(job, monkeypatch):
+    declare(monkeypatch)
+    shared, kept = {"name": "affine"}, {"name": "affine", "private": True}
+    job.set("network", {"name": "residual_unet", "parts": [shared]})
+    job.check()
+    job.set("network", {"name": "residual_unet", "parts": [kept]})
+    with pytest.raises(
+        ConfigurationError, match=r"network\.parts is \['affine'\].*parts that all sites share in a job"
+    ):
+        job.check()

@@ -15,7 +15,7 @@ from torch import nn
 from fedseg import allowed
 from fedseg.errors import ConfigurationError
 from fedseg.networks.layers import with_aliases
-from fedseg.networks.parts.part import Ownership, Part, Place
+from fedseg.networks.parts.part import SHARED, Ownership, Part, Place
 from fedseg.networks.parts.registry import parse_parts
 
 NORMS = ("instance", "group")
@@ -247,6 +247,7 @@ class Network:
             network: what ``build`` gave, on any device.
         """
         owners = {name: owner for part in self.parts for name, owner in part.owners(network).items()}
+        owners = {name: owner for name, owner in owners.items() if owner != SHARED}
         return {alias: owner for name, owner in owners.items() for alias in sorted(with_aliases(network, [name]))}
 
     def to_dict(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from nvflare.app_common.app_constant import AppConstants
 
 from fedseg.contract.protocol import UPLOAD
+from fedseg.contract.shapes import array_owners
 from fedseg.errors import ConfigurationError
 from fedseg.workflows.run.round_protocol import DECRYPT, ENCRYPT, JobParts
 
@@ -15,13 +16,17 @@ def check_encryption(job: JobParts) -> None:
     Raises:
         ConfigurationError: names the part that is missing, or that cannot be there.
     """
+    why_all = "All arrays of the network are encrypted as one vector."
+    if array_owners(job.plan):
+        parts = [part.name for part in job.plan.network.parts]
+        raise ConfigurationError("network.parts", parts, "parts that all sites share in a job that encrypts", why_all)
     for each in job.filters(UPLOAD):
         if each.guarantees:
             why = "Sites report the largest value of their update, which no guarantee would cover."
             raise ConfigurationError("task_result_filters", type(each).__name__, "left out in a job that encrypts", why)
         if each.private_names(job.plan) or each.frozen_names(job.plan):
-            why = "All arrays of the network are encrypted as one vector."
-            raise ConfigurationError("task_result_filters", type(each).__name__, "left out in a job that encrypts", why)
+            left_out = "left out in a job that encrypts"
+            raise ConfigurationError("task_result_filters", type(each).__name__, left_out, why_all)
     if UPLOAD not in job.tasks:
         raise ConfigurationError("executors: tasks", list(job.tasks), f"a list with {UPLOAD!r} in a job that encrypts")
     if ENCRYPT not in job.result_filters.get(UPLOAD, []):

@@ -23,6 +23,7 @@ print("imported:", *(name for name in {HEAVY} if name in sys.modules))
         ("--version", "fedseg 0"),
         ("evaluate model", "the following arguments are required"),
         ("simulate job --data d --out o --rounds 0", "--rounds 0"),
+        ("nonsense", "invalid choice"),
         ("simulate --wrong", "the following arguments are required"),
         ("describe-split", "the following arguments are required"),
         ("local-federation --rounds 0", "--rounds 0"),

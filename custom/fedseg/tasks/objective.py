@@ -10,14 +10,16 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
-from torch import nn
 
 from fedseg.errors import ConfigurationError
 from fedseg.tasks.task import Task
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 MEAN = "mean"
 """Beside the outputs: the mean over those that have a score."""

@@ -16,7 +16,10 @@ from fedseg.contract.report import SiteReport
 from fedseg.data.datalist import read_datalist
 from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.jobs.job import read_job
-from fedseg.simulation.in_process import InProcessFederation
+from fedseg.provenance.audit import audit
+from fedseg.provenance.reading import read_record
+from fedseg.simulation.in_process import InProcessFederation, simulate_in_process
+from fedseg.simulation.run_folder import prepare_output
 from fedseg.workflows.buffered_training import BufferedTraining
 from fedseg.workflows.selection import LargestSites
 from scripted_sites import ScriptedSites, accepted, start, train
@@ -113,6 +116,13 @@ def test_an_update_that_is_too_old_is_left_out_by_name_and_the_site_trains_on(tm
     assert run.state.events == []
     assert run.state.rounds[3]["notes"]["staleness"]["c"] == 3
     assert run.state.rounds[3]["scales"] == {"c": pytest.approx(0.5)}
+
+
+def test_the_record_says_which_model_a_late_site_trained(tmp_path):
+    slow(tmp_path)
+    lines = list(read_record(tmp_path / "state" / "run" / "record.jsonl").of_kind("round"))
+    assert lines[3]["sites"]["c"]["trained"] == 0
+    assert "trained" not in lines[0]["sites"]["a"]
 
 
 def test_scores_of_a_late_site_are_of_another_model_and_left_out(tmp_path):
@@ -249,3 +259,13 @@ def test_with_a_buffer_of_all_sites_it_is_federated_averaging_to_the_last_bit(tm
     assert rounds[0] == rounds[1]
     for name, value in models[0].items():
         np.testing.assert_array_equal(value, models[1][name])
+
+
+def test_the_records_of_server_and_sites_agree_on_late_updates(tmp_path):
+    sites = {"alpha": (4, 1), "beta": (2, 1), "gamma": (3, 1)}
+    data, out = make_sites(tmp_path / "data", sites), tmp_path / "run"
+    prepare_output(out, False)
+    simulate_in_process(job_of(), data, out, sorted(sites), lambda event: None)
+    findings = audit([out])
+    assert [finding.text for finding in findings if not finding.good] == []
+    assert len([finding for finding in findings if "received are those" in finding.text]) == 3

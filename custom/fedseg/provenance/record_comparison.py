@@ -88,10 +88,11 @@ def _rounds(server: Record, starts: Sequence[ServerStart], site: Record) -> Outc
     for start, told in _counted(starts, site.name):
         count += 1
         here = f"round {told.number} (start {start.id})"
-        lines = _of_round(site, "received", start.id, told.number, "train")
+        number = _trained(told, site)
+        lines = _of_round(site, "received", start.id, number, "train")
         if not lines:
             wrong.append(f"the server counts {here}, of which the site's record knows nothing")
-        elif not _of_round(site, "sent", start.id, told.number):
+        elif not _of_round(site, "sent", start.id, number):
             wrong.append(f"the server counts {here}, in which nothing was sent by the site's record")
         cases = told.sites[site.name]["cases"]
         wrong += [
@@ -123,7 +124,7 @@ def _privacy(server: Record, starts: Sequence[ServerStart], site: Record) -> Out
     wrong, count = [], 0
     for start, told in _counted(starts, site.name):
         count += 1
-        sent = _of_round(site, "sent", start.id, told.number)
+        sent = _of_round(site, "sent", start.id, _trained(told, site))
         for name, words in (("epsilon", "epsilon"), ("privacy", "work of the site's filters")):
             noted = told.sites[site.name][name]
             if sent and noted not in [line[name] for line in sent]:
@@ -197,6 +198,11 @@ def _same_weights(sites: Sequence[Record]) -> list[Finding]:
 
 def _counted(starts: Sequence[ServerStart], name: str) -> Iterator[tuple[ServerStart, ServerRound]]:
     return ((start, told) for start in starts for told in start.rounds.values() if name in told.sites)
+
+
+def _trained(told: ServerRound, site: Record) -> int:
+    """The round of the model that a site trained: an earlier one where its update came late in buffered training."""
+    return int(told.sites[site.name].get("trained", told.number))
 
 
 def _of_round(site: Record, kind: str, start: str, number: int, *tasks: str) -> list[Entry]:

@@ -22,6 +22,7 @@ from fedseg.allowed import number, setting, whole
 from fedseg.contract.plan import Plan
 from fedseg.contract.shapes import array_owners
 from fedseg.errors import ConfigurationError
+from fedseg.workflows.run.record import STALENESS
 from fedseg.workflows.run.round_protocol import UPDATE_REFUSED, JobParts, RoundProtocol
 from fedseg.workflows.run.run_model import Keep
 from fedseg.workflows.run.run_state import RunState
@@ -103,7 +104,7 @@ class DiscountedModel(WeightedModel):
     def describe_round(self) -> dict[str, Any]:
         """Also staleness, and what is under way. Scores of late sites are of older models, so they are left out."""
         described = super().describe_round()
-        own = {"staleness": dict(sorted(self.staleness.items())), _IN_FLIGHT: dict(sorted(self.in_flight.items()))}
+        own = {STALENESS: dict(sorted(self.staleness.items())), _IN_FLIGHT: dict(sorted(self.in_flight.items()))}
         for site, staleness in self.staleness.items():
             if staleness:
                 self.reports[site] = replace(self.reports[site], val_loss=None, val_scores={})

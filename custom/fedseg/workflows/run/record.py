@@ -26,6 +26,8 @@ from fedseg.version import versions
 
 logger = logging.getLogger(__name__)
 FOLDER = "fedseg"
+# In the notes of a round: for each site the rounds that ended since it received the model that it trained.
+STALENESS = "staleness"
 PROGRESS_FILE = "progress.jsonl"
 RESULTS_FILE = "results.json"
 LAST_MODEL = "last.safetensors"
@@ -215,4 +217,7 @@ def round_line(entry: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) ->
         site: {"cases": part["num_samples"], "epsilon": part["epsilon"], "privacy": part["privacy"]}
         for site, part in entry["sites"].items()
     }
+    for site, late in entry.get("notes", {}).get(STALENESS, {}).items():
+        if late:
+            sites[site]["trained"] = entry["round"] - late
     return {"round": entry["round"], "sites": sites, "left_out": left_out}

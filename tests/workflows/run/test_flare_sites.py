@@ -4,6 +4,7 @@ import threading
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from nvflare.apis.client import Client
 from nvflare.apis.fl_constant import ReservedKey, ReturnCode
@@ -11,14 +12,17 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.impl.wf_comm_server import WFCommServer
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
-from nvflare.app_common.abstract.fl_model import FLModel
+from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from fedseg.aggregators.fedavg import FedAvg
 from fedseg.contract.protocol import BYTES_DOWN, BYTES_UP, REASON, RUN_ID, TEXT
+from fedseg.contract.report import SiteReport
 from fedseg.errors import AbortedError
 from fedseg.messages.calls.call import SECRET, Ask, Call
+from fedseg.workflows.buffered_training import BufferedTraining
 from fedseg.workflows.federated_training import FederatedTraining
+from scripted_sites import start, train
 
 
 class Engine:
@@ -144,6 +148,27 @@ def test_a_task_that_is_sent_is_answered_also_by_what_does_not_count(flare, repl
     flare.sites.wait(lambda: sent.answered, timeout=60)
     assert sent.answered
     assert (accepted, flare.noted) == ([], [("a", said)])
+
+
+def test_buffered_rounds_over_flare_wait_for_no_site_that_is_silent(flare, tmp_path):
+    def trains(task, message):
+        received = FLModelUtils.from_shareable(message)
+        if task == "prepare":
+            return FLModelUtils.to_shareable(FLModel(metrics={"training": 2, "validation": 0, "test": 0}))
+        arrays = {name: np.ones_like(value) for name, value in received.params.items()}
+        meta = SiteReport(2, 1, 0.9, None).to_meta()
+        return FLModelUtils.to_shareable(FLModel(params_type=ParamsType.DIFF, params=arrays, meta=meta))
+
+    def silent(task, message):
+        return trains(task, message) if task == "prepare" else None
+
+    workflow = BufferedTraining(4, FedAvg(), buffer=2, run_id="run")
+    flare.start(a=trains, b=trains, c=silent)
+    run = train(start(workflow, flare.sites, tmp_path))
+    assert [sorted(entry["sites"]) for entry in run.state.rounds] == [["a", "b"]] * 4
+    assert run.state.rounds[-1]["notes"]["in_flight"] == {"c": 0}
+    assert run.state.events == []
+    run.protocol.finish(run.state)
 
 
 def test_direct_calls_reach_sites_while_they_work_and_end_the_task(flare):

@@ -16,8 +16,8 @@ class StandingStill(SplitExecutor):
         super().__init__()
         self.site, self.seconds, self.stood = site, seconds, False
 
-    def _open(self, plan, run_id, fl_ctx):
-        trainer = super()._open(plan, run_id, fl_ctx)
+    def load_run(self, plan, run_id, fl_ctx):
+        trainer = super().load_run(plan, run_id, fl_ctx)
         answers = self._answers
         if fl_ctx.get_identity_name() == self.site and not self.stood:
             honest = type(answers).answer
@@ -39,8 +39,8 @@ class Intruding(SplitExecutor):
         super().__init__()
         self.site, self.victim, self.file = site, victim, Path(file)
 
-    def _open(self, plan, run_id, fl_ctx):
-        trainer = super()._open(plan, run_id, fl_ctx)
+    def load_run(self, plan, run_id, fl_ctx):
+        trainer = super().load_run(plan, run_id, fl_ctx)
         if fl_ctx.get_identity_name() == self.site:
             answers, engine = self._answers, fl_ctx.get_engine()
             honest = type(answers).answer

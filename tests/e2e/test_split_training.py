@@ -79,7 +79,7 @@ def summed(folder, data):
 def simulated_with(executor, arguments, job, data, out, monkeypatch, **workflow):
     """A run in which the sites have an executor of these tests; its results."""
     monkeypatch.setattr(component_policy, "FLARE_CLASSES", (*component_policy.FLARE_CLASSES, executor))
-    monkeypatch.setattr("fedseg.jobs.split._EXECUTOR", executor)
+    monkeypatch.setattr("fedseg.workflows.split.rounds._EXECUTOR", executor)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
     job = read_job(job)
     for key, value in (("task", PLAN["task"]), ("network", PLAN["network"]), ("training", TRAINING), ("seed", 3)):

@@ -250,20 +250,24 @@ def _progress(group: Any) -> dict[str, Any]:
 _SENTENCES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str, type[FederationError]], ...] = (
     (
         NoConnection,
-        "could not {what}: {error}. Is the server running, is its port open, and is the kit of this federation?",
+        "{user} could not {what}: {error}. Is the server running, is its port open, and is the kit of this federation?",
         ConnectionLostError,
     ),
     (
         (SessionClosed, SessionExpired),
-        "could not {what}: the session has ended ({error}). Try again.",
+        "{user} could not {what}: the session has ended ({error}). Try again.",
         ConnectionLostError,
     ),
-    (AuthenticationError, "could not {what}: the server does not accept the kit ({error}).", FederationError),
-    (AuthorizationError, "has no right to {what}; authorization.json of the server says who has.", FederationError),
-    (JobNotFound, "could not {what}: the server knows no such job. `fedseg jobs` lists them.", FederationError),
-    (JobNotDone, "could not {what}: it is still running. Wait for its end, or abort it.", FederationError),
-    (InvalidJobDefinition, "could not {what}: FLARE refuses the job folder ({error}).", FederationError),
-    (Exception, "could not {what}: {kind}: {error}", FederationError),
+    (AuthenticationError, "{user} could not {what}: the server does not accept the kit ({error}).", FederationError),
+    (
+        AuthorizationError,
+        "{user} has no right to {what}; authorization.json of the server says who has.",
+        FederationError,
+    ),
+    (JobNotFound, "{user} could not {what}: the server knows no such job. `fedseg jobs` lists them.", FederationError),
+    (JobNotDone, "{user} could not {what}: it is still running. Wait for its end, or abort it.", FederationError),
+    (InvalidJobDefinition, "{user} could not {what}: FLARE refuses the job folder ({error}).", FederationError),
+    (Exception, "{user} could not {what}: {kind}: {error}", FederationError),
 )
 
 
@@ -277,4 +281,4 @@ def _explained(user: str, what: str = "ask the server") -> Iterator[None]:
         raise
     except Exception as error:
         text, kind = next((text, kind) for caught, text, kind in _SENTENCES if isinstance(error, caught))
-        raise kind(f"{user} {text.format(what=what, error=error, kind=type(error).__name__)}") from None
+        raise kind(text.format(user=user, what=what, error=error, kind=type(error).__name__)) from None

@@ -84,7 +84,7 @@ def run(job: Path, data: Path, out: Path, in_process: bool = False) -> dict[str,
         if "split" in plan
         else {**PLAN["training"], **NEEDED.get(job.name, {})}
     )
-    network = PLAN["network"] | {key: plan["network"][key] for key in ("parts",) if key in plan["network"]}
+    network = PLAN["network"] | {key: value for key, value in plan.get("network", {}).items() if key == "parts"}
     settings = {"task": PLAN["task"], "network": network, "training": training}
     arguments = ["simulate", str(job), "--data", str(data), "--out", str(out), "--rounds", "2", "--seed", "3"]
     arguments += ["--no-probe", *(f"--set={key}={json.dumps(value)}" for key, value in settings.items())]

@@ -140,7 +140,7 @@ def job_with_code(folder, trace):
         f"import pathlib\npathlib.Path({str(trace)!r}).touch()\nclass Intruder: ...\n"
     )
     job = read_job(packed)
-    job.client["components"].append({"id": "x", "path": "intruder.Intruder", "args": {}})
+    job.client.setdefault("components", []).append({"id": "x", "path": "intruder.Intruder", "args": {}})
     return job
 
 

@@ -33,8 +33,8 @@ from fedseg.networks.registry import ResidualSegmentation
 from fedseg.networks.weights import Arrays, get_weights, is_averaged
 from fedseg.privacy.encryption.ciphertexts import CiphertextSum, read_ciphertexts
 from fedseg.privacy.encryption.context import EncryptionContext, make_contexts, public_context, secret_context
+from fedseg.privacy.encryption.encrypted_update import blocks_of, decrypt_update, encrypt_update
 from fedseg.privacy.encryption.fixed_point import MODES, choose_fields
-from fedseg.privacy.encryption.update import blocks_of, decrypt_update, encrypt_update
 
 NETWORK = ResidualSegmentation(init_filters=16)
 Result = tuple[list[float], float, Arrays]

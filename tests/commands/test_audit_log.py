@@ -18,7 +18,7 @@ from fedseg.messages.calls.call import AT_PREDICTIONS, FEATURES, LABELS, PARAMET
 from fedseg.models.encrypted_file import write_encrypted_file
 from fedseg.models.model_file import read_model, write_model
 from fedseg.models.note import note_path, read_note, write_note
-from fedseg.privacy.encryption.model import EncryptedModel, first_id
+from fedseg.privacy.encryption.encrypted_model import EncryptedModel, first_id
 from fedseg.provenance.run_log import RunLog
 from recorded_run import PLAN_OF_RUN, RUN, RecordedRun, forge, job, model_after
 from tiny import TASK, make_sites

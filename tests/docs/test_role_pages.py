@@ -31,8 +31,8 @@ from fedseg.privacy.accounting import ledger
 from fedseg.provenance.run_log import RECORD_FILE, REFUSED_FILE
 from fedseg.site import decrypted_model, pending_update
 from fedseg.site.policy import SitePolicy, parse_policy
-from fedseg.site.policy_rules import check_protection, planned_fraction
 from fedseg.site.profile import read_profile
+from fedseg.site.protection_rules import check_protection, planned_fraction
 from fedseg.site.state import SiteState
 from fedseg.workflows.federated_training import FederatedTraining
 

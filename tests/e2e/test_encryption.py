@@ -16,7 +16,7 @@ from fedseg.jobs import allowed_components as component_policy
 from fedseg.jobs.job import read_job
 from fedseg.models.model_file import read_model
 from fedseg.privacy.encryption.context import secret_context
-from fedseg.privacy.encryption.model import EncryptedModel, first_id
+from fedseg.privacy.encryption.encrypted_model import EncryptedModel, first_id
 from fedseg.simulation.results import build_summary
 from fedseg.simulation.run_folder import prepare_output
 from fedseg.simulation.simulator import simulate

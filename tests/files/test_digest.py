@@ -12,7 +12,7 @@ from fedseg.contract.plan import parse_plan
 from fedseg.files.digest import folder_digest, model_digest
 from fedseg.models.model_file import read_model, write_model
 from fedseg.networks.weights import get_weights
-from fedseg.privacy.encryption.model import first_id
+from fedseg.privacy.encryption.encrypted_model import first_id
 from tiny import PLAN
 
 WEIGHTS = {

@@ -27,9 +27,9 @@ from fedseg.errors import RefusalError
 from fedseg.filters.encrypt import ALGORITHM, DecryptModel, EncryptUpdate
 from fedseg.privacy.encryption.ciphertexts import CiphertextSum, read_ciphertexts
 from fedseg.privacy.encryption.context import make_contexts, public_context, secret_context
+from fedseg.privacy.encryption.encrypted_model import EncryptedModel, EncryptedRound, first_id
+from fedseg.privacy.encryption.encrypted_update import decrypt_update, encrypt_update
 from fedseg.privacy.encryption.fixed_point import MODES, choose_fields
-from fedseg.privacy.encryption.model import EncryptedModel, EncryptedRound, first_id
-from fedseg.privacy.encryption.update import decrypt_update, encrypt_update
 from fedseg.site.decrypted_model import load_decrypted
 from fedseg.site.profile import CONTEXT_FILE
 from outgoing import make_context, make_fl_context, make_message, make_update

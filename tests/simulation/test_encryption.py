@@ -12,7 +12,7 @@ from fedseg.models.model_file import read_model
 from fedseg.models.note import ModelNote, check_against_note, note_path, write_note
 from fedseg.networks.weights import get_weights
 from fedseg.privacy.encryption.context import KEY_NAME_FILE, make_contexts, public_context, secret_context
-from fedseg.privacy.encryption.model import EncryptedModel, first_id
+from fedseg.privacy.encryption.encrypted_model import EncryptedModel, first_id
 from fedseg.simulation.encryption import give_contexts
 from tiny import PLAN
 

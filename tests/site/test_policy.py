@@ -11,7 +11,7 @@ from fedseg.contract.report import REPORT_FIELDS, UNPROTECTED, ReportField
 from fedseg.contract.update import Stage
 from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.site.policy import ALWAYS, OPEN, Budget, SitePolicy, parse_policy
-from fedseg.site.policy_rules import check_epsilon, check_protection, clipping_norm, planned_fraction
+from fedseg.site.protection_rules import check_epsilon, check_protection, clipping_norm, planned_fraction
 
 EVERY_RULE = {
     "tasks": ["brats"],

@@ -26,9 +26,9 @@ from fedseg.models.encrypted_file import read_encrypted_file
 from fedseg.models.model_file import model_header, save_model
 from fedseg.networks.weights import apply_difference, get_weights, is_averaged
 from fedseg.privacy.encryption.context import KEY_NAME_FILE, EncryptionError, make_contexts, secret_context
+from fedseg.privacy.encryption.encrypted_model import read_encrypted_model
+from fedseg.privacy.encryption.encrypted_update import encrypt_update
 from fedseg.privacy.encryption.fixed_point import MODES, choose_fields
-from fedseg.privacy.encryption.model import read_encrypted_model
-from fedseg.privacy.encryption.update import encrypt_update
 from fedseg.workflows.encrypted.history import EncryptedHistory
 from fedseg.workflows.encrypted_training import EncryptedTraining
 from fedseg.workflows.run.checkpoint import CheckpointError

@@ -27,7 +27,7 @@ class SharedArray:
     Attributes:
         shape: of what one site sends.
         combine: ``mean`` over the sites, ``sum`` over the sites, or ``bank``: the server keeps the last array of each
-            site, and sends out all of them, one upon the other in the order of the sites' names [N, *shape].
+            site, and sends out all of them, stacked in the order of the sites' names [N, *shape].
         weighted: of a mean: whether sites count by their training cases; otherwise all sites count equally.
         with_own: of a bank: whether a site also receives its own array.
         before_rounds: whether sites send it once, before round 0; otherwise they send it with every update.
@@ -92,7 +92,7 @@ class SharedState(ABC):
         """
 
     def update(self, current: np.ndarray, combined: np.ndarray, sites: int) -> np.ndarray:
-        """The array for the next round; the combined one unless a method makes more of it. Not asked for banks.
+        """Return the array for the next round: the combined one unless a subclass overrides this. Not called for banks.
 
         Args:
             current: the array of this round; zeros before the first.
@@ -168,7 +168,7 @@ class SharedState(ABC):
             sent = {name: np.asarray(value).astype(expected[name].dtype) for name, value in extras.items()}
             moved = [self._current.get(name, expected[name]) + value for name, value in sent.items()]
         if not all(np.isfinite(value).all() for value in moved):
-            raise RefusalError("weights", "The further arrays are so large that the server's would not stay finite.")
+            raise RefusalError("weights", "The shared arrays are so large that the server's would not stay finite.")
         self._spool.put(site, sent)
 
     def finish_before_rounds(self, samples: Mapping[str, float]) -> None:

@@ -22,7 +22,7 @@ from fedseg.contract.report import SiteReport
 from fedseg.errors import AbortedError, DataError, FedsegError, RefusalError
 from fedseg.executors.admission import check_plan, check_version
 from fedseg.executors.curves import send_curves
-from fedseg.executors.policy_check import check_statistics, check_submission
+from fedseg.executors.refusals import check_statistics, check_submission
 from fedseg.executors.scoring import score_model
 from fedseg.executors.site_session import SiteSession
 from fedseg.memory import give_back

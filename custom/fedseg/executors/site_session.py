@@ -15,7 +15,7 @@ from fedseg.contract.report import SiteReport, declared_fields
 from fedseg.errors import ConfigurationError, FedsegError, RefusalError
 from fedseg.executors.admission import admit_data, check_version
 from fedseg.executors.job_identity import job_fingerprint
-from fedseg.executors.policy_check import JobTerms, check_cases, check_job, curves_leave, job_terms
+from fedseg.executors.refusals import JobTerms, check_cases, check_job, curves_leave, job_terms
 from fedseg.executors.site_record import SiteRecord
 from fedseg.filters.base import hooks_of, own_names
 from fedseg.filters.chain import update_chain
@@ -86,7 +86,7 @@ class SiteSession:
 
     @property
     def guaranteed(self) -> bool:
-        """Whether the job computes a formal guarantee for this site, which then tells nothing besides."""
+        """Whether the job computes a formal guarantee for this site; then only what it covers leaves, and counts."""
         return self.terms is not None and self.terms.guaranteed
 
     @property

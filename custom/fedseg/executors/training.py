@@ -15,7 +15,7 @@ from fedseg.contract.protocol import RUN_ID, SHARE, START, TOTALS, UPLOAD
 from fedseg.contract.report import SiteReport
 from fedseg.contract.round_settings import parse_round_settings
 from fedseg.errors import ConfigurationError, RefusalError
-from fedseg.executors.policy_check import check_statistics
+from fedseg.executors.refusals import check_statistics
 from fedseg.executors.site_executor import Answer, SiteExecutor
 from fedseg.filters.chain import is_guaranteed, update_chain
 from fedseg.filters.encrypt import encrypts

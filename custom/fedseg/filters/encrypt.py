@@ -37,9 +37,9 @@ from fedseg.messages.job import site_profile
 from fedseg.messages.replies import refuse
 from fedseg.messages.updates import PREFIX
 from fedseg.privacy.encryption.context import EncryptionContext, EncryptionError, secret_context
+from fedseg.privacy.encryption.encrypted_model import read_encrypted_model
+from fedseg.privacy.encryption.encrypted_update import encrypt_update
 from fedseg.privacy.encryption.fixed_point import FixedPoint, choose_fields
-from fedseg.privacy.encryption.model import read_encrypted_model
-from fedseg.privacy.encryption.update import encrypt_update
 from fedseg.site.decrypted_model import load_decrypted, save_decrypted
 from fedseg.site.profile import SiteProfile
 from fedseg.site.state import check_run_id

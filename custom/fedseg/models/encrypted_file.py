@@ -13,7 +13,7 @@ from fedseg.files.digest import model_digest
 from fedseg.models.model_file import ModelFile, model_header, read_model, save_model
 from fedseg.models.note import ModelNote, replaced_note, write_note
 from fedseg.privacy.encryption.context import EncryptionContext
-from fedseg.privacy.encryption.model import EncryptedModel, read_encrypted_model
+from fedseg.privacy.encryption.encrypted_model import EncryptedModel, read_encrypted_model
 
 FORMAT = "fedseg-encrypted-1"
 _HEADER = ("fedseg", "task", "network", "notes")

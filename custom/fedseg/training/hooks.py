@@ -24,7 +24,7 @@ from fedseg.training.companions import Companion
 from fedseg.training.patches import Sample
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-# There is room for one answer only, so one hook of a job at most may have such a moment.
+# Only one result of these methods can be used, so at most one hook of a job may override each.
 _SINGLE = ("order", "step", "personal_model")
 
 
@@ -103,7 +103,7 @@ class LocalTraining(Protocol):
 
 
 class TrainingHook:
-    """Does nothing; each method is called at the moment that its name says, hooks in the order given.
+    """Does nothing by default. The trainer calls each method at the moment that its name says, hooks in their order.
 
     What a hook must remember between rounds goes through ``state`` and ``load_state`` to the site's disk: the object
     itself may not live that long.
@@ -121,7 +121,7 @@ class TrainingHook:
     reports: ClassVar[Mapping[str, ReportField]] = {}
 
     def check_plan(self, plan: Plan) -> None:
-        """Refuse a plan under which the method would not be the method; asked when the trainer is built.
+        """Refuse a plan whose settings contradict this method; called once, when the trainer is built.
 
         Raises:
             ConfigurationError: a setting of the plan must be another.

@@ -17,8 +17,8 @@ from fedseg.privacy.encryption.context import (
     secret_context,
     security_bits,
 )
+from fedseg.privacy.encryption.encrypted_update import blocks_of, decrypt_update, encrypt_update
 from fedseg.privacy.encryption.fixed_point import MODES, FixedPoint, choose_fields
-from fedseg.privacy.encryption.update import blocks_of, decrypt_update, encrypt_update
 
 SITE, SERVER = make_contexts()
 SECRET, PUBLIC = secret_context(SITE), public_context(SERVER)

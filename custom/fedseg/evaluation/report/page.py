@@ -1,4 +1,7 @@
-"""One self-contained page about a run, for a radiologist and a coordinator."""
+"""One self-contained page about a run, for a radiologist and a coordinator.
+
+This module puts the page together. Its sentences stand in ``wording`` and in the template ``report.html.j2``.
+"""
 
 from __future__ import annotations
 

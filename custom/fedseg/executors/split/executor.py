@@ -17,7 +17,7 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from fedseg.contract.plan import Plan
 from fedseg.contract.protocol import RUN_ID, START
 from fedseg.errors import RefusalError
-from fedseg.executors.policy_check import check_features
+from fedseg.executors.refusals import check_features
 from fedseg.executors.site_executor import SiteExecutor
 from fedseg.executors.split.answers import SplitAnswers
 from fedseg.messages.calls.call import PATIENCE, SECRET, read_call

@@ -26,8 +26,8 @@ from fedseg.filters.guard.update import check_update
 from fedseg.messages.sizes import message_size
 from fedseg.networks.weights import EXTRA
 from fedseg.site.policy import OPEN, SitePolicy
-from fedseg.site.policy_rules import broken
 from fedseg.site.profile import SiteProfile
+from fedseg.site.protection_rules import broken
 from fedseg.tasks.objective import MEAN
 
 _HEADERS = {ReservedHeaderKey.RC, ReservedHeaderKey.CONTENT_TYPE, REASON, TEXT, BYTES_UP, BYTES_DOWN}

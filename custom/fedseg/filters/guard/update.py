@@ -25,8 +25,8 @@ from fedseg.networks.weights import EXTRA
 from fedseg.privacy.mechanisms.quantise import SCALES
 from fedseg.privacy.mechanisms.sparse import LAYOUT, POSITIONS, VALUES, Shapes, check_layout, read_layout
 from fedseg.site.policy import OPEN
-from fedseg.site.policy_rules import broken, check_epsilon, check_protection, planned_fraction
 from fedseg.site.profile import SiteProfile
+from fedseg.site.protection_rules import broken, check_epsilon, check_protection, planned_fraction
 
 _META = {META_KEY, STEPS, MetaKey.NUM_STEPS_CURRENT_ROUND, MetaKey.PROCESSED_ALGORITHM}
 _KINDS = {

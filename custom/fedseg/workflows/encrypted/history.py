@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from fedseg.errors import RefusalError
 from fedseg.files.arrays import save_whole
-from fedseg.privacy.encryption.model import EncryptedRound, next_id, read_round
+from fedseg.privacy.encryption.encrypted_model import EncryptedRound, next_id, read_round
 from fedseg.workflows.run.checkpoint import CheckpointError
 
 _PREFIX = "encrypted-"

@@ -26,9 +26,9 @@ from fedseg.models.note import replaced_note
 from fedseg.networks.weights import Arrays, is_averaged
 from fedseg.privacy.encryption.ciphertexts import CiphertextSum, read_ciphertexts
 from fedseg.privacy.encryption.context import KEY_NAME_FILE, EncryptionContext, EncryptionError, public_context
+from fedseg.privacy.encryption.encrypted_model import EncryptedModel, EncryptedRound, first_id
+from fedseg.privacy.encryption.encrypted_update import blocks_of
 from fedseg.privacy.encryption.fixed_point import MODES, FixedPoint, choose_fields
-from fedseg.privacy.encryption.model import EncryptedModel, EncryptedRound, first_id
-from fedseg.privacy.encryption.update import blocks_of
 from fedseg.site.profile import server_context_file
 from fedseg.workflows.encrypted.history import EncryptedHistory
 from fedseg.workflows.run.checkpoint import CheckpointError, Checkpoints

@@ -88,7 +88,7 @@ class RoundProtocol(ABC):
             raise ConfigurationError("workflow", job.workflow, f"{SPLIT} where the plan has split")
 
     def round_settings(self, number: int) -> RoundSettings:
-        """What sites are told to do otherwise than the plan says in a round; their steps are held against it."""
+        """Settings that replace those of the plan in one round; the steps that sites report are held to them."""
         return RoundSettings()
 
     # ------------------------------------------------------------------ a run
@@ -173,7 +173,7 @@ class RoundProtocol(ABC):
         )
 
     def check_report(self, run: RunState, site: str, report: SiteReport) -> None:
-        """Believe no number that can be known; see ``acceptance.check_report``."""
+        """Check every reported number that the server can compute itself; see ``acceptance.check_report``."""
         settings = self.round_settings(run.number).applied(run.plan.training)
         check_report(report, run.facts[site], round_steps(settings, run.facts[site].num_samples))
 

@@ -202,8 +202,8 @@ class Sites(ABC):
 
         Args:
             task, message, sites, timeout, accept: see ``ask``.
-            talk: makes the calls, beside the task and perhaps in another thread, and gives the sites whose answers to
-                the task are still to be waited for; then the task ends. What it raises, this raises.
+            talk: makes the calls while the task runs, perhaps in another thread. It returns the sites whose answers are
+                still needed; the task ends when these have answered. Its errors are passed on.
             call_timeout: seconds that a site may take to answer a call.
         """
 

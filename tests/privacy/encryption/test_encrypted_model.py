@@ -13,8 +13,7 @@ from fedseg.models.encrypted_file import read_encrypted_file, write_encrypted_fi
 from fedseg.models.model_file import read_model, write_model
 from fedseg.networks.weights import get_weights, is_averaged
 from fedseg.privacy.encryption.context import make_contexts, secret_context
-from fedseg.privacy.encryption.fixed_point import choose_fields
-from fedseg.privacy.encryption.model import (
+from fedseg.privacy.encryption.encrypted_model import (
     EncryptedModel,
     EncryptedRound,
     first_id,
@@ -22,7 +21,8 @@ from fedseg.privacy.encryption.model import (
     read_encrypted_model,
     read_round,
 )
-from fedseg.privacy.encryption.update import encrypt_update
+from fedseg.privacy.encryption.encrypted_update import encrypt_update
+from fedseg.privacy.encryption.fixed_point import choose_fields
 from tiny import PLAN
 
 KEY = secret_context(make_contexts()[0])

@@ -15,7 +15,7 @@ from fedseg.contract.plan import parse_plan
 from fedseg.contract.protocol import REASON, TEXT
 from fedseg.contract.report import META_KEY
 from fedseg.errors import RefusalError
-from fedseg.executors.policy_check import (
+from fedseg.executors.refusals import (
     JobTerms,
     check_cases,
     check_features,

@@ -1,4 +1,7 @@
-"""Whether a job stays within what the site allows: asked before every task, and answered with the rule's name."""
+"""What a site refuses of a job, and why: asked before every task; the answer names the rule of the site's policy.
+
+Whether version, plan and data fit is asked once, in ``admission``.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from fedseg.filters.chain import UPDATE_TASKS, is_guaranteed, sending_chain, upd
 from fedseg.filters.guard.guard import Guard
 from fedseg.messages.job import job_name
 from fedseg.site.policy import OPEN, SitePolicy
-from fedseg.site.policy_rules import broken, check_protection, planned_fraction
+from fedseg.site.protection_rules import broken, check_protection, planned_fraction
 from fedseg.training.hooks import TrainingHook, replaces
 
 

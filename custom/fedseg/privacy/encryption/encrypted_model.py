@@ -20,8 +20,8 @@ from fedseg.files.digest import model_digest
 from fedseg.networks.weights import Arrays, apply_difference, is_averaged
 from fedseg.privacy.encryption.ciphertexts import Ciphertexts, read_ciphertexts
 from fedseg.privacy.encryption.context import EncryptionContext, EncryptionError
+from fedseg.privacy.encryption.encrypted_update import decrypt_update
 from fedseg.privacy.encryption.fixed_point import FixedPoint, choose_fields
-from fedseg.privacy.encryption.update import decrypt_update
 
 _INITIAL, _ROUND = "initial/", "round-{:05d}/"
 

@@ -133,6 +133,15 @@ def test_a_task_that_is_sent_is_answered_whenever_the_site_can(flare):
     assert got["a"].metrics == {"got": 5}
 
 
+def test_a_wait_ends_although_an_invited_site_has_not_answered(flare):
+    got = {}
+    flare.start(a=scores)
+    flare.sites.send("prepare", FLModel(metrics={"sent": 1}), "c", lambda site, answer: None)
+    flare.sites.send("train", FLModel(metrics={"sent": 5}), "a", lambda site, answer: got.update({site: answer}))
+    flare.sites.wait(lambda: False)
+    assert list(got) == ["a"]
+
+
 @pytest.mark.parametrize(
     ("reply", "said"),
     [

@@ -6,16 +6,18 @@ import numpy as np
 import pytest
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 
+from fedseg.aggregators.control_variates import ControlVariates
 from fedseg.aggregators.fedavg import FedAvg
 from fedseg.aggregators.mean_amplitude import MeanAmplitude
 from fedseg.aggregators.shared_state import SharedArray, SharedState
 from fedseg.contract.plan import parse_plan
 from fedseg.contract.report import SiteReport
-from fedseg.errors import AbortedError, DataError, FedsegError, RefusalError
+from fedseg.errors import AbortedError, ConfigurationError, DataError, FedsegError, RefusalError
 from fedseg.networks.parts.amplitude import SPECTRUM
 from fedseg.provenance.reading import named_models, read_record, server_starts
 from fedseg.provenance.run_log import RECORD_FILE, SERVER_SIDE, RunLog
 from fedseg.workflows.federated_training import FederatedTraining
+from fedseg.workflows.run.weighted_model import WeightedModel
 from scripted_sites import accepted, start, train
 from tiny import PLAN
 from toy_parts import NAMES, declare
@@ -201,3 +203,11 @@ def test_the_line_of_it_stands_after_the_start_and_before_round_0(tmp_path, plac
         log.append(kind, **details)
     with pytest.raises(DataError, match="tells of round -1, which does not follow the line before it"):
         server_starts(read_record(tmp_path / RECORD_FILE))
+
+
+@pytest.mark.parametrize("arguments", [{"private": True}, {"sites": ["a"]}, {"from_round": 1}])
+def test_arrays_that_come_with_updates_are_refused_beside_arrays_that_a_site_keeps(monkeypatch, arguments):
+    """SCAFFOLD's control variates would tell how private arrays change, and drift where a site does not train."""
+    plan = parse_plan(declare(monkeypatch, **arguments))
+    with pytest.raises(ConfigurationError, match=r"network\.parts is \['affine'\].* with ControlVariates"):
+        WeightedModel(FedAvg(), shared_arrays=ControlVariates()).check_plan(plan)

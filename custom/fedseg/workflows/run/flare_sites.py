@@ -11,7 +11,7 @@ from nvflare.apis.fl_constant import ReturnCode
 from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.workflows.model_controller import ModelController
 
-from fedseg.contract.protocol import BYTES_DOWN, BYTES_UP, REASON, TEXT
+from fedseg.contract.protocol import BYTES_DOWN, BYTES_UP, PREPARE, REASON, TEXT
 from fedseg.errors import AbortedError, FedsegError, RefusalError
 from fedseg.messages.calls.caller import DirectCalls
 from fedseg.workflows.run.call_secrets import CallSecrets
@@ -73,7 +73,9 @@ class FlareSites(Sites):
     def wait(self, enough: Callable[[], bool], timeout: int = 0) -> None:
         begin = last = time.monotonic()
         while not enough():
-            waiting = [site for site, order in self._posted.items() if order.completion_status is None]
+            # An invitation is answered whenever the site likes; a round does not wait for it.
+            orders = {site: order for site, order in self._posted.items() if order.name != PREPARE}
+            waiting = [site for site, order in orders.items() if order.completion_status is None]
             if all(self.absence(site) for site in waiting) or (timeout and time.monotonic() - begin >= timeout):
                 return
             time.sleep(_PAUSE)

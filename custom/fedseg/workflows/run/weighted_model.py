@@ -11,8 +11,9 @@ from fedseg.aggregators.base import Aggregator
 from fedseg.aggregators.server_optimizers import ServerOptimizer
 from fedseg.aggregators.shared_state import SharedState
 from fedseg.contract.plan import Plan
+from fedseg.contract.shapes import array_owners
 from fedseg.contract.update import Update
-from fedseg.errors import RefusalError
+from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.networks.weights import Arrays, get_weights, is_averaged, join_extras, split_extras
 from fedseg.workflows.run.plain_model import PlainModel, select
 from fedseg.workflows.run.run_model import Keep, RunModel
@@ -38,6 +39,11 @@ class WeightedModel(PlainModel):
             arrays = get_weights(plan.build_network())
             self.shared_arrays.set_plan(plan, {name: value for name, value in arrays.items() if is_averaged(value)})
             self.further_arrays = self.shared_arrays.every_round
+            if self.further_arrays and array_owners(plan):
+                parts, name = [part.name for part in plan.network.parts], type(self.shared_arrays).__name__
+                allowed = f"parts whose arrays all sites share and train from the first round, with {name}"
+                why = "What comes with updates beside the network's arrays would tell those that stay at a site."
+                raise ConfigurationError("network.parts", parts, allowed, why)
 
     @property
     def per_site(self) -> bool:

@@ -15,7 +15,7 @@ from tiny import make_sites  # noqa: E402
 
 # What tells one run from another, and what a machine has to say of time and memory.
 OWN = {"run_id", "date", "wall_seconds", "peak_rss_mb"}
-EVERY_DAY = ("hippocampus_gaussian_dp", "hippocampus_splitavg")
+EVERY_DAY = ("hippocampus_gaussian_dp",)
 JOBS = [pytest.param(job, marks=[] if job in EVERY_DAY else [pytest.mark.full], id=job) for job in golden_models.EIGHT]
 
 

@@ -68,7 +68,15 @@ def simulated(job, data, out):
     return build_summary(job, result, out / "state"), last_models(out)
 
 
-@pytest.mark.parametrize("folder", JOBS, ids=lambda folder: folder.name)
+def trained():
+    """All jobs; of a method that has jobs for several tasks, the one for the hippocampus every day."""
+    for folder in JOBS:
+        task, _, method = folder.name.partition("_")
+        twin = task != "hippocampus" and folder.with_name(f"hippocampus_{method}") in JOBS
+        yield pytest.param(folder, id=folder.name, marks=pytest.mark.full if twin else ())
+
+
+@pytest.mark.parametrize("folder", trained())
 def test_every_job_trains(folder, data, tmp_path):
     job = tiny_job(folder)
     start = get_weights(job.check().build_network())

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -51,6 +53,14 @@ def test_the_seed_alone_decides_about_the_weights(declaration):
         ({"name": "residual_unet", "channels": [16, -1]}, "channels"),
         ({"name": "residual_unet", "channels": "16"}, "channels"),
         ({"name": "residual_unet", "channels": [8, 16], "strides": [2, 2]}, "strides"),
+        ({"name": "residual_unet", "channels": [8, 16], "strides": [[2, 2]]}, "strides"),
+        ({"name": "residual_unet", "channels": [8, 16], "strides": [[2, 2, 0]]}, "strides"),
+        ({"name": "residual_unet", "channels": [8, 16], "strides": [[2, 2, [1]]]}, "strides"),
+        ({"name": "residual_unet", "channels": [8, 16], "strides": [True]}, "strides"),
+        ({"name": "residual_unet", "kernel": [3, 3, 2]}, "kernel"),
+        ({"name": "residual_unet", "kernel": 0}, "kernel"),
+        ({"name": "dynunet", "kernels": [3, 3]}, "kernels is .* but must be 4 entries, as many as filters"),
+        ({"name": "dynunet", "kernels": 3}, "kernels"),
         ({"name": "residual_unet", "res_units": 0}, "res_units"),
         ({"name": "dynunet", "filters": [8, 16]}, "filters"),
         ({"name": "dynunet", "residual": 1}, "residual"),
@@ -63,9 +73,49 @@ def test_wrong_arguments_are_refused_by_name(declaration, named):
         parse_network(declaration)
 
 
-def test_a_network_survives_its_json_form():
-    network = parse_network({"name": "dynunet", "filters": [8, 16, 32], "strides": [1, 2, 2]})
-    assert parse_network(network.to_dict()) == network
+THICK = [
+    {"name": "residual_unet", "channels": [4, 8, 8], "strides": [[2, 2, 1], 2], "kernel": [3, 3, 1]},
+    {"name": "dynunet", "filters": [4, 8, 8], "strides": [1, [2, 2, 1], 2], "kernels": [[3, 3, 1], [3, 3, 1], 3]},
+    {"name": "dynunet", "filters": [4, 8, 8], "strides": [1, [2, 2, 1], 2], "kernels": [3, 3, 1], "residual": True},
+]
+
+
+@pytest.mark.parametrize("declaration", [{"name": "dynunet", "filters": [8, 16, 32], "strides": [1, 2, 2]}, *THICK])
+def test_a_network_survives_its_json_form(declaration):
+    network = parse_network(declaration)
+    assert parse_network(json.loads(json.dumps(network.to_dict()))) == network
+
+
+@pytest.mark.parametrize("declaration", THICK)
+def test_thick_slices_are_shrunk_less_than_the_others(declaration):
+    declared = parse_network(declaration)
+    assert declared.arguments.divisor == (4, 4, 2)
+    network = declared.build(2, 3, seed=0)
+    caught = []
+    declared.arguments.bottleneck(network).register_forward_hook(lambda _m, _a, output: caught.append(output.shape))
+    assert network(torch.zeros(1, 2, 16, 24, 6)).shape == (1, 3, 16, 24, 6)
+    assert tuple(caught[0][2:]) == (4, 6, 3)
+
+
+def test_with_a_kernel_of_one_voxel_across_no_slice_sees_another():
+    declaration = {"name": "residual_unet", "channels": [4, 8], "strides": [[2, 2, 1]], "kernel": [3, 3, 1]}
+    network = parse_network({**declaration, "norm": "instance"}).build(1, 1, seed=0).eval()
+    for name, module in list(network.named_modules()):  # statistics over the whole image would let slices meet
+        if isinstance(module, torch.nn.InstanceNorm3d):
+            network.get_submodule(name.rpartition(".")[0]).__setattr__(name.rpartition(".")[2], torch.nn.Identity())
+    image = torch.randn(1, 1, 8, 8, 4, generator=torch.Generator().manual_seed(0))
+    other = image.clone()
+    other[..., 2] += 1
+    changed = (network(image) - network(other)).abs().amax(dim=(0, 1, 2, 3)) > 0
+    assert changed.tolist() == [False, False, True, False]
+
+
+def test_three_equal_numbers_are_one_number():
+    one = parse_network({"name": "residual_unet", "channels": [4, 8], "strides": [2]}).build(1, 2, seed=3)
+    three = {"name": "residual_unet", "channels": [4, 8], "strides": [[2, 2, 2]], "kernel": [3, 3, 3]}
+    weights = get_weights(parse_network(three).build(1, 2, seed=3))
+    assert all(np.array_equal(value, weights[name]) for name, value in get_weights(one).items())
+    assert len(get_weights(one)) == len(weights)
 
 
 class TestWeights:

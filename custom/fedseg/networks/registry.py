@@ -18,6 +18,9 @@ from fedseg.networks.layers import with_aliases
 from fedseg.networks.parts.part import SHARED, Ownership, Part, Place
 from fedseg.networks.parts.registry import parse_parts
 
+Steps = tuple[int | tuple[int, int, int], ...]
+"""For each level a number for all three axes, or one for each axis (x, y, z): thick slices need fewer steps across."""
+
 NORMS = ("instance", "group")
 INSTANCE = ("instance", {"affine": True})
 
@@ -62,18 +65,19 @@ class ResidualUNet(NetworkArguments):
 
     Attributes:
         channels: feature maps of each level, finest first.
-        strides: downsampling between the levels; one fewer than ``channels``.
+        strides: downsampling between the levels; one fewer than ``channels``. A number, or one for each axis.
         res_units: convolutions in each residual unit.
+        kernel: voxels of each convolution along an axis, odd. A number, or one for each axis.
     """
 
     channels: tuple[int, ...] = (16, 32, 64, 128)
-    strides: tuple[int, ...] = (2, 2, 2)
+    strides: Steps = (2, 2, 2)
     res_units: int = 2
+    kernel: int | tuple[int, int, int] = 3
 
     @property
     def divisor(self) -> tuple[int, int, int]:
-        factor = prod(self.strides)
-        return (factor, factor, factor)
+        return _product(self.strides)
 
     def build(self, in_channels: int, out_channels: int) -> nn.Module:
         network = UNet(
@@ -82,6 +86,8 @@ class ResidualUNet(NetworkArguments):
             out_channels=out_channels,
             channels=self.channels,
             strides=self.strides,
+            kernel_size=self.kernel,
+            up_kernel_size=self.kernel,
             num_res_units=self.res_units,
             norm=INSTANCE,
             bias=False,
@@ -101,39 +107,38 @@ class ResidualUNet(NetworkArguments):
     def check(self, where: str) -> None:
         super().check(where)
         _check_counts(f"{where}.channels", self.channels, 2)
-        _check_counts(f"{where}.strides", self.strides, len(self.channels) - 1)
-        if len(self.strides) != len(self.channels) - 1:
-            raise ConfigurationError(
-                f"{where}.strides", self.strides, f"{len(self.channels) - 1} numbers: one fewer than channels"
-            )
+        _check_levels(f"{where}.strides", self.strides, len(self.channels) - 1, "one fewer than channels")
         allowed.whole(f"{where}.res_units", self.res_units)
+        _check_levels(f"{where}.kernel", (self.kernel,), 1, odd=True)
 
 
 @dataclass(frozen=True)
 class DynamicUNet(NetworkArguments):
-    """nnU-Net's network (Isensee et al., Nat Methods 2021; MONAI ``DynUNet``), 3x3x3 kernels.
+    """nnU-Net's network (Isensee et al., Nat Methods 2021; MONAI ``DynUNet``).
 
     Attributes:
         filters: feature maps of each level, finest first.
-        strides: stride of each level; the first is usually 1.
+        strides: stride of each level; the first is usually 1. A number, or one for each axis.
         residual: residual blocks instead of plain ones.
+        kernels: voxels of the convolutions of each level along an axis, odd; empty for 3 everywhere. A number, or one
+            for each axis.
     """
 
     filters: tuple[int, ...] = (16, 32, 64, 128)
-    strides: tuple[int, ...] = (1, 2, 2, 2)
+    strides: Steps = (1, 2, 2, 2)
     residual: bool = False
+    kernels: Steps = ()
 
     @property
     def divisor(self) -> tuple[int, int, int]:
-        factor = prod(self.strides)
-        return (factor, factor, factor)
+        return _product(self.strides)
 
     def build(self, in_channels: int, out_channels: int) -> nn.Module:
         return DynUNet(
             spatial_dims=3,
             in_channels=in_channels,
             out_channels=out_channels,
-            kernel_size=[3] * len(self.filters),
+            kernel_size=self.kernels or (3,) * len(self.filters),
             strides=self.strides,
             upsample_kernel_size=self.strides[1:],
             filters=self.filters,
@@ -148,9 +153,9 @@ class DynamicUNet(NetworkArguments):
     def check(self, where: str) -> None:
         super().check(where)
         _check_counts(f"{where}.filters", self.filters, 3)
-        _check_counts(f"{where}.strides", self.strides, len(self.filters))
-        if len(self.strides) != len(self.filters):
-            raise ConfigurationError(f"{where}.strides", self.strides, f"{len(self.filters)} numbers, one per level")
+        _check_levels(f"{where}.strides", self.strides, len(self.filters), "as many as filters")
+        if self.kernels != ():
+            _check_levels(f"{where}.kernels", self.kernels, len(self.filters), "as many as filters", odd=True)
         allowed.switch(f"{where}.residual", self.residual)
 
 
@@ -170,8 +175,7 @@ class ResidualSegmentation(NetworkArguments):
 
     @property
     def divisor(self) -> tuple[int, int, int]:
-        factor = 2 ** (len(self.blocks_down) - 1)
-        return (factor, factor, factor)
+        return _product((2,) * (len(self.blocks_down) - 1))
 
     def build(self, in_channels: int, out_channels: int) -> nn.Module:
         return SegResNet(
@@ -253,7 +257,7 @@ class Network:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON form; ``parse_network`` reads it back to an equal network."""
         values = {f.name: getattr(self.arguments, f.name) for f in fields(self.arguments)}
-        plain = {"name": self.name, **{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}}
+        plain = {"name": self.name, **{name: _as_lists(value) for name, value in values.items()}}
         parts = [part.to_dict() for part in self.parts]
         return {**plain, "parts": parts} if parts else plain
 
@@ -279,8 +283,7 @@ def parse_network(declaration: str | Mapping[str, Any], where: str = "network") 
     for key, value in values.items():
         if key not in known:
             raise ConfigurationError(f"{where}.{key}", value, f"absent: {name} takes {sorted({*known, 'parts'})}")
-    checked: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    arguments = NETWORKS[name](**checked)
+    arguments = NETWORKS[name](**{key: _as_tuples(value) for key, value in values.items()})
     arguments.check(where)
     return Network(name, arguments, parts)
 
@@ -292,6 +295,34 @@ def _with_group_norm(network: nn.Module) -> nn.Module:
             if isinstance(child, nn.InstanceNorm3d):
                 setattr(parent, name, nn.GroupNorm(gcd(8, child.num_features), child.num_features))
     return network
+
+
+def _as_lists(value: Any) -> Any:
+    return [_as_lists(entry) for entry in value] if isinstance(value, tuple) else value
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(_as_tuples(entry) for entry in value) if isinstance(value, list) else value
+
+
+def _product(strides: Steps) -> tuple[int, int, int]:
+    """By how much all levels together shrink each axis."""
+    x, y, z = (prod(step if isinstance(step, int) else step[axis] for step in strides) for axis in range(3))
+    return x, y, z
+
+
+def _check_levels(name: str, values: Any, levels: int, why: str = "", odd: bool = False) -> None:
+    """Refuse what is not for each level a positive whole number, or three of them."""
+
+    def fits(value: Any) -> bool:
+        return type(value) is int and value > 0 and not (odd and value % 2 == 0)
+
+    given = values if isinstance(values, tuple) else ()
+    triples = [value if isinstance(value, tuple) else (value,) * 3 for value in given]
+    if len(given) != levels or not all(len(triple) == 3 and all(map(fits, triple)) for triple in triples):
+        kind = "odd whole number" if odd else "positive whole number"
+        many = f"{levels} entries, {why}, each " if why else ""
+        raise ConfigurationError(name, _as_lists(values), f"{many}a {kind} or three (x, y, z), e.g. 3 or [3, 3, 1]")
 
 
 def _check_counts(name: str, values: Any, least: int) -> None:

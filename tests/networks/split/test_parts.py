@@ -20,6 +20,8 @@ DECLARATIONS = [
     {"name": "dynunet", "filters": [4, 6, 8, 8], "strides": [1, 2, 2, 2], "residual": True, "norm": "group"},
     {"name": "segresnet", "init_filters": 4, "blocks_down": [1, 1], "blocks_up": [1]},
     {"name": "segresnet", "init_filters": 4, "blocks_down": [1, 2, 1], "blocks_up": [1, 2], "norm": "group"},
+    {"name": "residual_unet", "channels": [4, 6, 8], "strides": [[2, 2, 1], 2], "kernel": [3, 3, 1]},
+    {"name": "dynunet", "filters": [4, 6, 8], "strides": [1, [2, 2, 1], 2], "kernels": [[3, 3, 1], 3, 3]},
 ]
 EVERY_CUT = [(d, cut) for d in DECLARATIONS for cut in cut_names(parse_network(d))]
 SMALL = parse_network(DECLARATIONS[1])

@@ -85,7 +85,7 @@ class ResidualUNet(NetworkArguments):
             in_channels=in_channels,
             out_channels=out_channels,
             channels=self.channels,
-            strides=self.strides,
+            strides=self.strides,  # type: ignore[arg-type]  # MONAI takes three numbers for a level, too
             kernel_size=self.kernel,
             up_kernel_size=self.kernel,
             num_res_units=self.res_units,

@@ -1,4 +1,4 @@
-"""A new folder that appears as a whole or not at all, and a folder that may take a former one's place."""
+"""A new folder that appears as a whole or not at all, one that takes a former one's place, and all files below one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedseg.errors import UsageError
+from fedseg.errors import DataError, UsageError
 
 
 @contextmanager
@@ -61,3 +61,27 @@ def clear_output(out: Path, kind: str, is_former: bool, overwrite: bool, parts: 
     elif out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file. Name a folder.")
     out.mkdir(parents=True, exist_ok=True)
+
+
+def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Every folder below ``folder`` with the names of its folders and files, in sorted order.
+
+    Links to folders are followed, but no folder is entered twice.
+
+    Raises:
+        DataError: a folder cannot be listed, so that what lies in it would be left out.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}. Get the right to read it, or move it.")
+
+    entered = {os.path.realpath(folder)}
+    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        whole = sorted(folders)
+        folders.clear()
+        for name in whole:
+            real = os.path.realpath(os.path.join(place, name))
+            if real not in entered:
+                entered.add(real)
+                folders.append(name)
+        yield Path(place), folders, sorted(names)

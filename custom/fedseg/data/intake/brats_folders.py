@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from fedseg.data.datalist import Case
 from fedseg.errors import DataError
+from fedseg.files.folders import walk
 from fedseg.tasks.task import Task
 
 SEQUENCES = ("t1", "t1ce", "t2", "flair")
@@ -18,18 +17,9 @@ _FILE = re.compile(rf"(?P<id>[^.].*)[-_](?P<suffix>{'|'.join(_OF_SUFFIX)})\.nii(
 _TIME_POINT = re.compile(r"(?P<patient>BraTS-(?:[A-Za-z]+-)+\d+)-\d+", re.IGNORECASE)
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """``os.walk`` in sorted order that follows links to folders, but enters no folder twice."""
-    entered: set[str] = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(f for f in folders if os.path.realpath(os.path.join(place, f)) not in entered)
-        entered.update(os.path.realpath(os.path.join(place, f)) for f in folders)
-        yield place, folders, names
-
-
 def holds_brats(folder: Path) -> bool:
     """Whether some folder below holds a file with a BraTS name."""
-    return any(_FILE.fullmatch(name) for _, _, names in _walk(folder) for name in names)
+    return any(_FILE.fullmatch(name) for _, _, names in walk(folder) for name in names)
 
 
 def patient_of(case_id: str) -> str:
@@ -51,9 +41,9 @@ def read_brats(folder: Path, task: Task) -> tuple[Case, ...]:
             "Choose the task brats, or declare one with these channels."
         )
     found: dict[tuple[Path, str], dict[str, Path]] = {}
-    for place, folders, names in _walk(folder):
-        _collect(Path(place), sorted(names), found)
-        if not folders and Path(place).name.startswith("BraTS") and not any(_FILE.fullmatch(n) for n in names):
+    for place, folders, names in walk(folder):
+        _collect(place, names, found)
+        if not folders and place.name.startswith("BraTS") and not any(_FILE.fullmatch(n) for n in names):
             raise DataError(f"{place} holds no sequence at all. Complete or remove this folder.")
     for (place_of_case, case_id), files in found.items():
         missing = [name for name in (*task.channels, "seg") if name not in files]

@@ -57,8 +57,8 @@ class ScriptedSites(Sites):
         while self.posted and not enough():
             self.answer(*self.posted.pop(0))
 
-    def converse(self, task, message, sites, timeout, accept, talk, call_timeout):
-        self.ask(task, message, sites, timeout, accept, "update left out")
+    def converse(self, conversation):
+        self.ask(*conversation.asked)
 
 
 def start(workflow, sites, folder, plan=None, initial=None):

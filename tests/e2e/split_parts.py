@@ -46,7 +46,7 @@ class Intruding(SplitExecutor):
             honest = type(answers).answer
 
             def intrude(call):
-                if call.ask in (Ask.TAKE, Ask.GIVE):
+                if call.ask in (Ask.RECEIVE, Ask.SEND):
                     with engine.new_context() as context:
                         reply = engine.send_aux_request([self.victim], TOPIC, call.to_shareable(), 10.0, context)
                     found = reply.get(self.victim)

@@ -224,7 +224,7 @@ def test_in_turns_the_one_model_is_that_of_the_plain_loop_to_the_bit(turns, data
 def test_a_call_from_another_site_is_refused(turns):
     """By FLARE's own connections; that nothing of it was done is the test before."""
     said = ["BAD_REQUEST_DATA", "Calls are taken from this job's server only."]
-    assert turns[2] == [[ask, *said] for _ in range(ROUNDS) for ask in ("take", "give")]
+    assert turns[2] == [[ask, *said] for _ in range(ROUNDS) for ask in ("receive", "send")]
 
 
 @pytest.mark.full

@@ -12,6 +12,7 @@ from fedseg.jobs.job import read_job
 from fedseg.simulation.local_sites import LocalSites
 from fedseg.simulation.run_folder import MARKER, site_environment, start_run
 from fedseg.site.profile import DATA_VARIABLE, STATE_VARIABLE
+from fedseg.workflows.run.sites import Conversation
 from tiny import PLAN, make_sites
 
 SITES = {"beta": (3, 1), "alpha": (2, 1)}
@@ -85,8 +86,9 @@ def test_an_error_of_the_conversation_ends_it(local, noted):
     def talk(calls):
         raise FedsegError("nothing to say")
 
+    task = PREPARE, question(local.digest), ["alpha"], 0, lambda site, answer: None, "left out"
     with pytest.raises(FedsegError, match="nothing to say"):
-        local.converse(PREPARE, question(local.digest), ["alpha"], 0, lambda site, answer: None, talk, 1.0)
+        local.converse(Conversation(*task, talk, 1.0))
 
 
 def test_the_environment_is_the_sites_own(local, noted):

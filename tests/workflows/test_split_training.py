@@ -154,8 +154,8 @@ class Contributing(ScriptedSites):
             return accepted(training=self.cases[site])
         return answer(steps=2 if self.samples.get(site) else 0, samples=self.cases[site])
 
-    def converse(self, *task_and_accept):
-        super().converse(*task_and_accept)
+    def converse(self, conversation):
+        super().converse(conversation)
         self.run.protocol._out = dict.fromkeys(self.out, "it was not ready")
         self.run.state.model.round.samples = dict(self.samples)
 

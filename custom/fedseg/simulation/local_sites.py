@@ -7,7 +7,7 @@ import os
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -31,8 +31,7 @@ from fedseg.simulation.local_server import LocalServer
 from fedseg.simulation.local_site import LocalSite, deploy
 from fedseg.site.profile import DATA_VARIABLE, LEDGER_VARIABLE, POLICY_FILE, STATE_VARIABLE
 from fedseg.workflows.run.call_secrets import CallSecrets
-from fedseg.workflows.run.round_protocol import UPDATE_REFUSED
-from fedseg.workflows.run.sites import Accept, Calls, Message, Receive, Sites
+from fedseg.workflows.run.sites import Conversation, Receive, Sites
 
 
 class _Work:
@@ -152,23 +151,15 @@ class LocalSites(Sites):
             task, message, site, receive = self._posted.popleft()
             self.deliver(task, message, [site], timeout, receive)
 
-    def converse(
-        self,
-        task: str,
-        message: Message,
-        sites: Sequence[str],
-        timeout: int,
-        accept: Accept,
-        talk: Callable[[Calls], Collection[str]],
-        call_timeout: float,
-    ) -> None:
+    def converse(self, conversation: Conversation) -> None:
         works: dict[str, _Work] = {}
-        calls = LocalCalls(works, call_timeout, {name: self._secrets.of(name) for name in sites})
+        secrets = {name: self._secrets.of(name) for name in conversation.sites}
+        calls = LocalCalls(works, conversation.call_timeout, secrets)
 
         def talk_with(begun: Mapping[str, _Work]) -> None:
             works.update(begun)
             try:
-                talk(calls)
+                conversation.talk(calls)
             except BaseException:
                 for name in works:
                     self.sites[name].abort()
@@ -176,12 +167,12 @@ class LocalSites(Sites):
 
         self._talk = talk_with
         try:
-            self.ask(task, message, sites, timeout, accept, UPDATE_REFUSED)
+            self.ask(*conversation.asked)
         finally:
             self._talk = None
             calls.over.set()
             calls.close()
-        for site in sites:
+        for site in conversation.sites:
             self.count(site, calls.up.get(site, 0), calls.down.get(site, 0))
 
     @contextmanager

@@ -232,7 +232,7 @@ class Buffered(RoundProtocol):
                 f"{UPDATE_REFUSED}: it started from the model of round {arrival.round}, {staleness} rounds ago; "
                 f"{most} are allowed"
             )
-        why = run.sites.judge(site, arrival.answer, self.accepting(run), UPDATE_REFUSED)
+        why = run.sites.try_accept(site, arrival.answer, self.accepting(run), UPDATE_REFUSED)
         if why is None:
             self._model.staleness[site] = staleness
         return why

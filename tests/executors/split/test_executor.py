@@ -123,16 +123,16 @@ def test_calls_of_anybody_but_the_jobs_server_are_refused_and_change_nothing(mak
     def intrude():
         for call in (
             HERE,
-            Call(Ask.GIVE, "s1", 0),
-            Call(Ask.TAKE, "s1", 0, arrays={PART: part}),
+            Call(Ask.SEND, "s1", 0),
+            Call(Ask.RECEIVE, "s1", 0, arrays={PART: part}),
             Call(Ask.END, "s1", 0),
         ):
             refused.append(site.call(call, origin))
 
     def intruding():
-        yield Call(Ask.TAKE, "s1", 0, arrays={PART: part})
+        yield Call(Ask.RECEIVE, "s1", 0, arrays={PART: part})
         intrude()
-        yield Call(Ask.GIVE, "s1", 0)
+        yield Call(Ask.SEND, "s1", 0)
 
     answers, result = site.round(intruding())
     for reply in refused:
@@ -179,7 +179,7 @@ def test_the_simulators_server_is_the_jobs_server(make):
 
 def test_what_is_no_message_of_flare_is_refused():
     gate = CallGate("job-1", lambda caller, request: pytest.fail("never asked"))
-    reply = gate.receive(Message({MessageHeaderKey.ORIGIN: "server.job-1"}, {"ask": "give"})).payload
+    reply = gate.receive(Message({MessageHeaderKey.ORIGIN: "server.job-1"}, {"ask": "send"})).payload
     assert reply.get_header(REASON) == "state"
 
 
@@ -223,11 +223,11 @@ def test_with_private_labels_gradients_at_predictions_leave_and_with_turns_the_p
     part = {name: value.numpy() for name, value in plan_parts(site.plan, site.plan.split)[0].state_dict().items()}
 
     def turn():
-        predictions = one_iteration(site, ask=Ask.TAKE, arrays={PART: part})
+        predictions = one_iteration(site, ask=Ask.RECEIVE, arrays={PART: part})
         yield Call(Ask.ANSWER, "s1", 0, arrays={PREDICTIONS: pack({PREDICTIONS: predictions}, "float32")})
         zeros = {"encoder1": np.zeros((2, 4, 8, 8, 8), np.float32)}
         yield Call(Ask.BACKWARD, "s1", 0, arrays={GRADIENTS: zeros})
-        yield Call(Ask.GIVE, "s1", 0, 1)
+        yield Call(Ask.SEND, "s1", 0, 1)
 
     answers, _ = site.round(turn())
     assert [reply.get_return_code() for reply in answers] == [ReturnCode.OK] * 3

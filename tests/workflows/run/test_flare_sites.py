@@ -22,6 +22,7 @@ from fedseg.errors import AbortedError
 from fedseg.messages.calls.call import SECRET, Ask, Call
 from fedseg.workflows.buffered_training import BufferedTraining
 from fedseg.workflows.federated_training import FederatedTraining
+from fedseg.workflows.run.sites import Conversation
 from scripted_sites import start, train
 
 
@@ -200,7 +201,7 @@ def test_direct_calls_reach_sites_while_they_work_and_end_the_task(flare):
     flare.start(a=works("a"), b=works("b"))
     message = FLModel(metrics={"sent": 7})
     accept = lambda site, answer: accepted.append(site)  # noqa: E731
-    flare.sites.converse("train", message, ["a", "b"], 0, accept, talk, 5)
+    flare.sites.converse(Conversation("train", message, ["a", "b"], 0, accept, "left out", talk, 5))
     assert accepted == ["a"]
     assert flare.noted == [("b", "did not answer the task train")]
     assert secrets["a"] == flare.sites.secrets.of("a") != secrets["b"]
@@ -213,8 +214,9 @@ def test_an_error_among_the_calls_ends_the_round(flare):
         raise KeyError("x")
 
     flare.start(a=lambda task, message: None)
+    message = FLModel(metrics={"sent": 7})
     with pytest.raises(KeyError):
-        flare.sites.converse("train", FLModel(metrics={"sent": 7}), ["a"], 0, lambda *answer: None, talk, 5)
+        flare.sites.converse(Conversation("train", message, ["a"], 0, lambda *answer: None, "left out", talk, 5))
 
 
 def test_an_abort_ends_the_wait(flare):

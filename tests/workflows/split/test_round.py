@@ -277,7 +277,7 @@ class StartedAnew:
     [
         ({"site_update": "summed"}, ("apply", 1), "has had no backward pass of this step"),
         ({"site_update": "summed"}, ("backward", 1), "are not those of the features that this site has sent last"),
-        ({"site_update": "handed_on"}, ("give", 2), "has not taken the part of the network in this round"),
+        ({"site_update": "handed_on"}, ("send", 2), "has not taken the part of the network in this round"),
     ],
 )
 def test_a_process_that_was_started_anew_is_not_taken_for_the_old_one(data, tmp_path, split, at, said):
@@ -298,7 +298,7 @@ def test_a_sum_is_applied_once_and_a_part_given_once(data):
     wire = Wire(plan_of(site_update="handed_on"), data)
     wire.run(0, {"a": 2, "b": 2, "c": 1})
     with pytest.raises(RefusalError, match="has not taken the part"):
-        wire.sites["a"].answer(Call(Ask.GIVE, "start", 0, 2))
+        wire.sites["a"].answer(Call(Ask.SEND, "start", 0, 2))
 
 
 # ------------------------------------------------------------------------ stop and go on

@@ -80,13 +80,13 @@ def test_the_bytes_of_a_turn_are_those_foretold(data):
 # ------------------------------------------------------------------------------------ a site that is lost
 
 
-@pytest.mark.parametrize("lost", [("b", "take", 0), ("b", "backward", 0), ("b", "backward", 1), ("b", "give", 2)])
+@pytest.mark.parametrize("lost", [("b", "receive", 0), ("b", "backward", 0), ("b", "backward", 1), ("b", "send", 2)])
 def test_after_a_lost_site_the_next_one_begins_with_the_part_that_it_was_given(data, lost):
     plan = plan_of(**TURNS)
     wire = Wire(plan, data, [lost])
     there, result = wire.run(0, PASS)
     server, sites = plain(plan)
-    drawn, finished = wire.batches(), {"take": 0, "backward": lost[2] + 1, "give": 2}[lost[1]]
+    drawn, finished = wire.batches(), {"receive": 0, "backward": lost[2] + 1, "send": 2}[lost[1]]
     for site, count, before in (("a", 2, 0), ("b", finished, 2), ("c", 1, 4)):
         if site != "a":
             sites[site].set_weights(sites["a"].weights())
@@ -109,7 +109,7 @@ def test_waiting_sites_are_asked_now_and_then_and_one_that_is_gone_is_not_waited
     # c does not answer the first time. b waits for a's turn of four calls, and a until b's is over.
     assert asked.count(("c", "ready")) == 1
     assert (asked.count(("b", "ready")), asked.count(("a", "ready"))) == (4, 4)
-    assert ("c", "take") not in asked
+    assert ("c", "receive") not in asked
     calm = Wire(plan, data)
     calm.run(0, PASS, pause=60.0)
     assert not [ask for _, _, ask, _ in calm.messages if ask is Ask.READY]
@@ -122,7 +122,7 @@ def test_a_part_that_does_not_fit_leaves_its_site_out_by_name(data, spoil):
 
     def spoilt(call):
         answer = honest(call)
-        if call.ask is Ask.GIVE:
+        if call.ask is Ask.SEND:
             part = answer.arrays[PART]
             first = next(iter(part))
             change = {"shape": part[first][None], "type": part[first].astype(np.float64), "nan": part[first] * np.nan}
@@ -145,7 +145,7 @@ def test_no_site_gives_its_part_where_none_is_handed_on(data):
     for split in ({}, {"site_update": "averaged"}, {"site_update": "summed"}):
         wire = Wire(plan_of(**split), data)
         part = wire.common.weights()
-        for call in (Call(Ask.GIVE, "s", 0), Call(Ask.TAKE, "s", 0, arrays={PART: part})):
+        for call in (Call(Ask.SEND, "s", 0), Call(Ask.RECEIVE, "s", 0, arrays={PART: part})):
             with pytest.raises(RefusalError, match="no site hands its part on") as error:
                 wire.sites["a"].answer(call)
             assert error.value.reason == "state"
@@ -163,10 +163,10 @@ def test_a_site_takes_no_part_that_does_not_fit(data):
         {**part, first: np.full_like(part[first], np.inf)},
     ):
         with pytest.raises(RefusalError) as error:
-            wire.sites["a"].answer(Call(Ask.TAKE, "s", 0, arrays={PART: wrong}))
+            wire.sites["a"].answer(Call(Ask.RECEIVE, "s", 0, arrays={PART: wrong}))
         assert error.value.reason == "weights"
     with pytest.raises(RefusalError, match="brings no part"):
-        wire.sites["a"].answer(Call(Ask.TAKE, "s", 0))
+        wire.sites["a"].answer(Call(Ask.RECEIVE, "s", 0))
     assert same_bits(wire.halves["a"].weights(), before)
 
 

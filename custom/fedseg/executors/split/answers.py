@@ -88,9 +88,9 @@ class SplitAnswers:
         if call.ask is Ask.APPLY:
             total = call.group(PARAMETERS)
             self.site.apply({name: torch.from_numpy(value.copy()) for name, value in total.items()}, call.step)
-        elif call.ask is Ask.TAKE:
+        elif call.ask is Ask.RECEIVE:
             self.site.receive_part(call.group(PART))
-        elif call.ask is Ask.GIVE:
+        elif call.ask is Ask.SEND:
             return {PART: self.site.send_part()}, None
         elif call.ask is Ask.END:
             self.loss = call.loss

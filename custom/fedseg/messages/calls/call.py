@@ -36,8 +36,8 @@ class Ask(StrEnum):
 
     ``ready``: whether the site is in the round; ``features``: those of its first batch; ``answer``: the gradient of its
     loss at the predictions that come along; ``backward``: to carry a gradient through its part; ``apply``: to step with
-    a sum of gradients; ``take``: to begin its turn with the part of the network that comes along; ``give``: to end its
-    turn with what has become of it; ``end``: to leave the round.
+    a sum of gradients; ``receive``: to begin its turn with the part of the network that comes along; ``send``: to end
+    its turn with what has become of it; ``end``: to leave the round.
     """
 
     READY = "ready"
@@ -45,8 +45,8 @@ class Ask(StrEnum):
     ANSWER = "answer"
     BACKWARD = "backward"
     APPLY = "apply"
-    TAKE = "take"
-    GIVE = "give"
+    RECEIVE = "receive"
+    SEND = "send"
     END = "end"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 
 from nvflare.apis.controller_spec import ClientTask, Task, TaskCompletionStatus
 from nvflare.apis.fl_constant import ReturnCode
@@ -16,8 +16,7 @@ from fedseg.errors import AbortedError, FedsegError, RefusalError
 from fedseg.messages.calls.caller import DirectCalls
 from fedseg.workflows.run.call_secrets import CallSecrets
 from fedseg.workflows.run.presence import Presence
-from fedseg.workflows.run.round_protocol import UPDATE_REFUSED
-from fedseg.workflows.run.sites import Accept, Calls, Message, Receive, Sites
+from fedseg.workflows.run.sites import Conversation, Receive, Sites
 
 _RECEIVE, _JUDGED = "fedseg_receive", "fedseg_judged"
 _PAUSE = 0.05
@@ -129,26 +128,17 @@ class FlareSites(Sites):
 
     # ------------------------------------------------------------------ direct calls
 
-    def converse(
-        self,
-        task: str,
-        message: Message,
-        sites: Sequence[str],
-        timeout: int,
-        accept: Accept,
-        talk: Callable[[Calls], Collection[str]],
-        call_timeout: float,
-    ) -> None:
+    def converse(self, conversation: Conversation) -> None:
         """See ``Sites``; calls are made in a thread of their own, since the wait for the task's results takes this."""
         over = threading.Event()
-        secrets = {site: self.secrets.of(site) for site in sites}
-        calls = DirectCalls(self._controller.engine, call_timeout, secrets, over)
+        secrets = {site: self.secrets.of(site) for site in conversation.sites}
+        calls = DirectCalls(self._controller.engine, conversation.call_timeout, secrets, over)
         self._task, self.heard = None, set()
         failure: list[BaseException] = []
 
         def speak() -> None:
             try:
-                awaited = talk(calls)
+                awaited = conversation.talk(calls)
                 _wait(over, lambda: all(site in self.heard or self.absence(site) for site in awaited))
             except BaseException as error:
                 failure.append(error)
@@ -160,14 +150,14 @@ class FlareSites(Sites):
         thread = threading.Thread(target=speak, name="calls", daemon=True)
         thread.start()
         try:
-            self.ask(task, message, sites, timeout, accept, UPDATE_REFUSED)
+            self.ask(*conversation.asked)
         finally:
             over.set()
             thread.join()
             calls.close()
         if failure:
             raise failure[0]
-        for site in sites:
+        for site in conversation.sites:
             self.count(site, calls.up.get(site, 0), calls.down.get(site, 0))
 
 

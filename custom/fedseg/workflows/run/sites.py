@@ -6,6 +6,7 @@ import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from nvflare.app_common.abstract.fl_model import FLModel
@@ -45,6 +46,32 @@ class Calls(Protocol):
 
     def tell(self, calls: Mapping[str, Call]) -> None:
         """Send calls without waiting for answers."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A task during which the sites that work on it are called directly.
+
+    Attributes:
+        task, message, sites, timeout, accept, refused: see ``Sites.ask``.
+        talk: makes the calls while the task runs, perhaps in another thread. It returns the sites whose answers are
+            still needed; the task ends when these have answered. Its errors are passed on.
+        call_timeout: seconds that a site may take to answer a call.
+    """
+
+    task: str
+    message: Message
+    sites: Sequence[str]
+    timeout: int
+    accept: Accept
+    refused: str
+    talk: Callable[[Calls], Collection[str]]
+    call_timeout: float
+
+    @property
+    def asked(self) -> tuple[str, Message, Sequence[str], int, Accept, str]:
+        """The arguments of ``Sites.ask``."""
+        return self.task, self.message, self.sites, self.timeout, self.accept, self.refused
 
 
 class Sites(ABC):
@@ -145,7 +172,7 @@ class Sites(ABC):
         asking = _Asking(self, accept, refused)
         return Sent(site, asking, self.post(task, self._of_run(message), site, asking.judge))
 
-    def judge(self, site: str, answer: FLModel, accept: Accept, refused: str) -> str | None:
+    def try_accept(self, site: str, answer: FLModel, accept: Accept, refused: str) -> str | None:
         """Have an answer accepted; why it is left out, None if it is not. See ``ask``."""
         try:
             accept(site, answer)
@@ -188,24 +215,8 @@ class Sites(ABC):
         """Names of the sites that are connected now, sorted."""
 
     @abstractmethod
-    def converse(
-        self,
-        task: str,
-        message: Message,
-        sites: Sequence[str],
-        timeout: int,
-        accept: Accept,
-        talk: Callable[[Calls], Collection[str]],
-        call_timeout: float,
-    ) -> None:
-        """Ask sites, and call them directly while they work on the task; the bytes of both are counted.
-
-        Args:
-            task, message, sites, timeout, accept: see ``ask``.
-            talk: makes the calls while the task runs, perhaps in another thread. It returns the sites whose answers are
-                still needed; the task ends when these have answered. Its errors are passed on.
-            call_timeout: seconds that a site may take to answer a call.
-        """
+    def converse(self, conversation: Conversation) -> None:
+        """Ask sites, and call them directly while they work on the task; the bytes of both are counted."""
 
     @abstractmethod
     def wait(self, enough: Callable[[], bool], timeout: int = 0) -> None:
@@ -297,7 +308,7 @@ class _Asking:
         if isinstance(answer, RefusalError):
             self._sites.refusals[site] = answer.reason
             return f"{answer.reason}: {answer}"
-        why = None if self._accept is None else self._sites.judge(site, answer, self._accept, self._refused)
+        why = None if self._accept is None else self._sites.try_accept(site, answer, self._accept, self._refused)
         if why is not None:
             return why
         self.answers[site] = FLModel(metrics=answer.metrics or {"taken": 1.0}, meta=answer.meta)

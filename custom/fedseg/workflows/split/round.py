@@ -78,13 +78,13 @@ class SplitTurns(SplitIterations):
     def _turn(self, site: str, progress: Sequence[float]) -> bool:
         """The turn of a site; whether it came to its end."""
         following = [*progress[1:], None]
-        answers = self._ask([site], Ask.TAKE, 0, progress[0], {site: {PART: self._passed_on.weights()}})
+        answers = self._ask([site], Ask.RECEIVE, 0, progress[0], {site: {PART: self._passed_on.weights()}})
         for step, now in enumerate(progress):
             drawn = self._each(answers, self._read_batch)
             if not drawn:
                 return False
             answers = self._iterate(drawn, step, now, following[step])
-        given = self._each(self._ask(list(answers), Ask.GIVE, len(progress), None), self._read_part)
+        given = self._each(self._ask(list(answers), Ask.SEND, len(progress), None), self._read_part)
         for part in given.values():
             self._passed_on.set_weights(part)
         return bool(given)

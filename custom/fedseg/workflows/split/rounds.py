@@ -18,9 +18,9 @@ from fedseg.randomness import derive_seed
 from fedseg.training.split.halves import check_split
 from fedseg.training.split.message import StepBytes
 from fedseg.workflows.run.acceptance import check_report
-from fedseg.workflows.run.round_protocol import JobParts, RoundProtocol
+from fedseg.workflows.run.round_protocol import UPDATE_REFUSED, JobParts, RoundProtocol
 from fedseg.workflows.run.run_state import RunState
-from fedseg.workflows.run.sites import Calls, Message, single_messages
+from fedseg.workflows.run.sites import Calls, Conversation, Message, single_messages
 from fedseg.workflows.split.gathering import Gathering
 from fedseg.workflows.split.iterations import Exchange
 from fedseg.workflows.split.model import SplitModel
@@ -93,7 +93,8 @@ class SplitRounds(RoundProtocol):
         self._asked, self._out_before, self._out = asked, set(self._out), {}
         talk = partial(self._call_sites, run)
         message, timeout, accept = self.message(run, asked), run.settings.round_timeout, self.accepting(run)
-        run.sites.converse(AppConstants.TASK_TRAIN, message, asked, timeout, accept, talk, self.message_timeout)
+        task = AppConstants.TASK_TRAIN, message, asked, timeout, accept, UPDATE_REFUSED
+        run.sites.converse(Conversation(*task, talk, self.message_timeout))
         for site in sorted(set(run.model.reports) - set(self.participants(run)) - set(self._out)):
             run.note(site, "left out of the round: none of its samples came into an iteration")
 

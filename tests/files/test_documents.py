@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedseg.errors import ConfigurationError
-from fedseg.files.documents import read_json, whole_file, write_json, write_whole
+from fedseg.files.documents import parse_json, read_json, whole_file, write_json, write_whole
 
 DIES = """
 import os, signal, sys
@@ -130,3 +130,30 @@ def test_what_is_no_json_is_refused_with_what_the_file_is(tmp_path, content):
     with pytest.raises(ConfigurationError, match="the plan of a job, a readable JSON file") as refused:
         read_json(path, "the plan of a job")
     assert (refused.value.name, refused.value.value) == ("fedseg.json", str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"a": 1, "b": {"a": 1, "a": 2}}', "'a' stands twice"),
+        (b"[NaN]", "NaN"),
+        (b"\xff\xfe\x00", "not text"),
+        (b'{"a": "\xc3"}', "not text"),
+        (b"7" * 5000, "digits"),
+        (b'"\\udfff"', "surrogate"),
+        (b"[" * 200 + b"]" * 200, "nested"),
+        (b'{"a":' * 100_000, "nested"),
+        (b"", "value"),
+    ],
+)
+def test_json_that_means_nothing_definite_is_refused(tmp_path, content, said):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(ConfigurationError, match=said):
+        read_json(tmp_path / "x.json", "a note")
+
+
+def test_json_is_read_in_each_encoding_and_with_infinity():
+    text = '{"ü": [Infinity, -Infinity, "\\ud83d\\ude00"]}'
+    for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32"):
+        assert parse_json(text.encode(encoding)) == {"ü": [float("inf"), float("-inf"), "😀"]}
+    assert parse_json("[" * 100 + "]" * 100) is not None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.errors import DataError, UsageError
+from fedseg.files.documents import load_json
 from fedseg.tasks.registry import get_task, resolve_task, task_names
 from fedseg.tasks.task import Task
 
@@ -153,7 +154,7 @@ def task_from_argument(argument: str) -> Task:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text("utf-8"))
+        return load_json(path)
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist, so {path.parents[2]} is no job folder of fedseg.") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:

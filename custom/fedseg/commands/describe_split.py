@@ -15,7 +15,7 @@ from rich.table import Table
 from fedseg.commands.arguments import JOB_CONFIGURATION, TASK_HELP, Command, Later, task_from_argument
 from fedseg.console import out
 from fedseg.errors import ConfigurationError, UsageError
-from fedseg.files.documents import read_json
+from fedseg.files.documents import parse_json, read_json
 from fedseg.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -83,8 +83,8 @@ def _network(declaration: str | None, job: Path) -> Network:
     if not declaration.lstrip().startswith("{"):
         return parse_network(declaration, "--network")
     try:
-        return parse_network(json.loads(declaration), "--network")
-    except json.JSONDecodeError as error:
+        return parse_network(parse_json(declaration), "--network")
+    except ValueError as error:
         raise UsageError(f"--network is not JSON: {error}.") from None
 
 

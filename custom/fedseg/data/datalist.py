@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.errors import DataError
-from fedseg.files.documents import write_json
+from fedseg.files.documents import load_json, write_json
 
 SPLITS = ("training", "validation", "test")
 FILE_NAME = "datalist.json"
+LONGEST_NAME = 160
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,23 @@ class Case:
     label: Path | None
     patient: str
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "patient", same_patient(self.patient))
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Images, and the label file where there is one."""
+        return self.images if self.label is None else (*self.images, self.label)
+
     @property
     def id(self) -> str:
         """A name for the case, not unique by itself; see ``case_names``.
 
-        What the names of its images have in common (``BraTS2021_00006``), if that is four letters or more; else the
-        name of the label file, or of the image where there is none.
+        What the names of its images have in common (``BraTS2021_00006``), in whole words, if that is four letters or
+        more; else the name of the label file, or of the image where there is none.
         """
         stems = [_stem(path) for path in self.images]
-        common = os.path.commonprefix(stems).rstrip("_-.") if len(stems) > 1 else ""  # noqa: RUF071 (names, not paths)
+        common = _common_words(stems) if len(stems) > 1 else ""
         return common if len(common) >= 4 else _stem(self.label) if self.label else stems[0]
 
 
@@ -50,19 +59,41 @@ def same_patient(patient: str) -> str:
 
 
 def case_names(cases: Sequence[Case]) -> list[str]:
-    """A name for each case that no other has, fit for file names.
+    """A name for each case that no other has, fit for file names, also where small and capital letters are the same.
 
-    Where files of different patients are named alike (``P1/label.nii.gz``, ``P2/label.nii.gz``), the patient comes
-    first in all of these names, and a number last where even that is not enough.
+    Where names of different patients are alike (``P1/label.nii.gz``, ``P2/label.nii.gz``), the patient comes first in
+    all of them, and a number last where even that is not enough.
     """
-    counts = Counter(case.id for case in cases)
-    names = [case.id if counts[case.id] == 1 else f"{case.patient}_{case.id}" for case in cases]
-    repeated, seen, result = Counter(names), Counter[str](), []
+    names = [_fit(case.id) for case in cases]
+    alike = Counter(name.casefold() for name in names)
+    names = [
+        name if alike[name.casefold()] == 1 else _fit(f"{case.patient}_{case.id}")
+        for name, case in zip(names, cases, strict=True)
+    ]
+    alike = Counter(name.casefold() for name in names)
+    taken, numbers, result = {name for name, count in alike.items() if count == 1}, Counter[str](), []
     for name in names:
-        seen[name] += 1
-        whole = name if repeated[name] == 1 else f"{name}_{seen[name]}"
-        result.append("".join(c if c.isalnum() or c in "-_." else "_" for c in whole))
+        whole, folded = name, name.casefold()
+        while alike[folded] > 1 and (whole == name or whole.casefold() in taken):
+            numbers[folded] += 1
+            whole = f"{name}_{numbers[folded]}"
+        taken.add(whole.casefold())
+        result.append(whole)
     return result
+
+
+def _fit(name: str) -> str:
+    """The name with what a file's name should not hold replaced, and short enough for every file system."""
+    plain = "".join(c if c.isalnum() or c in "-_." else "_" for c in unicodedata.normalize("NFC", name))
+    return plain.encode()[:LONGEST_NAME].decode(errors="ignore") or "case"
+
+
+def _common_words(names: Sequence[str]) -> str:
+    """What the names begin with alike, up to the end of a word that all of them have."""
+    common = os.path.commonprefix(list(names))  # noqa: RUF071 (names, not paths)
+    if any(name[len(common) : len(common) + 1].isalnum() for name in names):
+        common = re.sub(r"[^\W_]*$", "", common)
+    return common.rstrip("_-. ")
 
 
 def _stem(path: Path) -> str:
@@ -107,17 +138,18 @@ def read_datalist(path: Path | str) -> Datalist:
     """Read a datalist; whether the images exist and fit the task is for the data check.
 
     Raises:
-        DataError: the file is missing, not JSON, or an entry lacks what a case needs.
+        DataError: the file is missing, not JSON, an entry lacks what a case needs, or cases stand under another name.
     """
     path = find_datalist(Path(path))
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = load_json(path)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist. Make a datalist with `fedseg import-data` or `partition`.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} is not a datalist in JSON: {error}.") from None
     if not isinstance(content, dict) or not any(isinstance(content.get(s), list) for s in SPLITS):
         raise DataError(f"{path} is not a datalist: it has none of the lists {', '.join(SPLITS)}.")
+    refuse_other_lists(content, SPLITS, path)
     splits = {}
     for split in SPLITS:
         entries = content.pop(split, [])
@@ -137,20 +169,52 @@ def write_datalist(datalist: Datalist, path: Path | str) -> Path:
     return write_json(path, content)
 
 
+def refuse_other_lists(content: Mapping[str, Any], known: Sequence[str], path: Path) -> None:
+    """Refuse cases under a name that nobody reads, such as ``val``: they would be lost without a word.
+
+    Raises:
+        DataError: names the list.
+    """
+    for name, value in content.items():
+        if name not in known and _holds_cases(value):
+            raise DataError(
+                f"{path} has cases under {name!r}, which is not read; the lists of cases are {', '.join(known)}. "
+                "Rename it, or take it out."
+            )
+
+
+def _holds_cases(value: Any) -> bool:
+    if isinstance(value, dict):
+        return "image" in value or any(map(_holds_cases, value.values()))
+    return isinstance(value, list) and any(map(_holds_cases, value))
+
+
 def _parse_case(entry: Any, path: Path, where: str) -> Case:
     if not isinstance(entry, dict):
         raise DataError(f"{path}: {where} must be an object with image, label and patient.")
     images = entry.get("image")
     images = [images] if isinstance(images, str) else images
-    if not isinstance(images, list) or not images or not all(isinstance(i, str) and i for i in images):
+    if not isinstance(images, list) or not images or not all(_is_path(i) for i in images):
         raise DataError(f"{path}: {where}.image must be a path or a list of paths.")
-    label, patient = entry.get("label"), entry.get("patient")
-    if label is not None and not isinstance(label, str):
+    label, base = entry.get("label"), path.parent
+    if label not in (None, "") and not _is_path(label):
         raise DataError(f"{path}: {where}.label must be a path.")
-    if not isinstance(patient, str | int) or patient == "":
-        raise DataError(f"{path}: {where} has no 'patient'. Name the patient, so that splits can be kept apart.")
-    base = path.parent
-    return Case(tuple(base / i for i in images), base / label if label else None, str(patient))
+    patient = _parse_patient(entry.get("patient"), f"{path}: {where}")
+    return Case(tuple(base / i for i in images), base / label if label else None, patient)
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and "\0" not in value
+
+
+def _parse_patient(value: Any, where: str) -> str:
+    """The id as text; programs for tables write whole numbers as ``12.0``."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, str | int) or not same_patient(str(value)):
+        found = "has no 'patient'" if value is None else f"has the patient {value!r}, which is no text or whole number"
+        raise DataError(f"{where} {found}. Name the patient, so that splits can be kept apart.")
+    return str(value)
 
 
 def _format_case(case: Case, folder: Path) -> dict[str, Any]:

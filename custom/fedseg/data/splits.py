@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -84,6 +85,15 @@ def split_by_patient(
     return {name: tuple(c for c in cases if side.get(c.patient, "training") == name) for name in SPLITS}
 
 
+def spelled_alike(patients: Iterable[str]) -> list[list[str]]:
+    """Patients whose ids differ in letter case, in spaces, hyphens and underscores, or in a ``.0`` at the end only."""
+    alike: dict[str, list[str]] = {}
+    for patient in patients:
+        key = re.sub(r"[\s_-]+", "-", patient.casefold()).removesuffix(".0")
+        alike.setdefault(key, []).append(patient)
+    return [names for names in alike.values() if len(names) > 1]
+
+
 def patients_in_two_splits(datalist: Datalist) -> dict[str, list[str]]:
     """Patients with cases in more than one split, each with these splits."""
     seen: dict[str, list[str]] = {}
@@ -99,7 +109,7 @@ def require_files(cases: Iterable[Case]) -> None:
     Raises:
         DataError: names the first missing file and says how many there are.
     """
-    files = [file for case in cases for file in (*case.images, case.label) if file is not None]
+    files = [file for case in cases for file in case.files]
     missing = [file for file in files if not os.path.isfile(file)]
     if missing:
         count = f"{len(missing)} of {len(files)} files do not exist"

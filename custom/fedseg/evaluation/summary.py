@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +11,7 @@ from fedseg.contract.plan import Plan
 from fedseg.contract.report import job_fields
 from fedseg.errors import DataError
 from fedseg.evaluation.privacy_summary import privacy_summary
-from fedseg.files.documents import write_json
+from fedseg.files.documents import load_json, write_json
 from fedseg.tasks.objective import MEAN, Objective, mean, objective_of
 from fedseg.tasks.registry import resolve_task
 from fedseg.tasks.task import Task
@@ -196,7 +195,7 @@ def read_summary(run: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"{run} is not the folder of a run: it has no {SUMMARY}.")
     try:
-        summary = json.loads(path.read_text("utf-8"))
+        summary = load_json(path)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is not readable as JSON: {error}.") from None
     if not isinstance(summary, dict) or "task" not in summary:

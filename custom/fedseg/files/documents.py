@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,71 @@ from typing import Any
 from fedseg.errors import ConfigurationError
 
 LEFTOVER = ".tmp-"
+DEEPEST = 100
+_NESTED = "its brackets are nested too deeply"
+
+
+def parse_json(content: bytes | str) -> Any:
+    """What a JSON text says.
+
+    Args:
+        content: text, or its bytes in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+
+    Raises:
+        ValueError: it is not JSON, or JSON that means nothing definite: a name twice in one object, NaN, half a letter,
+            a number of thousands of digits, or more than ``DEEPEST`` brackets in each other. The text says which.
+    """
+    try:
+        text = content if isinstance(content, str) else content.decode(json.detect_encoding(content))
+        found = json.loads(text, object_pairs_hook=_each_name_once, parse_constant=_infinity)
+        if "\\u" in text:
+            json.dumps(found, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError(_NESTED) from None
+    except UnicodeDecodeError:
+        raise ValueError("it is not text in UTF-8") from None
+    except UnicodeEncodeError:
+        raise ValueError("it has half of a surrogate pair where a letter should be") from None
+    _refuse_depth(found)
+    return found
+
+
+def _refuse_depth(found: Any) -> None:
+    """Refuse what later recursion over the content, as of a copy, could not bear."""
+    level = [found]
+    for _ in range(DEEPEST + 1):
+        level = [inner for outer in level if isinstance(outer, dict | list) for inner in _inside(outer)]
+        if not level:
+            return
+    raise ValueError(_NESTED)
+
+
+def _inside(outer: dict[str, Any] | list[Any]) -> list[Any]:
+    return list(outer.values()) if isinstance(outer, dict) else outer
+
+
+def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"the name {name!r} stands twice in one object")
+    return found
+
+
+def _infinity(word: str) -> float:
+    if word == "NaN":
+        raise ValueError("NaN is no number")
+    return float(word)
+
+
+def load_json(path: Path) -> Any:
+    """The content of a JSON file, for callers that say themselves what is wrong with it.
+
+    Raises:
+        OSError: it is missing or cannot be read.
+        ValueError: as of ``parse_json``.
+    """
+    return parse_json(path.read_bytes())
 
 
 def read_json(path: Path, what: str) -> Any:
@@ -26,8 +92,8 @@ def read_json(path: Path, what: str) -> Any:
         ConfigurationError: it is missing, cannot be read, or is not JSON.
     """
     try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        return load_json(path)
+    except (OSError, ValueError) as error:
         raise ConfigurationError(path.name, str(path), f"{what}, a readable JSON file ({error})") from None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 from fedseg.contract.plan import PLAN_FILE, Plan, parse_plan
 from fedseg.contract.protocol import CLIENT_FILE, SHARE
 from fedseg.errors import ConfigurationError, UsageError
-from fedseg.files.documents import read_json
+from fedseg.files.documents import parse_json, read_json, write_json
 from fedseg.filters.base import hooks_of
 from fedseg.filters.chain import UPDATE_TASKS
 from fedseg.jobs.allowed_components import filter_meanings
@@ -212,7 +211,7 @@ class Job:
         if self.initial is not None and self.initial != self.folder / "app" / "config" / INITIAL_FILE:
             shutil.copyfile(self.initial, config / INITIAL_FILE)
         for name, content in ((PLAN_FILE, self.declaration), (SERVER_FILE, self.server), (CLIENT_FILE, self.client)):
-            (config / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+            write_json(config / name, content)
         return folder
 
 
@@ -247,8 +246,8 @@ def parse_setting(text: str) -> tuple[str, Any]:
     if not separator or not key.strip():
         raise UsageError(f"--set {text}: write key=value, e.g. --set training.local_epochs=2.")
     try:
-        return key.strip(), json.loads(value)
-    except json.JSONDecodeError:
+        return key.strip(), parse_json(value)
+    except ValueError:
         return key.strip(), value
 
 

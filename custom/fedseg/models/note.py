@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.errors import DataError
-from fedseg.files.documents import write_json
+from fedseg.files.documents import load_json, write_json
 
 SUFFIX = ".provenance.json"
 SCHEMA = "fedseg-provenance-1"
@@ -95,7 +94,7 @@ def read_note(model: Path) -> ModelNote | None:
     """
     path = note_path(model)
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = load_json(path)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -15,6 +15,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.job_launcher_spec import JobProcessArgs
 from nvflare.apis.workspace import Workspace
 
+from fedseg.files.documents import load_json
 from fedseg.processes import FLARE_PROGRAMS, flare_program, living_commands
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def note_job(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
         The arguments, with those of the former client where there was one.
     """
     with contextlib.suppress(OSError, ValueError):
-        kept = json.loads((folder / NOTE).read_text("utf-8"))
+        kept = load_json(folder / NOTE)
         return {**arguments, **{name: tuple(kept[name]) for name in _KEPT if name in kept}}
     content = {name: arguments[name] for name in _KEPT if name in arguments}
     try:
@@ -70,7 +71,7 @@ def take_up_jobs(fl_ctx: FLContext) -> None:
         job_id = note.parent.name
         try:
             _end_orphans(job_id, engine.args.workspace)
-            meta = json.loads(Path(workspace.get_job_meta_path(job_id)).read_text("utf-8"))
+            meta = load_json(Path(workspace.get_job_meta_path(job_id)))
             logger.warning("Job %s was not finished when this client ended; it is taken up again.", job_id)
             _start(engine, job_id, meta)
         except Exception:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from fedseg.data.datalist import Case, read_datalist
 from fedseg.data.grid import write_mask
 from fedseg.evaluation.scoring import Predictor
-from fedseg.files.documents import write_json
+from fedseg.files.documents import load_json, write_json
 from fedseg.models.model_file import ModelFile
 from fedseg.tasks.objective import Objective
 from fedseg.tasks.segmentation.labels import to_values
@@ -66,7 +65,7 @@ def _read_scores(state: Path, run_id: str) -> list[tuple[str, Entry]]:
     """Each case of every site's final split, as the executors left them on the sites' disks."""
     found = []
     for path in sorted(state.glob(f"*/{run_id}/evaluation-last.json")):
-        splits = json.loads(path.read_text("utf-8"))
+        splits = load_json(path)
         split = "test" if splits.get("test") else "validation"
         found += [(path.parent.parent.name, case) for case in splits.get(split, [])]
     return found

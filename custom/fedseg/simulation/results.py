@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +13,7 @@ from fedseg.errors import DataError
 from fedseg.evaluation.comparison import compare
 from fedseg.evaluation.report.page import write_report
 from fedseg.evaluation.summary import describe_run, last_models, write_summary
+from fedseg.files.documents import load_json
 from fedseg.jobs.job import Job
 from fedseg.models.model_file import read_model
 from fedseg.simulation.pictures import write_gallery, write_overlays
@@ -112,7 +112,7 @@ def with_own_scores(final: Summary, kind: Objective, state: Path, run_id: str) -
 def _kept_scores(kind: Objective, site: str, path: Path) -> Summary:
     """What a site would have said of a model, from the scores of its cases on its disk."""
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = load_json(path)
         split = "test" if content.get("test") else "validation"
         scores = [kind.read_case(case) for case in content[split]]
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -12,6 +12,7 @@ from typing import Any
 
 from fedseg.contract.plan import PLAN_FILE
 from fedseg.errors import FedsegError, UsageError
+from fedseg.files.documents import load_json
 from fedseg.files.folders import clear_output
 from fedseg.jobs.job import Job, read_job
 from fedseg.models.note import copy_with_note
@@ -212,7 +213,7 @@ def _collect(out: Path, log: Path) -> dict[str, Any]:
     if (server / PROGRESS_FILE).exists():
         events = [json.loads(line) for line in (server / PROGRESS_FILE).read_text("utf-8").splitlines()]
         failure = next((e["what"] for e in events if e["event"] == "failed"), "")
-    results = json.loads((server / RESULTS_FILE).read_text("utf-8")) if (server / RESULTS_FILE).exists() else {}
+    results = load_json(server / RESULTS_FILE) if (server / RESULTS_FILE).exists() else {}
     (out / "models").mkdir(exist_ok=True)
     of_sites = sorted(results.get("final", {}).get("models", {}).values())
     for name in (LAST_MODEL, BEST_MODEL, *of_sites):

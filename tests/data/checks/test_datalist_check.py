@@ -426,3 +426,28 @@ def test_real_data_pass(test_data: Path, folder: str, task: str, cases: int) -> 
     assert report.errors == ()
     assert report.cases == cases
     assert {f.code for f in report.warnings} <= {"few-cases"}
+
+
+def test_ids_that_may_be_one_patients_are_told(good: Datalist) -> None:
+    other = replace(good.validation[0], patient="CASE00")
+    message, severity = found(
+        check_datalist(HIPPOCAMPUS, replace(good, validation=(other, *good.validation[1:]))), "patient-spelling"
+    )
+    assert (message, severity) == ("case00 and CASE00 count as 2 patients.", "warning")
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_one_label_file_for_two_cases_is_an_error(good: Datalist, tmp_path: Path, quick: bool) -> None:
+    link = tmp_path / "linked.nii.gz"
+    link.symlink_to(good.training[0].label)  # type: ignore[arg-type]
+    changed = (good.training[0], replace(good.training[1], label=link), *good.training[2:])
+    message, severity = found(check_datalist(HIPPOCAMPUS, replace(good, training=changed), quick=quick), "label-twice")
+    assert severity == "error"
+    assert "the label of 2 cases" in message
+
+
+def test_an_image_as_its_own_label_is_an_error(good: Datalist) -> None:
+    first = replace(good.training[0], images=(good.training[0].label,))  # type: ignore[arg-type]
+    report = check_datalist(HIPPOCAMPUS, replace(good, training=(first, *good.training[1:])), quick=True)
+    message, severity = found(report, "label-is-image")
+    assert (message, severity) == ("The label file is listed as an image, too.", "error")

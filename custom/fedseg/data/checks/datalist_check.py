@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from fedseg.data.checks.case import CaseFacts, inspect_case
 from fedseg.data.checks.findings import CheckReport, Finding, Severity
 from fedseg.data.datalist import SPLITS, Case, Datalist
 from fedseg.data.progress import Progress, silent
-from fedseg.data.splits import by_patient, patients_in_two_splits
+from fedseg.data.splits import by_patient, patients_in_two_splits, spelled_alike
 from fedseg.tasks.task import Task
 
 FEW_PATIENTS = {"training": 10, "validation": 3}
@@ -36,6 +37,8 @@ def check_datalist(
         *_about_list(task, datalist),
         *(finding for case_facts in facts for finding in case_facts.findings),
         *_two_splits(datalist),
+        *_alike_patients(datalist),
+        *_shared_labels(places),
         *_duplicates(facts),
         *_mixed_labels(facts),
         *_mixed_orientations(facts),
@@ -82,6 +85,44 @@ def _two_splits(datalist: Datalist) -> list[Finding]:
         )
         for patient, splits in patients_in_two_splits(datalist).items()
     ]
+
+
+def _alike_patients(datalist: Datalist) -> list[Finding]:
+    """Ids that may be two spellings of one, which would make two patients of one person."""
+    return [
+        Finding(
+            "patient-spelling",
+            "warning",
+            f"{' and '.join(names)} count as {len(names)} patients.",
+            "If they are one person, spell the id alike in all cases.",
+            patient=names[0],
+        )
+        for names in spelled_alike(by_patient(case for split in SPLITS for case in datalist.split(split)))
+    ]
+
+
+def _shared_labels(places: Sequence[tuple[str, Case]]) -> list[Finding]:
+    """Label files that are the label of two cases, or an image."""
+    owners: dict[str, list[tuple[str, Case]]] = {}
+    images = {os.path.realpath(image) for _, case in places for image in case.images}
+    for split, case in places:
+        if case.label is not None:
+            owners.setdefault(os.path.realpath(case.label), []).append((split, case))
+    findings = []
+    for path, cases in owners.items():
+        split, case = cases[0]
+        about = {"file": str(case.label), "split": split, "patient": case.patient}
+        if path in images:
+            found, remedy = (
+                "The label file is listed as an image, too.",
+                "Name the label and the image that belong here.",
+            )
+            findings.append(Finding("label-is-image", "error", found, remedy, **about))
+        firsts = list({tuple(map(os.path.realpath, c.images)): str(c.images[0]) for _, c in cases}.values())
+        if len(firsts) > 1:  # one case that is listed twice is told by its images
+            found = f"The file is the label of {len(firsts)} cases: {', '.join(firsts[:3])}."
+            findings.append(Finding("label-twice", "error", found, "Give each case its own label.", **about))
+    return findings
 
 
 def _duplicates(facts: Sequence[CaseFacts]) -> list[Finding]:

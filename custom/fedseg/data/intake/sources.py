@@ -15,6 +15,7 @@ from fedseg.data.grid import read_image, read_label
 from fedseg.data.intake.brats_folders import holds_brats, read_brats
 from fedseg.data.splits import require_files
 from fedseg.errors import DataError, UsageError
+from fedseg.files.documents import load_json
 from fedseg.tasks.registry import get_task, task_names
 from fedseg.tasks.segmentation.labels import recognise_convention
 from fedseg.tasks.task import Task
@@ -123,7 +124,7 @@ def origin_note(source: Path) -> dict[str, str]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = load_json(path)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(
             f"{path} is not JSON: {error}. Name a folder of images, a dataset.json or a datalist."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import tempfile
 import time
@@ -26,6 +25,7 @@ from nvflare.fuel.flare_api.api_spec import (
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
 from fedseg.errors import FedsegError, UsageError
+from fedseg.files.documents import load_json
 
 if TYPE_CHECKING:
     from fedseg.jobs.job import Job
@@ -214,7 +214,7 @@ def connect(kit: Path, timeout: float = CONNECT_SECONDS) -> Iterator[Coordinator
     if not path.is_file():
         raise UsageError(f"--kit {kit} is no kit of a person: it has no {ADMIN_FILE}. Kits of sites cannot submit.")
     try:
-        admin = json.loads(path.read_text("utf-8"))["admin"]
+        admin = load_json(path)["admin"]
         user, server = str(admin["username"]), f"{admin['host']}:{admin['port']}"
     except (ValueError, KeyError, TypeError):
         raise UsageError(f"--kit {kit}: {ADMIN_FILE} is damaged. Unpack the kit again.") from None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedseg.deployment.kits.project_file import SERVER, SITE
 from fedseg.errors import DataError, UsageError
+from fedseg.files.documents import load_json
 
 STARTUP, LOCAL = "startup", "local"
 START_SCRIPT, ROOT_CERTIFICATE, RESOURCES_FILE = "sub_start.sh", "rootCA.pem", "resources.json"
@@ -100,7 +100,7 @@ def read_kit(folder: Path) -> InstalledKit:
         raise UsageError(f"--kit {folder} is no kit of a site or of the server: it has no {names}.")
     path = folder / STARTUP / CONFIGURATIONS[role]
     try:
-        return _parse(folder, role, json.loads(path.read_text("utf-8")))
+        return _parse(folder, role, load_json(path))
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         why = f"{type(error).__name__}: {error}"
         raise DataError(f"{path} is damaged ({why}). Unpack the kit again, into a new folder.") from None

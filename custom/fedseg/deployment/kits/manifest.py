@@ -16,7 +16,7 @@ from nvflare.lighter.utils import sign_content, verify_content
 from fedseg.deployment.kits.installed_kit import ROOT_CERTIFICATE, STARTUP
 from fedseg.deployment.kits.provisioned_kits import sha256_of
 from fedseg.errors import DataError
-from fedseg.files.documents import write_json
+from fedseg.files.documents import load_json, write_json
 from fedseg.version import __version__
 
 MANIFEST_FILE = "fedseg_kit.json"
@@ -72,7 +72,7 @@ def read_manifest(kit: Path) -> Manifest | None:
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = load_json(path)
         signature, files = content.pop("signature"), dict(content["files"])
         manifest = Manifest(
             str(content["participant"]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import pandas as pd
 
 from fedseg.errors import DataError
 from fedseg.evaluation.summary import Summary, number, objective_of_run, part, site_names
+from fedseg.files.documents import load_json
 from fedseg.tasks.objective import Objective
 
 
@@ -79,7 +79,7 @@ def _path(run: Path, summary: Summary, site: str) -> Path:
 def _read_site(run: Path, summary: Summary, site: str) -> dict[str, list[Any]]:
     path = _path(run, summary, site)
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = load_json(path)
     except FileNotFoundError:
         raise DataError(f"{path} is missing: ranks need simulated runs that still have their state folder.") from None
     except (OSError, ValueError) as error:

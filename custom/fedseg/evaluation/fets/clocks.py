@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from fedseg import allowed
 from fedseg.errors import ConfigurationError, DataError
 from fedseg.evaluation.summary import Summary, number, part, rows, site_names
+from fedseg.files.documents import load_json
 
 PROFILE_SEED = 0xFEEDFACE
 _SHORTEST = 1.0  # seconds; a draw below counts as this
@@ -82,7 +82,7 @@ def read_profiles(path: Path) -> Profiles:
         ConfigurationError: something in it is missing, unknown or no rate.
     """
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = load_json(path)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is not readable as JSON: {error}.") from None
     content = _object(content, "profiles", ("name", "compute", "network"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from fedseg.errors import DataError
 from fedseg.evaluation.report.drawing import ON_GREY, QUIET, picture_grid
 from fedseg.evaluation.report.views import View, make_view
 from fedseg.evaluation.summary import number
+from fedseg.files.documents import load_json
 from fedseg.tasks.objective import objective_of
 from fedseg.tasks.task import Task
 
@@ -210,6 +210,6 @@ def _images(entry: Mapping[str, Any]) -> list[Path]:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text("utf-8"))
+        return load_json(path)
     except (OSError, ValueError):
         return None

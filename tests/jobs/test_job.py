@@ -308,5 +308,33 @@ def test_two_hooks_that_would_both_do_the_step_are_refused_by_name():
     private = {"path": "fedseg.filters.dp_sgd.DPSGD", "args": {"clip": 1.0, "noise_multiplier": 8.0}}
     job.client["task_result_filters"] = [{"tasks": ["train"], "direction": "out", "filters": [private]}]
     job.server["workflows"][0]["args"].pop("shared_arrays")
-    with pytest.raises(ConfigurationError, match=r"\['HarmoFL', 'PatientDPSGD'\].*one at most has a `step`"):
+    with pytest.raises(ConfigurationError, match="HarmoFL needs a part in the sites' training steps, which DPSGD"):
         job.check()
+
+
+PRIVATE = ("DPSGD", {"clip": 1.0, "noise_multiplier": 8.0})
+ADAPTIVE = {"path": "fedseg.aggregators.fedpidavg.FedPIDAvg"}
+
+
+@pytest.mark.parametrize(
+    ("workflow", "said"),
+    [
+        ({"aggregator": ADAPTIVE}, "FedPIDAvg needs the training loss of every site, which DPSGD withholds"),
+        ({"patience": 3}, "patience needs validation scores of every round, which DPSGD withholds"),
+        ({"target_dice": 0.8}, "target_dice needs validation scores"),
+        ({"selection": {"path": "fedseg.workflows.selection.DropSlow"}}, "DropSlow needs the duration"),
+    ],
+)
+def test_a_job_whose_parts_cannot_work_together_is_refused_before_it_runs(tmp_path, workflow, said):
+    job = filtered(tmp_path, PRIVATE)
+    job.workflow.update(workflow)
+    with pytest.raises(ConfigurationError, match=said):
+        job.check()
+
+
+def test_a_limit_of_epsilon_needs_a_filter_that_counts_it(tmp_path):
+    job = filtered(tmp_path)
+    job.set("workflow.max_epsilon", 4.0)
+    with pytest.raises(ConfigurationError, match="max_epsilon needs an epsilon"):
+        job.check()
+    filtered(tmp_path / "private", PRIVATE).check()

@@ -227,5 +227,5 @@ def test_what_has_no_meaning_here_is_refused():
             CyclicTraining(1, **{name: object()})
     with pytest.raises(ConfigurationError, match=r"workflow\.num_rounds is 0"):
         CyclicTraining(0)
-    with pytest.raises(ConfigurationError, match=r"workflow\.target_dice"):
+    with pytest.raises(ConfigurationError, match="target_dice needs the same sites in every round"):
         CyclicTraining(1, selection=LargestSites(1), target_dice=0.5)

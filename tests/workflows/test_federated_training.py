@@ -1,6 +1,7 @@
 """The loop's decisions, with answers handed to it directly; whole runs are in tests/e2e."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -386,7 +387,7 @@ def test_a_value_that_only_a_wider_type_can_hold_ends_no_round(tmp_path, rule):
 
 def test_rounds_on_other_sites_are_not_compared(tmp_path):
     for rule in ({"patience": 2}, {"target_dice": 0.9}):
-        with pytest.raises(ConfigurationError, match="null with a selection"):
+        with pytest.raises(ConfigurationError, match=r"needs .* which RandomSites withholds"):
             FederatedTraining(3, FedAvg(), selection=RandomSites(1), **rule)
 
 
@@ -532,3 +533,15 @@ def test_other_events_add_nothing_and_a_missing_collector_harms_nothing(tmp_path
     context.set_prop(InfoCollector.CTX_KEY_STATS_COLLECTOR, collector, private=True, sticky=False)
     loop.handle_event("_start_run", context)
     assert collector.info == {}
+
+
+def test_a_server_starts_no_job_whose_parts_at_the_sites_cannot_serve_its_rule(tmp_path):
+    """The coordinator's check is asked again at the server, which reads the classes and builds none of them."""
+    workspace = SimpleNamespace(get_app_config_dir=lambda job: str(tmp_path))
+    fl_ctx = SimpleNamespace(
+        get_engine=lambda: SimpleNamespace(get_workspace=lambda: workspace), get_job_id=lambda: "job"
+    )
+    chain = [{"path": "fedseg.filters.noise.LaplaceNoise", "args": {"clip": "never built"}}]
+    (tmp_path / "config_fed_client.json").write_text(json.dumps({"task_result_filters": [{"filters": chain}]}))
+    with pytest.raises(ConfigurationError, match=r"FedCostWAvg needs .*, which LaplaceNoise withholds\."):
+        FederatedTraining(2, FedCostWAvg()).load(None, None, fl_ctx)

@@ -17,6 +17,7 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from fedseg.aggregators.spool.updates import UpdateSpool
 from fedseg.contract.arguments import arguments_of
+from fedseg.contract.combinations import COMPARED_UPDATES
 from fedseg.contract.plan import Plan
 from fedseg.contract.report import SHARE, SiteReport, parse_report
 from fedseg.errors import FedsegError
@@ -38,10 +39,13 @@ class Aggregator(ModelAggregator):
     through ``history`` and ``restore``.
 
     Attributes:
+        needs: see ``contract.combinations``; a rule that combines updates by itself compares them.
         last_weights: the weight of each site in the last aggregation, sorted by name; empty for rules without such.
         last_scales: factors by which single updates were scaled besides; empty where none was.
         last_notes: what else the rule wants to have reported of the round; plain JSON.
     """
+
+    needs: frozenset[str] = COMPARED_UPDATES
 
     def __init__(self) -> None:
         super().__init__()

@@ -10,11 +10,13 @@ from typing import Any
 
 from fedseg import allowed
 from fedseg.aggregators.weighted import WeightedAggregator, sample_shares
+from fedseg.contract.combinations import SCORES, TRAIN_LOSS, VAL_LOSS
 from fedseg.contract.plan import Plan
 from fedseg.contract.report import SiteReport
 from fedseg.errors import ConfigurationError
 
-COSTS = ("train_loss", "val_loss", "val_dice")
+_NEEDS = {"train_loss": TRAIN_LOSS, "val_loss": VAL_LOSS, "val_dice": SCORES}
+COSTS = tuple(_NEEDS)
 
 Costs = Mapping[str, float | None]
 
@@ -98,6 +100,7 @@ class ByCost(WeightedAggregator):
         """
         super().__init__()
         self.cost = allowed.one_of("cost", cost, COSTS)
+        self.needs = frozenset({_NEEDS[cost]})
 
     def costs(self, reports: Mapping[str, SiteReport]) -> dict[str, float | None]:
         if self.cost == "train_loss":

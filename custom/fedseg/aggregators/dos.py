@@ -10,6 +10,7 @@ from fedseg import allowed
 from fedseg.aggregators.copod import copod_scores
 from fedseg.aggregators.geometry import Geometry, measure
 from fedseg.aggregators.weighted import WeightedAggregator
+from fedseg.contract.combinations import COMPARED_UPDATES
 from fedseg.contract.report import SiteReport
 
 _TEMPERATURES = ("sum", "mean")
@@ -35,7 +36,7 @@ class DOS(WeightedAggregator):
     ``last_notes`` holds ``scores``, the r of each site.
     """
 
-    needs_updates = True
+    needs = COMPARED_UPDATES
 
     def __init__(self, temperature: str = "sum") -> None:
         """Choose how scores become weights.

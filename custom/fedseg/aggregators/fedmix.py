@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from fedseg import allowed
 from fedseg.aggregators.costs import mixture
 from fedseg.aggregators.weighted import WeightedAggregator, normalised, sample_shares
+from fedseg.contract.combinations import TRAIN_LOSS
 from fedseg.contract.report import SiteReport
 
 
@@ -16,6 +17,8 @@ class FedMix(WeightedAggregator):
     With the published lam of 10, ten elevenths of all weight go by loss. A negative loss counts as 0; where all are 0
     the rule is FedAvg, and ``last_notes`` holds ``fallback``. It holds ``loss_shares`` otherwise.
     """
+
+    needs = frozenset({TRAIN_LOSS})
 
     def __init__(self, lam: float = 10.0, beta: float = 1.5) -> None:
         """Set how much losses count.

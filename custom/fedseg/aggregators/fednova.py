@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from fedseg import allowed
 from fedseg.aggregators.weighted import WeightedAggregator, normalised
+from fedseg.contract.combinations import SCALING
 from fedseg.contract.plan import Plan
 from fedseg.contract.report import SiteReport
 from fedseg.errors import ConfigurationError
@@ -26,6 +27,8 @@ class FedNova(WeightedAggregator):
 
     ``last_notes`` holds ``accumulated`` (a_j of each site) and ``effective`` (tau).
     """
+
+    needs = frozenset({SCALING})
 
     def __init__(self, momentum: float = 0.9, nesterov: bool = True) -> None:
         """Describe the local optimizer; the defaults are those of ``optimizer: sgd``.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from fedseg import allowed
 from fedseg.aggregators.costs import mixture, require_validation_after
 from fedseg.aggregators.weighted import WeightedAggregator, normalised, sample_shares
+from fedseg.contract.combinations import VAL_LOSS
 from fedseg.contract.plan import Plan
 from fedseg.contract.report import SiteReport
 
@@ -24,6 +25,8 @@ class FedPOD(WeightedAggregator):
     The reported cost is c_after; c_before stands beside it as ``val_loss``. ``last_notes`` holds ``drops`` (k_j),
     ``neutral`` (sites without validation cases), and ``fallback`` where K is 0.
     """
+
+    needs = frozenset({VAL_LOSS})
 
     def __init__(self, alpha: float = 0.5) -> None:
         """Set the mixture.

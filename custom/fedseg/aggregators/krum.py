@@ -10,6 +10,7 @@ import numpy as np
 from fedseg import allowed
 from fedseg.aggregators.geometry import measure
 from fedseg.aggregators.weighted import WeightedAggregator
+from fedseg.contract.combinations import COMPARED_UPDATES
 from fedseg.contract.report import SiteReport
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ class Krum(WeightedAggregator):
     ``last_notes`` holds ``scores``, ``neighbours`` (how many each score sums over) and ``guaranteed``.
     """
 
-    needs_updates = True
+    needs = COMPARED_UPDATES
 
     def __init__(self, byzantine: int = 1, select: int = 1) -> None:
         """Set how many sites may be faulty, and how many updates are used.

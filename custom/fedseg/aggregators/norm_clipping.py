@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from fedseg import allowed
 from fedseg.aggregators.fedavg import FedAvg
 from fedseg.aggregators.geometry import measure
+from fedseg.contract.combinations import COMPARED_UPDATES, SCALING
 from fedseg.contract.report import SiteReport
 
 
@@ -19,7 +20,7 @@ class NormClipped(FedAvg):
     ``last_notes`` holds ``norms``, the length of each update as it came, and ``bound``, the bound of the round.
     """
 
-    needs_updates = True
+    needs = COMPARED_UPDATES | {SCALING}
 
     def __init__(self, bound: float | None = None, weight_by: str = "samples") -> None:
         """Set the bound.

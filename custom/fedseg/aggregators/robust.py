@@ -14,6 +14,7 @@ from fedseg.aggregators.geometry import Geometry, measure
 from fedseg.aggregators.spool.reader import SpoolReader
 from fedseg.aggregators.spool.sums import Strip, in_threads, strips
 from fedseg.aggregators.weighted import WeightedAggregator, sample_shares
+from fedseg.contract.combinations import COMPARED_UPDATES
 from fedseg.contract.report import SiteReport
 from fedseg.networks.weights import Arrays
 
@@ -93,7 +94,7 @@ class GeometricMedian(WeightedAggregator):
     ``last_notes`` holds ``iterations`` and ``converged``.
     """
 
-    needs_updates = True
+    needs = COMPARED_UPDATES
 
     def __init__(self, tolerance: float = 1e-9, max_iterations: int = 1000, weight_by: str = "uniform") -> None:
         """Set when to stop, and what the sites' shares are.

@@ -8,6 +8,7 @@ from typing import Any
 
 from fedseg import allowed
 from fedseg.aggregators.weighted import WeightedAggregator, normalised
+from fedseg.contract.combinations import ONE_START
 from fedseg.contract.report import SiteReport
 
 _BASES = ("uniform", "samples")
@@ -26,6 +27,8 @@ class Staleness(WeightedAggregator):
     Rounds are counted by the aggregations of this rule. ``last_notes`` holds ``missed``, the rounds that each site
     missed.
     """
+
+    needs = frozenset({ONE_START})
 
     def __init__(self, base: float = math.e / 2, weight_by: str = "uniform") -> None:
         """Set how fast a site fades.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
 
 from fedseg.aggregators.base import AggregationError, Aggregator
 from fedseg.aggregators.spool.sums import weighted_sums
@@ -28,12 +27,12 @@ class WeightedAggregator(Aggregator):
     sent is averaged over those, with their weights rescaled to sum to one; so is what partial sharing leaves out.
 
     Attributes:
-        needs_updates: whether the weights follow from the updates and not from the reports alone; such a rule cannot
-            weigh what it only sees encrypted.
+        needs: nothing beside the reports' counts; one whose weights follow from the updates themselves
+            needs ``COMPARED_UPDATES``.
         discounts: factors by which the server scales updates of the round beside the rule; empty for none.
     """
 
-    needs_updates: ClassVar[bool] = False
+    needs: frozenset[str] = frozenset()
 
     def __init__(self) -> None:
         super().__init__()

@@ -211,8 +211,14 @@ def job_fields(client: Mapping[str, Any]) -> dict[str, ReportField]:
     Args:
         client: content of the job's ``config_fed_client.json``; only classes of fedseg are looked at.
     """
-    names = [path.rpartition(".") for path in _paths(client) if path.startswith("fedseg.")]
-    return declared_fields(getattr(importlib.import_module(module), name, None) for module, _, name in names)
+    return declared_fields(named_classes(client))
+
+
+def named_classes(config: Any) -> list[type]:
+    """The classes of fedseg that a piece of configuration names, nested ones included; nothing is built of them."""
+    names = [path.rpartition(".") for path in _paths(config) if path.startswith("fedseg.")]
+    found = [getattr(importlib.import_module(module), name, None) for module, _, name in names]
+    return [each for each in found if isinstance(each, type)]
 
 
 def _paths(value: Any) -> Iterator[str]:

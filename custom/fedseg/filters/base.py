@@ -51,6 +51,7 @@ class UpdateFilter(Filter, ABC):
         accepts_extras: whether further arrays of a method (``extra:``) may pass through it.
         gives: form of what the filter hands on; None leaves it as it was.
         meaning: what the filter is to somebody who reads a report, as half a sentence.
+        needs, provides, withholds: see ``contract.combinations``.
         guarantees: whether the filter gives a formal guarantee, so that the job may tell nothing besides that the
             guarantee does not cover: no losses, no scores, no curves.
     """
@@ -61,6 +62,9 @@ class UpdateFilter(Filter, ABC):
     accepts_extras: ClassVar[bool] = False
     gives: ClassVar[str | None] = None
     guarantees: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset()
+    provides: ClassVar[frozenset[str]] = frozenset()
+    withholds: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def apply(self, update: Update, context: SiteContext) -> Update:

@@ -18,6 +18,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.app_common.app_constant import AppConstants
 
+from fedseg.contract.combinations import SCALING, VALUES
 from fedseg.contract.protocol import (
     ENCRYPTED_FACTS,
     MODE,
@@ -61,6 +62,7 @@ class EncryptUpdate(UpdateFilter):
 
     meaning = "the server sees ciphertext only; the sites share the key"
     stage = Stage.ENCRYPT
+    withholds = frozenset({VALUES, SCALING})
     gives = ENCRYPTED
 
     def apply(self, update: Update, context: SiteContext) -> Update:

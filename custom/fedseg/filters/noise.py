@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from fedseg import allowed
+from fedseg.contract.combinations import DURATION, EPSILON, SCORES, STATISTICS, TRAIN_LOSS, VAL_LOSS
 from fedseg.contract.update import DENSE, Stage, Update
 from fedseg.errors import RefusalError
 from fedseg.filters.base import UpdateFilter
@@ -53,6 +54,8 @@ class GuaranteedFilter(UpdateFilter):
     stage: ClassVar[Stage] = Stage.NOISE
     accepts_extras: ClassVar[bool] = True
     guarantees: ClassVar[bool] = True
+    provides = frozenset({EPSILON})
+    withholds = frozenset({TRAIN_LOSS, VAL_LOSS, SCORES, DURATION, STATISTICS})
 
     def __init__(self, delta: float, neighbours: str) -> None:
         super().__init__()

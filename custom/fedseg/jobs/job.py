@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedseg.contract.combinations import check_parts
 from fedseg.contract.plan import PLAN_FILE, Plan, parse_plan
 from fedseg.contract.protocol import CLIENT_FILE, SHARE
+from fedseg.contract.report import named_classes
 from fedseg.errors import ConfigurationError, UsageError
 from fedseg.files.documents import parse_json, read_json, write_json
 from fedseg.filters.base import hooks_of
@@ -143,6 +145,7 @@ class Job:
             build_component(component)
         check_hooks(self.build_hooks(), plan)
         workflow = self.build_workflow()
+        check_parts([*workflow.parts, *named_classes(self.client)])
         workflow.model.check_plan(plan)
         check_tasks(self.client)
         for task in (*UPDATE_TASKS, SHARE):

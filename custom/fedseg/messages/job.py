@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 
 from fedseg.contract.plan import PLAN_FILE, Plan, read_plan
 from fedseg.contract.protocol import CLIENT_FILE
-from fedseg.contract.report import ReportField, job_fields, score_fields
+from fedseg.contract.report import ReportField, job_fields, named_classes, score_fields
 from fedseg.files.documents import read_json
 from fedseg.site.profile import SiteProfile, read_profile
 
@@ -42,10 +43,22 @@ def report_fields(fl_ctx: FLContext) -> dict[str, ReportField]:
     Raises:
         ConfigurationError: the sites' part of the job cannot be read, or its components contradict one another.
     """
+    return {**job_fields(_client(fl_ctx)), **score_fields(job_plan(fl_ctx).objective)}
+
+
+def site_parts(fl_ctx: FLContext) -> list[type]:
+    """The classes of fedseg of which the sites' part of the job at hand is made.
+
+    Raises:
+        ConfigurationError: the sites' part of the job cannot be read.
+    """
+    return named_classes(_client(fl_ctx))
+
+
+def _client(fl_ctx: FLContext) -> Any:
     workspace = fl_ctx.get_engine().get_workspace()
     path = Path(workspace.get_app_config_dir(fl_ctx.get_job_id())) / CLIENT_FILE
-    client = read_json(path, "the sites' part of a job")
-    return {**job_fields(client), **score_fields(job_plan(fl_ctx).objective)}
+    return read_json(path, "the sites' part of a job")
 
 
 def job_name(fl_ctx: FLContext) -> str:

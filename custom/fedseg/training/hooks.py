@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import nn
 
+from fedseg.contract.combinations import LOCAL_STEPS
 from fedseg.contract.plan import Plan
 from fedseg.contract.report import ReportField
 from fedseg.contract.settings import TrainingSettings
@@ -116,9 +117,12 @@ class TrainingHook:
 
     Attributes:
         reports: what ``report`` tells, by name, see ``ReportField``.
+        needs, withholds: see ``contract.combinations``.
     """
 
     reports: ClassVar[Mapping[str, ReportField]] = {}
+    needs: ClassVar[frozenset[str]] = frozenset({LOCAL_STEPS})
+    withholds: ClassVar[frozenset[str]] = frozenset()
 
     def check_plan(self, plan: Plan) -> None:
         """Refuse a plan whose settings contradict this method; called once, when the trainer is built.

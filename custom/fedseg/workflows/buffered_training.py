@@ -16,9 +16,9 @@ from nvflare.app_common.app_constant import AppConstants
 from fedseg.aggregators.base import Aggregator
 from fedseg.aggregators.server_optimizers import ServerOptimizer
 from fedseg.aggregators.shared_state import SharedState
-from fedseg.aggregators.staleness import Staleness
 from fedseg.aggregators.weighted import WeightedAggregator
 from fedseg.allowed import number, setting, whole
+from fedseg.contract.combinations import ONE_START, SAME_SITES
 from fedseg.contract.plan import Plan
 from fedseg.contract.shapes import array_owners
 from fedseg.errors import ConfigurationError
@@ -256,6 +256,8 @@ class BufferedTraining(Workflow):
     process sites answer in a fixed order, and a run is repeated to the last bit.
     """
 
+    withholds = frozenset({ONE_START, SAME_SITES})
+
     @takes_run_settings
     def __init__(
         self,
@@ -300,8 +302,7 @@ class BufferedTraining(Workflow):
 def _check_rule(rule: Aggregator) -> None:
     """Refuse a rule that compares updates, which here start from different models, or that counts missed rounds."""
     check_part("aggregator", rule, Aggregator)
-    combines = type(rule).combine is not WeightedAggregator.combine
-    if not isinstance(rule, WeightedAggregator) or combines or rule.needs_updates or isinstance(rule, Staleness):
+    if not isinstance(rule, WeightedAggregator) or ONE_START in rule.needs:
         raise ConfigurationError(
             "workflow.aggregator",
             type(rule).__name__,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fedseg.aggregators.base import Aggregator
+from fedseg.contract.combinations import SCALING, VALUES
 from fedseg.errors import ConfigurationError
 from fedseg.workflows.encrypted.model import LEAST_SITES, EncryptedRunModel
 from fedseg.workflows.encrypted.two_step import TwoStep
@@ -31,6 +32,8 @@ class EncryptedTraining(Workflow):
 
     The models that the run leaves are encrypted; ``fedseg decrypt-model`` decrypts them at a site.
     """
+
+    withholds = frozenset({VALUES, SCALING})
 
     @takes_run_settings
     def __init__(

@@ -10,13 +10,14 @@ import numpy as np
 from scipy.stats import poisson
 
 from fedseg import allowed
+from fedseg.contract.combinations import DURATION
 from fedseg.workflows.run.site_selection import SiteFacts, SiteSelection
 
 
 class AllSites(SiteSelection):
     """Every site in every round."""
 
-    asks_all = True
+    withholds = frozenset()
 
     def judge(self, facts: Mapping[str, SiteFacts], draw: np.random.Generator) -> dict[str, tuple[bool, str]]:
         return dict.fromkeys(facts, (True, "all sites are asked"))
@@ -63,6 +64,8 @@ class DropSlow(SiteSelection):
     A site that is left out has no new duration. It is given another chance after ``rest`` rounds, since what slowed
     it may be over.
     """
+
+    needs = frozenset({DURATION})
 
     def __init__(self, factor: float = 2.0, rest: int = 5) -> None:
         """Choose what is slow.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
+from fedseg.contract.combinations import STATISTICS
 from fedseg.errors import RefusalError
 from fedseg.networks.weights import Arrays
 from fedseg.tasks.segmentation.losses import SegmentationLoss, region_targets
@@ -28,6 +29,8 @@ class ClassWeights(TrainingHook):
     frequencies are those of whole cases: a task with ``sampling`` frequencies draws patches with more of the rare
     classes, so both together may be too much.
     """
+
+    needs = TrainingHook.needs | {STATISTICS}
 
     def statistics(self, training: LocalTraining) -> dict[str, float]:
         return count_voxels(training)

@@ -15,6 +15,7 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from fedseg import allowed
 from fedseg.aggregators.base import AggregationError, Aggregator
 from fedseg.aggregators.weighted import WeightedAggregator
+from fedseg.contract.combinations import SCALING, VALUES
 from fedseg.contract.plan import Plan
 from fedseg.contract.protocol import ENCRYPTED_FACTS, STEPS
 from fedseg.contract.update import Update, parse_steps
@@ -79,12 +80,7 @@ class EncryptedRunModel(RunModel):
         """
         allowed.one_of("workflow.mode", mode, MODES)
         kind = type(aggregator)
-        if (
-            not isinstance(aggregator, WeightedAggregator)
-            or aggregator.needs_updates
-            or kind.combine is not WeightedAggregator.combine
-            or kind.site_scales is not WeightedAggregator.site_scales
-        ):
+        if not isinstance(aggregator, WeightedAggregator) or aggregator.needs & {VALUES, SCALING}:
             raise ConfigurationError(
                 "workflow.aggregator",
                 kind.__name__,
@@ -92,7 +88,7 @@ class EncryptedRunModel(RunModel):
                 "The server of an encrypted run sees no updates; FedAvg and FedCostWAvg are such rules.",
             )
         super().__init__()
-        self.rule, self.mode = aggregator, mode
+        self.rule, self.mode, self.components = aggregator, mode, (aggregator,)
         self.scale = 1.0
         self._point: FixedPoint | None = None
         self._sum: CiphertextSum | None = None

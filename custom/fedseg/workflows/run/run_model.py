@@ -62,6 +62,7 @@ class RunModel(ABC):
     (7, {'a': 0.5})
 
     Attributes:
+        components: the parts of a job of which it consists.
         further_arrays: whether arrays beside the network's come with updates; known once ``check_plan`` was called.
         keeps_former: whether the models of earlier rounds can still be had, so that the best one can be chosen.
         remark: what whoever runs the server should know of this model; empty for nothing.
@@ -69,6 +70,7 @@ class RunModel(ABC):
         steps: what the filters of these sites did to their updates.
     """
 
+    components: Sequence[object] = ()
     further_arrays = False
     keeps_former = True
     remark = ""

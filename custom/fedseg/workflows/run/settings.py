@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from fedseg.allowed import number, setting, switch, whole
+from fedseg.contract.combinations import EPSILON, SAME_SITES, SCORES
 from fedseg.errors import ConfigurationError
 from fedseg.site.state import check_run_id
 from fedseg.workflows.run.stopping import StoppingRules, check_fields
@@ -70,6 +71,20 @@ class RunSettings:
             raise ConfigurationError("workflow.resume", True, "false without run_id, which says what to continue")
         if self.resume_round is not None and not self.resume:
             raise ConfigurationError("workflow.resume_round", self.resume_round, "null unless workflow.resume is true")
+
+    @property
+    def part_title(self) -> str:
+        """What messages call the first stopping rule, since of the settings those need something of the sites."""
+        return next((name for name in ("target_dice", "patience", "max_epsilon") if self._has(name)), "")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """See ``contract.combinations``."""
+        scores = {SCORES, SAME_SITES} if self._has("target_dice") or self._has("patience") else set()
+        return frozenset(scores | ({EPSILON} if self._has("max_epsilon") else set()))
+
+    def _has(self, name: str) -> bool:
+        return getattr(self, name) is not None
 
     @property
     def prepare_seconds(self) -> int:

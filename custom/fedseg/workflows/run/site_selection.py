@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from fedseg.contract.combinations import SAME_SITES
 from fedseg.randomness import generator
 
 
@@ -38,10 +39,11 @@ class SiteSelection(ABC):
     """Picks the sites of a round; draws follow from the job's seed and the round alone.
 
     Attributes:
-        asks_all: whether every round asks every site, so that the scores of rounds can be compared.
+        needs, withholds: see ``contract.combinations``; scores of rounds can be compared where each asks every site.
     """
 
-    asks_all: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset()
+    withholds: ClassVar[frozenset[str]] = frozenset({SAME_SITES})
 
     def select(self, facts: Mapping[str, SiteFacts], seed: int, round_number: int) -> Selection:
         """Choose.

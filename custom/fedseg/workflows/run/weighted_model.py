@@ -32,6 +32,7 @@ class WeightedModel(PlainModel):
     ) -> None:
         super().__init__()
         self.aggregator, self.server_optimizer, self.shared_arrays = aggregator, server_optimizer, shared_arrays
+        self.components = (aggregator, server_optimizer, shared_arrays)
 
     def check_plan(self, plan: Plan) -> None:
         self.aggregator.check_plan(plan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from nvflare.apis.client import Client
 from nvflare.apis.controller_spec import ClientTask
@@ -13,9 +14,9 @@ from nvflare.apis.wf_comm_spec import WFCommSpec
 from nvflare.app_common.workflows.model_controller import ModelController
 from nvflare.widgets.info_collector import InfoCollector
 
+from fedseg.contract.combinations import check_parts
 from fedseg.contract.plan import PLAN_FILE, read_plan
-from fedseg.errors import ConfigurationError
-from fedseg.messages.job import report_fields
+from fedseg.messages.job import report_fields, site_parts
 from fedseg.messages.job_facts import job_facts
 from fedseg.models.model_file import INITIAL_FILE
 from fedseg.site.profile import PROFILE_FILE, read_state_folder
@@ -37,11 +38,14 @@ class Workflow(ModelController):
 
     Attributes:
         settings, model, protocol, selection: the parts.
+        needs, withholds: see ``contract.combinations``.
         sites: the port to the sites over FLARE, once FLARE has connected the workflow.
         started: the run, once FLARE has started it.
     """
 
     sites: FlareSites
+    needs: ClassVar[frozenset[str]] = frozenset()
+    withholds: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(
         self, settings: RunSettings, model: RunModel, protocol: RoundProtocol, selection: SiteSelection
@@ -49,17 +53,19 @@ class Workflow(ModelController):
         """Take the parts.
 
         Raises:
-            ConfigurationError: ``selection`` is none, or does not go with a rule that compares the scores of rounds.
+            ConfigurationError: ``selection`` is none, or the parts cannot work together, see ``contract.combinations``.
         """
         check_part("selection", selection, SiteSelection)
-        for name in () if selection.asks_all else ("target_dice", "patience"):
-            if (rule := getattr(settings, name)) is not None:
-                why = "Rounds that ask other sites score on other cases, so their Dice cannot be compared."
-                raise ConfigurationError(f"workflow.{name}", rule, "null with a selection of sites", why)
         period = settings.task_check_period
         super().__init__(persistor_id="", allow_empty_global_weights=True, task_check_period=period)
         self.settings, self.model, self.protocol, self.selection = settings, model, protocol, selection
+        check_parts(self.parts, whole=False)
         self.started: TrainingRun | None = None
+
+    @property
+    def parts(self) -> tuple[object, ...]:
+        """Everything at the server with which the parts at the sites have to work together."""
+        return (self, self.settings, self.protocol, self.selection, self.model, *self.model.components)
 
     def training_run(self, sites: Sites, record: RunRecord) -> TrainingRun:
         """A run of these parts over any port to sites."""
@@ -79,7 +85,11 @@ class Workflow(ModelController):
             sites: the port.
             record: where the run writes down what happens.
             fl_ctx: of the server's process of the job.
+
+        Raises:
+            ConfigurationError: parts of the job cannot work together.
         """
+        check_parts([*self.parts, *site_parts(fl_ctx)])
         workspace, job_id = fl_ctx.get_engine().get_workspace(), str(fl_ctx.get_job_id())
         record.job = job_facts(fl_ctx, workspace)
         site_config, config = Path(workspace.get_site_config_dir()), Path(workspace.get_app_config_dir(job_id))

@@ -183,7 +183,7 @@ def test_a_stopped_run_goes_on_and_nothing_that_left_is_forgotten(whole, folder)
     for entries in before.values():
         # Round 3 may have been entered already, and may have left.
         assert [entry["round"] for entry in entries] in ([0, 1], [0, 1, 2])
-    simulate(folder, out, "--resume", "--from-round", 0, "--ledger", ledgers)
+    simulate(folder, out, "--resume", "--from-round", 1, "--ledger", ledgers)
     assert (out / "models" / "last.safetensors").read_bytes() == (whole / "models" / "last.safetensors").read_bytes()
     last = summary_of(out)["rounds"][-1]
     for site, entries in before.items():

@@ -176,7 +176,7 @@ def test_a_run_goes_on_from_its_checkpoint_to_the_bit(kind, request, data):
     out = request.getfixturevalue(kind)[0]
     before = {path.name: path.read_bytes() for path in (out / "models").glob("*.safetensors")}
     assert before
-    result = fedseg("simulate", JOB, "--data", data, "--out", out, "--resume", "--from-round", 0, "--no-probe")
+    result = fedseg("simulate", JOB, "--data", data, "--out", out, "--resume", "--from-round", 1, "--no-probe")
     assert result.returncode == 0, result.stderr
     assert {path.name: path.read_bytes() for path in (out / "models").glob("*.safetensors")} == before
 
@@ -319,6 +319,6 @@ def test_the_records_of_cyclic_weight_transfer_tell_one_story(cyclic):
 def test_cyclic_weight_transfer_goes_on_from_its_checkpoint_to_the_bit(cyclic, open_data):
     before = {path.name: path.read_bytes() for path in (cyclic[0] / "models").glob("*.safetensors")}
     assert before
-    result = fedseg("simulate", VISITS, "--data", open_data, "--out", cyclic[0], "--resume", "--from-round", 0)
+    result = fedseg("simulate", VISITS, "--data", open_data, "--out", cyclic[0], "--resume", "--from-round", 1)
     assert result.returncode == 0, result.stderr
     assert {path.name: path.read_bytes() for path in (cyclic[0] / "models").glob("*.safetensors")} == before

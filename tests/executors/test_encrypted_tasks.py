@@ -106,7 +106,7 @@ def test_an_update_of_another_round_or_start_does_not_leave(site, number, start)
     site.train()
     reply = site.upload(number, start)
     assert (reply.get_header(REASON), DataKind.WEIGHT_DIFF in str(dict(reply))) == ("state", False)
-    assert f"No update of round {number} waits" in reply.get_header(TEXT)
+    assert f"No update of round {number + 1} waits" in reply.get_header(TEXT)
 
 
 def test_nothing_waits_before_the_first_round(site):
@@ -159,7 +159,7 @@ def test_a_held_update_comes_back_as_it_was(tmp_path):
 
 def test_a_damaged_file_holds_nothing(tmp_path, caplog):
     (tmp_path / "held.safetensors").write_bytes(b"torn")
-    with pytest.raises(RefusalError, match="No update of round 0 waits") as refusal:
+    with pytest.raises(RefusalError, match="No update of round 1 waits") as refusal:
         load_update(tmp_path, 0, "first")
     assert refusal.value.reason == "state"
     assert str(tmp_path) not in str(refusal.value)

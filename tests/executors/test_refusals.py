@@ -76,6 +76,12 @@ def refusal(policy, terms):
         ({"tasks": ["brats"]}, TERMS, replace(TERMS, task="tiny"), "rule tasks: the job segments 'tiny'"),
         ({"max_fraction": 0.1}, TERMS, replace(TERMS, fraction=0.11), "rule max_fraction: the job sends 0.11"),
         ({"epsilon_budget": BUDGET}, replace(TERMS, guaranteed=True), TERMS, "rule epsilon_budget"),
+        (
+            {"max_bytes": 4000},
+            replace(TERMS, array_bytes=4000),
+            replace(TERMS, array_bytes=4004),
+            "rule max_bytes: the job sends updates of 4004 bytes at least; this site lets out 4000 at most",
+        ),
     ],
 )
 def test_each_rule_takes_what_it_allows_and_names_itself_otherwise(policy, good, bad, said):
@@ -117,6 +123,19 @@ def test_no_policy_opens_what_a_guarantee_closes(policy):
     check_statistics(True, {})
     with pytest.raises(RefusalError, match="guarantee does not cover"):
         check_statistics(True, {"voxels": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("filters", "share"),
+    [([], 1.0), ([NormClip(2.0)], 1.0), ([PrivateLayers(kind="norm")], None), ([ShareFraction(0.25)], 0.0)],
+    ids=["none", "clipped", "private layers", "sparse"],
+)
+def test_the_size_of_an_update_is_known_where_its_arrays_leave_as_they_are(filters, share):
+    plan = parse_plan(PLAN)
+    arrays = {name: array for name, array in get_weights(plan.build_network()).items() if array.dtype.kind == "f"}
+    kept = filters[0].private_names(plan) if share is None else frozenset()
+    expected = sum(array.nbytes for name, array in arrays.items() if name not in kept) * (1 if share is None else share)
+    assert job_terms(plan, context(filters)).array_bytes == expected
 
 
 def test_terms_are_read_from_what_flare_built():

@@ -191,7 +191,7 @@ def test_going_back_further_than_is_kept_is_refused(tmp_path):
     feedback = ShareFraction(0.5, error_feedback=True)
     for number in range(6):
         share_small(feedback, small(3, 2), make_context(tmp_path, number))
-    with pytest.raises(RefusalError, match="round 2 is gone") as caught:
+    with pytest.raises(RefusalError, match="round 3 is gone") as caught:
         share_small(feedback, small(3, 2), make_context(tmp_path, 2))
     assert caught.value.reason == "state"
     assert share_small(feedback, small(3, 2), make_context(tmp_path, 0)) == [3, 0], "round 0 starts from nothing"

@@ -56,33 +56,33 @@ def without(kind, number=0):
 @pytest.mark.parametrize(
     ("who", "change", "said"),
     [
-        ("alpha", set_in("received", 1, model="0" * 64), "received another model in round 1"),
-        ("alpha", set_in("received", 2, model="0" * 64), "received another model in round 2"),
-        ("alpha", set_in("received", 1, cases=40), "trained 40 case(s) in round 1 (start s0), the server counts 4"),
-        ("alpha", set_in("received", 1, round=7), "tells of round 7, which the server's record lacks"),
-        ("alpha", set_in("received", 1, start="s9"), "the server counts round 1 (start s0), of which"),
-        ("alpha", without("received", 3), "the server counts round 2 (start s1), of which the site's record knows"),
-        ("alpha", without("sent", 0), "the server counts round 0 (start s0), in which nothing was sent"),
+        ("alpha", set_in("received", 1, model="0" * 64), "received another model in round 2"),
+        ("alpha", set_in("received", 2, model="0" * 64), "received another model in round 3"),
+        ("alpha", set_in("received", 1, cases=40), "trained 40 case(s) in round 2 (start s0), the server counts 4"),
+        ("alpha", set_in("received", 1, round=7), "tells of round 8, which the server's record lacks"),
+        ("alpha", set_in("received", 1, start="s9"), "the server counts round 2 (start s0), of which"),
+        ("alpha", without("received", 3), "the server counts round 3 (start s1), of which the site's record knows"),
+        ("alpha", without("sent", 0), "the server counts round 1 (start s0), in which nothing was sent"),
         ("alpha", set_in("accepted", 1, job_hash="9" * 64), "another job_hash than the server ran"),
         ("alpha", set_in("accepted", 1, plan="0" * 64), "another plan than the server ran"),
         ("alpha", set_in("accepted", 0, job_id="job-9"), "accepts the job job-9, which the server did not run"),
         ("alpha", set_in("accepted", 0, submitter={"name": "eve"}), "another submitter"),
         ("alpha", set_in("scored", 0, model="0" * 64), "scored a model that the server's record lacks"),
-        ("alpha", lambda lines: lines.__delitem__(slice(-3, None)), "the server counts round 3 (start s1), of which"),
+        ("alpha", lambda lines: lines.__delitem__(slice(-3, None)), "the server counts round 4 (start s1), of which"),
         ("alpha", set_in("received", 0, cases=None), "trained None case(s)"),
         ("alpha", lambda lines: lines_of(lines, "received")[0].pop("round"), "lacks what such a line holds"),
         ("server", set_in("accepted", 0, cases={"training": 5, "validation": 1, "test": 0}), "never stated"),
-        ("server", set_in("round", 0, model="0" * 64), "received another model in round 1"),
-        ("server", set_in("round", 1, model="0" * 64), "goes on from a model after round 1 that no line"),
-        ("server", set_in("start", 0, model="0" * 64), "received another model in round 0"),
-        ("server", without("round", 0), "tells of round 1, which does not follow"),
-        ("server", set_in("round", 3, round=2), "tells of round 2, which does not follow"),
+        ("server", set_in("round", 0, model="0" * 64), "received another model in round 2"),
+        ("server", set_in("round", 1, model="0" * 64), "goes on from a model after round 2 that no line"),
+        ("server", set_in("start", 0, model="0" * 64), "received another model in round 1"),
+        ("server", without("round", 0), "tells of round 2, which does not follow"),
+        ("server", set_in("round", 3, round=2), "tells of round 3, which does not follow"),
         ("server", set_in("start", 0, job_hash="9" * 64), "another job_hash"),
-        ("server", without("resumed", 0), "tells of round 2, which does not follow"),
+        ("server", without("resumed", 0), "tells of round 3, which does not follow"),
         ("server", lambda lines: lines_of(lines, "round")[0].pop("sites"), "lacks what such a line holds"),
         ("server", lambda lines: lines_of(lines, "round")[1].update(left_out={}), "beta: line 6 sent something for"),
         ("server", set_in("final", 0, model=model_digest(model_after(9))), "that is not the one made there"),
-        ("server", set_in("final", 0, round=2), "leaves a model after round 2 that is not the one made there"),
+        ("server", set_in("final", 0, round=2), "leaves a model after round 3 that is not the one made there"),
     ],
 )
 def test_a_rewritten_record_does_not_fit_the_others(run, who, change, said):
@@ -92,7 +92,7 @@ def test_a_rewritten_record_does_not_fit_the_others(run, who, change, said):
 
 
 def carried(run, received):
-    """The run as if its model had come to beta in round 1 from alpha, as the server would note it."""
+    """The run as if its model had come to beta in round 2 from alpha, as the server would note it."""
     forge(run.path("beta"), set_in("received", 1, model="1" * 64))
     visit = {"kind": "visit", "round": 1, "site": "beta", "start": "s0", "received": received}
     forge(run.path("server"), lambda lines: lines.insert(lines.index(lines_of(lines, "round", round=1)[0]), visit))
@@ -105,7 +105,7 @@ def test_a_model_that_is_carried_is_the_one_that_the_server_notes_for_the_visit(
 
 def test_another_model_than_the_one_of_the_visit_is_found(run):
     carried(run, "2" * 64)
-    assert [text for text in wrong(run) if "beta" in text and "received another model in round 1" in text]
+    assert [text for text in wrong(run) if "beta" in text and "received another model in round 2" in text]
 
 
 def test_a_site_that_the_server_adds_to_a_round_knows_nothing_of_it(run):
@@ -113,7 +113,7 @@ def test_a_site_that_the_server_adds_to_a_round_knows_nothing_of_it(run):
     forge(run.path("beta"), lambda lines: lines.remove(lines_of(lines, "sent", round=1)[0]))
     assert wrong(run) == [], "the server left it out of that round"
     forge(run.path("server"), lambda lines: lines_of(lines, "round")[1]["sites"].update(beta=part))
-    assert any("site beta: the server counts round 1" in text for text in wrong(run))
+    assert any("site beta: the server counts round 2" in text for text in wrong(run))
 
 
 def test_a_swapped_last_model_is_found_even_if_the_server_had_the_sites_score_it(run):
@@ -121,7 +121,7 @@ def test_a_swapped_last_model_is_found_even_if_the_server_had_the_sites_score_it
     forge(run.path("server"), set_in("final", 0, model=other))
     for site in CASES:
         forge(run.path(site), set_in("scored", 0, model=other))
-    assert any("leaves a model after round 3" in text for text in wrong(run))
+    assert any("leaves a model after round 4" in text for text in wrong(run))
 
 
 @pytest.mark.parametrize(("name", "other"), [("epsilon", 0.1), ("epsilon", None), ("privacy", [])])

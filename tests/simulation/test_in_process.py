@@ -126,7 +126,7 @@ def test_a_round_without_any_update_is_an_error(datalists):
     federation = InProcessFederation(
         tiny_job(ROOT / "jobs" / "hippocampus_fedavg"), datalists, tamper=lambda site, number, update: {}
     )
-    with pytest.raises(FedsegError, match=r"0 site\(s\) answered in round 0, but 1 must"):
+    with pytest.raises(FedsegError, match=r"0 site\(s\) answered in round 1, but 1 must"):
         federation.run_round()
     assert {event["site"] for event in federation.events} == set(SITES)
 

@@ -48,7 +48,7 @@ def test_a_damaged_state_is_a_refusal_with_its_reason(tmp_path):
     site.save(0, {"from": 0})
     path = next(site.folder.glob("*.pt"))
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(RefusalError, match="after round 0 is damaged") as error:
+    with pytest.raises(RefusalError, match="after round 1 is damaged") as error:
         state(tmp_path, "A", ["A"]).load(1)
     assert error.value.reason == "state"
     assert str(tmp_path) not in str(error.value)
@@ -68,7 +68,7 @@ def test_a_failed_write_leaves_the_former_state_and_nothing_half_written(tmp_pat
             raise RuntimeError("unexpected position")
 
     monkeypatch.setattr("fedseg.site.state.torch.save", full)
-    with pytest.raises(RefusalError, match=f"after round 1: {said}") as error:
+    with pytest.raises(RefusalError, match=f"after round 2: {said}") as error:
         site.save(1, {"from": 1})
     assert error.value.reason == "state"
     assert str(tmp_path) not in str(error.value)

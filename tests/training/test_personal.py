@@ -107,7 +107,7 @@ def test_a_damaged_state_is_refused_and_not_replaced_by_the_global_model(datalis
     start = start_of(site)
     site.train_round(start, 0, ROUNDS)
     (tmp_path / "run" / "round-00000.pt").write_bytes(b"damaged")
-    with pytest.raises(RefusalError, match="state after round 0 is damaged") as error:
+    with pytest.raises(RefusalError, match="state after round 1 is damaged") as error:
         make(datalist, tmp_path).own_model(start, 1)
     assert error.value.reason == "state"
 

@@ -170,7 +170,7 @@ def test_state_keeps_two_rounds_and_refuses_strange_run_ids(tmp_path):
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["round-00002.pt", "round-00003.pt"]
     assert state.load(3) == {"number": 2}
     assert state.load(0) is None
-    with pytest.raises(RefusalError, match="before round 2 is gone"):
+    with pytest.raises(RefusalError, match="before round 3 is gone"):
         state.load(2)
     for wrong in ("", "..", "../other", "a/b"):
         with pytest.raises(ConfigurationError, match="run_id"):

@@ -109,7 +109,7 @@ def slow(folder, **arguments):
 
 def test_an_update_that_is_too_old_is_left_out_by_name_and_the_site_trains_on(tmp_path):
     run = slow(tmp_path, max_staleness=2)
-    said = "update left out: it started from the model of round 0, 3 rounds ago; 2 are allowed"
+    said = "update left out: it started from the model of round 1, 3 rounds ago; 2 are allowed"
     assert run.state.events == [{"round": 3, "site": "c", "what": said}]
     assert any("c" in entry["sites"] for entry in run.state.rounds[3:])
     run = slow(tmp_path / "any")
@@ -199,7 +199,7 @@ def test_a_resumed_run_says_what_was_lost_and_ends(tmp_path):
     train(run)
     assert len(run.state.rounds) == 4
     said = "was training the model of round {} when the run was stopped; that update is lost"
-    assert [(e["site"], e["what"]) for e in run.state.events] == [(s, said.format(n)) for s, n in left.items()]
+    assert [(e["site"], e["what"]) for e in run.state.events] == [(s, said.format(n + 1)) for s, n in left.items()]
     # All begin with the newest model.
     assert all(staleness == 0 for staleness in run.state.rounds[2]["notes"]["staleness"].values())
 

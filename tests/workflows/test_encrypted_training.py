@@ -284,7 +284,7 @@ def test_too_few_ciphertexts_end_the_run_with_the_model_of_before(tmp_path):
         return None if task == UPLOAD and site != "a" and number == 1 else answer
 
     loop = scripted(tmp_path, Sites(drop))
-    with pytest.raises(FedsegError, match=r"1 site\(s\) answered in round 1, but 2 must"):
+    with pytest.raises(FedsegError, match=r"1 site\(s\) answered in round 2, but 2 must"):
         train(loop)
     assert len(loop.state.rounds) == 1
     assert loop.state.model.sums.rounds() == [0]
@@ -520,10 +520,10 @@ def test_a_missing_or_damaged_round_is_named(tmp_path):
     train(loop)
     history = EncryptedHistory(tmp_path / "state" / "run")
     (tmp_path / "state" / "run" / "encrypted-00001.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"round 1 is missing; there are \[0, 2\]"):
+    with pytest.raises(CheckpointError, match=r"round 2 is missing; there are 1 and 3"):
         history.load(1)
     (tmp_path / "state" / "run" / "encrypted-00000.safetensors").write_bytes(b"torn")
-    with pytest.raises(CheckpointError, match="round 0 is damaged"):
+    with pytest.raises(CheckpointError, match="round 1 is damaged"):
         history.load(0)
 
 

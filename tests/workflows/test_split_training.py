@@ -198,9 +198,9 @@ def test_a_newcomer_with_unequal_batches_is_left_out_by_name(tmp_path):
 
 
 def test_only_sites_whose_samples_came_into_the_round_count(tmp_path):
-    with pytest.raises(FedsegError, match=r"1 site\(s\) answered in round 0, but 2 must"):
+    with pytest.raises(FedsegError, match=r"1 site\(s\) answered in round 1, but 2 must"):
         one_round(split_run(tmp_path / "one", Contributing({"a": 4}), {"min_sites": 2}))
-    with pytest.raises(FedsegError, match=r"0 site\(s\) answered in round 0, but 1 must"):
+    with pytest.raises(FedsegError, match=r"0 site\(s\) answered in round 1, but 1 must"):
         one_round(split_run(tmp_path / "none", Contributing()))
     run = split_run(tmp_path / "two", Contributing({"a": 4, "c": 2}), {"min_sites": 2})
     one_round(run)

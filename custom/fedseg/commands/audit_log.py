@@ -17,6 +17,7 @@ from rich.table import Table
 
 from fedseg.commands.arguments import Command
 from fedseg.console import out
+from fedseg.contract.round_numbers import nth
 from fedseg.errors import DataError, UsageError
 from fedseg.files.hash_chain_check import ChainError
 from fedseg.provenance.reading import Record, read_record
@@ -99,7 +100,7 @@ def _one_record(path: Path) -> Record:
 def _job(entry: Mapping[str, Any]) -> str:
     submitter = entry.get("submitter") or {}
     who = ", ".join(str(submitter[name]) for name in ("name", "organisation") if submitter.get(name))
-    after = f", after round {entry['round']}" if entry["kind"] == "resumed" else ""
+    after = f", after round {nth(entry['round'])}" if entry["kind"] == "resumed" else ""
     versions = " ".join(f"{name} {number}" for name, number in sorted(entry.get("versions", {}).items()))
     job = f"{entry.get('job')} ({entry.get('job_id')}), content {str(entry.get('job_hash', ''))[:_SHOWN]}"
     return f"{job}, by {who or 'nobody named'}{after}; {versions}"
@@ -108,7 +109,7 @@ def _job(entry: Mapping[str, Any]) -> str:
 def _round(entry: Mapping[str, Any]) -> str:
     sites = ", ".join(f"{site} {_taken(part)}" for site, part in entry["sites"].items())
     left = "; ".join(f"without {site}: {why}" for site, why in entry["left_out"].items())
-    return f"round {entry['round']}: {sites}; model {entry['model'][:_SHOWN]}" + (f"; {left}" if left else "")
+    return f"round {nth(entry['round'])}: {sites}; model {entry['model'][:_SHOWN]}" + (f"; {left}" if left else "")
 
 
 def _taken(part: Mapping[str, Any]) -> str:
@@ -117,35 +118,37 @@ def _taken(part: Mapping[str, Any]) -> str:
 
 
 def _received(entry: Mapping[str, Any]) -> str:
-    return f"round {entry['round']}: model {entry['model'][:_SHOWN]}, {entry['cases']} training case(s)"
+    return f"round {nth(entry['round'])}: model {entry['model'][:_SHOWN]}, {entry['cases']} training case(s)"
 
 
 def _sent(entry: Mapping[str, Any]) -> str:
     epsilon = "" if entry.get("epsilon") is None else f", epsilon {entry['epsilon']:.4g}"
-    rest = f" in round {entry['round']}" if entry.get("round") is not None else ""
+    rest = f" in round {nth(entry['round'])}" if entry.get("round") is not None else ""
     return f"{entry['task']}{rest}: {entry['content']}, {entry['bytes']} bytes{epsilon}"
 
 
 def _called(entry: Mapping[str, Any]) -> str:
-    rest = f"round {entry['round']}: " if entry.get("round") is not None else ""
+    rest = f"round {nth(entry['round'])}: " if entry.get("round") is not None else ""
     left = ", ".join(_LEFT.get(kind, kind) for kind in entry["left"]) or "no data"
     traffic = f"{entry['bytes_out']} bytes out, {entry['bytes_in']} bytes in"
     return f"{rest}answered {entry['calls']} direct call(s) of the server; what left the site: {left}; {traffic}"
 
 
 def _refused(entry: Mapping[str, Any]) -> str:
-    rest = f" in round {entry['round']}" if entry.get("round") is not None else ""
+    rest = f" in round {nth(entry['round'])}" if entry.get("round") is not None else ""
     job = f"; {_job(entry)}" if "job_id" in entry else ""
     return f"{entry['task']}{rest}: {entry['reason'] or entry['code']}: {entry['text']}{job}"
 
 
 def _model(entry: Mapping[str, Any]) -> str:
-    return f"{entry['name']}: model {entry['model'][:_SHOWN]}, after round {entry['round']}"
+    return f"{entry['name']}: model {entry['model'][:_SHOWN]}, after round {nth(entry['round'])}"
 
 
 def _all(entry: Mapping[str, Any]) -> str:
     hidden = ("number", "time", "kind", "previous", "hash", "schema")
     known = {name: value for name, value in entry.items() if name not in hidden and value not in ("", None)}
+    if "round" in known:
+        known["round"] = nth(known["round"])
     return ", ".join(f"{name} {_words(value)}" for name, value in known.items())
 
 

@@ -21,6 +21,7 @@ from rich.table import Table
 from fedseg import allowed
 from fedseg.commands.arguments import Command
 from fedseg.console import out
+from fedseg.contract.round_numbers import nth
 from fedseg.errors import ConfigurationError, DataError, UsageError
 from fedseg.files.hash_chain_check import Chain, verify
 from fedseg.privacy.accounting.epsilon import (
@@ -118,7 +119,7 @@ def _print_ledger(chain: Chain, ledger: Ledger, releases: Sequence[Any], spent: 
     table = Table("Data set", "Job", "Rounds", "Releases", "Mechanism", "Noise over 2 clips", "Patients")
     for _, group in groupby(releases, key=lambda entry: [entry[name] for name in (*_PLACE, *_COST, "patients")]):
         entries = list(group)
-        first, rounds = entries[0], sorted({entry["round"] for entry in entries})
+        first, rounds = entries[0], sorted({nth(entry["round"]) for entry in entries})
         spread = f"{rounds[0]} to {rounds[-1]}" if len(rounds) > 1 else str(rounds[0])
         count = sum(entry["count"] for entry in entries)
         cells = [first["dataset"], first["job"], spread, count, first["mechanism"], _noise(first)]

@@ -13,7 +13,7 @@ from fedseg.deployment.coordination.session import connect
 def add_parser(subparsers: Any) -> None:
     """Declare the command."""
     command = Command(subparsers, run)
-    after = "go back: continue after round N instead of the last one (server and sites keep a few)"
+    after = "go back: continue after round N (from 1) instead of the last one (server and sites keep a few)"
     command.job_id()
     command.kit()
     command.value("--from-round", after, int, metavar="N")

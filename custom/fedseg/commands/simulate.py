@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from fedseg.commands.arguments import Command, Later
 from fedseg.console import err, out, tell
+from fedseg.contract.round_numbers import nth
 from fedseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def add_parser(subparsers: Any) -> None:
     command.flag("--no-probe", "in split training: do not measure how much of an image features tell")
     command.flag("--overwrite", "replace a former run in --out")
     command.flag("--resume", "continue the stopped run in --out, job as it was")
-    after = "with --resume: go on after this round (from 0; default: last)"
+    after = "with --resume: go on after this round (from 1; default: last)"
     command.value("--from-round", after, int, metavar="N")
     command.path("--initial", "model file to start from, of the job's task and network", "MODEL")
     ledger = "keep the sites' privacy ledgers here, so that runs spend one budget (default: in the run's folder)"
@@ -87,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
     summary = write_results(
         job, result, options.data, options.out, sites, kinds, not options.no_probe, tell, probe_progress
     )
-    _print_summary(summary, options.out, sites)
+    _print_summary(summary, options.out)
     return 0
 
 
@@ -115,10 +116,10 @@ def _kinds(options: argparse.Namespace, plan: Plan) -> list[str]:
     return kinds
 
 
-def _print_summary(summary: dict[str, Any], folder: Path, sites: Sequence[str]) -> None:
+def _print_summary(summary: dict[str, Any], folder: Path) -> None:
     """Scores, who took no part, and where the files are."""
     from fedseg.evaluation.report.tables import result_table
-    from fedseg.evaluation.summary import last_models
+    from fedseg.evaluation.summary import last_models, participation
 
     out().print(result_table(summary))
     if kept := summary["final"]["withheld"]:
@@ -130,8 +131,8 @@ def _print_summary(summary: dict[str, Any], folder: Path, sites: Sequence[str]) 
         value = next(value for key, value in entry.items() if key.startswith("mean_"))
         score = "n/a" if value is None else f"{value:.3f}"
         out().print(f"compared: {entry['name']} {score} ({', '.join(entry['regions'])})")
-    if left_out := sorted(set(sites) - set(summary["sites"])):
-        err().print(f"[yellow]{len(left_out)} of {len(sites)} sites took no part: {', '.join(left_out)}[/yellow]")
+    for sentence in participation(summary):
+        tell(sentence, warning=True)
     report = folder / "report"
     out().print(f"report:  {report / 'report.html'}\nsummary: {report / 'summary.json'}")
     for file in sorted(set(last_models(summary).values())):
@@ -190,11 +191,11 @@ def show_event(event: Event) -> None:
         counts = ", ".join(f"{n} {split}" for split, n in event["cases"].items() if n)
         err().print(f"  {site} accepts the job ({counts})")
     elif kind == "round":
-        err().print(f"round {event['round'] + 1}/{event['total']}")
+        err().print(f"round {nth(event['round'])}/{event['total']}")
         for name in sorted(set(event["selection"]) - set(event["sites"])):
             err().print(f"  {escape(name)} is not asked: {escape(event['selection'][name])}")
     elif kind == "resumed":
-        err().print(f"going on after round {event['round'] + 1} (--from-round {event['round']}, which counts from 0)")
+        err().print(f"going on after round {nth(event['round'])}")
     elif kind == "stopped":
         err().print(f"[yellow]no further round: {escape(event['what'])}[/yellow]")
     elif kind == "update":

@@ -9,7 +9,8 @@ from typing import Any
 from rich.markup import escape
 
 from fedseg.commands.arguments import Command
-from fedseg.console import err, out
+from fedseg.console import err, out, tell
+from fedseg.contract.round_numbers import nth
 from fedseg.deployment.coordination.session import FINISHED, Coordinator, FederationError, connect
 
 
@@ -50,19 +51,29 @@ def submit_and_follow(coordinator: Coordinator, submit: Callable[[], str], wait:
     out().print(job_id)
     if not wait:
         return
-    status = coordinator.wait(job_id, show_progress)
+    told: list[str] = []
+    status = coordinator.wait(job_id, lambda seen: show_progress(seen, told))
     if status != FINISHED:
         raise FederationError(
-            f"The job {job_id} ended with {status}. `fedseg fetch {job_id}` brings what it left, and `fedseg resume "
-            f"{job_id}` goes on after its last finished round."
+            f"The job {job_id} ended with {status}. `fedseg fetch {job_id}` brings what it left, and the reason; "
+            f"`fedseg resume {job_id}` goes on after its last finished round, if there is one."
         )
 
 
-def show_progress(seen: dict[str, Any]) -> None:
-    """One line on stderr for each change, such as ``running: round 3 of 15: train at alpha, beta``."""
+def show_progress(seen: dict[str, Any], told: list[str]) -> None:
+    """One line on stderr for each change, such as ``running: round 3 of 15: train at alpha, beta``.
+
+    Args:
+        seen: what ``Coordinator.wait`` tells.
+        told: events that were shown before; new ones come first, each in a line of its own, and are added.
+    """
+    for event in seen.get("events", ()):
+        if event not in told:
+            told.append(event)
+            tell(event, warning=True)
     parts = [seen["status"].lower()]
     if "round" in seen:
-        parts.append(f"round {seen['round'] + 1} of {seen['rounds']}")
+        parts.append(f"round {nth(seen['round'])} of {seen['rounds']}")
     done = set(seen.get("answered", ()))
     tasks = [_at(task, sites, [site for site in sites if site not in done]) for task, sites in seen["tasks"].items()]
     err().print(escape(": ".join([*parts, *(["; ".join(tasks)] if tasks else [])])))

@@ -173,6 +173,26 @@ def site_names(summary: Summary) -> list[str]:
     return list(dict.fromkeys([*names, *scored, *trained]))
 
 
+def participation(summary: Summary) -> list[str]:
+    """Who took no part in the run and why, and who was missing in some rounds, in sentences; empty where all were
+    there."""
+    accepted, why = site_names(summary), {}
+    for event in rows(summary, "events"):
+        if (site := str(event.get("site"))) not in accepted and site != "server":
+            why[site] = str(event.get("what"))
+    sentences = []
+    if why:
+        told = "; ".join(f"{site} ({what.removesuffix('.')})" for site, what in why.items())
+        count = len(accepted) + len(why)
+        sentences.append(f"Of {count} connected sites {len(why)} took no part: {told}.")
+    asked = [entry for entry in rows(summary, "rounds") if isinstance(entry.get("asked"), list)]
+    for site in accepted:
+        missing = [entry for entry in asked if site in entry["asked"] and site not in part(entry, "sites")]
+        if missing:
+            sentences.append(f"No update of {site} counts in {len(missing)} of {len(asked)} rounds.")
+    return sentences
+
+
 def mean_score(scores: Any) -> float | None:
     """The mean out of ``{output..., mean}`` (computed where ``mean`` is absent) or out of a plain number."""
     if not isinstance(scores, Mapping):

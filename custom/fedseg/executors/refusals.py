@@ -25,6 +25,9 @@ from fedseg.site.policy import OPEN, SitePolicy
 from fedseg.site.protection_rules import broken, check_protection, planned_fraction
 from fedseg.training.hooks import TrainingHook, replaces
 
+FLOAT_BYTES = 4
+"""Of a value in the arrays of an update: float32."""
+
 
 @dataclass(frozen=True)
 class JobTerms:
@@ -40,6 +43,7 @@ class JobTerms:
         foreign: classes of the job's components at the site that the policy cannot judge.
         misplaced: whether the guarantee is computed for a task whose result carries no arrays.
         statistics: whether the method tells statistics of the data.
+        array_bytes: that the arrays of an update take at least; 0 where filters or split training change their size.
     """
 
     job: str
@@ -53,6 +57,7 @@ class JobTerms:
     foreign: tuple[str, ...] = ()
     misplaced: bool = False
     statistics: bool = False
+    array_bytes: int = 0
 
 
 def job_terms(plan: Plan, fl_ctx: FLContext) -> JobTerms:
@@ -61,6 +66,7 @@ def job_terms(plan: Plan, fl_ctx: FLContext) -> JobTerms:
     guaranteed = is_guaranteed(every)
     steps, withheld = tuple(f.step() for f in chain), withheld_names(plan, fl_ctx.get_identity_name(), LAST_ROUND)
     components = list(_components(fl_ctx))
+    kept = _kept(plan, withheld.union(*own_names(chain, plan)))
     return JobTerms(
         job=job_name(fl_ctx),
         task=plan.task.name,
@@ -68,11 +74,12 @@ def job_terms(plan: Plan, fl_ctx: FLContext) -> JobTerms:
         steps=steps,
         guaranteed=guaranteed,
         filtered=any(result_filters(fl_ctx, task) for task in UPDATE_TASKS) or has_private_arrays(plan),
-        fraction=planned_fraction(steps) * (1 - _kept(plan, withheld.union(*own_names(chain, plan)))),
+        fraction=planned_fraction(steps) * (1 - kept),
         guarded=any(isinstance(c, Guard) for c in components),
         foreign=tuple(sorted({name for c in components if (name := _foreign(c))})),
         misplaced=guaranteed and not is_guaranteed(chain),
         statistics=any(_tells_statistics(hook) for hook in (*components, *hooks_of(every))),
+        array_bytes=_array_bytes(plan, steps, kept),
     )
 
 
@@ -101,6 +108,9 @@ def check_job(policy: SitePolicy | None, terms: JobTerms) -> None:
     if terms.statistics and not policy.statistics:
         raise broken("statistics", "asks for statistics of the data", "does not give them")
     _check_scale(policy, terms.steps)
+    if policy.max_bytes is not None and terms.array_bytes > policy.max_bytes:
+        sends = f"sends updates of {terms.array_bytes} bytes at least"
+        raise broken("max_bytes", sends, f"lets out {policy.max_bytes} at most")
     check_protection(policy, terms.steps, terms.fraction, terms.guaranteed, terms.dataset)
 
 
@@ -160,6 +170,14 @@ def check_features(policy: SitePolicy | None) -> None:
 def curves_leave(policy: SitePolicy | None, guaranteed: bool) -> bool:
     """Whether curves of losses and scores may leave during training."""
     return (policy or OPEN).events and not guaranteed
+
+
+def _array_bytes(plan: Plan, steps: Iterable[Step], kept: float) -> int:
+    """Bytes of an update's arrays, which stand in it as they are unless a filter makes another form of them."""
+    dense = all(step.get("stage") in (Stage.LAYERS, Stage.CLIP) for step in steps)
+    if plan.split is not None or not dense:
+        return 0
+    return FLOAT_BYTES * round((1 - kept) * sum(prod(shape) for shape in update_shapes(plan).values()))
 
 
 def _kept(plan: Plan, names: frozenset[str]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from fedseg.contract.round_numbers import nth
 from fedseg.errors import DataError, UsageError
 from fedseg.files.digest import model_digest
 from fedseg.files.hash_chain_check import ChainError
@@ -151,7 +152,7 @@ def check_model(path: Path, records: Sequence[Record]) -> Finding:
         return Finding(False, f"{path}: line {note.line} of the record is not the one that its provenance file names")
     if note.opened_from:
         return _opened(path, note, records)
-    return Finding(True, f"{path} is the model after round {note.round}, as line {note.line} of the record says")
+    return Finding(True, f"{path} is the model after round {nth(note.round)}, as line {note.line} of the record says")
 
 
 def _named(note: ModelNote, record: Record) -> bool:
@@ -171,7 +172,7 @@ def _opened(path: Path, note: ModelNote, records: Sequence[Record]) -> Finding:
         for entry in record.of_kind("received", "scored")
         if "weights" in entry and entry.get("model") == note.opened_from
     }
-    text = f"{path} was opened from the model after round {note.round}, as line {note.line} of the record says"
+    text = f"{path} was opened from the model after round {nth(note.round)}, as line {note.line} of the record says"
     if came_to and came_to != {note.model}:
         return Finding(False, f"{text}, but the sites decrypted other weights")
     return Finding(True, text + (", and the sites decrypted the same" if came_to else "; no site's record says more"))

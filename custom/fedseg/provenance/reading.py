@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedseg.contract.round_numbers import nth
 from fedseg.errors import DataError
 from fedseg.files.hash_chain_check import Entry, verify
 from fedseg.provenance.run_log import SCHEMA, SERVER_SIDE, SITE_SIDE
@@ -134,11 +135,13 @@ def server_starts(record: Record) -> list[ServerStart]:
         number, line = int(entry.get("round", -1)), entry["number"]
         if entry["kind"] in _LEFT:
             if made.get(number) != entry["model"]:
-                raise DataError(f"Line {line} leaves a model after round {number} that is not the one made there.")
+                raise DataError(f"Line {line} leaves a model after round {nth(number)} that is not the one made there.")
             continue
         if entry["kind"] in ("start", "resumed"):
             if entry["kind"] == "resumed" and made.get(number) != entry["model"]:
-                raise DataError(f"Line {line} goes on from a model after round {number} that no line before it names.")
+                raise DataError(
+                    f"Line {line} goes on from a model after round {nth(number)} that no line before it names."
+                )
             if entry["kind"] == "start":
                 made = {}
             made = {r: model for r, model in made.items() if r <= number} | {number: entry["model"]}
@@ -147,7 +150,7 @@ def server_starts(record: Record) -> list[ServerStart]:
         # Arrays before the first round make another model of the initial one.
         due = starts[-1].next - (entry["kind"] == "shared") if starts else None
         if due != number or entry["start"] != starts[-1].id:
-            raise DataError(f"Line {line} tells of round {number}, which does not follow the line before it.")
+            raise DataError(f"Line {line} tells of round {nth(number)}, which does not follow the line before it.")
         if entry["kind"] == "round":
             sites, left_out = {s: dict(part) for s, part in entry["sites"].items()}, dict(entry["left_out"])
             starts[-1].rounds[number] = ServerRound(number, starts[-1].model, entry["model"], sites, left_out)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedseg.contract.round_numbers import nth
 from fedseg.errors import DataError
 from fedseg.files.hash_chain_check import Entry
 from fedseg.provenance.reading import Record, ServerRound, ServerStart, named_models, server_starts
@@ -87,7 +88,7 @@ def _rounds(server: Record, starts: Sequence[ServerStart], site: Record) -> Outc
     wrong, count = [], 0
     for start, told in _counted(starts, site.name):
         count += 1
-        here = f"round {told.number} (start {start.id})"
+        here = f"round {nth(told.number)} (start {start.id})"
         number = _trained(told, site)
         lines = _of_round(site, "received", start.id, number, "train")
         if not lines:
@@ -115,7 +116,9 @@ def _told(server: Record, starts: Sequence[ServerStart], site: Record) -> Outcom
             continue
         count += 1
         if site.name not in {*told.sites, *told.left_out}:
-            wrong.append(f"line {line['number']} sent something for round {told.number}, of which the server is silent")
+            wrong.append(
+                f"line {line['number']} sent something for round {nth(told.number)}, of which the server is silent"
+            )
     return f"of all {count} result(s) for finished rounds the server says whether they count", wrong
 
 
@@ -129,7 +132,9 @@ def _privacy(server: Record, starts: Sequence[ServerStart], site: Record) -> Out
             noted = told.sites[site.name][name]
             if sent and noted not in [line[name] for line in sent]:
                 by_site = ", ".join(str(line[name]) for line in sent)
-                wrong.append(f"the server notes {noted} as {words} in round {told.number}, the site sent {by_site}")
+                wrong.append(
+                    f"the server notes {noted} as {words} in round {nth(told.number)}, the site sent {by_site}"
+                )
     return f"what protected the updates of all {count} round(s) is what the site sent, epsilon too", wrong
 
 
@@ -152,10 +157,10 @@ def _received(server: Record, starts: Sequence[ServerStart], site: Record) -> Ou
         made = start.sent(line["round"]) if start else None
         expected = visits.get((line["start"], line["round"]), made)
         if expected is None:
-            wrong.append(f"line {line['number']} tells of round {line['round']}, which the server's record lacks")
+            wrong.append(f"line {line['number']} tells of round {nth(line['round'])}, which the server's record lacks")
         elif line["model"] != expected:
             wrong.append(
-                f"line {line['number']} received another model in round {line['round']} than the server had made"
+                f"line {line['number']} received another model in round {nth(line['round'])} than the server had made"
             )
     return f"{count} model(s) received are those that the server had made in the round before", wrong
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.contract.plan import PLAN_FILE
+from fedseg.contract.round_numbers import from_nth, listed
 from fedseg.errors import FedsegError, UsageError
 from fedseg.files.documents import load_json
 from fedseg.files.folders import clear_output
@@ -64,7 +65,7 @@ def prepare_resume(out: Path, name: str, from_round: int | None) -> Job:
     Args:
         out: folder of the stopped run.
         name: the job's name, to be sure that the right run goes on.
-        from_round: the finished round to continue after; None for the last one.
+        from_round: the finished round to continue after, from 1; None for the last one.
 
     Raises:
         UsageError: the folder holds no run, one of another job, or no checkpoint to continue from.
@@ -81,12 +82,12 @@ def prepare_resume(out: Path, name: str, from_round: int | None) -> Job:
         raise UsageError(
             f"--out {out}: no round of this run was finished, so there is nothing to continue; start anew."
         )
-    if from_round is not None and from_round not in rounds:
+    if from_round is not None and from_nth(from_round) not in rounds:
         raise UsageError(
-            f"--from-round {from_round}: the run can go on after the rounds {rounds} (counted from 0); sites keep "
+            f"--from-round {from_round}: the run can go on after the rounds {listed(rounds)}; sites keep "
             "no older states. A run started with --set workflow.keep_checkpoints=0 keeps all."
         )
-    chosen = rounds[-1] if from_round is None else from_round
+    chosen = rounds[-1] if from_round is None else from_nth(from_round)
     version = checkpoints.load(chosen)[1]["version"]
     if version != __version__:
         raise UsageError(f"--out {out}: the run was made by fedseg {version}, this is {__version__}; install that one.")

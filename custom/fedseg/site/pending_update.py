@@ -12,6 +12,7 @@ from typing import Any
 from fedseg import allowed
 from fedseg.contract.protocol import WEIGHED, WEIGHT
 from fedseg.contract.report import SiteReport, parse_report
+from fedseg.contract.round_numbers import nth
 from fedseg.errors import RefusalError
 from fedseg.files.arrays import read_arrays, save_whole
 from fedseg.networks.weights import Arrays
@@ -46,7 +47,7 @@ def load_update(folder: Path, round_number: int, start: str | None) -> tuple[Arr
         logger.error("No update waits: %s", error)
         header, update = {}, {}
     if (header.get("round"), header.get("start")) != (str(round_number), str(start)):
-        raise RefusalError("state", f"No update of round {round_number} waits at this site.")
+        raise RefusalError("state", f"No update of round {nth(round_number)} waits at this site.")
     return update, parse_report(json.loads(header["report"]))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fedseg.contract.round_numbers import nth
 from fedseg.errors import RefusalError
 from fedseg.files.arrays import read_arrays, save_whole
 from fedseg.networks.weights import Arrays
@@ -34,7 +35,7 @@ class ResidualStore(RoundFiles[Arrays]):
             return header["start"], int(header["first"]), arrays
         except (OSError, KeyError, ValueError) as error:
             logger.error("The file %s cannot be read: %s", self._path(number), error)
-            raise RefusalError("state", f"What this site had not sent in round {number} is damaged.") from None
+            raise RefusalError("state", f"What this site had not sent in round {nth(number)} is damaged.") from None
 
     def _gone(self, before_round: int) -> str:
-        return f"What this site had not sent before round {before_round} is gone."
+        return f"What this site had not sent before round {nth(before_round)} is gone."

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from fedseg.contract.round_numbers import nth
 from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.files.documents import whole_file, write_whole
 from fedseg.site.round_files import DEFAULT_KEEP, RoundFiles
@@ -114,7 +115,9 @@ class SiteState(RoundFiles[dict[str, Any]]):
         except (OSError, RuntimeError) as error:
             logger.error("The state file %s cannot be written: %s", self._path(number), error)
             why = "its disk is full" if _is_full(error) else "its disk does not take it"
-            raise RefusalError("state", f"The site could not store its state after round {number}: {why}.") from None
+            raise RefusalError(
+                "state", f"The site could not store its state after round {nth(number)}: {why}."
+            ) from None
 
     def _read(self, number: int, facts: bool = False) -> tuple[Any, Any, dict[str, Any]]:
         try:
@@ -123,10 +126,10 @@ class SiteState(RoundFiles[dict[str, Any]]):
             return content["start"], int(content["first"]), dict(content["values"])
         except (RuntimeError, OSError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
             logger.error("The state file %s cannot be read: %s", self._path(number), error)
-            raise RefusalError("state", f"The site's state after round {number} is damaged.") from None
+            raise RefusalError("state", f"The site's state after round {nth(number)} is damaged.") from None
 
     def _gone(self, before_round: int) -> str:
-        return f"The state before round {before_round} is gone; the last {self.keep} are kept."
+        return f"The state before round {nth(before_round)} is gone; the last {self.keep} are kept."
 
 
 def _is_full(error: BaseException | None) -> bool:

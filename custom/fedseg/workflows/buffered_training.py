@@ -20,6 +20,7 @@ from fedseg.aggregators.weighted import WeightedAggregator
 from fedseg.allowed import number, setting, whole
 from fedseg.contract.combinations import ONE_START, SAME_SITES
 from fedseg.contract.plan import Plan
+from fedseg.contract.round_numbers import nth
 from fedseg.contract.shapes import array_owners
 from fedseg.errors import ConfigurationError
 from fedseg.workflows.run.record import STALENESS
@@ -144,12 +145,14 @@ class Buffered(RoundProtocol):
         for name, owner in array_owners(job.plan).items():
             if owner.from_round and owner.sites:
                 why = "Server and site would not agree on the round in which it joins."
-                raise ConfigurationError("network.parts", name, "arrays that take part from round 0", why)
+                raise ConfigurationError("network.parts", name, "arrays that take part from the first round", why)
 
     def begin(self, run: RunState) -> None:
         """Note the updates that were lost when the run was stopped."""
         for site, begun in (run.rounds[-1]["notes"][_IN_FLIGHT] if run.rounds else {}).items():
-            run.note(site, f"was training the model of round {begun} when the run was stopped; that update is lost")
+            run.note(
+                site, f"was training the model of round {nth(begun)} when the run was stopped; that update is lost"
+            )
 
     def collect(self, run: RunState, asked: Sequence[str]) -> None:
         size = self._model.settings.size(len(run.facts), run.settings.min_sites)
@@ -229,7 +232,7 @@ class Buffered(RoundProtocol):
         most = self._model.settings.max_staleness
         if most is not None and staleness > most:
             return (
-                f"{UPDATE_REFUSED}: it started from the model of round {arrival.round}, {staleness} rounds ago; "
+                f"{UPDATE_REFUSED}: it started from the model of round {nth(arrival.round)}, {staleness} rounds ago; "
                 f"{most} are allowed"
             )
         why = run.sites.try_accept(site, arrival.answer, self.accepting(run), UPDATE_REFUSED)

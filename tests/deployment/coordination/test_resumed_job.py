@@ -1,5 +1,6 @@
 """A stopped job that is submitted again."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,8 @@ JOB = Path(__file__).parents[3] / "jobs" / "hippocampus_fedavg"
 class Server:
     """What ``resume`` asks of a coordinator's session."""
 
-    def __init__(self, status):
-        self.status = status
+    def __init__(self, status, events=None):
+        self.status, self.events = status, events
 
     def describe(self, job_id):
         return {"job_id": job_id, "status": self.status}
@@ -26,6 +27,10 @@ class Server:
         place = folder / job_id
         (place / "job").mkdir(parents=True)
         read_job(JOB).write(place / "job" / "tmpx1y2")
+        if self.events is not None:
+            (place / "workspace" / "fedseg").mkdir(parents=True)
+            lines = "".join(json.dumps({"event": event}) + "\n" for event in self.events)
+            (place / "workspace" / "fedseg" / "progress.jsonl").write_text(lines)
         return place
 
     def submit(self, job):
@@ -52,6 +57,16 @@ def test_a_job_that_ended_well_is_not_resumed():
         resume(Server(FINISHED), "first")
 
 
-def test_rounds_are_counted_from_0():
-    with pytest.raises(UsageError, match="--from-round -1"):
-        resume(Server("FINISHED:ABORTED"), "first", -1)
+def test_rounds_are_counted_from_1():
+    with pytest.raises(UsageError, match="--from-round 0: rounds are counted from 1"):
+        resume(Server("FINISHED:ABORTED"), "first", 0)
+    server = Server("FINISHED:ABORTED", ["round", "round_done", "round"])
+    assert resume(server, "first", 1) == "second"
+    assert server.submitted["resume_round"] == 0
+
+
+def test_a_job_without_a_finished_round_is_not_resumed():
+    server = Server("FINISHED:EXECUTION_EXCEPTION", ["prepare", "accepted", "round", "failed"])
+    with pytest.raises(UsageError, match="No round of the job first was finished, so there is nothing to continue"):
+        resume(server, "first")
+    assert not hasattr(server, "submitted")

@@ -140,8 +140,26 @@ def test_what_cannot_be_read_of_the_progress_is_left_out(odd):
     ],
 )
 def test_a_line_says_what_a_job_does(seen, line, capsys):
-    show_progress(seen)
+    show_progress(seen, [])
     assert capsys.readouterr().err == f"{line}\n"
+
+
+def test_what_went_wrong_at_a_site_is_told_while_somebody_waits_and_once(capsys):
+    refused = {"round": -1, "site": "beta", "what": "policy: rule min_cases"}
+    silent = {"round": 0, "site": "alpha", "what": "did not answer the task train"}
+    odd = {"site": 7, "what": "x"}
+
+    def stats(*events):
+        return {"server": {"C": {"tasks": {}, "events": list(events)}}}
+
+    told = []
+    coordinator(
+        get_job_meta=status(*["RUNNING"] * 3, "FINISHED:COMPLETED"),
+        show_stats=[stats(refused, odd), stats(refused), stats(refused, silent)],
+    ).wait("7", lambda seen: show_progress(seen, told), interval=0.001)
+    lines = capsys.readouterr().err.splitlines()
+    expected = ["before round 1: beta: policy: rule min_cases", "round 1: alpha: did not answer the task train"]
+    assert [line for line in lines if ": beta: " in line or ": alpha: " in line] == expected == told
 
 
 class Clock:

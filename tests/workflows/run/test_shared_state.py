@@ -201,7 +201,7 @@ def test_the_line_of_it_stands_after_the_start_and_before_round_0(tmp_path, plac
     log = RunLog(tmp_path / RECORD_FILE, SERVER_SIDE, "server", "run")
     for kind, details in lines:
         log.append(kind, **details)
-    with pytest.raises(DataError, match="tells of round -1, which does not follow the line before it"):
+    with pytest.raises(DataError, match="tells of round 0, which does not follow the line before it"):
         server_starts(read_record(tmp_path / RECORD_FILE))
 
 

@@ -102,14 +102,25 @@ def submitted_job(download: Path) -> Job:
     return read_job(folders[0])
 
 
+def finished_rounds(download: Path) -> int | None:
+    """How many rounds a job finished, as far as the server kept it; None where it kept nothing of the job's events."""
+    events = _events(download / "workspace" / FOLDER)
+    return sum(event.get("event") == "round_done" for event in events) if events else None
+
+
+def _events(server: Path) -> list[dict[str, Any]]:
+    """The lines of ``progress.jsonl``; none where it is missing or cannot be read."""
+    try:
+        return [json.loads(line) for line in (server / PROGRESS_FILE).read_text("utf-8").splitlines()]
+    except (OSError, ValueError):
+        return []
+
+
 def _failure(server: Path, meta: dict[str, Any]) -> str:
     """Why a job failed: the server's own words, who did not take it and why, and FLARE's status."""
     refused = [str(told) for told in meta.get("job_deploy_detail") or [] if not str(told).endswith(": OK")]
     status = f"FLARE's status is {meta.get('status')}."
     if refused:
         status = f"Not started: {'; '.join(refused)}. {status}"
-    try:
-        lines = (server / PROGRESS_FILE).read_text("utf-8").splitlines()
-        return f"{next(e['what'] for e in map(json.loads, lines) if e['event'] == 'failed')} {status}"
-    except (OSError, ValueError, KeyError, StopIteration):
-        return status
+    failed = [str(event.get("what")) for event in _events(server) if event.get("event") == "failed"]
+    return f"{failed[0]} {status}" if failed else status

@@ -5,7 +5,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from fedseg.deployment.coordination.fetched_run import submitted_job
+from fedseg.contract.round_numbers import from_nth
+from fedseg.deployment.coordination.fetched_run import finished_rounds, submitted_job
 from fedseg.deployment.coordination.session import FINISHED, Coordinator
 from fedseg.errors import UsageError
 from fedseg.jobs.job import Job
@@ -21,29 +22,35 @@ def resume(coordinator: Coordinator, job_id: str, from_round: int | None = None)
     Args:
         coordinator: a session.
         job_id: of the job, or of one that resumed it before.
-        from_round: the finished round to continue after; None for the last one.
+        from_round: the finished round to continue after, from 1; None for the last one.
 
     Returns:
         The id of the new job.
 
     Raises:
-        UsageError: the job has ended well, or ``from_round`` is negative.
+        UsageError: the job has ended well or without a finished round, or ``from_round`` is below 1.
         FederationError: there is no such job, it still runs, or this person may not fetch or submit it.
     """
-    if from_round is not None and from_round < 0:
-        raise UsageError(f"--from-round {from_round}: rounds are counted from 0.")
+    if from_round is not None and from_round < 1:
+        raise UsageError(f"--from-round {from_round}: rounds are counted from 1.")
     if str(coordinator.describe(job_id).get("status")) == FINISHED:
         raise UsageError(
             f"The job {job_id} ended well, so there is nothing to resume. `fedseg fetch` brings it; submit a new job "
             "for more rounds."
         )
     with tempfile.TemporaryDirectory() as scratch:
-        job = submitted_job(coordinator.download(job_id, Path(scratch)))
-        return coordinator.submit(continued(job, job_id, from_round))
+        download = coordinator.download(job_id, Path(scratch))
+        job = submitted_job(download)
+        if not job.workflow.get("run_id") and finished_rounds(download) == 0:
+            raise UsageError(
+                f"No round of the job {job_id} was finished, so there is nothing to continue. `fedseg fetch {job_id}` "
+                "brings the reason; submit the job anew."
+            )
+        return coordinator.submit(continued(job, job_id, None if from_round is None else from_nth(from_round)))
 
 
 def continued(job: Job, job_id: str, from_round: int | None = None) -> Job:
-    """The job, changed so that it continues the run that ``job_id`` started or continued."""
+    """The job, changed so that it continues the run that ``job_id`` started or continued; ``from_round`` is from 0."""
     job.workflow.setdefault("run_id", None)
     job.workflow.update(run_id=job.workflow["run_id"] or job_id, resume=True, resume_round=from_round)
     job.check()

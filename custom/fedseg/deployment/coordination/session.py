@@ -24,6 +24,7 @@ from nvflare.fuel.flare_api.api_spec import (
 )
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
+from fedseg.contract.events import event_words
 from fedseg.errors import FedsegError, UsageError
 from fedseg.files.documents import load_json
 
@@ -105,8 +106,8 @@ class Coordinator:
 
         Returns:
             ``tasks``: those that are open, each with the sites that have begun it; empty if none is known. Where the
-            server says so also ``round`` (from 0) of ``rounds``, and the sites that have ``answered`` in it, and for
-            which it is ``waiting``.
+            server says so also ``round`` (from 0) of ``rounds``, the sites that have ``answered`` in it, and for which
+            it is ``waiting``, and the latest ``events``: at which site what went wrong, as texts.
         """
         with _explained(self.user, f"watch the job {job_id}"):
             stats = self._session.show_stats(job_id, "server")
@@ -243,6 +244,8 @@ def _progress(group: Any) -> dict[str, Any]:
         for name in ("answered", "waiting"):
             if isinstance(group.get(name), list):
                 found[name] = sorted(map(str, group[name]))
+        if isinstance(group.get("events"), list):
+            found["events"] = [words for event in group["events"] if (words := event_words(event))]
     return found
 
 

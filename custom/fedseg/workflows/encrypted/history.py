@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from fedseg.contract.round_numbers import listed, nth
 from fedseg.errors import RefusalError
 from fedseg.files.arrays import save_whole
 from fedseg.privacy.encryption.encrypted_model import EncryptedRound, next_id, read_round
@@ -53,7 +54,7 @@ class EncryptedHistory:
         try:
             return read_round(json.loads(header["facts"]), arrays)
         except (RefusalError, json.JSONDecodeError) as error:
-            raise CheckpointError(f"The encrypted round {number} is damaged ({error}).") from None
+            raise CheckpointError(f"The encrypted round {nth(number)} is damaged ({error}).") from None
 
     def id_after(self, number: int) -> str:
         """Id of the model after a stored round.
@@ -75,11 +76,13 @@ class EncryptedHistory:
                 names = list(file.keys()) if with_arrays else []
                 arrays = {name: file.get_tensor(name) for name in names}
         except FileNotFoundError:
-            raise CheckpointError(f"The encrypted round {number} is missing; there are {self.rounds()}.") from None
+            raise CheckpointError(
+                f"The encrypted round {nth(number)} is missing; there are {listed(self.rounds())}."
+            ) from None
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"The encrypted round {number} is damaged ({error}).") from None
+            raise CheckpointError(f"The encrypted round {nth(number)} is damaged ({error}).") from None
         if not {"facts", "id"} <= set(header):
-            raise CheckpointError(f"The encrypted round {number} is damaged (its header is incomplete).")
+            raise CheckpointError(f"The encrypted round {nth(number)} is damaged (its header is incomplete).")
         return header, arrays
 
     def _path(self, number: int) -> Path:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from fedseg.contract.round_numbers import listed, nth
 from fedseg.errors import FedsegError
 from fedseg.files.arrays import save_whole
 from fedseg.networks.weights import Arrays
@@ -107,16 +108,17 @@ class Checkpoints:
             with safe_open(self._path(round_number), framework="numpy") as file:
                 header = file.metadata() or {}
                 if header.get("format") != _FORMAT:
-                    raise CheckpointError(f"The checkpoint of round {round_number} is not one of this version.")
+                    raise CheckpointError(f"The checkpoint of round {nth(round_number)} is not one of this version.")
                 values = json.loads(file.get_tensor(_VALUES).tobytes())
                 names = [name for name in file.keys() if name != _VALUES] if with_arrays else []  # noqa: SIM118
                 return {name: file.get_tensor(name) for name in names}, values
         except FileNotFoundError:
             raise CheckpointError(
-                f"There is no checkpoint of round {round_number}; there are those of the rounds {self.rounds()}."
+                f"There is no checkpoint of round {nth(round_number)}; there are those of the rounds "
+                f"{listed(self.rounds())}."
             ) from None
         except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-            raise CheckpointError(f"The checkpoint of round {round_number} is damaged ({error}).") from None
+            raise CheckpointError(f"The checkpoint of round {nth(round_number)} is damaged ({error}).") from None
 
     def _path(self, round_number: int) -> Path:
         return self.folder / f"checkpoint-{round_number:05d}.safetensors"

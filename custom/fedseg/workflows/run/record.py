@@ -46,6 +46,7 @@ class RunRecord:
         folder: what the job's download will hold.
         job: name, id, content and submitter of the job, see ``messages.job_facts``; empty where nobody told.
         round: at hand, from 0; -1 outside of rounds.
+        evaluating: whether the rounds are over.
         events: what went wrong at which site in which round.
     """
 
@@ -56,7 +57,7 @@ class RunRecord:
         on_event: Callable[[dict[str, Any]], object] = lambda event: None,
     ) -> None:
         self.folder, self.job, self._on_event = folder, dict(job or {}), on_event
-        self.round = -1
+        self.round, self.evaluating = -1, False
         self.events: list[dict[str, Any]] = []
         self._log: RunLog | None = None
         # Of each model after a round the latest line that names it: number and hash.
@@ -110,7 +111,8 @@ class RunRecord:
     def note_site(self, site: str, what: str) -> None:
         """Remember and write down what went wrong at a site in the round at hand."""
         logger.warning("%s: %s", site, what)
-        self.events.append({"round": self.round, "site": site, "what": what})
+        stage = {"stage": "evaluation"} if self.evaluating else {}
+        self.events.append({"round": self.round, "site": site, "what": what, **stage})
         self.event("site", round=self.round, site=site, what=what)
 
     def _progress(self, kind: str, details: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from fedseg.contract.plan import Plan
 from fedseg.contract.protocol import KEEP, LINEAGE, START, TOTALS
 from fedseg.contract.report import ReportField
+from fedseg.contract.round_numbers import listed, nth
 from fedseg.provenance.run_log import RECORD_FILE, SERVER_SIDE, RunLog
 from fedseg.version import __version__
 from fedseg.workflows.run.checkpoint import CheckpointError, Checkpoints
@@ -123,15 +124,15 @@ class RunState:
     def _resume(self, number: int) -> None:
         if number not in self.checkpoints.resumable():
             raise CheckpointError(
-                f"The run cannot be continued after round {number}, only after {self.checkpoints.resumable()}: sites "
-                "keep no older states."
+                f"The run cannot be continued after round {nth(number)}, only after "
+                f"{listed(self.checkpoints.resumable())}: sites keep no older states."
             )
         arrays, values = self.checkpoints.load(number)
         for name, now in self._identity().items():
             if values[name] != now:
                 raise CheckpointError(
-                    f"The checkpoint of round {number} is of a job with another {name} ({values[name]}, now {now}); "
-                    "continue with the job as it was, or start a new run with another run_id."
+                    f"The checkpoint of round {nth(number)} is of a job with another {name} ({values[name]}, now "
+                    f"{now}); continue with the job as it was, or start a new run with another run_id."
                 )
         self.model.restore(number, arrays, values["history"])
         self.selection.restore(values["selection_history"])
@@ -160,9 +161,9 @@ class RunState:
         model = self.model.digest_after(last)
         if self.settings.resume and not self.record.names(model, last):
             raise CheckpointError(
-                f"The checkpoint of round {last} holds another model than the run's record names, or the record is "
-                "gone; nobody could tell later where the model comes from. Bring back record and checkpoints as they "
-                "were, or start a new run."
+                f"The checkpoint of round {nth(last)} holds another model than the run's record names, or the record "
+                "is gone; nobody could tell later where the model comes from. Bring back record and checkpoints as "
+                "they were, or start a new run."
             )
         self.record.append(
             "resumed" if self.settings.resume else "start",

@@ -12,6 +12,7 @@ from nvflare.app_common.abstract.fl_model import FLModel
 from fedseg.contract.plan import Plan
 from fedseg.contract.protocol import SHARE
 from fedseg.contract.report import ReportField
+from fedseg.contract.round_numbers import nth
 from fedseg.errors import FedsegError
 from fedseg.memory import give_back
 from fedseg.networks.weights import Arrays
@@ -25,6 +26,9 @@ from fedseg.workflows.run.scores import describe_round, validation_scores
 from fedseg.workflows.run.settings import RunSettings
 from fedseg.workflows.run.site_selection import Selection, SiteSelection
 from fedseg.workflows.run.sites import Sites
+
+# Of its events a run tells whoever watches only so many.
+SHOWN_EVENTS = 50
 
 
 class TrainingRun:
@@ -116,7 +120,7 @@ class TrainingRun:
             run.save_model(LAST_MODEL, number)
             run.save_checkpoint()
             run.write_results()
-        run.record.round = -1
+        run.record.round, run.record.evaluating = -1, True
 
     def run_round(self) -> None:
         """One round: who is asked, what they send, and the next model."""
@@ -127,13 +131,19 @@ class TrainingRun:
         self.protocol.collect(run, chosen.sites)
         answered = len(self.protocol.participants(run))
         if answered < (needed := min(run.settings.min_sites, len(chosen.sites))):
-            raise FedsegError(
-                f"{answered} site(s) answered in round {run.number}, but {needed} must; "
-                "the model of the round before is kept."
-            )
+            raise FedsegError(self._too_few(answered, needed))
         run.model.finish_round()
         self._conclude(chosen, time.perf_counter() - start)
         give_back()
+
+    def _too_few(self, answered: int, needed: int) -> str:
+        """Why a round failed, and what is left of the run."""
+        run = self.state
+        told = [f"{event['site']}: {event['what']}" for event in run.events if event["round"] == run.number]
+        kept = f"The model after round {len(run.rounds)} is kept." if run.rounds else "No round was finished."
+        round_ = nth(run.number)
+        why = "; ".join(told) or "The others did not answer"
+        return f"{answered} site(s) answered in round {round_}, but {needed} must. {why.rstrip('.')}. {kept}"
 
     def finish(self) -> None:
         """Collect what is still missing, and have the models scored."""
@@ -141,8 +151,10 @@ class TrainingRun:
         evaluate_run(self.state, self.protocol)
 
     def progress(self) -> dict[str, Any]:
-        """How far the run is: ``round`` (from 0) of ``rounds`` during a round, and see ``Sites.progress``."""
-        run, now = self.state, self.state.sites.progress()
+        """How far the run is: ``round`` (from 0) of ``rounds`` during a round, the latest events, and see
+        ``Sites.progress``."""
+        run = self.state
+        now = {**run.sites.progress(), **({"events": run.events[-SHOWN_EVENTS:]} if run.events else {})}
         return now if run.number < 0 else {"round": run.number, "rounds": run.settings.num_rounds, **now}
 
     def _share(self) -> None:

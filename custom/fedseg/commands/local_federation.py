@@ -11,7 +11,7 @@ from rich.markup import escape
 from fedseg.commands.arguments import Command
 from fedseg.commands.fetch import finish_run
 from fedseg.commands.provision import default_policy
-from fedseg.commands.submit import show_progress
+from fedseg.commands.submit import new_watch
 from fedseg.console import err, track
 from fedseg.data.site_folders import find_sites
 from fedseg.deployment.kits.project_file import read_project
@@ -84,7 +84,7 @@ def _run_job(local: LocalFederation, job: Job, options: argparse.Namespace) -> t
     with local.coordinator() as coordinator:
         job_id = coordinator.submit(job)
         err().print(f"submitted: {job_id}")
-        coordinator.wait(job_id, show_progress, options.timeout)
+        coordinator.wait(job_id, new_watch(), options.timeout)
         return fetch_into(coordinator, job_id, options.out)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from rich.markup import escape
@@ -11,7 +12,7 @@ from rich.markup import escape
 from fedseg.commands.arguments import Command
 from fedseg.console import err, out, tell
 from fedseg.contract.round_numbers import nth
-from fedseg.deployment.coordination.session import FINISHED, Coordinator, FederationError, connect
+from fedseg.deployment.coordination.session import FINISHED, Coordinator, FederationError, Progress, connect
 
 
 def add_parser(subparsers: Any) -> None:
@@ -51,13 +52,17 @@ def submit_and_follow(coordinator: Coordinator, submit: Callable[[], str], wait:
     out().print(job_id)
     if not wait:
         return
-    told: list[str] = []
-    status = coordinator.wait(job_id, lambda seen: show_progress(seen, told))
+    status = coordinator.wait(job_id, new_watch())
     if status != FINISHED:
         raise FederationError(
             f"The job {job_id} ended with {status}. `fedseg fetch {job_id}` brings what it left, and the reason; "
             f"`fedseg resume {job_id}` goes on after its last finished round, if there is one."
         )
+
+
+def new_watch() -> Progress:
+    """What shows how a job goes while ``Coordinator.wait`` waits for it."""
+    return partial(show_progress, told=[])
 
 
 def show_progress(seen: dict[str, Any], told: list[str]) -> None:

@@ -73,7 +73,7 @@ def refusal(policy, terms):
         ({}, TERMS, replace(TERMS, guarded=False), "rule guard: the job would run unwatched"),
         ({}, TERMS, replace(TERMS, foreign=("Foreign",)), "rule components: the job brings Foreign"),
         ({"jobs": ["x", "brats_*"]}, TERMS, replace(TERMS, job="pancreas"), "rule jobs: the job is called 'pancreas'"),
-        ({"tasks": ["brats"]}, TERMS, replace(TERMS, task="tiny"), "rule tasks: the job segments 'tiny'"),
+        ({"tasks": ["brats"]}, TERMS, replace(TERMS, task="tiny"), "rule tasks: the job trains the task 'tiny'"),
         ({"max_fraction": 0.1}, TERMS, replace(TERMS, fraction=0.11), "rule max_fraction: the job sends 0.11"),
         ({"epsilon_budget": BUDGET}, replace(TERMS, guaranteed=True), TERMS, "rule epsilon_budget"),
         (

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
 from fedseg import allowed
 from fedseg.aggregators.base import AggregationError
 from fedseg.aggregators.costs import CostHistory, Costs, CostWeighted, mixture
 from fedseg.aggregators.weighted import normalised
+from fedseg.contract.arguments import takes_arguments_of
 from fedseg.errors import ConfigurationError
 
 
@@ -113,22 +115,15 @@ class FedPIDAvg(PIDWeighted):
     of sites by size is ``workflows.selection.PoissonBySize``.
     """
 
-    def __init__(
-        self,
-        alpha: float = 0.45,
-        beta: float = 0.45,
-        gamma: float = 0.1,
-        cost: str = "train_loss",
-        negative_drop: str = "clamp",
-        window: int = 6,
-    ) -> None:
+    @takes_arguments_of(PIDWeighted)
+    def __init__(self, *mixture: Any, window: int = 6, **further: Any) -> None:
         """Set the mixture.
 
         Args:
-            alpha, beta, gamma, cost, negative_drop: see ``PIDWeighted``.
+            mixture, further: see ``PIDWeighted``.
             window: costs of each site that part I covers.
         """
-        super().__init__(alpha, beta, gamma, cost, negative_drop)
+        super().__init__(*mixture, **further)
         self.window = allowed.whole("window", window)
         self.remembered = CostHistory(window)
 

@@ -102,7 +102,7 @@ def check_job(policy: SitePolicy | None, terms: JobTerms) -> None:
     if policy.jobs is not None and not any(fnmatchcase(terms.job, pattern) for pattern in policy.jobs):
         raise broken("jobs", f"is called {terms.job!r}", f"takes {list(policy.jobs)}")
     if policy.tasks is not None and terms.task not in policy.tasks:
-        raise broken("tasks", f"segments {terms.task!r}", f"takes {list(policy.tasks)}")
+        raise broken("tasks", f"trains the task {terms.task!r}", f"takes {list(policy.tasks)}")
     if terms.misplaced:
         raise broken("filters", "protects a task whose result carries no arrays", "asks it of the one that does")
     if terms.statistics and not policy.statistics:

@@ -18,21 +18,22 @@ from fedseg.aggregators.server_optimizers import ServerOptimizer
 from fedseg.aggregators.shared_state import SharedState
 from fedseg.aggregators.weighted import WeightedAggregator
 from fedseg.allowed import number, setting, whole
+from fedseg.contract.arguments import takes_arguments_of
 from fedseg.contract.combinations import ONE_START, SAME_SITES
 from fedseg.contract.plan import Plan
 from fedseg.contract.round_numbers import nth
 from fedseg.contract.shapes import array_owners
 from fedseg.errors import ConfigurationError
+from fedseg.workflows.run.method_parts import MethodParts, take_parts
 from fedseg.workflows.run.record import STALENESS
 from fedseg.workflows.run.round_protocol import UPDATE_REFUSED, JobParts, RoundProtocol
 from fedseg.workflows.run.run_model import Keep
 from fedseg.workflows.run.run_state import RunState
-from fedseg.workflows.run.settings import RunSettings, check_part, refuse_given, takes_run_settings
+from fedseg.workflows.run.settings import RunSettings, check_part, refuse_given
 from fedseg.workflows.run.sites import Sent, single_messages
 from fedseg.workflows.run.stopping import check_fields
 from fedseg.workflows.run.weighted_model import WeightedModel
 from fedseg.workflows.run.workflow import Workflow
-from fedseg.workflows.selection import AllSites
 
 _IN_FLIGHT = "in_flight"
 
@@ -261,45 +262,38 @@ class BufferedTraining(Workflow):
 
     withholds = frozenset({ONE_START, SAME_SITES})
 
-    @takes_run_settings
+    @takes_arguments_of(MethodParts, RunSettings)
     def __init__(
         self,
         num_rounds: int,
         aggregator: Aggregator,
-        server_optimizer: ServerOptimizer | None = None,
-        shared_arrays: SharedState | None = None,
-        selection: None = None,
         buffer: int | None = None,
         exponent: float = 0.5,
         max_staleness: int | None = None,
-        **settings: Any,
+        **arguments: Any,
     ) -> None:
         """Check the arguments.
 
         Args:
             num_rounds: steps of the server.
             aggregator: how updates become one; it must weigh sites by their reports alone.
-            server_optimizer: what is made of the aggregated update; None adds it as it is.
-            shared_arrays: arrays that sites send before the first round; no others have a meaning here.
-            selection: without a meaning here, since every site trains all the time; must be left out.
             buffer, exponent, max_staleness: see ``BufferSettings``.
-            settings: see ``RunSettings``; ``target_dice``, ``patience`` and ``max_epsilon`` must be left out, since
+            arguments: see ``MethodParts``, of which ``selection`` must be left out, since every site trains all the
+                time, and of ``shared_arrays`` those alone have a meaning that sites send before the first round; and
+                ``RunSettings``, of which ``target_dice``, ``patience`` and ``max_epsilon`` must be left out, since
                 rounds score at different sites, and sites are ahead of what they have reported.
 
         Raises:
             ConfigurationError: a value is not allowed, or an argument has no meaning here.
         """
-        without = {name: settings.get(name) for name in ("target_dice", "patience", "max_epsilon")}
-        refuse_given("buffered training", selection=selection, **without)
-        checked = RunSettings(num_rounds, **settings)
+        refuse_given("buffered training", arguments, "selection", "target_dice", "patience", "max_epsilon")
+        parts, settings = take_parts(arguments), RunSettings(num_rounds, **arguments)
         _check_rule(aggregator)
-        check_part("server_optimizer", server_optimizer, ServerOptimizer | None)
-        check_part("shared_arrays", shared_arrays, SharedState | None)
         own = BufferSettings(buffer, exponent, max_staleness)
-        if buffer is not None and buffer < checked.min_sites:
-            raise ConfigurationError("workflow.buffer", buffer, f"null, or at least min_sites ({checked.min_sites})")
-        model = DiscountedModel(aggregator, server_optimizer, shared_arrays, own)
-        super().__init__(checked, model, Buffered(model), AllSites())
+        if buffer is not None and buffer < settings.min_sites:
+            raise ConfigurationError("workflow.buffer", buffer, f"null, or at least min_sites ({settings.min_sites})")
+        model = DiscountedModel(aggregator, parts.server_optimizer, parts.shared_arrays, own)
+        super().__init__(settings, model, Buffered(model), parts.asked)
 
 
 def _check_rule(rule: Aggregator) -> None:

@@ -9,18 +9,18 @@ from typing import Any
 
 from nvflare.app_common.abstract.fl_model import FLModel
 
+from fedseg.contract.arguments import takes_arguments_of
 from fedseg.contract.protocol import MODEL_NAME, SPLITS
 from fedseg.contract.update import Update
 from fedseg.errors import RefusalError
 from fedseg.workflows.run.last_evaluation import UNREADABLE
+from fedseg.workflows.run.method_parts import MethodParts, take_parts
 from fedseg.workflows.run.plain_model import PlainModel
 from fedseg.workflows.run.round_protocol import RoundProtocol
 from fedseg.workflows.run.run_state import RunState
 from fedseg.workflows.run.scores import readable
-from fedseg.workflows.run.settings import RunSettings, refuse_given, takes_run_settings
-from fedseg.workflows.run.site_selection import SiteSelection
+from fedseg.workflows.run.settings import RunSettings, refuse_given
 from fedseg.workflows.run.workflow import Workflow
-from fedseg.workflows.selection import AllSites
 
 _SCORED = "validation"
 
@@ -92,28 +92,18 @@ class CyclicTraining(Workflow):
     early. It costs one more model to each site, and one more scoring, in every round.
     """
 
-    @takes_run_settings
-    def __init__(
-        self,
-        num_rounds: int,
-        aggregator: None = None,
-        server_optimizer: None = None,
-        shared_arrays: None = None,
-        selection: SiteSelection | None = None,
-        **settings: Any,
-    ) -> None:
+    @takes_arguments_of(MethodParts, RunSettings)
+    def __init__(self, num_rounds: int, **arguments: Any) -> None:
         """Check the arguments.
 
         Args:
             num_rounds: training rounds; in each every site is visited once.
-            aggregator, server_optimizer, shared_arrays: without a meaning here; must be left out.
-            selection: which sites take part in a round; None asks all.
-            settings: see ``RunSettings``; ``round_timeout`` is that of a single visit.
+            arguments: see ``MethodParts``, of which all but ``selection`` have no meaning here and must be left out;
+                and ``RunSettings``, of which ``round_timeout`` is that of a single visit.
 
         Raises:
             ConfigurationError: a value is not allowed, or an argument has no meaning here.
         """
-        given = {"aggregator": aggregator, "server_optimizer": server_optimizer, "shared_arrays": shared_arrays}
-        refuse_given("cyclic weight transfer", **given)
-        checked = RunSettings(num_rounds, **settings)
-        super().__init__(checked, CarriedModel(), InTurn(), AllSites() if selection is None else selection)
+        refuse_given("cyclic weight transfer", arguments, "aggregator", "server_optimizer", "shared_arrays")
+        parts, settings = take_parts(arguments), RunSettings(num_rounds, **arguments)
+        super().__init__(settings, CarriedModel(), InTurn(), parts.asked)

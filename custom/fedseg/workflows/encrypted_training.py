@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from fedseg.aggregators.base import Aggregator
+from fedseg.contract.arguments import takes_arguments_of
 from fedseg.contract.combinations import SCALING, VALUES
 from fedseg.errors import ConfigurationError
 from fedseg.workflows.encrypted.model import LEAST_SITES, EncryptedRunModel
 from fedseg.workflows.encrypted.two_step import TwoStep
-from fedseg.workflows.run.settings import RunSettings, check_part, takes_run_settings
-from fedseg.workflows.run.site_selection import SiteSelection
+from fedseg.workflows.run.method_parts import MethodParts, take_parts
+from fedseg.workflows.run.settings import RunSettings, check_part
 from fedseg.workflows.run.workflow import Workflow
-from fedseg.workflows.selection import AllSites
 
 _ABSENT = {
     "server_optimizer": "A server optimizer computes with the aggregated update, which the server has only encrypted.",
@@ -35,17 +35,14 @@ class EncryptedTraining(Workflow):
 
     withholds = frozenset({VALUES, SCALING})
 
-    @takes_run_settings
+    @takes_arguments_of(MethodParts, RunSettings)
     def __init__(
         self,
         num_rounds: int,
         aggregator: Aggregator,
         mode: str = "compact",
         min_sites: int = LEAST_SITES,
-        server_optimizer: None = None,
-        shared_arrays: None = None,
-        selection: SiteSelection | None = None,
-        **settings: Any,
+        **arguments: Any,
     ) -> None:
         """Check the arguments.
 
@@ -55,20 +52,18 @@ class EncryptedTraining(Workflow):
             mode: ``compact``, in which a decrypted sum errs by at most 2e-4 of the round's largest update, or
                 ``exact``, by at most 1e-6; see ``privacy.encryption.fixed_point``.
             min_sites: see ``RunSettings``; of the sites' ciphertexts at least two must arrive in each round.
-            server_optimizer, shared_arrays: without a meaning here; must be left out, and so must ``keep_updates``.
-            selection: which sites take part in a round; None asks all.
-            settings: see ``RunSettings``.
+            arguments: see ``MethodParts`` and ``RunSettings``; ``server_optimizer``, ``shared_arrays`` and
+                ``keep_updates`` have no meaning here and must be left out.
         """
-        given = {"server_optimizer": server_optimizer, "shared_arrays": shared_arrays}
-        for name, value in (*given.items(), ("keep_updates", settings.get("keep_updates"))):
-            if value:
+        for name, why in _ABSENT.items():
+            if value := arguments.get(name):
                 shown = value if isinstance(value, bool) else type(value).__name__
-                raise ConfigurationError(f"workflow.{name}", shown, "left out in an encrypted job", _ABSENT[name])
+                raise ConfigurationError(f"workflow.{name}", shown, "left out in an encrypted job", why)
         if type(min_sites) is int and min_sites < LEAST_SITES:
             why = "The sum of a single ciphertext is that site's update, which every other site could read."
             allowed = f"a whole number of at least {LEAST_SITES} in an encrypted job"
             raise ConfigurationError("workflow.min_sites", min_sites, allowed, why)
-        checked = RunSettings(num_rounds, min_sites, **settings)
+        parts, settings = take_parts(arguments), RunSettings(num_rounds, min_sites, **arguments)
         check_part("aggregator", aggregator, Aggregator)
         model = EncryptedRunModel(aggregator, mode)
-        super().__init__(checked, model, TwoStep(model), AllSites() if selection is None else selection)
+        super().__init__(settings, model, TwoStep(model), parts.asked)

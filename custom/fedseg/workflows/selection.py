@@ -23,8 +23,8 @@ class AllSites(SiteSelection):
         return dict.fromkeys(facts, (True, "all sites are asked"))
 
 
-class LargestSites(SiteSelection):
-    """The k sites with the most training cases; equal ones by name. (An entry of the FeTS challenge took 6.)"""
+class _SomeSites(SiteSelection):
+    """A policy that takes k."""
 
     def __init__(self, k: int) -> None:
         """Choose how many.
@@ -33,6 +33,10 @@ class LargestSites(SiteSelection):
             k: sites in each round.
         """
         self.k = allowed.whole("selection.k", k)
+
+
+class LargestSites(_SomeSites):
+    """The k sites with the most training cases; equal ones by name. (An entry of the FeTS challenge took 6.)"""
 
     def judge(self, facts: Mapping[str, SiteFacts], draw: np.random.Generator) -> dict[str, tuple[bool, str]]:
         order = sorted(facts, key=lambda site: (-facts[site].num_samples, site))
@@ -41,16 +45,8 @@ class LargestSites(SiteSelection):
         }
 
 
-class RandomSites(SiteSelection):
+class RandomSites(_SomeSites):
     """k sites drawn without replacement, all equally likely."""
-
-    def __init__(self, k: int) -> None:
-        """Choose how many.
-
-        Args:
-            k: sites in each round.
-        """
-        self.k = allowed.whole("selection.k", k)
 
     def judge(self, facts: Mapping[str, SiteFacts], draw: np.random.Generator) -> dict[str, tuple[bool, str]]:
         drawn = {list(facts)[i] for i in draw.permutation(len(facts))[: self.k]}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from fedseg.allowed import whole
-from fedseg.workflows.run.settings import RunSettings, refuse_given, takes_run_settings
-from fedseg.workflows.run.site_selection import SiteSelection
+from fedseg.contract.arguments import takes_arguments_of
+from fedseg.workflows.run.method_parts import MethodParts, take_parts
+from fedseg.workflows.run.settings import RunSettings, refuse_given
 from fedseg.workflows.run.workflow import Workflow
-from fedseg.workflows.selection import AllSites
 from fedseg.workflows.split.model import SplitModel
 from fedseg.workflows.split.rounds import SplitRounds
 
@@ -24,18 +24,8 @@ class SplitTraining(Workflow):
        leaves one model for each; else it leaves one model for all, and the best one.
     """
 
-    @takes_run_settings
-    def __init__(
-        self,
-        num_rounds: int,
-        message_timeout: int = 60,
-        start_timeout: int = 600,
-        aggregator: None = None,
-        server_optimizer: None = None,
-        shared_arrays: None = None,
-        selection: SiteSelection | None = None,
-        **settings: Any,
-    ) -> None:
+    @takes_arguments_of(MethodParts, RunSettings)
+    def __init__(self, num_rounds: int, message_timeout: int = 60, start_timeout: int = 600, **arguments: Any) -> None:
         """Check the arguments.
 
         Args:
@@ -44,20 +34,18 @@ class SplitTraining(Workflow):
             start_timeout: seconds for which a round waits for the other sites once the first one has scored what it
                 received; a site that was left out of the round before, and gives no sign of life, is waited for
                 ``message_timeout``.
-            aggregator, server_optimizer, shared_arrays: without a meaning here; must be left out, and so must
-                ``max_epsilon`` and ``keep_updates``.
-            selection: which sites take part in a round; None asks all.
-            settings: see ``RunSettings``; of ``min_sites`` those count in a round whose samples came into an iteration.
+            arguments: see ``MethodParts``, of which all but ``selection`` have no meaning here and must be left out,
+                and ``RunSettings``, of which ``max_epsilon`` and ``keep_updates`` must be; of ``min_sites`` those count
+                in a round whose samples came into an iteration.
 
         Raises:
             ConfigurationError: a value is not allowed, or an argument has no meaning in split training.
         """
-        given = {"aggregator": aggregator, "server_optimizer": server_optimizer, "shared_arrays": shared_arrays}
-        given |= {name: settings.get(name) for name in ("max_epsilon", "keep_updates")}
-        refuse_given("split training", **given)
+        absent = "aggregator", "server_optimizer", "shared_arrays", "max_epsilon", "keep_updates"
+        refuse_given("split training", arguments, *absent)
         whole("workflow.message_timeout", message_timeout)
         whole("workflow.start_timeout", start_timeout)
         model = SplitModel()
         rounds = SplitRounds(model, message_timeout, start_timeout)
-        checked = RunSettings(num_rounds, **settings)
-        super().__init__(checked, model, rounds, AllSites() if selection is None else selection)
+        parts, settings = take_parts(arguments), RunSettings(num_rounds, **arguments)
+        super().__init__(settings, model, rounds, parts.asked)

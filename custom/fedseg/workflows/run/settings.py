@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from fedseg.allowed import number, setting, switch, whole
+from fedseg.contract.arguments import takes_arguments_of
 from fedseg.contract.combinations import EPSILON, SAME_SITES, SCORES
 from fedseg.errors import ConfigurationError
 from fedseg.site.state import check_run_id
@@ -97,24 +97,8 @@ class RunSettings:
         return StoppingRules(self.target_dice, self.patience, self.max_hours, self.max_epsilon)
 
 
-def takes_run_settings(constructor: Callable[..., None]) -> Callable[..., None]:
-    """Say in the signature of a constructor that ends with ``**settings`` which these are: those of ``RunSettings``.
-
-    Jobs are checked by signatures, so that an argument that no workflow has is refused by its name.
-
-    >>> @takes_run_settings
-    ... def build(num_rounds, mode="compact", **settings): ...
-    >>> list(inspect.signature(build).parameters)[:4]
-    ['num_rounds', 'mode', 'min_sites', 'round_timeout']
-    """
-    own = [p for p in inspect.signature(constructor).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    further = [
-        inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=each.default)
-        for each in fields(RunSettings)
-        if each.name not in {parameter.name for parameter in own}
-    ]
-    constructor.__signature__ = inspect.Signature([*own, *further])  # type: ignore[attr-defined]
-    return constructor
+takes_run_settings = takes_arguments_of(RunSettings)
+"""For a constructor that ends with ``**settings``, see ``takes_arguments_of``."""
 
 
 def check_part(name: str, part: Any, kind: Any) -> None:
@@ -129,16 +113,17 @@ def check_part(name: str, part: Any, kind: Any) -> None:
         raise ConfigurationError(f"workflow.{name}", shown, allowed, "docs/reference/method-table.md lists them.")
 
 
-def refuse_given(where: str, **given: Any) -> None:
+def refuse_given(where: str, arguments: Mapping[str, Any], *names: str) -> None:
     """Refuse arguments that have no meaning in a kind of run.
 
     Args:
         where: words for this kind of run, such as ``split training``.
-        given: arguments; what is None or false counts as left out.
+        arguments: of its constructor; what is None or false counts as left out.
+        names: of those that have no meaning.
 
     Raises:
         ConfigurationError: names the first that is given.
     """
-    for name, value in given.items():
-        if value:
+    for name in names:
+        if arguments.get(name):
             raise ConfigurationError(f"workflow.{name}", "given", f"left out in {where}")

@@ -72,7 +72,7 @@ def test_window_clips_and_scales(tmp_path):
 
 def test_a_case_with_the_wrong_number_of_channels_is_refused(tmp_path):
     task = resolve_task({**TASK, "channels": ["a", "b"]})
-    with pytest.raises(DataError, match=r"1 channel\(s\), but tiny needs \['a', 'b'\]"):
+    with pytest.raises(DataError, match=r"1 image\(s\), but the task tiny takes 2: a, b"):
         prepare_case(task, write_case(tmp_path, "case", 1), training=False)
 
 

@@ -1,17 +1,22 @@
-"""Voxel grids: reading images with their affine, and bringing values back to the grid of the original image."""
+"""Voxel grids: where voxels lie, whether two grids are one, and bringing values from one to another."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from fedseg.errors import DataError
+from fedseg.data.problems import Report, shown
+
+# Shares of a voxel. Below the first, two grids are one: headers are rounded. Beyond the second, a voxel of one is no
+# longer that of the other.
+SHIFT_WARNING, SHIFT_ERROR = 0.001, 0.05
+INDEPENDENT = (
+    1e-4  # determinant of the axes as unit vectors: 1 where they are perpendicular, 0 where they lie in a plane
+)
 
 
 @dataclass(frozen=True)
@@ -27,51 +32,62 @@ class Grid:
     affine: np.ndarray
 
     @property
+    def decodable(self) -> bool:
+        """Whether the affine says where the voxels lie: finite, and three independent axes."""
+        axes = self.affine[:3, :3]
+        if not np.isfinite(self.affine).all() or min(self.spacing) == 0:
+            return False
+        return abs(float(np.linalg.det(axes / self.spacing))) > INDEPENDENT
+
+    @property
     def spacing(self) -> tuple[float, float, float]:
         """Voxel size in mm along each axis."""
         x, y, z = (float(v) for v in np.linalg.norm(self.affine[:3, :3], axis=0))
         return (x, y, z)
 
+    @property
+    def orientation(self) -> str:
+        """The directions of the stored axes, e.g. ``RAS``."""
+        return "".join(str(code) for code in nib.orientations.aff2axcodes(self.affine))
 
-def read_image(paths: Sequence[Path]) -> tuple[np.ndarray, Grid]:
-    """Read the channels of one case.
+    @property
+    def obliquity(self) -> float:
+        """Largest angle in degrees between a stored axis and the nearest body axis."""
+        return float(np.degrees(nib.affines.obliquity(self.affine).max()))
 
-    Args:
-        paths: one file per channel, or a single file whose fourth axis holds the channels.
+    def shift(self, other: Grid) -> tuple[float, float]:
+        """Largest distance between the places of the same corner voxel in both grids, which have one shape.
 
-    Returns:
-        Array [C, X, Y, Z] in float32 and its grid.
-
-    Raises:
-        DataError: a file cannot be read, or the files do not lie on one grid.
-    """
-    arrays, grids = zip(*(_read(path) for path in paths), strict=True)
-    for path, grid in zip(paths, grids, strict=True):
-        if grid.shape != grids[0].shape or not np.allclose(grid.affine, grids[0].affine, atol=1e-3):
-            raise DataError(f"{path} does not lie on the grid of {paths[0]}. Register and resample the images first.")
-    return np.concatenate(arrays), grids[0]
-
-
-def read_label(path: Path) -> tuple[np.ndarray, Grid]:
-    """Read a label file as it is: array [X, Y, Z] and its grid."""
-    array, grid = _read(path)
-    if len(array) != 1:
-        raise DataError(f"{path} has {len(array)} channels, but a label file has one.")
-    return array[0], grid
+        Returns:
+            in voxels along an axis of this grid, and in mm.
+        """
+        corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(self.shape) - 1)
+        apart = nib.affines.apply_affine(other.affine, corners) - nib.affines.apply_affine(self.affine, corners)
+        voxels = apart @ np.linalg.inv(self.affine[:3, :3]).T
+        return float(np.abs(voxels).max()), float(np.linalg.norm(apart, axis=1).max())
 
 
-def _read(path: Path) -> tuple[np.ndarray, Grid]:
-    try:
-        image: Any = nib.load(path)
-        array = np.asarray(image.get_fdata(dtype=np.float32))
-        affine = np.asarray(image.affine, np.float64)
-    except Exception as error:
-        raise DataError(f"{path} cannot be read as an image ({type(error).__name__}: {error}).") from error
-    if array.ndim not in (3, 4):
-        raise DataError(f"{path} has {array.ndim} dimensions, but an image has three, or four with channels.")
-    channels = array[None] if array.ndim == 3 else np.moveaxis(array, -1, 0)
-    x, y, z = (int(n) for n in channels.shape[1:])
-    return channels, Grid((x, y, z), affine)
+def compare_grids(grid: Grid, other_file: Path, other: Grid, report: Report) -> None:
+    """Report where two files of one case do not have their voxels in the same places."""
+    if grid.shape != other.shape:
+        report(
+            "shape-differs",
+            "error",
+            f"The shape {shown(grid.shape)} differs from {shown(other.shape)} of {other_file.name}.",
+            "Resample the images of this case and the label to one grid.",
+        )
+        return
+    voxels, millimetres = other.shift(grid)
+    if voxels > SHIFT_WARNING:
+        far = voxels > SHIFT_ERROR
+        report(
+            "affine-differs",
+            "error" if far else "warning",
+            f"The voxels lie up to {millimetres:.3g} mm ({voxels:.2g} voxels) away from those of {other_file.name}.",
+            "Register or resample them to one grid; copy the header only if you know that the header is wrong."
+            if far
+            else "Fine if the header was rounded; the grid of the first image is used.",
+        )
 
 
 def write_mask(mask: np.ndarray, grid: Grid, path: Path) -> Path:

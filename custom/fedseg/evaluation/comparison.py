@@ -15,7 +15,7 @@ import torch
 
 from fedseg.contract.plan import Plan, parse_plan
 from fedseg.data.datalist import Case, read_datalist
-from fedseg.data.grid import read_image, read_label
+from fedseg.data.reading import read_image, read_label
 from fedseg.errors import ConfigurationError, FedsegError
 from fedseg.networks.weights import Arrays, apply_difference, get_weights
 from fedseg.tasks.objective import MEAN, Objective

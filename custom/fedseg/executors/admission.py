@@ -7,7 +7,7 @@ import logging
 from fedseg.contract.plan import Plan
 from fedseg.data.checks.datalist_check import check_datalist
 from fedseg.data.datalist import Datalist, read_datalist
-from fedseg.data.grid import read_label
+from fedseg.data.reading import read_label
 from fedseg.errors import DataError, RefusalError
 from fedseg.site.profile import SiteProfile
 from fedseg.version import __version__

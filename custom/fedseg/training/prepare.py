@@ -11,8 +11,9 @@ from monai.data import MetaTensor
 from monai.transforms import Orientation, Spacing
 from monai.transforms.utils import generate_spatial_bounding_box
 
+from fedseg.data.case_reading import read_case
 from fedseg.data.datalist import Case
-from fedseg.data.grid import Grid, read_image, read_label
+from fedseg.data.grid import Grid
 from fedseg.errors import DataError
 from fedseg.tasks.objective import objective_of
 from fedseg.tasks.task import Task
@@ -62,7 +63,7 @@ def prepare_case(task: Task, case: Case, training: bool) -> PreparedCase:
     Raises:
         DataError: files cannot be read, do not fit the task or each other.
     """
-    array, original, label = _read(task, case)
+    array, original, label = read_case(task, case)
     kind = objective_of(task)
     reference = kind.reference(array, label)
     image = _resample(task, array, original, "bilinear")
@@ -86,21 +87,6 @@ def prepare_case(task: Task, case: Case, training: bool) -> PreparedCase:
     labels = _pad(labels, task.patch_size)
     indices = _class_indices(labels, len(task.classes)) if task.classes else ()
     return PreparedCase(case.id, values, labels, grid, original, None, indices)
-
-
-def _read(task: Task, case: Case) -> tuple[np.ndarray, Grid, np.ndarray | None]:
-    """Channels [C, X, Y, Z], their grid, and the label file's values [X, Y, Z] or None without one."""
-    array, grid = read_image(case.images)
-    if len(array) != len(task.channels):
-        raise DataError(f"{case.images[0]} has {len(array)} channel(s), but {task.name} needs {list(task.channels)}.")
-    if not np.isfinite(array).all():
-        raise DataError(f"{case.images[0]} holds values that are not finite. `fedseg check-data` lists such files.")
-    if case.label is None:
-        return array, grid, None
-    label, label_grid = read_label(case.label)
-    if label_grid.shape != grid.shape or not np.allclose(label_grid.affine, grid.affine, atol=1e-3):
-        raise DataError(f"{case.label} does not lie on the grid of {case.images[0]}.")
-    return array, grid, label
 
 
 def _resample(task: Task, array: np.ndarray, grid: Grid, mode: str) -> MetaTensor:

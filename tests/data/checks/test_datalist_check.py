@@ -108,7 +108,12 @@ IMAGE_DEFECTS = {
         "error",
         "8 x 9 x 10 differs from 8 x 9 x 9",
     ),
-    "affine": (lambda f: rewrite(f, lambda v: v, moved(0.01)), "affine-differs", "error", "up to 0.01 mm away"),
+    "affine": (
+        lambda f: rewrite(f, lambda v: v, moved(0.06)),
+        "affine-differs",
+        "error",
+        "up to 0.06 mm (0.06 voxels)",
+    ),
     "two-dimensional": (lambda f: rewrite(f, lambda v: v[0]), "dimensions", "error", "9 x 10, but a volume of three"),
     "channels": (lambda f: rewrite(f, lambda v: np.stack([v, v], -1)), "channel-count", "error", "2 image(s)"),
     "colour": (
@@ -196,21 +201,29 @@ def test_header_without_orientation_is_a_warning(good: Datalist) -> None:
     assert "left and right are a guess" in report.findings[0].message
 
 
-def test_affine_without_three_axes_is_an_error(good: Datalist) -> None:
-    for file in (*good.training[0].images, good.training[0].label):
-        image = nib.load(file)
-        voxels, header = np.array(image.dataobj), image.header.copy()
-        header["srow_z"] = 0
-        nib.save(nib.Nifti1Image(voxels, None, header), file)
-    message, severity = found(check_datalist(HIPPOCAMPUS, good), "orientation")
-    assert severity == "error"
-    assert "does not say where the voxels lie" in message
+def without_three_axes(file: Path) -> None:
+    image = nib.load(file)
+    voxels, header = np.array(image.dataobj), image.header.copy()
+    header["srow_z"] = 0
+    nib.save(nib.Nifti1Image(voxels, None, header), file)
+
+
+def test_affine_without_three_axes_is_an_error_of_each_file(good: Datalist) -> None:
+    files = [good.training[0].images[0], good.training[0].label, good.training[1].label]
+    for file in files:
+        without_three_axes(file)
+    report = check_datalist(HIPPOCAMPUS, good)
+    assert [(f.code, f.severity, f.file) for f in report.findings] == [("orientation", "error", str(f)) for f in files]
+    assert all("does not say where the voxels lie" in f.message for f in report.findings)
 
 
 def test_small_turn_and_rounded_affine_are_fine(good: Datalist, make_case: MakeCase) -> None:
     odd = make_case("odd", affine=turned(8))
     rewrite(odd.label, lambda v: v, turned(8) + moved(0.0005) - np.eye(4))
     assert check_datalist(HIPPOCAMPUS, replace(good, training=(odd, *good.training))).findings == ()
+    rewrite(odd.label, lambda v: v, turned(8) + moved(0.002) - np.eye(4))
+    report = check_datalist(HIPPOCAMPUS, replace(good, training=(odd, *good.training)))
+    assert found(report, "affine-differs")[1] == "warning"
 
 
 def test_all_defects_are_reported_in_one_pass(good: Datalist) -> None:

@@ -160,7 +160,7 @@ def _mixed_labels(facts: Sequence[CaseFacts]) -> list[Finding]:
 
 
 def _mixed_orientations(facts: Sequence[CaseFacts]) -> list[Finding]:
-    counts = Counter(f.grid.orientation for f in facts if f.grid and f.grid.decodable)
+    counts = Counter(f.grid.orientation for f in facts if f.grid)
     if len(counts) < 2:
         return []
     message = f"The images are stored in several orientations: {_listed(counts)}."
@@ -178,7 +178,7 @@ def _listed(counts: Counter[str]) -> str:
 
 
 def _statistics(task: Task, datalist: Datalist, facts: Sequence[CaseFacts]) -> dict[str, Any]:
-    grids = [f.grid for f in facts if f.grid and f.grid.decodable and len(f.grid.shape) >= 3]
+    grids = [f.grid for f in facts if f.grid]
 
     def span(rows: list[tuple[float, ...]]) -> dict[str, list[float]]:
         columns = list(zip(*rows, strict=True))
@@ -187,7 +187,7 @@ def _statistics(task: Task, datalist: Datalist, facts: Sequence[CaseFacts]) -> d
     return {
         "cases": {split: len(datalist.split(split)) for split in SPLITS},
         "patients": {split: len(by_patient(datalist.split(split))) for split in SPLITS},
-        "shape": span([g.shape[:3] for g in grids]),
+        "shape": span([g.shape for g in grids]),
         "spacing_mm": span([tuple(round(s, 4) for s in g.spacing) for g in grids]),
         "orientations": dict(Counter(g.orientation for g in grids)),
         "label_conventions": dict(_count_conventions(facts)),

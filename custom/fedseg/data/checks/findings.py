@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-Severity = Literal["error", "warning"]
+from fedseg.data.problems import Severity
 
 CODES = (
     "missing-file",
@@ -26,6 +26,7 @@ CODES = (
     "label-values",
     "label-mixed",
     "empty-label",
+    "absent-class",
     "patient-in-two-splits",
     "patient-spelling",
     "label-twice",

@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from fedseg.data.checks.grid import Report
+from fedseg.data.problems import Report
 from fedseg.errors import DataError
 from fedseg.tasks.segmentation.labels import recognise_convention
 from fedseg.tasks.task import Task
@@ -23,23 +23,19 @@ def content_hash(voxels: np.ndarray) -> str:
 
 
 def check_image(task: Task, voxels: np.ndarray, report: Report) -> bool:
-    """Report what is wrong with the intensities of an image, shape [X, Y, Z] or [X, Y, Z, C].
+    """Report what is wrong with the intensities of an image, shape [C, X, Y, Z], float32.
 
     Returns:
         whether the image holds something.
     """
-    if voxels.dtype.kind not in "iuf":
-        report("unreadable", "error", f"The voxels are of type {voxels.dtype}.", "Store plain numbers, one per voxel.")
-        return False
-    broken = voxels.size - int(np.count_nonzero(np.isfinite(voxels))) if voxels.dtype.kind == "f" else 0
+    broken = voxels.size - int(np.count_nonzero(np.isfinite(voxels)))
     if broken:
         message = f"{broken} voxels are not numbers (NaN or infinite)."
         report("not-finite", "error", message, "Find out which step made them; replace them or convert again.")
         return False
-    parts = np.moveaxis(voxels, -1, 0) if voxels.ndim == 4 else voxels[None]
-    constant = [i for i, part in enumerate(parts) if part.size == 0 or part.min() == part.max()]
+    constant = [i for i, part in enumerate(voxels) if part.min() == part.max()]
     if constant:
-        where = f"Channel {constant} of the image" if len(parts) > 1 else "The image"
+        where = f"Channel {constant} of the image" if len(voxels) > 1 else "The image"
         report("constant", "error", f"{where} has one value everywhere.", "Replace it by the real image.")
         return False
     if task.modality == "CT":
@@ -71,22 +67,12 @@ def _check_hounsfield(voxels: np.ndarray, report: Report) -> None:
 
 
 def check_label(task: Task, voxels: np.ndarray, report: Report) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
-    """Report what is wrong with a label, shape [X, Y, Z].
+    """Report what is wrong with a label of whole numbers, shape [X, Y, Z].
 
     Returns:
         the conventions that its values fit (None: none), and the classes that occur in it.
     """
-    values = np.unique(voxels)
-    remedy = "Store whole numbers, one per class, and resample labels with nearest neighbours only."
-    if not np.isfinite(values).all():
-        report("not-finite", "error", "The label holds values that are not numbers.", remedy)
-        return None, ()
-    if (values != np.round(values)).any():
-        strange = [float(f"{v:.4g}") for v in values if v != round(float(v))]
-        message = f"The label holds {len(strange)} values that are not whole numbers, e.g. {strange[0]}."
-        report("label-values", "error", message, remedy)
-        return None, ()
-    found = {int(v) for v in values}
+    found = {int(v) for v in np.unique(voxels)}
     fitting = [c for c in task.conventions if found <= c.allowed]
     if not fitting:
         _report_values(task, found, report)

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from fedseg.data.datalist import FILE_NAME, SPLITS, Case, read_datalist
-from fedseg.data.grid import read_image, read_label
 from fedseg.data.intake.brats_folders import holds_brats, read_brats
+from fedseg.data.reading import read_image, read_label
 from fedseg.data.splits import require_files
 from fedseg.errors import DataError, UsageError
 from fedseg.files.documents import load_json

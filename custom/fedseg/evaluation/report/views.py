@@ -10,7 +10,8 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from fedseg.data.grid import Grid, read_image, read_label
+from fedseg.data.grid import Grid
+from fedseg.data.reading import read_image, read_label
 from fedseg.errors import DataError
 from fedseg.tasks.segmentation.labels import to_classes, to_regions
 from fedseg.tasks.task import Task

@@ -77,7 +77,7 @@ def test_files_on_different_grids_are_refused(tmp_path):
 
 def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "broken.nii.gz").write_bytes(b"nothing")
-    with pytest.raises(DataError, match=r"broken\.nii\.gz: The file is not packed with gzip"):
+    with pytest.raises(DataError, match=r"broken\.nii\.gz cannot be read: The file is not packed with gzip"):
         read_image([tmp_path / "broken.nii.gz"])
 
 

@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 
 from fedseg.data.datalist import Case
+from fedseg.data.reading import read_label
 from fedseg.data.splits import by_patient
 from fedseg.errors import DataError, UsageError
 
@@ -150,16 +150,12 @@ def foreground_volume(case: Case) -> float:
     """Volume in mm^3 of all that is labelled in a case.
 
     Raises:
-        DataError: the label cannot be read.
+        DataError: there is no label, or it cannot be read.
     """
-    try:
-        label = nib.load(str(case.label))
-        voxels = int(np.count_nonzero(np.asanyarray(label.dataobj)))  # type: ignore[attr-defined]
-        return voxels * float(np.prod(nib.affines.voxel_sizes(label.affine)))  # type: ignore[attr-defined]
-    except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError) as error:
-        raise DataError(
-            f"{case.label} cannot be read: {type(error).__name__}. Check the data with `check-data`."
-        ) from None
+    if case.label is None:
+        raise DataError(f"{case.images[0]} has no label, so its volume is unknown.")
+    label, grid = read_label(case.label)
+    return np.count_nonzero(label) * float(np.prod(grid.spacing))
 
 
 def _subject_key(subject: str) -> str:

@@ -19,7 +19,8 @@ class FileError(DataError):
 
     def __init__(self, file: Path, code: str, message: str, remedy: str) -> None:
         """Say what is wrong with ``file``; the rest as in ``checks.findings.Finding``."""
-        super().__init__(f"{file}: {message} {remedy}")
+        lead = " cannot be read" if code in ("missing-file", "unreadable") else ""
+        super().__init__(f"{file}{lead}: {message} {remedy}")
         self.file, self.code, self.message, self.remedy = file, code, message, remedy
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -110,6 +110,17 @@ def open_image(path: Path, report: Report) -> ImageFile | None:
     return ImageFile(path, grid, shape[3] if len(shape) == 4 else 1, states_orientation(image), image)
 
 
+def require_image(path: Path) -> ImageFile:
+    """Read the header of an image file.
+
+    Raises:
+        FileError: it cannot be used.
+    """
+    file = open_image(path, refuse(path))
+    assert file is not None  # ``refuse`` raises
+    return file
+
+
 def read_image(paths: Sequence[Path]) -> tuple[np.ndarray, Grid]:
     """Read the channels of one case.
 
@@ -122,7 +133,7 @@ def read_image(paths: Sequence[Path]) -> tuple[np.ndarray, Grid]:
     Raises:
         FileError: a file cannot be read, or the files do not lie on one grid.
     """
-    files = [_opened(path) for path in paths]
+    files = [require_image(path) for path in paths]
     for file in files[1:]:
         compare_grids(file.grid, files[0].path, files[0].grid, refuse(file.path))
     arrays = [file.read(refuse(file.path)) for file in files]
@@ -135,7 +146,7 @@ def read_label(path: Path) -> tuple[np.ndarray, Grid]:
     Raises:
         FileError: it cannot be read, or holds something else.
     """
-    file = _opened(path)
+    file = require_image(path)
     require_one_channel(file, refuse(path))
     array = file.read(refuse(path))
     values = None if array is None else whole_numbers(array[0], refuse(path))
@@ -164,12 +175,6 @@ def whole_numbers(values: np.ndarray, report: Report) -> np.ndarray | None:
         report("label-values", "error", message, remedy)
         return None
     return whole
-
-
-def _opened(path: Path) -> ImageFile:
-    file = open_image(path, refuse(path))
-    assert file is not None  # ``refuse`` raises
-    return file
 
 
 def _is_readable(path: Path, report: Report) -> bool:
@@ -259,19 +264,19 @@ def _unpack(path: str, promised: int) -> io.BytesIO:
     return content
 
 
-def _is_damaged(path: Path) -> bool:
-    """Whether a packed file cannot be unpacked to its end."""
+def _damage(path: Path) -> Exception | None:
+    """Why a packed file cannot be unpacked to its end."""
     try:
         if path.suffix.lower() in _packed_endings():
             _unpack(str(path), 0)
-    except Exception:  # each kind of packing has its own
-        return True
-    return False
+    except Exception as error:  # each kind of packing has its own
+        return error
+    return None
 
 
 def _report_unreadable(path: Path, error: Exception, report: Report) -> None:
-    damaged = isinstance(error, EOFError) or _is_damaged(path)
-    why = "is damaged or was cut off" if damaged else "cannot be read as an image"
-    cause = " ".join([type(error).__name__, *str(error).splitlines()[:1]])
-    remedy = _AGAIN if damaged else "Copy it again, or convert it to NIfTI (.nii.gz)."
+    damage = error if isinstance(error, EOFError) else _damage(path)
+    why = "is damaged or was cut off" if damage else "cannot be read as an image"
+    cause = " ".join([type(damage or error).__name__, *str(damage or error).splitlines()[:1]])
+    remedy = _AGAIN if damage else "Copy it again, or convert it to NIfTI (.nii.gz)."
     report("unreadable", "error", f"The file {why} ({cause}).", remedy)

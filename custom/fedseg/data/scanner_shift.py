@@ -16,7 +16,9 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from fedseg.data.datalist import Case
-from fedseg.errors import DataError, UsageError
+from fedseg.data.problems import refuse
+from fedseg.data.reading import require_image
+from fedseg.errors import UsageError
 
 # The largest shift, at strength 1: visible at a glance, still an image that a radiologist could read.
 MAX_LOG_GAIN, MAX_LOG_GAMMA, MAX_LOG_BIAS, MAX_NOISE = 0.7, 0.4, 0.3, 0.06
@@ -120,16 +122,13 @@ def _shift_file(file: Path, folder: Path, shift: ScannerShift, seed: int, patien
     target = folder / (file.name.removesuffix(".gz").removesuffix(".nii") + ".nii.gz")
     if target.exists():
         target = folder / f"{zlib.crc32(str(file).encode()):08x}-{target.name}"
-    try:
-        image: Any = nib.load(file)
-        voxels = np.asanyarray(image.dataobj)
-        spacing = nib.affines.voxel_sizes(image.affine)
-    except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError) as error:
-        raise DataError(f"{file} cannot be read: {type(error).__name__}. Check the data with `check-data`.") from None
+    image = require_image(file)
+    channels = image.read(refuse(file))
+    assert channels is not None  # ``refuse`` raises
     generator = _generator(seed, f"{patient}/{file.name}")
-    channels = voxels[..., None] if voxels.ndim == 3 else voxels
-    parts = [apply_shift(channels[..., c], spacing, shift, generator) for c in range(channels.shape[-1])]
-    shifted = nib.Nifti1Image(np.stack(parts, -1).reshape(voxels.shape), image.affine, image.header)
+    parts = [apply_shift(channel, image.grid.spacing, shift, generator) for channel in channels]
+    voxels = np.stack(parts, -1) if len(parts) > 1 else parts[0]
+    shifted = nib.Nifti1Image(voxels, image.grid.affine, image.image.header)
     shifted.set_data_dtype(np.float32)
     nib.save(shifted, target)
     return target

@@ -217,6 +217,26 @@ def test_affine_without_three_axes_is_an_error_of_each_file(good: Datalist) -> N
     assert all("does not say where the voxels lie" in f.message for f in report.findings)
 
 
+def test_class_that_no_label_holds_is_a_warning(good: Datalist, make_case: MakeCase) -> None:
+    cases = [make_case(f"one{i:02d}", seed=i, values=(2,)) for i in range(15)]
+    message, severity = found(
+        check_datalist(HIPPOCAMPUS, Datalist(tuple(cases[:12]), tuple(cases[12:]))), "absent-class"
+    )
+    assert severity == "warning"
+    assert "No label holds anterior" in message
+    mixed = replace(good, training=(*cases[:11], good.training[0]))
+    assert check_datalist(HIPPOCAMPUS, mixed).findings == ()
+    assert check_datalist(HIPPOCAMPUS, Datalist(tuple(cases[:12]), tuple(cases[12:])), quick=True).findings == ()
+
+
+@pytest.mark.parametrize("shape", [(8, 9, 1), (1, 9, 10)])
+def test_single_slice_is_a_warning(good: Datalist, make_case: MakeCase, shape: tuple[int, ...]) -> None:
+    flat = make_case("flat", shape=shape, values=(1,))
+    message, severity = found(check_datalist(HIPPOCAMPUS, replace(good, test=(flat,))), "dimensions")
+    assert severity == "warning"
+    assert "a single slice" in message
+
+
 def test_small_turn_and_rounded_affine_are_fine(good: Datalist, make_case: MakeCase) -> None:
     odd = make_case("odd", affine=turned(8))
     rewrite(odd.label, lambda v: v, turned(8) + moved(0.0005) - np.eye(4))

@@ -41,6 +41,7 @@ def check_datalist(
         *_shared_labels(places),
         *_duplicates(facts),
         *_mixed_labels(facts),
+        *_absent_classes(task, facts),
         *_mixed_orientations(facts),
     ]
     return CheckReport(task.name, datalist.path, len(places), tuple(findings), _statistics(task, datalist, facts))
@@ -157,6 +158,16 @@ def _mixed_labels(facts: Sequence[CaseFacts]) -> list[Finding]:
     message = f"The labels follow several conventions: {_listed(counts)}."
     remedy = "They are recognised file by file; make sure that each file means what its convention says."
     return [Finding("label-mixed", "warning", message, remedy)]
+
+
+def _absent_classes(task: Task, facts: Sequence[CaseFacts]) -> list[Finding]:
+    """Classes of which no label that was read holds a voxel, in a list that has labels of others."""
+    found = {name for case in facts for name in case.classes}
+    absent = [name for name in task.classes if name not in found]
+    if not found or not absent:
+        return []
+    message = f"No label holds {', '.join(absent)}, so nothing can be learned of it here."
+    return [Finding("absent-class", "warning", message, "Fine if no patient has it; else look at the label values.")]
 
 
 def _mixed_orientations(facts: Sequence[CaseFacts]) -> list[Finding]:

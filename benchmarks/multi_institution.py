@@ -1,0 +1,152 @@
+"""FedAvg over true institutions: what a change of the defaults is worth, by cross-validation over patients.
+
+    python benchmarks/multi_institution.py --data ../shared/data --out runs/benchmark-institutions
+
+``lgg`` is lower-grade glioma of four institutions at 4 x 4 x 1 mm, ``lgg_fine`` the same at 2 x 2 x 1 mm. Cases that
+lack a sequence are left out. Seed s holds out the s-th third of every institution's patients, so that three seeds test
+every patient once. Every arm has the same rounds, and beside its own settings the defaults of the code that runs it:
+an earlier version is an arm too, run from its own checkout and named by ``--label``. Every finished run is kept in
+OUT/runs as JSON, so that an interrupted benchmark goes on where it was; ``--table`` only writes the table.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from kept_runs import keep, kept, load, spread
+
+from fedseg.data.datalist import Case, Datalist
+from fedseg.jobs.job import Job, read_job
+from fedseg.randomness import generator
+from fedseg.simulation.in_process import InProcessFederation
+
+JOB = Path(__file__).parents[1] / "jobs" / "hippocampus_fedavg"
+FOLDS = 3
+REFERENCE = "earlier"
+SEQUENCES = ("t1", "flair", "t1ce")
+LGG = {
+    "name": "lgg",
+    "modality": "MR",
+    "channels": list(SEQUENCES),
+    "labels": {"tumour": 1},
+    "normalisation": "zscore_nonzero",
+    "sampling": {"background": 1, "tumour": 1},
+    "flip_axes": [0],
+}
+TASKS: dict[str, dict[str, Any]] = {
+    "lgg": {**LGG, "spacing": [4.0, 4.0, 1.0], "patch_size": [64, 64, 16]},
+    "lgg_fine": {**LGG, "patch_size": [128, 128, 16]},
+}
+ARMS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "lr_2": {"training.learning_rate": 2e-3},
+    "lr_4": {"training.learning_rate": 4e-3},
+    "full": {"training.augmentation": "full"},
+}
+
+
+def institutions(data: Path) -> dict[str, list[Case]]:
+    """The complete cases of every institution, in the order of their names."""
+    found: dict[str, list[Case]] = {}
+    for folder in sorted(path for path in (data / "LGG").glob("*/*") if path.is_dir()):
+        images = [folder / f"{folder.name}_{sequence}.nii.gz" for sequence in SEQUENCES]
+        if all(image.exists() for image in images):
+            case = Case(tuple(images), folder / f"{folder.name}_seg.nii.gz", folder.name)
+            found.setdefault(folder.parent.name, []).append(case)
+    return found
+
+
+def split(data: Path, seed: int) -> dict[str, Datalist]:
+    """Every institution's patients: one third to test on, one that the rounds are watched with, the others to train."""
+    lists = {}
+    for site, cases in institutions(data).items():
+        order = generator(0, site, "folds").permutation(len(cases))
+        held = set(order[seed % FOLDS :: FOLDS].tolist())
+        watched, *training = (case for i, case in enumerate(cases) if i not in held)
+        lists[site] = Datalist(tuple(training), (watched,), tuple(c for i, c in enumerate(cases) if i in held))
+    return lists
+
+
+def make_job(name: str, settings: dict[str, Any], seed: int, rounds: int) -> Job:
+    """FedAvg with the defaults of this version, two passes a round, and what an arm changes."""
+    job = read_job(JOB)
+    job.declaration["training"] = {"local_epochs": 2}
+    for key, value in {"task": TASKS[name], "seed": seed, "workflow.num_rounds": rounds, **settings}.items():
+        job.set(key, value)
+    return job
+
+
+def run(name: str, arm: str, label: str, seed: int, rounds: int, data: Path, out: Path) -> Path:
+    """One run; its result is kept in ``out/runs`` and its model in ``out/models``."""
+    path = kept(out, name, label, seed, rounds)
+    if path.exists():
+        return path
+    start, busy = time.time(), time.process_time()
+    federation = InProcessFederation(make_job(name, ARMS[arm], seed, rounds), split(data, seed))
+    federation.run()
+    seconds, busy = time.time() - start, time.process_time() - busy
+    (out / "models").mkdir(exist_ok=True)
+    np.savez(out / "models" / f"{path.stem}.npz", **federation.model.weights)
+    scored = {site: trainer.validate(federation.model.weights, "test") for site, trainer in federation.trainers.items()}
+    cases = {site: {case.id: statistics.mean(case.score.dice.values()) for case in c} for site, c in scored.items()}
+    sites = {site: statistics.mean(dice.values()) for site, dice in cases.items()}
+    result = {
+        "set": name, "arm": label, "seed": seed, "rounds": rounds, "seconds": seconds, "processor_seconds": busy,
+        "steps": sum(sum(entry.get("num_steps", {}).values()) for entry in federation.rounds),
+        "dice": statistics.mean(sites.values()), "sites": sites, "cases": cases,
+    }  # fmt: skip
+    return keep(path, result)
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Every arm beside the reference: mean Dice over institutions, and its difference at equal seeds."""
+    lines = []
+    for name in TASKS:
+        runs = [r for r in results if r["set"] == name]
+        sites = sorted({site for r in runs for site in r["sites"]})
+        reference = {(r["seed"], r["rounds"]): r["dice"] for r in runs if r["arm"] == REFERENCE}
+        lines += [f"## {name}", "", "| arm | rounds | mean Dice over institutions | minus earlier | seeds | "]
+        lines[-1] += " | ".join(sites) + " | processor minutes |"
+        lines.append("|---" * (len(sites) + 6) + "|")
+        for arm, rounds in sorted({(r["arm"], r["rounds"]) for r in runs}, key=lambda a: (a[1], a[0])):
+            own = [r for r in runs if (r["arm"], r["rounds"]) == (arm, rounds)]
+            gaps = [r["dice"] - reference[r["seed"], rounds] for r in own if (r["seed"], rounds) in reference]
+            gap = f"{statistics.mean(gaps):+.4f} ({min(gaps):+.4f} to {max(gaps):+.4f})" if gaps else ""
+            means = [f"{statistics.mean(r['sites'][site] for r in own):.3f}" for site in sites]
+            minutes = statistics.mean(r["processor_seconds"] for r in own) / 60
+            cells = [arm, str(rounds), spread([r["dice"] for r in own]), gap, str(len(own)), *means, f"{minutes:.1f}"]
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds LGG")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--set", default="lgg", choices=list(TASKS))
+    parser.add_argument("--arms", nargs="+", default=["defaults"], choices=list(ARMS))
+    parser.add_argument("--label", help="what the table calls the arm, for another version's code")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--table", action="store_true", help="only write the table of what is there")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    for seed in [] if options.table else options.seeds:
+        for arm in options.arms:
+            label = options.label or arm
+            path = run(options.set, arm, label, seed, options.rounds, options.data, options.out)
+            print(path.name, json.loads(path.read_text())["dice"], flush=True)
+    text = table(load(options.out))
+    (options.out / "table.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -47,6 +47,13 @@ ARMS: dict[str, dict[str, Any]] = {
     "lr_2": {"training.learning_rate": 2e-3},
     "lr_4": {"training.learning_rate": 4e-3},
     "full": {"training.augmentation": "full"},
+    "full_lr_2": {"training.augmentation": "full", "training.learning_rate": 2e-3},
+    "full_lr_4": {"training.augmentation": "full", "training.learning_rate": 4e-3},
+    "full_lr_4_passes_4": {
+        "training.augmentation": "full",
+        "training.learning_rate": 4e-3,
+        "training.local_epochs": 4,
+    },
 }
 
 

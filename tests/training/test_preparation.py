@@ -138,3 +138,39 @@ def test_small_images_are_padded_to_a_patch(tmp_path):
     assert prepared.image.shape == (1, 32, 32, 32)
     _, label = make_image(1)
     assert int((prepared.classes > 0).sum()) == int((label > 0).sum())
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.0, 2.6, 1.7), (0.9, 1.4, 3.0)])
+def test_a_resampled_voxel_gets_the_class_with_the_largest_share(tmp_path, spacing):
+    """Shares written out: each voxel's place in the file, and the linear weights of the voxels around it."""
+    task = resolve_task({**TASK, "spacing": list(spacing)})
+    case = write_case(tmp_path, "case", 1, np.diag([1.3, 1.1, 2.0, 1.0]))
+    prepared = prepare_case(task, case, training=False)
+    relation = np.linalg.inv(prepared.original.affine) @ prepared.grid.affine
+    reference, classes = prepared.reference, prepared.classes[0].numpy()
+    last = np.array(reference.shape) - 1
+    checked = 0
+    for index in np.ndindex(classes.shape):
+        place = np.clip(relation[:3, :3] @ index + relation[:3, 3], 0, last)
+        low = np.floor(place).astype(int)
+        shares = np.zeros(3)
+        for step in np.ndindex(2, 2, 2):
+            weight = np.prod(np.where(step, place - low, 1 - (place - low)))
+            shares[reference[tuple(np.minimum(low + step, last))]] += weight
+        first, second = np.sort(shares)[[-1, -2]]
+        if first - second > 1e-3:
+            assert classes[index] == shares.argmax()
+            checked += second > 0
+    assert checked > 20
+
+
+def test_voxels_of_the_classes_are_counted_before_padding(tmp_path):
+    """20 x 20 x 20 voxels in a patch of 32 x 32 x 32."""
+    task = resolve_task({**TASK, "patch_size": [32, 32, 32]})
+    case = write_case(tmp_path, "case", 1)
+    _, label = make_image(1)
+    expected = [int((label == value).sum()) for value in range(3)]
+    assert sum(expected) == 8000
+    assert list(prepare_case(task, case, training=True).voxels) == expected
+    stored = CaseCache(task, [case], True, tmp_path / "cache")
+    assert list(stored[0].voxels) == list(stored[0].voxels) == expected

@@ -107,7 +107,7 @@ class Objective(ABC):
         scores: of a case; the first is the primary one.
         counts: further facts of a case and output that are counted: their kinds, and what reports call these.
         needs_label: whether cases without a label file can be neither trained on nor scored.
-        interpolation: how the reference is brought to another grid, ``nearest`` or ``bilinear``.
+        discrete: whether the reference has classes, each of which is brought to another grid by itself; else values.
         masks: whether predictions are label maps, which ``predict`` writes and pictures show.
         glossary: further terms of its reports, and what they mean.
     """
@@ -117,7 +117,7 @@ class Objective(ABC):
     scores: ClassVar[tuple[Score, ...]]
     counts: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     needs_label: ClassVar[bool] = True
-    interpolation: ClassVar[str] = "bilinear"
+    discrete: ClassVar[bool] = False
     masks: ClassVar[bool] = False
     glossary: ClassVar[Mapping[str, str]] = {}
 

@@ -71,6 +71,7 @@ def _store(case: PreparedCase, path: Path) -> None:
         "original": (list(case.original.shape), torch.from_numpy(case.original.affine)),
         "reference": None if case.reference is None else torch.from_numpy(case.reference),
         "indices": list(case.indices),
+        "voxels": list(case.voxels),
     }
     with whole_file(path) as temporary:
         torch.save(content, temporary)
@@ -92,4 +93,5 @@ def _load(path: Path) -> PreparedCase:
         grid(content["original"]),
         None if reference is None else np.array(reference.numpy()),
         tuple(content["indices"]),
+        tuple(content["voxels"]),
     )

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
-from monai.transforms import (
-    Compose,
-    RandAffined,
-    RandFlipd,
-    RandGaussianNoised,
-    RandScaleIntensityd,
-    RandShiftIntensityd,
-)
 from torch.utils.data import Dataset
 
-from fedseg.tasks.objective import objective_of
 from fedseg.tasks.task import Task
+from fedseg.training.augmentation import Augmentation, Sample
 from fedseg.training.cache import CaseCache
 from fedseg.training.prepare import PreparedCase
-
-Sample = dict[str, torch.Tensor]
 
 
 class PatchDataset(Dataset[Sample]):
@@ -31,7 +19,7 @@ class PatchDataset(Dataset[Sample]):
 
     def __init__(self, task: Task, cases: CaseCache, augmentation: str) -> None:
         self.task, self.cases = task, cases
-        self.transform = make_augmentation(task, augmentation)
+        self.augmentation = Augmentation(task, augmentation)
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -42,13 +30,30 @@ class PatchDataset(Dataset[Sample]):
         index, seed = item
         case = self.cases[index]
         generator = np.random.default_rng(seed)
-        corner = choose_corner(self.task, case, generator)
-        window: Any = (..., *(slice(c, c + s) for c, s in zip(corner, self.task.patch_size, strict=True)))
-        sample: Sample = {name: values[0][window].clone() for name, values in case.batch().items()}
-        self.transform.set_random_state(seed=int(generator.integers(2**31)))
-        changed = self.transform(sample)
-        # Where a patch was turned, MONAI gives the classes as floating-point numbers.
-        return {key: as_plain_tensor(changed[key]).to(value.dtype) for key, value in sample.items()}
+        corner, size = choose_corner(self.task, case, generator), self.task.patch_size
+        matrix = self.augmentation.draw_turn(case.grid.spacing, generator)
+        margin = (0, 0, 0) if matrix is None else self.augmentation.margin(matrix)
+        sample = {name: cut(values[0], corner, size, margin) for name, values in case.batch().items()}
+        if matrix is not None:
+            sample = self.augmentation.turn(sample, matrix)
+        return self.augmentation.change(sample, int(generator.integers(2**31)))
+
+
+def cut(values: torch.Tensor, corner: Sequence[int], size: Sequence[int], margin: Sequence[int]) -> torch.Tensor:
+    """A copy of a patch with a margin on every side; what lies outside the image is 0.
+
+    Args:
+        values: the image [C, X, Y, Z].
+        corner, size: the patch's first voxel, and its voxels along each axis.
+        margin: voxels beyond each of its sides, by axis.
+    """
+    lows = [first - more for first, more in zip(corner, margin, strict=True)]
+    highs = [first + count + more for first, count, more in zip(corner, size, margin, strict=True)]
+    shape = values.shape[1:]
+    inside = tuple(slice(max(0, low), high) for low, high in zip(lows, highs, strict=True))
+    pads = [(max(0, -low), max(0, high - have)) for low, high, have in zip(lows, highs, shape, strict=True)]
+    ends = [end for pair in reversed(pads) for end in pair]
+    return torch.nn.functional.pad(values[(slice(None), *inside)].clone(), ends)
 
 
 def choose_corner(task: Task, case: PreparedCase, generator: np.random.Generator) -> tuple[int, ...]:
@@ -70,37 +75,6 @@ def choose_corner(task: Task, case: PreparedCase, generator: np.random.Generator
     return tuple(int(np.clip(v - size // 2, 0, r)) for v, size, r in zip(voxel, task.patch_size, room, strict=True))
 
 
-def make_augmentation(task: Task, kind: str) -> Compose:
-    """Random changes of a patch: see ``TrainingSettings.augmentation``."""
-    both, image = ["image", "classes"], ["image"]
-    steps: list[Callable[..., Any]] = []
-    if kind == "full":
-        steps.append(
-            RandAffined(
-                both,
-                prob=0.3,
-                rotate_range=(0.26, 0.26, 0.26),
-                scale_range=(0.15, 0.15, 0.15),
-                mode=("bilinear", objective_of(task).interpolation),
-                padding_mode="zeros",
-                allow_missing_keys=True,
-            )
-        )
-    if kind != "none":
-        steps += [RandFlipd(both, prob=0.5, spatial_axis=axis, allow_missing_keys=True) for axis in task.flip_axes]
-        steps += [
-            RandScaleIntensityd(image, factors=0.1, prob=0.5),
-            RandShiftIntensityd(image, offsets=0.1, prob=0.5),
-            RandGaussianNoised(image, prob=0.15, std=0.1),
-        ]
-    return Compose(steps)
-
-
 def collate(samples: Sequence[Sample]) -> Sample:
     """Stack samples to a batch: ``image`` [B, C, ...], and ``classes`` [B, 1, ...] where cases have a reference."""
     return {key: torch.stack([s[key] for s in samples]) for key in samples[0]}
-
-
-def as_plain_tensor(value: torch.Tensor) -> torch.Tensor:
-    """Drop MONAI's metadata, which would slow down every later operation."""
-    return value.as_tensor() if isinstance(value, MetaTensor) else value

@@ -17,6 +17,7 @@ from fedseg.data.grid import Grid
 from fedseg.errors import DataError
 from fedseg.tasks.objective import objective_of
 from fedseg.tasks.task import Task
+from fedseg.training.resampling import resample_classes
 
 INDICES_PER_CLASS = 4000
 
@@ -35,6 +36,7 @@ class PreparedCase:
         reference: the same on the original grid [X, Y, Z]; kept for cases that are scored, else None.
         indices: for cases that are trained on: flat voxel indices of each class (background first), at most
             ``INDICES_PER_CLASS`` evenly taken ones each.
+        voxels: for cases that are trained on: how many each class has (background first), before any padding.
     """
 
     id: str
@@ -44,6 +46,7 @@ class PreparedCase:
     original: Grid
     reference: np.ndarray | None = None
     indices: tuple[torch.Tensor, ...] = ()
+    voxels: tuple[int, ...] = ()
 
     def batch(self) -> dict[str, torch.Tensor]:
         """The case as a batch of one: ``image``, and ``classes`` where there are any."""
@@ -66,17 +69,14 @@ def prepare_case(task: Task, case: Case, training: bool) -> PreparedCase:
     array, original, label = read_case(task, case)
     kind = objective_of(task)
     reference = kind.reference(array, label)
-    image = _resample(task, array, original, "bilinear")
-    classes = None if reference is None else _resample(task, reference[None], original, kind.interpolation)
+    image = _resample(task, array, original)
+    labels = None if reference is None else _resample_reference(task, reference[None], original)
     image.set_array(_normalise(task, image.as_tensor()))
     if task.crop_to_foreground:
-        image, classes = _crop(image, classes)
+        image, labels = _crop(image, labels)
     x, y, z = (int(n) for n in image.shape[1:])
     grid = Grid((x, y, z), image.affine.numpy().astype(np.float64))
     values = image.as_tensor().float().contiguous()
-    labels = None
-    if reference is not None and classes is not None:
-        labels = classes.as_tensor().to(torch.from_numpy(reference[:0]).dtype).contiguous()
     if not training:
         return PreparedCase(case.id, values, labels, grid, original, reference)
     values = _pad(values, task.patch_size)
@@ -84,15 +84,28 @@ def prepare_case(task: Task, case: Case, training: bool) -> PreparedCase:
         if kind.needs_label:
             raise DataError(f"{case.images[0]} has no label, but is listed for training.")
         return PreparedCase(case.id, values, None, grid, original)
+    count = len(task.classes) + 1 if task.classes else 0
+    voxels = tuple(torch.bincount(labels.flatten(), minlength=count).tolist()) if count else ()
     labels = _pad(labels, task.patch_size)
-    indices = _class_indices(labels, len(task.classes)) if task.classes else ()
-    return PreparedCase(case.id, values, labels, grid, original, None, indices)
+    return PreparedCase(case.id, values, labels, grid, original, None, _class_indices(labels, count), voxels)
 
 
-def _resample(task: Task, array: np.ndarray, grid: Grid, mode: str) -> MetaTensor:
+def _resample_reference(task: Task, reference: np.ndarray, grid: Grid) -> torch.Tensor:
+    """The reference [1, X, Y, Z], in its own type, as the image is resampled; classes by their shares of a voxel."""
+    values = torch.from_numpy(reference)
+
+    def linear(part: torch.Tensor) -> torch.Tensor:
+        return _resample(task, part.numpy(), grid).as_tensor().contiguous()
+
+    if task.spacing is None or not objective_of(task).discrete:
+        return linear(values).to(values.dtype)
+    return resample_classes(values, linear)
+
+
+def _resample(task: Task, array: np.ndarray, grid: Grid) -> MetaTensor:
     steps: list[Any] = [Orientation(axcodes="RAS", labels=None)]
     if task.spacing is not None:
-        steps.append(Spacing(pixdim=task.spacing, mode=mode, padding_mode="border", dtype=np.float32))
+        steps.append(Spacing(pixdim=task.spacing, mode="bilinear", padding_mode="border", dtype=np.float32))
     image: Any = MetaTensor(torch.from_numpy(array.astype(np.float32)), affine=torch.from_numpy(grid.affine))
     for step in steps:
         image = step(image)
@@ -114,7 +127,7 @@ def _normalise(task: Task, image: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def _crop(image: MetaTensor, classes: MetaTensor | None) -> tuple[MetaTensor, MetaTensor | None]:
+def _crop(image: MetaTensor, classes: torch.Tensor | None) -> tuple[MetaTensor, torch.Tensor | None]:
     """Cut away the border in which every channel is 0."""
     start, end = generate_spatial_bounding_box(image, select_fn=lambda x: x != 0)
     if all(s == 0 for s in end):
@@ -123,7 +136,7 @@ def _crop(image: MetaTensor, classes: MetaTensor | None) -> tuple[MetaTensor, Me
     affine = image.affine.clone()
     affine[:3, 3] += affine[:3, :3] @ torch.tensor([float(s) for s in start], dtype=affine.dtype)
     cropped = MetaTensor(image.as_tensor()[window].clone(), affine=affine)
-    return cropped, None if classes is None else MetaTensor(classes.as_tensor()[window].clone(), affine=affine)
+    return cropped, None if classes is None else classes[window].clone()
 
 
 def _pad(values: torch.Tensor, size: tuple[int, int, int]) -> torch.Tensor:
@@ -138,7 +151,7 @@ def _pad(values: torch.Tensor, size: tuple[int, int, int]) -> torch.Tensor:
 def _class_indices(classes: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
     flat = classes.flatten()
     result = []
-    for value in range(count + 1):
+    for value in range(count):
         found = torch.nonzero(flat == value).flatten()
         if len(found) > INDICES_PER_CLASS:
             found = found[torch.linspace(0, len(found) - 1, INDICES_PER_CLASS).long()]

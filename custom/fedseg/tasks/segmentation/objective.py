@@ -48,7 +48,7 @@ class Segmentation(Objective):
             "prediction": "only in the prediction (missed)",
         }
     }
-    interpolation = "nearest"
+    discrete = True
     masks = True
     glossary: ClassVar[Mapping[str, str]] = {
         "Empty regions": "A patient may have no voxel of a region, such as no enhancing tumour. The BraTS convention: "

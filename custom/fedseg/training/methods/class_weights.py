@@ -9,7 +9,7 @@ import torch
 from fedseg.contract.combinations import STATISTICS
 from fedseg.errors import RefusalError
 from fedseg.networks.weights import Arrays
-from fedseg.tasks.segmentation.losses import SegmentationLoss, region_targets
+from fedseg.tasks.segmentation.losses import SegmentationLoss
 from fedseg.tasks.task import Task
 from fedseg.training.hooks import LocalTraining, TrainingHook
 
@@ -20,7 +20,7 @@ _LEAST_WEIGHT = 1e-30
 class ClassWeights(TrainingHook):
     """Weighs the cross-entropy by the inverse frequency of the classes in all sites' training cases together.
 
-    1. Before the first round each site counts the voxels of its prepared training cases and of each region in them.
+    1. Before the first round each site counts the voxels of its training cases and of each region in them.
        The counts, and nothing else, leave the site; the server adds them up.
     2. Every site makes the same weights of the sums, see ``weights_from_totals``, and trains with them. A site whose
        own cases are skewed so gets no weights that fit to its own skew.
@@ -44,15 +44,14 @@ class ClassWeights(TrainingHook):
 
 
 def count_voxels(training: LocalTraining) -> dict[str, float]:
-    """Voxels of the site's prepared training cases (``voxels``) and of each region in them (``voxels/<region>``)."""
-    task = training.task
-    inside, total = torch.zeros(len(task.regions), dtype=torch.float64), 0
-    for index in range(len(training.training_cases)):
-        classes = training.training_cases[index].classes
-        assert classes is not None
-        inside += region_targets(task, classes[None]).sum(dim=(0, 2, 3, 4), dtype=torch.float64)
-        total += classes.numel()
-    return {VOXELS: float(total), **dict(zip(_names(task), inside.tolist(), strict=True))}
+    """Voxels of the site's training cases on the task's grid (``voxels``) and of each region in them
+    (``voxels/<region>``). What a small image is padded with to fill a patch does not count."""
+    task, cases = training.task, training.training_cases
+    classes = torch.zeros(len(task.classes) + 1, dtype=torch.float64)
+    for index in range(len(cases)):
+        classes += torch.tensor(cases[index].voxels)
+    inside = [float(classes[list(task.region_values(region))].sum()) for region in task.regions]
+    return {VOXELS: float(classes.sum()), **dict(zip(_names(task), inside, strict=True))}
 
 
 def weights_from_totals(task: Task, totals: Mapping[str, float]) -> torch.Tensor:

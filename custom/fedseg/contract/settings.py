@@ -26,8 +26,8 @@ class TrainingSettings:
         dice_weight: weight of the Dice loss beside the cross-entropy.
         batch_dice: Dice over the whole batch instead of the mean over its patches; steadier on small structures.
         reset_optimizer: start every round with a fresh optimizer instead of the site's saved one.
-        augmentation: ``none``, ``intensity`` (scale, shift, noise, the task's mirror axes) or ``full`` (also
-            rotation, scaling).
+        augmentation: ``none``, ``intensity`` (scale, shift, noise, the task's mirror axes) or ``full`` (also turns
+            and zooms in mm, blur, contrast, gamma, lower resolution).
         threads: torch threads; equal results need equal thread counts.
         precision: ``auto`` (mixed on a GPU, float32 on a CPU), ``float32`` or ``bfloat16`` (autocast everywhere).
         cache: where pre-processed cases are kept: ``memory`` or ``disk`` (the site's cache folder).

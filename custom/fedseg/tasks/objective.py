@@ -178,6 +178,10 @@ class Objective(ABC):
     def decide(self, values: np.ndarray) -> np.ndarray:
         """The prediction [X, Y, Z] from the activated values [K, X, Y, Z] on the grid of the files."""
 
+    def refine(self, predicted: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
+        """What the task wants changed of a prediction [X, Y, Z] with voxels of this size in mm; nothing by default."""
+        return predicted
+
     @abstractmethod
     def score(
         self,

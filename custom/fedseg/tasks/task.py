@@ -13,6 +13,7 @@ from fedseg.errors import ConfigurationError
 NORMALISATIONS = ("zscore_nonzero", "zscore", "window")
 MODALITIES = ("MR", "CT")
 SEGMENTATION = "segmentation"
+FOREGROUND, LARGEST = "foreground", "largest"
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class Task:
             patches are cut at random anywhere.
         flip_axes: axes along which training images may be mirrored (0: left-right).
         objective: what kind of task it is, see ``fedseg.tasks.objective``.
+        components: which connected parts of a predicted region (or of the ``foreground``: all classes together) are
+            kept: the ``largest``, or those of at least so many ml.
     """
 
     name: str
@@ -78,6 +81,7 @@ class Task:
     flip_axes: tuple[int, ...] = ()
     description: str = ""
     objective: str = SEGMENTATION
+    components: Mapping[str, str | float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check(self)
@@ -117,9 +121,12 @@ class Task:
         result["conventions"] = {c.name: dict(c.values) for c in self.conventions}
         result["regions"] = {r.name: list(r.classes) for r in self.regions}
         result["sampling"] = dict(self.sampling)
+        result["components"] = dict(self.components)
+        # Not said by declarations of the time when there was nothing to say, which must keep their digests.
         if self.objective == SEGMENTATION:
-            # Not said by declarations of the time when there was no other kind, which must keep their digests.
             del result["objective"]
+        if not self.components:
+            del result["components"]
         return result
 
 
@@ -160,7 +167,8 @@ def parse_task(declaration: Mapping[str, Any], where: str = "task") -> Task:
     for key in ("channels", "classes", "patch_size", "window", "spacing", "spacing_range", "flip_axes"):
         if values.get(key) is not None:
             values[key] = _sequence(values[key], f"{where}.{key}")
-    values["sampling"] = _mapping(values.get("sampling", {}), f"{where}.sampling")
+    for key in ("sampling", "components"):
+        values[key] = _mapping(values.get(key, {}), f"{where}.{key}")
     return Task(**values)
 
 
@@ -197,6 +205,7 @@ def _check(task: Task) -> None:
     allowed.one_of("task.normalisation", task.normalisation, NORMALISATIONS)
     _check_labels(task)
     _check_numbers(task)
+    _check_components(task)
 
 
 def _check_labels(task: Task) -> None:
@@ -263,3 +272,11 @@ def _check_numbers(task: Task) -> None:
     require(not task.sampling or sum(task.sampling.values()) > 0, "sampling", "frequencies that are not all zero")
     require(all(a in (0, 1, 2) for a in task.flip_axes), "flip_axes", "a list of axes out of 0, 1, 2")
     allowed.switch("task.crop_to_foreground", task.crop_to_foreground)
+
+
+def _check_components(task: Task) -> None:
+    names = (FOREGROUND, *task.region_names)
+    for name, rule in task.components.items():
+        allowed.one_of("task.components", name, names)
+        if rule != LARGEST:
+            allowed.number(f"task.components.{name}", rule, above=0, allowed=f"{LARGEST!r} or a volume in ml above 0")

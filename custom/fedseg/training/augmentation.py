@@ -20,6 +20,7 @@ from monai.transforms import (
     RandShiftIntensity,
     RandSimulateLowResolution,
 )
+from numpy.typing import ArrayLike
 from scipy.spatial.transform import Rotation
 
 from fedseg.tasks.objective import objective_of
@@ -75,7 +76,8 @@ class Augmentation:
         move = Affine(affine=affine, spatial_size=self.task.patch_size, padding_mode="zeros", image_only=True)
 
         def linear(values: torch.Tensor) -> torch.Tensor:
-            return as_plain_tensor(move(values, mode="bilinear"))
+            moved: Any = move(values, mode="bilinear")
+            return as_plain_tensor(moved)
 
         turned = {"image": linear(sample["image"])}
         if "classes" in sample:
@@ -102,7 +104,7 @@ class Augmentation:
         return changed
 
 
-def turn_in_mm(angles: Sequence[float], zoom: Sequence[float], spacing: Sequence[float]) -> np.ndarray:
+def turn_in_mm(angles: ArrayLike, zoom: ArrayLike, spacing: ArrayLike) -> np.ndarray:
     """The matrix [3, 3] from voxel offsets in a turned patch to those in the image that it shows.
 
     Args:
@@ -123,11 +125,11 @@ def flat_axis(patch_size: Sequence[int], spacing: Sequence[float]) -> int | None
     return int(np.argmin(extent)) if extent.max() > FLAT * extent.min() else None
 
 
-def _intensities(kind: str) -> list[Callable[..., Any]]:
+def _intensities(kind: str) -> Sequence[Callable[..., Any]]:
     """Changes of one channel's intensities."""
     if kind == "none":
         return []
-    steps = [
+    steps: list[Callable[..., Any]] = [
         RandScaleIntensity(factors=0.1, prob=0.5),
         RandShiftIntensity(offsets=0.1, prob=0.5),
         RandGaussianNoise(prob=0.15, std=0.1),

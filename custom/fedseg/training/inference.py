@@ -58,4 +58,5 @@ def predict_case(kind: Objective, case: PreparedCase, logits: torch.Tensor) -> n
 
     Activated values, not predictions, are brought to the original grid; outside the prepared image they are 0.
     """
-    return kind.decide(to_grid(kind.activate(logits)[0].numpy(), case.grid, case.original))
+    predicted = kind.decide(to_grid(kind.activate(logits)[0].numpy(), case.grid, case.original))
+    return kind.refine(predicted, case.original.spacing)

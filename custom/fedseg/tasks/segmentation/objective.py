@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from fedseg.tasks.objective import Objective, Score
+from fedseg.tasks.segmentation.components import keep_components
 from fedseg.tasks.segmentation.labels import paint_regions, to_classes
 from fedseg.tasks.segmentation.losses import SegmentationLoss, predict_regions
 from fedseg.tasks.segmentation.metrics import CaseScore, score_case
@@ -84,6 +85,10 @@ class Segmentation(Objective):
         winner = np.concatenate([background, values]).argmax(axis=0)
         classes = np.array([0, *(self.task.region_values(region)[0] for region in self.task.regions)], np.uint8)
         return classes[winner]
+
+    def refine(self, predicted: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
+        """Internal class values of the connected parts that the task keeps."""
+        return keep_components(self.task, predicted, spacing)
 
     def score(
         self,

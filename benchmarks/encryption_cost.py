@@ -34,7 +34,8 @@ from fedseg.networks.weights import Arrays, get_weights, is_averaged
 from fedseg.privacy.encryption.ciphertexts import CiphertextSum, read_ciphertexts
 from fedseg.privacy.encryption.context import EncryptionContext, make_contexts, public_context, secret_context
 from fedseg.privacy.encryption.encrypted_update import blocks_of, decrypt_update, encrypt_update
-from fedseg.privacy.encryption.fixed_point import MODES, choose_fields
+from fedseg.privacy.encryption.fixed_point import MODES
+from fedseg.privacy.encryption.sum_tag import SumTerms
 
 NETWORK = ResidualSegmentation(init_filters=16)
 Result = tuple[list[float], float, Arrays]
@@ -57,23 +58,23 @@ def run_fedseg(
     updates: list[Arrays], steps: list[int], mode: str, secret: EncryptionContext, public: EncryptionContext
 ) -> Result:
     """Seconds of encryption, addition and decryption; bytes per parameter; the mean."""
-    weights = [step / sum(steps) for step in steps]
+    weights = {f"site-{number}": step / sum(steps) for number, step in enumerate(steps)}
     scale = max(float(np.abs(value).max()) for update in updates for value in update.values())
-    point = choose_fields(mode, len(updates), secret.parameters.plain_modulus, secret.parameters.max_sites)
+    terms = SumTerms("run", "model", weights, scale, mode)
     count = sum(value.size for value in updates[0].values())
     times: list[float] = []
     start = time.process_time()
     sent = [
-        encrypt_update(update, weight, scale, point, secret).to_arrays()
-        for update, weight in zip(updates, weights, strict=True)
+        encrypt_update(update, site, f"drawn by {site}", terms, secret).to_arrays()
+        for update, site in zip(updates, weights, strict=True)
     ]
     start = clock(times, start)
-    total = CiphertextSum(blocks_of(count, point, public), public)
+    total = CiphertextSum(blocks_of(count, terms.point(public), public), public)
     for arrays in sent:
         total.add(read_ciphertexts(arrays))
     result = total.result()
     start = clock(times, start)
-    mean = decrypt_update(result, updates[0], 1.0, scale, point, secret)
+    mean = decrypt_update(result, updates[0], {site: f"drawn by {site}" for site in weights}, terms, secret)
     clock(times, start)
     return times, sum(array.nbytes for array in sent[0].values()) / count, mean
 

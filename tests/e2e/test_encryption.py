@@ -99,7 +99,7 @@ def after_first_round(run):
     start = arrays_of(out / "models" / "last.encrypted")
     initial = {n.removeprefix("initial/"): v for n, v in start.items() if n.startswith("initial/")}
     model = EncryptedModel(first_id(initial), (EncryptedHistory(state).load(0),), initial)
-    return model.decrypt(secret_context((out / "state" / "alpha" / CONTEXT).read_bytes()))[1]
+    return model.decrypt(secret_context((out / "state" / "alpha" / CONTEXT).read_bytes()), summary["run_id"])[1]
 
 
 @pytest.mark.parametrize(("mode", "tolerance"), [("compact", 2e-4), ("exact", 1e-6)])

@@ -14,7 +14,7 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from fedseg.contract.plan import parse_plan
-from fedseg.contract.protocol import REASON, RUN_ID, START, TEXT, UPLOAD, WEIGHED, WEIGHT
+from fedseg.contract.protocol import MODEL_ID, REASON, RUN_ID, START, TEXT, UPLOAD, WEIGHTS
 from fedseg.contract.report import SiteReport, parse_report
 from fedseg.errors import RefusalError
 from fedseg.executors.training import SegmentationExecutor
@@ -63,7 +63,9 @@ class Site:
 
     def train(self, number=0, start="first"):
         weights = get_weights(PARSED.build_network())
-        model = FLModel(params_type=ParamsType.FULL, params=weights, meta={RUN_ID: "run", START: start})
+        model = FLModel(
+            params_type=ParamsType.FULL, params=weights, meta={RUN_ID: "run", START: start, MODEL_ID: f"model {number}"}
+        )
         model.current_round, model.total_rounds = number, 3
         return self.ask("train", model)
 
@@ -81,7 +83,7 @@ def test_training_tells_a_report_and_no_array(site):
     reply = site.train()
     dxo = from_shareable(reply)
     assert (reply.get_return_code(), dxo.data_kind, dxo.data) == (ReturnCode.OK, DataKind.WEIGHT_DIFF, {})
-    update, kept = load_update(site.folder, 0, "first")
+    update, kept, _ = load_update(site.folder, 0, "first")
     report = parse_report(dxo.meta)
     assert report == kept
     assert report.largest == max(float(np.abs(value).max()) for value in update.values()) > 0
@@ -98,7 +100,7 @@ def test_the_update_leaves_with_what_the_filter_needs_to_know(site):
     for name, value in load_update(site.folder, 0, "first")[0].items():
         np.testing.assert_array_equal(dxo.data[name], value)
     told = attached_context(site.context).task_meta
-    assert (told[WEIGHT], told[WEIGHED]) == (0.25, 2)
+    assert (told[WEIGHTS], told[MODEL_ID]) == ([["a", 0.25], ["b", 0.75]], "model 0")
 
 
 @pytest.mark.parametrize(("number", "start"), [(1, "first"), (0, "second"), (0, None)])
@@ -118,7 +120,7 @@ def test_without_the_filter_the_update_leaves_with_the_training_and_not_later(tm
     dxo = from_shareable(plain.train())
     assert dxo.data
     assert parse_report(dxo.meta).largest is None
-    save_update(plain.folder, 0, "first", dxo.data, REPORT)
+    save_update(plain.folder, 0, "first", dxo.data, REPORT, "model")
     reply = plain.upload()
     assert reply.get_header(REASON) == "privacy"
     assert "no filter that encrypts" in reply.get_header(TEXT)
@@ -146,13 +148,13 @@ def test_what_a_data_filter_could_not_do_is_the_answer(site):
 
 def test_a_held_update_comes_back_as_it_was(tmp_path):
     update = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(-2.0, np.float32)}
-    save_update(tmp_path, 3, "first", update, REPORT)
-    found, report = load_update(tmp_path, 3, "first")
-    assert report == REPORT
+    save_update(tmp_path, 3, "first", update, REPORT, "model")
+    found, report, model = load_update(tmp_path, 3, "first")
+    assert (report, model) == (REPORT, "model")
     for name, value in update.items():
         assert found[name].shape == value.shape
         np.testing.assert_array_equal(found[name], value)
-    save_update(tmp_path, 4, "first", {"a": update["a"] + 1}, REPORT)
+    save_update(tmp_path, 4, "first", {"a": update["a"] + 1}, REPORT, "other")
     assert set(load_update(tmp_path, 4, "first")[0]) == {"a"}
     assert [path.name for path in tmp_path.iterdir()] == ["held.safetensors"]
 
@@ -185,11 +187,11 @@ def test_the_largest_value_by_hand():
 )
 def test_weights_with_which_a_sum_would_leave_its_digits_are_refused(weights, said):
     with pytest.raises(RefusalError, match=said) as refusal:
-        weight_facts(weights, "a")
+        weight_facts(weights, "a", "model")
     assert refusal.value.reason == "privacy"
 
 
 def test_the_weights_of_a_round_may_err_by_rounding():
     thirds = dict.fromkeys("abc", 1 / 3)
-    assert weight_facts(thirds, "b") == {WEIGHT: 1 / 3, WEIGHED: 3}
-    assert weight_facts({"a": 0.4, "b": 0.6 + 5e-10}, "a") == {WEIGHT: 0.4, WEIGHED: 2}
+    assert weight_facts(thirds, "b", "model") == {WEIGHTS: [[name, 1 / 3] for name in "abc"], MODEL_ID: "model"}
+    assert weight_facts({"b": 0.6 + 5e-10, "a": 0.4}, "a", "m")[WEIGHTS] == [["a", 0.4], ["b", 0.6 + 5e-10]]

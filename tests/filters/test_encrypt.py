@@ -1,5 +1,6 @@
 """Encryption as filters: what leaves a site, what comes to it, and what it refuses."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,8 @@ from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.decomposers import numpy_decomposers
 from nvflare.fuel.utils import fobs
 
+from encrypted_sums import add, round_of, terms_of
+from encrypted_sums import encrypted as sent_by
 from fedseg.contract.protocol import (
     ENCRYPTED_FACTS,
     MODE,
@@ -20,23 +23,26 @@ from fedseg.contract.protocol import (
     SCALE,
     STEPS,
     TEXT,
-    WEIGHED,
-    WEIGHT,
+    UPLOAD,
+    WEIGHTS,
 )
 from fedseg.errors import RefusalError
 from fedseg.filters.encrypt import ALGORITHM, DecryptModel, EncryptUpdate
-from fedseg.privacy.encryption.ciphertexts import CiphertextSum, read_ciphertexts
+from fedseg.privacy.encryption.ciphertexts import read_ciphertexts
 from fedseg.privacy.encryption.context import make_contexts, public_context, secret_context
 from fedseg.privacy.encryption.encrypted_model import EncryptedModel, EncryptedRound, first_id
-from fedseg.privacy.encryption.encrypted_update import decrypt_update, encrypt_update
-from fedseg.privacy.encryption.fixed_point import MODES, choose_fields
+from fedseg.privacy.encryption.encrypted_update import decrypt_update
+from fedseg.privacy.encryption.fixed_point import MODES
 from fedseg.site.decrypted_model import load_decrypted
+from fedseg.site.forged_sums import FILE, MOST
+from fedseg.site.policy import SitePolicy
 from fedseg.site.profile import CONTEXT_FILE
 from outgoing import make_context, make_fl_context, make_message, make_update
 
 SITE, SERVER = make_contexts()
+ENCRYPTS = (EncryptUpdate(),)
 KEY, PUBLIC = secret_context(SITE), public_context(SERVER)
-TASK = {WEIGHT: 0.25, SCALE: 0.1, MODE: "exact", WEIGHED: 3}
+TASK = {WEIGHTS: [["a", 0.25], ["b", 0.5], ["c", 0.25]], SCALE: 0.1, MODE: "exact", MODEL_ID: "model"}
 
 
 @pytest.fixture(autouse=True)
@@ -44,14 +50,15 @@ def _arrays_can_be_serialised():
     numpy_decomposers.register()
 
 
-def context_for(folder, key=SITE, **task):
+def context_for(folder, key=SITE, policy=None, site="a", **task):
     """A task ``upload`` at a site with this key."""
     folder.mkdir(parents=True, exist_ok=True)
     if key is not None:
         (folder / CONTEXT_FILE).write_bytes(key)
     made = make_context(folder, task_meta={**TASK, **task})
-    object.__setattr__(made.profile, "encryption_context", folder / CONTEXT_FILE)
-    return made
+    return replace(
+        made, site=site, profile=replace(made.profile, encryption_context=folder / CONTEXT_FILE, policy=policy)
+    )
 
 
 def encrypted(folder, update, **task):
@@ -63,18 +70,18 @@ def encrypted(folder, update, **task):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_server_adds_what_sites_encrypt_and_sites_read_the_weighted_mean(tmp_path, mode):
-    updates, weights = [make_update(seed) for seed in range(3)], (0.5, 0.3, 0.2)
-    total = None
-    for number, (update, weight) in enumerate(zip(updates, weights, strict=True)):
-        sent = encrypted(tmp_path / str(number), update, **{WEIGHT: weight, MODE: mode}).arrays
-        ciphertexts = read_ciphertexts(sent)
-        total = total or CiphertextSum(len(ciphertexts.blocks), PUBLIC)
-        total.add(ciphertexts)
-    point = choose_fields(mode, 3, KEY.parameters.plain_modulus, KEY.parameters.max_sites)
-    mean = decrypt_update(total.result(), updates[0].arrays, 1.0, 0.1, point, KEY)
-    for name in updates[0].arrays:
-        expected = sum(w * u.arrays[name].astype(np.float64) for w, u in zip(weights, updates, strict=True))
+    updates, weights = {site: make_update(seed) for seed, site in enumerate("abc")}, dict(TASK[WEIGHTS])
+    sent, nonces = [], {}
+    for site, update in updates.items():
+        left = EncryptUpdate().run(update, context_for(tmp_path / site, site=site, **{MODE: mode}))
+        sent.append(read_ciphertexts(left.arrays))
+        nonces[site] = left.steps[-1]["nonce"]
+    terms = terms_of(weights, scale=0.1, mode=mode)
+    mean = decrypt_update(add(sent, PUBLIC), updates["a"].arrays, nonces, terms, KEY)
+    for name in updates["a"].arrays:
+        expected = sum(weights[site] * updates[site].arrays[name].astype(np.float64) for site in updates)
         np.testing.assert_allclose(mean[name], expected, rtol=0, atol=MODES[mode] * 0.1)
+    assert len(set(nonces.values())) == 3
 
 
 def test_the_message_holds_ciphertext_and_no_plain_value(tmp_path):
@@ -96,6 +103,7 @@ def test_the_message_holds_ciphertext_and_no_plain_value(tmp_path):
 def test_the_record_says_how_it_was_encrypted(tmp_path):
     (step,) = encrypted(tmp_path, make_update()).steps
     assert step.pop("seconds") > 0
+    assert len(step.pop("nonce")) == 32
     assert step.pop("bytes_per_parameter") > 7
     assert step.pop("error") == pytest.approx(3 / 2 / 4194301, rel=1e-6)
     assert step == {
@@ -147,19 +155,31 @@ def test_a_context_below_128_bits_is_refused_at_the_site(tmp_path, monkeypatch):
         ({SCALE: 0.0}, "scale 0.0"),
         ({SCALE: float("nan")}, "scale nan"),
         ({SCALE: None}, "does not say"),
-        ({WEIGHT: 1.5}, "weight 1.5"),
-        ({WEIGHT: None}, "does not say"),
-        ({WEIGHT: True}, "does not say"),
+        ({SCALE: True}, "does not say"),
+        ({WEIGHTS: [["a", 1.5], ["b", 0.5]]}, "weight 1.5"),
+        ({WEIGHTS: None}, "does not say"),
         ({MODE: "none"}, "mode is 'none'"),
-        ({MODE: None}, "mode is 'None'"),
-        ({WEIGHED: 48}, "from 1 to 47"),
-        ({WEIGHED: 0}, "from 1 to 47"),
+        ({MODE: None}, "does not say"),
+        ({WEIGHTS: [[f"{n}", 1 / 48] for n in range(47)] + [["a", 1 / 48]]}, "from 1 to 47"),
+        ({WEIGHTS: [["a", 1.0]]}, "updates of 1 site"),
+        ({WEIGHTS: [["a", 1.0], ["b", 0.0]]}, "updates of 1 site"),
+        ({WEIGHTS: [["a", 0.9995], ["b", 0.0005]]}, "updates of 1 site"),
     ],
 )
 def test_a_task_that_cannot_be_followed_is_refused(tmp_path, task, said):
     with pytest.raises(RefusalError, match=said) as refusal:
         encrypted(tmp_path, make_update(), **task)
     assert refusal.value.reason == "privacy"
+
+
+@pytest.mark.parametrize(("least", "allowed"), [(None, True), (1, True), (3, True), (4, False)])
+def test_a_site_encrypts_for_no_fewer_sites_than_its_policy_says(tmp_path, least, allowed):
+    context = context_for(tmp_path, policy=SitePolicy(min_sites=least))
+    if allowed:
+        assert EncryptUpdate().run(make_update(), context).arrays
+    else:
+        with pytest.raises(RefusalError, match="updates of 3 site"):
+            EncryptUpdate().run(make_update(), context)
 
 
 def test_an_update_that_lacks_arrays_is_refused(tmp_path):
@@ -175,20 +195,31 @@ def test_an_update_that_lacks_arrays_is_refused(tmp_path):
 START = {name: value / 0.01 for name, value in make_update(7).arrays.items()}
 
 
-def make_round(seed, key=KEY):
-    point = choose_fields("exact", 1, key.parameters.plain_modulus, key.parameters.max_sites)
-    return EncryptedRound(encrypt_update(make_update(seed).arrays, 1.0, 0.1, point, key), 1.0, 0.1, 1, "exact", key.key)
+ABC = {"a": 0.25, "b": 0.5, "c": 0.25}
 
 
-ROUNDS = (make_round(1), make_round(2))
+def make_round(seed, before, key=KEY, **changes):
+    """The sum of three sites' updates, which are all the same."""
+    terms = terms_of(**{"weights": ABC, "before": before, "scale": 0.1, **changes})
+    return round_of(dict.fromkeys(terms.weights, make_update(seed).arrays), terms, key)
+
+
+def follow(*seeds):
+    """The whole model to which the rounds of these seeds lead."""
+    model = EncryptedModel(first_id(START), (), START)
+    for seed in seeds:
+        model = replace(model, rounds=(*model.rounds, make_round(seed, model.ids()[-1])))
+    return model
+
+
+WHOLE = follow(1, 2)
 
 
 def model_after(rounds, base=0):
     """The model after ``rounds`` rounds for a site that has the one after ``base``; None for one that has nothing."""
-    ids = EncryptedModel(first_id(START), ROUNDS).ids()
     if base is None:
-        return EncryptedModel(ids[0], ROUNDS[:rounds], START)
-    return EncryptedModel(ids[base], ROUNDS[base:rounds])
+        return EncryptedModel(WHOLE.base, WHOLE.rounds[:rounds], START)
+    return EncryptedModel(WHOLE.ids()[base], WHOLE.rounds[base:rounds])
 
 
 @pytest.fixture
@@ -202,8 +233,10 @@ def site(tmp_path, monkeypatch):
         get_site_config_dir=lambda: str(tmp_path / "local"), get_run_dir=lambda job: str(tmp_path / "job")
     )
 
-    def send(model, task="train", **meta):
+    def send(model, task="train", filters=ENCRYPTS, **meta):
         context = FLContext()
+        runner = SimpleNamespace(task_result_filters={f"{UPLOAD}/out": list(filters)})
+        context.set_prop(FLContextKey.RUNNER, runner, private=True)
         context.set_prop(ReservedKey.ENGINE, SimpleNamespace(get_workspace=lambda: workspace), private=True)
         context.set_prop(ReservedKey.IDENTITY_NAME, "a", private=True)
         context.set_prop(ReservedKey.RUN_NUM, "job-1", private=True)
@@ -285,7 +318,7 @@ def test_tasks_that_do_not_fit_are_refused(site, meta, reason, said):
 
 def test_a_round_of_another_key_is_refused_and_not_kept(site):
     other = secret_context(make_contexts()[0])
-    stranger = EncryptedModel(first_id(START), (make_round(1, other),), START)
+    stranger = EncryptedModel(WHOLE.base, (make_round(1, WHOLE.base, other),), START)
     assert_refused(site(stranger), "privacy", f"key {other.key}")
     assert not site.folder.exists()
 
@@ -305,3 +338,96 @@ def test_an_unexpected_error_names_only_its_kind(site, monkeypatch):
     assert "patient-7" not in message.get_header(TEXT)
     assert STEPS not in str(dict(message))
     assert set(message) == {"__headers__"}, "no model, encrypted or not, goes on to the executor"
+
+
+# ---------------------------------------------------------------------- a server that cheats
+
+
+TERMS = terms_of(ABC, WHOLE.base, scale=0.1)
+SENT, DRAWN = sent_by({site: make_update(seed).arrays for seed, site in enumerate("abc", 11)}, TERMS, KEY)
+
+
+def pretended(parts, sites, terms=TERMS, **changes):
+    """A model whose one round is the sum of these ciphertexts, said to be that of some sites."""
+    sum_, nonces = add([SENT[part] for part in parts], PUBLIC), {site: DRAWN[site] for site in sites}
+    return EncryptedModel(WHOLE.base, (replace(EncryptedRound(sum_, terms, nonces, KEY.key), **changes),), START)
+
+
+def test_the_honest_sum_of_these_ciphertexts_is_read(site):
+    for arrived in ("abc", "ab", "bc"):
+        assert site(pretended(arrived, arrived)).get_header(REASON) is None
+    assert not (site.folder.parent / FILE).exists()
+
+
+@pytest.mark.parametrize("filters", [(), ("another filter",)])
+def test_no_model_is_decrypted_in_a_job_whose_updates_are_not_encrypted(site, filters):
+    assert_refused(site(pretended("abc", "abc"), filters=filters), "privacy", "lets updates out that are not encrypted")
+    assert not site.folder.exists()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        pretended("a", "ab"),
+        pretended("a", "abc"),
+        pretended("aa", "ab"),
+        pretended("aab", "ab"),
+        pretended("abc", "ab"),
+        pretended("ab", "abc"),
+        pretended("ab", "bc"),
+        # As if the sites had been told something else: another run, round, weight, scale or precision.
+        pretended("abc", "abc", replace(TERMS, weights={"a": 1.0, "b": 0.0, "c": 0.0}), nonces=DRAWN),
+        pretended("abc", "abc", replace(TERMS, weights={**ABC, "d": 0.0})),
+        pretended("abc", "abc", replace(TERMS, scale=0.2)),
+        pretended("abc", "abc", replace(TERMS, mode="compact")),
+        # As if they had drawn other numbers.
+        pretended("ab", "ab", nonces={"a": DRAWN["b"], "b": DRAWN["a"]}),
+        pretended("ab", "ab", nonces={"a": "0" * 32, "b": "1" * 32}),
+    ],
+)
+def test_a_ciphertext_that_is_not_the_sum_which_it_is_said_to_be_is_not_read(site, model):
+    message = site(model)
+    assert message.get_header(REASON) == "privacy"
+    assert set(message) == {"__headers__"}, "nothing goes on to the executor"
+    assert not site.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (pretended("a", "a"), "updates of 1 site"),
+        (pretended("abc", "abc", replace(TERMS, run="another")), "one of another run"),
+        (pretended("abc", "abc", replace(TERMS, before=WHOLE.ids()[1])), "one of another round"),
+        (replace(WHOLE, rounds=WHOLE.rounds[::-1]), "one of another round"),
+        (replace(WHOLE, rounds=(WHOLE.rounds[0],) * 2), "one of another round"),
+        (EncryptedModel(WHOLE.ids()[1], WHOLE.rounds[:1]), "one of another round"),
+        (EncryptedModel(first_id({**START, "w": np.zeros(1)}), WHOLE.rounds[:1], {**START, "w": np.zeros(1)}), "round"),
+    ],
+)
+def test_a_sum_that_belongs_elsewhere_by_its_own_word_is_refused_by_name(site, model, said):
+    assert_refused(site(model), "privacy", said)
+    assert not (site.folder.parent / FILE).exists(), "nothing was decrypted, so nothing was told of the key"
+
+
+@pytest.mark.parametrize(("run", "before"), [("run", WHOLE.ids()[1]), ("another", WHOLE.base)])
+def test_a_sum_of_an_earlier_round_or_of_another_run_is_not_read_under_the_name_of_this_one(site, run, before):
+    elsewhere = make_round(1, before, run=run)
+    told = replace(elsewhere, terms=replace(elsewhere.terms, run="run", before=WHOLE.base))
+    assert_refused(site(EncryptedModel(WHOLE.base, (told,), START)), "privacy", "not what the sites")
+
+
+def test_a_site_reads_no_sum_of_fewer_sites_than_its_policy_says(site, tmp_path):
+    (tmp_path / "data" / "a").mkdir(parents=True)
+    policy = tmp_path / "data" / "a" / "policy.json"
+    policy.write_text('{"min_sites": 3}')
+    assert_refused(site(pretended("ab", "ab")), "privacy", "updates of 2 site(s) with a weight that counts")
+    assert site(pretended("abc", "abc")).get_header(REASON) is None
+
+
+def test_after_some_forged_sums_a_site_decrypts_nothing_under_the_key(site, caplog):
+    for _ in range(MOST):
+        assert_refused(site(pretended("a", "ab")), "privacy", "not what the sites of that round encrypted")
+    assert_refused(site(model_after(0, None)), "privacy", "make a new key for all sites")
+    assert_refused(site(model_after(0, None), **{RUN_ID: "another-run"}), "privacy", "make a new key")
+    (site.folder.parent / CONTEXT_FILE).write_bytes(make_contexts()[0])
+    assert_model(site(model_after(0, None)))

@@ -24,6 +24,7 @@ EVERY_RULE = {
     "epsilon_budget": {"*": {"epsilon": 8, "delta": 1e-5}},
     "allow_large_epsilon": True,
     "require_encryption": True,
+    "min_sites": 3,
     "scalars": ["train_loss"],
     "scores": False,
     "events": True,

@@ -28,7 +28,8 @@ from fedseg.networks.weights import apply_difference, get_weights, is_averaged
 from fedseg.privacy.encryption.context import KEY_NAME_FILE, EncryptionError, make_contexts, secret_context
 from fedseg.privacy.encryption.encrypted_model import read_encrypted_model
 from fedseg.privacy.encryption.encrypted_update import encrypt_update
-from fedseg.privacy.encryption.fixed_point import MODES, choose_fields
+from fedseg.privacy.encryption.fixed_point import MODES
+from fedseg.privacy.encryption.sum_tag import SumTerms
 from fedseg.workflows.encrypted.history import EncryptedHistory
 from fedseg.workflows.encrypted_training import EncryptedTraining
 from fedseg.workflows.run.checkpoint import CheckpointError
@@ -47,13 +48,14 @@ class Sites:
     """Three sites that keep their models and updates and encrypt with one key.
 
     Attributes:
-        kept: id and weights of each site's model.
+        kept: id and weights of each site's model; ``trained`` the id of the one that it trained from.
         updates: every update that was made, by (round, site).
         received: how many rounds the tasks carried, by (task, round).
     """
 
     def __init__(self, spoil=lambda task, site, number, answer: answer):
         self.kept, self.updates, self.received, self.weights, self.spoil = {}, {}, {}, {}, spoil
+        self.trained = {}
 
     def __call__(self, task, site, model):
         number = model.current_round
@@ -73,9 +75,9 @@ class Sites:
         assert model.meta[MetaKey.PROCESSED_ALGORITHM] == ALGORITHM
         facts = json.loads(json.dumps(model.meta[ENCRYPTED_FACTS]))
         self.received[task, model.current_round] = len(facts["rounds"])
-        identity, weights = read_encrypted_model(model.params, facts).decrypt(KEY, self.kept.get(site))
+        identity, weights = read_encrypted_model(model.params, facts).decrypt(KEY, "run", self.kept.get(site))
         if task == "train":
-            self.kept[site] = identity, weights
+            self.kept[site], self.trained[site] = (identity, weights), identity
         return weights
 
     def train(self, site, number, weights):
@@ -90,11 +92,11 @@ class Sites:
         return FLModel(params_type=ParamsType.DIFF, params={}, meta=report.to_meta())
 
     def upload(self, site, task):
-        mode, weighed = task.meta[MODE], len(task.metrics)
-        point = choose_fields(mode, weighed, KEY.parameters.plain_modulus, KEY.parameters.max_sites)
-        update = self.updates[task.current_round, site]
-        sent = encrypt_update(update, task.metrics[site], task.meta[SCALE], point, KEY)
-        step = {"filter": "EncryptUpdate", "stage": 60, "mode": mode, "sites": weighed, "key": KEY.key}
+        mode, nonce = task.meta[MODE], f"{site} in round {task.current_round}"
+        terms = SumTerms("run", self.trained[site], dict(task.metrics), task.meta[SCALE], mode)
+        sent = encrypt_update(self.updates[task.current_round, site], site, nonce, terms, KEY)
+        step = {"filter": "EncryptUpdate", "stage": 60, "mode": mode, "sites": len(task.metrics), "key": KEY.key}
+        step["nonce"] = nonce
         meta = {MetaKey.PROCESSED_ALGORITHM: ALGORITHM, STEPS: [step]}
         return FLModel(params_type=ParamsType.DIFF, params=sent.to_arrays(), meta=meta)
 
@@ -292,7 +294,7 @@ def test_too_few_ciphertexts_end_the_run_with_the_model_of_before(tmp_path):
 
 def test_a_round_that_asks_a_single_site_fails_before_anything_is_encrypted(tmp_path):
     loop = scripted(tmp_path, Sites(), selection=RandomSites(1))
-    with pytest.raises(FedsegError, match=r"0 ciphertext\(s\) with a weight arrived, but 2 must"):
+    with pytest.raises(FedsegError, match=r"0 ciphertext\(s\) with a weight that counts arrived, but 2 must"):
         train(loop)
     assert [task for task, _ in loop.state.sites.tasks] == ["prepare", "train"]
 
@@ -305,7 +307,7 @@ def test_a_ciphertext_without_weight_does_not_hide_another(tmp_path):
             return dict.fromkeys(reports, 0.0) | {"a": 1.0}
 
     loop = scripted(tmp_path, Sites(), aggregator=OnlyA())
-    with pytest.raises(FedsegError, match=r"1 ciphertext\(s\) with a weight arrived, but 2 must"):
+    with pytest.raises(FedsegError, match=r"1 ciphertext\(s\) with a weight that counts arrived, but 2 must"):
         train(loop)
     assert loop.state.model.sums.rounds() == []
 
@@ -390,6 +392,7 @@ def test_outliers_among_largest_values(tmp_path, values, left_out):
         (UPLOAD, lambda a: a.meta[STEPS][0].update(sites=2), "in another way"),
         (UPLOAD, lambda a: a.meta[STEPS][0].update(filter="NormClip"), "in another way"),
         (UPLOAD, lambda a: a.meta[STEPS][0].update(key="0123456789abcdef"), "with the key 0123456789abcdef"),
+        (UPLOAD, lambda a: a.meta[STEPS][0].pop("nonce"), "which number"),
         (UPLOAD, lambda a: setattr(a, "params", None), "not those of ciphertexts"),
         (UPLOAD, lambda a: a.params.update(ciphertexts=a.params["ciphertexts"][::-1]), "cannot be read"),
         (UPLOAD, lambda a: a.params.update(ciphertexts="x"), "update left out"),

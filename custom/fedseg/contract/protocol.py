@@ -23,10 +23,9 @@ MODEL_ID = "fedseg_model_id"
 
 # meta of the tasks of encrypted jobs: what an encrypted model consists of, and how an update is to be encrypted
 ENCRYPTED_FACTS = "fedseg_encrypted"
-WEIGHT = "fedseg_weight"
+WEIGHTS = "fedseg_weights"
 SCALE = "fedseg_scale"
 MODE = "fedseg_mode"
-WEIGHED = "fedseg_weighed"
 
 # meta of an update: what the site's filters did, see privacy/update.py
 STEPS = "fedseg_privacy"

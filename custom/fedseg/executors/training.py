@@ -11,7 +11,7 @@ from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
-from fedseg.contract.protocol import RUN_ID, SHARE, START, TOTALS, UPLOAD
+from fedseg.contract.protocol import MODEL_ID, RUN_ID, SHARE, START, TOTALS, UPLOAD
 from fedseg.contract.report import SiteReport
 from fedseg.contract.round_settings import parse_round_settings
 from fedseg.errors import ConfigurationError, RefusalError
@@ -78,7 +78,7 @@ class SegmentationExecutor(SiteExecutor):
         update, report = self._train_round(trainer, received, model)
         report = session.permitted(replace(report, largest=largest(update) if encrypted else None))
         if encrypted:
-            save_update(session.folder, number, model.meta.get(START), update, report)
+            save_update(session.folder, number, model.meta.get(START), update, report, model.meta.get(MODEL_ID))
             update = {}
         return self.reply(update, report, number, fl_ctx)
 
@@ -102,6 +102,6 @@ class SegmentationExecutor(SiteExecutor):
             raise RefusalError("privacy", "The job has no filter that encrypts, so the update stays at this site.")
         number, weights = int(task.current_round or 0), task.metrics or {}
         session.record.belongs_to(number, task.meta)
-        update, report = load_update(session.folder, number, task.meta.get(START))
-        session.attach(trainer, number, {}, {**task.meta, **weight_facts(weights, trainer.site)}, fl_ctx)
+        update, report, before = load_update(session.folder, number, task.meta.get(START))
+        session.attach(trainer, number, {}, {**task.meta, **weight_facts(weights, trainer.site, before)}, fl_ctx)
         return update_message(update, report, number)

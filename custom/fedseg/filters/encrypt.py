@@ -6,9 +6,7 @@ Both read the site's key (see ``SiteProfile.encryption_context``) when they need
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+import secrets
 
 import numpy as np
 from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
@@ -19,16 +17,7 @@ from nvflare.apis.shareable import Shareable
 from nvflare.app_common.app_constant import AppConstants
 
 from fedseg.contract.combinations import SCALING, VALUES
-from fedseg.contract.protocol import (
-    ENCRYPTED_FACTS,
-    MODE,
-    MODEL_ID,
-    RUN_ID,
-    SCALE,
-    UPLOAD,
-    WEIGHED,
-    WEIGHT,
-)
+from fedseg.contract.protocol import ENCRYPTED_FACTS, MODE, MODEL_ID, RUN_ID, SCALE, UPLOAD, WEIGHTS
 from fedseg.contract.shapes import update_shapes
 from fedseg.contract.update import ENCRYPTED, Stage, Update
 from fedseg.errors import ConfigurationError, FedsegError, RefusalError
@@ -40,8 +29,10 @@ from fedseg.messages.updates import PREFIX
 from fedseg.privacy.encryption.context import EncryptionContext, EncryptionError, secret_context
 from fedseg.privacy.encryption.encrypted_model import read_encrypted_model
 from fedseg.privacy.encryption.encrypted_update import encrypt_update
-from fedseg.privacy.encryption.fixed_point import FixedPoint, choose_fields
+from fedseg.privacy.encryption.sum_tag import LEAST_SITES, ForgedSumError, SumTerms
 from fedseg.site.decrypted_model import load_decrypted, save_decrypted
+from fedseg.site.forged_sums import check_forged, note_forged
+from fedseg.site.policy import OPEN
 from fedseg.site.profile import SiteProfile
 from fedseg.site.state import check_run_id
 
@@ -53,8 +44,10 @@ _MECHANISM = "homomorphic encryption (BFV)"
 class EncryptUpdate(UpdateFilter):
     """Weights the update and encrypts it, all arrays in one vector (task ``upload``).
 
-    Weight, scale, mode and the number of sites come with the task: a site can know neither its weight nor the scale
-    before all sites have told their reports. A value beyond the scale is refused, never cut off.
+    The weights of all sites, scale and mode come with the task: a site can know neither its weight nor the scale
+    before all sites have told their reports. A value beyond the scale is refused, never cut off. What is encrypted
+    holds for one sum only: that of these sites, with these weights, in this run, for the model that the site trained
+    from; see ``privacy.encryption.sum_tag``.
 
     It hides the update from the server and from everybody else without the sites' key; the other sites have that key,
     and the scalars beside the update are not encrypted. See docs/explanation/encryption.md.
@@ -72,15 +65,19 @@ class EncryptUpdate(UpdateFilter):
             raise RefusalError(
                 "privacy", f"{len(missing)} array(s) of the network are kept back, so the update cannot be encrypted."
             )
-        weight, scale = (_number(context.task_meta, name) for name in (WEIGHT, SCALE))
-        point = _fields(context.task_meta, key)
-        ciphertexts = encrypt_update(update.arrays, weight, scale, point, key)
+        terms, nonce = _terms(context), secrets.token_hex(16)
+        terms.check_sites(terms.weights, least_sites(context.profile))
+        try:
+            point, ciphertexts = terms.point(key), encrypt_update(update.arrays, context.site, nonce, terms, key)
+        except ConfigurationError as error:
+            raise RefusalError("privacy", str(error)) from None
         count = sum(value.size for value in update.arrays.values())
         step = self.step(
             mechanism=_MECHANISM,
-            mode=context.task_meta[MODE],
+            mode=terms.mode,
             sites=point.sites,
             key=key.key,
+            nonce=nonce,
             error=point.error,
             security_bits=key.parameters.security_bits,
             bytes_per_parameter=ciphertexts.nbytes / count,
@@ -94,6 +91,10 @@ class DecryptModel(Filter):
     The plain model of the last round in which the site trained is kept in the site's folder of the run, so that a task
     needs to carry no more than what was added since. A site that lacks the model to which a task adds says so, and gets
     everything from the start in a second task. A task whose model is not encrypted is refused.
+
+    It decrypts only in jobs that let updates out encrypted, and only sums of the updates that enough sites encrypted
+    for this run and this model: a server that has kept a ciphertext cannot have it read. After some messages that were
+    made up, the site decrypts nothing under this key any more, since each could tell something of the key.
     """
 
     def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
@@ -120,10 +121,20 @@ class DecryptModel(Filter):
             raise RefusalError("weights", "The task carries no model.") from None
         if dxo.meta.get(MetaKey.PROCESSED_ALGORITHM) != ALGORITHM:
             raise RefusalError("privacy", "The job decrypts models, but the task carries one that is not encrypted.")
-        profile, folder = _site(str(dxo.meta.get(RUN_ID) or fl_ctx.get_job_id()), fl_ctx)
+        if not encrypts(fl_ctx):
+            raise RefusalError("privacy", "The job decrypts models, but lets updates out that are not encrypted.")
+        run_id = str(dxo.meta.get(RUN_ID) or fl_ctx.get_job_id())
+        check_run_id(run_id)
+        profile = site_profile(fl_ctx)
+        key, folder = site_key(profile), profile.state / run_id
+        check_forged(profile.state, key.key)
         arrays = {str(name): np.asarray(value) for name, value in dxo.data.items()}
         model = read_encrypted_model(arrays, dxo.meta.get(ENCRYPTED_FACTS))
-        identity, weights = model.decrypt(site_key(profile), load_decrypted(folder))
+        try:
+            identity, weights = model.decrypt(key, run_id, load_decrypted(folder), least_sites(profile))
+        except ForgedSumError:
+            note_forged(profile.state, key.key)
+            raise
         if fl_ctx.get_prop(FLContextKey.TASK_NAME) == AppConstants.TASK_TRAIN:
             save_decrypted(folder, identity, weights)
         meta = {k: v for k, v in dxo.meta.items() if k not in (MetaKey.PROCESSED_ALGORITHM, ENCRYPTED_FACTS)}
@@ -152,24 +163,16 @@ def site_key(profile: SiteProfile) -> EncryptionContext:
         raise RefusalError("privacy", str(error)) from None
 
 
-def _site(run_id: str, fl_ctx: FLContext) -> tuple[SiteProfile, Path]:
-    """The site's profile, and its folder of the run."""
-    check_run_id(run_id)
-    profile = site_profile(fl_ctx)
-    return profile, profile.state / run_id
+def least_sites(profile: SiteProfile) -> int:
+    """Fewest sites of which this site helps to make, or reads, an encrypted sum."""
+    return max(LEAST_SITES, (profile.policy or OPEN).min_sites or 0)
 
 
-def _number(meta: Mapping[str, Any], name: str) -> float:
-    value = meta.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+def _terms(context: SiteContext) -> SumTerms:
+    """For which sum the update is to be encrypted."""
+    meta = context.task_meta
+    scale, mode, weights = meta.get(SCALE), meta.get(MODE), meta.get(WEIGHTS)
+    numeric = not isinstance(scale, bool) and isinstance(scale, int | float)
+    if not (numeric and isinstance(mode, str) and isinstance(weights, list)):
         raise RefusalError("privacy", "The task does not say how the update is to be encrypted.")
-    return float(value)
-
-
-def _fields(meta: Mapping[str, Any], key: EncryptionContext) -> FixedPoint:
-    try:
-        return choose_fields(
-            str(meta.get(MODE)), int(_number(meta, WEIGHED)), key.parameters.plain_modulus, key.parameters.max_sites
-        )
-    except ConfigurationError as error:
-        raise RefusalError("privacy", str(error)) from None
+    return SumTerms(context.run_id, str(meta.get(MODEL_ID)), dict(weights), float(scale or 0), mode)

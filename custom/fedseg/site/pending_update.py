@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedseg import allowed
-from fedseg.contract.protocol import WEIGHED, WEIGHT
+from fedseg.contract.protocol import MODEL_ID, WEIGHTS
 from fedseg.contract.report import SiteReport, parse_report
 from fedseg.contract.round_numbers import nth
 from fedseg.errors import RefusalError
@@ -21,7 +21,9 @@ logger = logging.getLogger(__name__)
 _FILE = "held.safetensors"
 
 
-def save_update(folder: Path, round_number: int, start: str | None, update: Arrays, report: SiteReport) -> None:
+def save_update(
+    folder: Path, round_number: int, start: str | None, update: Arrays, report: SiteReport, model: str | None
+) -> None:
     """Save an update on the site's own disk, in place of the one before.
 
     Args:
@@ -30,13 +32,15 @@ def save_update(folder: Path, round_number: int, start: str | None, update: Arra
         start: the start of the server that asked for it.
         update: its arrays.
         report: what was reported of it.
+        model: id of the model that it was trained from.
     """
-    header = {"round": str(round_number), "start": str(start), "report": json.dumps(report.to_meta())}
+    header = {"round": str(round_number), "start": str(start), "model": str(model)}
+    header["report"] = json.dumps(report.to_meta())
     save_whole(folder / _FILE, update, header)
 
 
-def load_update(folder: Path, round_number: int, start: str | None) -> tuple[Arrays, SiteReport]:
-    """Load the update that waits, and what was reported of it.
+def load_update(folder: Path, round_number: int, start: str | None) -> tuple[Arrays, SiteReport, str]:
+    """Load the update that waits, what was reported of it, and the id of the model that it was trained from.
 
     Raises:
         RefusalError: none waits, or one of another round or of another start of the server (reason ``state``).
@@ -48,15 +52,16 @@ def load_update(folder: Path, round_number: int, start: str | None) -> tuple[Arr
         header, update = {}, {}
     if (header.get("round"), header.get("start")) != (str(round_number), str(start)):
         raise RefusalError("state", f"No update of round {nth(round_number)} waits at this site.")
-    return update, parse_report(json.loads(header["report"]))
+    return update, parse_report(json.loads(header["report"])), header["model"]
 
 
-def weight_facts(weights: Mapping[str, Any], site: str) -> dict[str, Any]:
-    """What the encryption needs of the round's weights: this site's, and how many there are.
+def weight_facts(weights: Mapping[str, Any], site: str, model: str) -> dict[str, Any]:
+    """What the encryption needs to know of the round beside scale and mode: who weighs what, and the model before.
 
     Args:
         weights: of all sites of the round, as the server sent them.
         site: name of this one.
+        model: id of the model that the update was trained from.
 
     Raises:
         RefusalError: a weight is not from 0 to 1, they sum to more than one, so that the sum of the ciphertexts could
@@ -67,7 +72,7 @@ def weight_facts(weights: Mapping[str, Any], site: str) -> dict[str, Any]:
         raise RefusalError("privacy", "The task does not give each site of the round a weight from 0 to 1.")
     if math.fsum(numbers) > 1 + 1e-9:
         raise RefusalError("privacy", f"The weights of the round's sites sum to {math.fsum(numbers)}, more than one.")
-    return {WEIGHT: weights[site], WEIGHED: len(weights)}
+    return {WEIGHTS: [[name, float(weight)] for name, weight in sorted(weights.items())], MODEL_ID: model}
 
 
 def largest(update: Arrays) -> float:

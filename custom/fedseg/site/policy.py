@@ -48,6 +48,7 @@ class SitePolicy:
             budget, a name that has none is refused: jobs choose the name.
         allow_large_epsilon: whether a job may spend an epsilon above ``LARGEST_EPSILON``, which protects no patient.
         require_encryption: whether updates must be encrypted.
+        min_sites: fewest sites of which an encrypted sum may be; it is never fewer than two.
         scalars: fields of the report that may leave beside ``ALWAYS``, those that a method declares included; None:
             all, but in jobs with a guarantee only ``unprotected`` ones, whose filters cut off all others in any case.
         scores: whether summaries of ``validate`` may leave; None: yes, but not in jobs with a guarantee.
@@ -68,6 +69,7 @@ class SitePolicy:
     epsilon_budget: Mapping[str, Budget] = field(default_factory=dict)
     allow_large_epsilon: bool = False
     require_encryption: bool = False
+    min_sites: int | None = None
     scalars: frozenset[str] | None = None
     scores: bool | None = None
     events: bool = False
@@ -159,6 +161,7 @@ _RULES: dict[str, Callable[[str, Any], Any]] = {
     "epsilon_budget": _budgets,
     "allow_large_epsilon": allowed.switch,
     "require_encryption": allowed.switch,
+    "min_sites": _count,
     "scalars": _scalars,
     "scores": allowed.switch,
     "events": allowed.switch,

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -7,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tenseal.sealapi import PlainModulus
 
+from encrypted_sums import sum_of, terms_of
 from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.privacy.encryption.ciphertexts import Ciphertexts, CiphertextSum, decrypt, encrypt, read_ciphertexts
 from fedseg.privacy.encryption.context import (
@@ -17,7 +19,7 @@ from fedseg.privacy.encryption.context import (
     secret_context,
     security_bits,
 )
-from fedseg.privacy.encryption.encrypted_update import blocks_of, decrypt_update, encrypt_update
+from fedseg.privacy.encryption.encrypted_update import decrypt_update, encrypt_update
 from fedseg.privacy.encryption.fixed_point import MODES, FixedPoint, choose_fields
 
 SITE, SERVER = make_contexts()
@@ -340,55 +342,52 @@ def largest(updates):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("sites", [1, 4, 12])
 def test_the_decrypted_sum_is_the_weighted_mean(mode, sites):
-    updates = [make_update(site, 10.0**-site) for site in range(sites)]
-    weights = np.random.default_rng(1).dirichlet(np.ones(sites))
-    point, scale = choose_fields(mode, sites, PRIME, MAX_SITES), largest(updates)
-    total = CiphertextSum(blocks_of(4106, point, PUBLIC), PUBLIC)
-    for update, weight in zip(updates, weights, strict=True):
-        total.add(encrypt_update(update, weight, scale, point, SECRET))
-    mean = decrypt_update(total.result(), updates[0], 1.0, scale, point, SECRET)
-    for name in updates[0]:
-        expected = sum(
-            weight * update[name].astype(np.float64) for weight, update in zip(weights, updates, strict=True)
-        )
-        assert mean[name].shape == updates[0][name].shape
-        assert np.abs(mean[name] - expected).max() <= MODES[mode] * scale
+    names = [f"site-{number}" for number in range(sites)]
+    updates = {name: make_update(number, 10.0**-number) for number, name in enumerate(names)}
+    weights = dict(zip(names, np.random.default_rng(1).dirichlet(np.ones(sites)), strict=True))
+    terms = terms_of(weights, scale=largest(updates.values()), mode=mode)
+    mean = decrypt_update(*_decryptable(updates, terms))
+    for array in updates[names[0]]:
+        expected = sum(weights[name] * updates[name][array].astype(np.float64) for name in names)
+        assert mean[array].shape == updates[names[0]][array].shape
+        assert np.abs(mean[array] - expected).max() <= MODES[mode] * terms.scale
+
+
+def _decryptable(updates, terms):
+    total, nonces = sum_of(updates, terms, SECRET)
+    return total, next(iter(updates.values())), nonces, terms, SECRET
 
 
 def test_a_site_that_drops_out_is_made_up_for_by_its_weight():
-    # Weights 0.5, 0.3, 0.2; the second never arrives: (0.5 u0 + 0.2 u2) / 0.7.
-    updates, weights = [make_update(site) for site in range(3)], [0.5, 0.3, 0.2]
-    point, scale = choose_fields("exact", 3, PRIME, MAX_SITES), largest(updates)
-    total = CiphertextSum(blocks_of(4106, point, PUBLIC), PUBLIC)
-    for site in (2, 0):
-        total.add(encrypt_update(updates[site], weights[site], scale, point, SECRET))
-    mean = decrypt_update(total.result(), updates[0], 0.7, scale, point, SECRET)
+    # Weights 0.5, 0.3, 0.2; b never arrives: (0.5 a + 0.2 c) / 0.7.
+    updates = {name: make_update(number) for number, name in enumerate("abc")}
+    terms = terms_of({"a": 0.5, "b": 0.3, "c": 0.2}, scale=largest(updates.values()))
+    mean = decrypt_update(*_decryptable({name: updates[name] for name in "ca"}, terms))
     for name, value in mean.items():
-        expected = (0.5 * updates[0][name].astype(np.float64) + 0.2 * updates[2][name]) / 0.7
-        assert np.abs(value - expected).max() <= 1e-6 * scale / 0.7
+        expected = (0.5 * updates["a"][name].astype(np.float64) + 0.2 * updates["c"][name]) / 0.7
+        assert np.abs(value - expected).max() <= 1e-6 * terms.scale / 0.7
 
 
 @pytest.mark.parametrize("weight", [0.0, -0.5, 1.1, float("nan")])
 def test_a_sum_with_impossible_weights_is_refused(weight):
-    point = choose_fields("compact", 2, PRIME, MAX_SITES)
-    sent = encrypt_update(make_update(0), 0.5, 10.0, point, SECRET)
+    total, like, nonces, terms, key = _decryptable({"a": make_update(0)}, terms_of({"a": 0.5}))
     with pytest.raises(EncryptionError, match="but must be from 0 to 1"):
-        decrypt_update(sent, make_update(0), weight, 10.0, point, SECRET)
+        decrypt_update(total, like, nonces, replace(terms, weights={"a": weight}), key)
 
 
 def test_a_sum_of_another_network_is_refused():
-    point = choose_fields("compact", 2, PRIME, MAX_SITES)
-    sent = encrypt_update(make_update(0), 0.5, 10.0, point, SECRET)
+    total, _, nonces, terms, key = _decryptable({"a": make_update(0)}, terms_of({"a": 0.5}))
     with pytest.raises(EncryptionError, match="another size"):
-        decrypt_update(sent, {"a": np.zeros(100_000)}, 1.0, 10.0, point, SECRET)
+        decrypt_update(total, {"a": np.zeros(100_000)}, nonces, terms, key)
 
 
 @pytest.mark.parametrize(("mode", "sites", "most"), [("compact", 8, 8), ("compact", 47, 8), ("exact", 47, 15.5)])
 def test_bytes_a_parameter_on_the_wire(mode, sites, most):
     point = choose_fields(mode, sites, PRIME, MAX_SITES)
-    count = 20 * 4096 * point.fields
+    count = (20 * 4096 - 1) * point.fields
     update = {"weight": np.random.default_rng(0).standard_normal(count).astype(np.float32)}
-    sent = encrypt_update(update, 0.5, 10.0, point, SECRET).to_arrays()
+    terms = terms_of({f"site-{number}": 1 / sites for number in range(sites)}, mode=mode)
+    sent = encrypt_update(update, "site-0", "drawn", terms, SECRET).to_arrays()
     assert sum(array.nbytes for array in sent.values()) <= most * count
 
 

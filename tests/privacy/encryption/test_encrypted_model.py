@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from encrypted_sums import round_of, terms_of
 from fedseg.contract.plan import parse_plan
 from fedseg.errors import DataError, RefusalError
 from fedseg.models.encrypted_file import read_encrypted_file, write_encrypted_file
@@ -15,14 +16,11 @@ from fedseg.networks.weights import get_weights, is_averaged
 from fedseg.privacy.encryption.context import make_contexts, secret_context
 from fedseg.privacy.encryption.encrypted_model import (
     EncryptedModel,
-    EncryptedRound,
     first_id,
     next_id,
     read_encrypted_model,
     read_round,
 )
-from fedseg.privacy.encryption.encrypted_update import encrypt_update
-from fedseg.privacy.encryption.fixed_point import choose_fields
 from tiny import PLAN
 
 KEY = secret_context(make_contexts()[0])
@@ -40,19 +38,29 @@ def change(seed):
     return {n: draw.uniform(-SCALE, SCALE, w.shape).astype(np.float32) for n, w in start().items() if is_averaged(w)}
 
 
-def make_round(seed, weight=1.0):
-    """One site's update with ``weight`` of all weight, as the sum of a round."""
-    point = choose_fields("exact", 2, KEY.parameters.plain_modulus, KEY.parameters.max_sites)
-    sent = encrypt_update(change(seed), weight, SCALE, point, KEY)
-    return EncryptedRound(sent, weight, SCALE, 2, "exact", KEY.key)
+SITES = {"a": 0.5, "b": 0.25, "c": 0.25}
 
 
-ROUNDS = (make_round(1), make_round(2, 0.25), make_round(3))
-WHOLE = EncryptedModel(first_id(start()), ROUNDS, start())
+def make_round(seed, before, sites="abc"):
+    """The sum of a round: the same change at each of ``sites``, of the three that were asked."""
+    terms = terms_of(SITES, before, scale=SCALE)
+    return round_of(dict.fromkeys(sites, change(seed)), terms, KEY)
+
+
+def chain(*rounds):
+    """A model of rounds that follow on one another: seed, and the sites whose ciphertexts arrived."""
+    model = EncryptedModel(first_id(start()), (), start())
+    for each in rounds:
+        model = replace(model, rounds=(*model.rounds, make_round(each[0], model.ids()[-1], *each[1:])))
+    return model
+
+
+WHOLE = chain((1,), (2, "ab"), (3,))
+ROUNDS = WHOLE.rounds
 
 
 def plain(*seeds):
-    """Start plus the changes of these rounds, in float64; the weight of a sum divides out."""
+    """Start plus the changes of these rounds, in float64; the weights of a sum divide out."""
     changes = [change(seed) for seed in seeds]
     return {
         name: value + sum(c[name].astype(np.float64) for c in changes) if is_averaged(value) else value
@@ -78,7 +86,7 @@ def test_whoever_has_a_model_on_the_way_gets_the_same_bits():
     for number in range(4):
         own = (ids[number], replace(WHOLE, rounds=ROUNDS[:number]).decrypt(KEY)[1])
         for model in (WHOLE, EncryptedModel(ids[min(number, 1)], ROUNDS[min(number, 1) :])):
-            identity, weights = model.decrypt(KEY, own)
+            identity, weights = model.decrypt(KEY, own=own)
             assert identity == ids[-1]
             for name, value in last.items():
                 np.testing.assert_array_equal(weights[name], value)
@@ -86,10 +94,10 @@ def test_whoever_has_a_model_on_the_way_gets_the_same_bits():
 
 def test_whoever_has_another_model_starts_anew_or_says_so():
     own = ("f" * 64, {name: value + 1 for name, value in start().items()})
-    assert_close(WHOLE.decrypt(KEY, own)[1], plain(1, 2, 3))
+    assert_close(WHOLE.decrypt(KEY, own=own)[1], plain(1, 2, 3))
     for stranger in (own, None):
         with pytest.raises(RefusalError, match="needs all rounds") as refusal:
-            replace(WHOLE, initial=None).decrypt(KEY, stranger)
+            replace(WHOLE, initial=None).decrypt(KEY, own=stranger)
         assert refusal.value.reason == "history"
 
 
@@ -99,7 +107,8 @@ def test_ids_name_everything_that_a_model_depends_on():
     assert base != first_id({**start(), "counter": np.array(8)})
     assert base != first_id({**start(), "counter": np.array(7, np.int32)})
     assert base != first_id({**start(), "counter": np.array([7])})
-    ids = {next_id(base, replace(ROUNDS[0], weight=0.5)), next_id(base, replace(ROUNDS[0], scale=1.0))}
+    one, other = ({"weights": {**SITES, "c": 0.125}}, {"scale": 1.0})
+    ids = {next_id(base, replace(ROUNDS[0], terms=replace(ROUNDS[0].terms, **each))) for each in (one, other)}
     ids |= {next_id(base, ROUNDS[0]), next_id(ids.copy().pop(), ROUNDS[0]), next_id(base, ROUNDS[1]), base}
     assert len(ids) == 6
 
@@ -112,19 +121,22 @@ def test_another_key_is_named_and_refused():
 
 
 def test_a_model_that_would_not_stay_finite_is_refused():
-    huge = replace(WHOLE, rounds=(replace(ROUNDS[0], scale=3e38, weight=1e-6),))
+    terms = terms_of(dict.fromkeys("ab", 1e-6), WHOLE.base, scale=1e39)
+    huge = {name: np.full(np.shape(value), 1e39) for name, value in change(1).items()}
     with pytest.raises(RefusalError, match="not finite"):
-        huge.decrypt(KEY)
+        replace(WHOLE, rounds=(round_of({"a": huge, "b": huge}, terms, KEY),)).decrypt(KEY)
+
+
+def altered(**terms):
+    return replace(ROUNDS[0], terms=replace(ROUNDS[0].terms, **terms))
 
 
 def test_rounds_of_another_network_or_too_many_sites_are_refused():
+    twice = replace(ROUNDS[0].ciphertexts, blocks=ROUNDS[0].ciphertexts.blocks * 2)
     for broken, said in (
-        (
-            replace(ROUNDS[0], ciphertexts=replace(ROUNDS[0].ciphertexts, blocks=ROUNDS[0].ciphertexts.blocks * 2)),
-            "size",
-        ),
-        (replace(ROUNDS[0], sites=48), "from 1 to 47"),
-        (replace(ROUNDS[0], mode="small"), "mode"),
+        (replace(ROUNDS[0], ciphertexts=twice), "size"),
+        (altered(weights={**SITES, **{f"site-{number}": 0.0 for number in range(45)}}), "from 1 to 47"),
+        (altered(mode="small"), "mode"),
     ):
         with pytest.raises(RefusalError, match=said):
             replace(WHOLE, rounds=(broken,)).decrypt(KEY)
@@ -164,8 +176,10 @@ def test_messages_that_do_not_fit_are_refused(arrays, told, said):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"weight": 0.0}, {"weight": 1.1}, {"weight": float("nan")}, {"scale": 0.0}, {"scale": float("inf")},
-     {"scale": 1}, {"sites": 2.0}, {"sites": True}, {"mode": None}, {"key": b"x"}, {"more": 1}],
+    [{"weights": {**SITES, "c": 1.1}}, {"weights": {**SITES, "c": float("nan")}}, {"weights": {**SITES, "c": 0}},
+     {"weights": None}, {"weights": {"a": 0.5}}, {"weights": {**SITES, 1: 0.0}}, {"nonces": {}}, {"nonces": {"a": 1}},
+     {"scale": 0.0}, {"scale": float("inf")}, {"scale": 1}, {"run": None}, {"before": 1}, {"mode": None},
+     {"key": b"x"}, {"more": 1}],
 )  # fmt: skip
 def test_facts_of_a_round_that_do_not_fit_are_refused(changes):
     with pytest.raises(RefusalError, match="encrypted round"):
@@ -178,7 +192,7 @@ def test_facts_of_a_round_that_do_not_fit_are_refused(changes):
 def encrypted_file(folder, **changes):
     weights = start()
     del weights["counter"]
-    whole = EncryptedModel(first_id(weights), ROUNDS, weights)
+    whole = EncryptedModel(first_id(weights), (make_round(1, first_id(weights)),), weights)
     return write_encrypted_file(folder / "last.encrypted", PLAIN, whole, 2), whole
 
 

@@ -8,6 +8,7 @@ sum shows nothing of the noise, which CKKS leaves in its results (Li and Miccian
 from __future__ import annotations
 
 import hashlib
+import hmac
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,11 +126,22 @@ class EncryptionContext:
         if self.parameters.max_sites < 2:
             raise EncryptionError("The encryption context leaves no room to add the updates of two sites.")
         self.key = hashlib.sha256(content).hexdigest()[:16] if self.native.is_private() else ""
+        self._secret = hmac.digest(content, b"keys of sums", "sha256") if self.native.is_private() else b""
 
     @property
     def is_secret(self) -> bool:
         """Whether it holds the secret key."""
         return bool(self.key)
+
+    def derive(self, purpose: bytes) -> bytes:
+        """32 bytes that follow from the secret key and a purpose, and tell nothing of either.
+
+        Raises:
+            EncryptionError: there is no secret key.
+        """
+        if not self._secret:
+            raise EncryptionError("The encryption context holds no secret key; only a site's does.")
+        return hmac.digest(self._secret, purpose, "sha256")
 
 
 def secret_context(content: bytes) -> EncryptionContext:

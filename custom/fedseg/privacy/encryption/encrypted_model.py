@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from fedseg.errors import ConfigurationError, RefusalError
+from fedseg.errors import RefusalError
 from fedseg.files.digest import model_digest
 from fedseg.networks.weights import Arrays, apply_difference, is_averaged
 from fedseg.privacy.encryption.ciphertexts import Ciphertexts, read_ciphertexts
 from fedseg.privacy.encryption.context import EncryptionContext, EncryptionError
 from fedseg.privacy.encryption.encrypted_update import decrypt_update
-from fedseg.privacy.encryption.fixed_point import FixedPoint, choose_fields
+from fedseg.privacy.encryption.sum_tag import LEAST_SITES, SumTerms
 
 _INITIAL, _ROUND = "initial/", "round-{:05d}/"
 
@@ -32,27 +32,23 @@ class EncryptedRound:
 
     Attributes:
         ciphertexts: the sum over the sites whose ciphertexts arrived.
-        weight: sum of the weights of these sites.
-        scale: largest absolute value of all sites' updates.
-        sites: number of sites that were given a weight.
-        mode: one of ``fixed_point.MODES``.
+        terms: for which these sites encrypted.
+        nonces: of the sites in the sum: what each drew for its ciphertext.
         key: name of the sites' key, see ``EncryptionContext``.
     """
 
     ciphertexts: Ciphertexts
-    weight: float
-    scale: float
-    sites: int
-    mode: str
+    terms: SumTerms
+    nonces: Mapping[str, str]
     key: str
 
     def facts(self) -> dict[str, Any]:
         """Everything but the ciphertexts, as plain JSON."""
-        return {name: getattr(self, name) for name in ("weight", "scale", "sites", "mode", "key")}
+        terms = {name: getattr(self.terms, name) for name in _TERMS}
+        return {**terms, "weights": dict(self.terms.weights), "nonces": dict(self.nonces), "key": self.key}
 
-    def point(self, context: EncryptionContext) -> FixedPoint:
-        """How the numbers lie in the slots."""
-        return choose_fields(self.mode, self.sites, context.parameters.plain_modulus, context.parameters.max_sites)
+
+_TERMS: dict[str, type] = {"run": str, "before": str, "weights": dict, "scale": float, "mode": str}
 
 
 def read_round(facts: Any, arrays: Mapping[str, np.ndarray]) -> EncryptedRound:
@@ -61,13 +57,18 @@ def read_round(facts: Any, arrays: Mapping[str, np.ndarray]) -> EncryptedRound:
     Raises:
         RefusalError: something is missing or of another type (reason ``privacy``).
     """
-    kinds: dict[str, type] = {"weight": float, "scale": float, "sites": int, "mode": str, "key": str}
-    content = facts if isinstance(facts, Mapping) else {}
+    kinds = {**_TERMS, "nonces": dict, "key": str}
+    content = dict(facts) if isinstance(facts, Mapping) else {}
     if set(content) != set(kinds) or not all(type(content[name]) is kind for name, kind in kinds.items()):
         raise RefusalError("privacy", "The facts of an encrypted round are missing, or of another version.")
-    if not (0 < content["weight"] <= 1 + 1e-9 and 0 < content["scale"] < math.inf):
-        raise RefusalError("privacy", "An encrypted round has a weight or a scale that is out of range.")
-    return EncryptedRound(read_ciphertexts(arrays), **content)
+    weights, nonces = content["weights"], content["nonces"]
+    named = all(type(name) is str for name in weights) and all(type(nonce) is str for nonce in nonces.values())
+    if not named or not all(type(weight) is float and 0 <= weight <= 1 for weight in weights.values()):
+        raise RefusalError("privacy", "An encrypted round has weights or sites that are out of range.")
+    if not (0 < content["scale"] < math.inf and nonces and set(nonces) <= set(weights)):
+        raise RefusalError("privacy", "An encrypted round has a scale or sites that are out of range.")
+    terms = SumTerms(**{name: content[name] for name in _TERMS})
+    return EncryptedRound(read_ciphertexts(arrays), terms, nonces, content["key"])
 
 
 def first_id(weights: Mapping[str, np.ndarray]) -> str:
@@ -117,22 +118,33 @@ class EncryptedModel:
         return ids
 
     def decrypt(
-        self, context: EncryptionContext, own: tuple[str, Mapping[str, np.ndarray]] | None = None
+        self,
+        context: EncryptionContext,
+        run: str | None = None,
+        own: tuple[str, Mapping[str, np.ndarray]] | None = None,
+        least: int = LEAST_SITES,
     ) -> tuple[str, Arrays]:
-        """The model in the clear.
+        """The model in the clear; of each round that is added it is known that it is the sum that it is said to be.
 
         Args:
             context: of the sites, with the secret key.
+            run: id of the run whose model it must be; None takes any.
             own: id and weights of a model that the reader has already.
+            least: sites that every sum must hold.
 
         Returns:
             The model's id and weights.
 
         Raises:
             RefusalError: the reader has no model to start from (reason ``history``); a round was encrypted with
-                another key, or cannot be decrypted (``privacy``); the model would not be finite (``weights``).
+                another key, for another run, for another model than it is added to or by too few sites, or cannot be
+                decrypted (``privacy``); the model would not be finite (``weights``).
+            ForgedSumError: a round is not the sum that it is said to be.
         """
         ids = self.ids()
+        for added, before in zip(self.rounds, ids, strict=False):
+            _check_place(added, before, run, context)
+            added.terms.check_sites(added.nonces, max(least, LEAST_SITES))
         if own is not None and own[0] in ids:
             start, weights = ids.index(own[0]), dict(own[1])
         elif self.initial is not None:
@@ -169,16 +181,23 @@ def _below(arrays: Mapping[str, np.ndarray], prefix: str) -> Arrays:
     return {name.removeprefix(prefix): np.asarray(value) for name, value in arrays.items() if name.startswith(prefix)}
 
 
-def _add(weights: Arrays, added: EncryptedRound, context: EncryptionContext) -> Arrays:
+def _check_place(added: EncryptedRound, before: str, run: str | None, context: EncryptionContext) -> None:
+    """Refuse a round that belongs elsewhere, as it says itself; whether it says so truly shows its tag."""
     if added.key != context.key:
         raise RefusalError(
             "privacy", f"The round was encrypted with the key {added.key}, but this site has the key {context.key}."
         )
+    if run not in (None, added.terms.run):
+        raise RefusalError("privacy", "The encrypted sum is one of another run.")
+    if added.terms.before != before:
+        raise RefusalError("privacy", "The encrypted sum is one of another round: it belongs to another model.")
+
+
+def _add(weights: Arrays, added: EncryptedRound, context: EncryptionContext) -> Arrays:
     like = {name: value for name, value in weights.items() if is_averaged(value)}
     try:
-        point = added.point(context)
-        update = decrypt_update(added.ciphertexts, like, added.weight, added.scale, point, context)
-    except (EncryptionError, ConfigurationError) as error:
+        update = decrypt_update(added.ciphertexts, like, added.nonces, added.terms, context)
+    except EncryptionError as error:
         raise RefusalError("privacy", str(error)) from None
     with np.errstate(over="ignore"):
         result = apply_difference(weights, update)

@@ -6,44 +6,57 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from fedseg.errors import ConfigurationError
 from fedseg.networks.weights import Arrays
 from fedseg.privacy.encryption.ciphertexts import Ciphertexts, decrypt, encrypt
 from fedseg.privacy.encryption.context import EncryptionContext, EncryptionError
 from fedseg.privacy.encryption.fixed_point import FixedPoint
+from fedseg.privacy.encryption.sum_tag import SumTerms, append_tag, check_tag
+
+_TAGS = 1
 
 
 def blocks_of(count: int, point: FixedPoint, context: EncryptionContext) -> int:
-    """Ciphertexts that ``count`` numbers take."""
-    return -(-point.slots(count) // context.parameters.degree)
+    """Ciphertexts that ``count`` numbers and their tag take."""
+    return -(-(point.slots(count) + _TAGS) // context.parameters.degree)
 
 
 def encrypt_update(
-    update: Mapping[str, np.ndarray], weight: float, scale: float, point: FixedPoint, context: EncryptionContext
+    update: Mapping[str, np.ndarray], site: str, nonce: str, terms: SumTerms, context: EncryptionContext
 ) -> Ciphertexts:
-    """A site's weighted update, all arrays packed into one vector in the order of their names.
+    """A site's weighted update, all arrays packed into one vector in the order of their names, and its tag.
+
+    Args:
+        update: arrays by name.
+        site: name of the site, which has a weight in ``terms``.
+        nonce: text that is drawn for this ciphertext and no other.
+        terms: of the sum for which it is encrypted.
+        context: with the secret key.
 
     Raises:
+        ConfigurationError: see ``SumTerms.point``.
         RefusalError: see ``FixedPoint.encode``.
     """
     flat = np.concatenate([np.ravel(update[name]) for name in sorted(update)])
-    return encrypt(point.encode(flat, weight, scale), context)
+    slots = terms.point(context).encode(flat, terms.weights[site], terms.scale)
+    return encrypt(append_tag(slots, site, nonce, terms, context), context)
 
 
 def decrypt_update(
     ciphertexts: Ciphertexts,
     like: Mapping[str, np.ndarray],
-    weight: float,
-    scale: float,
-    point: FixedPoint,
+    nonces: Mapping[str, str],
+    terms: SumTerms,
     context: EncryptionContext,
 ) -> Arrays:
     """The weighted mean of the sites' updates.
 
     Args:
-        ciphertexts: the sum of ``encrypt_update`` of all sites.
+        ciphertexts: the sum of ``encrypt_update`` of the sites that ``nonces`` names.
         like: arrays with the names and shapes of the update.
-        weight: sum of the weights of the sites whose ciphertexts are in the sum; what dropped out is so made up for.
-        scale, point: as at the encryption.
+        nonces: those with which these sites encrypted; the sum is divided by the weights of these sites, so that what
+            dropped out is made up for.
+        terms: of the sum.
         context: with the secret key.
 
     Returns:
@@ -51,15 +64,20 @@ def decrypt_update(
 
     Raises:
         EncryptionError: the ciphertexts cannot be read, do not belong to arrays of these shapes, or the weight is
-            zero.
+            zero; or the terms are no such terms.
+        ForgedSumError: the ciphertexts are not the sum of these sites' updates for these terms.
     """
-    count = sum(np.size(value) for value in like.values())
+    count, weight = sum(np.size(value) for value in like.values()), terms.weight(nonces)
+    try:
+        point = terms.point(context)
+    except ConfigurationError as error:
+        raise EncryptionError(str(error)) from None
     if len(ciphertexts.blocks) != blocks_of(count, point, context):
         raise EncryptionError("The ciphertexts belong to a network of another size.")
     if not 0 < weight <= 1 + 1e-9:
         raise EncryptionError(f"The weights of the sites in the sum are {weight} together, but must be from 0 to 1.")
-    flat = point.decode(decrypt(ciphertexts, context)[: point.slots(count)], count, scale) / weight
-    return dict(_split(flat, like))
+    slots = check_tag(decrypt(ciphertexts, context)[: point.slots(count) + _TAGS], nonces, terms, context)
+    return dict(_split(point.decode(slots, count, terms.scale) / weight, like))
 
 
 def _split(flat: np.ndarray, like: Mapping[str, np.ndarray]) -> Iterable[tuple[str, np.ndarray]]:

@@ -29,7 +29,8 @@ from fedseg.privacy.encryption.ciphertexts import CiphertextSum, read_ciphertext
 from fedseg.privacy.encryption.context import KEY_NAME_FILE, EncryptionContext, EncryptionError, public_context
 from fedseg.privacy.encryption.encrypted_model import EncryptedModel, EncryptedRound, first_id
 from fedseg.privacy.encryption.encrypted_update import blocks_of
-from fedseg.privacy.encryption.fixed_point import MODES, FixedPoint, choose_fields
+from fedseg.privacy.encryption.fixed_point import MODES
+from fedseg.privacy.encryption.sum_tag import LEAST_SITES, SumTerms
 from fedseg.site.profile import server_context_file
 from fedseg.workflows.encrypted.history import EncryptedHistory
 from fedseg.workflows.run.checkpoint import CheckpointError, Checkpoints
@@ -37,8 +38,6 @@ from fedseg.workflows.run.record import RunRecord
 from fedseg.workflows.run.run_model import Keep, RunModel, RunPlace
 from fedseg.workflows.run.weighted_model import describe_rule
 
-# The sum of fewer ciphertexts is a site's own update, which every other site could read.
-LEAST_SITES = 2
 # One common scale for all sites costs the others as many of their digits as one site's largest value lies above theirs.
 _FAR_ABOVE = 1000.0
 
@@ -90,11 +89,11 @@ class EncryptedRunModel(RunModel):
         super().__init__()
         self.rule, self.mode, self.components = aggregator, mode, (aggregator,)
         self.scale = 1.0
-        self._point: FixedPoint | None = None
+        self._terms: SumTerms | None = None
         self._sum: CiphertextSum | None = None
-        self._given: dict[str, float] = {}
-        self._arrived: dict[str, float] = {}
-        self._key, self._id, self._next = "", "", 0
+        # Of each site whose ciphertext is in the sum what it drew for it.
+        self._nonces: dict[str, str] = {}
+        self._key, self._id, self._next, self._run = "", "", 0, ""
         # For each site the round whose model it has.
         self._at_site: dict[str, int] = {}
 
@@ -112,7 +111,7 @@ class EncryptedRunModel(RunModel):
             self.context = public_context(file.read_bytes())
         except OSError:
             raise EncryptionError("The server has no encryption context; encrypted jobs need one.") from None
-        self.sums = EncryptedHistory(checkpoints.folder)
+        self.sums, self._run = EncryptedHistory(checkpoints.folder), checkpoints.folder.name
         with suppress(OSError):
             self.key = file.with_name(KEY_NAME_FILE).read_text(encoding="ascii").strip()
         if not self.key:
@@ -130,7 +129,7 @@ class EncryptedRunModel(RunModel):
 
     def begin_round(self, keep: Keep | None = None) -> None:
         super().begin_round(keep)
-        self._point, self._sum, self._given, self._arrived, self._key = None, None, {}, {}, self.key
+        self._terms, self._sum, self._nonces, self._key = None, None, {}, self.key
 
     # ------------------------------------------------------------- reports, then ciphertexts
 
@@ -175,12 +174,12 @@ class EncryptedRunModel(RunModel):
             raise AggregationError("No site reported; there is nothing to aggregate.")
         self.reports = {site: self.reports[site] for site in sorted(self.reports)}
         self.scale = max(report.largest or 0.0 for report in self.reports.values()) or 1.0
-        parameters = self.context.parameters
-        self._point = choose_fields(self.mode, len(self.reports), parameters.plain_modulus, parameters.max_sites)
-        self._sum = CiphertextSum(blocks_of(self._count, self._point, self.context), self.context)
         self.rule.last_scales, self.rule.last_notes = {}, {}
-        self._given = dict(self.rule.round_weights(self.reports))
-        return self._given
+        weights = {site: float(weight) for site, weight in self.rule.round_weights(self.reports).items()}
+        self._terms = SumTerms(self._run, self._id, weights, self.scale, self.mode)
+        blocks = blocks_of(self._count, self._terms.point(self.context), self.context)
+        self._sum = CiphertextSum(blocks, self.context)
+        return weights
 
     def accept_ciphertexts(self, site: str, answer: FLModel) -> None:
         """Add a site's weighted, encrypted update.
@@ -189,25 +188,27 @@ class EncryptedRunModel(RunModel):
             RefusalError: it is not encrypted, or in another way or with another key than those of the other sites.
         """
         steps = parse_steps(answer.meta.get(STEPS))
-        if self._sum is None or site not in self._given or site in self._arrived:
+        if self._sum is None or self._terms is None or site not in self._terms.weights or site in self._nonces:
             raise RefusalError("privacy", "The site was not asked for ciphertexts.")
         if answer.meta.get(MetaKey.PROCESSED_ALGORITHM) != ALGORITHM or not steps:
             raise RefusalError("privacy", "The update is not encrypted; it was dropped.")
         facts = steps[-1]
         told = (facts["filter"], facts.get("mode"), facts.get("sites"))
-        if told != (EncryptUpdate.__name__, self.mode, len(self._given)):
+        if told != (EncryptUpdate.__name__, self.mode, len(self._terms.weights)):
             raise RefusalError("privacy", f"The update was encrypted in another way ({told}) than the round's.")
         key = str(facts.get("key"))
         if self._key not in ("", key):
             raise RefusalError(
                 "privacy", f"The update was encrypted with the key {key}, but the round's key is {self._key}."
             )
+        if not (nonce := str(facts.get("nonce") or "")):
+            raise RefusalError("privacy", "The update does not say which number it was encrypted with.")
         self._sum.add(read_ciphertexts(answer.params or {}))
-        self._key, self._arrived[site], self.steps[site] = key, self._given[site], steps
+        self._key, self._nonces[site], self.steps[site] = key, nonce, steps
 
     def drop_missing(self) -> None:
         """Forget the reports of sites whose ciphertexts did not arrive."""
-        self.reports = {site: self.reports[site] for site in sorted(self._arrived)}
+        self.reports = {site: self.reports[site] for site in sorted(self._nonces)}
 
     def finish_round(self) -> None:
         """Store the round's sum.
@@ -215,16 +216,17 @@ class EncryptedRunModel(RunModel):
         Raises:
             AggregationError: fewer than two ciphertexts with a weight arrived.
         """
-        weight = sum(self._arrived[site] for site in sorted(self._arrived))
-        counted = sum(value > 0 for value in self._arrived.values())
-        if self._sum is None or counted < LEAST_SITES:
+        arrived, terms = sorted(self._nonces), self._terms
+        counted = 0 if terms is None else terms.counted(arrived)
+        if self._sum is None or terms is None or counted < LEAST_SITES:
             raise AggregationError(
-                f"{counted} ciphertext(s) with a weight arrived, but {LEAST_SITES} must: the sum of one is that site's "
-                "update, which the other sites could read. The model of the round before is kept."
+                f"{counted} ciphertext(s) with a weight that counts arrived, but {LEAST_SITES} must: the sum of one is "
+                "that site's update, which the other sites could read. The model of the round before is kept."
             )
-        self.rule.last_weights = {site: self._arrived[site] / weight for site in sorted(self._arrived)}
+        weight = terms.weight(arrived)
+        self.rule.last_weights = {site: terms.weights[site] / weight for site in arrived}
         self.rule.last_notes |= {"scale": self.scale, "weight_of_sum": weight}
-        added = EncryptedRound(self._sum.result(), weight, self.scale, len(self._given), self.mode, self._key)
+        added = EncryptedRound(self._sum.result(), terms, {site: self._nonces[site] for site in arrived}, self._key)
         self._id = self.sums.save(self._next, self._id, added)
         self._next += 1
         self._sum = None

@@ -224,7 +224,7 @@ def test_class_that_no_label_holds_is_a_warning(good: Datalist, make_case: MakeC
     )
     assert severity == "warning"
     assert "No label holds anterior" in message
-    mixed = replace(good, training=(*cases[:11], good.training[0]))
+    mixed = replace(good, training=(*cases[:11], good.training[11]))
     assert check_datalist(HIPPOCAMPUS, mixed).findings == ()
     assert check_datalist(HIPPOCAMPUS, Datalist(tuple(cases[:12]), tuple(cases[12:])), quick=True).findings == ()
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,12 +18,19 @@ T = TypeVar("T")
 
 def out() -> Console:
     """Console for results (stdout); wide enough for tables when it is not a terminal."""
-    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+    return _console(sys.stdout)
 
 
 def err() -> Console:
     """Console for progress and errors (stderr)."""
-    return Console(file=sys.stderr, highlight=False, soft_wrap=not sys.stderr.isatty())
+    return _console(sys.stderr)
+
+
+def _console(stream: TextIO) -> Console:
+    """A letter that the terminal's encoding lacks, such as one of a file's name, is written as ``\\xe4``."""
+    if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+        stream.reconfigure(errors="backslashreplace")
+    return Console(file=stream, highlight=False, soft_wrap=not stream.isatty())
 
 
 def tell(text: str, warning: bool = False) -> None:

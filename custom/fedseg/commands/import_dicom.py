@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ import SimpleITK as sitk
 from rich.markup import escape
 
 from fedseg.commands.arguments import Command
-from fedseg.console import out, track
-from fedseg.data.intake.dicom import Series, find_series, read_volume
+from fedseg.console import out, tell, track
+from fedseg.data.intake.dicom import Series, read_volume, search
 from fedseg.errors import UsageError
 from fedseg.files.documents import whole_file
 
@@ -45,7 +46,10 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("Say where to write: --out DIR (or --list to see the series only).")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", options.name):
         raise UsageError(f"--name is {options.name!r}, but must consist of letters, digits, '-', '_' and '.'.")
-    found = find_series(options.folder, track)
+    export = search(options.folder, track)
+    found = export.series
+    if export.others:
+        tell(f"Passed over: {len(export.others)} file(s) that are no DICOM images, e.g. {export.others[0]}")
     if options.list:
         _print_series(found)
         return 0
@@ -64,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
 def _choose(found: Sequence[Series], options: argparse.Namespace) -> Series:
     """The one series that the options mean; several are refused, because the wrong phase would look right."""
     try:
-        pattern = re.compile(options.description or "", re.IGNORECASE)
+        pattern = re.compile(unicodedata.normalize("NFC", options.description or ""), re.IGNORECASE)
     except re.error as error:
         raise UsageError(f"--description {options.description!r} is no regular expression: {error}.") from None
     fitting = [

@@ -1,85 +1,176 @@
 """DICOM series to a volume: which series a folder holds, whether one is complete, and its voxels.
 
-Reading is SimpleITK's (GDCM), rescale slope and intercept included; the geometry is checked before, slice by slice,
-because a volume reader places slices evenly even where some are missing.
+Reading is SimpleITK's (GDCM), slice by slice with each one's own type, rescale slope and intercept. The geometry is
+checked before, because a volume reader places slices evenly even where some are missing.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
+from fedseg.data.intake.dicom_elements import Outline, read_outline
 from fedseg.data.intake.dicom_geometry import Series, Slice, check_geometry
+from fedseg.data.intake.dicom_text import decode
 from fedseg.data.progress import Progress, silent
 from fedseg.errors import DataError
+from fedseg.files.folders import walk
 
-SERIES_UID, MODALITY, DESCRIPTION = "0020|000e", "0008|0060", "0008|103e"
+CHARACTER_SET, SERIES_UID, MODALITY, DESCRIPTION = "0008|0005", "0020|000e", "0008|0060", "0008|103e"
 POSITION, ORIENTATION, PIXEL_SPACING, FRAMES = "0020|0032", "0020|0037", "0028|0030", "0028|0008"
+BITS, INTERCEPT, SLOPE = "0028|0100", "0028|1052", "0028|1053"
+COMPRESSION_LIMIT = 5000  # pixel bytes for a byte of file; a slice of one value reaches some hundreds
+
+
+@dataclass(frozen=True)
+class Export:
+    """What a folder holds: every series of images, the one with most slices first, and files that are no images."""
+
+    series: tuple[Series, ...]
+    others: tuple[Path, ...]
 
 
 def find_series(folder: Path, progress: Progress = silent) -> tuple[Series, ...]:
-    """Every series of images below ``folder``, the one with most slices first; files that are no images are passed.
+    """The series of ``search``."""
+    return search(folder, progress).series
+
+
+def search(folder: Path, progress: Progress = silent) -> Export:
+    """Look at every file below ``folder``, links included.
 
     Raises:
-        DataError: there is none.
+        DataError: there is no series, or an image or folder cannot be read, whose series would lack a part.
     """
-    files = sorted(Path(place, name) for place, _, names in os.walk(folder) for name in names)
+    files = [place / name for place, _, names in walk(folder) for name in names]
     groups: dict[str, list[Slice]] = {}
     named: dict[str, tuple[str, str]] = {}
+    others, unreadable = [], []
     with _quiet():
         for file in progress(files, "Reading DICOM headers"):
             header = _read_header(file)
-            uid = _tag(header, SERIES_UID) if header else ""
-            if header and uid:
-                named.setdefault(uid, (_tag(header, MODALITY), _tag(header, DESCRIPTION)))
+            if isinstance(header, str):
+                unreadable.append((file, header))
+            elif header is None:
+                others.append(file)
+            else:
+                uid = _tag(header, SERIES_UID)
+                named.setdefault(uid, (_tag(header, MODALITY), _text(header, DESCRIPTION)))
                 groups.setdefault(uid, []).append(_slice(file, header))
+    if unreadable:
+        count = f"{len(unreadable)} of {len(files)} files cannot be read"
+        listed = "; ".join(f"{file}: {why}" for file, why in unreadable[:5])
+        raise DataError(f"{count}: {listed}. Export them again, or move them out of {folder} if they do not matter.")
     if not groups:
         raise DataError(f"{folder} holds no DICOM image among {len(files)} files. Name the folder of the series.")
     series = [Series(uid, *named[uid], tuple(slices)) for uid, slices in groups.items()]
-    return tuple(sorted(series, key=lambda s: (-len(s.slices), s.uid)))
+    return Export(tuple(sorted(series, key=lambda s: (-len(s.slices), s.uid))), tuple(others))
 
 
 def read_volume(series: Series) -> sitk.Image:
     """The volume of a series, in the scanner's units (HU for CT), with its spacing, origin and direction.
 
     Raises:
-        DataError: the series is no evenly spaced stack of slices, or a file cannot be read.
+        DataError: the series is no evenly spaced stack of slices of one unit, or a file cannot be read.
     """
     slices, spacing = check_geometry(series)
-    reader = sitk.ImageSeriesReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileNames([str(s.file) for s in slices])
+    _check_rescale(series)
+    with _quiet():
+        voxels = np.stack([_pixels(series, s) for s in slices])
+    image = sitk.GetImageFromArray(_smallest_type(voxels))
+    x, y = np.reshape(slices[0].orientation, (2, 3))
+    normal = np.cross(x, y) / np.linalg.norm(np.cross(x, y))
+    x = x / np.linalg.norm(x)
+    image.SetOrigin(slices[0].position)
+    image.SetSpacing(spacing)
+    image.SetDirection(np.stack([x, np.cross(normal, x), normal], -1).ravel().tolist())
+    return image
+
+
+def _check_rescale(series: Series) -> None:
+    """Refuse a series some of whose values are in the scanner's units and some are not.
+
+    GDCM takes slope 1 where a slope is 0 or no number.
+    """
+    lacking = [s.file for s in series.slices if not s.rescale]
+    if lacking and len(lacking) < len(series.slices):
+        raise DataError(
+            f"Series {series.uid}: {len(lacking)} of {len(series.slices)} slices state no rescale slope and intercept, "
+            f"first {lacking[0]}, so values would be of two units. Export the whole series again."
+        )
+    for s in series.slices:
+        if s.rescale and not (all(map(math.isfinite, s.rescale)) and s.rescale[0]):
+            raise DataError(
+                f"Series {series.uid}: {s.file} states no usable rescale slope and intercept. Export again."
+            )
+
+
+def _pixels(series: Series, s: Slice) -> np.ndarray:
+    """The values of one slice, shape [Y, X]; floats are of 32 bits."""
+    reader = _reader(s.file)
     try:
-        with _quiet():
-            image = reader.Execute()
+        image = reader.Execute()
     except RuntimeError as error:
-        raise DataError(f"Series {series.uid} cannot be read: {_reason(error)}. Export it again.") from None
+        reason = str(error).strip().splitlines()[-1].rstrip(".")
+        raise DataError(f"Series {series.uid}: {s.file} cannot be read: {reason}. Export it again.") from None
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise DataError(f"Series {series.uid} is in colour. Choose the series of original images.")
-    if not np.allclose(image.GetSpacing(), spacing, rtol=1e-3):
-        raise DataError(f"Series {series.uid} was read with the spacing {image.GetSpacing()}, not {spacing} mm.")
-    return _smallest_type(image)
+    pixels = sitk.GetArrayFromImage(image).reshape(s.size[::-1])
+    return pixels if pixels.dtype.kind in "iu" else pixels.astype(np.float32)
 
 
-def _read_header(file: Path) -> sitk.ImageFileReader | None:
+def _reader(file: Path) -> sitk.ImageFileReader:
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(file))
+    return reader
+
+
+def _read_header(file: Path) -> sitk.ImageFileReader | str | None:
+    """The header of a DICOM image; why it cannot be read; or None for a file of another kind (a report, a DICOMDIR)."""
+    try:
+        outline = read_outline(file)
+    except OSError as error:
+        return error.strerror or str(error)
+    if outline is None or (outline.is_whole and not outline.is_image):
+        return None
+    if not outline.is_whole:
+        return "it was cut off"
+    reader = _reader(file)
     try:
         reader.ReadImageInformation()
-    except RuntimeError:  # a report, a DICOMDIR, a file of another kind
-        return None
-    return reader
+    except RuntimeError:
+        return "it is no DICOM image that GDCM can read"
+    return _complaint(file, outline, reader) or reader
+
+
+def _complaint(file: Path, outline: Outline, header: sitk.ImageFileReader) -> str:
+    """What makes an image unusable before a pixel is read; empty for a good one."""
+    if not _tag(header, SERIES_UID):
+        return "it names no series"
+    bits = _numbers(header, BITS)
+    if not bits:
+        return "it does not say how many bits a pixel has"
+    expected = math.ceil(math.prod(header.GetSize()) * header.GetNumberOfComponents() * bits[0] / 8)
+    if outline.pixel_bytes is None:
+        return "it is too short for its rows and columns" * (expected > COMPRESSION_LIMIT * file.stat().st_size)
+    a_row = expected / max(1, header.GetSize()[1])
+    if not expected <= outline.pixel_bytes < expected + max(2, a_row):
+        return f"it has {outline.pixel_bytes} bytes of pixels, but its rows and columns need {expected}"
+    return ""
 
 
 def _slice(file: Path, header: sitk.ImageFileReader) -> Slice:
     frames = _numbers(header, FRAMES)
+    rescale: tuple[float, ...] = ()
+    if header.HasMetaDataKey(SLOPE) or header.HasMetaDataKey(INTERCEPT):
+        both = (_numbers(header, SLOPE), _numbers(header, INTERCEPT))
+        rescale = tuple(values[0] if values else math.nan for values in both)
     return Slice(
         file,
         tuple(header.GetSize()[:2]),
@@ -87,6 +178,7 @@ def _slice(file: Path, header: sitk.ImageFileReader) -> Slice:
         _numbers(header, POSITION),
         _numbers(header, ORIENTATION),
         _numbers(header, PIXEL_SPACING),
+        rescale,
     )
 
 
@@ -95,24 +187,25 @@ def _tag(header: sitk.ImageFileReader, key: str) -> str:
     return str(header.GetMetaData(key)).strip(" \0") if header.HasMetaDataKey(key) else ""
 
 
+def _text(header: sitk.ImageFileReader, key: str) -> str:
+    # What is no UTF-8 comes from SimpleITK as lone surrogates.
+    return decode(_tag(header, key).encode("utf-8", "surrogateescape"), _tag(header, CHARACTER_SET))
+
+
 def _numbers(header: sitk.ImageFileReader, key: str) -> tuple[float, ...]:
+    """The numbers of a tag; none at all where one of them is no finite number."""
     try:
-        return tuple(float(part) for part in _tag(header, key).split("\\"))
+        values = tuple(float(part) for part in _tag(header, key).split("\\"))
     except ValueError:
         return ()
+    return values if all(map(math.isfinite, values)) else ()
 
 
-def _smallest_type(image: sitk.Image) -> sitk.Image:
+def _smallest_type(voxels: np.ndarray) -> np.ndarray:
     """Whole numbers as 16 bits where they fit, else 32-bit floats."""
-    array: Sequence[Any] | np.ndarray = sitk.GetArrayViewFromImage(image)
-    voxels = np.asarray(array)
     whole = voxels.dtype.kind in "iu" or bool((voxels == np.round(voxels)).all())
     fits = voxels.min() >= np.iinfo(np.int16).min and voxels.max() <= np.iinfo(np.int16).max
-    return sitk.Cast(image, sitk.sitkInt16 if whole and fits else sitk.sitkFloat32)
-
-
-def _reason(error: RuntimeError) -> str:
-    return str(error).strip().splitlines()[-1].rstrip(".")
+    return voxels.astype(np.int16 if whole and fits else np.float32)
 
 
 @contextmanager

@@ -16,7 +16,10 @@ TILT_TOLERANCE = 0.002  # mm sideways per mm along the stack, a tenth of a degre
 
 @dataclass(frozen=True)
 class Slice:
-    """One DICOM file: where its image lies, in mm of the patient system (L, P, S)."""
+    """One DICOM file: where its image lies, in mm of the patient system (L, P, S), and how its values are meant.
+
+    ``rescale`` is (slope, intercept) from stored values to the scanner's units, empty where the file states none.
+    """
 
     file: Path
     size: tuple[int, ...]
@@ -24,6 +27,7 @@ class Slice:
     position: tuple[float, ...]
     orientation: tuple[float, ...]
     spacing: tuple[float, ...]
+    rescale: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ def check_geometry(series: Series) -> tuple[tuple[Slice, ...], tuple[float, floa
     for s in series.slices:
         if s.frames > 1:
             raise DataError(f"{name}: {s.file} holds {s.frames} frames. Export it as single slices, or use dcm2niix.")
-        if len(s.position) != 3 or len(s.orientation) != 6 or len(s.spacing) != 2:
+        if len(s.position) != 3 or not _is_plane(s.orientation) or len(s.spacing) != 2 or min(s.spacing) <= 0:
             raise DataError(f"{name}: {s.file} does not say where its slice lies. Choose a series of original slices.")
         _require_alike(name, first, s)
     if len(series.slices) < 2:
@@ -73,6 +77,14 @@ def check_geometry(series: Series) -> tuple[tuple[Slice, ...], tuple[float, floa
             "Straighten the series first, e.g. with dcm2niix."
         )
     return slices, (first.spacing[1], first.spacing[0], gap)
+
+
+def _is_plane(orientation: tuple[float, ...]) -> bool:
+    """Whether these are two directions of length 1 at right angles."""
+    if len(orientation) != 6:
+        return False
+    axes = np.reshape(orientation, (2, 3))
+    return bool(np.allclose(axes @ axes.T, np.eye(2), atol=1e-3))
 
 
 def _require_alike(name: str, first: Slice, other: Slice) -> None:

@@ -103,6 +103,14 @@ RULES: dict[str, dict] = {
         **part("selection", "workflows.selection.RandomSites", k=3),
     },
     "FedAvg, 3 random sites": {**rule("fedavg.FedAvg"), **part("selection", "workflows.selection.RandomSites", k=3)},
+    "FedAvg unbiased, 3 random sites": {
+        **rule("fedavg.FedAvg", unbiased=True),
+        **part("selection", "workflows.selection.RandomSites", k=3),
+    },
+    "uniform, 3 sites by size": {
+        **rule("fedavg.FedAvg", weight_by="uniform"),
+        **part("selection", "workflows.selection.SitesBySize", k=3),
+    },
     "FedAvg, 3 largest sites": {**rule("fedavg.FedAvg"), **part("selection", "workflows.selection.LargestSites", k=3)},
     "DOS": rule("dos.DOS"),
     "DOS (mean temperature)": rule("dos.DOS", temperature="mean"),
@@ -114,6 +122,7 @@ RULES: dict[str, dict] = {
     "multi-Krum": rule("krum.Krum", byzantine=1, select=3),
     "norm clipping": rule("norm_clipping.NormClipped"),
     "FedAvgM": part("server_optimizer", "aggregators.server_optimizers.FedAvgM", learning_rate=1.0, momentum=0.9),
+    "FedAvgM (default)": part("server_optimizer", "aggregators.server_optimizers.FedAvgM"),
     "FedAvgM (0.2)": part("server_optimizer", "aggregators.server_optimizers.FedAvgM", learning_rate=0.2, momentum=0.9),
     "FedAdam (0.05)": part("server_optimizer", "aggregators.server_optimizers.FedAdam", learning_rate=0.05),
     "FedAdam": part("server_optimizer", "aggregators.server_optimizers.FedAdam", learning_rate=0.01),

@@ -124,7 +124,12 @@ def test_fitting_plans_pass(rule, training):
         (FedNova(), {"optimizer": "adamw"}, "training.optimizer is 'adamw', but must be sgd with FedNova"),
         (FedNova(momentum=0.5), {"optimizer": "sgd", "reset_optimizer": True}, "momentum is 0.5, but must be 0.9, as"),
         (FedNova(nesterov=False), {"optimizer": "sgd", "reset_optimizer": True}, "nesterov is False, but must be true"),
-        (FedNova(), {"optimizer": "sgd"}, "training.reset_optimizer is False, but must be true with FedNova and mom"),
+        (
+            FedNova(0.0, mu=0.1),
+            {"optimizer": "sgd", "momentum": 0, "schedule": "cosine"},
+            "training.schedule is 'cosine', but must be constant with FedNova and FedProx",
+        ),
+        (FedNova(), {"optimizer": "sgd"}, "training.reset_optimizer is missing, but must be true with FedNova and mom"),
     ],
 )
 def test_plans_whose_steps_cannot_be_counted_are_refused(rule, training, message):
@@ -139,6 +144,7 @@ def test_plans_whose_steps_cannot_be_counted_are_refused(rule, training, message
         ({"momentum": -0.1}, "momentum is -0.1"),
         ({"momentum": float("nan")}, "momentum is nan"),
         ({"nesterov": 1}, "nesterov is 1, but must be true or false"),
+        ({"mu": -1}, "mu is -1, but must be a number from 0 up"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message):
@@ -147,4 +153,63 @@ def test_wrong_arguments_are_refused(arguments, message):
 
 
 def test_description():
-    assert FedNova().describe() == {"name": "FedNova", "momentum": 0.9, "nesterov": True}
+    assert FedNova().describe() == {"name": "FedNova", "momentum": 0.9, "nesterov": True, "mu": 0.0}
+
+
+# ------------------------------------------------------------------ with a proximal term
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.6, 0.9])
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("steps", [1, 3, 40])
+def test_accumulated_steps_are_what_torch_moves_against_a_proximal_term(steps, momentum, nesterov):
+    rate, mu, weight = 0.01, 7.0, torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer = torch.optim.SGD([weight], lr=rate, momentum=momentum, nesterov=nesterov and momentum > 0)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (weight + mu / 2 * weight.square()).sum().backward()
+        optimizer.step()
+    moved = accumulated_steps(steps, momentum, nesterov, rate * mu)
+    assert moved == pytest.approx(-weight.item() / rate, rel=1e-11)
+    if not momentum:
+        assert moved == pytest.approx((1 - (1 - rate * mu) ** steps) / (rate * mu), rel=1e-12)
+    assert accumulated_steps(steps, momentum, nesterov, 1e-12) == pytest.approx(
+        accumulated_steps(steps, momentum, nesterov), rel=1e-9
+    )
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_with_fedprox_the_fixed_point_is_the_optimum_of_the_mean_loss_only_if_the_rule_knows_mu(momentum):
+    # Losses (w - c)^2 / 2 with c = 1, 0.2, 0 and cases 5, 2, 1: the optimum of their mean is 5.4 / 8. Sites take 12, 4
+    # and 2 steps with mu = 60 and a rate of 1e-3, in which mu counts (the pull over a round is up to 0.5) while the
+    # losses' own curvature does not.
+    rate, mu, targets, cases, steps = 1e-3, 60.0, (1.0, 0.2, 0.0), (5, 2, 1), (12, 4, 2)
+
+    def local(start, target, count):
+        weight = torch.nn.Parameter(torch.tensor([start], dtype=torch.float64))
+        optimizer = torch.optim.SGD([weight], lr=rate, momentum=momentum, nesterov=momentum > 0)
+        for _ in range(count):
+            weight.grad = weight.detach() - target + mu * (weight.detach() - start)
+            optimizer.step()
+        return weight.item() - start
+
+    ends = []
+    for known in (mu, 0.0):
+        rule = FedNova(momentum, mu=known)
+        rule.check_plan(
+            plan(optimizer="sgd", momentum=momentum, reset_optimizer=True, schedule="constant", learning_rate=rate)
+        )
+        weight = 0.0
+        for _ in range(60):
+            moves = [local(weight, *each) for each in zip(targets, steps, strict=True)]
+            weight += 20 * aggregate(rule, sites(*zip(moves, cases, steps, strict=True)))["w"].item()
+        ends.append(weight)
+    assert ends[0] == pytest.approx(5.4 / 8, abs=0.005)
+    assert abs(ends[1] - 5.4 / 8) > 0.03
+
+
+def test_the_mu_of_the_rule_is_that_of_the_sites():
+    FedNova(mu=0.1).check_pull(0.1)
+    FedAvg().check_pull(0.1)
+    with pytest.raises(ConfigurationError, match=r"mu is 0\.0, but must be 0\.1, the mu of FedProx at the sites"):
+        FedNova().check_pull(0.1)

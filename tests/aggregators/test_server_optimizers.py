@@ -34,7 +34,8 @@ def moved_by_torch(make, rounds):
 @pytest.mark.parametrize(
     ("ours", "make"),
     [
-        (FedAvgM(), lambda p: torch.optim.SGD(p, lr=1.0, momentum=0.9)),
+        (FedAvgM(1.0), lambda p: torch.optim.SGD(p, lr=1.0, momentum=0.9)),
+        (FedAvgM(momentum=0.8), lambda p: torch.optim.SGD(p, lr=0.2, momentum=0.8)),
         (FedAvgM(0.3, 0.5), lambda p: torch.optim.SGD(p, lr=0.3, momentum=0.5)),
         (FedAdam(), lambda p: torch.optim.Adam(p)),
         (FedAdam(0.1, 0.8, 0.95, 1e-3), lambda p: torch.optim.Adam(p, lr=0.1, betas=(0.8, 0.95), eps=1e-3)),
@@ -191,7 +192,7 @@ def test_a_square_beyond_float32_is_refused_instead_of_freezing_the_array():
 
 
 def test_the_update_is_left_as_it_was_and_moments_do_not_follow_it():
-    update, optimizer = {"w": np.array([1.0])}, FedAvgM(momentum=0.5)
+    update, optimizer = {"w": np.array([1.0])}, FedAvgM(1.0, momentum=0.5)
     optimizer.step(update)
     assert update["w"].tolist() == [1.0]
     update["w"][:] = 100.0
@@ -226,7 +227,7 @@ def test_wrong_arguments_are_refused(kind, arguments, message):
 
 
 def test_descriptions_name_every_argument():
-    assert FedAvgM().describe() == {"name": "FedAvgM", "learning_rate": 1.0, "momentum": 0.9}
+    assert FedAvgM().describe() == {"name": "FedAvgM", "learning_rate": pytest.approx(0.1), "momentum": 0.9}
     common = {"beta1": 0.9, "tau": 1e-8, "initial": 0.0, "beta2": 0.999, "bias_correction": True}
     assert FedAdam().describe() == {"name": "FedAdam", "learning_rate": 1e-3, **common}
     assert FedYogi(0.01).describe() == {"name": "FedYogi", "learning_rate": 0.01, **common}
@@ -237,3 +238,12 @@ def test_descriptions_name_every_argument():
         "tau": 1e-8,
         "initial": 0.0,
     }
+
+
+def test_a_steady_update_moves_the_weights_by_itself_in_the_long_run_with_the_default_rate():
+    for momentum in (0.0, 0.5, 0.9):
+        optimizer = FedAvgM(momentum=momentum)
+        moves = [optimizer.step({"w": np.array([2.0])})["w"].item() for _ in range(200)]
+        assert moves[-1] == pytest.approx(2.0)
+        assert moves == sorted(moves)
+        assert moves[0] == pytest.approx(2.0 * (1 - momentum))

@@ -5,18 +5,29 @@ import pytest
 from fedseg.aggregators.fedavg import FedAvg
 from fedseg.aggregators.fedcostwavg import FedCostWAvg
 from fedseg.aggregators.fedmix import FedMix
+from fedseg.aggregators.fednova import FedNova
 from fedseg.aggregators.fedpod import FedPOD
 from fedseg.aggregators.krum import Krum
+from fedseg.aggregators.robust import CoordinateMedian, GeometricMedian, TrimmedMean
 from fedseg.contract.combinations import EPSILON, TRAIN_LOSS, check_parts, conflict, declared
 from fedseg.errors import ConfigurationError
 from fedseg.filters.dp_sgd import DPSGD
 from fedseg.filters.encrypt import EncryptUpdate
 from fedseg.filters.noise import GaussianNoise, LaplaceNoise
 from fedseg.filters.norm_clip import NormClip
+from fedseg.filters.quantize import QuantizeUpdate
+from fedseg.filters.share_fraction import ShareFraction
 from fedseg.filters.sparse_vector import SparseVector
 from fedseg.jobs.allowed_components import component_classes
+from fedseg.training.hooks import TrainingHook
 from fedseg.training.methods.class_weights import ClassWeights
+from fedseg.training.methods.ditto import Ditto
+from fedseg.training.methods.fedmax import FedMax
 from fedseg.training.methods.fedprox import FedProx
+from fedseg.training.methods.harmofl import HarmoFL
+from fedseg.training.methods.moon import MOON
+from fedseg.training.methods.scaffold import Scaffold
+from fedseg.training.patient_dp_sgd import PatientDPSGD
 from fedseg.workflows.run.settings import RunSettings
 from fedseg.workflows.selection import AllSites, DropSlow, RandomSites
 
@@ -66,6 +77,32 @@ def test_scores_of_rounds_are_compared_over_the_same_sites_only():
 
 def test_updates_that_are_encrypted_are_not_compared():
     assert "the values of each update" in (conflict([Krum(), EncryptUpdate]) or "")
+
+
+@pytest.mark.parametrize("rule", [CoordinateMedian(), TrimmedMean(0.1)])
+@pytest.mark.parametrize("sparse", [ShareFraction, SparseVector])
+def test_rules_of_single_coordinates_need_all_of_them(rule, sparse):
+    assert "every coordinate of each update, which" in (conflict([rule, sparse]) or "")
+    assert conflict([rule, NormClip, QuantizeUpdate]) is None
+    assert conflict([GeometricMedian(), ShareFraction]) is None
+
+
+def test_steps_are_counted_only_where_their_number_says_how_far_a_site_went():
+    for part in (MOON, Scaffold, DPSGD):
+        for rule in (FedNova(), FedNova(mu=0.1)):
+            assert f"which {part.__name__} withholds" in (conflict([rule, part]) or "")
+    assert conflict([FedNova(), FedProx]) == (
+        "FedNova needs local steps along the gradient of the loss alone, which FedProx withholds."
+    )
+    assert conflict([FedNova(mu=0.1), FedProx]) is None
+    assert conflict([FedNova(), ClassWeights, Ditto, FedMax, HarmoFL]) is None
+
+
+def test_every_hook_that_changes_steps_says_whether_they_can_be_counted():
+    for found in component_classes().values():
+        if issubclass(found, TrainingHook) and found is not PatientDPSGD:
+            changes = [m for m in ("loss", "step", "after_backward", "after_step") if m in vars(found)]
+            assert not changes or "withholds" in vars(found), (found.__name__, changes)
 
 
 def test_a_refusal_names_both_parts_and_what_is_missing():

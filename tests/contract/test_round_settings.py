@@ -7,7 +7,9 @@ from fedseg.contract.settings import TrainingSettings
 from fedseg.errors import RefusalError
 
 
-@pytest.mark.parametrize("given", [{}, {"local_epochs": 4}, {"learning_rate": 0.5}, {"local_epochs": 1000}])
+@pytest.mark.parametrize(
+    "given", [{}, {"local_epochs": 4}, {"learning_rate": 0.5}, {"local_epochs": 1000}, {"reset_optimizer": True}]
+)
 def test_what_is_sent_is_what_arrives_and_the_plans_settings_stay_else(given):
     settings, plan = RoundSettings(**given), TrainingSettings(local_epochs=2, learning_rate=0.1)
     assert parse_round_settings({"other": 1, **settings.to_meta()}) == settings
@@ -22,6 +24,7 @@ def test_what_is_sent_is_what_arrives_and_the_plans_settings_stay_else(given):
         [], "local_epochs", {"epochs": 1}, {"local_epochs": 0}, {"local_epochs": 1001}, {"local_epochs": True},
         {"local_epochs": 1.0}, {"local_epochs": None}, {"learning_rate": 0}, {"learning_rate": 1.5},
         {"learning_rate": float("nan")}, {"learning_rate": "0.1"}, {"learning_rate": True},
+        {"reset_optimizer": 1}, {"reset_optimizer": None}, {"reset_optimizer": "true"},
     ],
 )  # fmt: skip
 def test_what_a_site_does_not_accept(content):

@@ -312,6 +312,83 @@ def test_two_hooks_that_would_both_do_the_step_are_refused_by_name():
         job.check()
 
 
+MOON_HOOK = {"id": "moon", "path": "fedseg.training.methods.moon.MOON"}
+HALVES = {
+    "no amplitudes at the server": (
+        "hippocampus_harmofl",
+        lambda job: job.workflow.pop("shared_arrays"),
+        r"workflow\.shared_arrays is missing, but must be what combines the arrays 'amplitude/' of HarmoFL",
+    ),
+    "no hook that sends amplitudes": (
+        "hippocampus_harmofl",
+        lambda job: job.client["executors"][0]["executor"].pop("args"),
+        r"executor\.hooks is \[\], but must be a list with the hook that sends the arrays 'amplitude/'",
+    ),
+    "no control variates at the server": (
+        "brats_scaffold",
+        lambda job: job.workflow.pop("shared_arrays"),
+        r"shared_arrays is missing, but must be what combines the arrays 'control/' of Scaffold",
+    ),
+    "another hook in the place of SCAFFOLD's": (
+        "brats_scaffold",
+        lambda job: job.client["components"].__setitem__(0, {**MOON_HOOK, "id": job.client["components"][0]["id"]}),
+        r"executor\.hooks is \['MOON'\], but must be a list with the hook that sends the arrays 'control/'",
+    ),
+    "the amplitudes of another method": (
+        "brats_scaffold",
+        lambda job: job.workflow.update(shared_arrays={"path": "fedseg.aggregators.mean_amplitude.MeanAmplitude"}),
+        r"shared_arrays is 'MeanAmplitude', but must be what combines the arrays 'control/'",
+    ),
+    "SCAFFOLD from site to site": (
+        "brats_scaffold",
+        lambda job: job.server["workflows"].__setitem__(
+            0, {"path": "fedseg.workflows.cyclic_training.CyclicTraining", "args": {"num_rounds": 2}}
+        ),
+        r"shared_arrays is missing, but must be what combines the arrays 'control/'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HALVES)
+def test_half_of_a_method_is_refused(case):
+    name, change, said = HALVES[case]
+    job = read_job(ROOT / "jobs" / name)
+    job.check()
+    change(job)
+    with pytest.raises(ConfigurationError, match=said):
+        job.check()
+
+
+def test_fednova_goes_with_fedprox_where_both_say_the_same_mu():
+    job = read_job(ROOT / "jobs" / "hippocampus_fednova")
+    job.client["components"] = [
+        {"id": "fedprox", "path": "fedseg.training.methods.fedprox.FedProx", "args": {"mu": 0.2}}
+    ]
+    job.client["executors"][0]["executor"]["args"] = {"hooks": ["fedprox"]}
+    with pytest.raises(ConfigurationError, match="FedNova needs local steps along the gradient of the loss alone"):
+        job.check()
+    job.set("aggregator.mu", 0.1)
+    with pytest.raises(ConfigurationError, match=r"mu is 0\.1, but must be 0\.2, the mu of FedProx at the sites"):
+        job.check()
+    job.set("aggregator.mu", 0.2)
+    job.check()
+
+
+def test_partial_sharing_with_a_median_of_coordinates_is_refused(tmp_path):
+    for sparse in (SHARE, ("SparseVector", SPARSE)):
+        job = filtered(tmp_path / sparse[0], sparse)
+        job.check()
+        for rule in ("CoordinateMedian", "TrimmedMean"):
+            job.set("workflow.aggregator", {"path": f"fedseg.aggregators.robust.{rule}"})
+            with pytest.raises(
+                ConfigurationError, match=f"{rule} needs every coordinate of each update, which {sparse[0]}"
+            ):
+                job.check()
+
+
+SPARSE = {
+    "fraction": 0.1, "clip": 0.1, "threshold": 0.01, "epsilon_threshold": 1, "epsilon_query": 1, "epsilon_release": 1,
+}  # fmt: skip
 PRIVATE = ("DPSGD", {"clip": 1.0, "noise_multiplier": 8.0})
 ADAPTIVE = {"path": "fedseg.aggregators.fedpidavg.FedPIDAvg"}
 

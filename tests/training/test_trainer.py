@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from fedseg.contract.plan import parse_plan
+from fedseg.contract.round_settings import RoundSettings
 from fedseg.contract.settings import parse_training
 from fedseg.data.datalist import read_datalist
 from fedseg.errors import AbortedError, ConfigurationError, RefusalError
@@ -72,6 +73,25 @@ def test_the_optimizer_is_kept_between_rounds(datalist, tmp_path):
         lambda: trainer(datalist, SiteState(tmp_path / "2", "run"), {"reset_optimizer": True}), start, range(2), 2
     )
     assert any(not np.array_equal(kept[n], fresh[n]) for n in kept)
+
+
+def test_the_server_can_have_the_optimizer_reset_in_rounds_that_ask_only_some_sites(datalist, tmp_path):
+    start = get_weights(trainer(datalist).network)
+    runs = []
+    for name, changes, settings in (
+        ("set", {"reset_optimizer": True}, RoundSettings()),
+        ("asked", {}, RoundSettings(reset_optimizer=True)),
+        ("kept", {}, RoundSettings()),
+        ("held", {"reset_optimizer": False}, RoundSettings()),
+    ):
+        weights, state = start, SiteState(tmp_path / name, "run")
+        for number in range(2):
+            result = trainer(datalist, state, changes).train_round(weights, number, 2, settings=settings)
+            weights = apply_difference(weights, result.update)
+        runs.append(weights)
+    assert_equal(runs[0], runs[1])
+    assert_equal(runs[2], runs[3])
+    assert any(not np.array_equal(runs[1][name], runs[2][name]) for name in start)
 
 
 def test_one_step_equals_a_step_written_out(datalist):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,21 @@ from fedseg.networks.weights import Arrays
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Draw:
+    """How the sites of a round were drawn from all that could be asked.
+
+    Attributes:
+        counts: how often each site of the round was drawn; who was drawn twice trains once, and counts twice.
+        expected: how often each site that could be asked is drawn in a round on average; empty where nobody knows.
+        samples: training cases of each site that could be asked.
+    """
+
+    counts: Mapping[str, int] = field(default_factory=dict)
+    expected: Mapping[str, float] = field(default_factory=dict)
+    samples: Mapping[str, int] = field(default_factory=dict)
+
+
 class AggregationError(FedsegError):
     """A rule gave weights that cannot be used, or there is nothing to aggregate."""
 
@@ -40,6 +56,7 @@ class Aggregator(ModelAggregator):
 
     Attributes:
         needs: see ``contract.combinations``; a rule that combines updates by itself compares them.
+        draw: how the sites of the round at hand were drawn; the run sets it.
         last_weights: the weight of each site in the last aggregation, sorted by name; empty for rules without such.
         last_scales: factors by which single updates were scaled besides; empty where none was.
         last_notes: what else the rule wants to have reported of the round; plain JSON.
@@ -51,6 +68,7 @@ class Aggregator(ModelAggregator):
         super().__init__()
         self._spool = UpdateSpool()
         self._reports: dict[str, SiteReport] = {}
+        self.draw = Draw()
         self.last_weights: dict[str, float] = {}
         self.last_scales: dict[str, float] = {}
         self.last_notes: dict[str, Any] = {}
@@ -90,6 +108,16 @@ class Aggregator(ModelAggregator):
 
         Raises:
             ConfigurationError: a setting of the plan must be another.
+        """
+
+    def check_pull(self, mu: float) -> None:
+        """Refuse a proximal term that the rule does not reckon with.
+
+        Args:
+            mu: of the term mu / 2 ||w - w_global||^2 that hooks add to the loss at the sites; 0 without one.
+
+        Raises:
+            ConfigurationError: it must be another.
         """
 
     def history(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from fedseg.aggregators.geometry import Geometry, measure
 from fedseg.aggregators.spool.reader import SpoolReader
 from fedseg.aggregators.spool.sums import Strip, in_threads, strips
 from fedseg.aggregators.weighted import WeightedAggregator, sample_shares
-from fedseg.contract.combinations import COMPARED_UPDATES
+from fedseg.contract.combinations import COMPARED_UPDATES, EVERY_COORDINATE
 from fedseg.contract.report import SiteReport
 from fedseg.networks.weights import Arrays
 
@@ -24,8 +24,12 @@ _BASES = ("uniform", "samples")
 class _MiddleMean(Aggregator):
     """Each coordinate is the mean of its middle values over the sites that sent it; sizes of sites do not count.
 
-    Arrays are read in strips, so that memory does not grow with the number of sites.
+    Arrays are read in strips, so that memory does not grow with the number of sites. With partial sharing a coordinate
+    that a site keeps arrives as 0: those that fewer than half of the sites send would never move, and of those that two
+    or three send no majority says which is right. So such jobs are refused.
     """
+
+    needs = COMPARED_UPDATES | {EVERY_COORDINATE}
 
     @abstractmethod
     def _cut(self, sites: int) -> int:

@@ -54,13 +54,16 @@ class WeightedAggregator(Aggregator):
         return {}
 
     def round_weights(self, reports: Mapping[str, SiteReport]) -> dict[str, float]:
-        """The checked weights of a round, kept in ``last_weights``.
+        """The checked weights of a round, kept in ``last_weights``; a site counts as often as it was drawn.
 
         Raises:
             AggregationError: they are unusable.
         """
         weights = self.site_weights(reports)
         check_site_weights(weights, reports)
+        counts = {site: self.draw.counts.get(site, 1) for site in reports}
+        if set(counts.values()) != {1}:
+            weights = normalised({site: weight * counts[site] for site, weight in weights.items()})
         self.last_weights = {site: weights[site] for site in reports}
         return self.last_weights
 

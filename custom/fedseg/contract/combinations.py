@@ -25,6 +25,7 @@ TRAIN_LOSS, VAL_LOSS, SCORES, DURATION = "train_loss", "val_loss", "scores", "du
 STATISTICS, EPSILON = "statistics", "epsilon"
 VALUES, SCALING, ONE_START, SAME_SITES = "values", "scaling", "one_start", "same_sites"
 EVERY_COORDINATE, LOCAL_STEPS, PLAIN_STEPS = "every_coordinate", "local_steps", "plain_steps"
+COUNTED_STEPS, KNOWN_DRAWS, COUNTED_DRAWS = "counted_steps", "known_draws", "counted_draws"
 
 MEANINGS: Mapping[str, str] = {
     TRAIN_LOSS: "the training loss of every site",
@@ -40,11 +41,14 @@ MEANINGS: Mapping[str, str] = {
     EVERY_COORDINATE: "every coordinate of each update",
     LOCAL_STEPS: "a part in the sites' training steps",
     PLAIN_STEPS: "local steps along the gradient of the loss alone",
+    COUNTED_STEPS: "local steps whose number says how far a site went",
+    KNOWN_DRAWS: "sites that are all drawn with known probabilities",
+    COUNTED_DRAWS: "a rule that counts a site as often as it was drawn, whatever its size",
 }
 """The closed list of what a part can need of the sites, as the end of a sentence."""
 COMPARED_UPDATES = frozenset({VALUES, ONE_START})
 """What a rule needs that looks at the updates of a round side by side."""
-PROVIDED = frozenset({EPSILON})
+PROVIDED = frozenset({EPSILON, COUNTED_DRAWS})
 """What no job has unless one of its parts provides it; everything else is there unless a part withholds it."""
 
 

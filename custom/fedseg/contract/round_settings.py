@@ -35,10 +35,12 @@ class RoundSettings:
     Attributes:
         local_epochs: passes over the training cases in this round, 1 to 1000.
         learning_rate: peak of the schedule in this round, above 0 and up to 1.
+        reset_optimizer: whether this round starts with a fresh optimizer.
     """
 
     local_epochs: int | None = None
     learning_rate: float | None = None
+    reset_optimizer: bool | None = None
 
     def applied(self, settings: TrainingSettings) -> TrainingSettings:
         """The plan's settings with those of this round in their place."""
@@ -68,4 +70,6 @@ def parse_round_settings(meta: Mapping[str, Any]) -> RoundSettings:
         raise RefusalError("plan", f"The round's local_epochs is not a whole number from 1 to {_MOST_EPOCHS}.")
     if type(rate) not in (int, float) or not 0 < rate <= 1:
         raise RefusalError("plan", "The round's learning_rate is not a number above 0 and up to 1.")
+    if type(content.get("reset_optimizer", False)) is not bool:
+        raise RefusalError("plan", "The round's reset_optimizer is not true or false.")
     return RoundSettings(**content)

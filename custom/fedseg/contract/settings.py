@@ -25,7 +25,8 @@ class TrainingSettings:
         gradient_clip: largest L2 norm of a step's gradient.
         dice_weight: weight of the Dice loss beside the cross-entropy.
         batch_dice: Dice over the whole batch instead of the mean over its patches; steadier on small structures.
-        reset_optimizer: start every round with a fresh optimizer instead of the site's saved one.
+        reset_optimizer: start every round with a fresh optimizer instead of the site's saved one; None does so where
+            rounds ask only some sites, since moments of a site that was away belong to an old model.
         augmentation: ``none``, ``intensity`` (scale, shift, noise, the task's mirror axes) or ``full`` (also turns
             and zooms in mm, blur, contrast, gamma, lower resolution).
         threads: torch threads; equal results need equal thread counts.
@@ -47,7 +48,7 @@ class TrainingSettings:
     gradient_clip: float = setting(1.0, number, above=0)
     dice_weight: float = setting(1.0, number, above=0)
     batch_dice: bool = setting(True, switch)
-    reset_optimizer: bool = setting(False, switch)
+    reset_optimizer: bool | None = setting(None, switch)
     augmentation: str = setting("intensity", one_of, choices=("none", "intensity", "full"))
     threads: int = setting(1, whole)
     precision: str = setting("auto", one_of, choices=("auto", "float32", "bfloat16"))

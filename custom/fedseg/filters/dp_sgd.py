@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from fedseg import allowed
-from fedseg.contract.combinations import LOCAL_STEPS
+from fedseg.contract.combinations import COUNTED_STEPS, LOCAL_STEPS
 from fedseg.contract.update import Update
 from fedseg.errors import RefusalError
 from fedseg.filters.context import SiteContext
@@ -29,7 +29,7 @@ class DPSGD(GuaranteedFilter):
 
     meaning = "training clips each case's gradient and adds Gaussian noise: a formal guarantee for each patient"
     accepts_extras = False
-    withholds = GuaranteedFilter.withholds | {LOCAL_STEPS}
+    withholds = GuaranteedFilter.withholds | {LOCAL_STEPS, COUNTED_STEPS}
 
     def __init__(
         self, clip: float, noise_multiplier: float, delta: float = 1e-5, max_cases_per_patient: int = 1

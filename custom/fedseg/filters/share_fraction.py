@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fedseg import allowed
+from fedseg.contract.combinations import EVERY_COORDINATE
 from fedseg.contract.update import SPARSE, Stage, Update
 from fedseg.errors import RefusalError
 from fedseg.filters.base import UpdateFilter
@@ -39,6 +40,7 @@ class ShareFraction(UpdateFilter):
     meaning = "sends the largest values only: less to look into, but no formal guarantee"
     stage = Stage.SPARSIFY
     gives = SPARSE
+    withholds = frozenset({EVERY_COORDINATE})
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fedseg import allowed
+from fedseg.contract.combinations import EVERY_COORDINATE
 from fedseg.contract.update import SPARSE, Update
 from fedseg.filters.context import SiteContext
 from fedseg.filters.noise import GuaranteedFilter, Protected
@@ -32,6 +33,7 @@ class SparseVector(GuaranteedFilter):
 
     meaning = "chooses and sends noisy values by the sparse vector technique: a formal guarantee"
     gives = SPARSE
+    withholds = GuaranteedFilter.withholds | {EVERY_COORDINATE}
 
     def __init__(
         self,

@@ -118,11 +118,19 @@ class TrainingHook:
     Attributes:
         reports: what ``report`` tells, by name, see ``ReportField``.
         needs, withholds: see ``contract.combinations``.
+        prefix: first part of the names of the arrays that the hook exchanges with the server, as the ``SharedState``
+            that combines them has it; empty where it sends none.
     """
 
     reports: ClassVar[Mapping[str, ReportField]] = {}
+    prefix: ClassVar[str] = ""
     needs: ClassVar[frozenset[str]] = frozenset({LOCAL_STEPS})
     withholds: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def pull(self) -> float:
+        """The mu of a term mu / 2 ||w - w_global||^2 that the hook adds to the loss; 0 without one."""
+        return 0.0
 
     def check_plan(self, plan: Plan) -> None:
         """Refuse a plan whose settings contradict this method; called once, when the trainer is built.

@@ -294,7 +294,7 @@ class SiteTrainer(LocalSteps):
     def _restore(self, round_number: int) -> None:
         """Optimizer, companions and hooks as this site's last finished round left them, or fresh ones."""
         saved = self.state.load(round_number) if self.state is not None else None
-        reset = self.settings.reset_optimizer
+        reset = bool(self.settings.reset_optimizer)
         if reset or self.state is not None:
             self.optimizer = new_optimizer(self.settings, self.network.parameters())
         if saved is not None and not reset:

@@ -19,7 +19,7 @@ from fedseg.aggregators.shared_state import SharedState
 from fedseg.aggregators.weighted import WeightedAggregator
 from fedseg.allowed import number, setting, whole
 from fedseg.contract.arguments import takes_arguments_of
-from fedseg.contract.combinations import ONE_START, SAME_SITES
+from fedseg.contract.combinations import KNOWN_DRAWS, ONE_START, SAME_SITES
 from fedseg.contract.plan import Plan
 from fedseg.contract.round_numbers import nth
 from fedseg.contract.shapes import array_owners
@@ -260,7 +260,7 @@ class BufferedTraining(Workflow):
     process sites answer in a fixed order, and a run is repeated to the last bit.
     """
 
-    withholds = frozenset({ONE_START, SAME_SITES})
+    withholds = frozenset({ONE_START, SAME_SITES, KNOWN_DRAWS})
 
     @takes_arguments_of(MethodParts, RunSettings)
     def __init__(

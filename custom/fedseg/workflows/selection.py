@@ -10,7 +10,8 @@ import numpy as np
 from scipy.stats import poisson
 
 from fedseg import allowed
-from fedseg.contract.combinations import DURATION
+from fedseg.contract.arguments import arguments_of
+from fedseg.contract.combinations import COUNTED_DRAWS, DURATION, KNOWN_DRAWS, SAME_SITES
 from fedseg.workflows.run.site_selection import SiteFacts, SiteSelection
 
 
@@ -21,6 +22,9 @@ class AllSites(SiteSelection):
 
     def judge(self, facts: Mapping[str, SiteFacts], draw: np.random.Generator) -> dict[str, tuple[bool, str]]:
         return dict.fromkeys(facts, (True, "all sites are asked"))
+
+    def expected_draws(self, facts: Mapping[str, SiteFacts]) -> dict[str, float]:
+        return dict.fromkeys(facts, 1.0)
 
 
 class _SomeSites(SiteSelection):
@@ -46,12 +50,49 @@ class LargestSites(_SomeSites):
 
 
 class RandomSites(_SomeSites):
-    """k sites drawn without replacement, all equally likely."""
+    """k sites drawn without replacement, all equally likely.
+
+    A rule that weighs the drawn sites by their cases then favours small sites: on average over the draws a site does
+    not weigh what it would among all. ``FedAvg`` with ``unbiased`` makes up for it.
+    """
+
+    withholds = frozenset({SAME_SITES})
 
     def judge(self, facts: Mapping[str, SiteFacts], draw: np.random.Generator) -> dict[str, tuple[bool, str]]:
         drawn = {list(facts)[i] for i in draw.permutation(len(facts))[: self.k]}
         counts = f"{len(drawn)} of {len(facts)} sites"
         return {s: (s in drawn, f"{'drawn' if s in drawn else 'not drawn'}: {counts}") for s in facts}
+
+    def expected_draws(self, facts: Mapping[str, SiteFacts]) -> dict[str, float]:
+        return dict.fromkeys(facts, min(self.k, len(facts)) / len(facts))
+
+
+class SitesBySize(_SomeSites):
+    """k draws in which a site j is drawn k s_j / S times on average, in proportion to its training cases s_j.
+
+    So the plain mean of the drawn updates estimates the mean over all cases without bias (scheme I of Li et al., ICLR
+    2020); a rule must not weigh by cases once more. The draws are systematic (Madow, Ann Math Stat 1949): sites lie in
+    random order on a line, each as long as its cases, and k points at equal distances fall on them. So a site is drawn
+    as often as the whole number below or above its average says, and draws scatter less than independent ones. A site
+    with more than S / k cases may be drawn twice; it then trains once and counts twice.
+    """
+
+    needs = frozenset({COUNTED_DRAWS})
+    withholds = frozenset({SAME_SITES})
+
+    def judge(self, facts: Mapping[str, SiteFacts], draw: np.random.Generator) -> dict[str, tuple[int, str]]:
+        order = [list(facts)[i] for i in draw.permutation(len(facts))]
+        ends = np.cumsum([facts[site].num_samples for site in order])
+        points = (draw.random() + np.arange(self.k)) * (ends[-1] / self.k)
+        # Rounding may put the last point on the end of the line.
+        hit = np.minimum(np.searchsorted(ends, points, side="right"), len(order) - 1)
+        counts = {site: int((hit == place).sum()) for place, site in enumerate(order)}
+        averages = self.expected_draws(facts)
+        return {s: (counts[s], f"drawn {counts[s]} times in {self.k}; {averages[s]:.3g} on average") for s in facts}
+
+    def expected_draws(self, facts: Mapping[str, SiteFacts]) -> dict[str, float]:
+        total = sum(fact.num_samples for fact in facts.values())
+        return {site: self.k * fact.num_samples / total for site, fact in facts.items()}
 
 
 class DropSlow(SiteSelection):
@@ -107,6 +148,8 @@ class PoissonBySize(SiteSelection):
     The sizes of the sites are taken as draws of a Poisson distribution with their mean. A site above its ``quantile``
     is asked with probability ``outlier_probability`` in each round, all others always. The paper gives no exact rule;
     this is our reading, and the default probability lies in the middle of the range that others searched (.05 to .30).
+    Another reading of its abstract, fewer local iterations for such a site, is not offered. As with ``RandomSites`` a
+    large site then weighs less on average than among all, unless ``FedAvg`` is ``unbiased``.
     """
 
     def __init__(self, quantile: float = 0.95, outlier_probability: float = 0.2) -> None:
@@ -119,10 +162,13 @@ class PoissonBySize(SiteSelection):
         allowed.number("selection.quantile", quantile, above=0, below=1)
         allowed.number("selection.outlier_probability", outlier_probability, least=0, most=1)
         self.quantile, self.outlier_probability = quantile, outlier_probability
+        self.withholds = frozenset({SAME_SITES} if outlier_probability else {SAME_SITES, KNOWN_DRAWS})
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": type(self).__name__, **arguments_of(self)}
 
     def judge(self, facts: Mapping[str, SiteFacts], draw: np.random.Generator) -> dict[str, tuple[bool, str]]:
-        mean = float(np.mean([fact.num_samples for fact in facts.values()]))
-        limit = int(poisson.ppf(self.quantile, mean))
+        limit = self._limit(facts)
         judged = {}
         for site, fact in facts.items():
             # Drawn for every site, so that a site's draw does not depend on the sizes of the others.
@@ -133,3 +179,12 @@ class PoissonBySize(SiteSelection):
                 text = f"{fact.num_samples} cases, above {limit}: asked with probability {self.outlier_probability}"
                 judged[site] = (drawn, f"{text}; {'drawn' if drawn else 'not drawn'}")
         return judged
+
+    def expected_draws(self, facts: Mapping[str, SiteFacts]) -> dict[str, float]:
+        limit = self._limit(facts)
+        return {s: 1.0 if fact.num_samples <= limit else self.outlier_probability for s, fact in facts.items()}
+
+    def _limit(self, facts: Mapping[str, SiteFacts]) -> int:
+        """The most cases of a site that is no outlier, which the smallest never is."""
+        sizes = [fact.num_samples for fact in facts.values()]
+        return max(min(sizes), int(poisson.ppf(self.quantile, float(np.mean(sizes)))))

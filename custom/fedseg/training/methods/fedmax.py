@@ -20,6 +20,9 @@ class FedMax(TrainingHook):
     1/F * log((1/F) / p): 0 where all features are equal, growing as single ones dominate.
     """
 
+    # The term is part of what the site minimises; it looks at no other model.
+    withholds = frozenset()
+
     def __init__(self, beta: float = 1000.0) -> None:
         """Choose how strongly.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from fedseg import allowed
+from fedseg.contract.combinations import PLAIN_STEPS
 from fedseg.networks.weights import Arrays
 from fedseg.training.hooks import LocalTraining, TrainingHook
 
@@ -16,6 +17,8 @@ class FedProx(TrainingHook):
     is the share of the way back to the global model that each step takes.
     """
 
+    withholds = frozenset({PLAIN_STEPS})
+
     def __init__(self, mu: float = 0.01) -> None:
         """Choose how strongly.
 
@@ -25,6 +28,10 @@ class FedProx(TrainingHook):
         allowed.number("mu", mu, least=0)
         self.mu = mu
         self._anchor: dict[str, torch.Tensor] = {}
+
+    @property
+    def pull(self) -> float:
+        return self.mu
 
     def before_round(self, training: LocalTraining, global_weights: Arrays, round_number: int) -> None:
         self._anchor = {

@@ -26,6 +26,10 @@ class HarmoFL(TrainingHook):
     The mean is over patches that tile each image, then over images: images of all sizes count equally.
     """
 
+    prefix = "amplitude/"
+    # Each batch is one step, along the gradient of a loss that is flattened.
+    withholds = frozenset()
+
     def __init__(self, alpha: float = 0.05) -> None:
         """Choose how far weights are perturbed.
 
@@ -49,7 +53,7 @@ class HarmoFL(TrainingHook):
             for patch in patches:
                 of_image += part.measure(patch[None].to(training.device)).double().cpu()
             total += of_image / len(patches)
-        return {"amplitude/spectrum": (total / len(training.training_cases)).float().numpy()}
+        return {f"{self.prefix}spectrum": (total / len(training.training_cases)).float().numpy()}
 
     def before_round(self, training: LocalTraining, global_weights: Arrays, round_number: int) -> None:
         if not global_weights[SPECTRUM].any():

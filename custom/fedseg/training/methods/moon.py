@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from fedseg import allowed
+from fedseg.contract.combinations import COUNTED_STEPS, PLAIN_STEPS
 from fedseg.contract.plan import Plan
 from fedseg.errors import ConfigurationError
 from fedseg.networks.weights import Arrays, get_weights
@@ -33,6 +34,8 @@ class MOON(TrainingHook):
     normalisation, which fixes the mean over space up to the activation behind it: there the term stays near log 2 and
     does little. ``norm: group`` or another network gives it something to compare.
     """
+
+    withholds = frozenset({PLAIN_STEPS, COUNTED_STEPS})
 
     def __init__(self, mu: float = 1.0, temperature: float = 0.5) -> None:
         """Choose how strongly.

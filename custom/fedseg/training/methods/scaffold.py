@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedseg.contract.combinations import COUNTED_STEPS, PLAIN_STEPS
 from fedseg.contract.plan import Plan
 from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.networks.weights import Arrays, check_weights
 from fedseg.training.hooks import LocalTraining, TrainingHook
-
-PREFIX = "control/"
 
 
 class Scaffold(TrainingHook):
@@ -32,6 +31,9 @@ class Scaffold(TrainingHook):
     If an update does not arrive, the site's c_i has moved and c has not; the paper's c = mean(c_i) then holds no more.
     """
 
+    prefix = "control/"
+    withholds = frozenset({PLAIN_STEPS, COUNTED_STEPS})
+
     def __init__(self) -> None:
         self._own: dict[str, torch.Tensor] = {}
         self._change: Arrays = {}
@@ -48,7 +50,11 @@ class Scaffold(TrainingHook):
 
     def before_round(self, training: LocalTraining, global_weights: Arrays, round_number: int) -> None:
         named = _parameters(training)
-        control = {n.removeprefix(PREFIX): v for n, v in training.received_extras.items() if n.startswith(PREFIX)}
+        control = {
+            name.removeprefix(self.prefix): value
+            for name, value in training.received_extras.items()
+            if name.startswith(self.prefix)
+        }
         if not control:
             raise RefusalError("weights", "The server sent no control variates; its job lacks ControlVariates.")
         check_weights(named, control)
@@ -73,10 +79,10 @@ class Scaffold(TrainingHook):
         for name, parameter in _parameters(training).items():
             start = np.asarray(global_weights[name], np.float64)
             mean_gradient = (start - parameter.detach().cpu().numpy().astype(np.float64)) / self._rates
-            control = np.asarray(training.received_extras[PREFIX + name], np.float64)
+            control = np.asarray(training.received_extras[self.prefix + name], np.float64)
             before = self._own[name].numpy()
             after = (before - control + mean_gradient).astype(before.dtype)
-            self._change[PREFIX + name] = after - before
+            self._change[self.prefix + name] = after - before
             self._own[name] = torch.from_numpy(after)
 
     def extra_arrays(self, training: LocalTraining) -> Arrays:

@@ -13,7 +13,7 @@ from nvflare.apis.dxo import MetaKey
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 
 from fedseg import allowed
-from fedseg.aggregators.base import AggregationError, Aggregator
+from fedseg.aggregators.base import AggregationError, Aggregator, Draw
 from fedseg.aggregators.weighted import WeightedAggregator
 from fedseg.contract.combinations import SCALING, VALUES
 from fedseg.contract.plan import Plan
@@ -130,6 +130,9 @@ class EncryptedRunModel(RunModel):
     def begin_round(self, keep: Keep | None = None) -> None:
         super().begin_round(keep)
         self._terms, self._sum, self._nonces, self._key = None, None, {}, self.key
+
+    def sites_drawn(self, draw: Draw) -> None:
+        self.rule.draw = draw
 
     # ------------------------------------------------------------- reports, then ciphertexts
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
 from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.app_constant import AppConstants
 
+from fedseg.contract.combinations import SAME_SITES
 from fedseg.contract.plan import Plan
 from fedseg.contract.report import SiteReport
 from fedseg.contract.round_settings import RoundSettings, round_steps
@@ -130,6 +131,8 @@ class RoundProtocol(ABC):
     def message(self, run: RunState, sites: Sequence[str]) -> Message:
         """What the task ``train`` of the round at hand brings to sites."""
         settings, message = self.round_settings(run.number), run.model.training_message(sites)
+        if run.plan.training.reset_optimizer is None and SAME_SITES in run.selection.withholds:
+            settings = replace(settings, reset_optimizer=True)
         for each in single_messages(message):
             each.meta |= {**run.round_meta(), **settings.to_meta()}
             each.current_round, each.total_rounds = run.number, run.settings.num_rounds

@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from fedseg.aggregators.base import Draw
+from fedseg.aggregators.shared_state import SharedState
 from fedseg.contract.plan import Plan
 from fedseg.contract.report import SiteReport
 from fedseg.contract.update import Step, Update
-from fedseg.errors import RefusalError
+from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.networks.weights import Arrays
+from fedseg.training.hooks import TrainingHook, replaces
 from fedseg.workflows.run.checkpoint import Checkpoints
 from fedseg.workflows.run.record import RunRecord
 from fedseg.workflows.run.sites import Message
@@ -89,6 +92,14 @@ class RunModel(ABC):
             ConfigurationError: a setting of the plan must be another.
         """
 
+    def check_hooks(self, hooks: Sequence[TrainingHook]) -> None:
+        """Refuse hooks at the sites of which the model lacks the other half, or that lack theirs.
+
+        Raises:
+            ConfigurationError: names the half that is missing.
+        """
+        check_halves(hooks, None)
+
     @abstractmethod
     def load(self, plan: Plan, place: RunPlace, checkpoints: Checkpoints) -> None:
         """Start from the plan's seeded network, or from a model that the job brings.
@@ -141,6 +152,9 @@ class RunModel(ABC):
                 update is left out. None stores none.
         """
         self.reports, self.steps, self._keep = {}, {}, keep
+
+    def sites_drawn(self, draw: Draw) -> None:
+        """How the sites of the round at hand were drawn."""
 
     @abstractmethod
     def accept_update(self, site: str, update: Update) -> None:
@@ -208,3 +222,21 @@ class RunModel(ABC):
     @abstractmethod
     def restore(self, number: int, arrays: Mapping[str, np.ndarray], history: Mapping[str, Any]) -> None:
         """Restore what ``state`` and ``history`` gave after a finished round."""
+
+
+def check_halves(hooks: Sequence[TrainingHook], shared: SharedState | None) -> None:
+    """Refuse a hook that sends arrays that nothing at the server combines, and what combines arrays that no hook sends.
+
+    Raises:
+        ConfigurationError: names the half that is missing.
+    """
+    moments = ("extra_arrays", "arrays_before_rounds")
+    sending = {h.prefix: type(h).__name__ for h in hooks if any(replaces(h, moment) for moment in moments)}
+    combining = {} if shared is None else {shared.prefix: type(shared).__name__}
+    remedy = "docs/reference/method-table.md names both halves of each method."
+    for prefix in sorted(set(sending) - set(combining)):
+        wanted = f"what combines the arrays {prefix!r} of {sending[prefix]}"
+        raise ConfigurationError("workflow.shared_arrays", " ".join(combining.values()) or None, wanted, remedy)
+    for prefix in sorted(set(combining) - set(sending)):
+        wanted = f"a list with the hook that sends the arrays {prefix!r} of {combining[prefix]}"
+        raise ConfigurationError("executor.hooks", sorted(type(h).__name__ for h in hooks), wanted, remedy)

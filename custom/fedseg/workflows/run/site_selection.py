@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fedseg.contract.combinations import SAME_SITES
+from fedseg.aggregators.base import Draw
+from fedseg.contract.combinations import KNOWN_DRAWS, SAME_SITES
 from fedseg.randomness import generator
 
 
@@ -29,10 +30,11 @@ class SiteFacts:
 
 @dataclass(frozen=True)
 class Selection:
-    """Sites of a round, and for every site of the job why it is among them or not."""
+    """Sites of a round, for every site of the job why it is among them or not, and how they were drawn."""
 
     sites: list[str]
     reasons: dict[str, str]
+    draw: Draw
 
 
 class SiteSelection(ABC):
@@ -43,7 +45,7 @@ class SiteSelection(ABC):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    withholds: ClassVar[frozenset[str]] = frozenset({SAME_SITES})
+    withholds: frozenset[str] = frozenset({SAME_SITES, KNOWN_DRAWS})
 
     def select(self, facts: Mapping[str, SiteFacts], seed: int, round_number: int) -> Selection:
         """Choose.
@@ -58,16 +60,21 @@ class SiteSelection(ABC):
         """
         ordered = {site: facts[site] for site in sorted(facts)}
         judged = self.judge(ordered, generator(seed, "selection", round_number))
-        sites = [site for site, (asked, _) in judged.items() if asked]
+        counts = {site: int(asked) for site, (asked, _) in judged.items() if asked}
         reasons = {site: reason for site, (_, reason) in judged.items()}
-        if not sites:
+        if not counts:
             largest = max(ordered, key=lambda site: ordered[site].num_samples)
-            sites, reasons[largest] = [largest], "the policy left nobody; asked as the largest site"
-        return Selection(sites, reasons)
+            counts, reasons[largest] = {largest: 1}, "the policy left nobody; asked as the largest site"
+        samples = {site: fact.num_samples for site, fact in ordered.items()}
+        return Selection(list(counts), reasons, Draw(counts, self.expected_draws(ordered), samples))
 
     @abstractmethod
-    def judge(self, facts: Mapping[str, SiteFacts], draw: np.random.Generator) -> dict[str, tuple[bool, str]]:
-        """For every site, sorted by name: whether it is asked, and why."""
+    def judge(self, facts: Mapping[str, SiteFacts], draw: np.random.Generator) -> Mapping[str, tuple[int, str]]:
+        """For every site, sorted by name: whether it is asked, or how often it was drawn; and why."""
+
+    def expected_draws(self, facts: Mapping[str, SiteFacts]) -> dict[str, float]:
+        """How often each site is drawn in a round on average; empty where that is not known, or 0 for some site."""
+        return {}
 
     def describe(self) -> dict[str, Any]:
         """Name and arguments, for the run's summary."""

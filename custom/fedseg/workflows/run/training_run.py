@@ -128,6 +128,7 @@ class TrainingRun:
         chosen = self._select()
         run.sites.traffic.clear()
         run.model.begin_round(self._keep_update if run.settings.keep_updates else None)
+        run.model.sites_drawn(chosen.draw)
         self.protocol.collect(run, chosen.sites)
         answered = len(self.protocol.participants(run))
         if answered < (needed := min(run.settings.min_sites, len(chosen.sites))):

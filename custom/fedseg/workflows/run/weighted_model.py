@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from fedseg.aggregators.base import Aggregator
+from fedseg.aggregators.base import Aggregator, Draw
 from fedseg.aggregators.server_optimizers import ServerOptimizer
 from fedseg.aggregators.shared_state import SharedState
 from fedseg.contract.plan import Plan
@@ -15,8 +16,9 @@ from fedseg.contract.shapes import array_owners
 from fedseg.contract.update import Update
 from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.networks.weights import Arrays, get_weights, is_averaged, join_extras, split_extras
+from fedseg.training.hooks import TrainingHook
 from fedseg.workflows.run.plain_model import PlainModel, select
-from fedseg.workflows.run.run_model import Keep, RunModel
+from fedseg.workflows.run.run_model import Keep, RunModel, check_halves
 
 _OPTIMIZER, _SHARED = "optimizer/", "shared/"
 
@@ -45,6 +47,10 @@ class WeightedModel(PlainModel):
                 allowed = f"parts whose arrays all sites share and train from the first round, with {name}"
                 why = "What comes with updates beside the network's arrays would tell those that stay at a site."
                 raise ConfigurationError("network.parts", parts, allowed, why)
+
+    def check_hooks(self, hooks: Sequence[TrainingHook]) -> None:
+        self.aggregator.check_pull(math.fsum(hook.pull for hook in hooks))
+        check_halves(hooks, self.shared_arrays)
 
     @property
     def per_site(self) -> bool:
@@ -83,6 +89,9 @@ class WeightedModel(PlainModel):
         self.aggregator.reset_stats()
         if self.shared_arrays is not None:
             self.shared_arrays.reset_round()
+
+    def sites_drawn(self, draw: Draw) -> None:
+        self.aggregator.draw = draw
 
     def accept_update(self, site: str, update: Update) -> None:
         arrays, extras = self.check(site, update)

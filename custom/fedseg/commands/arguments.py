@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fedseg.errors import DataError, UsageError
 from fedseg.files.documents import load_json
+from fedseg.files.outputs import check_outputs
 from fedseg.tasks.registry import get_task, resolve_task, task_names
 from fedseg.tasks.task import Task
 
@@ -118,6 +119,17 @@ class Command:
         )
 
 
+def check_report_file(option: str, path: Path, inputs: Iterable[Path]) -> None:
+    """Refuse a file for a command's result whose folder is missing, or that the command reads.
+
+    Raises:
+        UsageError: as of ``check_outputs``.
+    """
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"{option}: the folder {path.parent} does not exist.")
+    check_outputs(option, [path], inputs)
+
+
 def run_names(folders: Sequence[Path]) -> list[str]:
     """The folders' own names where these differ, else their paths.
 
@@ -150,6 +162,12 @@ def task_from_argument(argument: str) -> Task:
     if path.is_file():
         return resolve_task(_read(path))
     raise UsageError(f"{argument!r} is no task: name {TASK_HELP}.")
+
+
+def task_files(argument: str) -> tuple[Path, ...]:
+    """The file that ``task_from_argument`` reads, where it reads one."""
+    path = Path(argument)
+    return () if argument in task_names() else (path / JOB_CONFIGURATION if path.is_dir() else path,)
 
 
 def _read(path: Path) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
@@ -11,12 +10,13 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from fedseg.commands.arguments import TASK_HELP, Command, task_from_argument
+from fedseg.commands.arguments import TASK_HELP, Command, check_report_file, task_files, task_from_argument
 from fedseg.console import out, track
 from fedseg.data.checks.datalist_check import check_datalist
 from fedseg.data.checks.findings import CheckReport, Finding
 from fedseg.data.datalist import read_datalist
 from fedseg.errors import UsageError
+from fedseg.files.documents import write_json
 
 SHOWN_PER_CODE = 20
 
@@ -41,10 +41,10 @@ def run(options: argparse.Namespace) -> int:
     """
     if options.workers < 1:
         raise UsageError(f"--workers is {options.workers}, but must be at least 1.")
-    if options.json and not options.json.parent.is_dir():
-        raise UsageError(f"--json: the folder {options.json.parent} does not exist.")
     task = task_from_argument(options.task)
     datalist = read_datalist(options.datalist)
+    if options.json:
+        check_report_file("--json", options.json, [*task_files(options.task), *datalist.files])
     report = check_datalist(task, datalist, track, quick=options.quick, workers=options.workers)
     console = out()
     _print_findings(console, "red", "error", report.errors)
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     _print_statistics(console, report)
     console.print(f"[{'bold' if report.ok else 'bold red'}]{report.summary}[/]")
     if options.json:
-        options.json.write_text(json.dumps(report.to_dict(), indent=1) + "\n", "utf-8")
+        write_json(options.json, report.to_dict())
         console.print(f"Report: {escape(str(options.json))}")
     return 0 if report.ok else 1
 

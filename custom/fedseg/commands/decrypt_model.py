@@ -9,6 +9,8 @@ from fedseg.commands.arguments import Command
 from fedseg.commands.saved_model import origin
 from fedseg.console import out
 from fedseg.errors import UsageError
+from fedseg.files.outputs import check_outputs
+from fedseg.models.note import note_path
 
 
 def add_parser(subparsers: Any) -> None:
@@ -33,6 +35,8 @@ def run(options: argparse.Namespace) -> int:
 
     if options.out.exists():
         raise UsageError(f"--out {options.out} exists. Name a new file.")
+    read = (options.file, note_path(options.file), options.context)
+    check_outputs("--out", (options.out, note_path(options.out)), read)
     context = secret_context(options.context.read_bytes())
     encrypted = read_encrypted_file(options.file)
     note = origin(options.file, encrypted.model.ids()[-1], options.accept_changed_model)

@@ -8,8 +8,9 @@ from typing import Any
 from rich.table import Table
 
 from fedseg.commands.arguments import Command
-from fedseg.commands.saved_model import add_model_arguments, load
+from fedseg.commands.saved_model import add_model_arguments, load, read_files, report_failed
 from fedseg.console import out, track
+from fedseg.files.outputs import check_outputs
 from fedseg.tasks.segmentation.metrics import EMPTY_CONVENTIONS
 
 
@@ -24,24 +25,27 @@ def add_parser(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """``fedseg evaluate``: score a saved model on a datalist.
 
-    Dice and HD95 of every case and region, on each image's own grid, in evaluation.json.
+    Dice and HD95 of every case and region, on each image's own grid, in evaluation.json. Cases that cannot be read are
+    left out and named at the end, and the command ends with 1.
 
     example: fedseg evaluate runs/first/models/last.safetensors --task brats --data my/datalist.json --out
     runs/first-at-home
     """
-    from fedseg.evaluation.scoring import Predictor, evaluate
+    from fedseg.evaluation.scoring import EVALUATION, Predictor, evaluate
     from fedseg.tasks.objective import objective_of
 
-    model, _, cases = load(options)
+    model, datalist, cases = load(options)
+    check_outputs("--out", [options.out / EVALUATION], read_files(options, datalist))
     predictor = Predictor(model, options.device, options.overlap, lambda items: track(items, "cases", len(cases)))
-    mean = evaluate(predictor, cases, options.out, options.empty)["mean"]
+    content = evaluate(predictor, cases, options.out, options.empty)
+    mean = content["mean"]
     kind = objective_of(model.task)
     columns = [f"{score.title} ({score.unit})" if score.unit else score.title for score in kind.scores]
-    table = Table(kind.output, *columns, "cases scored", title=f"mean over {len(cases)} cases")
+    table = Table(kind.output, *columns, "cases scored", title=f"mean over {len(content['cases'])} cases")
     for output in kind.outputs:
         numbers = [(mean[score.name].get(output), 2 if score.unit else 4) for score in kind.scores]
         shown = ["n/a" if number is None else f"{number:.{digits}f}" for number, digits in numbers]
         table.add_row(output, *shown, str(mean["defined"][output]))
     out().print(table)
-    out().print(f"written to {options.out / 'evaluation.json'}")
-    return 0
+    out().print(f"written to {options.out / EVALUATION}")
+    return report_failed(content["failed"])

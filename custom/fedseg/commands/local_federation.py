@@ -19,6 +19,7 @@ from fedseg.deployment.local.example_sites import hippocampi, make_example_sites
 from fedseg.deployment.local.federation import LocalFederation, running
 from fedseg.deployment.local.folder import prepare_output
 from fedseg.errors import UsageError
+from fedseg.files.outputs import check_copied_folder
 
 if TYPE_CHECKING:
     from fedseg.jobs.job import Job
@@ -61,6 +62,7 @@ def run(options: argparse.Namespace) -> int:
     plan = job.check()
     if options.data is not None:
         find_sites(options.data)
+    check_copied_folder("--out", options.out, job.folder)
     needed = {"--data": options.data, "--job": options.job, "--template": options.template}
     prepare_output(options.out, options.overwrite, needed)
     data = options.data or make_example_sites(plan.task, options.out / "data", plan.seed, track)

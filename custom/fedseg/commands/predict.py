@@ -6,9 +6,10 @@ import argparse
 from typing import Any
 
 from fedseg.commands.arguments import Command
-from fedseg.commands.saved_model import add_model_arguments, load
+from fedseg.commands.saved_model import add_model_arguments, load, read_files, report_failed
 from fedseg.console import out, track
 from fedseg.errors import UsageError
+from fedseg.files.outputs import check_outputs
 
 
 def add_parser(subparsers: Any) -> None:
@@ -21,18 +22,20 @@ def add_parser(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """``fedseg predict``: segment the cases of a datalist with a saved model.
 
-    Write one NIfTI mask per case, on the grid and affine of the case's own images.
+    Write one NIfTI mask per case, on the grid and affine of the case's own images. Cases that cannot be read are named
+    at the end, and the command ends with 1.
 
     example: fedseg predict runs/first/models/last.safetensors --task brats --data my/datalist.json --out runs/masks
     """
-    from fedseg.evaluation.scoring import Predictor, write_masks
+    from fedseg.evaluation.scoring import Predictor, mask_files, write_masks
 
-    model, _, cases = load(options)
+    model, datalist, cases = load(options)
+    check_outputs("--out", mask_files(cases, options.out).values(), read_files(options, datalist))
     names = [convention.name for convention in model.task.conventions]
     if options.convention is not None and options.convention not in names:
         raise UsageError(f"--convention {options.convention!r}: the task {model.task.name} knows {names}.")
     predictor = Predictor(model, options.device, options.overlap, lambda items: track(items, "cases", len(cases)))
     convention = names.index(options.convention) if options.convention else 0
-    written = write_masks(predictor, cases, options.out, convention)
+    written, failed = write_masks(predictor, cases, options.out, convention)
     out().print(f"{len(written)} mask(s) written to {options.out}")
-    return 0
+    return report_failed(failed)

@@ -9,7 +9,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from fedseg.commands.arguments import Command, run_names
+from fedseg.commands.arguments import Command, check_report_file, run_names
 from fedseg.console import out
 from fedseg.errors import UsageError
 from fedseg.files.documents import write_json
@@ -61,8 +61,9 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError("--profiles is for --clock simulated; the measured clock needs none.")
     if options.horizon is not None and not 0 < options.horizon < float("inf"):
         raise UsageError(f"--horizon is {options.horizon}, but must be a number of seconds above 0.")
-    if options.out is not None and not options.out.parent.is_dir():
-        raise UsageError(f"--out: the folder {options.out.parent} does not exist.")
+    if options.out is not None:
+        read = [run / part for run in options.runs for part in ("job", "report", "state")]
+        check_report_file("--out", options.out, [*read, *([options.profiles] if options.profiles else [])])
 
 
 def _print(content: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from rich.markup import escape
 from fedseg.commands.arguments import Command, run_names
 from fedseg.console import out, print_table
 from fedseg.errors import UsageError
+from fedseg.files.outputs import check_outputs
 
 
 def add_parser(subparsers: Any) -> None:
@@ -49,9 +50,10 @@ def _one(folder: Path) -> int:
 
 
 def _several(folders: list[Path], target: Path) -> int:
-    from fedseg.evaluation.report.compare import runs_frame, runs_table, write_comparison
-    from fedseg.evaluation.summary import read_summary
+    from fedseg.evaluation.report.compare import comparison_files, runs_frame, runs_table, write_comparison
+    from fedseg.evaluation.summary import SUMMARY, read_summary
 
+    check_outputs("--out", comparison_files(target).values(), [folder / SUMMARY for folder in folders])
     runs = {name: read_summary(folder) for name, folder in zip(run_names(folders), folders, strict=True)}
     paths = write_comparison(runs, target)
     # A terminal has room for the essentials; the files have every column.

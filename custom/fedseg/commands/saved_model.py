@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from fedseg.commands.arguments import TASK_HELP, Command, task_from_argument
+from fedseg.commands.arguments import TASK_HELP, Command, task_files, task_from_argument
 from fedseg.console import err
 from fedseg.data.datalist import SPLITS, Case, Datalist, read_datalist
 from fedseg.errors import DataError, UsageError
-from fedseg.models.note import ModelNote, check_against_note
+from fedseg.models.note import ModelNote, check_against_note, note_path
 
 if TYPE_CHECKING:
     from fedseg.models.model_file import ModelFile
@@ -65,6 +66,18 @@ def load(options: argparse.Namespace) -> tuple[ModelFile, Datalist, tuple[Case, 
         options.overlap = model.overlap
     datalist = read_datalist(options.data)
     return model, datalist, choose_cases(datalist, options.split)
+
+
+def read_files(options: argparse.Namespace, datalist: Datalist) -> list[Path]:
+    """Every file that the command reads, or that the datalist names."""
+    return [options.model, note_path(options.model), *task_files(options.task), *datalist.files]
+
+
+def report_failed(failed: Mapping[str, str]) -> int:
+    """Say which cases are left out, and why; the exit code."""
+    for name, reason in failed.items():
+        err().print(f"[red]left out:[/red] {escape(f'{name}: {reason}')}")
+    return int(bool(failed))
 
 
 def origin(path: Path, digest: str, accept_changed: bool) -> ModelNote | None:

@@ -13,6 +13,7 @@ from fedseg.commands.arguments import Command, Later
 from fedseg.console import err, out, tell
 from fedseg.contract.round_numbers import nth
 from fedseg.errors import UsageError
+from fedseg.files.outputs import check_copied_folder
 
 if TYPE_CHECKING:
     from fedseg.contract.plan import Plan
@@ -67,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     from fedseg.data.site_folders import find_sites
     from fedseg.simulation.in_process import simulate_in_process
     from fedseg.simulation.results import write_results
-    from fedseg.simulation.run_folder import check_sites, ledger_folder, prepare_output
+    from fedseg.simulation.run_folder import check_reads, check_sites, ledger_folder, prepare_output
     from fedseg.simulation.simulator import simulate
 
     plan = job.check()
@@ -75,8 +76,11 @@ def run(options: argparse.Namespace) -> int:
     sites = find_sites(options.data)
     if options.resume:
         check_sites(options.out, job, sites)
+        check_reads(options.out, options.data)
     else:
-        prepare_output(options.out, options.overwrite)
+        needed = {"JOB": options.job, "--data": options.data, "--initial": options.initial}
+        check_copied_folder("--out", options.out, options.job)
+        prepare_output(options.out, options.overwrite, needed)
     ledger = ledger_folder(options.out, options.ledger, options.resume)
     err().print(
         f"{job.name}: {len(sites)} sites, {job.workflow['num_rounds']} rounds of {plan.training.local_epochs} local "

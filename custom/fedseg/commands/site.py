@@ -8,7 +8,6 @@ example: fedseg site check --kit hospital-a
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,18 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from fedseg.commands.arguments import Command, Run, task_from_argument
+from fedseg.commands.arguments import Command, Run, check_report_file, task_files, task_from_argument
 from fedseg.console import err, out
 from fedseg.deployment.kits.container_runtime import runtime_of
 from fedseg.deployment.kits.installed_kit import InstalledKit, read_kit
+from fedseg.deployment.kits.manifest import kit_files
+from fedseg.deployment.operation.checks.data import listed_files
 from fedseg.deployment.operation.checks.page import CheckPage, check_site
 from fedseg.deployment.operation.checks.result import CheckOptions, Colour
 from fedseg.deployment.operation.start_stop import LOG_FILE, refuse_to_start, start, stop
 from fedseg.deployment.operation.status import KitStatus, status
 from fedseg.errors import FedsegError, UsageError
+from fedseg.files.documents import write_json
 from fedseg.tasks.task import Task
 
 SHOWN_LINES = 5
@@ -61,8 +63,9 @@ def run_check(options: argparse.Namespace) -> int:
     """
     kit = read_kit(options.kit)
     tasks = _tasks(options.task)
-    if options.json is not None and not options.json.absolute().parent.is_dir():
-        raise UsageError(f"--json: the folder {options.json.parent} does not exist.")
+    if options.json is not None:
+        declared = [file for argument in options.task for file in task_files(argument.partition("=")[2])]
+        check_report_file("--json", options.json, [*kit_files(kit), *listed_files(kit), *declared])
     page = check_site(kit, CheckOptions(options.full_data, tasks))
     _say(f"{kit.name}, of the federation {kit.project}, in {kit.folder}")
     for about, results in page.groups.items():
@@ -80,7 +83,7 @@ def run_check(options: argparse.Namespace) -> int:
         out().print(table)
     out().print(Text(page.verdict, style=f"bold {page.colour}"))
     if options.json is not None:
-        options.json.write_text(json.dumps(page.to_dict(), indent=1) + "\n", "utf-8")
+        write_json(options.json, page.to_dict())
     return 1 if page.colour is Colour.RED else 0
 
 

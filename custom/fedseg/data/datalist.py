@@ -124,6 +124,12 @@ class Datalist:
         return {"training": self.training, "validation": self.validation, "test": self.test}[name]
 
     @property
+    def files(self) -> list[Path]:
+        """Every file that its cases name, and its own."""
+        own = [] if self.path is None else [self.path]
+        return own + [file for name in SPLITS for case in self.split(name) for file in case.files]
+
+    @property
     def final_split(self) -> str:
         """The split on which the finished model is scored: ``test`` if it has cases, else ``validation``."""
         return "test" if self.test else "validation"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ import numpy as np
 
 from fedseg.data.datalist import SPLITS, Case, Datalist, case_names
 from fedseg.data.grid import write_mask
-from fedseg.data.splits import require_files
 from fedseg.errors import DataError, UsageError
 from fedseg.files.documents import whole_file, write_json
 from fedseg.models.model_file import ModelFile
@@ -20,6 +19,8 @@ from fedseg.tasks.segmentation.labels import to_values
 from fedseg.tasks.task import Task
 from fedseg.training.inference import choose_device, infer_logits, predict_case
 from fedseg.training.prepare import PreparedCase, prepare_case
+
+EVALUATION = "evaluation.json"
 
 
 def check_model_task(model: ModelFile, task: Task) -> None:
@@ -41,18 +42,15 @@ def _shown(task: Task, name: str) -> str:
 
 
 def choose_cases(datalist: Datalist, split: str) -> tuple[Case, ...]:
-    """Cases of a split; ``final`` is the test split if it has cases, else validation; ``all`` is every case.
+    """Cases of a split, each once; ``final`` is the test split if it has cases, else validation; ``all`` is every case.
 
     Raises:
         DataError: there are none.
     """
-    if split == "all":
-        cases = tuple(case for name in SPLITS for case in datalist.split(name))
-    else:
-        cases = datalist.split(datalist.final_split if split == "final" else split)
+    names = SPLITS if split == "all" else (datalist.final_split if split == "final" else split,)
+    cases = tuple(dict.fromkeys(case for name in names for case in datalist.split(name)))
     if not cases:
         raise DataError(f"{datalist.path} has no case in the split '{split}'. Choose another with --split.")
-    require_files([replace(case, label=None) for case in cases])
     return cases
 
 
@@ -73,19 +71,34 @@ class Predictor:
     progress: Callable[[Iterable[Case]], Iterable[Case]] = iter
 
     def predict(
-        self, cases: Iterable[Case], with_labels: bool = True
+        self, cases: Iterable[Case], with_labels: bool = True, failed: dict[Case, str] | None = None
     ) -> Iterator[tuple[Case, PreparedCase, np.ndarray]]:
-        """The case, as prepared, and the prediction on its original grid."""
+        """The case, as prepared, and the prediction on its original grid.
+
+        Args:
+            cases: one after the other.
+            with_labels: whether labels are read, too.
+            failed: gets the cases that cannot be read, with the reason; without it they end everything.
+
+        Raises:
+            DataError: a case cannot be read, and nobody collects those that fail.
+        """
         task, place = self.model.task, choose_device(self.device)
         network = self.model.build().to(place)
         for case in self.progress(cases):
-            prepared = prepare_case(task, case if with_labels else replace(case, label=None), training=False)
+            try:
+                prepared = prepare_case(task, case if with_labels else replace(case, label=None), training=False)
+            except DataError as error:
+                if failed is None:
+                    raise
+                failed[case] = str(error)
+                continue
             logits = infer_logits(network, task, prepared.image, self.overlap, place)
             yield case, prepared, predict_case(objective_of(task), prepared, logits)
 
 
 def evaluate(predictor: Predictor, cases: Sequence[Case], out: Path, empty: str = "brats") -> dict[str, Any]:
-    """Score a model and write ``evaluation.json`` into the folder ``out``.
+    """Score a model and write ``evaluation.json`` into the folder ``out``; a case that cannot be read stops no other.
 
     Args:
         predictor: the model.
@@ -94,36 +107,64 @@ def evaluate(predictor: Predictor, cases: Sequence[Case], out: Path, empty: str 
         empty: convention for empty regions.
 
     Returns:
-        The written content: ``cases[]{id, dice, hd95, empty}`` and ``mean{dice, hd95}``, or the scores of another kind.
+        The written content: ``cases[]{id, dice, hd95, empty}`` and ``mean{dice, hd95}``, or the scores of another kind;
+        and ``failed``, the reason for each case that is left out.
+
+    Raises:
+        DataError: a case has no label, or none can be read; nothing is written.
     """
     kind, settings = objective_of(predictor.model.task), {"empty": empty}
-    scores, entries = [], []
+    scores, entries, failed = [], [], dict[Case, str]()
     names = dict(zip(cases, case_names(cases), strict=True))
-    for case, prepared, predicted in predictor.predict(cases):
-        if prepared.reference is None and kind.needs_label:
-            raise DataError(f"{names[case]} has no label; use `fedseg predict` for cases without one.")
+    if kind.needs_label and (bare := [names[case] for case in cases if case.label is None]):
+        raise DataError(f"{bare[0]} has no label; use `fedseg predict` for cases without one.")
+    for case, prepared, predicted in predictor.predict(cases, failed=failed):
         scores.append(kind.score(predicted, prepared.reference, prepared.original.spacing, settings))
         entries.append({"id": names[case], **asdict(scores[-1])})
+    reasons = _told(failed, cases, names)
     mean = kind.summarise(scores)
     content = {"schema": "fedseg-evaluation-1", "cases": entries, "mean": mean, "empty_convention": empty}
-    write_json(out / "evaluation.json", content)
+    content["failed"] = reasons
+    write_json(out / EVALUATION, content)
     return content
 
 
-def write_masks(predictor: Predictor, cases: Sequence[Case], out: Path, convention: int = 0) -> list[Path]:
+def _told(failed: Mapping[Case, str], cases: Sequence[Case], names: Mapping[Case, str]) -> dict[str, str]:
+    """Why cases failed, by name.
+
+    Raises:
+        DataError: all of them did.
+    """
+    if failed and len(failed) == len(cases):
+        raise DataError(f"None of the {len(cases)} case(s) can be used. The first: {next(iter(failed.values()))}")
+    return {names[case]: reason for case, reason in failed.items()}
+
+
+def mask_files(cases: Sequence[Case], out: Path) -> dict[Case, Path]:
+    """The file of each case's mask."""
+    return {case: out / f"{name}.nii.gz" for case, name in zip(cases, case_names(cases), strict=True)}
+
+
+def write_masks(
+    predictor: Predictor, cases: Sequence[Case], out: Path, convention: int = 0
+) -> tuple[list[Path], dict[str, str]]:
     """Write one mask per case, ``<case>.nii.gz``, on the grid of its images, with the task's label values.
 
-    Labels are not looked at. A mask of the same name is replaced.
+    Labels are not looked at. A mask of the same name is replaced. A case that cannot be read stops no other.
+
+    Returns:
+        The masks, and the reason for each case without one.
 
     Raises:
         UsageError: the model's predictions are no masks.
+        DataError: no case can be read.
     """
-    task, written = predictor.model.task, []
+    task, written, failed = predictor.model.task, [], dict[Case, str]()
     if not objective_of(task).masks:
         raise UsageError(f"The model is one of {objective_of(task).title}; its predictions are no masks.")
-    names = dict(zip(cases, case_names(cases), strict=True))
-    for case, prepared, predicted in predictor.predict(cases, with_labels=False):
-        written.append(out / f"{names[case]}.nii.gz")
+    files = mask_files(cases, out)
+    for case, prepared, predicted in predictor.predict(cases, with_labels=False, failed=failed):
+        written.append(files[case])
         with whole_file(written[-1]) as temporary:
             write_mask(to_values(task, predicted, task.conventions[convention]), prepared.original, temporary)
-    return written
+    return written, _told(failed, cases, {case: file.name.removesuffix(".nii.gz") for case, file in files.items()})

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from fedseg.errors import DataError, UsageError
+from fedseg.files.outputs import check_new_folder
 
 
 @contextmanager
@@ -35,7 +36,14 @@ def new_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def clear_output(out: Path, kind: str, is_former: bool, overwrite: bool, parts: Sequence[str]) -> None:
+def clear_output(
+    out: Path,
+    kind: str,
+    is_former: bool,
+    overwrite: bool,
+    parts: Sequence[str],
+    needed: Mapping[str, Path | None] | None = None,
+) -> None:
     """Make sure that ``--out`` is an empty folder, or that a former one's parts are gone from it.
 
     Args:
@@ -44,10 +52,13 @@ def clear_output(out: Path, kind: str, is_former: bool, overwrite: bool, parts: 
         is_former: whether it is the folder of a former one.
         overwrite: whether that may be replaced.
         parts: names of the files and folders in it that are removed; what else lies there stays.
+        needed: what the command reads, by the option that named it.
 
     Raises:
-        UsageError: it is a file, holds something else, or a former one that may not be replaced.
+        UsageError: it is a file, holds something else, a former one that may not be replaced, or what the command
+            reads.
     """
+    check_new_folder("--out", out, needed or {})
     if out.is_dir() and any(out.iterdir()):
         if not is_former:
             raise UsageError(f"--out {out} is not empty and no former {kind}. Name a new folder.")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import fedseg
 from fedseg.errors import ConfigurationError, UsageError
+from fedseg.files.outputs import check_copied_folder
 from fedseg.jobs.job import Job
 from fedseg.version import __version__
 
@@ -27,11 +28,12 @@ def package_job(job: Job, out: Path) -> Path:
         ``out``.
 
     Raises:
-        UsageError: ``out`` exists.
+        UsageError: ``out`` exists, or lies inside the job.
         ConfigurationError: the job was made for another version than the code that would be packed.
     """
     if out.exists():
         raise UsageError(f"--out {out} exists already. Name a new folder.")
+    check_copied_folder("--out", out, job.folder)
     if job.plan.fedseg_version != __version__:
         raise ConfigurationError(
             "fedseg_version", job.plan.fedseg_version, f"{__version__}, the version that would be packed"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from typing import Any
 from fedseg.contract.plan import PLAN_FILE
 from fedseg.contract.round_numbers import from_nth, listed
 from fedseg.errors import FedsegError, UsageError
-from fedseg.files.documents import load_json
+from fedseg.files.documents import load_json, write_whole
 from fedseg.files.folders import clear_output
+from fedseg.files.outputs import check_new_folder
 from fedseg.jobs.job import Job, read_job
 from fedseg.models.note import copy_with_note
 from fedseg.provenance.run_log import RECORD_FILE, copy_record
@@ -31,6 +32,7 @@ LOG = "simulator.log"
 LEDGER_NOTE = "ledger.txt"
 TASK_REQUEST_INTERVAL = 0.35
 SERVER_FOLDER = Path("workspace") / "server" / "simulate_job" / FOLDER
+_OF_START = ("workspace", "report", "models")
 _NO_LEFTOVERS = ("workspace", "state", "report", "models", "updates", MARKER)
 
 
@@ -49,14 +51,19 @@ class SimulationResult:
     peak_rss_mb: dict[str, float]
 
 
-def prepare_output(out: Path, overwrite: bool) -> None:
+def prepare_output(out: Path, overwrite: bool, needed: Mapping[str, Path | None] | None = None) -> None:
     """Make sure that ``out`` can become the folder of a run.
 
+    Args:
+        out: the folder.
+        overwrite: whether a former run in it may be replaced.
+        needed: files and folders that the run reads, by the option that named them; None where an option names none.
+
     Raises:
-        UsageError: it holds something else, or a run that may not be replaced.
+        UsageError: it holds something else, a run that may not be replaced, or what the run reads.
     """
     former = (out / MARKER / "app" / "config" / PLAN_FILE).is_file() and (out / LOG).is_file()
-    clear_output(out, "run", former, overwrite, _NO_LEFTOVERS)
+    clear_output(out, "run", former, overwrite, _NO_LEFTOVERS, needed)
 
 
 def prepare_resume(out: Path, name: str, from_round: int | None) -> Job:
@@ -95,6 +102,16 @@ def prepare_resume(out: Path, name: str, from_round: int | None) -> Job:
     return job
 
 
+def check_reads(out: Path, data: Path) -> None:
+    """Refuse data in a folder that a run empties when it goes on.
+
+    Raises:
+        UsageError: names the folder.
+    """
+    for part in _OF_START:
+        check_new_folder("--out", out / part, {"--data": data})
+
+
 def ledger_folder(out: Path, given: Path | None, resume: bool) -> Path | None:
     """Where the sites' privacy ledgers are to be kept: a run that goes on spends from the ledger that it began with.
 
@@ -115,7 +132,7 @@ def ledger_folder(out: Path, given: Path | None, resume: bool) -> Path | None:
     if not resume:
         note.unlink(missing_ok=True)
         if given is not None:
-            note.write_text(str(given.resolve()), "utf-8")
+            write_whole(note, str(given.resolve()))
     return had if given is None else given
 
 
@@ -184,7 +201,7 @@ def _clear_for_start(out: Path, resume_round: int | None) -> None:
     for folder in (out / "updates").glob("round-*"):
         if resume_round is None or int(folder.name.removeprefix("round-")) > resume_round:
             shutil.rmtree(folder)
-    for leftover in ("workspace", "report", "models"):
+    for leftover in _OF_START:
         shutil.rmtree(out / leftover, ignore_errors=True)
 
 

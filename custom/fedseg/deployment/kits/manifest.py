@@ -13,7 +13,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from nvflare.lighter.utils import sign_content, verify_content
 
-from fedseg.deployment.kits.installed_kit import ROOT_CERTIFICATE, STARTUP
+from fedseg.deployment.kits.installed_kit import LOCAL, ROOT_CERTIFICATE, STARTUP, InstalledKit
 from fedseg.deployment.kits.provisioned_kits import sha256_of
 from fedseg.errors import DataError
 from fedseg.files.documents import load_json, write_json
@@ -88,6 +88,11 @@ def read_manifest(kit: Path) -> Manifest | None:
     except InvalidSignature:
         raise DataError(f"{MANIFEST_FILE} is not signed by the kit's root certificate.") from None
     return manifest
+
+
+def kit_files(kit: InstalledKit) -> list[Path]:
+    """Files and folders that belong to a kit, whatever else its user keeps beside them."""
+    return [kit.folder / name for name in (STARTUP, LOCAL, MANIFEST_FILE)]
 
 
 def changed_files(kit: Path, manifest: Manifest) -> tuple[list[str], list[str]]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedseg.deployment.kits.installed_kit import LOCAL, RESOURCES_FILE
 from fedseg.errors import FedsegError
-from fedseg.files.documents import read_json
+from fedseg.files.documents import read_json, write_json
 from fedseg.site.profile import PROFILE_FILE
 
 SERVER_STORAGE = Path("/var/lib/fedseg")
@@ -78,7 +77,7 @@ def place_state(kit: Path, state: Path, **more: Any) -> None:
 
 def write_local(kit: Path, name: str, content: dict[str, Any]) -> None:
     """Write a JSON file in ``local`` of a kit."""
-    (kit / LOCAL / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    write_json(kit / LOCAL / name, content)
 
 
 def _job_manager(resources: dict[str, Any]) -> dict[str, Any]:

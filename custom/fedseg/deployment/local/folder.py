@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from fedseg.errors import UsageError
 from fedseg.files.folders import clear_output
 
 PROVISIONED, LOGS, STATE, STORAGE, PROCESSES_FILE = "provisioned", "logs", "state", "server", "processes.json"
@@ -23,8 +22,5 @@ def prepare_output(out: Path, overwrite: bool, needed: Mapping[str, Path | None]
     Raises:
         UsageError: it holds something else, a former one that may not be replaced, or a folder that the run reads.
     """
-    for option, path in (needed or {}).items():
-        if path is not None and path.resolve().is_relative_to(out.resolve()):
-            raise UsageError(f"{option} {path} lies inside --out {out}, which is made new. Name another --out.")
     former = (out / PROVISIONED).is_dir()
-    clear_output(out, "local federation", former, overwrite, (*_PARTS, PROCESSES_FILE))
+    clear_output(out, "local federation", former, overwrite, (*_PARTS, PROCESSES_FILE), needed)

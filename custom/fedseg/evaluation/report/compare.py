@@ -18,6 +18,7 @@ from fedseg.evaluation.report.split_words import own_models
 from fedseg.evaluation.report.tables import MEAN_OF_CASES, MEAN_OF_SITES, score_frame
 from fedseg.evaluation.report.wording import TextTable, plain, shown, shown_bytes, shown_seconds
 from fedseg.evaluation.summary import Summary, number, objective_of_run, part, rows, site_names, task_of
+from fedseg.files.documents import write_whole
 from fedseg.tasks.objective import MEAN, Score
 
 _TEXTS = ("Job", "Method", "Rule", "Seed")
@@ -78,27 +79,32 @@ def write_comparison(runs: Mapping[str, Summary], out: Path) -> dict[str, Path]:
     Returns:
         The paths by ``html``, ``csv``, ``md`` and ``figure``.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    paths = comparison_files(out)
     frame = runs_frame(runs)
     table = runs_table(frame)
     with style():
-        figure = save(_draw(runs, frame), out / "figures" / "runs.png")
-    paths = {"csv": out / "comparison.csv", "md": out / "comparison.md", "figure": figure}
-    frame.to_csv(paths["csv"])
+        save(_draw(runs, frame), paths["figure"])
+    write_whole(paths["csv"], frame.to_csv())
     note = own_models_note(runs)
-    paths["md"].write_text(markdown(table) + (f"\n{note}\n" if note else ""), "utf-8")
+    write_whole(paths["md"], markdown(table) + (f"\n{note}\n" if note else ""))
     context = {
         "table": table,
         "repeats": _repeats_table(frame, f"Mean {_score(runs).title}"),
-        "figure": embed(figure),
+        "figure": embed(paths["figure"]),
         "tasks": sorted({task_of(s).name for s in runs.values()}),
         "splits": sorted({part(s, "final").get("split") or "held-out" for s in runs.values()}),
         "note": note,
         "score": _score(runs).title,
         "output": objective_of_run(next(iter(runs.values()))).output,
     }
-    paths["html"] = render("compare.html.j2", out / "comparison.html", context)
+    render("compare.html.j2", paths["html"], context)
     return paths
+
+
+def comparison_files(out: Path) -> dict[str, Path]:
+    """The files that ``write_comparison`` writes, by what it calls them."""
+    files = {kind: out / f"comparison.{kind}" for kind in ("html", "csv", "md")}
+    return {**files, "figure": out / "figures" / "runs.png"}
 
 
 def _repeats_table(frame: pd.DataFrame, column: str) -> TextTable:

@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
+from fedseg.files.documents import whole_file
+
 # Okabe & Ito (2008): told apart with every common form of colour blindness. Black is kept for means.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -105,8 +107,8 @@ def round_axis(axes: Axes, rounds: Sequence[int]) -> None:
 
 def save(figure: Figure, path: Path) -> Path:
     """Write ``figure`` as PNG and return the path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=figure.dpi)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=figure.dpi)
     return path
 
 

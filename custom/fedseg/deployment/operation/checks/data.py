@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,16 @@ def check_data(kit: InstalledKit, options: CheckOptions) -> Iterator[CheckResult
             yield yellow(f"data: {name}", found, f"Check it by hand: {how}.")
         else:
             yield _datalist(name, path, options)
+
+
+def listed_files(kit: InstalledKit) -> list[Path]:
+    """Every file that the site's datalists name, and the datalists; of one that cannot be read only itself."""
+    profile, files = _profile(kit), []
+    for path in profile.datasets.values() if profile else ():
+        files.append(find_datalist(path))
+        with contextlib.suppress(FedsegError):
+            files += read_datalist(path).files
+    return files
 
 
 def _profile(kit: InstalledKit) -> SiteProfile | None:

@@ -14,7 +14,7 @@ from fedseg.contract.plan import parse_plan
 from fedseg.models.model_file import write_model
 from fedseg.models.note import note_path
 from fedseg.networks.weights import get_weights
-from tests.tiny import PLAN, TASK, make_sites
+from tiny import PLAN, TASK, make_sites
 
 JOBS = Path(fedseg.__file__).parents[2] / "jobs"
 # Options that name a place to write to. What each command does with it is tested here or, for a new or empty folder,

@@ -22,6 +22,7 @@ from fedseg.data.partition import (
 )
 from fedseg.data.scanner_shift import ScannerShift, apply_shift, draw_shift
 from fedseg.data.shared_cases import draw_shared
+from fedseg.data.site_folders import find_sites
 from fedseg.errors import DataError, UsageError
 
 MakeCase = Callable[..., Case]
@@ -355,6 +356,8 @@ def test_command_with_dirichlet(source: Path, tmp_path: Path) -> None:
         (["--names", "a,a"], 2, "same name"),
         (["--names", "a,server"], 2, "cannot name a site"),
         (["--names", "a,../b"], 2, "cannot name a site"),
+        (["--names", "a,b.c"], 2, "'b.c' cannot name a site"),
+        (["--names", "b,B"], 2, "Two sites have the same name: b and B"),
         (["--sites", "2", "--validation-fraction", "0"], 2, "--validation-fraction must be above 0"),
         (["--sites", "2", "--scanner-shift", "2"], 2, "--scanner-shift is 2.0"),
         (["--sites", "2", "--seed", "-1"], 2, "--seed is -1"),
@@ -390,6 +393,19 @@ def test_command_leaves_nothing_half_written(source: Path, tmp_path: Path, capsy
 
 
 @pytest.mark.images
+def test_whole_numbers_of_a_table_are_read_as_such(tmp_path: Path) -> None:
+    rows = ["1.0, 7.0", "1,8 ", "02,x.0"]
+    sites, missing = partition_by_csv(cases_of(["7", "8", "x.0", "9"]), table(tmp_path / "t.csv", *rows))
+    assert (patients(sites), list(sites), missing) == ([{"7", "8"}, {"x.0"}], ["site-1", "site-02"], 0)
+
+
+@pytest.mark.parametrize("name", ["hospital.a", "server", "a b", "_x"])
+def test_folders_that_cannot_be_sites_are_refused(tmp_path: Path, name: str) -> None:
+    write_datalist(Datalist(), tmp_path / name / "datalist.json")
+    with pytest.raises(UsageError, match="cannot name a site"):
+        find_sites(tmp_path)
+
+
 @pytest.mark.parametrize(("number", "site"), [(1, "site-12"), (2, "site-16")])
 def test_real_table_finds_the_real_cases(test_data: Path, tmp_path: Path, number: int, site: str, capsys: Any) -> None:
     file = test_data / "partitions" / f"FeTS2022_partitioning_{number}.csv"

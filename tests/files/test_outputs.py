@@ -61,7 +61,7 @@ def test_a_folder_that_is_made_new_holds_nothing_that_is_read(tmp_path):
     (out / "models").mkdir(parents=True)
     (tmp_path / "link").symlink_to(out / "models")
     for path in (out, out / "models", tmp_path / "link"):
-        with pytest.raises(UsageError, match="--initial .* lies inside --out"):
+        with pytest.raises(UsageError, match=r"--initial .* lies inside --out"):
             check_new_folder("--out", out, {"--data": tmp_path / "data", "--initial": path})
     check_new_folder("--out", out, {"--data": tmp_path, "--initial": None, "--job": tmp_path / "run2"})
 

@@ -1,8 +1,10 @@
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
+from fedseg.deployment.coordination.session import Coordinator
 from fedseg.errors import ConfigurationError, FedsegError, UsageError
 from fedseg.jobs.allowed_components import component_classes
 from fedseg.jobs.job import apply_settings, parse_setting, read_job
@@ -145,6 +147,41 @@ def test_a_damaged_job_is_refused(job):
     (job.folder / "app" / "config" / "fedseg.json").write_text("{", "utf-8")
     with pytest.raises(ConfigurationError, match=r"fedseg\.json"):
         read_job(job.folder)
+
+
+@pytest.mark.parametrize("name", ["../escaped", "/tmp/escaped", "a b", "ä", "-a", ""])
+def test_a_name_that_is_none_for_a_folder_is_refused_before_it_is_one(job, tmp_path, name):
+    job.name = name
+    with pytest.raises(ConfigurationError, match=r"meta.json: name is .*, but must be the name of a job"):
+        job.check()
+    session = Session()
+    with pytest.raises(ConfigurationError, match="the name of a job"):
+        Coordinator(lambda: session, "ada@example.org").submit(job)
+    assert session.submitted == []
+    assert [path.name for path in tmp_path.iterdir()] == ["job"]
+
+
+class Session:
+    """FLARE's session, as far as a job is submitted by it."""
+
+    def __init__(self):
+        self.submitted = []
+
+    def submit_job(self, folder):
+        self.submitted.append(Path(folder).name)
+        return "id"
+
+
+def test_a_job_in_another_encoding_is_written_as_flare_reads_it(job, tmp_path):
+    for path in job.folder.rglob("*.json"):
+        path.write_text(path.read_text("utf-8"), "utf-16")
+    again = read_job(job.folder)
+    again.check()
+    for path in again.write(tmp_path / "copy").rglob("*.json"):
+        json.loads(path.read_bytes().decode("ascii"))
+    session = Session()
+    assert Coordinator(lambda: session, "ada@example.org").submit(again) == "id"
+    assert session.submitted == ["brats_fedavg"]
 
 
 def test_a_packed_job_carries_the_code_and_nothing_else(job, tmp_path):

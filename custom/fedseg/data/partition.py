@@ -9,16 +9,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fedseg.data.datalist import Case
+from fedseg.data.datalist import Case, same_patient
 from fedseg.data.reading import read_label
 from fedseg.data.splits import by_patient
 from fedseg.errors import DataError, UsageError
+from fedseg.names import SITE, repeated
 
 Sites = dict[str, tuple[Case, ...]]
 
 SIZE_BINS = 5
 MAX_DRAWS = 1000
-_SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_WHOLE = re.compile(r"([+-]?\d+)\.0+")
 # FeTS 2022 renamed the subjects of BraTS 2021 and kept their numbers.
 _SUBJECT = re.compile(r"(?:BraTS20\d\d|FeTS20\d\d)_(\d+)", re.IGNORECASE)
 
@@ -30,10 +31,10 @@ def check_names(names: Sequence[str]) -> None:
         UsageError: a name is malformed, reserved or given twice.
     """
     for name in names:
-        if not _SITE_NAME.fullmatch(name) or name.lower() == "server":
-            raise UsageError(f"{name!r} cannot name a site: use letters, digits, '-', '_' and '.', and not 'server'.")
-    if len(set(names)) < len(names):
-        raise UsageError(f"Two sites have the same name in {list(names)}. Give each its own.")
+        if not SITE.fits(name):
+            raise UsageError(f"{name!r} cannot name a site: use {SITE.made_of}.")
+    if alike := repeated(names):
+        raise UsageError(f"Two sites have the same name: {' and '.join(alike)}. Give each its own.")
 
 
 def partition_by_sizes(cases: Sequence[Case], sizes: Mapping[str, int], seed: int) -> Sites:
@@ -133,7 +134,7 @@ def partition_by_csv(cases: Sequence[Case], table: Path) -> tuple[Sites, int]:
     missing = {"Partition_ID", "Subject_ID"} - set(rows.columns)
     if missing:
         raise DataError(f"{table} lacks the column {' and '.join(sorted(missing))}; it has {list(rows.columns)}.")
-    rows = rows[["Partition_ID", "Subject_ID"]].dropna().map(str.strip)
+    rows = rows[["Partition_ID", "Subject_ID"]].dropna().map(_plain)
     keys = rows["Subject_ID"].map(_subject_key)
     if keys.duplicated().any():
         raise DataError(
@@ -156,6 +157,13 @@ def foreground_volume(case: Case) -> float:
         raise DataError(f"{case.images[0]} has no label, so its volume is unknown.")
     label, grid = read_label(case.label)
     return np.count_nonzero(label) * float(np.prod(grid.spacing))
+
+
+def _plain(cell: str) -> str:
+    """A cell without outer spaces; programs for tables write whole numbers as ``1.0``."""
+    text = same_patient(cell)
+    match = _WHOLE.fullmatch(text)
+    return match[1] if match else text
 
 
 def _subject_key(subject: str) -> str:

@@ -107,15 +107,14 @@ def find_sites(data: Path) -> list[str]:
     """Names of the simulated sites: the folders of ``data`` that hold a datalist.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or a folder's name is none for a site.
     """
     if not data.is_dir():
         raise UsageError(f"--data {data} is not a folder. Make one with `fedseg phantom` or `fedseg partition`.")
     sites = sorted(path.name for path in data.iterdir() if (path / FILE_NAME).is_file())
     if not sites:
         raise UsageError(f"--data {data} holds no <site>/{FILE_NAME}. `fedseg phantom` and `partition` make them.")
+    check_names(sites)
     for site in sites:
         read_datalist(data / site)
-        if not all(c.isalnum() or c in "-_." for c in site) or site == "server":
-            raise UsageError(f"The folder {site!r} cannot be a site's name: use letters, digits, '-', '_' and '.'.")
     return sites

@@ -30,12 +30,14 @@ from fedseg.jobs.filter_chain import (
     restores,
 )
 from fedseg.models.model_file import INITIAL_FILE, initial_weights
+from fedseg.names import JOB
 from fedseg.training.hooks import check_hooks
 from fedseg.workflows.run.round_protocol import JobParts
 from fedseg.workflows.run.workflow import Workflow
 
 _PARTS = ("aggregator", "server_optimizer", "shared_arrays", "selection")
 SERVER_FILE = "config_fed_server.json"
+META_FILE = "meta.json"
 
 
 @dataclass
@@ -135,6 +137,7 @@ class Job:
         Raises:
             ConfigurationError: something does not fit.
         """
+        JOB.check(f"{META_FILE}: name", self.name)
         plan = self.plan
         for component in self.components():
             check_component(component)
@@ -216,6 +219,9 @@ class Job:
             shutil.copyfile(self.initial, config / INITIAL_FILE)
         for name, content in ((PLAN_FILE, self.declaration), (SERVER_FILE, self.server), (CLIENT_FILE, self.client)):
             write_json(config / name, content)
+        write_json(
+            folder / META_FILE, read_json(folder / META_FILE, "a file of a job")
+        )  # FLARE reads no other encoding
         return folder
 
 
@@ -227,7 +233,7 @@ def read_job(folder: Path) -> Job:
         ConfigurationError: one of its files is not JSON.
     """
     config = folder / "app" / "config"
-    files = (folder / "meta.json", config / PLAN_FILE, config / SERVER_FILE, config / CLIENT_FILE)
+    files = (folder / META_FILE, config / PLAN_FILE, config / SERVER_FILE, config / CLIENT_FILE)
     for path in files:
         if not path.is_file():
             raise UsageError(

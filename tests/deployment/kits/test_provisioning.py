@@ -275,6 +275,12 @@ def without(content, kind):
     return {**content, "participants": [p for p in content["participants"] if p["type"] != kind]}
 
 
+def changed(content, kind, **values):
+    """The project with other values of the first participant of a kind."""
+    first = next(p for p in content["participants"] if p["type"] == kind)
+    return {**content, "participants": [{**p, **values} if p is first else p for p in content["participants"]]}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -284,6 +290,18 @@ def without(content, kind):
         (lambda p: {**p, "participants": p["participants"] * 2}, "but must be the name of one participant only"),
         (lambda p: {**p, "participants": [{"name": "x", "type": "relais"}]}, "type of x is 'relais'"),
         (lambda p: {**p, "participants": ["x"]}, "a list of entries with name and type"),
+        (lambda p: changed(p, "client", name="server"), "'server', but must be the name of a site"),
+        (lambda p: changed(p, "client", name="hospital.a"), "'hospital.a', but must be the name of a site"),
+        (lambda p: changed(p, "client", name="HOSPITAL-B"), "'HOSPITAL-B', but must be the name of one participant"),
+        (lambda p: changed(p, "client", name=7), "name is 7, but must be the name of a site"),
+        (lambda p: changed(p, "client", org="a-b"), "hospital-a: org is 'a-b', but must be the name of an org"),
+        (lambda p: changed(p, "server", name="a." * 32 + "de"), "at most 64 letters long. Take a short name"),
+        (lambda p: changed(p, "server", name="fl_server"), "'fl_server', but must be the name of a server"),
+        (lambda p: changed(p, "server", fed_learn_port=0), "fed_learn_port is 0, but must be a whole number from 1"),
+        (lambda p: changed(p, "server", admin_port="8003"), "admin_port is '8003', but must be"),
+        (lambda p: changed(p, "server", listening_host={"port": 65536}), "port is 65536, but must be"),
+        (lambda p: changed(p, "admin", name="ada"), "'ada', but must be the name of a person: an e-mail address"),
+        (lambda p: {**p, "name": "../x"}, "'../x', but must be the name of a project"),
         (lambda p: {**p, "builders": []}, "builders is"),
         (lambda p: [], "a mapping with name, participants and builders"),
     ],

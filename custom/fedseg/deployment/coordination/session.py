@@ -27,6 +27,7 @@ from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 from fedseg.contract.events import event_words
 from fedseg.errors import FedsegError, UsageError
 from fedseg.files.documents import load_json
+from fedseg.names import JOB
 
 if TYPE_CHECKING:
     from fedseg.jobs.job import Job
@@ -81,9 +82,11 @@ class Coordinator:
 
         Raises:
             FederationError: this person may not, or the server refuses the job.
+            ConfigurationError: the job's name is none for a folder.
         """
+        name = JOB.check("meta.json: name", job.name)
         with tempfile.TemporaryDirectory() as scratch:
-            folder = job.write(Path(scratch) / job.name)
+            folder = job.write(Path(scratch) / name)
             with _explained(self.user, f"submit {job.name}"):
                 return str(self._session.submit_job(str(folder)))
 

@@ -30,6 +30,8 @@ from fedseg.deployment.kits.provisioning import complete_kit, run_flare
 from fedseg.deployment.kits.wheel import build_wheel, check_wheel, wheel_version
 from fedseg.errors import ConfigurationError, UsageError
 from fedseg.files.documents import write_whole
+from fedseg.names import SITE as SITE_NAME
+from fedseg.names import repeated
 from fedseg.version import __version__
 
 REPLACED = "replaced"
@@ -78,8 +80,11 @@ def entry_of(project: dict[str, Any], name: str) -> dict[str, Any]:
         if entry["type"] != SITE:
             raise ConfigurationError("--add-site", name, "the name of a site; in the project file it is another's")
         return entry
-    if not name or not all(c.isascii() and (c.isalnum() or c in "-_") for c in name):
-        raise ConfigurationError("--add-site", name, "made of letters, digits, - and _")
+    SITE_NAME.check("--add-site", name)
+    if repeated([name, *(str(each["name"]) for each in project["participants"])])[:1] == [name]:
+        raise ConfigurationError(
+            "--add-site", name, "another name than those in the project file, in small letters, too"
+        )
     return {"name": name, "type": SITE, "org": name.replace("-", "_"), "allow_log_streaming": False}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from nvflare.lighter.utils import load_yaml
 
+from fedseg import allowed, names
 from fedseg.errors import ConfigurationError, UsageError
 
 PROJECT_FILE = "project.yml"
@@ -48,23 +49,44 @@ def check_project(content: Any) -> None:
     for key in ("name", "participants", "builders"):
         if not content.get(key):
             raise ConfigurationError(f"{PROJECT_FILE}: {key}", content.get(key), "given")
+    names.PROJECT.check(f"{PROJECT_FILE}: name", content["name"])
     people = content["participants"]
     if not isinstance(people, list) or not all(isinstance(p, dict) and "name" in p and "type" in p for p in people):
         raise ConfigurationError(f"{PROJECT_FILE}: participants", people, "a list of entries with name and type")
-    names, roles = [entry["name"] for entry in people], [role_of(entry) for entry in people]
     for entry in people:
-        if entry["type"] not in (SERVER, SITE, PERSON):
-            allowed = f"one of {(SERVER, SITE, PERSON)}"
-            raise ConfigurationError(f"{PROJECT_FILE}: type of {entry['name']}", entry["type"], allowed)
-        if names.count(entry["name"]) > 1:
-            raise ConfigurationError(f"{PROJECT_FILE}: name", entry["name"], "the name of one participant only")
-    for role, allowed, fits in (
+        _check_participant(entry)
+    roles = [role_of(entry) for entry in people]
+    if alike := names.repeated(entry["name"] for entry in people):
+        raise ConfigurationError(f"{PROJECT_FILE}: name", alike[0], "the name of one participant only")
+    for role, needed, fits in (
         (SERVER, "exactly 1", roles.count(SERVER) == 1),
         (SITE, "at least 1 site", SITE in roles),
         (COORDINATOR, "at least 1 admin with this role, who coordinates", COORDINATOR in roles),
     ):
         if not fits:
-            raise ConfigurationError(f"{PROJECT_FILE}: number of participants {role}", roles.count(role), allowed)
+            raise ConfigurationError(f"{PROJECT_FILE}: number of participants {role}", roles.count(role), needed)
+
+
+def _check_participant(entry: Mapping[str, Any]) -> None:
+    """Refuse what FLARE would refuse later, cut, or take as it is.
+
+    Raises:
+        ConfigurationError: names the participant.
+    """
+    kind = allowed.one_of(f"{PROJECT_FILE}: type of {entry['name']}", entry["type"], (SERVER, SITE, PERSON))
+    rule = {SERVER: names.HOST, SITE: names.SITE, PERSON: names.PERSON}[kind]
+    if kind == SERVER and isinstance(entry["name"], str) and len(entry["name"]) > names.LONGEST:
+        remedy = "Take a short name, and write the long one under default_host."
+        raise ConfigurationError(
+            f"{PROJECT_FILE}: name", entry["name"], f"at most {names.LONGEST} letters long", remedy
+        )
+    rule.check(f"{PROJECT_FILE}: name", entry["name"])
+    whose = f"{PROJECT_FILE}: {entry['name']}"
+    names.ORGANISATION.check(f"{whose}: org", entry.get("org"))
+    for place in (entry, *(part for part in entry.values() if isinstance(part, dict))):
+        for key, value in place.items():
+            if str(key).endswith("port"):
+                allowed.whole(f"{whose}: {key}", value, least=1, most=65535)
 
 
 def role_of(entry: Mapping[str, Any]) -> str:

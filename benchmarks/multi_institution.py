@@ -2,11 +2,15 @@
 
     python benchmarks/multi_institution.py --data ../shared/data --out runs/benchmark-institutions
 
-``lgg`` is lower-grade glioma of four institutions at 4 x 4 x 1 mm, ``lgg_fine`` the same at 2 x 2 x 1 mm. Cases that
-lack a sequence are left out. Seed s holds out the s-th third of every institution's patients, so that three seeds test
-every patient once. Every arm has the same rounds, and beside its own settings the defaults of the code that runs it:
-an earlier version is an arm too, run from its own checkout and named by ``--label``. Every finished run is kept in
-OUT/runs as JSON, so that an interrupted benchmark goes on where it was; ``--table`` only writes the table.
+- ``lgg``: lower-grade glioma of four institutions at 4 x 4 x 1 mm, ``lgg_fine`` at 2 x 2 x 1 mm. Cases that lack a
+  sequence are left out;
+- ``hippocampus``: 50 whole hippocampi of OASIS and 36 of the Decathlon, whose two labels are merged, at 1 mm;
+- ``pancreas``: phantoms of two scanners, with the settings of the pancreas job.
+
+Seed s holds out the s-th third of every institution's patients, so that three seeds test every patient once. Every arm
+has the same rounds, and beside its own settings the defaults of the code that runs it: an earlier version is an arm
+too, run from its own checkout and named by ``--label``. Every finished run is kept in OUT/runs as JSON, so that an
+interrupted benchmark goes on where it was; ``--table`` only writes the table.
 """
 
 import argparse
@@ -16,16 +20,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 from kept_runs import keep, kept, load, spread
 
-from fedseg.data.datalist import Case, Datalist
+from fedseg.data.datalist import Case, Datalist, read_datalist
+from fedseg.data.intake.sources import read_source
+from fedseg.data.phantoms.phantoms import make_phantoms
 from fedseg.jobs.job import Job, read_job
 from fedseg.randomness import generator
 from fedseg.simulation.in_process import InProcessFederation
+from fedseg.tasks.registry import get_task
 
-JOB = Path(__file__).parents[1] / "jobs" / "hippocampus_fedavg"
+JOBS = Path(__file__).parents[1] / "jobs"
 FOLDS = 3
 REFERENCE = "earlier"
 SEQUENCES = ("t1", "flair", "t1ce")
@@ -38,10 +46,21 @@ LGG = {
     "sampling": {"background": 1, "tumour": 1},
     "flip_axes": [0],
 }
-TASKS: dict[str, dict[str, Any]] = {
+HIPPOCAMPUS = {
+    "name": "whole_hippocampus",
+    "modality": "MR",
+    "channels": ["t1"],
+    "labels": {"hippocampus": 1},
+    "normalisation": "zscore",
+    "patch_size": [48, 64, 48],
+}
+TASKS: dict[str, Any] = {
     "lgg": {**LGG, "spacing": [4.0, 4.0, 1.0], "patch_size": [64, 64, 16]},
     "lgg_fine": {**LGG, "patch_size": [128, 128, 16]},
+    "hippocampus": HIPPOCAMPUS,
+    "pancreas": None,
 }
+COARSE = {"name": "pancreas", "spacing": [2.0, 2.0, 4.0], "patch_size": [64, 64, 32]}
 ARMS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "lr_2": {"training.learning_rate": 2e-3},
@@ -57,8 +76,17 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 
 
-def institutions(data: Path) -> dict[str, list[Case]]:
-    """The complete cases of every institution, in the order of their names."""
+def institutions(name: str, data: Path, out: Path) -> dict[str, list[Case]]:
+    """The cases of every institution, in the order of their names."""
+    if name == "pancreas":
+        if not (out / name).exists():
+            make_phantoms("pancreas", sites=2, cases=15, out=out / name)
+        lists = {folder.name: read_datalist(folder) for folder in sorted((out / name).glob("site-*"))}
+        return {site: [*found.training, *found.validation] for site, found in lists.items()}
+    return _hippocampi(data, out) if name == "hippocampus" else _gliomas(data)
+
+
+def _gliomas(data: Path) -> dict[str, list[Case]]:
     found: dict[str, list[Case]] = {}
     for folder in sorted(path for path in (data / "LGG").glob("*/*") if path.is_dir()):
         images = [folder / f"{folder.name}_{sequence}.nii.gz" for sequence in SEQUENCES]
@@ -68,22 +96,41 @@ def institutions(data: Path) -> dict[str, list[Case]]:
     return found
 
 
-def split(data: Path, seed: int) -> dict[str, Datalist]:
+def _hippocampi(data: Path, out: Path) -> dict[str, list[Case]]:
+    oasis = read_datalist(data / "OASIS_hippocampus" / "dataset.json").training
+    decathlon = read_source(data / "Task04_Hippocampus", get_task("hippocampus"))
+    merged = []
+    for case in decathlon[:36]:
+        path = out / "hippocampus" / case.label.name
+        if not path.exists():
+            label = nib.load(case.label)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            nib.save(nib.Nifti1Image((np.asarray(label.dataobj) > 0).astype(np.uint8), label.affine), path)
+        merged.append(Case(case.images, path, case.patient))
+    return {"Decathlon": merged, "OASIS": list(oasis)}
+
+
+def split(name: str, data: Path, out: Path, seed: int) -> dict[str, Datalist]:
     """Every institution's patients: one third to test on, one that the rounds are watched with, the others to train."""
     lists = {}
-    for site, cases in institutions(data).items():
-        order = generator(0, site, "folds").permutation(len(cases))
-        held = set(order[seed % FOLDS :: FOLDS].tolist())
-        watched, *training = (case for i, case in enumerate(cases) if i not in held)
-        lists[site] = Datalist(tuple(training), (watched,), tuple(c for i, c in enumerate(cases) if i in held))
+    for site, cases in institutions(name, data, out).items():
+        patients = sorted({case.patient for case in cases})
+        order = [patients[i] for i in generator(0, site, "folds").permutation(len(patients))]
+        held = set(order[seed % FOLDS :: FOLDS])
+        watched = next(patient for patient in patients if patient not in held)
+        training = tuple(c for c in cases if c.patient not in {*held, watched})
+        parts = (tuple(c for c in cases if c.patient in group) for group in ({watched}, held))
+        lists[site] = Datalist(training, *parts)
     return lists
 
 
 def make_job(name: str, settings: dict[str, Any], seed: int, rounds: int) -> Job:
-    """FedAvg with the defaults of this version, two passes a round, and what an arm changes."""
-    job = read_job(JOB)
-    job.declaration["training"] = {"local_epochs": 2}
-    for key, value in {"task": TASKS[name], "seed": seed, "workflow.num_rounds": rounds, **settings}.items():
+    """FedAvg with two passes a round and otherwise the defaults of this version (or the pancreas job), and what an arm
+    changes."""
+    job = read_job(JOBS / ("pancreas_fedavg" if name == "pancreas" else "hippocampus_fedavg"))
+    if TASKS[name] is not None:
+        job.declaration.update(task=TASKS[name], training={"local_epochs": 2})
+    for key, value in {"seed": seed, "workflow.num_rounds": rounds, **settings}.items():
         job.set(key, value)
     return job
 
@@ -94,7 +141,7 @@ def run(name: str, arm: str, label: str, seed: int, rounds: int, data: Path, out
     if path.exists():
         return path
     start, busy = time.time(), time.process_time()
-    federation = InProcessFederation(make_job(name, ARMS[arm], seed, rounds), split(data, seed))
+    federation = InProcessFederation(make_job(name, ARMS[arm], seed, rounds), split(name, data, out, seed))
     federation.run()
     seconds, busy = time.time() - start, time.process_time() - busy
     (out / "models").mkdir(exist_ok=True)
@@ -134,7 +181,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds LGG")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--set", default="lgg", choices=list(TASKS))
     parser.add_argument("--arms", nargs="+", default=["defaults"], choices=list(ARMS))

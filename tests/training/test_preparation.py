@@ -7,7 +7,7 @@ from fedseg.errors import DataError
 from fedseg.tasks.objective import objective_of
 from fedseg.tasks.registry import resolve_task
 from fedseg.training.cache import CaseCache
-from fedseg.training.inference import predict_case
+from fedseg.training.inference import infer_logits, predict_case
 from fedseg.training.patches import PatchDataset, choose_corner
 from fedseg.training.prepare import prepare_case
 from tiny import TASK, make_image, write_case
@@ -174,3 +174,25 @@ def test_voxels_of_the_classes_are_counted_before_padding(tmp_path):
     assert list(prepare_case(task, case, training=True).voxels) == expected
     stored = CaseCache(task, [case], True, tmp_path / "cache")
     assert list(stored[0].voxels) == list(stored[0].voxels) == expected
+
+
+@pytest.mark.parametrize(("axes", "views"), [([], 1), ([0], 2), ([1, 2, 1], 4)])
+def test_a_mirrored_prediction_is_the_mean_over_mirror_images(axes, views):
+    """A network that looks at its first neighbour: each mirror image shows it another one."""
+    task = resolve_task({**TASK, "flip_axes": axes, "mirrored": True, "patch_size": [6, 6, 6]})
+    image = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 6, 6, 6))).float()
+    seen = []
+
+    def network(window):
+        seen.append(window)
+        return torch.cat([window, window.roll((1, 1, 1), (2, 3, 4))], dim=1)
+
+    found = infer_logits(network, task, image, 0.0, torch.device("cpu"))[0]
+    neighbours = [
+        image.roll([-1 if axis in flipped else 1 for axis in range(3)], (1, 2, 3))
+        for flipped in ([], [0], [1], [2], [1, 2])
+        if set(flipped) <= set(axes)
+    ]
+    assert len(seen) == len(neighbours) == views
+    torch.testing.assert_close(found[0], image[0])
+    torch.testing.assert_close(found[1], sum(neighbours)[0] / views)

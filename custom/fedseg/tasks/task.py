@@ -63,6 +63,7 @@ class Task:
         objective: what kind of task it is, see ``fedseg.tasks.objective``.
         components: which connected parts of a predicted region (or of the ``foreground``: all classes together) are
             kept: the ``largest``, or those of at least so many ml.
+        mirrored: whether a prediction is the mean over the image and its mirror images along ``flip_axes``.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Task:
     description: str = ""
     objective: str = SEGMENTATION
     components: Mapping[str, str | float] = field(default_factory=dict)
+    mirrored: bool = False
 
     def __post_init__(self) -> None:
         _check(self)
@@ -125,8 +127,9 @@ class Task:
         # Not said by declarations of the time when there was nothing to say, which must keep their digests.
         if self.objective == SEGMENTATION:
             del result["objective"]
-        if not self.components:
-            del result["components"]
+        for name in ("components", "mirrored"):
+            if not result[name]:
+                del result[name]
         return result
 
 
@@ -272,6 +275,7 @@ def _check_numbers(task: Task) -> None:
     require(not task.sampling or sum(task.sampling.values()) > 0, "sampling", "frequencies that are not all zero")
     require(all(a in (0, 1, 2) for a in task.flip_axes), "flip_axes", "a list of axes out of 0, 1, 2")
     allowed.switch("task.crop_to_foreground", task.crop_to_foreground)
+    allowed.switch("task.mirrored", task.mirrored)
 
 
 def _check_components(task: Task) -> None:

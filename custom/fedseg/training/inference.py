@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -31,15 +32,19 @@ def infer_logits(
     device: torch.device,
     check_abort: Callable[[], None] = lambda: None,
 ) -> torch.Tensor:
-    """Logits [1, output_channels, X, Y, Z] on the CPU for an image [C, X, Y, Z], windows of the task's patch size."""
+    """Logits [1, output_channels, X, Y, Z] on the CPU for an image [C, X, Y, Z], windows of the task's patch size.
+
+    Where the task says so, they are the mean over the image and its mirror images along all sets of the task's axes
+    (test-time augmentation as in nnU-Net, Isensee et al., Nat Methods 2021), which takes twice as long for each axis.
+    """
 
     def predict(window: torch.Tensor) -> torch.Tensor:
         check_abort()
         return network(window)
 
-    with torch.inference_mode():
+    def over_windows(values: torch.Tensor) -> torch.Tensor:
         logits = sliding_window_inference(
-            image[None],
+            values[None],
             roi_size=task.patch_size,
             sw_batch_size=WINDOWS_AT_ONCE,
             predictor=predict,
@@ -48,8 +53,16 @@ def infer_logits(
             sw_device=device,
             device="cpu",
         )
-    assert isinstance(logits, torch.Tensor)
-    return logits.float()
+        assert isinstance(logits, torch.Tensor)
+        return logits.float()
+
+    axes = sorted(set(task.flip_axes)) if task.mirrored else []
+    views = [chosen for count in range(len(axes) + 1) for chosen in combinations(axes, count)]
+    with torch.inference_mode():
+        total = over_windows(image)
+        for chosen in views[1:]:
+            total += over_windows(image.flip([1 + a for a in chosen])).flip([2 + a for a in chosen])
+        return total / len(views)
 
 
 def predict_case(kind: Objective, case: PreparedCase, logits: torch.Tensor) -> np.ndarray:

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from fedseg.commands.arguments import TASK_HELP, Command, check_report_file, task_files, task_from_argument
 from fedseg.console import out, track
+from fedseg.contract.proposal import propose
 from fedseg.data.checks.datalist_check import check_datalist
 from fedseg.data.checks.findings import CheckReport, Finding
 from fedseg.data.datalist import read_datalist
@@ -29,6 +30,7 @@ def add_parser(subparsers: Any) -> None:
     command.path("--json", "also write the report here, for machines", "FILE")
     command.value("--workers", "cases checked side by side (default 1)", int, metavar="N", default=1)
     command.flag("--quick", "look at files and headers only, read no voxel")
+    command.flag("--propose", "also print voxel size, patch and network that fit these images, as a plan says them")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -50,6 +52,10 @@ def run(options: argparse.Namespace) -> int:
     _print_findings(console, "red", "error", report.errors)
     _print_findings(console, "yellow", "warning", report.warnings)
     _print_statistics(console, report)
+    if options.propose and report.grids:
+        shapes, spacings = zip(*(grid.in_body for grid in report.grids), strict=True)
+        console.print("to begin with, the plan of a job may say:")
+        console.print_json(data=propose(shapes, spacings))
     console.print(f"[{'bold' if report.ok else 'bold red'}]{report.summary}[/]")
     if options.json:
         write_json(options.json, report.to_dict())

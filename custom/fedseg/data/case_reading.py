@@ -46,7 +46,7 @@ def open_case(task: Task, case: Case, reporter: Reporter) -> OpenCase:
     label = open_image(case.label, reporter(case.label)) if case.label else None
     usable = []
     for image in filter(None, (*images, label)):
-        may_hold_channels = len(images) == 1 and image is not label
+        may_hold_channels = len(case.channels) == 1 and image is not label
         if may_hold_channels or require_one_channel(image, reporter(image.path)):
             usable.append(image)
     for image in usable[:1]:
@@ -71,6 +71,8 @@ def read_label_values(label: ImageFile, report: Report) -> np.ndarray | None:
 def read_case(task: Task, case: Case) -> tuple[np.ndarray, Grid, np.ndarray | None]:
     """Channels [C, X, Y, Z] of a case in float32, their grid, and the label's values [X, Y, Z] or None without one.
 
+    Channels that were not acquired are 0.
+
     Raises:
         FileError: what ``fedseg check-data`` would call an error of one of the files.
     """
@@ -78,12 +80,15 @@ def read_case(task: Task, case: Case) -> tuple[np.ndarray, Grid, np.ndarray | No
     arrays = [read_values(task, image, refuse(image.path)) for image in opened.images if image]
     label = read_label_values(opened.label, refuse(opened.label.path)) if opened.label and task.classes else None
     assert opened.grid is not None  # ``refuse`` raises
-    return np.concatenate([array for array in arrays if array is not None]), opened.grid, label
+    array = np.concatenate([array for array in arrays if array is not None])
+    for position in case.missing:
+        array = np.insert(array, position, 0, axis=0)
+    return array, opened.grid, label
 
 
 def _check_channel_count(task: Task, case: Case, images: tuple[ImageFile | None, ...], report: Report) -> None:
-    wanted, found = len(task.channels), len(images)
-    if found == 1:
+    wanted, found = len(task.channels), len(images) + len(case.missing)
+    if not case.missing and found == 1:
         if images[0] is None:
             return
         found = images[0].channels
@@ -94,3 +99,8 @@ def _check_channel_count(task: Task, case: Case, images: tuple[ImageFile | None,
             f"The case has {found} image(s), but the task {task.name} takes {wanted}: {', '.join(task.channels)}.",
             "List one file for each of them, in this order (or one 4-D file with them in its last axis).",
         )
+        return
+    needed = [task.channels[i] for i in case.missing if task.channels[i] not in task.optional_channels]
+    if needed:
+        message = f"The case lacks {', '.join(needed)}, without which the task {task.name} takes no case."
+        report("channel-missing", "error", message, "Name the file, or let the task list it in optional_channels.")

@@ -24,14 +24,17 @@ class Case:
     """One examination: image file(s), label file and the patient they belong to.
 
     Attributes:
-        images: one file per channel in the task's order, or a single file whose last axis holds the channels.
+        images: one file per channel in the task's order, or a single file whose last axis holds the channels. Channels
+            that were not acquired have none.
         label: the label file; None only where masks are to be predicted.
         patient: identifies the patient; all cases of a patient lie in one split.
+        missing: which channels were not acquired, as positions in the task's order, increasing.
     """
 
     images: tuple[Path, ...]
     label: Path | None
     patient: str
+    missing: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "patient", same_patient(self.patient))
@@ -40,6 +43,13 @@ class Case:
     def files(self) -> tuple[Path, ...]:
         """Images, and the label file where there is one."""
         return self.images if self.label is None else (*self.images, self.label)
+
+    @property
+    def channels(self) -> tuple[Path | None, ...]:
+        """The image files in the task's order, None for each channel that was not acquired."""
+        files = iter(self.images)
+        count = len(self.images) + len(self.missing)
+        return tuple(None if position in self.missing else next(files) for position in range(count))
 
     @property
     def id(self) -> str:
@@ -200,13 +210,16 @@ def _parse_case(entry: Any, path: Path, where: str) -> Case:
         raise DataError(f"{path}: {where} must be an object with image, label and patient.")
     images = entry.get("image")
     images = [images] if isinstance(images, str) else images
-    if not isinstance(images, list) or not images or not all(_is_path(i) for i in images):
-        raise DataError(f"{path}: {where}.image must be a path or a list of paths.")
+    if not isinstance(images, list) or not all(i is None or _is_path(i) for i in images) or not any(images):
+        raise DataError(
+            f"{path}: {where}.image must be a path or a list of paths, with null for a channel that was not acquired."
+        )
     label, base = entry.get("label"), path.parent
     if label not in (None, "") and not _is_path(label):
         raise DataError(f"{path}: {where}.label must be a path.")
     patient = _parse_patient(entry.get("patient"), f"{path}: {where}")
-    return Case(tuple(base / i for i in images), base / label if label else None, patient)
+    missing = tuple(position for position, image in enumerate(images) if image is None)
+    return Case(tuple(base / i for i in images if i), base / label if label else None, patient, missing)
 
 
 def _is_path(value: Any) -> bool:
@@ -228,7 +241,7 @@ def _format_case(case: Case, folder: Path) -> dict[str, Any]:
         absolute, root = Path(os.path.abspath(path)), Path(os.path.abspath(folder))
         return str(absolute.relative_to(root)) if absolute.is_relative_to(root) else str(absolute)
 
-    images = [shown(i) for i in case.images]
+    images = [None if i is None else shown(i) for i in case.channels]
     entry: dict[str, Any] = {"image": images[0] if len(images) == 1 else images, "patient": case.patient}
     if case.label is not None:
         entry["label"] = shown(case.label)

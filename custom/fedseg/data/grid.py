@@ -51,6 +51,12 @@ class Grid:
         return "".join(str(code) for code in nib.orientations.aff2axcodes(self.affine))
 
     @property
+    def in_body(self) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        """Voxels, and their sizes in mm, along right-left, front-back and foot-head."""
+        stored = np.argsort(nib.orientations.io_orientation(self.affine)[:, 0])
+        return tuple(self.shape[axis] for axis in stored), tuple(self.spacing[axis] for axis in stored)
+
+    @property
     def obliquity(self) -> float:
         """Largest angle in degrees between a stored axis and the nearest body axis."""
         return float(np.degrees(nib.affines.obliquity(self.affine).max()))

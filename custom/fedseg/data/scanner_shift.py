@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,7 @@ def shift_case(case: Case, folder: Path, shift: ScannerShift, seed: int) -> Case
     """
     folder.mkdir(parents=True, exist_ok=True)
     images = (_shift_file(file, folder, shift, seed, case.patient) for file in case.images)
-    return Case(tuple(images), case.label, case.patient)
+    return replace(case, images=tuple(images))
 
 
 def _shift_file(file: Path, folder: Path, shift: ScannerShift, seed: int, patient: str) -> Path:

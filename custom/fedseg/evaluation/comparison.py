@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from fedseg.contract.plan import Plan, parse_plan
+from fedseg.data.case_reading import read_case
 from fedseg.data.datalist import Case, read_datalist
-from fedseg.data.reading import read_image, read_label
+from fedseg.data.reading import read_label
 from fedseg.errors import ConfigurationError, FedsegError
 from fedseg.networks.weights import Arrays, apply_difference, get_weights
 from fedseg.tasks.objective import MEAN, Objective
@@ -142,18 +143,20 @@ def _threshold(plan: Plan, data: Path, sites: Sequence[str]) -> dict[str, Any]:
     return _entry(plan.objective, f"{task.channels[-1]} threshold", text, scores)
 
 
-def _channel(case: Case) -> tuple[np.ndarray, Any]:
-    """The last channel, z-scored over its non-zero voxels, and its grid."""
-    array, grid = read_image(case.images)
+def _channel(task: Task, case: Case) -> tuple[np.ndarray, Any]:
+    """The last channel, z-scored over its non-zero voxels, and its grid; minus infinity where there is none."""
+    array, grid, _ = read_case(task, case)
     values = array[-1]
     inside = values[values != 0]
+    if not inside.size:
+        return np.full(values.shape, -np.inf), grid
     return np.where(values != 0, (values - inside.mean()) / max(float(inside.std()), 1e-6), -np.inf), grid
 
 
 def _threshold_dice(task: Task, case: Case, region: int, candidates: np.ndarray) -> list[float]:
     assert case.label is not None
     reference = to_regions(task, to_classes(task, read_label(case.label)[0]))[region]
-    values, _ = _channel(case)
+    values, _ = _channel(task, case)
     return [
         2 * float((reference & (m := values > c)).sum()) / max(1, int(reference.sum() + m.sum())) for c in candidates
     ]
@@ -161,7 +164,7 @@ def _threshold_dice(task: Task, case: Case, region: int, candidates: np.ndarray)
 
 def _threshold_score(task: Task, case: Case, region: int, threshold: float, empty: str) -> Any:
     assert case.label is not None
-    values, grid = _channel(case)
+    values, grid = _channel(task, case)
     masks = np.zeros((len(task.regions), *values.shape), bool)
     masks[region] = values > threshold
     reference = to_classes(task, read_label(case.label)[0])

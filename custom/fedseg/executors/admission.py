@@ -46,7 +46,7 @@ def admit_data(plan: Plan, profile: SiteProfile) -> Datalist:
         raise RefusalError("data", "The site's datalist is missing or cannot be read.") from None
     for finding in report.errors:
         logger.error("%s", finding)
-    channels = [f for f in report.errors if f.code == "channel-count"]
+    channels = [f for f in report.errors if f.code in ("channel-count", "channel-missing")]
     if channels:
         raise RefusalError("task", f"{len(channels)} case(s) do not have the channels {list(plan.task.channels)}.")
     if report.errors:

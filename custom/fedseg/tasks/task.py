@@ -60,6 +60,8 @@ class Task:
         sampling: relative frequency with which a patch is centred on each class, ``background`` included; empty:
             patches are cut at random anywhere.
         flip_axes: axes along which training images may be mirrored (0: left-right).
+        optional_channels: channels that a case may lack; the network sees 0 in their place, the mean of a normalised
+            image.
         objective: what kind of task it is, see ``fedseg.tasks.objective``.
         components: which connected parts of a predicted region (or of the ``foreground``: all classes together) are
             kept: the ``largest``, or those of at least so many ml.
@@ -80,6 +82,7 @@ class Task:
     crop_to_foreground: bool = False
     sampling: Mapping[str, float] = field(default_factory=dict)
     flip_axes: tuple[int, ...] = ()
+    optional_channels: tuple[str, ...] = ()
     description: str = ""
     objective: str = SEGMENTATION
     components: Mapping[str, str | float] = field(default_factory=dict)
@@ -127,7 +130,7 @@ class Task:
         # Not said by declarations of the time when there was nothing to say, which must keep their digests.
         if self.objective == SEGMENTATION:
             del result["objective"]
-        for name in ("components", "mirrored"):
+        for name in ("components", "mirrored", "optional_channels"):
             if not result[name]:
                 del result[name]
         return result
@@ -167,7 +170,16 @@ def parse_task(declaration: Mapping[str, Any], where: str = "task") -> Task:
         Region(str(n), _sequence(v, f"{where}.regions.{n}"))
         for n, v in _mapping(values["regions"], f"{where}.regions").items()
     )
-    for key in ("channels", "classes", "patch_size", "window", "spacing", "spacing_range", "flip_axes"):
+    for key in (
+        "channels",
+        "classes",
+        "optional_channels",
+        "patch_size",
+        "window",
+        "spacing",
+        "spacing_range",
+        "flip_axes",
+    ):
         if values.get(key) is not None:
             values[key] = _sequence(values[key], f"{where}.{key}")
     for key in ("sampling", "components"):
@@ -200,10 +212,13 @@ def _check(task: Task) -> None:
     labels = ("classes", "conventions", "regions") if task.objective == SEGMENTATION else ()
     for name in ("channels", *labels):
         require(len(getattr(task, name)) > 0, name, "a list with at least one entry")
-    for name in ("channels", "classes"):
+    for name in ("channels", "classes", "optional_channels"):
         items = getattr(task, name)
         require(all(isinstance(i, str) and i for i in items), name, "a list of names")
         require(len(set(items)) == len(items), name, "a list without repetitions")
+    required = set(task.channels) - set(task.optional_channels)
+    known = set(task.optional_channels) <= set(task.channels)
+    require(known and bool(required), "optional_channels", f"some, but not all, of the channels {list(task.channels)}")
     require(len(set(task.region_names)) == len(task.regions), "regions", "a list without repetitions")
     allowed.one_of("task.normalisation", task.normalisation, NORMALISATIONS)
     _check_labels(task)

@@ -58,7 +58,7 @@ class CaseCache:
         """Changes with the files' content (as size and time tell), the task, the use and the version."""
         files = [*case.images, *([case.label] if case.label else [])]
         stamps = [(str(f), (s := f.stat()).st_size, s.st_mtime_ns) for f in files]
-        text = json.dumps([stamps, self.task.to_dict(), self.training, __version__], sort_keys=True)
+        text = json.dumps([stamps, case.missing, self.task.to_dict(), self.training, __version__], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

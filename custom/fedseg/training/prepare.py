@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +72,7 @@ def prepare_case(task: Task, case: Case, training: bool) -> PreparedCase:
     reference = kind.reference(array, label)
     image = _resample(task, array, original)
     labels = None if reference is None else _resample_reference(task, reference[None], original)
-    image.set_array(_normalise(task, image.as_tensor()))
+    image.set_array(_normalise(task, image.as_tensor(), case.missing))
     if task.crop_to_foreground:
         image, labels = _crop(image, labels)
     x, y, z = (int(n) for n in image.shape[1:])
@@ -113,12 +114,14 @@ def _resample(task: Task, array: np.ndarray, grid: Grid) -> MetaTensor:
     return image
 
 
-def _normalise(task: Task, image: torch.Tensor) -> torch.Tensor:
-    """Normalise [C, ...] as the task says; a constant channel becomes 0."""
+def _normalise(task: Task, image: torch.Tensor, missing: Sequence[int] = ()) -> torch.Tensor:
+    """Normalise [C, ...] as the task says; a channel that is constant or missing becomes 0."""
+    result = torch.zeros_like(image)
     if task.normalisation == "window":
         low, high = task.window or (0.0, 1.0)
-        return (image.clamp(low, high) - low) / (high - low)
-    result = torch.zeros_like(image)
+        result = (image.clamp(low, high) - low) / (high - low)
+        result[list(missing)] = 0
+        return result
     for channel, values in enumerate(image):
         mask = values != 0 if task.normalisation == "zscore_nonzero" else torch.ones_like(values, dtype=torch.bool)
         chosen = values[mask].double()

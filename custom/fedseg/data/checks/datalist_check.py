@@ -11,6 +11,7 @@ from typing import Any
 from fedseg.data.checks.case import CaseFacts, inspect_case
 from fedseg.data.checks.findings import CheckReport, Finding, Severity
 from fedseg.data.datalist import SPLITS, Case, Datalist
+from fedseg.data.grid import Grid
 from fedseg.data.progress import Progress, silent
 from fedseg.data.splits import by_patient, patients_in_two_splits, spelled_alike
 from fedseg.tasks.task import Task
@@ -36,6 +37,7 @@ def check_datalist(
     findings = [
         *_about_list(task, datalist),
         *(finding for case_facts in facts for finding in case_facts.findings),
+        *_missing_channels(task, datalist),
         *_two_splits(datalist),
         *_alike_patients(datalist),
         *_shared_labels(places),
@@ -44,7 +46,9 @@ def check_datalist(
         *_absent_classes(task, facts),
         *_mixed_orientations(facts),
     ]
-    return CheckReport(task.name, datalist.path, len(places), tuple(findings), _statistics(task, datalist, facts))
+    grids = tuple(f.grid for f in facts if f.grid)
+    statistics = _statistics(task, datalist, facts, grids)
+    return CheckReport(task.name, datalist.path, len(places), tuple(findings), statistics, grids)
 
 
 def _inspect(task: Task, places: list[tuple[str, Case]], quick: bool, workers: int) -> Iterator[CaseFacts]:
@@ -72,6 +76,24 @@ def _about_list(task: Task, datalist: Datalist) -> list[Finding]:
             message = f"There are only {patients} {split} patient(s); results from fewer than {few} say little."
             add("few-cases", "warning", message, "Add patients if you have more.", split)
     return findings
+
+
+def _without_channel(task: Task, datalist: Datalist) -> dict[str, int]:
+    """How many cases lack each channel that a case may lack."""
+    missing = Counter(i for split in SPLITS for case in datalist.split(split) for i in case.missing)
+    return {name: missing[i] for i, name in enumerate(task.channels) if name in task.optional_channels}
+
+
+def _missing_channels(task: Task, datalist: Datalist) -> list[Finding]:
+    cases = sum(len(datalist.split(split)) for split in SPLITS)
+    remedy = "Fine if it was not acquired; if the file exists, name it in the place of null."
+    return [
+        Finding(
+            "channel-missing", "warning", f"{count} of {cases} cases lack {name}.", remedy, str(datalist.path or "")
+        )
+        for name, count in _without_channel(task, datalist).items()
+        if count
+    ]
 
 
 def _two_splits(datalist: Datalist) -> list[Finding]:
@@ -188,9 +210,7 @@ def _listed(counts: Counter[str]) -> str:
     return ", ".join(f"{name} ({count})" for name, count in counts.most_common())
 
 
-def _statistics(task: Task, datalist: Datalist, facts: Sequence[CaseFacts]) -> dict[str, Any]:
-    grids = [f.grid for f in facts if f.grid]
-
+def _statistics(task: Task, datalist: Datalist, facts: Sequence[CaseFacts], grids: Sequence[Grid]) -> dict[str, Any]:
     def span(rows: list[tuple[float, ...]]) -> dict[str, list[float]]:
         columns = list(zip(*rows, strict=True))
         return {"smallest": [min(c) for c in columns], "largest": [max(c) for c in columns]}
@@ -202,5 +222,6 @@ def _statistics(task: Task, datalist: Datalist, facts: Sequence[CaseFacts]) -> d
         "spacing_mm": span([tuple(round(s, 4) for s in g.spacing) for g in grids]),
         "orientations": dict(Counter(g.orientation for g in grids)),
         "label_conventions": dict(_count_conventions(facts)),
+        "cases_without_channel": _without_channel(task, datalist),
         "cases_with_class": {name: sum(name in f.classes for f in facts) for name in task.classes},
     }

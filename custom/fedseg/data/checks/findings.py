@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedseg.data.grid import Grid
 from fedseg.data.problems import Severity
 
 CODES = (
@@ -15,6 +16,7 @@ CODES = (
     "unreadable",
     "dimensions",
     "channel-count",
+    "channel-missing",
     "shape-differs",
     "affine-differs",
     "spacing",
@@ -75,6 +77,7 @@ class CheckReport:
         cases: number of cases looked at.
         findings: errors and warnings in the order of the datalist.
         statistics: counts and ranges over all readable cases; holds no voxel and names no patient.
+        grids: of all readable cases; no part of the JSON form.
     """
 
     task: str
@@ -82,6 +85,7 @@ class CheckReport:
     cases: int
     findings: tuple[Finding, ...] = ()
     statistics: Mapping[str, Any] = field(default_factory=dict)
+    grids: tuple[Grid, ...] = ()
 
     @property
     def errors(self) -> tuple[Finding, ...]:

@@ -36,7 +36,8 @@ def check_image(task: Task, voxels: np.ndarray, report: Report) -> bool:
     constant = [i for i, part in enumerate(voxels) if part.min() == part.max()]
     if constant:
         where = f"Channel {constant} of the image" if len(voxels) > 1 else "The image"
-        report("constant", "error", f"{where} has one value everywhere.", "Replace it by the real image.")
+        remedy = "Replace it by the real image, or write null if there is none."
+        report("constant", "error", f"{where} has one value everywhere.", remedy)
         return False
     if task.modality == "CT":
         _check_hounsfield(voxels, report)

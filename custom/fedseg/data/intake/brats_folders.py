@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from fedseg.data.datalist import Case
@@ -32,7 +33,8 @@ def read_brats(folder: Path, task: Task) -> tuple[Case, ...]:
     """The cases below ``folder``, sorted by id.
 
     Raises:
-        DataError: a case lacks a sequence or its segmentation or has one twice, or the task takes other images.
+        DataError: cases lack their segmentation, or a sequence that the task does not call optional; all are named. Or
+            a case has a sequence twice, or the task takes other images.
     """
     other = [channel for channel in task.channels if channel not in SEQUENCES]
     if other:
@@ -45,17 +47,30 @@ def read_brats(folder: Path, task: Task) -> tuple[Case, ...]:
         _collect(place, names, found)
         if not folders and place.name.startswith("BraTS") and not any(_FILE.fullmatch(n) for n in names):
             raise DataError(f"{place} holds no sequence at all. Complete or remove this folder.")
-    for (place_of_case, case_id), files in found.items():
-        missing = [name for name in (*task.channels, "seg") if name not in files]
-        if missing:
-            raise DataError(
-                f"{place_of_case} is incomplete: case {case_id} lacks {', '.join(missing)}. "
-                "Complete the copy, or remove this folder."
-            )
+    cases = sorted(found.items(), key=lambda item: item[0][1])
+    _refuse_incomplete(folder, found, task)
     return tuple(
-        Case(tuple(files[channel] for channel in task.channels), files["seg"], patient_of(case_id))
-        for (_, case_id), files in sorted(found.items(), key=lambda item: item[0][1])
+        Case(
+            tuple(files[channel] for channel in task.channels if channel in files),
+            files["seg"],
+            patient_of(case_id),
+            tuple(i for i, channel in enumerate(task.channels) if channel not in files),
+        )
+        for (_, case_id), files in cases
     )
+
+
+def _refuse_incomplete(folder: Path, cases: Mapping[tuple[Path, str], Collection[str]], task: Task) -> None:
+    needed = [name for name in (*task.channels, "seg") if name not in task.optional_channels]
+    lacks = {case: [name for name in needed if name not in files] for case, files in cases.items()}
+    lacks |= {case: list(task.channels) for case, files in cases.items() if not set(files) & set(task.channels)}
+    incomplete = [f"{place}: {case} lacks {', '.join(names)}" for (place, case), names in lacks.items() if names]
+    if incomplete:
+        raise DataError(
+            f"{len(incomplete)} of {len(cases)} cases in {folder} are incomplete: {'; '.join(incomplete)}. "
+            "Complete the copy, remove these folders, or let the task list the sequences that cases may lack in "
+            "optional_channels."
+        )
 
 
 def _collect(place: Path, names: list[str], found: dict[tuple[Path, str], dict[str, Path]]) -> None:

@@ -163,7 +163,7 @@ def _check_first(case: Case, task: Task) -> None:
     Files that cannot be read, and all the other cases, are for the data check.
     """
     try:
-        channels = len(read_image(case.images)[0])
+        channels = len(read_image(case.images)[0]) + len(case.missing)
         values = [0] if case.label is None else np.unique(read_label(case.label)[0]).tolist()
     except DataError:
         return

@@ -104,7 +104,7 @@ def test_a_guarantee_cuts_off_what_is_not_declared_for_it():
     declared = {"personal_dice": DICE, "lag_rounds": TOLD}
     assert unprotected(declared) == {*UNPROTECTED, "lag_rounds"}
     left = REPORT.only(unprotected(declared))
-    assert left == SiteReport(3, 2, None, None, {}, 2, seconds=4.0, epsilon=1.5, extras={"lag_rounds": 1})
+    assert left == SiteReport(3, 2, None, None, {}, 2, epsilon=1.5, extras={"lag_rounds": 1})
     assert left.told() == {*UNPROTECTED, "lag_rounds"}
 
 

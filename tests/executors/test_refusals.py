@@ -26,6 +26,7 @@ from fedseg.executors.refusals import (
     job_terms,
 )
 from fedseg.executors.training import SegmentationExecutor
+from fedseg.filters.dp_sgd import DPSGD
 from fedseg.filters.encrypt import EncryptUpdate
 from fedseg.filters.guard.guard import Guard
 from fedseg.filters.layers import PrivateLayers
@@ -267,6 +268,31 @@ def test_withheld_scalars_scores_and_curves(site, tmp_path):
     assert list((tmp_path / "state").rglob("evaluation-model.json")), "the site itself keeps its scores"
 
 
+@pytest.mark.parametrize("mechanism", [GaussianNoise, DPSGD])
+def test_two_data_sets_that_differ_in_one_patient_tell_the_same_numbers(tmp_path, monkeypatch, mechanism):
+    """A patient with one examination is exchanged for one with two: nothing changes that leaves without noise."""
+    told = []
+    for name, training, validation in (("one", "pq", "r"), ("other", "pqq", "rr")):
+        folder = make_sites(tmp_path / name, {"a": (len(training), len(validation))})
+        content = json.loads((folder / "a" / "datalist.json").read_text())
+        for case, patient in zip([*content["training"], *content["validation"]], training + validation, strict=True):
+            case["patient"] = patient
+        (folder / "a" / "datalist.json").write_text(json.dumps(content))
+        monkeypatch.setenv("FEDSEG_DATA", str(folder))
+        monkeypatch.setenv("FEDSEG_STATE", str(tmp_path / name / "state"))
+        site = Site(tmp_path / name / "site", monkeypatch)
+        runner = context([mechanism(1.0, 8.0)]).get_prop(FLContextKey.RUNNER)
+        site.context.set_prop(FLContextKey.RUNNER, runner, private=True)
+        trained, scored = site.train(), site.ask("validate", DXO(DataKind.WEIGHTS, data=site.weights()))
+        report = from_shareable(trained).meta[META_KEY]
+        told.append((from_shareable(site.prepare()).data, report, from_shareable(scored).data))
+    assert told[0] == told[1]
+    acceptance, report, scores = told[0]
+    assert acceptance == {"training": 2, "validation": 1, "test": 0}
+    assert (report["num_samples"], report["num_steps"], report["val_cases"], report["seconds"]) == (2, 1, 1, 0.0)
+    assert scores["final"]["cases"] == 1
+
+
 def test_curves_tell_no_more_than_the_report(site):
     site.policy(scalars=["val_loss"], events=True)
     assert site.train().get_return_code() == ReturnCode.OK
@@ -280,7 +306,7 @@ def test_a_guarantee_withholds_without_a_policy(site):
     site.context.set_prop(FLContextKey.RUNNER, runner, private=True)
     report = from_shareable(site.train()).meta[META_KEY]
     assert {name for name, value in report.items() if value not in (None, {}, 0.0)} == {
-        *("num_samples", "num_steps", "val_cases", "seconds"),
+        *("num_samples", "num_steps", "val_cases"),
     }
     assert site.sent == []
     reply = site.ask("validate", DXO(DataKind.WEIGHTS, data=site.weights()))

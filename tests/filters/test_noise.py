@@ -189,10 +189,11 @@ def test_the_record_names_mechanism_and_ratio_of_noise_to_signal(tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_told_beside_the_guarantee(tmp_path, kind):
-    """Counts and durations only: no loss and no score, not even where the result was made by hand."""
+    """Counts only: no loss, no score and no duration, not even where the result was made by hand."""
     told = SiteReport(3, 2, 0.5, 0.6, {"mean": 0.1}, 2, 4.0, 3.0, 0.4, 0.3, largest=0.1, extras={"personal_dice": 0.2})
     sent = kind(1.0, 20.0).run(replace(make_update(), report=told), context_of(tmp_path))
-    assert sent.report == SiteReport(3, 2, None, None, {}, 2, seconds=4.0, epsilon=sent.report.epsilon)
+    assert sent.report == SiteReport(3, 2, None, None, {}, 2, epsilon=sent.report.epsilon)
+    assert "seconds" not in sent.steps[0]
     assert sent.report.epsilon > 0
     reply = kind(1.0, 20.0).process(make_message(make_update().arrays), make_fl_context(context_of(tmp_path)))
     meta = from_shareable(reply).meta

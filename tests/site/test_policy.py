@@ -173,7 +173,7 @@ def test_only_norms_of_the_whole_update_count_as_clipping():
     assert clipping_norm(SHARE) is None, "a bound of single coordinates"
     vector = {"filter": "SparseVector", "stage": Stage.NOISE, "clip": 0.1, "epsilon_query": 1.0, "fraction": 0.2}
     assert clipping_norm(vector) is None
-    assert clipping_norm({**NOISE, "norm": "gradient of a case"}) is None
+    assert clipping_norm({**NOISE, "norm": "gradient of a patient"}) is None
     assert clipping_norm({**NOISE, "norm": "L1"}) == 1.5, "no vector is longer in L2 than in L1"
 
 

@@ -1,4 +1,4 @@
-"""Private training: clipped gradients of single cases, noise on their sum, and what the ledger is told of it."""
+"""Private training: clipped gradients of single patients, noise on their sum, and what the ledger is told of it."""
 
 import math
 from dataclasses import replace
@@ -22,7 +22,9 @@ from fedseg.privacy.accounting.epsilon import PATIENT, Release, epsilon
 from fedseg.privacy.accounting.ledger import Ledger
 from fedseg.privacy.mechanisms.noise import SecureNoise, SeededNoise
 from fedseg.site.state import SiteState
+from fedseg.training.hooks import TrainingHook
 from fedseg.training.methods.fedprox import FedProx
+from fedseg.training.optimisation import learning_rate
 from fedseg.training.patient_dp_sgd import PatientDPSGD
 from fedseg.training.trainer import SiteTrainer, TrainerSetup
 from hooked import assert_same, check_seeded_and_restarted, start_of
@@ -53,16 +55,29 @@ def make(datalist, *hooks, state=None, simulated=True, **changes):
     return SiteTrainer(plan, "a", datalist, TrainerSetup(state, hooks=hooks, simulated=simulated))
 
 
+class SameDraws(TrainingHook):
+    """Nothing but the order and the patches that DP-SGD draws."""
+
+    order, draws = PatientDPSGD.order, PatientDPSGD.draws
+
+
 def summed(datalist, hook, **options):
-    """The sum over cases that one epoch of a learning rate of 1 steps along, with what the hook does to it."""
+    """The sum over patients that one epoch of a learning rate of 1 steps along, with what the hook does to it."""
     trainer = make(datalist, hook, **options)
     update = trainer.train_round(start_of(trainer), 0, 1).update
-    return -flat(update).astype(float) * len(datalist.training)
+    return -flat(update).astype(float) * len({case.patient for case in datalist.training})
+
+
+def grouped(datalist, per_patient):
+    """The site's training cases as those of fewer patients, a number for each."""
+    names = [f"p{number}" for number, count in enumerate(per_patient) for _ in range(count)]
+    training = tuple(replace(case, patient=name) for case, name in zip(datalist.training, names, strict=True))
+    return replace(datalist, training=training)
 
 
 def case_gradients(datalist, epoch=0, weights=None, dtype=torch.float32):
     """Slowly and by themselves: each case alone through the network and back; one row of all parameters for each."""
-    trainer = make(datalist)
+    trainer = make(datalist, PatientDPSGD(1.0, 0.0))
     set_weights(trainer.network, start_of(trainer) if weights is None else weights)
     trainer.network.train().to(dtype)
     rows = []
@@ -96,7 +111,7 @@ def test_without_noise_and_clip_it_is_full_batch_descent(datalist, batch_size):
     start = start_of(trainer)
     found = trainer.train_round(start, 0, 1).weights
     weights = {name: value.astype(float) for name, value in start.items()}
-    written = make(datalist, batch_size=batch_size)
+    written = make(datalist, PatientDPSGD(1.0, 0.0), batch_size=batch_size)
     written.network.double().train()
     parameters = dict(written.network.named_parameters())
     for epoch in range(epochs):
@@ -114,7 +129,7 @@ def test_without_noise_and_clip_it_is_full_batch_descent(datalist, batch_size):
 def test_without_noise_and_clip_it_is_the_trainer_with_one_batch(datalist):
     """The same as without a hook, where the loss is a mean over the batch's cases."""
     options = {"batch_size": CASES, "batch_dice": False, "local_epochs": 2, "learning_rate": 0.05}
-    private, plain = make(datalist, PatientDPSGD(math.inf, 0.0), **options), make(datalist, **options)
+    private, plain = make(datalist, PatientDPSGD(math.inf, 0.0), **options), make(datalist, SameDraws(), **options)
     start = start_of(plain)
     expected = plain.train_round(start, 0, 1).update
     for name, value in private.train_round(start, 0, 1).update.items():
@@ -153,7 +168,7 @@ def test_a_case_with_a_gradient_a_million_times_as_long_moves_no_more(cases, mon
     ours = Datalist(cases.training[:CASES], cases.validation)
     clip = 0.1 * float(np.linalg.norm(case_gradients(ours), axis=1).min())
     honest = summed(ours, PatientDPSGD(clip, 0.0))
-    marked = make(ours)
+    marked = make(ours, PatientDPSGD(1.0, 0.0))
     first = next(iter(marked.batches(0, 0)))["classes"][0]
 
     def hostile_trainer(hook):
@@ -176,6 +191,87 @@ def test_a_case_with_a_gradient_a_million_times_as_long_moves_no_more(cases, mon
 def test_a_single_case_gives_a_sum_of_the_length_of_the_clip(cases):
     single = Datalist(cases.training[:1], cases.validation)
     assert np.linalg.norm(summed(single, PatientDPSGD(0.01, 0.0))) == pytest.approx(0.01, rel=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4])
+@pytest.mark.parametrize("per_patient", [(2, 2), (1, 3), (3, 1), (4,)])
+def test_of_a_patient_the_sum_of_his_gradients_is_clipped(datalist, per_patient, batch_size):
+    """In a slow loop: cases one by one, added up by patient, then clipped; patients may lie over several batches."""
+    site = grouped(datalist, per_patient)
+    trainer = make(site, PatientDPSGD(1.0, 0.0))
+    patients = [site.training[index].patient for index in PatientDPSGD(1.0, 0.0).order(trainer, 0, 0)]
+    rows = case_gradients(site)
+    sums = {name: sum(row for row, owner in zip(rows, patients, strict=True) if owner == name) for name in patients}
+    clip = 0.9 * max(float(np.linalg.norm(row)) for row in sums.values())
+    expected = sum(row * min(1.0, clip / np.linalg.norm(row)) for row in sums.values())
+    found = summed(site, PatientDPSGD(clip, 0.0), batch_size=batch_size)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert np.abs(found - rows.sum(axis=0)).max() > 1e-3 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_a_patient_with_more_cases_in_the_place_of_one_moves_the_sum_by_two_clips_at_most(
+    cases, place, batch_size, dropout
+):
+    """What is drawn for the others stays as it was, though batches, places in the order and their number change."""
+    first, second, third, *more = cases.training
+    ours = Datalist((first, second, third), cases.validation)
+    newcomer = [replace(case, patient="someone else") for case in more]
+    others = Datalist((*ours.training[:place], *newcomer, *ours.training[place + 1 :]), cases.validation)
+    assert len(others.training) == len(ours.training) + 1
+    clip = 0.01 * float(np.linalg.norm(case_gradients(ours), axis=1).min())
+
+    def total(site):
+        trainer = make(site, PatientDPSGD(clip, 0.0), batch_size=batch_size)
+        if dropout:
+            plain = trainer.network.forward
+            trainer.network.forward = lambda images: plain(torch.nn.functional.dropout(images, dropout))
+        return -flat(trainer.train_round(start_of(trainer), 0, 1).update).astype(float) * site.patients("training")
+
+    assert 0 < np.linalg.norm(total(ours) - total(others)) <= 2 * clip * (1 + 1e-3)
+
+
+def test_the_learning_rate_follows_the_epoch_and_not_the_number_of_batches(datalist):
+    """A course over batches would tell how many cases there are, in every coordinate and without noise."""
+    rates = []
+    for per_patient, batch_size in (((1, 1, 1, 1), 1), ((1, 1, 1, 1), 4), ((1, 3), 1)):
+        trainer = make(
+            grouped(datalist, per_patient),
+            PatientDPSGD(1.0, 0.0),
+            batch_size=batch_size,
+            schedule="one_cycle",
+            local_epochs=2,
+        )
+        seen = []
+        trainer.apply_gradients = lambda trainer=trainer, seen=seen: seen.append(
+            trainer.optimizer.param_groups[0]["lr"]
+        )
+        trainer.train_round(start_of(trainer), 1, 3)
+        rates.append(seen)
+    assert rates[0] == rates[1] == rates[2]
+    assert rates[0] == [learning_rate(trainer.settings, (1 + epoch / 2) / 3) for epoch in range(2)]
+
+
+def test_memory_holds_two_gradients_however_many_cases_there_are(datalist):
+    for per_patient in ((1, 1, 1, 1), (4,)):
+        hook = PatientDPSGD(1.0, 0.0)
+        trainer = make(grouped(datalist, per_patient), hook)
+        trainer.train_round(start_of(trainer), 0, 1)
+        count = sum(p.numel() for p in trainer.network.parameters())
+        held = [value for value in vars(hook).values() if isinstance(value, list)]
+        assert sum(t.numel() for part in held for t in part if isinstance(t, torch.Tensor)) == 2 * count
+
+
+def test_targets_come_from_the_kind_of_task(datalist):
+    """A kind that compares with something else than the label file's classes is trained with that."""
+    trainer = make(datalist, PatientDPSGD(math.inf, 0.0))
+    swapped = make(datalist, PatientDPSGD(math.inf, 0.0))
+    plain = swapped.objective.targets
+    swapped.objective.targets = lambda batch: torch.zeros_like(plain(batch))
+    one, other = (flat(t.train_round(start_of(t), 0, 1).update) for t in (trainer, swapped))
+    assert np.abs(one - other).max() > 1e-4
 
 
 # ----------------------------------------------------------------------------- noise
@@ -232,25 +328,13 @@ def test_a_killed_client_of_a_simulation_draws_the_same_noise(datalist, tmp_path
 
 @pytest.mark.parametrize(("per_patient", "epochs"), [((1, 1, 1, 1), 1), ((2, 1, 1), 3), ((1, 3), 2)])
 def test_a_round_costs_each_patient_as_many_releases_as_it_has_epochs(datalist, per_patient, epochs):
-    """Replacing a patient moves the sum by 2 clips for each of his cases: noise of 6 clips is 6 / (2 cases) of that."""
-    names = [f"p{number}" for number, count in enumerate(per_patient) for _ in range(count)]
-    training = tuple(replace(case, patient=name) for case, name in zip(datalist.training, names, strict=True))
-    hook = PatientDPSGD(1.0, 6.0, max_cases_per_patient=max(per_patient))
-    trainer = make(replace(datalist, training=training), hook, local_epochs=epochs)
-    expected = Release("gaussian", 3.0 / max(per_patient), unit=PATIENT, count=epochs)
-    assert hook.release(trainer) == expected
-    more = PatientDPSGD(1.0, 6.0, max_cases_per_patient=5)
-    assert more.release(trainer).noise_multiplier == 3.0 / 5, "what a patient could have is charged, not what he has"
-
-
-@pytest.mark.parametrize("name", ["p0", " p0", "p0 "])
-def test_more_cases_of_a_patient_than_the_job_counts_on_are_refused(datalist, name):
-    first, second, *rest = datalist.training
-    training = (replace(first, patient="p0"), replace(second, patient=name), *rest)
-    hook = PatientDPSGD(1.0, 6.0)
-    with pytest.raises(RefusalError, match="more than 1 training case") as error:
-        hook.release(make(replace(datalist, training=training), hook))
-    assert error.value.reason == "privacy"
+    """Replacing a patient moves the sum by 2 clips, however many cases he has: noise of 6 clips is 3 of that."""
+    charged = []
+    hook = PatientDPSGD(1.0, 6.0, charge=lambda *what: charged.append(what))
+    trainer = make(grouped(datalist, per_patient), hook, local_epochs=epochs)
+    trainer.train_round(start_of(trainer), 0, 1)
+    assert charged == [(Release("gaussian", 3.0, unit=PATIENT, count=epochs), 0)]
+    assert DPSGD(1.0, 6.0).planned() == Release("gaussian", 3.0, unit=PATIENT)
 
 
 def gaussian_epsilon(mu, delta):
@@ -264,20 +348,20 @@ def gaussian_epsilon(mu, delta):
 
 
 @pytest.mark.parametrize(("multiplier", "rounds", "epochs"), [(5.6, 15, 2), (8.0, 50, 1), (2.0, 1, 1), (60.0, 600, 2)])
-def test_epsilon_is_that_of_the_exact_formula(datalist, multiplier, rounds, epochs):
+def test_epsilon_is_that_of_the_exact_formula(multiplier, rounds, epochs):
     """R rounds of E epochs are one Gaussian release whose noise is m / (2 sqrt(R E)) sensitivities."""
     hook = PatientDPSGD(1.0, multiplier)
-    release = hook.release(make(datalist, hook, local_epochs=epochs))
+    release = hook.release(epochs)
     found = epsilon([release] * rounds, 1e-5)
     assert found == pytest.approx(gaussian_epsilon(2 * math.sqrt(rounds * epochs) / multiplier, 1e-5), rel=1e-5)
     assert epsilon_after(DPSGD(1.0, multiplier), rounds * epochs) == pytest.approx(found)
 
 
-def test_epsilon_by_published_values(datalist):
+def test_epsilon_by_published_values():
     """One sensitivity of noise: 4.377 at delta 1e-5. Two epochs of sqrt(2) sensitivities are the same."""
     for multiplier, epochs in ((2.0, 1), (2 * math.sqrt(2), 2)):
         hook = PatientDPSGD(1.0, multiplier)
-        release = hook.release(make(datalist, hook, local_epochs=epochs))
+        release = hook.release(epochs)
         assert epsilon([release], 1e-5) == pytest.approx(4.377, abs=5e-4)
 
 
@@ -427,7 +511,7 @@ def test_a_case_that_is_not_finite_counts_as_zero_and_spoils_no_other(datalist, 
     norm = 1e-2
     hook = PatientDPSGD(norm, 0.0)
     trainer = make(datalist, hook, batch_size=batch_size)
-    worst = [classes for batch in make(datalist).batches(0, 0) for classes in batch["classes"]][place]
+    worst = [classes for batch in make(datalist, hook).batches(0, 0) for classes in batch["classes"]][place]
     plain = trainer.loss
 
     def spoilt(logits, classes):

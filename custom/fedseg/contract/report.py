@@ -12,8 +12,9 @@ from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.tasks.objective import Objective
 
 META_KEY = "fedseg_report"
-# What a job with a formal guarantee may still tell: data sets that differ in what one patient is have equal counts.
-UNPROTECTED = ("num_samples", "num_steps", "val_cases", "seconds", "epsilon")
+# What a job with a formal guarantee may still tell. Its counts are of patients: data sets that differ in what one
+# patient is have equal ones. Durations are not among them, for they follow the size of a single patient's images.
+UNPROTECTED = ("num_samples", "num_steps", "val_cases", "epsilon")
 LARGEST = 1e12
 # Two words or more, so that a name in a site's policy that is a slip of the pen is mostly seen as one.
 _METHOD_FIELD = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)+")
@@ -77,13 +78,13 @@ class SiteReport:
     """Scalars of one site in one round.
 
     Attributes:
-        num_samples: training cases.
-        num_steps: optimizer steps of the round.
+        num_samples: training cases; in a job with a formal guarantee patients.
+        num_steps: optimizer steps of the round; with a guarantee those that one case of each patient would make.
         train_loss: mean loss over the round's steps; None where the site withholds it.
         val_loss: mean loss of the received global model over the validation cases; None without such cases.
         val_scores: the received model's primary score per output, and ``mean`` over these: in segmentation the mean
             Dice per region; values may be None.
-        val_cases: validation cases.
+        val_cases: validation cases; with a guarantee patients.
         seconds: the site's own work, from task to result.
         seconds_training: the part of it spent in training steps.
         val_loss_after: mean loss of the site's own model after its local training over the validation cases; only

@@ -133,6 +133,10 @@ class Datalist:
         """The cases of the split called ``training``, ``validation`` or ``test``."""
         return {"training": self.training, "validation": self.validation, "test": self.test}[name]
 
+    def patients(self, name: str) -> int:
+        """How many patients the cases of a split belong to."""
+        return len({case.patient for case in self.split(name)})
+
     @property
     def files(self) -> list[Path]:
         """Every file that its cases name, and its own."""

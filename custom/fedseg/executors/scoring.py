@@ -51,7 +51,7 @@ def score_model(
             data["final"][PERSONAL] = _summary(kind, own)
     else:
         split = trainer.datalist.final_split
-        data = {"final": {"split": split, "cases": len(trainer.datalist.split(split)), "withheld": True}}
+        data = {"final": {"split": split, "cases": trainer.count(split), "withheld": True}}
     return DXO(DataKind.METRICS, data=data).to_shareable()
 
 

@@ -124,7 +124,7 @@ class SiteExecutor(Executor, ABC):
         meta = from_shareable(shareable).meta
         check_plan(plan, meta.get(PLAN_DIGEST))
         trainer = self.load_run(plan, meta.get(RUN_ID), fl_ctx)
-        counts = {split: len(trainer.datalist.split(split)) for split in ("training", "validation", "test")}
+        counts = {split: trainer.count(split) for split in ("training", "validation", "test")}
         logger.info("Job accepted: %s, plan %s", counts, plan.digest[:12])
         statistics = trainer.statistics()
         check_statistics(self.session.guaranteed, statistics)

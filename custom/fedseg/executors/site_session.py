@@ -76,7 +76,7 @@ class SiteSession:
         if self.trainer is None or (run_id and run_id != self.run_id):
             self.run_id, self.trainer = run_id or fl_ctx.get_job_id(), None
             self.trainer = self._new_trainer(plan, self.profile, fl_ctx)
-        check_cases(self.profile.policy, len(self.trainer.datalist.training))
+        check_cases(self.profile.policy, self.trainer.count("training"))
         return self.trainer
 
     @property
@@ -137,6 +137,7 @@ class SiteSession:
             global_weights=received,
             task_meta={k: v for k, v in meta.items() if isinstance(v, str | bool | int | float | list)},
             trainer=trainer,
+            guaranteed=self.guaranteed,
         )
         context.attach(fl_ctx)
         for item in update_chain(fl_ctx):
@@ -160,6 +161,7 @@ class SiteSession:
             private=private,
             frozen=frozen,
             simulated=profile.simulated,
+            counts_patients=self.guaranteed,
             aborted=lambda: bool(self.abort and self.abort.triggered),
         )
         torch.set_num_threads(plan.training.threads)

@@ -62,7 +62,7 @@ class SegmentationExecutor(SiteExecutor):
         session.attach(trainer, -1, {}, task.meta, fl_ctx)
         arrays = trainer.arrays_before_rounds()
         check_statistics(session.guaranteed and not is_guaranteed(update_chain(fl_ctx, [SHARE])), arrays)
-        training, validation = (len(trainer.datalist.split(split)) for split in ("training", "validation"))
+        training, validation = trainer.count("training"), trainer.count("validation")
         report = SiteReport(training, num_steps=0, train_loss=None, val_loss=None, val_cases=validation)
         return update_message(join_extras({}, arrays), report)
 
@@ -73,7 +73,7 @@ class SegmentationExecutor(SiteExecutor):
         received, number = received_arrays(model.params), int(model.current_round or 0)
         follow_server(trainer.state, model.meta)
         encrypted = encrypts(fl_ctx)
-        session.record.received(received, number, model.meta, len(trainer.datalist.training), encrypted)
+        session.record.received(received, number, model.meta, trainer.count("training"), encrypted)
         session.attach(trainer, number, received, model.meta, fl_ctx)
         update, report = self._train_round(trainer, received, model)
         report = session.permitted(replace(report, largest=largest(update) if encrypted else None))

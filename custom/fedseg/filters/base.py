@@ -121,7 +121,8 @@ class UpdateFilter(Filter, ABC):
         if result.form == DENSE:
             check_dense(result.arrays)
         policy = context.profile.policy
-        told = policy is None or "seconds" in policy.report_fields(self.guarantees)
+        guaranteed = context.guaranteed or self.guarantees
+        told = not guaranteed and (policy is None or "seconds" in policy.report_fields(guaranteed))
         seconds = {"seconds": time.perf_counter() - start} if told else {}
         return replace(result, steps=(*result.steps[:-1], {**result.steps[-1], **seconds}))
 

@@ -37,6 +37,7 @@ class SiteContext:
         global_weights: the model that the task brought, as it came; empty outside of training.
         trainer: the site's trainer, after the round.
         task_meta: scalars that came with the task.
+        guaranteed: whether the job has a formal guarantee, so that nothing leaves which that does not cover.
     """
 
     site: str
@@ -49,6 +50,7 @@ class SiteContext:
     global_weights: Arrays = field(default_factory=dict)
     task_meta: Mapping[str, Any] = field(default_factory=dict)
     trainer: LocalTraining | None = None
+    guaranteed: bool = False
 
     @property
     def report_fields(self) -> Mapping[str, ReportField]:

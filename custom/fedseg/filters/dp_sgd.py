@@ -14,7 +14,7 @@ from fedseg.contract.update import Update
 from fedseg.errors import RefusalError
 from fedseg.filters.context import SiteContext
 from fedseg.filters.noise import GuaranteedFilter, Protected
-from fedseg.privacy.accounting.epsilon import PATIENT, REPLACE, Release, relative_to_sensitivity
+from fedseg.privacy.accounting.epsilon import REPLACE, Release
 from fedseg.privacy.mechanisms.noise import NoiseSource, SecureNoise
 from fedseg.training.hooks import TrainingHook
 from fedseg.training.patient_dp_sgd import PatientDPSGD
@@ -27,36 +27,32 @@ class DPSGD(GuaranteedFilter):
     site's training. What changes without a gradient, such as a running mean over images, does not pass.
     """
 
-    meaning = "training clips each case's gradient and adds Gaussian noise: a formal guarantee for each patient"
+    meaning = "training clips each patient's gradient and adds Gaussian noise: a formal guarantee for each patient"
     accepts_extras = False
     withholds = GuaranteedFilter.withholds | {LOCAL_STEPS, COUNTED_STEPS}
 
-    def __init__(
-        self, clip: float, noise_multiplier: float, delta: float = 1e-5, max_cases_per_patient: int = 1
-    ) -> None:
+    def __init__(self, clip: float, noise_multiplier: float, delta: float = 1e-5) -> None:
         """Set the mechanism.
 
         Args:
-            clip: largest L2 norm of one case's gradient, above 0.
+            clip: largest L2 norm of one patient's gradient, the sum over his cases; above 0.
             noise_multiplier: standard deviation of the noise on the sum of an epoch's gradients over ``clip``.
             delta: for which epsilon is stated; well below one over the number of patients.
-            max_cases_per_patient: how many training cases one patient may have; each costs.
 
         Raises:
             ConfigurationError: an argument is not allowed.
         """
         super().__init__(delta, REPLACE)
         allowed.number("DPSGD.noise_multiplier", noise_multiplier, above=0)
-        self._hook = PatientDPSGD(clip, noise_multiplier, max_cases_per_patient, self._charge)
+        self._hook = PatientDPSGD(clip, noise_multiplier, self._charge)
         self._context: SiteContext | None = None
 
     def describe(self) -> dict[str, Any]:
         return {
             "filter": type(self).__name__,
             "clip": self._hook.clip,
-            "norm": "gradient of a case",
+            "norm": "gradient of a patient",
             "noise_multiplier": self._hook.noise_multiplier,
-            "max_cases_per_patient": self._hook.max_cases_per_patient,
             "delta": self.delta,
             "neighbours": self.neighbours,
         }
@@ -70,8 +66,7 @@ class DPSGD(GuaranteedFilter):
 
     def planned(self) -> Release:
         """One epoch; a round is as many as the plan has local epochs."""
-        multiplier = relative_to_sensitivity(self._hook.noise_multiplier) / self._hook.max_cases_per_patient
-        return Release("gaussian", multiplier, unit=PATIENT)
+        return self._hook.release(1)
 
     def apply(self, update: Update, context: SiteContext) -> Update:
         # Charged by the hook, before the first step.

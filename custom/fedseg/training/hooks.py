@@ -18,15 +18,17 @@ from fedseg.data.datalist import Datalist
 from fedseg.errors import ConfigurationError
 from fedseg.networks.weights import Arrays
 from fedseg.privacy.mechanisms.noise import NoiseSource
-from fedseg.tasks.objective import ScoredCase
+from fedseg.tasks.objective import Objective, ScoredCase
 from fedseg.tasks.task import Task
 from fedseg.training.cache import CaseCache
 from fedseg.training.companions import Companion
 from fedseg.training.patches import Sample
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Draw = tuple[int | str, ...]
+"""What the patch of a case follows from, beside seed, site, round and epoch."""
 # Only one result of these methods can be used, so at most one hook of a job may override each.
-_SINGLE = ("order", "step", "personal_model")
+_SINGLE = ("order", "draws", "step", "personal_model")
 
 
 class LocalTraining(Protocol):
@@ -48,7 +50,8 @@ class LocalTraining(Protocol):
         settings: of the training, as they hold in this round.
         datalist: the site's cases; ``training_cases`` are those of training, prepared.
         network, optimizer: in training.
-        loss: of logits [B, out, ...] in float32 and class values [B, 1, ...]; a hook may put another in its place.
+        objective: the kind of task, which makes the loss's targets of a batch.
+        loss: of logits [B, out, ...] in float32 and targets; a hook may put another in its place.
         device: where the networks are.
         hooks: of this training, in their order.
         companions: further networks by name, see ``TrainingHook.companions``.
@@ -66,6 +69,7 @@ class LocalTraining(Protocol):
     training_cases: CaseCache
     network: nn.Module
     optimizer: torch.optim.Optimizer
+    objective: Objective
     loss: Loss
     device: torch.device
     hooks: tuple[TrainingHook, ...]
@@ -158,6 +162,10 @@ class TrainingHook:
 
     def order(self, training: LocalTraining, round_number: int, epoch: int) -> Sequence[int] | None:
         """Indices of training cases in the order of an epoch, as many as there are cases; None leaves it at random."""
+        return None
+
+    def draws(self, training: LocalTraining, order: Sequence[int]) -> Sequence[Draw] | None:
+        """For each case of an epoch's order what its patch follows from; None takes the place in the order."""
         return None
 
     def batch(self, training: LocalTraining, batch: Sample) -> Sample:

@@ -4,49 +4,48 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedseg import allowed
-from fedseg.data.datalist import same_patient
-from fedseg.errors import ConfigurationError, RefusalError
+from fedseg.errors import ConfigurationError
 from fedseg.networks.weights import Arrays
 from fedseg.privacy.accounting.epsilon import PATIENT, Release, relative_to_sensitivity
-from fedseg.training.hooks import LocalTraining, TrainingHook
+from fedseg.randomness import derive_seed, generator
+from fedseg.training.hooks import Draw, LocalTraining, TrainingHook
+from fedseg.training.optimisation import set_rate
 from fedseg.training.patches import Sample
 
-CaseGradient = tuple[tuple[torch.Tensor, ...], float]
 Charge = Callable[[Release, int], None]
 
 
 class PatientDPSGD(TrainingHook):
     """DP-SGD (Abadi et al., "Deep learning with differential privacy", CCS 2016) with the patient as its unit.
 
-    The gradient of each case is clipped to an L2 norm, the clipped gradients of all cases of an epoch are added up,
-    Gaussian noise is added to the sum, and the optimizer takes one step with it, divided by the number of cases. So an
-    epoch is one release: no case is drawn at random, and none counts twice. Batches only say how many cases go through
-    the network at a time. What the optimizer and the server do with noisy gradients afterwards costs nothing more.
+    The gradients of all cases of a patient are added up, their sum is clipped to an L2 norm, the clipped sums of all
+    patients of an epoch are added up, Gaussian noise is added, and the optimizer takes one step with it, divided by the
+    number of patients. So an epoch is one release: no patient is drawn at random, and none counts twice. Cases go
+    through the network one by one, a patient's one after the other; memory holds two gradients, however many cases
+    there are. What the optimizer and the server do with noisy gradients afterwards costs nothing more.
 
-    Exchanging one patient moves the sum by at most 2 * clip for each of his cases, which is what ``release`` charges. A
-    gradient that is not finite counts as zero: a refusal would tell something of the patient, and cost nothing.
+    Exchanging one patient moves the sum by at most 2 * clip, however many cases either has: what is drawn for the
+    others (order, patch, augmentation, dropout) follows from the job's seed and their own ids, and the learning rate
+    from the epoch. A patient whose gradient is not finite counts as zero: a refusal would tell something of him, and
+    cost nothing.
 
     Attributes:
         finished: the round in which this hook made the gradients, after its last step; -1 before.
     """
 
-    def __init__(
-        self, clip: float, noise_multiplier: float, max_cases_per_patient: int = 1, charge: Charge | None = None
-    ) -> None:
+    def __init__(self, clip: float, noise_multiplier: float, charge: Charge | None = None) -> None:
         """Set the mechanism.
 
         Args:
-            clip: largest L2 norm of one case's gradient over all trained parameters, above 0.
+            clip: largest L2 norm of one patient's gradient over all trained parameters, above 0.
             noise_multiplier: standard deviation of the noise on the sum over ``clip``, from 0 (no protection) up.
-            max_cases_per_patient: how many training cases one patient may have; each costs as much as all others, also
-                where no patient has so many.
             charge: called with what a round costs before its first step, and with the round; what it raises ends the
                 round. Optimizer and private layers are kept after every round, so what a round has learnt may leave
                 with a later one, also if this round's own result never does.
@@ -58,35 +57,24 @@ class PatientDPSGD(TrainingHook):
         allowed.number("noise_multiplier", noise_multiplier, least=0, allowed="a finite number from 0 up")
         if noise_multiplier and clip == math.inf:
             raise ConfigurationError("clip", clip, "finite where noise is measured against it")
-        allowed.whole("max_cases_per_patient", max_cases_per_patient)
-        self.clip, self.noise_multiplier = float(clip), float(noise_multiplier)
-        self.max_cases_per_patient, self.charge = max_cases_per_patient, charge
+        self.clip, self.noise_multiplier, self.charge = float(clip), float(noise_multiplier), charge
         self.finished = -1
         self._round, self._epoch, self._seen = -1, 0, 0
+        self._order: Sequence[int] = ()
+        self._draws: Sequence[Draw] = ()
         self._sum: list[torch.Tensor] = []
+        self._patient: list[torch.Tensor] = []
 
-    def release(self, training: LocalTraining) -> Release:
-        """What a round costs each patient.
-
-        Raises:
-            RefusalError: a patient has more cases than the job counts on (reason ``privacy``).
-        """
-        cases = Counter(same_patient(case.patient) for case in training.datalist.training)
-        if max(cases.values()) > self.max_cases_per_patient:
-            raise RefusalError(
-                "privacy",
-                f"A patient of this site has more than {self.max_cases_per_patient} training case(s). Keep one case of "
-                "each patient, or set DPSGD's max_cases_per_patient, which every patient then pays for.",
-            )
-        multiplier = relative_to_sensitivity(self.noise_multiplier) / self.max_cases_per_patient
-        return Release("gaussian", multiplier, unit=PATIENT, count=training.settings.local_epochs)
+    def release(self, epochs: int) -> Release:
+        """What local epochs cost each patient."""
+        return Release("gaussian", relative_to_sensitivity(self.noise_multiplier), unit=PATIENT, count=epochs)
 
     def before_round(self, training: LocalTraining, global_weights: Arrays, round_number: int) -> None:
         """Check that nothing else touches the gradients, and charge the round.
 
         Raises:
             ConfigurationError: other hooks look at the data too, or a layer mixes the cases of a batch.
-            RefusalError: a patient has too many cases, or the round cannot be charged (reason ``privacy``).
+            RefusalError: the round cannot be charged (reason ``privacy``).
         """
         others = [type(hook).__name__ for hook in training.hooks if hook is not self]
         if others:
@@ -96,23 +84,34 @@ class PatientDPSGD(TrainingHook):
                 "network.norm", "batch", "instance or group", "Batch normalisation mixes patients, so none is clipped."
             )
         self.finished, self._round, self._epoch, self._seen = -1, round_number, 0, 0
-        self._sum = [torch.zeros_like(p) for p in _trained(training)]
+        self._sum, self._patient = ([torch.zeros_like(p) for p in _trained(training)] for _ in range(2))
         if self.charge is not None:
-            self.charge(self.release(training), round_number)
+            self.charge(self.release(training.settings.local_epochs), round_number)
+
+    def order(self, training: LocalTraining, round_number: int, epoch: int) -> Sequence[int]:
+        """Patients in a random order, the cases of each one after the other."""
+        cases: dict[str, list[int]] = {}
+        for index, case in enumerate(training.datalist.training):
+            cases.setdefault(case.patient, []).append(index)
+        where, patients = (training.plan.seed, training.site, round_number, epoch, "order"), list(cases)
+        return [index for place in generator(*where).permutation(len(patients)) for index in cases[patients[place]]]
+
+    def draws(self, training: LocalTraining, order: Sequence[int]) -> Sequence[Draw]:
+        """For each case its patient and its number among his: none depends on the cases of others."""
+        patients, counts = [training.datalist.training[index].patient for index in order], Counter[str]()
+        found: list[Draw] = []
+        for patient in patients:
+            found.append((patient, counts[patient]))
+            counts[patient] += 1
+        return found
 
     def step(self, training: LocalTraining, batch: Sample) -> float:
-        """Add the clipped gradients of a batch's cases; with the last case of the epoch add noise, and step."""
-        logits = training.forward(batch["image"])
-        loss = float(training.loss(logits.float(), batch["classes"]).detach())
-        for gradients, norm in self._case_gradients(training, logits, batch):
-            if math.isfinite(norm):
-                scale = min(1.0, self.clip / norm) if norm else 1.0
-                for total, gradient in zip(self._sum, gradients, strict=True):
-                    total.add_(gradient, alpha=scale)
-        self._seen += len(logits)
-        if self._seen == len(training.training_cases):
-            self._end_epoch(training)
-        return loss
+        """Add the gradients of a batch's cases; with the last case of the epoch add noise, and step."""
+        if self._seen == 0:
+            self._order = self.order(training, self._round, self._epoch)
+            self._draws = self.draws(training, self._order)
+        count = len(batch["image"])
+        return sum(self._add(training, {k: v[i : i + 1] for k, v in batch.items()}) for i in range(count)) / count
 
     def after_round(self, training: LocalTraining, global_weights: Arrays, round_number: int) -> None:
         """Note that all steps of the round were made from noisy sums."""
@@ -122,38 +121,48 @@ class PatientDPSGD(TrainingHook):
     def facts(self, training: LocalTraining) -> dict[str, Any]:
         """What may be told of the mechanism."""
         count = sum(p.numel() for p in _trained(training))
-        ratio = self.noise_multiplier * math.sqrt(count) / max(1, len(training.training_cases))
+        ratio = self.noise_multiplier * math.sqrt(count) / max(1, training.datalist.patients("training"))
         return {"coordinates": count, "noise_to_signal": ratio}
 
-    def _case_gradients(self, training: LocalTraining, logits: torch.Tensor, batch: Sample) -> list[CaseGradient]:
-        """The gradient of each case of a batch, and its norm."""
-        images, classes = batch["image"], batch["classes"]
-        found = [_gradient(training, logits[i : i + 1], classes[i : i + 1]) for i in range(len(logits))]
-        if all(math.isfinite(norm) for _, norm in found):
-            return found
-        # Zero times infinity is no number: in one batch a case that is not finite would spoil those beside it too.
-        pairs = zip(images.split(1), classes.split(1), strict=True)
-        return [_gradient(training, training.forward(image), truth) for image, truth in pairs]
+    def _add(self, training: LocalTraining, case: Sample) -> float:
+        """Add the gradient of one case [1, ...] to those of its patient; returns its loss."""
+        where = (training.plan.seed, training.site, self._round, self._epoch, "network")
+        torch.manual_seed(derive_seed(*where, *self._draws[self._seen]))
+        loss = training.loss(training.forward(case["image"]).float(), training.objective.targets(case))
+        for total, gradient in zip(self._patient, torch.autograd.grad(loss, _trained(training)), strict=True):
+            total.add_(gradient)
+        self._seen += 1
+        if self._seen == len(self._draws) or self._draws[self._seen][1] == 0:
+            self._end_patient()
+        if self._seen == len(self._draws):
+            self._end_epoch(training)
+        return float(loss.detach())
+
+    def _end_patient(self) -> None:
+        """Clip the sum of a patient's gradients, and add it to those of the others."""
+        norm = math.sqrt(sum(float(g.double().square().sum()) for g in self._patient))
+        scale = min(1.0, self.clip / norm) if norm else 1.0
+        for total, gradient in zip(self._sum, self._patient, strict=True):
+            if math.isfinite(norm):
+                total.add_(gradient, alpha=scale)
+            gradient.zero_()
 
     def _end_epoch(self, training: LocalTraining) -> None:
-        """The release: noise on the sum of all cases, and a step with their mean."""
+        """The release: noise on the sum of all patients, and a step with their mean."""
         noise = training.noise_source(self._round, self._epoch)
         scale = self.noise_multiplier * self.clip if self.noise_multiplier else 0.0
+        patients = sum(1 for draw in self._draws if draw[1] == 0)
         training.optimizer.zero_grad(set_to_none=True)
         for parameter, total in zip(_trained(training), self._sum, strict=True):
             drawn = torch.from_numpy(noise.normal(tuple(total.shape), scale))
             noisy = total.detach().cpu().double() + drawn
-            parameter.grad = noisy.to(device=total.device, dtype=total.dtype) / self._seen
+            parameter.grad = noisy.to(device=total.device, dtype=total.dtype) / patients
             total.zero_()
+        # The trainer's own course follows from the number of batches, which the number of cases decides.
+        progress = (self._round + self._epoch / training.settings.local_epochs) / training.total_rounds
+        set_rate(training.optimizer, training.settings, progress)
         training.apply_gradients()
         self._epoch, self._seen = self._epoch + 1, 0
-
-
-def _gradient(training: LocalTraining, logits: torch.Tensor, classes: torch.Tensor) -> CaseGradient:
-    """The gradient of one case, and its L2 norm over all trained parameters."""
-    loss = training.loss(logits.float(), classes)
-    gradients = torch.autograd.grad(loss, _trained(training), retain_graph=True)
-    return gradients, math.sqrt(sum(float(g.double().square().sum()) for g in gradients))
 
 
 def _trained(training: LocalTraining) -> list[torch.nn.Parameter]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fedseg.contract.report import SiteReport
-from fedseg.contract.round_settings import RoundSettings, round_steps
+from fedseg.contract.round_settings import RoundSettings
 from fedseg.networks.weights import Arrays, is_averaged, join_extras, split_extras
 from fedseg.tasks.objective import MEAN, Objective, ScoredCase
 from fedseg.training.trainer import SiteTrainer
@@ -38,7 +38,8 @@ def site_round(
     scored = trainer.validate(weights)
     result = trainer.train_round(weights, round_number, total_rounds, extras, totals, settings)
     after = trainer.validate(result.weights) if trainer.settings.validate_after else []
-    report = report_round(trainer, scored, result.num_steps, result.train_loss, start, result.seconds, after)
+    steps = trainer.counted_steps()
+    report = report_round(trainer, scored, steps, result.train_loss, start, result.seconds, after)
     return join_extras(result.update, result.extras), report
 
 
@@ -64,12 +65,12 @@ def report_round(
     """
     told = {name: value for hook in trainer.hooks for name, value in hook.report(trainer).items()}
     return SiteReport(
-        num_samples=len(trainer.training_cases),
+        num_samples=trainer.count("training"),
         num_steps=num_steps,
         train_loss=train_loss,
         val_loss=mean_loss(scored),
         val_scores=scores_by_output(trainer.objective, scored),
-        val_cases=len(scored),
+        val_cases=trainer.count("validation"),
         seconds=time.perf_counter() - start,
         seconds_training=seconds_training,
         val_loss_after=mean_loss(after),
@@ -92,9 +93,7 @@ def mean_loss(scored: Sequence[ScoredCase]) -> float | None:
 def empty_round(trainer: SiteTrainer, received: Mapping[str, np.ndarray]) -> tuple[Arrays, SiteReport]:
     """The update and report of a site that could not train, where it may not say so: nothing moved."""
     weights, _ = split_extras(received)
-    cases = len(trainer.training_cases)
-    steps = round_steps(trainer.settings, cases)
     sent = {name: value for name, value in weights.items() if name not in trainer.withheld(trainer.round_number)}
     update = {name: np.zeros_like(value) for name, value in sent.items() if is_averaged(value)}
-    scored = len(trainer.datalist.validation)
-    return update, SiteReport(num_samples=cases, num_steps=steps, train_loss=None, val_loss=None, val_cases=scored)
+    samples, scored = trainer.count("training"), trainer.count("validation")
+    return update, SiteReport(samples, trainer.counted_steps(), train_loss=None, val_loss=None, val_cases=scored)

@@ -66,7 +66,9 @@ class LocalSteps(LocalTraining):
         """
         where = (self.plan.seed, self.site, round_number, epoch)
         order = self._order(round_number, epoch)
-        items = [(index, derive_seed(*where, "patch", position)) for position, index in enumerate(order)]
+        given = (hook.draws(self, order) for hook in self.hooks)
+        draws = next((found for found in given if found is not None), [(place,) for place in range(len(order))])
+        items = [(i, derive_seed(*where, "patch", *draw)) for i, draw in zip(order, draws, strict=True)]
         size = self.settings.batch_size
         batches = [items[i : i + size] for i in range(0, len(items), size)]
         dataset = PatchDataset(self.task, self.training_cases, self.settings.augmentation)

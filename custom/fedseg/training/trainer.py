@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fedseg.contract.plan import Plan
-from fedseg.contract.round_settings import RoundSettings
+from fedseg.contract.round_settings import RoundSettings, round_steps
 from fedseg.contract.shapes import array_owners
 from fedseg.data.datalist import Datalist
 from fedseg.errors import ConfigurationError, RefusalError
@@ -40,6 +40,7 @@ class TrainerSetup:
         private: names of the network's arrays that are the site's own: see ``SiteTrainer.own_model``.
         frozen: names of the parameters that training does not change.
         simulated: whether noise that protects follows from the seed, so that a run can be repeated.
+        counts_patients: whether what the site tells of its cases are numbers of patients, see ``SiteTrainer.count``.
         aborted: asked before every step and window; True ends the work with ``AbortedError``.
     """
 
@@ -50,6 +51,7 @@ class TrainerSetup:
     private: frozenset[str] = frozenset()
     frozen: frozenset[str] = frozenset()
     simulated: bool = False
+    counts_patients: bool = False
     aborted: Callable[[], bool] = lambda: False
 
 
@@ -94,6 +96,7 @@ class SiteTrainer(LocalSteps):
         setup = setup or TrainerSetup()
         check_hooks(setup.hooks, plan)
         self.state, self.private, self.simulated = setup.state, setup.private, setup.simulated
+        self._counts_patients = setup.counts_patients
         self._owners, self._frozen = array_owners(plan), setup.frozen
         self.private |= {name for name, owner in self._owners.items() if owner.private}
         network = plan.build_network()
@@ -120,6 +123,17 @@ class SiteTrainer(LocalSteps):
     def noise_source(self, round_number: int, epoch: int) -> NoiseSource:
         """Where a hook gets noise that protects patients."""
         return SeededNoise(self.plan.seed, self.site, round_number, epoch, "noise") if self.simulated else SecureNoise()
+
+    def count(self, split: str) -> int:
+        """What the site tells of the size of a split: cases, or in a job with a formal guarantee patients.
+
+        Data sets that differ in what one patient is have equal numbers of patients, but not of cases.
+        """
+        return self.datalist.patients(split) if self._counts_patients else len(self.datalist.split(split))
+
+    def counted_steps(self) -> int:
+        """Steps of the present round as they follow from ``count``; without a guarantee those that are made."""
+        return round_steps(self.settings, self.count("training"))
 
     def statistics(self) -> dict[str, float]:
         """What the hooks want added up over all sites before the first round."""

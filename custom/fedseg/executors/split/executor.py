@@ -82,7 +82,7 @@ class SplitExecutor(SiteExecutor):
         answers, number, received = self._split, int(model.current_round or 0), received_arrays(model.params)
         roster = read_roster(shareable.get_header(SECRET))
         follow_server(trainer.state, model.meta)
-        session.record.received(received, number, model.meta, len(trainer.datalist.training), False)
+        session.record.received(received, number, model.meta, trainer.count("training"), False)
         session.attach(trainer, number, received, model.meta, fl_ctx)
         with torch.random.fork_rng(devices=[]):
             scored = trainer.validate(answers.site.begin(number, received))

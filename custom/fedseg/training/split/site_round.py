@@ -140,7 +140,7 @@ class SplitSite:
         """
         self._batch = next(self._batches)
         self.half.set_progress(progress)
-        return self.half.forward(self._batch["image"]), self._batch["classes"]
+        return self.half.forward(self._batch["image"]), self._targets()
 
     def loss_gradient(self, predictions: torch.Tensor) -> tuple[torch.Tensor, float]:
         """See ``SiteHalf.loss_gradient``; for the present batch.
@@ -148,9 +148,9 @@ class SplitSite:
         Raises:
             RefusalError: there is none, or the predictions are not of it (reason ``state``); see there, too.
         """
-        if self._batch is None or len(predictions) != len(self._batch["classes"]):
+        if self._batch is None or len(predictions) != len(self._batch["image"]):
             raise RefusalError("state", "The predictions are not those of the batch that this site has sent last.")
-        return self.half.loss_gradient(predictions, self._batch["classes"])
+        return self.half.loss_gradient(predictions, self._targets())
 
     def backward(self, gradients: Tensors, step: int) -> Tensors:
         """See ``SiteHalf.backward``.
@@ -194,6 +194,11 @@ class SplitSite:
             kept = {"network": state["weights"], "optimizer": state["optimizer"], "steps": state["steps"]}
             self.trainer.state.save(self._round, kept)
         return difference(self.half.weights(), self._before) if self.split.site_update == "averaged" else {}
+
+    def _targets(self) -> torch.Tensor:
+        """What the loss compares the present batch with, as its kind of task says."""
+        assert self._batch is not None
+        return self.trainer.objective.targets(self._batch)
 
     def _endless(self) -> Iterator[Sample]:
         """All cases again and again: a site with fewer cases than the largest one sees its own more often."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
@@ -55,7 +56,8 @@ def run(options: argparse.Namespace) -> int:
     if options.propose and report.grids:
         shapes, spacings = zip(*(grid.in_body for grid in report.grids), strict=True)
         console.print("to begin with, the plan of a job may say:")
-        console.print_json(data=propose(shapes, spacings))
+        for place, values in propose(shapes, spacings).items():
+            console.print(f'  "{place}": {json.dumps(values)}', markup=False, highlight=False, soft_wrap=True)
     console.print(f"[{'bold' if report.ok else 'bold red'}]{report.summary}[/]")
     if options.json:
         write_json(options.json, report.to_dict())

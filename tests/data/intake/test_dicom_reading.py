@@ -29,6 +29,7 @@ from raw_dicom import (
     POSITION,
     REPORT,
     ROWS,
+    SEGMENTATION,
     SERIES,
     SLOPE,
     SPACING,
@@ -100,6 +101,11 @@ DAMAGED = {
     "more pixels": (slice_bytes(STORED[3], 4, changes={ROWS: ("US", 4)}), "60 bytes of pixels, .* need 48"),
     "absurd": (slice_bytes(STORED[3], 4, changes={ROWS: ("US", 65535), COLUMNS: ("US", 65535)}), "60 bytes of pixels"),
     "absurd frames": (slice_bytes(STORED[3], 4, changes={(0x28, 8): ("IS", "1000000")}), "60 bytes of pixels"),
+    "cut off before anything": (WHOLE[:100], "no DICOM file, but is named like one"),
+    "cut off after the magic": (WHOLE[:132], "no DICOM file, but is named like one"),
+    "nothing at all": (b"", "no DICOM file, but is named like one"),
+    "other magic": (WHOLE.replace(b"DICM", b"DIGM"), "no DICOM file, but is named like one"),
+    "cut off between elements": (WHOLE[: WHOLE.index(b"\x28\0\2\0")], "it has no pixels"),
     "no series": (slice_bytes(STORED[3], 4, changes={SERIES: None}), "names no series"),
 }
 
@@ -136,7 +142,7 @@ def test_file_that_the_system_refuses_is_named(tmp_path: Path, monkeypatch: pyte
 
 def test_files_of_other_kinds_are_passed_and_counted(tmp_path: Path, capsys: Any) -> None:
     write_slices(tmp_path / "a", STORED)
-    segmentation = slice_bytes(STORED[0], 9, changes={MODALITY: ("CS", "SEG")})
+    segmentation = slice_bytes(STORED[0], 9, changes={MODALITY: ("CS", "SEG")}, sop_class=SEGMENTATION)
     report = slice_bytes(STORED[0], 8, changes={**NO_IMAGE, SERIES: ("UI", "9")}, sop_class=REPORT)
     others = {"letter.txt": b"\x08 July", "DICOMDIR": b"\0" * 200, "sr": report, "seg": segmentation, "empty": b""}
     for name, content in others.items():
@@ -146,6 +152,17 @@ def test_files_of_other_kinds_are_passed_and_counted(tmp_path: Path, capsys: Any
     assert [len(series.slices) for series in export.series] == [4]
     assert main(["import-dicom", str(tmp_path), "--list"]) == 0
     assert "Passed over: 5 file(s)" in capsys.readouterr().err
+
+
+def test_names_tell_a_damaged_slice_from_another_file(tmp_path: Path) -> None:
+    for file in write_slices(tmp_path, STORED):
+        file.rename(tmp_path / f"IM{file.stem}")
+    for name in ("VERSION", "IM", "notes1"):
+        (tmp_path / name).write_text("x")
+    assert len(search(tmp_path).others) == 3
+    (tmp_path / "IM17").write_text("x")
+    with pytest.raises(DataError, match="IM17: it is no DICOM file, but is named like one"):
+        search(tmp_path)
 
 
 def test_linked_folder_is_searched(tmp_path: Path) -> None:

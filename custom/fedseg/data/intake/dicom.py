@@ -7,7 +7,8 @@ checked before, because a volume reader places slices evenly even where some are
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,15 @@ from fedseg.data.progress import Progress, silent
 from fedseg.errors import DataError
 from fedseg.files.folders import walk
 
-CHARACTER_SET, SERIES_UID, MODALITY, DESCRIPTION = "0008|0005", "0020|000e", "0008|0060", "0008|103e"
+CHARACTER_SET, SOP_CLASS, MODALITY, DESCRIPTION = "0008|0005", "0008|0016", "0008|0060", "0008|103e"
+SERIES_UID = "0020|000e"
 POSITION, ORIENTATION, PIXEL_SPACING, FRAMES = "0020|0032", "0020|0037", "0028|0030", "0028|0008"
 BITS, INTERCEPT, SLOPE = "0028|0100", "0028|1052", "0028|1053"
 COMPRESSION_LIMIT = 5000  # pixel bytes for a byte of file; a slice of one value reaches some hundreds
+
+
+class _UnreadableError(Exception):
+    """Why a DICOM image cannot be used, in words that follow its name."""
 
 
 @dataclass(frozen=True)
@@ -50,21 +56,27 @@ def search(folder: Path, progress: Progress = silent) -> Export:
     files = [place / name for place, _, names in walk(folder) for name in names]
     groups: dict[str, list[Slice]] = {}
     named: dict[str, tuple[str, str]] = {}
-    others, unreadable = [], []
+    kinds: set[str] = set()
+    others: list[Path] = []
+    unreadable: list[str] = []
     with _quiet():
         for file in progress(files, "Reading DICOM headers"):
-            header = _read_header(file)
-            if isinstance(header, str):
-                unreadable.append((file, header))
-            elif header is None:
+            try:
+                header = _read_header(file)
+            except _UnreadableError as error:
+                unreadable.append(f"{file}: {error}")
+                continue
+            if header is None:
                 others.append(file)
-            else:
-                uid = _tag(header, SERIES_UID)
-                named.setdefault(uid, (_tag(header, MODALITY), _text(header, DESCRIPTION)))
-                groups.setdefault(uid, []).append(_slice(file, header))
+                continue
+            uid = _tag(header, SERIES_UID)
+            kinds.add(_tag(header, SOP_CLASS))
+            named.setdefault(uid, (_tag(header, MODALITY), _text(header, DESCRIPTION)))
+            groups.setdefault(uid, []).append(_slice(file, header))
+    unreadable += _damaged_slices(others, groups, kinds)
     if unreadable:
         count = f"{len(unreadable)} of {len(files)} files cannot be read"
-        listed = "; ".join(f"{file}: {why}" for file, why in unreadable[:5])
+        listed = "; ".join(unreadable[:5])
         raise DataError(f"{count}: {listed}. Export them again, or move them out of {folder} if they do not matter.")
     if not groups:
         raise DataError(f"{folder} holds no DICOM image among {len(files)} files. Name the folder of the series.")
@@ -82,6 +94,8 @@ def read_volume(series: Series) -> sitk.Image:
     _check_rescale(series)
     with _quiet():
         voxels = np.stack([_pixels(series, s) for s in slices])
+    if not np.isfinite(voxels).all():
+        raise DataError(f"Series {series.uid} has values that are not numbers or too large for one. Export it again.")
     image = sitk.GetImageFromArray(_smallest_type(voxels))
     x, y = np.reshape(slices[0].orientation, (2, 3))
     normal = np.cross(x, y) / np.linalg.norm(np.cross(x, y))
@@ -121,7 +135,8 @@ def _pixels(series: Series, s: Slice) -> np.ndarray:
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise DataError(f"Series {series.uid} is in colour. Choose the series of original images.")
     pixels = sitk.GetArrayFromImage(image).reshape(s.size[::-1])
-    return pixels if pixels.dtype.kind in "iu" else pixels.astype(np.float32)
+    with np.errstate(over="ignore"):  # refused by whoever stacks them
+        return pixels if pixels.dtype.kind in "iu" else pixels.astype(np.float32)
 
 
 def _reader(file: Path) -> sitk.ImageFileReader:
@@ -131,38 +146,61 @@ def _reader(file: Path) -> sitk.ImageFileReader:
     return reader
 
 
-def _read_header(file: Path) -> sitk.ImageFileReader | str | None:
-    """The header of a DICOM image; why it cannot be read; or None for a file of another kind (a report, a DICOMDIR)."""
+def _read_header(file: Path) -> sitk.ImageFileReader | None:
+    """The header of a DICOM image; None for a file of another kind (a report, a DICOMDIR, a letter).
+
+    Raises:
+        _UnreadableError: it is an image, but cannot be used.
+    """
     try:
         outline = read_outline(file)
     except OSError as error:
-        return error.strerror or str(error)
+        raise _UnreadableError(error.strerror or str(error)) from None
     if outline is None or (outline.is_whole and not outline.is_image):
         return None
     if not outline.is_whole:
-        return "it was cut off"
+        raise _UnreadableError("it was cut off")
     reader = _reader(file)
     try:
         reader.ReadImageInformation()
     except RuntimeError:
-        return "it is no DICOM image that GDCM can read"
-    return _complaint(file, outline, reader) or reader
+        raise _UnreadableError("it is no DICOM image that GDCM can read") from None
+    if not _tag(reader, SERIES_UID):
+        raise _UnreadableError("it names no series")
+    _check_amount(file, outline, reader)
+    return reader
 
 
-def _complaint(file: Path, outline: Outline, header: sitk.ImageFileReader) -> str:
-    """What makes an image unusable before a pixel is read; empty for a good one."""
-    if not _tag(header, SERIES_UID):
-        return "it names no series"
+def _check_amount(file: Path, outline: Outline, header: sitk.ImageFileReader) -> None:
+    """Refuse an image whose rows and columns are not those of its pixels; a row may be padding."""
     bits = _numbers(header, BITS)
     if not bits:
-        return "it does not say how many bits a pixel has"
+        raise _UnreadableError("it does not say how many bits a pixel has")
     expected = math.ceil(math.prod(header.GetSize()) * header.GetNumberOfComponents() * bits[0] / 8)
     if outline.pixel_bytes is None:
-        return "it is too short for its rows and columns" * (expected > COMPRESSION_LIMIT * file.stat().st_size)
-    a_row = expected / max(1, header.GetSize()[1])
-    if not expected <= outline.pixel_bytes < expected + max(2, a_row):
-        return f"it has {outline.pixel_bytes} bytes of pixels, but its rows and columns need {expected}"
-    return ""
+        if expected > COMPRESSION_LIMIT * file.stat().st_size:
+            raise _UnreadableError("it is too short for its rows and columns")
+    elif not expected <= outline.pixel_bytes < expected + max(2, expected / max(1, header.GetSize()[1])):
+        held = f"{outline.pixel_bytes} bytes of pixels"
+        raise _UnreadableError(f"it has {held}, but its rows and columns need {expected}")
+
+
+def _damaged_slices(others: Sequence[Path], groups: Mapping[str, Sequence[Slice]], kinds: set[str]) -> list[str]:
+    """Files without an image that must have been slices: named like one, or of the kind of object that slices are."""
+
+    def pattern(file: Path) -> tuple[Path, str]:
+        ending = file.suffix.lower()
+        return file.parent, ending if ending in (".dcm", ".ima") else re.sub(r"\d+", "0", file.name)
+
+    names = {pattern(s.file) for group in groups.values() for s in group}
+    found = []
+    for file in others:
+        outline = read_outline(file)
+        if (outline is None or not outline.sop_class) and pattern(file) in names:
+            found.append(f"{file}: it is no DICOM file, but is named like one")
+        elif outline and outline.sop_class in kinds:
+            found.append(f"{file}: it has no pixels")
+    return found
 
 
 def _slice(file: Path, header: sitk.ImageFileReader) -> Slice:
@@ -170,7 +208,7 @@ def _slice(file: Path, header: sitk.ImageFileReader) -> Slice:
     rescale: tuple[float, ...] = ()
     if header.HasMetaDataKey(SLOPE) or header.HasMetaDataKey(INTERCEPT):
         both = (_numbers(header, SLOPE), _numbers(header, INTERCEPT))
-        rescale = tuple(values[0] if values else math.nan for values in both)
+        rescale = tuple(values[0] if len(values) == 1 else math.nan for values in both)
     return Slice(
         file,
         tuple(header.GetSize()[:2]),

@@ -17,9 +17,10 @@ _SHORT = {b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FL", b"FD", b"IS", 
 _SHORT |= {b"SS", b"ST", b"TM", b"UI", b"UL", b"US"}
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE00D), (0xFFFE, 0xE0DD)
-_SYNTAX, _MODALITY, _ROWS, _PIXELS = (0x0002, 0x0010), (0x0008, 0x0060), (0x0028, 0x0010), (0x7FE0, 0x0010)
+_SYNTAX, _SOP_CLASS, _MODALITY = (0x0002, 0x0010), (0x0008, 0x0016), (0x0008, 0x0060)
+_ROWS, _PIXELS = (0x0028, 0x0010), (0x7FE0, 0x0010)
 _BIG, _DEFLATED = b"1.2.840.10008.1.2.2", b"1.2.840.10008.1.2.1.99"
-_OTHER_KINDS = {b"SEG"}  # images by their elements, but of labels
+_OTHER_KINDS = {"SEG"}  # images by their elements, but of labels
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,13 @@ class Outline:
     Attributes:
         is_image: it has pixels, or says how many rows of them.
         is_whole: no element ends beyond the end of the file.
+        sop_class: what kind of object it says it is, empty where it does not.
         pixel_bytes: bytes of its pixels; None where they are compressed, or there are none.
     """
 
     is_image: bool
     is_whole: bool
+    sop_class: str = ""
     pixel_bytes: int | None = None
 
 
@@ -50,22 +53,27 @@ def read_outline(file: Path) -> Outline | None:
             if not _begins_like_dicom(stream.read(8), size):
                 return None
             stream.seek(0)
-        is_image, modality = False, b""
+        has_rows, values = False, dict.fromkeys((_MODALITY, _SOP_CLASS), "")
+
+        def outline(has_image: bool, is_whole: bool = True, pixel_bytes: int | None = None) -> Outline:
+            is_image = has_image and values[_MODALITY] not in _OTHER_KINDS
+            return Outline(is_image, is_whole, values[_SOP_CLASS], pixel_bytes)
+
         try:
             for tag, length in _elements(stream, size):
                 if tag == _PIXELS:
-                    return Outline(modality not in _OTHER_KINDS, True, None if length == _UNDEFINED else length)
-                is_image |= tag == _ROWS
-                if tag == _MODALITY:
-                    modality = stream.read(length).strip(b" \0")
-        except _Deflated:
-            return Outline(True, True)
+                    return outline(True, pixel_bytes=None if length == _UNDEFINED else length)
+                has_rows |= tag == _ROWS
+                if tag in values:
+                    values[tag] = stream.read(length).decode("latin_1").strip(" \0")
+        except _DeflatedError:
+            return outline(True)
         except EOFError:
-            return Outline(modality not in _OTHER_KINDS, False)
-    return Outline(is_image and modality not in _OTHER_KINDS, True)
+            return outline(True, is_whole=False)
+    return outline(has_rows)
 
 
-class _Deflated(Exception):
+class _DeflatedError(Exception):
     """The elements are compressed as a whole."""
 
 
@@ -84,7 +92,7 @@ def _elements(stream: BinaryIO, size: int) -> Iterator[tuple[tuple[int, int], in
 
     Raises:
         EOFError: an element ends beyond the end of the file.
-        _Deflated: what follows is compressed.
+        _DeflatedError: what follows is compressed.
     """
     order, explicit, syntax, in_first_group = "<", True, b"", True
     around: list[bool] = []  # for each sequence and item that is open: whether what stands around it is explicit
@@ -114,7 +122,7 @@ def _elements(stream: BinaryIO, size: int) -> Iterator[tuple[tuple[int, int], in
 def _encoding(syntax: bytes, start: bytes) -> tuple[str, bool]:
     """Byte order after the first group, and whether elements name their representation (some files do unasked)."""
     if syntax == _DEFLATED:
-        raise _Deflated
+        raise _DeflatedError
     return (">", True) if syntax == _BIG else ("<", start[4:6] in _LONG | _SHORT)
 
 

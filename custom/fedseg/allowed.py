@@ -34,6 +34,11 @@ def is_number(value: object, infinite: bool = False) -> TypeGuard[float]:
     return abs(value) <= sys.float_info.max or (infinite and value in (math.inf, -math.inf))
 
 
+def is_count(value: object) -> TypeGuard[int]:
+    """Whether this is a whole number from 0 up, which true and false are not."""
+    return type(value) is int and value >= 0
+
+
 def number(
     name: str,
     value: Any,

@@ -9,12 +9,17 @@ from hypothesis import strategies as st
 from fedseg.aggregators import shared_state
 from fedseg.aggregators.base import AggregationError
 from fedseg.aggregators.shared_state import SharedArray, SharedState
-from fedseg.errors import RefusalError
+from fedseg.contract.plan import parse_plan
+from fedseg.errors import ConfigurationError, RefusalError
+from fedseg.networks.parts.amplitude import SPECTRUM
+from fedseg.networks.weights import get_weights
+from tiny import PLAN
 
 MEAN, WEIGHTED, SUM = SharedArray((2,)), SharedArray((2,), weighted=True), SharedArray((2,), "sum")
 BANK, WHOLE_BANK = SharedArray((2,), "bank"), SharedArray((2,), "bank", with_own=True)
 BEFORE = SharedArray((2,), before_rounds=True)
 CASES = {"a": 1, "b": 3}
+HARMONISED = parse_plan({**PLAN, "network": {**PLAN["network"], "parts": [{"name": "amplitude"}]}})
 
 
 class Shared(SharedState):
@@ -128,11 +133,36 @@ def test_a_method_does_not_begin_without_what_it_needs_before_the_first_round():
 
 
 def test_an_array_can_become_one_of_the_models_and_then_does_not_travel_twice():
-    state = started(x=replace(BEFORE, becomes="model.spectrum"))
-    state.accept("a", sent(4, 5), before_rounds=True)
+    state = Shared(x=replace(BEFORE, shape=(1, 1, 1, 1, 1), becomes=SPECTRUM))
+    state.set_plan(HARMONISED, get_weights(HARMONISED.build_network()))
+    state.start(2)
+    state.accept("a", {"shared/x": np.full((1, 1, 1, 1, 1), 4, np.float32)}, before_rounds=True)
     state.finish_before_rounds(CASES)
-    assert state.model_arrays()["model.spectrum"].tolist() == [4, 5]
+    assert state.model_arrays()[SPECTRUM].tolist() == [[[[[4]]]]]
     assert state.outgoing("a") == {} == started(x=BEFORE).model_arrays()
+
+
+ONE = SharedArray((1, 1, 1, 1, 1), before_rounds=True, becomes=SPECTRUM)
+TRAINED = next(iter(get_weights(HARMONISED.build_network())))
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"x": replace(ONE, becomes="parts.amplitude.spectra")},
+        {"x": replace(ONE, shape=(1, 1, 1, 1, 2))},
+        {"x": replace(ONE, shape=get_weights(HARMONISED.build_network())[TRAINED].shape, becomes=TRAINED)},
+        {"x": replace(ONE, combine="bank")},
+        {"x": replace(ONE, before_rounds=False)},
+        {"x": ONE, "y": ONE},
+    ],
+    ids=["unknown", "another shape", "trained by sites", "a bank", "every round", "twice"],
+)
+def test_what_an_array_becomes_must_be_there_and_belong_to_nobody(arrays):
+    weights = get_weights(HARMONISED.build_network())
+    Shared(x=ONE).set_plan(HARMONISED, weights)
+    with pytest.raises(ConfigurationError, match=r"Shared: shared/. becomes is '.*', but must be an array of the same"):
+        Shared(**arrays).set_plan(HARMONISED, weights)
 
 
 @pytest.mark.parametrize(

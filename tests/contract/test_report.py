@@ -13,9 +13,14 @@ from fedseg.contract.report import (
     declared_fields,
     job_fields,
     parse_report,
+    task_fields,
     unprotected,
 )
 from fedseg.errors import ConfigurationError, RefusalError
+from fedseg.tasks.objective import Score
+from fedseg.tasks.segmentation.objective import Segmentation
+from fedseg.tasks.task import parse_task
+from tiny import TASK
 
 DICE = ReportField("mean Dice of the personal model", 0, 1)
 TOLD = ReportField("rounds since the site's last visit", 0, whole=True, under_guarantee=True)
@@ -108,6 +113,32 @@ def test_a_guarantee_cuts_off_what_is_not_declared_for_it():
     assert left.told() == {*UNPROTECTED, "lag_rounds"}
 
 
+class Depth(Segmentation):
+    """A kind of task whose score may be negative."""
+
+    scores = (Score("gain", "Gain", "dB", lowest=-50, highest=80),)
+
+
+def test_scores_are_held_to_the_range_and_the_outputs_of_the_kind_of_task():
+    personal = {"personal_score": ReportField("score of the site's own model"), "lag_rounds": TOLD}
+    for kind, good, bad in ((Segmentation, 0.5, 1.5), (Depth, -40.0, 81.0)):
+        declared = task_fields(kind(parse_task(TASK)), personal)
+        sent = {"val_scores": {"inner": good, "mean": good}, "val_score_after": good}
+        told = {"personal_score": good, "lag_rounds": 9}
+        assert parse_report(changed(**sent, extras=told), declared).extras == told
+        for wrong in (
+            {"val_scores": {"inner": bad}},
+            {"val_score_after": bad},
+            {"extras": {"personal_score": bad}},
+        ):
+            with pytest.raises(RefusalError, match="is above"):
+                parse_report(changed(**{**sent, "extras": told, **wrong}), declared)
+    for name in ("outer", "/data/patient-7", ""):
+        with pytest.raises(RefusalError, match="hold a name that the task does not have") as caught:
+            parse_report(changed(val_scores={"mean": 0.5, name: 0.5}, extras={}), declared)
+        assert "patient" not in str(caught.value)
+
+
 class One:
     reports: ClassVar = {"personal_dice": DICE}
 
@@ -131,5 +162,5 @@ def test_declarations_are_collected_and_must_agree():
 def test_the_fields_of_a_job_follow_from_its_components():
     ditto = {"id": "ditto", "path": "fedseg.training.methods.ditto.Ditto", "args": {}}
     foreign = {"id": "x", "path": "no_such_package.Class", "args": {"inner": {"path": "antigravity.Class"}}}
-    assert set(job_fields({"components": [ditto, foreign]})) == {"personal_dice"}
+    assert set(job_fields({"components": [ditto, foreign]})) == {"personal_score"}
     assert job_fields({"components": []}) == {}

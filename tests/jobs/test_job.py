@@ -374,7 +374,7 @@ HALVES = {
     "the amplitudes of another method": (
         "brats_scaffold",
         lambda job: job.workflow.update(shared_arrays={"path": "fedseg.aggregators.mean_amplitude.MeanAmplitude"}),
-        r"shared_arrays is 'MeanAmplitude', but must be what combines the arrays 'control/'",
+        r"network\.parts is \[\], but must be a list with .* for MeanAmplitude",
     ),
     "SCAFFOLD from site to site": (
         "brats_scaffold",

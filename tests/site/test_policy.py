@@ -109,10 +109,10 @@ def test_a_data_set_has_its_own_budget_before_that_of_all():
 def test_what_a_report_may_tell():
     assert SitePolicy().report_fields(False) == set(REPORT_FIELDS)
     assert SitePolicy().report_fields(True) == set(UNPROTECTED)
-    declared = {"personal_dice": ReportField("x", 0, 1), "lag_rounds": ReportField("x", under_guarantee=True)}
+    declared = {"personal_score": ReportField("x", 0, 1), "lag_rounds": ReportField("x", under_guarantee=True)}
     assert SitePolicy().report_fields(False, declared) == {*REPORT_FIELDS, *declared}
     assert SitePolicy().report_fields(True, declared) == {*UNPROTECTED, "lag_rounds"}
-    assert parse_policy({"scalars": ["personal_dice"]}).report_fields(False, declared) == {"personal_dice"} | ALWAYS
+    assert parse_policy({"scalars": ["personal_dice"]}).report_fields(False, declared) == {"personal_score"} | ALWAYS
     former = parse_policy({"scalars": ["val_dice", "val_dice_after"]})
     assert former.scalars == {"val_scores", "val_score_after"}
     named = parse_policy({"scalars": ["train_loss"]})

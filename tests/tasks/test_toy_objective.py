@@ -1,6 +1,7 @@
 """A kind of task that has nothing of segmentation runs whole, from its one file and a job that names it."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 import fedseg.tasks
 from fedseg.contract.plan import parse_plan
-from fedseg.contract.report import parse_report, score_fields
+from fedseg.contract.report import parse_report, task_fields
 from fedseg.data.datalist import Datalist, read_datalist
 from fedseg.errors import ConfigurationError, RefusalError, UsageError
 from fedseg.evaluation.report.page import write_report
@@ -20,7 +21,9 @@ from fedseg.jobs.job import read_job
 from fedseg.models.model_file import read_model, write_model
 from fedseg.simulation.in_process import InProcessFederation
 from fedseg.training.split.halves import segmentation_loss
+from fedseg.workflows.run.acceptance import check_report
 from fedseg.workflows.run.scores import is_better, readable, validation_scores
+from fedseg.workflows.run.site_selection import SiteFacts
 from fedseg.workflows.run.stopping import StoppingRules
 from tiny import PLAN, make_sites
 
@@ -85,7 +88,7 @@ def test_a_run_has_its_own_score_everywhere_and_dice_nowhere(run, tmp_path):
         for site in entry["sites"].values():
             assert set(site["val_mae"]) == {"intensity", "mean"}
             assert site["val_mae_after"] > 0
-            assert not [key for key in site if "dice" in key and key != "personal_dice"]
+            assert not [key for key in site if "dice" in key]
     assert federation.rounds[-1]["val_mae"] < federation.rounds[0]["val_mae"], "it learns"
     final = federation.evaluate()
     errors = [part["mae"]["mean"] for part in final["sites"].values()]
@@ -136,14 +139,26 @@ def test_scores_outside_of_shares_travel(run):
     _, federation = run
     kind, report = federation.plan.objective, federation.model.reports["alpha"]
     large = replace(report, val_scores={"intensity": 12.5, "mean": 12.5})
-    assert parse_report(large.to_meta(), score_fields(kind)) == large
+    assert parse_report(large.to_meta(), task_fields(kind)) == large
     with pytest.raises(RefusalError, match="is above 1"):
         parse_report(large.to_meta(), {})
     with pytest.raises(RefusalError, match="is negative"):
-        parse_report(replace(report, val_scores={"mean": -0.1}).to_meta(), score_fields(kind))
+        parse_report(replace(report, val_scores={"mean": -0.1}).to_meta(), task_fields(kind))
     good = {"final": {"split": "test", "loss": 1.0, **kind.summarise([])}}
     assert readable(good, kind)
     assert not readable({"final": {**good["final"], "dice": {}}}, kind)
+
+
+def test_losses_are_those_of_the_kind_of_task(run):
+    """Any number where the kind does not say more; segmentation has none below 0 and none far above its Dice weight."""
+    _, federation = run
+    report, facts = federation.model.reports["alpha"], SiteFacts(3, val_cases=2)
+    for loss in (-7.0, 5e6):
+        check_report(replace(report, train_loss=loss, val_loss=loss), facts, None, federation.plan)
+    for training, loss, good in (({}, -0.1, False), ({}, 1001.0, False), ({"dice_weight": 50.0}, 1001.0, True)):
+        plan = parse_plan({**PLAN, "training": {**PLAN["training"], **training}})
+        with nullcontext() if good else pytest.raises(RefusalError, match="is not from 0 to 1000"):
+            check_report(replace(report, train_loss=loss), facts, None, plan)
 
 
 def test_what_needs_segmentation_says_so():

@@ -200,7 +200,7 @@ def test_a_personal_model_of_another_kind_is_one_method(datalist, tmp_path, on_d
     for name, value in found.items():
         mean = sum(share * own[name] for share, own in zip((1 / 8, 1 / 8, 1 / 4, 1 / 2), expected, strict=True))
         np.testing.assert_allclose(value, mean, rtol=1e-4, atol=1e-6, err_msg=name)
-    assert set(trainer.hooks[0].report(trainer)) == {"personal_dice"}
+    assert set(trainer.hooks[0].report(trainer)) == {"personal_score"}
 
 
 class Second(TrainingHook):

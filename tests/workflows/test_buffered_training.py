@@ -12,7 +12,10 @@ from fedseg.aggregators.control_variates import ControlVariates
 from fedseg.aggregators.fedavg import FedAvg
 from fedseg.aggregators.robust import CoordinateMedian, GeometricMedian
 from fedseg.aggregators.staleness import Staleness
-from fedseg.contract.report import SiteReport
+from fedseg.contract.plan import parse_plan
+from fedseg.contract.report import META_KEY, SiteReport
+from fedseg.contract.round_settings import META_KEY as ROUND_SETTINGS
+from fedseg.contract.round_settings import RoundSettings
 from fedseg.data.datalist import read_datalist
 from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.jobs.job import read_job
@@ -20,8 +23,12 @@ from fedseg.provenance.audit import audit
 from fedseg.provenance.reading import read_record
 from fedseg.simulation.in_process import InProcessFederation, simulate_in_process
 from fedseg.simulation.run_folder import prepare_output
-from fedseg.workflows.buffered_training import BufferedTraining
-from fedseg.workflows.selection import LargestSites
+from fedseg.workflows.buffered_training import Buffered, BufferedTraining, BufferSettings, DiscountedModel
+from fedseg.workflows.run.record import RunRecord
+from fedseg.workflows.run.run_model import RunPlace
+from fedseg.workflows.run.settings import RunSettings
+from fedseg.workflows.run.training_run import TrainingRun
+from fedseg.workflows.selection import AllSites, LargestSites
 from scripted_sites import ScriptedSites, accepted, start, train
 from tiny import PLAN, make_sites
 
@@ -129,6 +136,45 @@ def test_scores_of_a_late_site_are_of_another_model_and_left_out(tmp_path):
     entry = slow(tmp_path).state.rounds[3]
     assert (entry["sites"]["c"]["val_dice"], entry["sites"]["c"]["val_loss"]) == ({}, None)
     assert entry["sites"]["a"]["val_dice"] == {"mean": 0.5}
+
+
+def test_what_is_told_of_a_round_does_not_change_it(tmp_path):
+    """Scores of late sites are left out when the round ends, whoever asks for its description and however often."""
+    sites = Slow(answer)
+    run = sites.run = buffered(tmp_path, sites, num_rounds=5)
+    seen, model = [], run.state.model
+    finish = model.finish_round
+    model.finish_round = lambda: (finish(), seen.append({s: dict(r.val_scores) for s, r in model.reports.items()}))
+    train(run)
+    assert seen[3]["c"] == {}
+    before = dict(model.reports)
+    assert model.describe_round() == model.describe_round()
+    assert model.reports == before
+
+
+def test_the_steps_of_a_late_update_are_those_of_the_round_that_it_was_trained_in(tmp_path):
+    class LongFirst(Buffered):
+        def round_settings(self, number):
+            return RoundSettings(local_epochs=3 if number == 0 else 1)
+
+    def script(task, site, message):
+        if task == "prepare":
+            return answer(task, site, message)
+        sent = update(message, samples=CASES[site])
+        epochs = message.meta[ROUND_SETTINGS]["local_epochs"]
+        sent.meta[META_KEY]["num_steps"] *= 1 if (site, wrong) == ("c", True) else epochs
+        return sent
+
+    for wrong in (False, True):
+        sites = Slow(script)
+        model = DiscountedModel(FedAvg(), settings=BufferSettings(buffer=2))
+        run = TrainingRun(RunSettings(5, run_id="run"), model, LongFirst(model), AllSites(), sites, RunRecord(tmp_path))
+        sites.run = run
+        run.state.load(parse_plan(PLAN), RunPlace(tmp_path / str(wrong), tmp_path / "local"))
+        train(run)
+        late = [entry["notes"]["staleness"].get("c") for entry in run.state.rounds]
+        assert (3 in late) is not wrong
+        assert bool(run.state.events) is wrong
 
 
 def test_a_site_trains_one_task_at_a_time_and_each_model_once(tmp_path):

@@ -226,11 +226,11 @@ def with_cases(folder, cases, arguments=None, **split):
 
 def test_a_report_is_held_to_what_is_known(tmp_path):
     run, rounds = with_cases(tmp_path, {"a": 4, "b": 6})
-    rounds.check_report(run, "a", report(steps=3))  # as many as the largest site has batches
-    rounds.check_report(run, "a", report(steps=0))
+    rounds.check_report(run, "a", report(steps=3), 0)  # as many as the largest site has batches
+    rounds.check_report(run, "a", report(steps=0), 0)
     for wrong in (report(steps=4), report(samples=5)):
         with pytest.raises(RefusalError, match="The site reports"):
-            rounds.check_report(run, "a", wrong)
+            rounds.check_report(run, "a", wrong, 0)
 
 
 def test_a_round_is_a_pass_over_the_cases_of_the_largest_site_that_it_asks(tmp_path):
@@ -238,16 +238,16 @@ def test_a_round_is_a_pass_over_the_cases_of_the_largest_site_that_it_asks(tmp_p
     rounds._asked = ["a", "b"]
     assert [rounds._steps(run, site) for site in "ab"] == [3, 3]
     with pytest.raises(RefusalError, match="reports 5 steps; the round has 3"):
-        rounds.check_report(run, "a", report(steps=5))
+        rounds.check_report(run, "a", report(steps=5), 0)
 
 
 def test_in_turns_a_pass_is_over_a_sites_own_cases(tmp_path):
     run, rounds = with_cases(tmp_path, {"a": 4, "b": 7}, site_update="handed_on")
     rounds._asked = ["a", "b"]
     assert [rounds._steps(run, site) for site in "ab"] == [2, 4]
-    rounds.check_report(run, "a", report(steps=2))
+    rounds.check_report(run, "a", report(steps=2), 0)
     with pytest.raises(RefusalError, match="reports 3 steps; the round has 2"):
-        rounds.check_report(run, "a", report(steps=3))
+        rounds.check_report(run, "a", report(steps=3), 0)
 
 
 def test_a_round_of_turns_sends_one_whole_network_and_takes_no_update():

@@ -13,7 +13,8 @@ import numpy as np
 from fedseg.aggregators.base import AggregationError
 from fedseg.aggregators.spool.updates import UpdateSpool
 from fedseg.contract.plan import Plan
-from fedseg.errors import RefusalError
+from fedseg.contract.shapes import array_owners
+from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.networks.weights import Arrays, check_weights
 
 _TOTAL_SITES, _BANK = "total_sites", "bank/"
@@ -32,6 +33,7 @@ class SharedArray:
         with_own: of a bank: whether a site also receives its own array.
         before_rounds: whether sites send it once, before round 0; otherwise they send it with every update.
         becomes: name of an array of the global model in whose place the result is put before round 0; empty for none.
+            It is an array of the same shape that no site trains, and the result of a mean or a sum.
         dtype: float32 or float64.
     """
 
@@ -121,8 +123,23 @@ class SharedState(ABC):
         return any(array.combine == "bank" and not array.with_own for array in self._declared.values())
 
     def set_plan(self, plan: Plan, weights: Mapping[str, np.ndarray]) -> None:
-        """Declare the arrays of a run; see ``declare``."""
+        """Declare the arrays of a run; see ``declare``.
+
+        Raises:
+            ConfigurationError: one cannot become what it says.
+        """
         self._declared = {self.prefix + name: array for name, array in self.declare(plan, weights).items()}
+        becoming = {name: array for name, array in self._declared.items() if array.becomes}
+        owners = array_owners(plan) if becoming else {}
+        taken: set[str] = set()
+        for name, array in becoming.items():
+            shape = weights[array.becomes].shape if array.becomes in weights else None
+            fixed = array.becomes in owners and not owners[array.becomes].sites
+            once = array.before_rounds and array.combine != "bank" and array.becomes not in taken
+            if shape != tuple(array.shape) or not fixed or not once:
+                allowed = "an array of the same shape that no site trains, by one mean or sum before the first round"
+                raise ConfigurationError(f"{type(self).__name__}: {name} becomes", array.becomes, allowed)
+            taken.add(array.becomes)
 
     def start(self, total_sites: int) -> None:
         """Begin a run with zeros and empty banks.

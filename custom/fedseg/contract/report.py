@@ -9,7 +9,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
 from fedseg.errors import ConfigurationError, RefusalError
-from fedseg.tasks.objective import Objective
+from fedseg.tasks.objective import MEAN, Objective
 
 META_KEY = "fedseg_report"
 # What a job with a formal guarantee may still tell. Its counts are of patients: data sets that differ in what one
@@ -17,6 +17,7 @@ META_KEY = "fedseg_report"
 UNPROTECTED = ("num_samples", "num_steps", "val_cases", "epsilon")
 LARGEST = 1e12
 # Two words or more, so that a name in a site's policy that is a slip of the pen is mostly seen as one.
+_SCORE = "_score"
 _METHOD_FIELD = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)+")
 
 
@@ -25,16 +26,17 @@ class ReportField:
     """A number in the report of every site and round, declared by the class of the method that makes it.
 
         class Personal(TrainingHook):
-            reports = {"personal_dice": ReportField("mean Dice of the personal model", 0, 1)}
+            reports = {"lag_rounds": ReportField("rounds that the model is behind", 0, whole=True)}
 
-    Nothing else names it: site, guard and server check it by this declaration, and the run's summary copies it.
+    Nothing else names it: site, guard and server check it by this declaration, and the run's summary copies it. Of a
+    field whose name ends with ``_score`` the kind of task has the range, see ``task_fields``.
 
-    >>> dice = ReportField("mean Dice of the personal model", lowest=0, highest=1)
-    >>> dice.check("personal_dice", 0.7)
-    >>> dice.check("personal_dice", 1.7)
+    >>> share = ReportField("share of the cases that were left out", lowest=0, highest=1)
+    >>> share.check("left_out", 0.7)
+    >>> share.check("left_out", 1.7)
     Traceback (most recent call last):
     ...
-    fedseg.errors.RefusalError: The reported personal_dice is above 1.
+    fedseg.errors.RefusalError: The reported left_out is above 1.
 
     Attributes:
         meaning: what the number is, for people.
@@ -42,6 +44,7 @@ class ReportField:
         whole: whether it is a count.
         under_guarantee: whether it may leave in a job with a formal guarantee, since the guarantee covers it or since
             it does not depend on the patients' data.
+        names: of numbers by name those that there are; None for any.
     """
 
     meaning: str
@@ -49,6 +52,7 @@ class ReportField:
     highest: float = LARGEST
     whole: bool = False
     under_guarantee: bool = False
+    names: frozenset[str] | None = None
 
     def check(self, name: str, value: object) -> None:
         """Refuse what is no such number.
@@ -140,7 +144,7 @@ def parse_report(
 
     Args:
         meta: as it came.
-        declared: what the job's components may report, and ``score_fields``. None takes any number under a sound name,
+        declared: what the job's components may report, see ``task_fields``. None takes any number under a sound name,
             for readers between the site's guard and the server's first look, who both know the job's declarations.
         score: range of the scores, where ``declared`` does not give it.
 
@@ -158,6 +162,8 @@ def parse_report(
         if "field" in each.metadata and not (value is None and each.name in _OPTIONAL):
             each.metadata["field"].check(each.name, value)
     score = score or (ReportField("") if declared is None else declared.get("val_scores", SHARE))
+    if score.names is not None and not set(report.val_scores) <= score.names:
+        raise RefusalError("report", "The reported val_scores hold a name that the task does not have.")
     for value in (*report.val_scores.values(), report.val_score_after):
         if value is not None:
             score.check("val_scores", value)
@@ -168,10 +174,32 @@ def parse_report(
     return report
 
 
-def score_fields(kind: Objective) -> dict[str, ReportField]:
-    """The range of the reported scores of a kind of task; without it they are shares, from 0 to 1."""
+def task_fields(kind: Objective, declared: Mapping[str, ReportField] | None = None) -> dict[str, ReportField]:
+    """What may be reported of a kind of task: ``val_scores``, and the declared fields.
+
+    The primary score gives its range to ``val_scores``, which without it are shares from 0 to 1, and to every declared
+    field that is a score by its name.
+
+    Args:
+        kind: of task.
+        declared: by the job's components.
+    """
     score = kind.primary
-    return {"val_scores": ReportField(score.title, score.lowest, min(score.highest, LARGEST))}
+    low, high = score.lowest, min(score.highest, LARGEST)
+    own = {
+        name: replace(each, lowest=low, highest=high) if name.endswith(_SCORE) else each
+        for name, each in (declared or {}).items()
+    }
+    return {**own, "val_scores": ReportField(score.title, low, high, names=frozenset((*kind.outputs, MEAN)))}
+
+
+def told_name(name: str, score: str) -> str:
+    """What a run's summary calls a declared field: a score goes by the name of the task's primary one.
+
+    >>> told_name("personal_score", "dice"), told_name("lag_rounds", "dice")
+    ('personal_dice', 'lag_rounds')
+    """
+    return f"{name.removesuffix(_SCORE)}_{score}" if name.endswith(_SCORE) else name
 
 
 def unprotected(declared: Mapping[str, ReportField]) -> frozenset[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fedseg.allowed import is_number
+from fedseg.allowed import is_count, is_number
 from fedseg.tasks.objective import Objective
 
 PERSONAL = "personal"
@@ -32,7 +32,7 @@ def scores_fault(kind: Objective, part: Mapping[str, Any]) -> str:
     if not all(isinstance(each, Mapping) for each in models_of(part)):
         return "the scores of its personal model are no numbers by name"
     for each in models_of(part):
-        if type(each.get("cases")) is not int or each["cases"] != part["cases"]:
+        if not is_count(each.get("cases")) or each["cases"] != part["cases"]:
             return "its scores do not count their cases"
         if each.get("loss") is not None and not is_number(each["loss"]):
             return "its loss is something else than a finite number"

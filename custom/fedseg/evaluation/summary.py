@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from fedseg import allowed
 from fedseg.contract.plan import Plan
-from fedseg.contract.report import job_fields
+from fedseg.contract.report import job_fields, told_name
 from fedseg.errors import DataError
 from fedseg.evaluation.privacy_summary import privacy_summary
 from fedseg.files.documents import load_json, write_json
@@ -99,7 +99,8 @@ def _planned(plan: Plan) -> dict[str, Any]:
 def _components(job: RunJob) -> dict[str, Any]:
     """Arguments of the workflow and of the training hooks, and what these report beside the fixed fields."""
     hooks = [{"name": hook["path"].rpartition(".")[2], **hook.get("args", {})} for hook in job.hooks()]
-    told = {name: each.meaning for name, each in job_fields(job.client).items()}
+    score = job.plan.objective.primary.name
+    told = {told_name(name, score): each.meaning for name, each in job_fields(job.client).items()}
     return {
         "workflow": {key: value for key, value in job.workflow.items() if key not in _ELSEWHERE},
         "local_objectives": hooks,

@@ -11,7 +11,7 @@ import numpy as np
 from nvflare.apis.fl_context import FLContext
 
 from fedseg.contract.plan import Plan
-from fedseg.contract.report import ReportField, declared_fields, score_fields
+from fedseg.contract.report import ReportField, declared_fields, task_fields
 from fedseg.data.datalist import Datalist
 from fedseg.errors import RefusalError
 from fedseg.networks.weights import Arrays
@@ -56,7 +56,7 @@ class SiteContext:
     def report_fields(self) -> Mapping[str, ReportField]:
         """What the job's components declared to report beside the fixed fields, and the range of its scores."""
         hooks = {} if self.trainer is None else declared_fields(self.trainer.hooks)
-        return {**hooks, **score_fields(self.plan.objective)}
+        return task_fields(self.plan.objective, hooks)
 
     @property
     def folder(self) -> Path:

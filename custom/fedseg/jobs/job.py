@@ -149,8 +149,8 @@ class Job:
         check_hooks(self.build_hooks(), plan)
         workflow = self.build_workflow()
         check_parts([*workflow.parts, *named_classes(self.client)])
-        workflow.model.check_hooks(self.build_hooks())
         workflow.model.check_plan(plan)
+        workflow.model.check_hooks(self.build_hooks())
         check_tasks(self.client)
         for task in (*UPDATE_TASKS, SHARE):
             further = task == SHARE or workflow.model.further_arrays

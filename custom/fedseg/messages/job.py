@@ -11,7 +11,7 @@ from nvflare.apis.fl_context import FLContext
 
 from fedseg.contract.plan import PLAN_FILE, Plan, read_plan
 from fedseg.contract.protocol import CLIENT_FILE
-from fedseg.contract.report import ReportField, job_fields, named_classes, score_fields
+from fedseg.contract.report import ReportField, job_fields, named_classes, task_fields
 from fedseg.files.documents import read_json
 from fedseg.site.profile import SiteProfile, read_profile
 
@@ -43,7 +43,7 @@ def report_fields(fl_ctx: FLContext) -> dict[str, ReportField]:
     Raises:
         ConfigurationError: the sites' part of the job cannot be read, or its components contradict one another.
     """
-    return {**job_fields(_client(fl_ctx)), **score_fields(job_plan(fl_ctx).objective)}
+    return task_fields(job_plan(fl_ctx).objective, job_fields(_client(fl_ctx)))
 
 
 def site_parts(fl_ctx: FLContext) -> list[type]:

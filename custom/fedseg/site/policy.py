@@ -18,7 +18,7 @@ ALWAYS = frozenset({"num_samples", "num_steps", "val_cases", "epsilon"})
 
 
 # Policies name the scores of a report as in segmentation, too; what they allow is the score of any kind of task.
-_FORMER_NAMES = {"val_dice": "val_scores", "val_dice_after": "val_score_after"}
+_FORMER_NAMES = {"val_dice": "val_scores", "val_dice_after": "val_score_after", "personal_dice": "personal_score"}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from fedseg.allowed import is_count
 from fedseg.errors import ConfigurationError
 from fedseg.tasks.task import Task
 
@@ -170,6 +171,14 @@ class Objective(ABC):
             settings: of the plan's ``training``.
         """
 
+    def losses(self, settings: Mapping[str, Any]) -> tuple[float, float]:
+        """Lowest and highest value that a site may report of this loss; any number unless a kind knows better.
+
+        Args:
+            settings: of the plan's ``training``.
+        """
+        return -math.inf, math.inf
+
     @abstractmethod
     def activate(self, logits: torch.Tensor) -> torch.Tensor:
         """Values [B, K, ...] that can be interpolated, from logits [B, output_channels, ...]."""
@@ -274,7 +283,7 @@ class Objective(ABC):
             summary: as it came.
             further: keys that may stand beside those of ``summarise``.
         """
-        numbers = {"defined": _is_count, **{score.name: score.in_range for score in self.scores}}
+        numbers = {"defined": is_count, **{score.name: score.in_range for score in self.scores}}
         if set(summary) - {"cases", *numbers, *self.counts, *further}:
             return "its scores have unknown parts"
         names = {*self.outputs, MEAN}
@@ -282,12 +291,8 @@ class Objective(ABC):
         for name, kinds in self.counts.items():
             part = summary.get(name, {})
             found.append(_fault(part, names, lambda count: isinstance(count, Mapping)))
-            found += [_fault(count, kinds, _is_count) for count in (part.values() if not found[-1] else ())]
+            found += [_fault(count, kinds, is_count) for count in (part.values() if not found[-1] else ())]
         return next(filter(None, found), "")
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
 
 
 def _fault(part: Any, names: Collection[str], fits: Callable[[Any], bool]) -> str:

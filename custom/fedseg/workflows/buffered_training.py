@@ -99,17 +99,17 @@ class DiscountedModel(WeightedModel):
         late = {site: staleness for site, staleness in sorted(self.staleness.items()) if staleness}
         self.rule.discounts = {site: (1 + staleness) ** -self.settings.exponent for site, staleness in late.items()}
         super().finish_round()
+        for site in late:
+            # They are of an older model than those of the round.
+            self.reports[site] = replace(self.reports[site], val_loss=None, val_scores={})
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), **asdict(self.settings)}
 
     def describe_round(self) -> dict[str, Any]:
-        """Also staleness, and what is under way. Scores of late sites are of older models, so they are left out."""
+        """Also staleness, and what is under way."""
         described = super().describe_round()
         own = {STALENESS: dict(sorted(self.staleness.items())), _IN_FLIGHT: dict(sorted(self.in_flight.items()))}
-        for site, staleness in self.staleness.items():
-            if staleness:
-                self.reports[site] = replace(self.reports[site], val_loss=None, val_scores={})
         return {**described, "notes": {**described["notes"], **own}}
 
 
@@ -236,7 +236,7 @@ class Buffered(RoundProtocol):
                 f"{UPDATE_REFUSED}: it started from the model of round {nth(arrival.round)}, {staleness} rounds ago; "
                 f"{most} are allowed"
             )
-        why = run.sites.try_accept(site, arrival.answer, self.accepting(run), UPDATE_REFUSED)
+        why = run.sites.try_accept(site, arrival.answer, self.accepting(run, arrival.round), UPDATE_REFUSED)
         if why is None:
             self._model.staleness[site] = staleness
         return why

@@ -110,7 +110,7 @@ def test_the_report_scores_the_personal_model(datalist):
     reported = hook.report(trainer)
     other = make_trainer(datalist)
     assert reported == {
-        "personal_dice": Segmentation.summarise([c.score for c in other.validate(personal(trainer))])["dice"]["mean"]
+        "personal_score": Segmentation.summarise([c.score for c in other.validate(personal(trainer))])["dice"]["mean"]
     }
 
 
@@ -121,7 +121,7 @@ def test_the_report_changes_no_later_round(datalist):
         start = start_of(trainer)
         trainer.train_round(start, 0, 2)
         if with_report:
-            assert "personal_dice" in hook.report(trainer)
+            assert "personal_score" in hook.report(trainer)
         update = trainer.train_round(start, 1, 2).update
         return {**update, **{f"personal {name}": value for name, value in personal(trainer).items()}}
 

@@ -13,7 +13,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 from nvflare.app_common.app_constant import AppConstants
 
-from fedseg.allowed import is_number
+from fedseg.allowed import is_count, is_number
 from fedseg.contract.plan import Plan
 from fedseg.contract.protocol import BYTES_DOWN, BYTES_UP, PREPARE, REASON, SHARE, STATISTICS, TEXT, UPLOAD
 from fedseg.contract.scores import scores_fault
@@ -127,7 +127,7 @@ def _check_acceptance(leaving: Leaving) -> None:
     statistics = content.get(STATISTICS, {})
     if not set(content) <= {*_SPLITS, STATISTICS} or not isinstance(statistics, Mapping):
         raise unknown("the answer to prepare holds more than counts of cases and statistics")
-    if not all(type(content.get(split, 0)) is int for split in _SPLITS):
+    if not all(is_count(content.get(split, 0)) for split in _SPLITS):
         raise unknown("a count of cases is no whole number")
     if not all(isinstance(name, str) and is_number(value) for name, value in statistics.items()):
         raise unknown("its statistics are something else than finite numbers by name")
@@ -160,7 +160,7 @@ def _check_scores(leaving: Leaving) -> None:
     for asked, part in _metrics(leaving).items():
         if asked not in ("final", *_SPLITS) or not isinstance(part, Mapping) or part.get("split") not in _SPLITS:
             raise unknown("its scores are of no split")
-        if type(part.get("cases")) is not int:
+        if not is_count(part.get("cases")):
             raise unknown("its scores do not count their cases")
         if part.get("withheld") is True and set(part) == {"split", "cases", "withheld"}:
             continue

@@ -13,7 +13,7 @@ from nvflare.apis.shareable import Shareable
 
 from fedseg.contract.plan import Plan
 from fedseg.contract.protocol import STEPS
-from fedseg.contract.report import META_KEY
+from fedseg.contract.report import META_KEY, task_fields
 from fedseg.contract.shapes import update_shapes, withheld_names
 from fedseg.contract.update import DENSE, ENCRYPTED, QUANTISED, SPARSE, Update, check_dense
 from fedseg.errors import RefusalError
@@ -53,7 +53,7 @@ def check_update(
             looks like (reasons ``guard``, ``privacy``, ``report``).
     """
     policy = profile.policy or OPEN
-    declared = reported_fields(fl_ctx)
+    declared = {**task_fields(plan.objective), **reported_fields(fl_ctx)}
     update = read_update(result, declared)
     meta = from_shareable(result).meta
     steps = meta.get(MetaKey.NUM_STEPS_CURRENT_ROUND, update.report.num_steps)

@@ -73,6 +73,10 @@ class Segmentation(Objective):
     def loss(self, settings: Mapping[str, Any]) -> SegmentationLoss:
         return SegmentationLoss(self.task, settings["dice_weight"], settings["batch_dice"])
 
+    def losses(self, settings: Mapping[str, Any]) -> tuple[float, float]:
+        """Far above what cross-entropy and Dice loss together can be."""
+        return 0.0, 1000.0 * max(1.0, settings["dice_weight"])
+
     def activate(self, logits: torch.Tensor) -> torch.Tensor:
         """Probabilities of the regions: probabilities, not labels, are brought to the grid of the files."""
         return predict_regions(self.task, logits)

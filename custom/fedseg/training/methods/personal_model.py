@@ -24,8 +24,8 @@ class PersonalModel(TrainingHook, ABC):
 
     In a site's first round v starts as the received global model. After each round's training a method changes it in
     ``train_personal``; v and its optimizer survive a restart. v lies at the site as ``personal.safetensors`` in the
-    run's state folder, a model for ``fedseg evaluate`` and ``fedseg predict``. Its mean Dice over the validation cases
-    goes into the report as ``personal_dice``, and it is scored beside the global model in the last evaluation.
+    run's state folder, a model for ``fedseg evaluate`` and ``fedseg predict``. Its mean score over the validation cases
+    goes into the report as ``personal_score``, and it is scored beside the global model in the last evaluation.
 
     The model of a site that trains alone:
 
@@ -43,7 +43,7 @@ class PersonalModel(TrainingHook, ABC):
     trained: ClassVar[bool] = True
 
     reports: ClassVar[Mapping[str, ReportField]] = {
-        "personal_dice": ReportField("mean Dice of the site's personal model", 0, 1)
+        "personal_score": ReportField("mean score of the site's personal model")
     }
 
     @abstractmethod
@@ -71,5 +71,5 @@ class PersonalModel(TrainingHook, ABC):
         weights = self.personal_model(training)
         if weights is None:
             return {}
-        dice = scores_by_output(training.plan.objective, training.validate(weights))[MEAN]
-        return {} if dice is None else {"personal_dice": dice}
+        score = scores_by_output(training.plan.objective, training.validate(weights))[MEAN]
+        return {} if score is None else {"personal_score": score}

@@ -9,14 +9,14 @@ from typing import Any
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 
 from fedseg.aggregators.base import AggregationError
+from fedseg.allowed import is_count
+from fedseg.contract.plan import Plan
 from fedseg.contract.protocol import STATISTICS, STEPS
 from fedseg.contract.report import ReportField, SiteReport, parse_report
 from fedseg.contract.update import Update, parse_steps
 from fedseg.errors import RefusalError
 from fedseg.workflows.run.site_selection import SiteFacts
 
-# Dice and cross-entropy together stay far below it.
-_LARGEST_LOSS = 1000
 _LARGEST_STATISTIC = 1e15
 _SPLITS = ("training", "validation", "test")
 
@@ -52,7 +52,7 @@ def read_update(site: str, answer: FLModel, declared: Mapping[str, ReportField])
     return Update(arrays, report, steps=parse_steps(answer.meta.get(STEPS)))
 
 
-def check_report(report: SiteReport, facts: SiteFacts, steps: int | None) -> None:
+def check_report(report: SiteReport, facts: SiteFacts, steps: int | None, plan: Plan) -> None:
     """Compare what a site reports of a round with what it said before, and with what the plan makes of it.
 
     Rules weigh by these numbers, so none is believed that can be known.
@@ -61,6 +61,7 @@ def check_report(report: SiteReport, facts: SiteFacts, steps: int | None) -> Non
         report: of the round.
         facts: what the site said when it accepted the job.
         steps: optimizer steps that the round has at this site; None where that cannot be known.
+        plan: of the job, whose kind of task says which losses there are.
 
     Raises:
         RefusalError: a number differs, or a loss is no loss (reason ``report``).
@@ -70,10 +71,11 @@ def check_report(report: SiteReport, facts: SiteFacts, steps: int | None) -> Non
         found = getattr(report, name)
         if found != count:
             raise RefusalError("report", f"The site reports {name} {found}, but by its own account it is {count}.")
+    lowest, highest = plan.objective.losses(plan.training.to_dict())
     for name in ("train_loss", "val_loss", "val_loss_after"):
         loss = getattr(report, name)
-        if loss is not None and not 0 <= loss <= _LARGEST_LOSS:
-            raise RefusalError("report", f"The reported {name} {loss} is not from 0 to {_LARGEST_LOSS}.")
+        if loss is not None and not lowest <= loss <= highest:
+            raise RefusalError("report", f"The reported {name} {loss} is not from {lowest:g} to {highest:g}.")
 
 
 def read_acceptance(answer: Any) -> Acceptance:
@@ -84,7 +86,7 @@ def read_acceptance(answer: Any) -> Acceptance:
     """
     content = answer if isinstance(answer, Mapping) else {}
     cases: dict[str, Any] = {split: content.get(split) for split in _SPLITS}
-    if not all(type(count) is int and count >= 0 for count in cases.values()) or not cases["training"]:
+    if not all(map(is_count, cases.values())) or not cases["training"]:
         raise RefusalError("report", "The site's numbers of cases are missing, or it has no training cases.")
     statistics = content.get(STATISTICS, {})
     if not isinstance(statistics, Mapping) or not all(

@@ -155,14 +155,19 @@ class RoundProtocol(ABC):
             each.meta |= meta
         return run.sites.ask(AppConstants.TASK_VALIDATION, message, sites, run.settings.round_timeout, accept, "")
 
-    def accepting(self, run: RunState) -> Accept:
-        """Reads, checks and counts the update of a site."""
-        return partial(self._accept, run)
+    def accepting(self, run: RunState, number: int | None = None) -> Accept:
+        """Reads, checks and counts the update of a site.
 
-    def _accept(self, run: RunState, site: str, answer: FLModel) -> None:
+        Args:
+            run: the run.
+            number: of the round whose task the site has answered; None for the round at hand.
+        """
+        return partial(self._accept, run, run.number if number is None else number)
+
+    def _accept(self, run: RunState, number: int, site: str, answer: FLModel) -> None:
         update = read_update(site, answer, run.report_fields)
         report = update.report
-        self.check_report(run, site, report)
+        self.check_report(run, site, report, number)
         if run.settings.max_epsilon is not None and report.epsilon is None:
             raise RefusalError("report", "The site reports no epsilon, although the job limits it.")
         run.model.accept_update(site, update)
@@ -175,10 +180,15 @@ class RoundProtocol(ABC):
             **{f"val_{run.plan.objective.primary.name}": report.val_scores.get(MEAN)},
         )
 
-    def check_report(self, run: RunState, site: str, report: SiteReport) -> None:
-        """Check every reported number that the server can compute itself; see ``acceptance.check_report``."""
-        settings = self.round_settings(run.number).applied(run.plan.training)
-        check_report(report, run.facts[site], round_steps(settings, run.facts[site].num_samples))
+    def check_report(self, run: RunState, site: str, report: SiteReport, number: int) -> None:
+        """Check every reported number that the server can compute itself; see ``acceptance.check_report``.
+
+        Args:
+            run, site, report: what a site of the run reports.
+            number: of the round that it reports of.
+        """
+        settings = self.round_settings(number).applied(run.plan.training)
+        check_report(report, run.facts[site], round_steps(settings, run.facts[site].num_samples), run.plan)
 
 
 class Broadcast(RoundProtocol):

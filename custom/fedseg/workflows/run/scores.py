@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from fedseg.contract.report import SiteReport
+from fedseg.allowed import is_count
+from fedseg.contract.report import SiteReport, told_name
 from fedseg.contract.scores import PERSONAL, models_of, scores_fault
 from fedseg.tasks.objective import MEAN, Objective, Score
 from fedseg.workflows.run.run_model import RunModel
@@ -62,8 +63,8 @@ def _describe_report(report: SiteReport, cost: float | None, traffic: tuple[int,
         "val_loss": report.val_loss,
         "val_loss_after": report.val_loss_after,
         f"val_{name}_after": report.val_score_after,
-        "personal_dice": None,  # always there, also where no method declares it
-        **report.extras,
+        f"personal_{name}": None,  # always there, also where no method declares it
+        **{told_name(field, name): value for field, value in report.extras.items()},
         "epsilon": report.epsilon,
         "bytes_up": traffic[0],
         "bytes_down": traffic[1],
@@ -126,7 +127,7 @@ def readable(metrics: Any, kind: Objective) -> bool:
     """Whether a site's scores can be pooled and written as JSON."""
     try:
         if set(metrics or ()) == {"final"} and metrics["final"].get("withheld") is True:
-            return type(metrics["final"]["cases"]) is int and isinstance(metrics["final"]["split"], str)
+            return is_count(metrics["final"]["cases"]) and isinstance(metrics["final"]["split"], str)
         parts = list((metrics or {}).values())
         models = [each for part in parts for each in models_of(part)]
         kind.pool([each for each in models if each["cases"]])

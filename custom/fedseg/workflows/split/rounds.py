@@ -108,11 +108,11 @@ class SplitRounds(RoundProtocol):
         """Sites that have reported, and whose samples the server's part was trained with."""
         return [site for site in super().participants(run) if self._model.round.samples.get(site, 0)]
 
-    def check_report(self, run: RunState, site: str, report: SiteReport) -> None:
+    def check_report(self, run: RunState, site: str, report: SiteReport, number: int) -> None:
         steps = self._steps(run, site)
         if not 0 <= report.num_steps <= steps:
             raise RefusalError("report", f"The site reports {report.num_steps} steps; the round has {steps}.")
-        check_report(report, run.facts[site], None)
+        check_report(report, run.facts[site], None, run.plan)
 
     def finish(self, run: RunState) -> None:
         """Where sites have parts of their own, have them sent, and write one model for each site."""

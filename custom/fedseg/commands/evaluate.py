@@ -11,7 +11,7 @@ from fedseg.commands.arguments import Command
 from fedseg.commands.saved_model import add_model_arguments, load, read_files, report_failed
 from fedseg.console import out, track
 from fedseg.files.outputs import check_outputs
-from fedseg.tasks.segmentation.metrics import EMPTY_CONVENTIONS
+from fedseg.tasks.segmentation.metrics import EMPTY_CONVENTIONS, HD95_FORMS
 
 
 def add_parser(subparsers: Any) -> None:
@@ -20,6 +20,8 @@ def add_parser(subparsers: Any) -> None:
     add_model_arguments(command, "final")
     empty = "how regions empty in the reference count"
     command.value("--empty", empty, choices=EMPTY_CONVENTIONS, default="brats")
+    form = "HD95 of which form: the larger of both directions, or both pooled (MedPy, GaNDLF)"
+    command.value("--hd95", form, choices=HD95_FORMS, default="larger")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -37,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
     model, datalist, cases = load(options)
     check_outputs("--out", [options.out / EVALUATION], read_files(options, datalist))
     predictor = Predictor(model, options.device, options.overlap, lambda items: track(items, "cases", len(cases)))
-    content = evaluate(predictor, cases, options.out, options.empty)
+    content = evaluate(predictor, cases, options.out, options.empty, options.hd95)
     mean = content["mean"]
     kind = objective_of(model.task)
     columns = [f"{score.title} ({score.unit})" if score.unit else score.title for score in kind.scores]

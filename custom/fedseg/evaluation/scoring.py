@@ -97,7 +97,9 @@ class Predictor:
             yield case, prepared, predict_case(objective_of(task), prepared, logits)
 
 
-def evaluate(predictor: Predictor, cases: Sequence[Case], out: Path, empty: str = "brats") -> dict[str, Any]:
+def evaluate(
+    predictor: Predictor, cases: Sequence[Case], out: Path, empty: str = "brats", hd95: str = "larger"
+) -> dict[str, Any]:
     """Score a model and write ``evaluation.json`` into the folder ``out``; a case that cannot be read stops no other.
 
     Args:
@@ -105,6 +107,7 @@ def evaluate(predictor: Predictor, cases: Sequence[Case], out: Path, empty: str 
         cases: labelled cases.
         out: folder for the result.
         empty: convention for empty regions.
+        hd95: one of ``HD95_FORMS``.
 
     Returns:
         The written content: ``cases[]{id, dice, hd95, empty}`` and ``mean{dice, hd95}``, or the scores of another kind;
@@ -113,7 +116,7 @@ def evaluate(predictor: Predictor, cases: Sequence[Case], out: Path, empty: str 
     Raises:
         DataError: a case has no label, or none can be read; nothing is written.
     """
-    kind, settings = objective_of(predictor.model.task), {"empty": empty}
+    kind, settings = objective_of(predictor.model.task), {"empty": empty, "hd95": hd95}
     scores, entries, failed = [], [], dict[Case, str]()
     names = dict(zip(cases, case_names(cases), strict=True))
     if kind.needs_label and (bare := [names[case] for case in cases if case.label is None]):
@@ -124,7 +127,7 @@ def evaluate(predictor: Predictor, cases: Sequence[Case], out: Path, empty: str 
     reasons = _told(failed, cases, names)
     mean = kind.summarise(scores)
     content = {"schema": "fedseg-evaluation-1", "cases": entries, "mean": mean, "empty_convention": empty}
-    content["failed"] = reasons
+    content |= {"hd95_form": hd95, "failed": reasons}
     write_json(out / EVALUATION, content)
     return content
 

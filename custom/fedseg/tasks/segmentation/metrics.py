@@ -18,6 +18,7 @@ from fedseg.tasks.task import Task
 
 Emptiness = Literal["neither", "both", "reference", "prediction"]
 EMPTY_CONVENTIONS = ("brats", "exclude")
+HD95_FORMS = ("larger", "pooled")
 PERCENTILE = 95.0
 MANY_POINTS = 100_000  # surface voxels; a whole tumour has some 20 000
 
@@ -44,6 +45,7 @@ def score_case(
     spacing: tuple[float, float, float],
     empty: str = "brats",
     distances: bool = True,
+    form: str = "larger",
 ) -> CaseScore:
     """Compare a segmentation with its reference, region by region, on the image's own grid.
 
@@ -61,6 +63,7 @@ def score_case(
         spacing: size of a voxel in mm along X, Y, Z.
         empty: one of ``EMPTY_CONVENTIONS``.
         distances: also compute HD95.
+        form: one of ``HD95_FORMS``, see ``hd95``.
 
     Raises:
         DataError: the two arrays differ in shape.
@@ -79,7 +82,7 @@ def score_case(
         elif distances:
             score.hd95[name] = {"neither": None, "both": 0.0}.get(state, diagonal)
             if state == "neither":
-                score.hd95[name] = hd95(p, r, spacing)
+                score.hd95[name] = hd95(p, r, spacing, form)
     return score
 
 
@@ -96,16 +99,22 @@ def dice(predicted: np.ndarray, reference: np.ndarray) -> float:
     return 2.0 * np.count_nonzero(predicted & reference) / total if total else 1.0
 
 
-def hd95(predicted: np.ndarray, reference: np.ndarray, spacing: Sequence[float]) -> float:
+def hd95(predicted: np.ndarray, reference: np.ndarray, spacing: Sequence[float], form: str = "larger") -> float:
     """95th percentile Hausdorff distance in mm of two boolean masks that both have voxels.
 
-    The distances from each surface voxel of one mask to the nearest surface voxel of the other; the 95th percentile
-    of each direction (interpolated linearly); the larger of the two. This is MONAI's
-    ``compute_hausdorff_distance(percentile=95)``. Other tools differ in small ways under the same name: MedPy pools the
-    distances of both directions before it takes one percentile, others weight surface elements by their area.
+    The distances from each surface voxel of one mask to the nearest surface voxel of the other, in both directions.
+    ``larger``: of each direction the 95th percentile (interpolated linearly), and the larger of the two; MONAI's
+    ``compute_hausdorff_distance(percentile=95)``. ``pooled``: one percentile over the distances of both directions;
+    that of MedPy and of GaNDLF, with which FeTS was scored. Others weight surface elements by their area.
+
+    Raises:
+        ConfigurationError: an unknown form.
     """
+    allowed.one_of("hd95", form, HD95_FORMS)
     a, b = surface_points(predicted), surface_points(reference)
     there, back = _nearest(a, b, spacing), _nearest(b, a, spacing)
+    if form == "pooled":
+        return float(np.percentile(np.concatenate([there, back]), PERCENTILE))
     return float(max(np.percentile(there, PERCENTILE), np.percentile(back, PERCENTILE)))
 
 

@@ -103,4 +103,5 @@ class Segmentation(Objective):
         full: bool = True,
     ) -> CaseScore:
         assert reference is not None
-        return score_case(self.task, predicted, reference, spacing, settings["empty"], distances=full)
+        form = settings.get("hd95", "larger")
+        return score_case(self.task, predicted, reference, spacing, settings["empty"], distances=full, form=form)

@@ -60,19 +60,14 @@ TASKS: dict[str, Any] = {
     "hippocampus": HIPPOCAMPUS,
     "pancreas": None,
 }
-COARSE = {"name": "pancreas", "spacing": [2.0, 2.0, 4.0], "patch_size": [64, 64, 32]}
+FULL = {"training.augmentation": "full"}
 ARMS: dict[str, dict[str, Any]] = {
     "defaults": {},
-    "lr_2": {"training.learning_rate": 2e-3},
     "lr_4": {"training.learning_rate": 4e-3},
-    "full": {"training.augmentation": "full"},
-    "full_lr_2": {"training.augmentation": "full", "training.learning_rate": 2e-3},
-    "full_lr_4": {"training.augmentation": "full", "training.learning_rate": 4e-3},
-    "full_lr_4_passes_4": {
-        "training.augmentation": "full",
-        "training.learning_rate": 4e-3,
-        "training.local_epochs": 4,
-    },
+    "full_lr_4": {**FULL, "training.learning_rate": 4e-3},
+    # Of the pancreas: voxels and patches in the place of the job's.
+    "coarse": {"task": {"name": "pancreas", "spacing": [2.0, 2.0, 4.0], "patch_size": [64, 64, 32]}},
+    "fine": {**FULL, "task": {"name": "pancreas", "patch_size": [64, 64, 32]}, "training.overlap": 0.25},
 }
 
 

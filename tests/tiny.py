@@ -27,7 +27,13 @@ PLAN: dict[str, Any] = {
     "seed": 3,
     "task": TASK,
     "network": {"name": "residual_unet", "channels": [4, 8, 8], "strides": [2, 2], "res_units": 1},
-    "training": {"local_epochs": 1, "batch_size": 2, "learning_rate": 0.01, "threads": 1},
+    "training": {
+        "local_epochs": 1,
+        "batch_size": 2,
+        "learning_rate": 0.01,
+        "augmentation": "intensity",
+        "threads": 1,
+    },
 }
 
 

@@ -148,6 +148,9 @@ def test_the_counts_are_those_of_the_training_cases(datalist):
         "voxels/whole": sum(int((label > 0).sum()) for label in labels),
     }
     assert make_trainer(datalist, [ClassWeights()]).statistics() == expected
+    # Images of 20 voxels a side in patches of 32: what fills the patch is no background of theirs.
+    padded = {**TASK, "patch_size": [32, 32, 32]}
+    assert make_trainer(datalist, [ClassWeights()], task=padded).statistics() == expected
 
 
 @pytest.mark.parametrize("task", [TASK, EXCLUSIVE], ids=["overlapping", "exclusive"])

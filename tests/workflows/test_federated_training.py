@@ -352,6 +352,32 @@ def test_statistics_are_added_up_and_sent_to_every_site(tmp_path):
     assert seen == [{"voxels": 111.0}] * 3
 
 
+def test_what_sites_say_of_their_images_stands_in_the_results(tmp_path):
+    def script(task, site, model):
+        if task == "prepare" and site == "b":
+            return accepted(phantoms=True)
+        if task == "prepare" and site == "c":
+            return accepted(phantoms=1.0)
+        return good(task, site, model)
+
+    train(loop := scripted(tmp_path, script, num_rounds=1))
+    results = json.loads((loop.state.record.folder / "results.json").read_text())
+    assert results["phantoms"] == ["b"], "c says something else than yes"
+    assert set(results["cases"]) == {"a", "b", "c"}
+    assert set(results["cases"]["a"]) == {"training", "validation", "test"}
+
+
+def test_events_tell_whether_the_rounds_were_over(tmp_path):
+    def script(task, site, model):
+        return None if site == "b" and loop.state.number == 1 else good(task, site, model)
+
+    loop = scripted(tmp_path, script, num_rounds=2)
+    loop.state.note("b", "before")
+    train(loop)
+    loop.state.note("b", "after")
+    assert [(e["round"], e.get("stage")) for e in loop.state.events] == [(-1, None), (1, None), (-1, "evaluation")]
+
+
 def test_an_update_that_would_overflow_is_refused_by_name(tmp_path):
     def script(task, site, model):
         return good(task, site, model) if task == "prepare" or site != "b" else update(model, value=3.4e38)

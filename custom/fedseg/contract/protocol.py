@@ -32,6 +32,8 @@ STEPS = "fedseg_privacy"
 
 # in the answer to `prepare`, beside the counts of cases
 STATISTICS = "statistics"
+# there, too: whether the site's images were drawn by a program
+PHANTOMS = "phantoms"
 
 # headers of a reply
 REASON = "fedseg_reason"

@@ -144,6 +144,12 @@ class Datalist:
         return own + [file for name in SPLITS for case in self.split(name) for file in case.files]
 
     @property
+    def phantoms(self) -> bool:
+        """Whether its images were drawn by a program, also if they were dealt out to sites afterwards."""
+        origin = self.notes.get("origin")
+        return "phantom" in (origin, origin.get("images") if isinstance(origin, Mapping) else None)
+
+    @property
     def final_split(self) -> str:
         """The split on which the finished model is scored: ``test`` if it has cases, else ``validation``."""
         return "test" if self.test else "validation"

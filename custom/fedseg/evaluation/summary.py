@@ -72,6 +72,8 @@ def describe_run(
         "threads_per_site": plan.training.threads,
         "simulated": simulated,
         "sites": results["sites"],
+        "cases": results.get("cases", {}),
+        "phantoms": results.get("phantoms", []),
         **_components(job),
         "selection": results["selection"],
         "rounds": rounds,

@@ -6,6 +6,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.event_type import EventType
@@ -17,7 +18,17 @@ from nvflare.apis.signal import Signal
 from nvflare.app_common.app_constant import AppConstants
 
 from fedseg.contract.plan import Plan
-from fedseg.contract.protocol import BYTES_DOWN, BYTES_UP, PLAN_DIGEST, PREPARE, REASON, RUN_ID, STATISTICS, TEXT
+from fedseg.contract.protocol import (
+    BYTES_DOWN,
+    BYTES_UP,
+    PHANTOMS,
+    PLAN_DIGEST,
+    PREPARE,
+    REASON,
+    RUN_ID,
+    STATISTICS,
+    TEXT,
+)
 from fedseg.contract.report import SiteReport
 from fedseg.errors import AbortedError, DataError, FedsegError, RefusalError
 from fedseg.executors.admission import check_plan, check_version
@@ -130,7 +141,9 @@ class SiteExecutor(Executor, ABC):
         check_statistics(self.session.guaranteed, statistics)
         workspace = fl_ctx.get_engine().get_workspace()
         self.session.record.accepted(job_facts(fl_ctx, workspace), plan.digest, counts)
-        answer = {**counts, STATISTICS: statistics} if statistics else counts
+        answer: dict[str, Any] = {**counts, **({STATISTICS: statistics} if statistics else {})}
+        if trainer.datalist.phantoms:
+            answer[PHANTOMS] = True
         return DXO(DataKind.METRICS, data=answer).to_shareable()
 
     def _validate(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:

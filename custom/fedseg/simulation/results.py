@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+from nibabel.filebasedimages import ImageFileError
+
 from fedseg.attacks.probe import Tell, probe_after_run
 from fedseg.contract.scores import PERSONAL
+from fedseg.data.datalist import read_datalist
 from fedseg.errors import DataError
 from fedseg.evaluation.comparison import compare
 from fedseg.evaluation.report.page import write_report
@@ -52,7 +58,7 @@ def write_results(
     """
     report = out / "report"
     report.mkdir(exist_ok=True)
-    summary = build_summary(job, run, out / "state")
+    summary = build_summary(job, run, out / "state") | {"voxels": voxel_sizes(data, sites)}
     write_summary(summary, report)
     if job.plan.objective.masks:
         write_gallery(data, list(sites), report)
@@ -82,6 +88,22 @@ def build_summary(job: Job, run: SimulationResult, state: Path) -> Summary:
     seconds = max(run.wall_seconds, results["seconds"])
     date = datetime.now(UTC).isoformat(timespec="seconds")
     return describe_run(job, results, date, True, versions(), seconds, run.peak_rss_mb)
+
+
+def voxel_sizes(data: Path, sites: Sequence[str]) -> dict[str, list[list[float]]]:
+    """The sizes of voxels in mm along each axis that a site's training images have, the most frequent first.
+
+    Files that cannot be read as NIfTI tell nothing here.
+    """
+    found = {}
+    for site in sites:
+        sizes: Counter[tuple[float, ...]] = Counter()
+        for case in read_datalist(data / site).training:
+            with contextlib.suppress(OSError, ImageFileError):
+                image: Any = nib.load(next(path for path in case.images if path is not None))
+                sizes[tuple(round(float(size), 2) for size in image.header.get_zooms()[:3])] += 1
+        found[site] = [list(size) for size, _ in sizes.most_common()]
+    return found
 
 
 def with_own_scores(final: Summary, kind: Objective, state: Path, run_id: str) -> Summary:

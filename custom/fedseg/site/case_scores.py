@@ -13,7 +13,7 @@ from fedseg.tasks.objective import ScoredCase
 
 
 def write_case_scores(folder: Path, model: str, datalist: Datalist, scored: Mapping[str, Sequence[ScoredCase]]) -> Path:
-    """Write ``evaluation-<model>.json``: per split each case's files, loss, Dice and HD95."""
+    """Write ``evaluation-<model>.json``: per split each case's files, loss, Dice, HD95, volumes and lesions."""
     content: dict[str, Any] = {}
     for split, results in scored.items():
         cases = datalist.split(split)

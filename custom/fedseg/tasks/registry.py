@@ -30,6 +30,8 @@ BRATS = Task(
     crop_to_foreground=True,
     sampling={"background": 1, "necrosis": 1, "oedema": 1, "enhancing": 1},
     flip_axes=(0, 1, 2),
+    # Where tumour borders are read: contrast-enhanced T1 for the core, FLAIR for the oedema.
+    display=("t1ce", "flair"),
 )
 
 # Pancreas: Medical Segmentation Decathlon Task07 (Antonelli et al., Nat Commun 2022), portal-venous CT.

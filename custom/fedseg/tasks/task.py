@@ -66,6 +66,8 @@ class Task:
         components: which connected parts of a predicted region (or of the ``foreground``: all classes together) are
             kept: the ``largest``, or those of at least so many ml.
         mirrored: whether a prediction is the mean over the image and its mirror images along ``flip_axes``.
+        display: channels on which reports draw references and predictions, those that a reader looks at; empty: in
+            each case the channel in which its regions stand out most.
     """
 
     name: str
@@ -87,6 +89,7 @@ class Task:
     objective: str = SEGMENTATION
     components: Mapping[str, str | float] = field(default_factory=dict)
     mirrored: bool = False
+    display: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check(self)
@@ -130,7 +133,7 @@ class Task:
         # Not said by declarations of the time when there was nothing to say, which must keep their digests.
         if self.objective == SEGMENTATION:
             del result["objective"]
-        for name in ("components", "mirrored", "optional_channels"):
+        for name in ("components", "mirrored", "optional_channels", "display"):
             if not result[name]:
                 del result[name]
         return result
@@ -179,6 +182,7 @@ def parse_task(declaration: Mapping[str, Any], where: str = "task") -> Task:
         "spacing",
         "spacing_range",
         "flip_axes",
+        "display",
     ):
         if values.get(key) is not None:
             values[key] = _sequence(values[key], f"{where}.{key}")
@@ -219,6 +223,8 @@ def _check(task: Task) -> None:
     required = set(task.channels) - set(task.optional_channels)
     known = set(task.optional_channels) <= set(task.channels)
     require(known and bool(required), "optional_channels", f"some, but not all, of the channels {list(task.channels)}")
+    shown = all(name in task.channels for name in task.display) and len(set(task.display)) == len(task.display)
+    require(shown, "display", f"a list of some of the channels {list(task.channels)}")
     require(len(set(task.region_names)) == len(task.regions), "regions", "a list without repetitions")
     allowed.one_of("task.normalisation", task.normalisation, NORMALISATIONS)
     _check_labels(task)

@@ -11,7 +11,7 @@ import pytest
 
 from fedseg.cli import main
 from fedseg.data.datalist import SPLITS, Case, Datalist, read_datalist, write_datalist
-from fedseg.data.intake.sources import guess_task, read_source
+from fedseg.data.intake.sources import guess_task, origin_note, read_source
 from fedseg.data.splits import split_by_patient
 from fedseg.errors import DataError, UsageError
 from fedseg.tasks.registry import get_task, resolve_task
@@ -252,3 +252,14 @@ def test_a_data_set_of_another_task_is_refused(test_data: Path) -> None:
         read_source(test_data / "BraTS2021", get_task("hippocampus"))
     with pytest.raises(DataError, match=r"1 channel\(s\), but the task brats needs|channel"):
         read_source(test_data / "Task04_Hippocampus", get_task("brats"))
+
+
+@pytest.mark.parametrize(
+    ("origin", "drawn"), [("phantom", True), ("scanner A", False), ({"layout": "datalist", "images": "phantom"}, True)]
+)
+def test_phantoms_stay_phantoms_when_they_are_dealt_out(origin: Any, drawn: bool, tmp_path: Path, make_case) -> None:
+    first = Datalist((make_case("one"),), notes={"origin": origin})
+    path = write_datalist(first, tmp_path / "source" / "datalist.json")
+    note = origin_note(path.parent)
+    assert first.phantoms is Datalist(notes={"origin": note}).phantoms is drawn
+    assert ("images" in note) is drawn

@@ -16,7 +16,7 @@ from scipy.stats import rankdata
 from evaluation.synthetic_run import CASES, SITES, make_summary, write_case_scores, write_run
 from fedseg.cli import main
 from fedseg.errors import ConfigurationError, DataError
-from fedseg.evaluation.fets.case_tables import final_cases, last_validation_dice, read_case_scores, validation_counts
+from fedseg.evaluation.case_tables import final_cases, last_validation_dice, read_case_scores, validation_counts
 from fedseg.evaluation.fets.convergence import convergence_score
 from fedseg.evaluation.fets.ranking import check_comparable, rank_cases
 from fedseg.tasks.registry import resolve_task

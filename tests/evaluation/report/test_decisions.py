@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex
 
 from evaluation.report.test_page import words
 from evaluation.synthetic_run import SITES, make_summary, write_run
-from fedseg.evaluation.report import curves, decisions
+from fedseg.evaluation.report import compare, curves, decisions
 from fedseg.evaluation.report.page import write_report
 
 
@@ -102,7 +102,7 @@ def test_older_summaries_say_nothing_of_what_they_do_not_know(tmp_path: Path) ->
 def test_the_page_of_a_whole_run(tmp_path: Path) -> None:
     text = page(tmp_path, make_summary())
     assert "Rule: FedCostWAvg with alpha 0.5, cost validation loss." in text
-    assert "A stopping rule ended the training after round 9: 3 rounds brought no model better than 0.8341." in text
+    assert "A stopping rule ended the training after round 10: 3 rounds brought no model better than 0.8341." in text
     assert "Every site that had accepted the job was asked in every round." in text
     assert all(site in [row[0] for row in decisions.weight_table(make_summary()).rows] for site in SITES)
 
@@ -136,11 +136,11 @@ def test_selection_merges_equal_rounds_and_groups_equal_reasons(tmp_path: Path) 
     ]
     table = decisions.selection_table({"rounds": history})
     assert [list(row) for row in table.rows] == [
-        ["0 to 2", "a (rank 1); b (rank 2)", "c (rank 3)"],
-        ["3", "b (drawn)", "a, c (not drawn)"],
-        ["4", "a, b, c (asked again)", "nobody"],
-        ["6", "b (drawn)", "a, c (not drawn)"],
-        ["7", "b (the largest)", "a, c (not drawn)"],
+        ["1 to 3", "a (rank 1); b (rank 2)", "c (rank 3)"],
+        ["4", "b (drawn)", "a, c (not drawn)"],
+        ["5", "a, b, c (asked again)", "nobody"],
+        ["7", "b (drawn)", "a, c (not drawn)"],
+        ["8", "b (the largest)", "a, c (not drawn)"],
     ]
     assert decisions.selection_words({"rounds": history}) == "In 6 of 7 rounds not every site was asked."
     text = page(tmp_path, {"task": "brats", "sites": list("abc"), "rounds": history})
@@ -149,4 +149,40 @@ def test_selection_merges_equal_rounds_and_groups_equal_reasons(tmp_path: Path) 
 
 def test_without_a_list_of_the_asked_those_who_answered_count() -> None:
     entry = {"round": 0, "selection": {"a": "drawn", "b": "not drawn"}, "sites": {"a": {}}}
-    assert decisions.selection_table({"rounds": [entry]}).rows == [["0", "a (drawn)", "b (not drawn)"]]
+    assert decisions.selection_table({"rounds": [entry]}).rows == [["1", "a (drawn)", "b (not drawn)"]]
+
+
+def test_the_best_model_is_marked_at_one_round_in_every_panel_and_the_last_one_is_drawn() -> None:
+    """Scores stand at the round after which the model was made: 0 is the start, 3 the last model."""
+    summary = make_summary(3)
+    summary["best"]["round"] = 1
+    scores = {site: {"loss": 0.1, "dice": {"ET": 0.5, "TC": 0.6, "WT": 0.7, "mean": 0.6}} for site in SITES}
+    summary["final"]["validation"] = scores
+    figure = curves.learning_curves(summary)
+    assert figure is not None
+    training, loss, dice, regions = figure.axes
+    for axes in figure.axes:
+        (mark,) = [line for line in axes.lines if line.get_label() == "best model"]
+        assert set(mark.get_xdata()) == {2}
+        assert axes.get_xlabel() in ("Round", "")
+    assert list(training.lines[0].get_xdata()) == [1, 2, 3]
+    for axes in (loss, dice, regions):
+        assert list(axes.lines[0].get_xdata()) == [0, 1, 2, 3]
+    assert dice.lines[0].get_ydata()[-1] == 0.6
+    assert [line.get_ydata()[-1] for line in regions.lines[:3]] == pytest.approx([0.5, 0.6, 0.7])
+
+
+def test_a_fetched_comparison_fits_a_page(tmp_path: Path) -> None:
+    """What all runs share stands below the table, and rules stand there with their arguments."""
+    runs = {str(seed): make_summary(3, seed) for seed in (1, 2)}
+    table, shared = compare.page_table(compare.runs_frame(runs))
+    assert table.header[:3] == ("Run", "Seed", "Mean Dice")
+    assert table.left == 2
+    assert shared == [
+        "In all runs: job brats_fedcostwavg; method FedCostWAvg; rule FedCostWAvg with alpha 0.5, cost validation "
+        "loss; sites 3; rounds 3.",
+    ]
+    runs["2"]["rounds"][-1]["rule"] = {"name": "FedAvg"}
+    table, shared = compare.page_table(compare.runs_frame(runs))
+    assert [row[1] for row in table.rows] == ["FedCostWAvg", "FedAvg"]
+    assert shared[1] == "Rules in full: FedCostWAvg with alpha 0.5, cost validation loss."

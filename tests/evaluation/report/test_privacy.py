@@ -6,8 +6,9 @@ import pytest
 
 from evaluation.synthetic_run import SITES, make_summary, write_run
 from fedseg.evaluation.privacy_summary import privacy_summary
+from fedseg.evaluation.report.curves import epsilon, epsilon_course
 from fedseg.evaluation.report.page import write_report
-from fedseg.evaluation.report.privacy import course, epsilon_figure, filter_rows
+from fedseg.evaluation.report.wording import filter_table
 from fedseg.jobs.allowed_components import filter_meanings
 from filters.test_fail_closed import FILTERS
 
@@ -127,14 +128,14 @@ def words(page):
 
 
 def test_the_course_of_epsilon():
-    table = course(private_summary())
+    table = epsilon_course(private_summary())
     assert table["hospital-a"].tolist() == [0.5, 1.0, 1.5]
     assert table["hospital-c"].tolist()[:2] == [2.5, 3.0]
     assert table["hospital-c"].isna().tolist() == [False, False, True]
 
 
 def test_the_figure_has_a_line_for_each_site():
-    (axes,) = epsilon_figure(private_summary()).axes
+    (axes,) = epsilon(private_summary()).axes
     lines = {line.get_label(): line.get_ydata().tolist() for line in axes.lines}
     assert set(lines) == set(SITES)
     assert lines["hospital-b"] == [1.5, 2.0, 2.5]
@@ -143,8 +144,8 @@ def test_the_figure_has_a_line_for_each_site():
 
 
 def test_without_an_epsilon_there_is_no_figure(tmp_path):
-    assert course(make_summary(2)).empty
-    assert epsilon_figure(make_summary(2)) is None
+    assert epsilon_course(make_summary(2)).empty
+    assert epsilon(make_summary(2)) is None
     write_report(write_run(tmp_path, make_summary(2)))
     assert not (tmp_path / "report" / "figures" / "epsilon.png").exists()
 
@@ -186,5 +187,5 @@ def test_what_each_filter_means_is_said():
 
 
 def test_a_filter_of_another_kind_stands_without_a_meaning():
-    assert filter_rows({"privacy": {"filters": [{"filter": "Other", "x": 1}]}}) == [("Other", "x 1", "")]
-    assert filter_rows({}) == []
+    assert filter_table({"privacy": {"filters": [{"filter": "Other", "x": 1}]}}).rows == [["Other", "x 1", ""]]
+    assert filter_table({}).rows == []

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import pandas as pd
 import pytest
 from rich.console import Console
 
 from evaluation.synthetic_run import SITES, make_summary
-from fedseg.evaluation.report import tables, wording
+from fedseg.evaluation.report import tables, verdict, wording
 from fedseg.evaluation.report.tables import MEAN_OF_CASES, MEAN_OF_SITES
 from fedseg.tasks.objective import Score, objective_of
 from fedseg.tasks.registry import BRATS
@@ -112,7 +113,7 @@ def test_seconds_in_words(value: float, text: str) -> None:
 
 
 def test_verdict_names_best_and_worst_site() -> None:
-    text = " ".join(wording.verdict(make_summary()))
+    text = " ".join(verdict.verdict(make_summary(), pd.DataFrame()))
     assert "best at hospital-a" in text
     assert "weakest at hospital-c" in text
     assert "After 10 rounds" in text

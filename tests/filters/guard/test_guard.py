@@ -352,6 +352,8 @@ PERSONAL = {name: value for name, value in SUMMARY.items() if name != "split"}
         ("prepare", COUNTS, None),
         ("prepare", {**COUNTS, "statistics": {"voxels": 12.0}}, None),
         ("prepare", {**COUNTS, "patients": 3}, "more than counts"),
+        ("prepare", {**COUNTS, "phantoms": True}, None),
+        ("prepare", {**COUNTS, "phantoms": "/data/p1.nii.gz"}, "more than counts"),
         ("prepare", {**COUNTS, "training": [1, 2]}, "no whole number"),
         ("prepare", {**COUNTS, "statistics": {"voxels": [1.0]}}, "finite numbers"),
         ("prepare", {**COUNTS, "statistics": dict.fromkeys(map(str, range(1001)), 1)}, "more than 1000"),

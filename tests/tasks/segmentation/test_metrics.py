@@ -14,7 +14,7 @@ from scipy import ndimage
 from fedseg.errors import ConfigurationError, DataError
 from fedseg.tasks.registry import BRATS, PANCREAS
 from fedseg.tasks.segmentation import metrics
-from fedseg.tasks.segmentation.metrics import CaseScore, hd95, score_case, surface_points
+from fedseg.tasks.segmentation.metrics import CaseScore, count_lesions, hd95, score_case, surface_points
 from fedseg.tasks.segmentation.objective import Segmentation
 
 summarise, pool = Segmentation.summarise, Segmentation.pool
@@ -218,3 +218,49 @@ def test_pool_equals_the_summary_of_all_cases() -> None:
 def test_no_cases_at_all() -> None:
     nothing = {"cases": 0, "dice": {"mean": None}, "hd95": {}, "defined": {}, "empty": {}}
     assert summarise([]) == pool([]) == pool([summarise([])]) == nothing
+
+
+def test_volumes_in_millilitres_by_hand():
+    """27 voxels of 6 mm3, of which 12 are shared by a cube that is moved by one voxel along two axes."""
+    reference, predicted = (cube((8, 8, 8), corner, 3) for corner in ((1, 1, 1), (2, 2, 1)))
+    task = PANCREAS
+    score = score_case(task, predicted.astype(np.uint8), reference.astype(np.uint8), SPACING)
+    expected = {"reference": 27 * 6 / 1000, "predicted": 27 * 6 / 1000, "common": 12 * 6 / 1000}
+    assert score.volumes["pancreas"] == pytest.approx(expected)
+    assert score.volumes["tumour"] == {"reference": 0, "predicted": 0, "common": 0}
+    sensitivity = score.volumes["pancreas"]["common"] / score.volumes["pancreas"]["reference"]
+    assert score.dice["pancreas"] == pytest.approx(sensitivity), "equal volumes: Dice is the sensitivity"
+
+
+def test_lesions_by_hand():
+    """Three lesions, one of which is two voxels that touch by a corner; two are met, and two pieces are invented."""
+    reference, predicted = np.zeros((2, 12, 12, 4), bool)
+    reference[1, 1, 1] = reference[2, 2, 2] = True
+    reference[6:8, 1, 1] = reference[1:3, 8:10, 1] = True
+    predicted[2, 2, 2] = predicted[7, 1, 1] = predicted[10, 10, 3] = predicted[0, 0, 0] = True
+    assert count_lesions(predicted, reference) == {"lesions": 3, "found": 2, "invented": 2}
+    assert count_lesions(~reference & False, reference) == {"lesions": 3, "found": 0, "invented": 0}
+    assert count_lesions(predicted, reference & False) == {"lesions": 0, "found": 0, "invented": 4}
+
+
+def test_lesions_are_what_a_slow_search_finds():
+    generator = np.random.default_rng(5)
+    reference, predicted = (generator.random((2, 9, 8, 7)) < 0.08).astype(bool)
+
+    def pieces(mask):
+        left, found = {tuple(place) for place in np.argwhere(mask)}, []
+        while left:
+            piece, edge = set(), [left.pop()]
+            while edge:
+                place = edge.pop()
+                piece.add(place)
+                near = [p for p in left if max(abs(a - b) for a, b in zip(p, place, strict=True)) <= 1]
+                edge += near
+                left -= set(near)
+            found.append(piece)
+        return found
+
+    ours, theirs = pieces(predicted), pieces(reference)
+    touched = {tuple(place) for place in np.argwhere(predicted & reference)}
+    expected = {"lesions": len(theirs), "found": sum(bool(p & touched) for p in theirs)}
+    assert count_lesions(predicted, reference) == {**expected, "invented": sum(not p & touched for p in ours)}

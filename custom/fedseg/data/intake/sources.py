@@ -119,7 +119,9 @@ def origin_note(source: Path) -> dict[str, str]:
         "decathlon": "each volume, because a Decathlon data set names no patients",
         "datalist": "as the datalist says",
     }[layout]
-    return {"layout": layout, "source": str(path), "patient": patient}
+    beside = (path if path.is_dir() else path.parent) / FILE_NAME
+    drawn = {"images": "phantom"} if beside.is_file() and read_datalist(beside).phantoms else {}
+    return {"layout": layout, "source": str(path), "patient": patient, **drawn}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

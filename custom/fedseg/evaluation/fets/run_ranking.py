@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from fedseg.errors import DataError
-from fedseg.evaluation.fets.case_tables import final_cases, last_validation_dice, read_case_scores, validation_counts
+from fedseg.evaluation.case_tables import final_cases, last_validation_dice, read_case_scores, validation_counts
 from fedseg.evaluation.fets.clocks import OWN_PROFILES, read_profiles, simulated_seconds
 from fedseg.evaluation.fets.convergence import WEEK, convergence_score, measured_seconds, validation_dice
 from fedseg.evaluation.fets.ranking import CONVERGENCE_WEIGHT, check_comparable, rank_cases

@@ -16,6 +16,7 @@ from fedseg.evaluation.report.figures import draw_means
 from fedseg.evaluation.report.page import embed, render
 from fedseg.evaluation.report.split_words import own_models
 from fedseg.evaluation.report.tables import MEAN_OF_CASES, MEAN_OF_SITES, score_frame
+from fedseg.evaluation.report.verdict import phantom_words
 from fedseg.evaluation.report.wording import TextTable, plain, shown, shown_bytes, shown_seconds
 from fedseg.evaluation.summary import Summary, number, objective_of_run, part, rows, site_names, task_of
 from fedseg.files.documents import write_whole
@@ -87,8 +88,11 @@ def write_comparison(runs: Mapping[str, Summary], out: Path) -> dict[str, Path]:
     write_whole(paths["csv"], frame.to_csv())
     note = own_models_note(runs)
     write_whole(paths["md"], markdown(table) + (f"\n{note}\n" if note else ""))
+    short, shared = page_table(frame)
     context = {
-        "table": table,
+        "table": short,
+        "shared": shared,
+        "phantoms": next(filter(None, map(phantom_words, runs.values())), ""),
         "repeats": _repeats_table(frame, f"Mean {_score(runs).title}"),
         "figure": embed(paths["figure"]),
         "tasks": sorted({task_of(s).name for s in runs.values()}),
@@ -150,7 +154,21 @@ def runs_table(frame: pd.DataFrame) -> TextTable:
             else:
                 cells.append(shown(value, forms.get(str(column), ".3f")))
         body.append(cells)
-    return TextTable(("Run", *(str(c).replace("Seconds", "Time") for c in frame.columns)), body, 0, 5)
+    left = 1 + sum(column in _TEXTS for column in frame.columns)
+    return TextTable(("Run", *(str(c).replace("Seconds", "Time") for c in frame.columns)), body, 0, left)
+
+
+def page_table(frame: pd.DataFrame) -> tuple[TextTable, list[str]]:
+    """The table without what is the same in all runs and with rules by name, so that it fits a page; sentences say the
+    rest."""
+    facts = [c for c in (*_TEXTS, "Sites", "Rounds") if len(frame) > 1 and frame[c].nunique() == 1]
+    told = "; ".join(f"{c.lower()} {plain(frame[c].iloc[0])}" for c in facts)
+    shared = [f"In all runs: {told}."] if told else []
+    short = frame.drop(columns=facts)
+    if "Rule" in short and (rules := [rule for rule in frame["Rule"].unique() if " with " in rule]):
+        short["Rule"] = [str(rule).partition(" with ")[0] for rule in short["Rule"]]
+        shared.append(f"Rules in full: {'; '.join(rules)}.")
+    return runs_table(short), shared
 
 
 def _draw(runs: Mapping[str, Summary], frame: pd.DataFrame) -> Figure:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from fedseg.contract.round_numbers import nth
 from fedseg.evaluation.report.tables import history_frame
 from fedseg.evaluation.report.wording import TextTable, plain, shown
 from fedseg.evaluation.summary import Summary, number, part, rows, site_names
@@ -74,7 +75,7 @@ def ending(summary: Summary) -> str:
     if not stopped:
         return "The training ran all its rounds; no stopping rule ended it."
     when = number(stopped.get("round"))
-    after = "" if when is None else f" after round {when:.0f}"
+    after = "" if when is None else f" after round {nth(int(when))}"
     return f"A stopping rule ended the training{after}: {plain(stopped.get('reason'))}."
 
 
@@ -114,12 +115,12 @@ def _left_out(entry: Mapping[str, Any]) -> list[str]:
 
 
 def _runs(entries: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
-    """First round, last round and one entry of each stretch of rounds with the same selection."""
+    """First round and last round (from 1) and one entry of each stretch of rounds with the same selection."""
     start = 0
     for index, entry in enumerate(entries):
         following = entries[index + 1] if index + 1 < len(entries) else None
         if following is None or not _same(entry, following):
-            yield int(entries[start].get("round", start)), int(entry.get("round", index)), entry
+            yield nth(int(entries[start].get("round", start))), nth(int(entry.get("round", index))), entry
             start = index + 1
 
 

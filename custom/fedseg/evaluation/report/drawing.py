@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -26,6 +27,7 @@ REGIONS = ("#332288", "#88CCEE", "#AA4499", "#DDCC77", "#117733", "#CC6677")
 ON_GREY = ("#F0E442", "#56B4E9", "#E69F00", "#CC79A7", "#009E73", "#D55E00")
 INK, QUIET, FAINT, ACCENT = "#1a1a1a", "#767676", "#d9d9d9", PALETTE[0]
 DPI = 170
+DASHED: dict[str, Any] = {"color": QUIET, "linewidth": 0.9, "linestyle": (0, (4, 3)), "zorder": 0}
 
 STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
@@ -96,10 +98,11 @@ def legend_below(figure: Figure, axes: Axes) -> None:
         figure.legend(handles, labels, loc="outside lower center", ncols=max(1, min(len(handles), int(across))))
 
 
-def round_axis(axes: Axes, rounds: Sequence[int]) -> None:
+def round_axis(axes: Axes, rounds: Sequence[float]) -> None:
     """Whole rounds along the x axis, also where there is one only."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("Round (counted from 0)")
+    axes.set_xlabel("Round")
+    axes.margins(x=0.03)
     if len(set(rounds)) == 1:
         axes.set_xlim(rounds[0] - 1, rounds[0] + 1)
         axes.set_xticks([rounds[0]])
@@ -120,6 +123,20 @@ def line_style(index: int) -> dict[str, Any]:
         "marker": MARKERS[(index + cycle) % len(MARKERS)],
         "linestyle": ("-", "--", ":", "-.")[cycle % 4],
     }
+
+
+def site_lines(axes: Axes, table: pd.DataFrame, sites: Sequence[str], **changes: Any) -> None:
+    """One line for each site.
+
+    Args:
+        axes: where.
+        table: one line per round, one column per site.
+        sites: all of the run, so that a site looks the same in every figure.
+        changes: to the style of the lines.
+    """
+    for index, site in enumerate(sites):
+        if site in table:
+            axes.plot(table.index, table[site], **{**line_style(index), "label": site, **changes})
 
 
 def grid(axes: Axes, axis: str = "y") -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -24,7 +25,7 @@ from fedseg.evaluation.report.drawing import (
     save,
     style,
 )
-from fedseg.evaluation.report.privacy import epsilon_figure
+from fedseg.evaluation.report.spread import draw_spread
 from fedseg.evaluation.report.tables import (
     MEAN_OF_CASES,
     MEAN_OF_SITES,
@@ -32,18 +33,20 @@ from fedseg.evaluation.report.tables import (
     cross_site_frame,
     score_frame,
 )
+from fedseg.evaluation.report.wording import counted
 from fedseg.evaluation.summary import Summary, mean_score, number, objective_of_run, part, rows
 from fedseg.tasks.objective import Score
 from fedseg.tasks.task import Task
 
 
-def draw_figures(summary: Summary, report_dir: Path, task: Task) -> dict[str, Path]:
+def draw_figures(summary: Summary, report_dir: Path, task: Task, cases: pd.DataFrame) -> dict[str, Path]:
     """Draw every figure for which the run has data into ``report_dir/figures``.
 
     Args:
         summary: content of ``summary.json``.
         report_dir: the run's report folder; ``overlays.json`` and ``gallery.json`` are read from it if they are there.
         task: names regions and channels.
+        cases: scores of single cases, see ``final_case_facts``; empty where nobody knows them.
 
     Returns:
         Path of each drawn figure by name; a figure without data is absent, and an older file of it is removed.
@@ -51,12 +54,12 @@ def draw_figures(summary: Summary, report_dir: Path, task: Task) -> dict[str, Pa
     makers: dict[str, Callable[[], Figure | None]] = {
         "learning_curves": lambda: curves.learning_curves(summary),
         **{
-            f"{score.name}_by_site": partial(scores_by_site, summary, score)
+            f"{score.name}_by_site": partial(scores_by_site, summary, score, cases)
             for score in objective_of_run(summary).scores
         },
         "weights": lambda: curves.weights(summary),
         "cost": lambda: curves.cost(summary),
-        "epsilon": lambda: epsilon_figure(summary),
+        "epsilon": lambda: curves.epsilon(summary),
         "comparison": lambda: comparison(summary),
         "cross_site": lambda: cross_site(summary),
         "overlays": lambda: overlays.draw_overlays(overlays.read_list(report_dir / "overlays.json"), task),
@@ -74,8 +77,10 @@ def draw_figures(summary: Summary, report_dir: Path, task: Task) -> dict[str, Pa
     return drawn
 
 
-def scores_by_site(summary: Summary, score: Score) -> Figure | None:
-    """Grouped bars of a score of the final model per site and output."""
+def scores_by_site(summary: Summary, score: Score, cases: pd.DataFrame) -> Figure | None:
+    """A score of the final model per site and output: every case where cases are known, else bars of the means."""
+    if not cases.empty:
+        return draw_spread(cases, objective_of_run(summary), score)
     outputs = objective_of_run(summary).outputs
     frame = score_frame(summary).drop(index=[MEAN_OF_SITES, MEAN_OF_CASES], errors="ignore")
     columns = [f"{score.title} {output}" for output in outputs]
@@ -92,8 +97,8 @@ def scores_by_site(summary: Summary, score: Score) -> Figure | None:
         for place, value in zip(places, frame[column], strict=True):
             text, height = ("n/a", 0) if np.isnan(value) else (format(value, score.short_form), value)
             axes.text(place, height + 0.015 * top, text, ha="center", va="bottom", fontsize=8)
-    cases = frame["Cases"]
-    name_ticks(axes, [f"{s}\n{cases[s]:.0f} cases" if number(cases[s]) is not None else str(s) for s in frame.index])
+    counts = {s: number(frame["Cases"][s]) for s in frame.index}
+    name_ticks(axes, [str(s) if n is None else f"{s}\n{counted(int(n), 'case')}" for s, n in counts.items()])
     axes.set_ylim(0, top * (1.04 if bounded else 1.0))
     axes.set_ylabel(score.axis)
     grid(axes)

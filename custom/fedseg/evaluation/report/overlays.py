@@ -16,15 +16,13 @@ from matplotlib.patheffects import withStroke
 
 from fedseg.errors import DataError
 from fedseg.evaluation.report.drawing import ON_GREY, QUIET, picture_grid
-from fedseg.evaluation.report.views import View, make_view
+from fedseg.evaluation.report.views import View, make_view, shown_channels
 from fedseg.evaluation.summary import number
 from fedseg.files.documents import load_json
 from fedseg.tasks.objective import objective_of
 from fedseg.tasks.task import Task
 
 RANKS = ("best", "median", "worst")
-# The sequences on which tumour borders are read: contrast-enhanced T1 for the core, FLAIR for the oedema.
-BACKGROUNDS = {"brats": ("t1ce", "flair")}
 PANEL, GAP = 1.7, 0.03  # inches
 TINT = 0.35
 _EDGE = [withStroke(linewidth=2.4, foreground="black")]
@@ -60,8 +58,7 @@ def draw_overlays(entries: Sequence[Mapping[str, Any]], task: Task) -> Figure | 
     ranks = [r for r in RANKS if any(e.get("rank") == r for e in readable)]
     if not sites or not ranks:
         return None
-    backgrounds = tuple(c for c in BACKGROUNDS.get(task.name, ()) if c in task.channels) or task.channels[-1:]
-    depth = len(backgrounds)
+    depth = max(1, len(task.display))
     figure, grid = _pair_grid(len(sites), depth, len(ranks))
     used = np.zeros(grid.shape, bool)
     for entry in readable:
@@ -69,7 +66,7 @@ def draw_overlays(entries: Sequence[Mapping[str, Any]], task: Task) -> Figure | 
             line, column = depth * sites.index(str(entry.get("site", ""))), 2 * ranks.index(entry["rank"])
             block = slice(line, line + depth), slice(column, column + 2)
             used[block] = True
-            _draw_pair(grid[block], entry, task, backgrounds)
+            _draw_pair(grid[block], entry, task)
     for axes in grid[~used]:
         axes.remove()
     reference = Line2D([], [], color="white", linewidth=1.2, label="outline of the reference", path_effects=_EDGE)
@@ -86,7 +83,7 @@ def _pair_grid(sites: int, depth: int, ranks: int) -> tuple[Figure, np.ndarray]:
     return picture_grid(tops, lefts, PANEL, 0.42)
 
 
-def _draw_pair(block: np.ndarray, entry: Mapping[str, Any], task: Task, backgrounds: Sequence[str]) -> None:
+def _draw_pair(block: np.ndarray, entry: Mapping[str, Any], task: Task) -> None:
     primary = objective_of(task).primary
     score = number(entry.get(primary.name))
     value = "n/a" if score is None else format(score, primary.short_form)
@@ -98,22 +95,27 @@ def _draw_pair(block: np.ndarray, entry: Mapping[str, Any], task: Task, backgrou
         axes.set_title(kind, fontsize=8, fontweight="normal", color=QUIET, pad=3)
     try:
         masks = {"reference": Path(entry["label"]), "prediction": Path(entry["prediction"])}
-        view = make_view(task, _images(entry), masks, backgrounds, zoom=True)
+        view = make_view(task, _images(entry), masks, zoom=True)
     except (DataError, KeyError, TypeError) as error:
         _not_readable(block[0, 0], error)
         return
-    for line, channel in enumerate(backgrounds):
-        for axes, kind in zip(block[line], ("reference", "prediction"), strict=True):
+    channels = shown_channels(task, view)
+    for row in block[len(channels) :]:
+        for axes in row:
+            axes.set_visible(False)
+    for row, channel in zip(block, channels, strict=False):
+        for axes, kind in zip(row, ("reference", "prediction"), strict=True):
             _show(axes, view, channel)
             _paint(axes, view.masks[kind], task)
             if kind == "prediction":
                 _outline(axes, view.masks["reference"].max(0), "white", 1.0)
-        _corner(block[line, 0], 0.03, 0.03, channel.upper())
+        _corner(row[0], 0.03, 0.03, channel.upper())
+        _scale_bar(row[1], view)
     _sides(block[0, 0])
 
 
 def draw_gallery(entries: Mapping[str, Mapping[str, Any]], task: Task) -> Figure | None:
-    """One case of each site: every channel, and the last channel again with the label."""
+    """One case of each site: every channel, and the one that shows its regions best again with the label."""
     readable = {s: e for s, e in entries.items() if _images(e) and all(path.is_file() for path in files_of(e))}
     if not readable:
         return None
@@ -132,14 +134,18 @@ def draw_gallery(entries: Mapping[str, Mapping[str, Any]], task: Task) -> Figure
 def _draw_row(row: np.ndarray, entry: Mapping[str, Any], task: Task) -> None:
     masks = {"reference": Path(entry["label"])} if isinstance(entry.get("label"), str) else {}
     try:
-        view = make_view(task, _images(entry), masks, task.channels, zoom=False)
+        view = make_view(task, _images(entry), masks, zoom=False)
     except DataError as error:
         _not_readable(row[0], error)
         return
-    for axes, channel in zip(row, [*task.channels, task.channels[-1]], strict=True):
+    last = shown_channels(task, view)[-1] if masks else task.channels[-1]
+    for axes, channel in zip(row, [*task.channels, last], strict=True):
         _show(axes, view, channel)
+        if not np.ptp(view.channels[channel]):
+            axes.text(0.5, 0.5, "empty", transform=axes.transAxes, ha="center", fontsize=8, color=QUIET)
     if masks:
         _paint(row[-1], view.masks["reference"], task)
+    _corner(row[-1], 0.03, 0.03, last.upper())
     _sides(row[0])
 
 
@@ -167,6 +173,15 @@ def _outline(axes: Axes, mask: np.ndarray, colour: str, width: float) -> None:
         drawn = axes.contour(columns, rows, padded, levels=[0.5], colors=[colour], linewidths=[width])
         if colour == "white":
             drawn.set_path_effects([withStroke(linewidth=width + 1.2, foreground="black")])
+
+
+def _scale_bar(axes: Axes, view: View) -> None:
+    """A line of a round number of millimetres: pairs are enlarged differently."""
+    rows, columns = next(iter(view.channels.values())).shape
+    length = max(mm for mm in (1, 2, 5, 10, 20, 50) if mm <= max(1.0, 0.3 * columns * view.width))
+    end, level = 0.96 * columns, 0.95 * rows
+    axes.plot([end - length / view.width, end], [level, level], color="white", linewidth=2, path_effects=_EDGE)
+    axes.text(end, level - 0.02 * rows, f"{length} mm", fontsize=7, color="white", ha="right", va="bottom")
 
 
 def _not_readable(axes: Axes, error: Exception) -> None:

@@ -10,18 +10,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from fedseg.evaluation.report import decisions, overlays, wording
+from fedseg.contract.round_numbers import nth
+from fedseg.evaluation.case_tables import final_case_facts
+from fedseg.evaluation.report import decisions, overlays, spread, verdict, wording
 from fedseg.evaluation.report.drawing import DPI
 from fedseg.evaluation.report.figures import draw_figures
 from fedseg.evaluation.report.inversion import PICTURE, inversion_table, inversion_verdict, inversion_words
 from fedseg.evaluation.report.split_words import leaving_words, own_models, unmeasured_words
 from fedseg.evaluation.report.tables import MEAN_OF_CASES, MEAN_OF_SITES, mean_column, score_frame
-from fedseg.evaluation.summary import Summary, objective_of_run, part, read_summary, rows, task_of
+from fedseg.evaluation.summary import Summary, number, objective_of_run, part, read_summary, rows, task_of
 from fedseg.files.documents import write_whole
-from fedseg.tasks.objective import objective_of
+from fedseg.tasks.objective import Objective, objective_of
 from fedseg.tasks.task import Task
 
 
@@ -39,11 +42,12 @@ def write_report(out: Path) -> Path:
     """
     summary = read_summary(out)
     task = task_of(summary)
-    figures = draw_figures(summary, out / "report", task)
+    cases = final_case_facts(out, summary) if summary.get("simulated") else pd.DataFrame()
+    figures = draw_figures(summary, out / "report", task, cases)
     picture = out / "report" / PICTURE
     if part(summary, "inversion") and picture.is_file():
         figures["inversion"] = picture
-    return render("report.html.j2", out / "report" / "report.html", report_context(summary, task, figures, out))
+    return render("report.html.j2", out / "report" / "report.html", report_context(summary, task, figures, out, cases))
 
 
 def render(template: str, path: Path, context: Mapping[str, Any]) -> Path:
@@ -66,7 +70,9 @@ def embed(path: Path) -> dict[str, str]:
     return {"url": url, "width": f"{width:.2f}"}
 
 
-def report_context(summary: Summary, task: Task, figures: Mapping[str, Path], out: Path) -> dict[str, Any]:
+def report_context(
+    summary: Summary, task: Task, figures: Mapping[str, Path], out: Path, cases: pd.DataFrame
+) -> dict[str, Any]:
     """Everything that the page shows, as text."""
     kind = objective_of(task)
     return {
@@ -76,7 +82,9 @@ def report_context(summary: Summary, task: Task, figures: Mapping[str, Path], ou
         "hints": " ".join(f"{score.title}: {score.hint}." for score in kind.scores if score.hint),
         "title": f"Federated {kind.title}: {task.description or task.name}",
         "facts": _facts(summary, task),
-        "verdict": wording.verdict(summary),
+        "verdict": verdict.verdict(summary, cases),
+        "phantoms": verdict.phantom_words(summary),
+        "data": wording.data_table(summary),
         "highlights": _highlights(summary),
         "figures": {name: embed(path) for name, path in figures.items()},
         "events": wording.event_table(summary),
@@ -84,8 +92,10 @@ def report_context(summary: Summary, task: Task, figures: Mapping[str, Path], ou
         "convention": _convention(summary),
         "regions": "; ".join(f"{r.name}: {', '.join(r.classes)}" for r in task.regions) + ".",
         "not_available": wording.NOT_AVAILABLE,
+        "displayed": bool(task.display),
         "gone": _gone(out / "report"),
         **_results(summary),
+        **_spread(kind, cases),
         **_training(summary),
         **_privacy(summary),
         **_split_training(summary),
@@ -97,8 +107,8 @@ def _results(summary: Summary) -> dict[str, Any]:
     final = part(summary, "final")
     return {
         "final": wording.score_table(summary, "final"),
-        "best": wording.score_table(summary, "best"),
-        "best_round": part(summary, "best").get("round", "unknown"),
+        "best": wording.TextTable(()) if verdict.best_is_last(summary) else wording.score_table(summary, "best"),
+        "best_round": nth(int(number(part(summary, "best").get("round")) or 0)),
         "split": final.get("split") or "held-out",
         "withheld": final.get("withheld") or [],
         "personal": wording.personal_table(summary),
@@ -108,6 +118,16 @@ def _results(summary: Summary) -> dict[str, Any]:
         "cross_site": wording.cross_site_table(summary),
         "cost": wording.cost_table(summary),
         "memory": wording.memory_table(summary),
+    }
+
+
+def _spread(kind: Objective, cases: pd.DataFrame) -> dict[str, Any]:
+    """How the scores of single cases lie."""
+    nothing = wording.TextTable(())
+    return {
+        "single_cases": not cases.empty,
+        "spread": nothing if cases.empty else spread.spread_table(cases, kind),
+        "volumes": nothing if cases.empty else spread.volume_table(cases, kind),
     }
 
 
@@ -170,7 +190,7 @@ def _highlights(summary: Summary) -> list[tuple[str, str]]:
     values = [(wording.shown(frame.loc[MEAN_OF_SITES, column], score.form), f"mean {score.title} over sites")]
     if MEAN_OF_CASES in frame.index:
         values.append((wording.shown(frame.loc[MEAN_OF_CASES, column], score.form), f"mean {score.title} over cases"))
-    values.append((str(len(part(summary, "final", "sites"))), "sites"))
+    values.append((str(len(part(summary, "final", "sites"))), "sites scored"))
     values.append((wording.shown(frame.loc[MEAN_OF_SITES, "Cases"], ".0f"), "cases scored"))
     values.append((str(len(rows(summary, "rounds"))), "rounds"))
     wall = part(summary, "cost").get("wall_seconds")

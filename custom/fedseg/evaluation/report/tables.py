@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
+from fedseg.contract.round_numbers import nth
 from fedseg.contract.scores import PERSONAL
 from fedseg.evaluation.summary import Summary, mean_score, number, objective_of_run, part, rows, site_names
 from fedseg.tasks.objective import MEAN, Objective, mean
@@ -104,10 +105,12 @@ def empty_frame(summary: Summary, model: str = "final") -> pd.DataFrame:
 
 
 def history_frame(summary: Summary) -> pd.DataFrame:
-    """Training, long form: one row per round and site; the primary score (``Dice``) is the mean over the outputs, with
-    the name of an output (``Dice <region>``) that of one.
+    """Training, long form: one row per round (from 1) and site; the primary score (``Dice``) is the mean over the
+    outputs, with the name of an output (``Dice <region>``) that of one.
 
-    ``weight`` is that in the aggregation, ``scale`` the factor of the update besides (1 where the rule had none),
+    Validation is that of the model that the site received: ``made`` is the round after which it was made, 0 for the
+    start. The last model has rows without a round where the last evaluation scored it on validation cases. ``weight``
+    is that in the aggregation, ``scale`` the factor of the update besides (1 where the rule had none),
     ``cases`` the training cases.
     """
     records, primary = [], objective_of_run(summary).primary
@@ -115,16 +118,22 @@ def history_frame(summary: Summary) -> pd.DataFrame:
         weights, scales = part(entry, "weights"), part(entry, "scales")
         for site in dict.fromkeys([*part(entry, "sites"), *weights]):
             report = part(entry, "sites", site)
-            record = {"round": entry.get("round"), "site": site, "weight": number(weights.get(site))}
+            made = int(number(entry.get("round")) or 0)
+            record = {"round": nth(made), "made": made, "site": site, "weight": number(weights.get(site))}
             record |= {"scale": number(scales.get(site, 1.0)), "cases": number(report.get("num_samples"))}
             for key in ("train_loss", "val_loss", "bytes_up", "bytes_down", "seconds"):
                 record[key] = number(report.get(key))
-            scores = report.get(f"val_{primary.name}")
-            record[primary.title] = mean_score(scores)
-            if isinstance(scores, Mapping):
-                record |= {f"{primary.title} {r}": number(value) for r, value in scores.items() if r != MEAN}
-            records.append(record)
+            records.append(record | _validation(primary.title, report.get(f"val_{primary.name}")))
+    for site, told in part(summary, "final", "validation").items() if records else ():
+        last = {"made": len(rows(summary, "rounds")), "site": site, "val_loss": number(part(told).get("loss"))}
+        records.append(last | _validation(primary.title, part(told).get(primary.name)))
     return pd.DataFrame.from_records(records)
+
+
+def _validation(title: str, scores: Any) -> dict[str, float | None]:
+    """The columns of ``history_frame`` with the primary score."""
+    each = {f"{title} {r}": number(v) for r, v in scores.items() if r != MEAN} if isinstance(scores, Mapping) else {}
+    return {title: mean_score(scores), **each}
 
 
 def comparison_frame(summary: Summary) -> pd.DataFrame:
@@ -188,13 +197,13 @@ def cost_frame(summary: Summary) -> pd.DataFrame:
 
 
 def result_table(summary: Summary, model: str = "final") -> Table:
-    """The primary score per hospital and output, for the console."""
+    """The primary score per site and output, for the console."""
     frame, kind = score_frame(summary, model), objective_of_run(summary)
     title, form = kind.primary.title, kind.primary.form
     split = part(summary, model).get("split") or "scored"
     table = Table(title=f"{title} of the {model} model on the {split} cases", title_justify="left")
-    table.add_column("Hospital")
-    outputs = [*kind.outputs, MEAN]
+    table.add_column("Site")
+    outputs = [*kind.outputs, *([MEAN] if len(kind.outputs) > 1 else [])]
     for name in ("Cases", *outputs):
         table.add_column(name, justify="right")
     for site, row in frame.iterrows():

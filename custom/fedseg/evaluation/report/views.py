@@ -17,6 +17,7 @@ from fedseg.tasks.segmentation.labels import to_classes, to_regions
 from fedseg.tasks.task import Task
 
 ZOOM_BELOW = 1 / 3  # of the body's extent: a smaller structure is shown enlarged
+RING = 5  # voxels around the regions with which these are compared
 
 
 @dataclass(frozen=True)
@@ -27,30 +28,30 @@ class View:
         channels: grey values in [0, 1] by channel name, each of shape [rows, columns].
         masks: boolean regions by kind (``reference``, ``prediction``), each of shape [R, rows, columns].
         aspect: height of a pixel over its width, in mm.
+        width: of a pixel in mm.
         slice_index: counted from the feet, from 0.
     """
 
     channels: dict[str, np.ndarray]
     masks: dict[str, np.ndarray]
     aspect: float
+    width: float
     slice_index: int
 
 
-def make_view(task: Task, images: Sequence[Path], masks: dict[str, Path], channels: Sequence[str], zoom: bool) -> View:
+def make_view(task: Task, images: Sequence[Path], masks: dict[str, Path], zoom: bool) -> View:
     """Read the slice with the largest reference region.
 
     Args:
         task: names channels and regions.
         images: the case's image files, as in a datalist.
         masks: label files by kind; the slice is chosen by the first that is not empty.
-        channels: names of the channels to show.
         zoom: enlarge around the regions where they are small.
 
     Raises:
         DataError: a file cannot be read, or the files do not fit together.
     """
-    volumes = _read_channels(task, images, channels)
-    labels = {}
+    volumes, labels = _read_channels(task, images), {}
     for kind, path in masks.items():
         array, grid = read_label(path)
         labels[kind] = to_regions(task, to_classes(task, _to_ras(array, grid)[0]))
@@ -61,13 +62,34 @@ def make_view(task: Task, images: Sequence[Path], masks: dict[str, Path], channe
     index = largest_slice(list(labels.values()), shapes.pop()[2])
     grey = {name: _windowed(task, array[:, :, index]) for name, (array, _) in volumes.items()}
     flat = {kind: array[:, :, :, index] for kind, array in labels.items()}
-    box = _frame(next(iter(grey.values())), flat, spacing, zoom)
+    box = _frame(np.max(list(grey.values()), axis=0), flat, spacing, zoom)
     return View(
         {name: radiological(array[box]) for name, array in grey.items()},
         {kind: np.stack([radiological(region[box]) for region in array]) for kind, array in flat.items()},
         spacing[1] / spacing[0],
+        spacing[0],
         index,
     )
+
+
+def shown_channels(task: Task, view: View) -> list[str]:
+    """The channels on which a case is drawn: those that the task displays, else the one that shows its regions best.
+
+    A channel without contrast in the slice, such as a sequence that is missing, gives way to the best of the others.
+    """
+    inside = next(iter(view.masks.values())).any(0)
+    around = ndimage.binary_dilation(inside, iterations=RING) & ~inside
+    filled = [name for name, grey in view.channels.items() if np.ptp(grey) > 0] or list(view.channels)[-1:]
+
+    def contrast(name: str) -> float:
+        grey = view.channels[name]
+        ring = grey[around & (grey > 0)]
+        return abs(float(np.median(grey[inside]) - np.median(ring))) if inside.any() and ring.size else 0.0
+
+    best = sorted(filled, key=contrast, reverse=True)
+    chosen = [name for name in task.display if name in filled]
+    others = [name for name in best if name not in chosen]
+    return (chosen + others)[: max(1, len(task.display))]
 
 
 def radiological(axial: np.ndarray) -> np.ndarray:
@@ -84,17 +106,12 @@ def largest_slice(masks: Sequence[np.ndarray], depth: int) -> int:
     return depth // 2
 
 
-def _read_channels(
-    task: Task, images: Sequence[Path], channels: Sequence[str]
-) -> dict[str, tuple[np.ndarray, tuple[float, float, float]]]:
-    """RAS array and spacing by channel; only the files that are needed are read."""
-    wanted = {name: task.channels.index(name) for name in channels}
-    separate = len(images) == len(task.channels)
-    array, grid = read_image([images[i] for i in wanted.values()] if separate else images)
-    if not separate and len(array) != len(task.channels):
+def _read_channels(task: Task, images: Sequence[Path]) -> dict[str, tuple[np.ndarray, tuple[float, float, float]]]:
+    """RAS array and spacing by channel."""
+    array, grid = read_image(images)
+    if len(array) != len(task.channels):
         raise DataError(f"{images[0]} has {len(array)} channels, but {task.name} has {list(task.channels)}.")
-    places = range(len(wanted)) if separate else wanted.values()
-    return {name: _to_ras(array[place], grid) for name, place in zip(wanted, places, strict=True)}
+    return {name: _to_ras(values, grid) for name, values in zip(task.channels, array, strict=True)}
 
 
 def _to_ras(array: np.ndarray, grid: Grid) -> tuple[np.ndarray, tuple[float, float, float]]:

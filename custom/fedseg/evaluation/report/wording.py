@@ -1,4 +1,4 @@
-"""The words and the printed numbers of a report: the verdict, and every table as text."""
+"""The printed numbers of a report: every table as text."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pandas as pd
-
-from fedseg.evaluation.report.privacy import filter_rows
-from fedseg.evaluation.report.split_words import own_models
+from fedseg.contract.events import when
 from fedseg.evaluation.report.tables import (
     MEAN_OF_CASES,
-    MEAN_OF_SITES,
     comparison_frame,
     cost_frame,
     cross_site_frame,
@@ -21,15 +17,15 @@ from fedseg.evaluation.report.tables import (
     personal_frame,
     score_frame,
 )
-from fedseg.evaluation.summary import Summary, number, objective_of_run, part, rows
-from fedseg.tasks.objective import Objective, Score
+from fedseg.evaluation.summary import Summary, number, objective_of_run, part, rows, site_names
+from fedseg.tasks.objective import Score
 
 NOT_AVAILABLE = "n/a"
 ALIKE = 0.005  # difference in the mean score below which a report calls two ways alike
 # Shown in sections of their own; whatever else a summary holds is listed under the configuration.
 _SECTIONS = (
     *("rounds", "final", "best", "comparison", "cross_site", "events", "privacy", "cost", "stopped"),
-    *("task_declaration", "inversion", "reports"),
+    *("task_declaration", "inversion", "reports", "cases", "phantoms", "voxels"),
 )
 
 
@@ -45,6 +41,11 @@ class TextTable:
     totals: int = 0
     left: int = 1  # how many columns hold text rather than numbers
     notes: Sequence[str] = field(default_factory=tuple)
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 case``, ``2 cases``."""
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def shown(value: Any, form: str = ".3f") -> str:
@@ -76,75 +77,13 @@ def shown_seconds(value: Any) -> str:
     return f"{minutes} min {seconds} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def verdict(summary: Summary) -> list[str]:
-    """What came out, in sentences."""
-    frame, kind = score_frame(summary), objective_of_run(summary)
-    score, form = kind.primary.title, kind.primary.form
-    count = len(rows(summary, "rounds"))
-    start = f"After {count} round{'s' * (count != 1)} of training"
-    if frame.empty or number(frame.loc[MEAN_OF_SITES, mean_column(kind)]) is None:
-        return [f"{start}, no result of the final model was reported, so nothing can be said about its quality."]
-    sites = frame.drop(index=[MEAN_OF_SITES, MEAN_OF_CASES], errors="ignore")
-    cases = shown(frame.loc[MEAN_OF_SITES, "Cases"], ".0f")
-    split = part(summary, "final").get("split") or "held-out"
-    pooled = frame[mean_column(kind)].get(MEAN_OF_CASES)
-    over_cases = f" ({shown(pooled, form)} when every case counts the same)" if number(pooled) is not None else ""
-    where = f"{len(sites)} sites" if len(sites) > 1 else f"one site, {sites.index[0]}"
-    result = shown(frame.loc[MEAN_OF_SITES, mean_column(kind)], form)
-    whose = "each site's own model, on its own cases, reaches" if own_models(summary) else "the final model reaches"
-    sentences = [f"{start}, {whose} a mean {score} of {result}{over_cases} on {cases} {split} cases of {where}."]
-    return sentences + _extremes(kind, sites) + _best_model(summary) + _comparisons(summary)
-
-
-def _extremes(kind: Objective, sites: pd.DataFrame) -> list[str]:
-    sentences, score = [], kind.primary
-    # A site without any case of a hard region is no better for it: rank sites that have every region, if there are two.
-    complete = sites.dropna(subset=[f"{score.title} {output}" for output in kind.outputs])
-    means = (complete if len(complete) > 1 else sites)[mean_column(kind)].dropna()
-    ranked = means.sort_values(ascending=not score.higher_is_better)
-    if len(ranked) > 1:
-        best, weakest = (format(ranked.iloc[place], score.form) for place in (0, -1))
-        sentences.append(f"It is best at {ranked.index[0]} ({best}) and weakest at {ranked.index[-1]} ({weakest}).")
-    outputs = {output: number(sites[f"{score.title} {output}"].mean()) for output in kind.outputs}
-    known = {output: value for output, value in outputs.items() if value is not None}
-    if len(known) > 1:
-        worst = min(known, key=lambda output: known[output] * (1 if score.higher_is_better else -1))
-        found = format(known[worst], score.form)
-        sentences.append(f"The hardest {kind.output} is {worst} (mean {score.title} {found}).")
-    return sentences
-
-
-def _best_model(summary: Summary) -> list[str]:
-    best, final = part(summary, "best"), part(summary, "final")
-    score = objective_of_run(summary).primary
-    value, last = number(best.get(f"mean_{score.name}")), number(final.get(f"mean_{score.name}"))
-    if value is None or last is None:
-        return []
-    index, split = best.get("round", "?"), best.get("split") or "final"
-    if own_models(summary):
-        start = f"The sites' own models were best on validation cases in round {index}"
-        return [f"{start}; those reach {value:{score.form}} on the {split} cases."]
-    start = f"The best model on validation cases was that of round {index}"
-    return [f"{start}; on the {split} cases it reaches {value:{score.form}}."]
-
-
-def _comparisons(summary: Summary) -> list[str]:
-    differences = comparison_frame(summary)["difference"].dropna()
-    if differences.empty:
-        return []
-    found = [statement(difference, objective_of_run(summary).primary) for difference in differences]
-    better, worse, alike = (found.count(word) for word in ("better", "worse", "about equal"))
-    return [
-        f"Of {len(differences)} other ways to segment the same cases, the federated model is better than "
-        f"{better or 'none'}, worse than {worse or 'none'} and about equal (within {ALIKE}) to {alike or 'none'}."
-    ]
-
-
 def score_table(summary: Summary, model: str) -> TextTable:
     """Cases and scores per site and output."""
     frame, kind = score_frame(summary, model), objective_of_run(summary)
     if frame.empty:
         return TextTable(())
+    if len(kind.outputs) == 1:
+        frame = frame.drop(columns=mean_column(kind))  # the same number again
     forms, header, notes = {"Cases": ".0f"}, ["Site", "Cases"], []
     for score in kind.scores:
         columns = [c for c in frame.columns if str(c).startswith(f"{score.title} ")]
@@ -262,13 +201,31 @@ def privacy_facts(summary: Summary) -> TextTable:
 
 def filter_table(summary: Summary) -> TextTable:
     """The filters through which every update went, in order, and what they are for."""
-    return TextTable(("Filter", "Arguments", "What it does"), filter_rows(summary), 0, 3)
+    body = []
+    for entry in rows(part(summary, "privacy"), "filters"):
+        arguments = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in entry.items() if k not in ("filter", "meaning"))
+        body.append([str(entry["filter"]), arguments, str(entry.get("meaning", ""))])
+    return TextTable(("Filter", "Arguments", "What it does"), body, 0, 3)
 
 
 def event_table(summary: Summary) -> TextTable:
     """Refusals, failures and sites left out."""
-    body = [[plain(e.get("round")), plain(e.get("site")), plain(e.get("what"))] for e in rows(summary, "events")]
-    return TextTable(("Round", "Site", "What happened"), body, 0, 3)
+    body = [[when(e), plain(e.get("site")), plain(e.get("what"))] for e in rows(summary, "events")]
+    return TextTable(("When", "Site", "What happened"), body, 0, 3)
+
+
+def data_table(summary: Summary) -> TextTable:
+    """What each site trained on; empty where the run does not say."""
+    cases, voxels = part(summary, "cases"), part(summary, "voxels")
+    splits = ("training", "validation", "test")
+    body = []
+    for site in [s for s in site_names(summary) if s in cases or s in voxels]:
+        sizes = [" x ".join(f"{size:g}" for size in each) for each in voxels.get(site, [])]
+        more = f" and {len(sizes) - 1} more" if len(sizes) > 1 else ""
+        counts = [shown(part(cases, site).get(split), ".0f") for split in splits]
+        body.append([site, *counts, f"{sizes[0]}{more}" if sizes else NOT_AVAILABLE])
+    header = ("Site", "Training cases", "Validation cases", "Test cases", "Voxels (mm), most frequent")
+    return TextTable(header, body)
 
 
 def configuration_table(summary: Summary) -> TextTable:

@@ -15,7 +15,7 @@ from nvflare.app_common.app_constant import AppConstants
 
 from fedseg.allowed import is_count, is_number
 from fedseg.contract.plan import Plan
-from fedseg.contract.protocol import BYTES_DOWN, BYTES_UP, PREPARE, REASON, SHARE, STATISTICS, TEXT, UPLOAD
+from fedseg.contract.protocol import BYTES_DOWN, BYTES_UP, PHANTOMS, PREPARE, REASON, SHARE, STATISTICS, TEXT, UPLOAD
 from fedseg.contract.scores import scores_fault
 from fedseg.contract.shapes import has_private_arrays
 from fedseg.errors import RefusalError
@@ -122,10 +122,11 @@ def _check_failure(result: Shareable, profile: SiteProfile, plan: Plan) -> None:
 
 
 def _check_acceptance(leaving: Leaving) -> None:
-    """Counts of cases per split, and the statistics of a method."""
+    """Counts of cases per split, the statistics of a method, and whether the images are phantoms."""
     content = _metrics(leaving)
     statistics = content.get(STATISTICS, {})
-    if not set(content) <= {*_SPLITS, STATISTICS} or not isinstance(statistics, Mapping):
+    known = set(content) <= {*_SPLITS, STATISTICS, PHANTOMS} and content.get(PHANTOMS, True) is True
+    if not known or not isinstance(statistics, Mapping):
         raise unknown("the answer to prepare holds more than counts of cases and statistics")
     if not all(is_count(content.get(split, 0)) for split in _SPLITS):
         raise unknown("a count of cases is no whole number")

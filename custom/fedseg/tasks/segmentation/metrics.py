@@ -31,11 +31,18 @@ class CaseScore:
         dice: Dice coefficient in [0, 1] per region; None where the convention leaves the case out.
         hd95: 95th percentile Hausdorff distance in mm per region; None likewise; {} where it was not asked for.
         empty: per region, which of the two masks has no voxel.
+        volumes: per region, in ml: of the ``reference``, of the prediction (``predicted``), and what both have in
+            ``common``.
+        lesions: per region, pieces that touch by faces, edges or corners: of the reference (``lesions``), of these
+            those that share a voxel with the prediction (``found``), and those of the prediction that share none
+            with the reference (``invented``); {} where HD95 was not asked for.
     """
 
     dice: dict[str, float | None]
     hd95: dict[str, float | None] = field(default_factory=dict)
     empty: dict[str, Emptiness] = field(default_factory=dict)
+    volumes: dict[str, dict[str, float]] = field(default_factory=dict)
+    lesions: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 def score_case(
@@ -62,7 +69,7 @@ def score_case(
         reference: likewise, the same shape.
         spacing: size of a voxel in mm along X, Y, Z.
         empty: one of ``EMPTY_CONVENTIONS``.
-        distances: also compute HD95.
+        distances: also compute HD95, and count lesions.
         form: one of ``HD95_FORMS``, see ``hd95``.
 
     Raises:
@@ -71,12 +78,17 @@ def score_case(
     """
     _check(predicted, reference, spacing, empty)
     diagonal = math.dist((0.0, 0.0, 0.0), [n * s for n, s in zip(predicted.shape, spacing, strict=True)])
-    score = CaseScore({}, {}, {})
+    millilitres = math.prod(spacing) / 1000
+    score = CaseScore({})
     for name, p, r in zip(task.region_names, to_regions(task, predicted), to_regions(task, reference), strict=True):
         state = emptiness(p, r)
         left_out = empty == "exclude" and state in ("reference", "both")
         score.empty[name] = state
         score.dice[name] = None if left_out else dice(p, r)
+        sizes = {"reference": r, "predicted": p, "common": p & r}
+        score.volumes[name] = {of: millilitres * np.count_nonzero(mask) for of, mask in sizes.items()}
+        if distances:
+            score.lesions[name] = count_lesions(p, r)
         if distances and left_out:
             score.hd95[name] = None
         elif distances:
@@ -97,6 +109,14 @@ def dice(predicted: np.ndarray, reference: np.ndarray) -> float:
     """Dice coefficient 2|P & R| / (|P| + |R|) of two boolean masks; 1 where both are empty."""
     total = np.count_nonzero(predicted) + np.count_nonzero(reference)
     return 2.0 * np.count_nonzero(predicted & reference) / total if total else 1.0
+
+
+def count_lesions(predicted: np.ndarray, reference: np.ndarray) -> dict[str, int]:
+    """Pieces of two boolean masks; see ``CaseScore.lesions``."""
+    pieces, total = ndimage.label(reference, np.ones((3,) * reference.ndim))
+    others, claimed = ndimage.label(predicted, np.ones((3,) * predicted.ndim))
+    found, confirmed = np.unique(pieces[predicted & reference]), np.unique(others[predicted & reference])
+    return {"lesions": int(total), "found": len(found), "invented": int(claimed) - len(confirmed)}
 
 
 def hd95(predicted: np.ndarray, reference: np.ndarray, spacing: Sequence[float], form: str = "larger") -> float:

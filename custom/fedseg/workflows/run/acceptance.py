@@ -11,7 +11,7 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from fedseg.aggregators.base import AggregationError
 from fedseg.allowed import is_count
 from fedseg.contract.plan import Plan
-from fedseg.contract.protocol import STATISTICS, STEPS
+from fedseg.contract.protocol import PHANTOMS, STATISTICS, STEPS
 from fedseg.contract.report import ReportField, SiteReport, parse_report
 from fedseg.contract.update import Update, parse_steps
 from fedseg.errors import RefusalError
@@ -28,10 +28,12 @@ class Acceptance:
     Attributes:
         cases: number of cases by split.
         statistics: numbers that are added up over all sites, see ``TrainingHook.statistics``.
+        phantoms: whether its images were drawn by a program.
     """
 
     cases: Mapping[str, int]
     statistics: Mapping[str, float] = field(default_factory=dict)
+    phantoms: bool = False
 
 
 def read_update(site: str, answer: FLModel, declared: Mapping[str, ReportField]) -> Update:
@@ -94,4 +96,5 @@ def read_acceptance(answer: Any) -> Acceptance:
         for name, value in statistics.items()
     ):
         raise RefusalError("report", "The site's statistics are not numbers from 0 to 1e15.")
-    return Acceptance(cases, {name: float(value) for name, value in statistics.items()})
+    numbers = {name: float(value) for name, value in statistics.items()}
+    return Acceptance(cases, numbers, content.get(PHANTOMS) is True)

@@ -57,7 +57,9 @@ def _evaluate(run: RunState, protocol: RoundProtocol, name: str, number: int) ->
     if not answers:
         raise FedsegError(f"No site scored the {name} model; it is kept unscored.")
     content = summarise_final({site: answers[site].metrics["final"] for site in sorted(answers)}, number, kind)
-    validation = {site: a.metrics["validation"] for site, a in answers.items() if "validation" in a.metrics}
+    validation = {site: a.metrics["validation"] for site, a in sorted(answers.items()) if "validation" in a.metrics}
+    told = ("loss", kind.primary.name)
+    content["validation"] = {site: {key: part[key] for key in told if key in part} for site, part in validation.items()}
     return content, {site: (part[kind.primary.name][MEAN], part["cases"]) for site, part in validation.items()}
 
 

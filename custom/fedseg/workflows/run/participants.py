@@ -20,6 +20,7 @@ class Participants:
 
     Attributes:
         facts: what is known of every site that accepted the job.
+        answers: what each of them said when it accepted.
         former: sites that took part before the run was stopped, with the seconds of their last round.
     """
 
@@ -31,6 +32,7 @@ class Participants:
             event: tells of an event of the run, see ``RunRecord.event``.
         """
         self.facts: dict[str, SiteFacts] = {}
+        self.answers: dict[str, Acceptance] = {}
         self.former: dict[str, float | None] = {}
         self._sites, self._event = sites, event
         self._newcomers: dict[str, Acceptance] = {}
@@ -80,6 +82,7 @@ class Participants:
             _accept(self._newcomers, site, answer)
 
     def _add(self, site: str, answer: Acceptance) -> None:
+        self.answers[site] = answer
         self.facts[site] = SiteFacts(answer.cases["training"], self.former.get(site), answer.cases["validation"])
         self._event("accepted", site=site, cases=answer.cases)
 

@@ -204,11 +204,14 @@ class RunState:
 
     def write_results(self, **parts: Any) -> None:
         """Write everything that is known so far for the summary of the run."""
+        told = self.participants.answers
         content = {
             "run_id": self.sites.run_id,
             "plan": self.plan.to_dict(),
             "num_rounds": self.settings.num_rounds,
             "sites": sorted(self.facts),
+            "cases": {site: dict(told[site].cases) for site in sorted(told)},
+            "phantoms": [site for site in sorted(told) if told[site].phantoms],
             "selection": self.selection.describe(),
             "rounds": self.rounds,
             "events": self.events,

@@ -43,6 +43,28 @@ def read_case_scores(run: Path, summary: Summary) -> pd.DataFrame:
     return frame.sort_index()
 
 
+def final_case_facts(run: Path, summary: Summary) -> pd.DataFrame:
+    """What is known of every case and output of the final split under the last model, for how scores spread.
+
+    Returns:
+        One row per case and output: ``site``, ``case``, ``output``, one column for each score by its title, and where
+        the sites' files tell them ``reference``, ``predicted`` and ``common`` (volumes in ml) and ``lesions``,
+        ``found`` and ``invented`` (counts). Empty where there are no scores of single cases.
+    """
+    kind, records = objective_of_run(summary), []
+    for site in part(summary, "final", "sites"):
+        try:
+            splits = _read_site(run, summary, site)
+        except DataError:
+            return pd.DataFrame()
+        for case in splits.get("test") or splits.get("validation") or ():
+            for output in kind.outputs:
+                scores = {score.title: _value(part(case, score.name).get(output)) for score in kind.scores}
+                facts = part(case, "volumes", output) | part(case, "lesions", output)
+                records.append({"site": site, "case": str(case.get("id")), "output": output, **scores, **facts})
+    return pd.DataFrame.from_records(records)
+
+
 def final_cases(scores: pd.DataFrame) -> pd.DataFrame:
     """The rows of each site's final split: its test cases, or its validation cases where it has none."""
     sites, splits = (scores.index.get_level_values(level) for level in ("site", "split"))
@@ -97,6 +119,9 @@ def _scores(case: Mapping[str, Any], kind: Objective, site: str) -> dict[str, fl
         for output in kind.outputs:
             if output not in found:
                 raise DataError(f"{case.get('id')} of {site} has no {score.title} of {output}; simulate the job again.")
-            value = found[output]
-            result[f"{score.title} {output}"] = math.inf if value == math.inf else number(value)
+            result[f"{score.title} {output}"] = _value(found[output])
     return result
+
+
+def _value(value: Any) -> float | None:
+    return math.inf if value == math.inf else number(value)

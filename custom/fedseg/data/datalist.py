@@ -63,6 +63,12 @@ class Case:
         return common if len(common) >= 4 else _stem(self.label) if self.label else stems[0]
 
 
+def case_of(channels: Sequence[Path | None], label: Path | None) -> Case:
+    """A case of nobody, from image files in the task's order, None for each channel that was not acquired."""
+    missing = tuple(position for position, path in enumerate(channels) if path is None)
+    return Case(tuple(path for path in channels if path is not None), label, "", missing)
+
+
 def same_patient(patient: str) -> str:
     """The id without what two spellings of it may differ in: Unicode forms and outer spaces."""
     return unicodedata.normalize("NFC", str(patient)).strip()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedseg.data.datalist import Case, read_datalist
+from fedseg.data.datalist import case_of, read_datalist
 from fedseg.data.grid import write_mask
 from fedseg.evaluation.scoring import Predictor
 from fedseg.files.documents import load_json, write_json
@@ -22,7 +22,7 @@ def write_gallery(data: Path, sites: list[str], report: Path) -> None:
     gallery = {}
     for site in sites:
         cases = read_datalist(data / site).training[:1]
-        gallery[site] = [{"images": [str(p.resolve()) for p in c.images], "label": str(c.label)} for c in cases]
+        gallery[site] = [{"images": [p and str(p.resolve()) for p in c.channels], "label": str(c.label)} for c in cases]
     write_json(report / "gallery.json", gallery)
 
 
@@ -43,7 +43,7 @@ def write_overlays(
     for site, rank, scored in _ranked(_read_scores(state, run_id), kind):
         if (model := models.get(site)) is None:
             continue
-        case = Case(tuple(Path(p) for p in scored["images"]), Path(scored["label"]), "")
+        case = case_of([p and Path(p) for p in scored["images"]], Path(scored["label"]))
         _, prepared, predicted = next(Predictor(model, overlap=overlap).predict([case]))
         path = report / "overlays" / f"{site}-{rank}.nii.gz"
         write_mask(to_values(model.task, predicted), prepared.original, path)

@@ -100,7 +100,7 @@ def voxel_sizes(data: Path, sites: Sequence[str]) -> dict[str, list[list[float]]
         sizes: Counter[tuple[float, ...]] = Counter()
         for case in read_datalist(data / site).training:
             with contextlib.suppress(OSError, ImageFileError):
-                image: Any = nib.load(next(path for path in case.images if path is not None))
+                image: Any = nib.load(case.images[0])
                 sizes[tuple(round(float(size), 2) for size in image.header.get_zooms()[:3])] += 1
         found[site] = [list(size) for size, _ in sizes.most_common()]
     return found

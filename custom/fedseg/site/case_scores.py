@@ -20,7 +20,7 @@ def write_case_scores(folder: Path, model: str, datalist: Datalist, scored: Mapp
         content[split] = [
             {
                 "id": name,
-                "images": [str(p) for p in case.images],
+                "images": [None if p is None else str(p) for p in case.channels],
                 "label": str(case.label),
                 "loss": result.loss,
                 **asdict(result.score),

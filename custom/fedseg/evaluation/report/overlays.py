@@ -44,7 +44,7 @@ def read_gallery(path: Path) -> dict[str, Mapping[str, Any]]:
 def files_of(entry: Mapping[str, Any]) -> list[Path]:
     """Every file that a picture of this entry needs."""
     masks = [entry[key] for key in ("label", "prediction") if isinstance(entry.get(key), str)]
-    return [Path(p) for p in [*_images(entry), *masks]]
+    return [Path(p) for p in [*_images(entry), *masks] if p is not None]
 
 
 def draw_overlays(entries: Sequence[Mapping[str, Any]], task: Task) -> Figure | None:
@@ -53,7 +53,7 @@ def draw_overlays(entries: Sequence[Mapping[str, Any]], task: Task) -> Figure | 
     The white line in the prediction's panel is the outline of the whole reference. Entries whose files are gone are
     left out.
     """
-    readable = [e for e in entries if _images(e) and all(path.is_file() for path in files_of(e))]
+    readable = [e for e in entries if any(_images(e)) and all(path.is_file() for path in files_of(e))]
     sites = list(dict.fromkeys(str(e.get("site", "")) for e in readable))
     ranks = [r for r in RANKS if any(e.get("rank") == r for e in readable)]
     if not sites or not ranks:
@@ -116,7 +116,7 @@ def _draw_pair(block: np.ndarray, entry: Mapping[str, Any], task: Task) -> None:
 
 def draw_gallery(entries: Mapping[str, Mapping[str, Any]], task: Task) -> Figure | None:
     """One case of each site: every channel, and the one that shows its regions best again with the label."""
-    readable = {s: e for s, e in entries.items() if _images(e) and all(path.is_file() for path in files_of(e))}
+    readable = {s: e for s, e in entries.items() if any(_images(e)) and all(path.is_file() for path in files_of(e))}
     if not readable:
         return None
     tops = [0.3 + row * (PANEL + GAP) for row in range(len(readable))]
@@ -217,10 +217,10 @@ def _legend(task: Task) -> list[Patch]:
     return handles
 
 
-def _images(entry: Mapping[str, Any]) -> list[Path]:
+def _images(entry: Mapping[str, Any]) -> list[Path | None]:
     images = entry.get("images")
     images = [images] if isinstance(images, str) else images
-    return [Path(i) for i in images if isinstance(i, str)] if isinstance(images, list) else []
+    return [Path(i) if isinstance(i, str) else None for i in images] if isinstance(images, list) else []
 
 
 def _read_json(path: Path) -> Any:

@@ -39,12 +39,12 @@ class View:
     slice_index: int
 
 
-def make_view(task: Task, images: Sequence[Path], masks: dict[str, Path], zoom: bool) -> View:
+def make_view(task: Task, images: Sequence[Path | None], masks: dict[str, Path], zoom: bool) -> View:
     """Read the slice with the largest reference region.
 
     Args:
         task: names channels and regions.
-        images: the case's image files, as in a datalist.
+        images: the case's image files, as in a datalist; None for a channel that was not acquired.
         masks: label files by kind; the slice is chosen by the first that is not empty.
         zoom: enlarge around the regions where they are small.
 
@@ -106,9 +106,13 @@ def largest_slice(masks: Sequence[np.ndarray], depth: int) -> int:
     return depth // 2
 
 
-def _read_channels(task: Task, images: Sequence[Path]) -> dict[str, tuple[np.ndarray, tuple[float, float, float]]]:
-    """RAS array and spacing by channel."""
-    array, grid = read_image(images)
+def _read_channels(
+    task: Task, images: Sequence[Path | None]
+) -> dict[str, tuple[np.ndarray, tuple[float, float, float]]]:
+    """RAS array and spacing by channel; 0 for one that was not acquired. A picture also shows what a check refuses."""
+    array, grid = read_image([path for path in images if path is not None])
+    for position in (place for place, path in enumerate(images) if path is None):
+        array = np.insert(array, position, 0, axis=0)
     if len(array) != len(task.channels):
         raise DataError(f"{images[0]} has {len(array)} channels, but {task.name} has {list(task.channels)}.")
     return {name: _to_ras(values, grid) for name, values in zip(task.channels, array, strict=True)}

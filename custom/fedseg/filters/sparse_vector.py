@@ -33,6 +33,8 @@ class SparseVector(GuaranteedFilter):
 
     meaning = "chooses and sends noisy values by the sparse vector technique: a formal guarantee"
     gives = SPARSE
+    # What is sparse has the coordinates of the network's arrays alone, by which guard and server read it.
+    accepts_extras = False
     withholds = GuaranteedFilter.withholds | {EVERY_COORDINATE}
 
     def __init__(

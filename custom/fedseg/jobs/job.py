@@ -16,7 +16,7 @@ from fedseg.contract.report import named_classes
 from fedseg.errors import ConfigurationError, UsageError
 from fedseg.files.documents import parse_json, read_json, write_json
 from fedseg.filters.base import hooks_of
-from fedseg.filters.chain import UPDATE_TASKS
+from fedseg.filters.chain import UPDATE_TASKS, is_guaranteed
 from fedseg.jobs.allowed_components import filter_meanings
 from fedseg.jobs.components import build_component, check_component, components
 from fedseg.jobs.filter_chain import (
@@ -158,12 +158,23 @@ class Job:
         check_hooks([*self.build_hooks(), *hooks_of(self.build_filters())], plan)
         parts = self._parts(plan)
         workflow.protocol.check_job(parts)
-        if workflow.model.before_rounds and SHARE not in parts.tasks:
-            allowed = f"a list with {SHARE!r}, since workflow.shared_arrays needs arrays before the first round"
-            raise ConfigurationError("executors: tasks", parts.tasks, allowed)
+        if workflow.model.before_rounds:
+            self._check_before_rounds(parts.tasks)
         if self.initial is not None:
             initial_weights(plan, self.initial)
         return plan
+
+    def _check_before_rounds(self, tasks: Sequence[str]) -> None:
+        """Refuse a job in which sites could not send arrays before the first round, or would send them unprotected."""
+        if SHARE not in tasks:
+            allowed = f"a list with {SHARE!r}, since workflow.shared_arrays needs arrays before the first round"
+            raise ConfigurationError("executors: tasks", tasks, allowed)
+        guarded = [task for task in (*UPDATE_TASKS, SHARE) if is_guaranteed(self.build_filters(task))]
+        if guarded and SHARE not in guarded:
+            why = (
+                "What sites send before the first round are statistics of their data, which a guarantee must cover too."
+            )
+            raise ConfigurationError(f"{RESULTS}: tasks", guarded, f"a list with {SHARE!r}", why)
 
     def _parts(self, plan: Plan) -> JobParts:
         """The job as far as its kind of round depends on it."""

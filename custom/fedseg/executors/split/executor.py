@@ -16,7 +16,7 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from fedseg.contract.plan import Plan
 from fedseg.contract.protocol import RUN_ID, START
-from fedseg.errors import RefusalError
+from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.executors.refusals import check_features
 from fedseg.executors.site_executor import SiteExecutor
 from fedseg.executors.split.answers import SplitAnswers
@@ -47,9 +47,19 @@ class SplitExecutor(SiteExecutor):
     refused, since the filters would not see what leaves here. The site's record counts the calls of each round.
     """
 
-    def __init__(self) -> None:
-        """No hooks: they change the training of a whole network."""
+    def __init__(self, hooks: list[str] | None = None) -> None:
+        """Refuse hooks of a job.
+
+        Args:
+            hooks: without a meaning here; must be left out.
+
+        Raises:
+            ConfigurationError: there are some.
+        """
         super().__init__()
+        if hooks:
+            why = "Local objectives change the training of a whole network."
+            raise ConfigurationError("executor.hooks", hooks, "left out in split training", why)
         self._desk = CallDesk()
         self._answers: SplitAnswers | None = None
 

@@ -109,6 +109,32 @@ def test_a_wrong_setting_is_refused_by_name(job, setting, named):
         set_and_check(job, setting)
 
 
+def test_a_task_is_set_by_name_by_file_and_by_job(job, tmp_path):
+    declaration = {
+        "name": "spleen", "modality": "CT", "channels": ["ct"], "labels": {"spleen": 1}, "normalisation": "zscore",
+        "patch_size": [32, 32, 32],
+    }  # fmt: skip
+    (tmp_path / "spleen.json").write_text(json.dumps(declaration), "utf-8-sig")
+    for value, name in (
+        (tmp_path / "spleen.json", "spleen"),
+        ("pancreas", "pancreas"),
+        (ROOT / "jobs" / "hippocampus_fedavg", "hippocampus"),
+        (json.dumps(declaration), "spleen"),
+    ):
+        apply_settings(job, None, None, None, [f"task={value}"])
+        assert (job.plan.task.name, job.plan.dataset) == (name, name)
+    apply_settings(job, None, None, None, [f"task={tmp_path / 'spleen.json'}", "task.patch_size=[64,64,64]"])
+    assert job.plan.task.patch_size == (64, 64, 64)
+    with pytest.raises(UsageError, match=r"'no.json' is no task: name one of brats"):
+        apply_settings(job, None, None, None, ["task=no.json"])
+
+
+def test_the_page_shows_the_plan_of_a_job():
+    page = (ROOT / "docs" / "reference" / "job-folder.md").read_text("utf-8")
+    shown = page.partition("```json\n")[2].partition("```")[0]
+    assert json.loads(shown) == read_job(ROOT / "jobs" / "hippocampus_fedavg").declaration
+
+
 def test_settings_of_one_job_stay_out_of_another(job):
     given = {"local_epochs": 2, "batch_size": 2}
     job.set("training", given)

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedseg.errors import DataError, UsageError
-from fedseg.files.documents import load_json
+from fedseg.errors import UsageError
 from fedseg.files.outputs import check_outputs
-from fedseg.tasks.registry import get_task, resolve_task, task_names
-from fedseg.tasks.task import Task
 
-TASK_HELP = f"one of {', '.join(task_names())}; or a JSON file with a task's declaration; or a job folder"
-JOB_CONFIGURATION = Path("app", "config", "fedseg.json")
+CONVENTION_HELP = "the label convention that all files follow (default: told from their names, or from all labels)"
 Run = Callable[[argparse.Namespace], int]
 
 
@@ -141,39 +136,3 @@ def run_names(folders: Sequence[Path]) -> list[str]:
         raise UsageError("the same run is named twice.")
     names = [folder.name for folder in resolved]
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
-
-
-def task_from_argument(argument: str) -> Task:
-    """The task meant by a built-in name, a JSON file that declares one, or a job folder.
-
-    Raises:
-        UsageError: it is none of these.
-        DataError: the file is not JSON, or the job states no task.
-        ConfigurationError: the declaration is not valid.
-    """
-    if argument in task_names():
-        return get_task(argument)
-    path = Path(argument)
-    if path.is_dir():
-        content = _read(path / JOB_CONFIGURATION)
-        if not isinstance(content, dict) or "task" not in content:
-            raise DataError(f"{path / JOB_CONFIGURATION} states no task.")
-        return resolve_task(content["task"])
-    if path.is_file():
-        return resolve_task(_read(path))
-    raise UsageError(f"{argument!r} is no task: name {TASK_HELP}.")
-
-
-def task_files(argument: str) -> tuple[Path, ...]:
-    """The file that ``task_from_argument`` reads, where it reads one."""
-    path = Path(argument)
-    return () if argument in task_names() else (path / JOB_CONFIGURATION if path.is_dir() else path,)
-
-
-def _read(path: Path) -> Any:
-    try:
-        return load_json(path)
-    except FileNotFoundError:
-        raise UsageError(f"{path} does not exist, so {path.parents[2]} is no job folder of fedseg.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path} is not JSON: {error}.") from None

@@ -11,14 +11,16 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from fedseg.commands.arguments import TASK_HELP, Command, check_report_file, task_files, task_from_argument
+from fedseg.commands.arguments import Command, check_report_file
 from fedseg.console import out, track
 from fedseg.contract.proposal import propose
+from fedseg.contract.task_argument import TASK_HELP, task_files, task_from_argument
 from fedseg.data.checks.datalist_check import check_datalist
 from fedseg.data.checks.findings import CheckReport, Finding
 from fedseg.data.datalist import read_datalist
 from fedseg.errors import UsageError
 from fedseg.files.documents import write_json
+from fedseg.files.outputs import check_outputs
 
 SHOWN_PER_CODE = 20
 
@@ -44,10 +46,12 @@ def run(options: argparse.Namespace) -> int:
     """
     if options.workers < 1:
         raise UsageError(f"--workers is {options.workers}, but must be at least 1.")
+    if options.json:
+        check_report_file("--json", options.json, task_files(options.task))
     task = task_from_argument(options.task)
     datalist = read_datalist(options.datalist)
     if options.json:
-        check_report_file("--json", options.json, [*task_files(options.task), *datalist.files])
+        check_outputs("--json", [options.json], datalist.files)
     report = check_datalist(task, datalist, track, quick=options.quick, workers=options.workers)
     console = out()
     _print_findings(console, "red", "error", report.errors)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from fedseg.commands.arguments import JOB_CONFIGURATION, TASK_HELP, Command, Later, task_from_argument
+from fedseg.commands.arguments import Command, Later
 from fedseg.console import out
+from fedseg.contract.task_argument import JOB_CONFIGURATION, TASK_HELP, task_from_argument
 from fedseg.errors import ConfigurationError, UsageError
 from fedseg.files.documents import parse_json, read_json
 from fedseg.tasks.task import Task

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 from rich.table import Table
@@ -10,6 +11,7 @@ from rich.table import Table
 from fedseg.commands.arguments import Command
 from fedseg.commands.saved_model import add_model_arguments, load, read_files, report_failed
 from fedseg.console import out, track
+from fedseg.data.label_convention import settled, with_convention
 from fedseg.files.outputs import check_outputs
 from fedseg.tasks.segmentation.metrics import EMPTY_CONVENTIONS, HD95_FORMS
 
@@ -38,6 +40,7 @@ def run(options: argparse.Namespace) -> int:
 
     model, datalist, cases = load(options)
     check_outputs("--out", [options.out / EVALUATION], read_files(options, datalist))
+    model = replace(model, task=with_convention(model.task, settled(model.task, datalist, cases).convention))
     predictor = Predictor(model, options.device, options.overlap, lambda items: track(items, "cases", len(cases)))
     content = evaluate(predictor, cases, options.out, options.empty, options.hd95)
     mean = content["mean"]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 
-from fedseg.commands.arguments import TASK_HELP, Command, task_from_argument
-from fedseg.console import out
-from fedseg.data.datalist import FILE_NAME, SPLITS, Datalist, read_datalist, write_datalist
-from fedseg.data.intake.sources import find_layout, origin_note, read_source
+from fedseg.commands.arguments import CONVENTION_HELP, Command
+from fedseg.console import out, track
+from fedseg.contract.task_argument import TASK_HELP, task_from_argument
+from fedseg.data.datalist import FILE_NAME, SPLITS, Case, Datalist, read_datalist, write_datalist
+from fedseg.data.intake.sources import convention_of, find_layout, origin_note, read_source
 from fedseg.data.splits import check_fractions, check_seed, patients_in_two_splits, split_by_patient
 from fedseg.errors import DataError, UsageError
 from fedseg.tasks.task import Task
@@ -21,8 +23,9 @@ from fedseg.tasks.task import Task
 def add_parser(subparsers: Any) -> None:
     """Declare the command."""
     command = Command(subparsers, run)
-    command.path("source", "BraTS folders, dataset.json or datalist.json", "SOURCE")
+    command.path("source", "BraTS folders, dataset.json (Decathlon, nnU-Net) or datalist.json", "SOURCE")
     command.value("--task", TASK_HELP, metavar="TASK", required=True)
+    command.value("--convention", CONVENTION_HELP, metavar="NAME")
     command.path("--out", "folder for datalist.json", "DIR", required=True)
     command.value("--validation-fraction", "share of the patients (default 0.2)", float, default=0.2)
     command.value("--test-fraction", "share of the patients (default 0)", float, default=0.0)
@@ -30,10 +33,11 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """``fedseg import-data``: make a datalist from BraTS folders, a Decathlon data set or another datalist.
+    """``fedseg import-data``: make a datalist from a data set in a usual layout.
 
-    Find the labelled cases of SOURCE, split them by patient and write DIR/datalist.json. Images stay where they are. A
-    datalist that has validation or test cases keeps its own split.
+    Find the labelled cases of SOURCE (BraTS folders, a data set of the Decathlon or of nnU-Net, another datalist),
+    split them by patient and write DIR/datalist.json. Images stay where they are. A datalist that has validation or
+    test cases keeps its own split.
 
     example: fedseg import-data /data/Task04_Hippocampus --task hippocampus --out /data/site
     """
@@ -44,16 +48,19 @@ def run(options: argparse.Namespace) -> int:
     fractions = {"validation": options.validation_fraction, "test": options.test_fraction}
     check_fractions(fractions)
     check_seed(options.seed)
-    datalist = _make(options.source, task, fractions, options.seed)
+    cases = read_source(options.source, task, options.convention)
+    convention = convention_of(options.source, task, cases, options.convention, track)
+    datalist = replace(_make(options.source, task, cases, fractions, options.seed), convention=convention)
     write_datalist(datalist, target)
     counts = ", ".join(f"{len(datalist.split(split))} {split}" for split in SPLITS)
     out().print(f"{escape(str(target))}: {counts} cases for the task {task.name}")
+    if convention:
+        out().print(f"labels follow {escape(convention)}")
     out().print(f"Next: fedseg check-data {escape(options.task)} {escape(str(target))}")
     return 0
 
 
-def _make(source: Path, task: Task, fractions: dict[str, float], seed: int) -> Datalist:
-    cases = read_source(source, task)
+def _make(source: Path, task: Task, cases: tuple[Case, ...], fractions: dict[str, float], seed: int) -> Datalist:
     layout, path = find_layout(source)
     notes = {"origin": origin_note(source)}
     if layout == "datalist":
@@ -63,7 +70,9 @@ def _make(source: Path, task: Task, fractions: dict[str, float], seed: int) -> D
             if shared:
                 patient, splits = next(iter(shared.items()))
                 raise DataError(f"{path}: patient {patient} is in {' and '.join(splits)}. Move all cases to one split.")
-            return Datalist(given.training, given.validation, given.test, None, task.name, {**given.notes, **notes})
+            return Datalist(
+                given.training, given.validation, given.test, None, task.name, notes={**given.notes, **notes}
+            )
     notes["origin"]["split"] = f"by patient, {fractions['validation']:g} validation, seed {seed}"
     parts = split_by_patient(cases, fractions, seed)
-    return Datalist(parts["training"], parts["validation"], parts["test"], None, task.name, notes)
+    return Datalist(parts["training"], parts["validation"], parts["test"], None, task.name, notes=notes)

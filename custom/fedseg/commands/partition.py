@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from fedseg.commands.arguments import TASK_HELP, Command, task_from_argument
+from fedseg.commands.arguments import CONVENTION_HELP, Command
 from fedseg.console import out, track
+from fedseg.contract.task_argument import TASK_HELP, task_from_argument
 from fedseg.data.datalist import SPLITS, Case, Datalist
-from fedseg.data.intake.sources import guess_task, origin_note, read_source
+from fedseg.data.intake.sources import convention_of, guess_task, origin_note, read_source
 from fedseg.data.partition import (
     Sites,
     check_names,
@@ -35,9 +37,10 @@ _SHARED = "0 to 1: share of all training cases that every site gets, as a baseli
 def add_parser(subparsers: Any) -> None:
     """Declare the command."""
     command = Command(subparsers, run)
-    command.path("source", "BraTS folders, dataset.json or datalist.json", "SOURCE")
+    command.path("source", "BraTS folders, dataset.json (Decathlon, nnU-Net) or datalist.json", "SOURCE")
     command.path("--out", "new folder for the sites", "DIR", required=True)
     command.value("--task", f"{TASK_HELP} (default: told from SOURCE)", metavar="TASK")
+    command.value("--convention", CONVENTION_HELP, metavar="NAME")
     command.value("--sites", "number of sites; with --csv: the N largest", int, metavar="N")
     command.value("--names", "names of the sites; with --csv: only these", _words, metavar="A,B,...")
     with command.only_one():
@@ -63,16 +66,18 @@ def run(options: argparse.Namespace) -> int:
     check_fractions(fractions)
     check_seed(options.seed)
     task = task_from_argument(options.task) if options.task else guess_task(options.source)
-    cases = read_source(options.source, task)
+    cases = read_source(options.source, task, options.convention)
+    stated = convention_of(options.source, task, cases, options.convention, track)
     if options.csv:
         sites, without_images = _from_table(cases, options)
     else:
         sites, without_images = _drawn(cases, options, patients_needed(fractions)), 0
     notes = {"origin": origin_note(options.source), "partition": _method(options)}
     datalists = write_sites(
-        sites, options.out, task, fractions, options.seed, options.scanner_shift, notes, options.shared, track
+        sites, options.out, task, fractions, options.seed, options.scanner_shift, notes, options.shared, track, stated
     )
     _print_sites(datalists, len(cases), without_images, options.out)
+    _print_next(options.task or task.name, options.out, next(iter(datalists)))
     return 0
 
 
@@ -154,3 +159,8 @@ def _print_sites(datalists: dict[str, Datalist], found: int, without_images: int
     if without_images:
         out().print(f"{without_images} subjects of the table have no images here.")
     out().print(f"Sites: {escape(str(folder))}")
+
+
+def _print_next(task: str, folder: Path, site: str) -> None:
+    task, first, sites = (escape(shlex.quote(str(word))) for word in (task, folder / site, folder))
+    out().print(f"Next:\n  fedseg check-data {task} {first}\n  fedseg simulate JOB --data {sites} --out runs/first")

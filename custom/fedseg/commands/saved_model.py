@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from fedseg.commands.arguments import TASK_HELP, Command, task_files, task_from_argument
+from fedseg.commands.arguments import Command
 from fedseg.console import err
+from fedseg.contract.task_argument import TASK_HELP, task_files, task_from_argument
 from fedseg.data.datalist import SPLITS, Case, Datalist, read_datalist
 from fedseg.errors import DataError, UsageError
 from fedseg.models.note import ModelNote, check_against_note, note_path

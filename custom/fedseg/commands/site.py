@@ -15,8 +15,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from fedseg.commands.arguments import Command, Run, check_report_file, task_files, task_from_argument
+from fedseg.commands.arguments import Command, Run, check_report_file
 from fedseg.console import err, out
+from fedseg.contract.task_argument import task_files, task_from_argument
 from fedseg.deployment.kits.container_runtime import runtime_of
 from fedseg.deployment.kits.installed_kit import InstalledKit, read_kit
 from fedseg.deployment.kits.manifest import kit_files

@@ -16,6 +16,7 @@ from fedseg.files.documents import load_json, write_json
 
 SPLITS = ("training", "validation", "test")
 FILE_NAME = "datalist.json"
+CONVENTION = "label_convention"
 LONGEST_NAME = 160
 
 
@@ -125,6 +126,7 @@ class Datalist:
         training, validation, test: cases; all cases of a patient lie in one of them.
         path: the file that this was read from; relative entries count from its folder.
         task: name of the task where the file states one.
+        convention: name of the label convention of all its labels where the file states one.
         notes: everything else that the file says (origin, simulated scanner shift...), kept as it is.
     """
 
@@ -133,6 +135,7 @@ class Datalist:
     test: tuple[Case, ...] = ()
     path: Path | None = None
     task: str | None = None
+    convention: str | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def split(self, name: str) -> tuple[Case, ...]:
@@ -188,14 +191,18 @@ def read_datalist(path: Path | str) -> Datalist:
         if not isinstance(entries, list):
             raise DataError(f"{path}: '{split}' must be a list of cases.")
         splits[split] = tuple(_parse_case(e, path, f"{split}[{i}]") for i, e in enumerate(entries))
-    task = content.pop("task", None)
-    return Datalist(**splits, path=path, task=task if isinstance(task, str) else None, notes=content)
+    task, convention = content.pop("task", None), content.pop(CONVENTION, None)
+    if not isinstance(convention, str | None):
+        raise DataError(f"{path}: {CONVENTION!r} must be the name of a label convention of the task.")
+    task = task if isinstance(task, str) else None
+    return Datalist(**splits, path=path, task=task, convention=convention, notes=content)
 
 
 def write_datalist(datalist: Datalist, path: Path | str) -> Path:
     """Write a datalist (paths relative to its folder where they lie below it, else absolute) and return its path."""
     path = Path(path)
-    content: dict[str, Any] = {**({"task": datalist.task} if datalist.task else {}), **datalist.notes}
+    stated = {"task": datalist.task, CONVENTION: datalist.convention}
+    content: dict[str, Any] = {**{name: value for name, value in stated.items() if value}, **datalist.notes}
     for split in SPLITS:
         content[split] = [_format_case(case, path.parent) for case in datalist.split(split)]
     return write_json(path, content)

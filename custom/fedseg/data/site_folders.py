@@ -29,6 +29,7 @@ def write_sites(
     notes: Mapping[str, Any] | None = None,
     shared: float = 0.0,
     progress: Progress = silent,
+    convention: str | None = None,
 ) -> dict[str, Datalist]:
     """Split each site's cases by patient and write ``out/<site>/datalist.json``; all of it or nothing.
 
@@ -43,6 +44,7 @@ def write_sites(
         shared: fraction of all training cases that every site trains on, see ``draw_shared``; each datalist then
             notes under ``shared_cases`` what the site gave and received.
         progress: shows how far simulated scanners are.
+        convention: the label convention of all cases, where the task has several.
 
     Raises:
         UsageError: ``out`` is not empty, or a value is not allowed.
@@ -56,7 +58,7 @@ def write_sites(
         parts = split_by_patient(cases, fractions, [seed, 2, index])
         more = {"simulated_scanner_shift": shifts[site].to_dict()} if scanner_shift else {}
         lists = (parts["training"], parts["validation"], parts["test"])
-        datalists[site] = Datalist(*lists, None, task.name, {**(notes or {}), **more})
+        datalists[site] = Datalist(*lists, None, task.name, convention, {**(notes or {}), **more})
     given = draw_shared({site: datalist.training for site, datalist in datalists.items()}, shared, seed)
     with new_folder(out) as folder:
         written = datalists

@@ -16,6 +16,7 @@ import torch
 from fedseg.contract.plan import Plan, parse_plan
 from fedseg.data.case_reading import read_case
 from fedseg.data.datalist import Case, read_datalist
+from fedseg.data.label_convention import settled
 from fedseg.data.reading import read_label
 from fedseg.errors import ConfigurationError, FedsegError
 from fedseg.networks.weights import Arrays, apply_difference, get_weights
@@ -78,7 +79,7 @@ def _train_one(job: tuple[dict[str, Any], str, str, list[str], int]) -> dict[str
     declaration, data, site, sites, num_rounds = job
     plan = parse_plan(declaration)
     torch.set_num_threads(plan.training.threads)
-    trainer = SiteTrainer(plan, site, read_datalist(Path(data) / site))
+    trainer = SiteTrainer(plan, site, settled(plan.task, read_datalist(Path(data) / site)))
     weights = get_weights(trainer.network)
     for round_number in range(num_rounds):
         weights = apply_difference(weights, trainer.train_round(weights, round_number, num_rounds).update)
@@ -86,7 +87,7 @@ def _train_one(job: tuple[dict[str, Any], str, str, list[str], int]) -> dict[str
 
 
 def _score_at(plan: Plan, folder: Path, site: str, weights: Arrays) -> Summary:
-    trainer = SiteTrainer(plan, site, read_datalist(folder))
+    trainer = SiteTrainer(plan, site, settled(plan.task, read_datalist(folder)))
     scored = trainer.validate(weights, trainer.datalist.final_split)
     return plan.objective.summarise([case.score for case in scored])
 

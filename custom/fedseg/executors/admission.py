@@ -7,9 +7,11 @@ import logging
 from fedseg.contract.plan import Plan
 from fedseg.data.checks.datalist_check import check_datalist
 from fedseg.data.datalist import Datalist, read_datalist
+from fedseg.data.label_convention import settled, with_convention
 from fedseg.data.reading import read_label
 from fedseg.errors import DataError, RefusalError
 from fedseg.site.profile import SiteProfile
+from fedseg.tasks.objective import objective_of
 from fedseg.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -53,18 +55,24 @@ def admit_data(plan: Plan, profile: SiteProfile) -> Datalist:
         raise RefusalError(
             "data", f"The site's data has {len(report.errors)} error(s); `fedseg check-data` lists them."
         )
-    _check_labels(plan, datalist)
-    return datalist
+    return _check_labels(plan, datalist)
 
 
-def _check_labels(plan: Plan, datalist: Datalist) -> None:
-    """Look at the values of some label files; every other one is looked at when it is first used."""
+def _check_labels(plan: Plan, datalist: Datalist) -> Datalist:
+    """The datalist with its label convention, once some label files fit it; the others are looked at in use."""
+    try:
+        datalist = settled(plan.task, datalist)
+        task = with_convention(plan.task, datalist.convention)
+    except DataError as error:
+        logger.error("%s", error)
+        raise RefusalError("task", f"Label files do not follow one convention of the task {plan.task.name}.") from None
     for case in (*datalist.training, *datalist.validation)[:LABELS_LOOKED_AT]:
         try:
             if case.label is not None:
-                plan.objective.check_label(read_label(case.label)[0])
+                objective_of(task).check_label(read_label(case.label)[0])
         except DataError as error:
             logger.error("%s: %s", case.label, error)
             raise RefusalError(
                 "task", f"Label files hold values that are not those of the task {plan.task.name}."
             ) from None
+    return datalist

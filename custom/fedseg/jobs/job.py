@@ -13,6 +13,7 @@ from fedseg.contract.combinations import check_parts
 from fedseg.contract.plan import PLAN_FILE, Plan, parse_plan
 from fedseg.contract.protocol import CLIENT_FILE, SHARE
 from fedseg.contract.report import named_classes
+from fedseg.contract.task_argument import task_declaration
 from fedseg.errors import ConfigurationError, UsageError
 from fedseg.files.documents import parse_json, read_json, write_json
 from fedseg.filters.base import hooks_of
@@ -280,4 +281,5 @@ def apply_settings(
         if value is not None:
             job.set(key, value)
     for text in settings:
-        job.set(*parse_setting(text))
+        key, value = parse_setting(text)
+        job.set(key, task_declaration(value) if key == "task" and isinstance(value, str) else value)

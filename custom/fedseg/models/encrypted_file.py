@@ -10,6 +10,7 @@ from fedseg.contract.plan import Plan
 from fedseg.errors import DataError, RefusalError
 from fedseg.files.arrays import read_arrays, save_whole
 from fedseg.files.digest import model_digest
+from fedseg.files.documents import parse_json
 from fedseg.models.model_file import ModelFile, model_header, read_model, save_model
 from fedseg.models.note import ModelNote, replaced_note, write_note
 from fedseg.privacy.encryption.context import EncryptionContext
@@ -74,9 +75,9 @@ def read_encrypted_file(path: Path) -> EncryptedFile:
         header, arrays = read_arrays(path)
         if header.get("format") != FORMAT:
             raise DataError(f"{path} is not an encrypted model of fedseg: its header lacks the format {FORMAT!r}.")
-        model = read_encrypted_model(arrays, json.loads(header["rounds"]))
+        model = read_encrypted_model(arrays, parse_json(header["rounds"]))
         return EncryptedFile(model, {name: header[name] for name in _HEADER})
     except FileNotFoundError:
         raise DataError(f"The encrypted model {path} does not exist.") from None
-    except (OSError, KeyError, json.JSONDecodeError, RefusalError) as error:
+    except (OSError, KeyError, ValueError, RefusalError) as error:
         raise DataError(f"{path} cannot be read as an encrypted model ({error}).") from None

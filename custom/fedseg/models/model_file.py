@@ -16,7 +16,7 @@ from fedseg.contract.plan import Plan
 from fedseg.contract.shapes import array_owners
 from fedseg.errors import ConfigurationError, DataError, RefusalError
 from fedseg.files.arrays import contiguous, read_arrays
-from fedseg.files.documents import whole_file
+from fedseg.files.documents import parse_json, whole_file
 from fedseg.networks.registry import Network, parse_network
 from fedseg.networks.weights import Arrays, get_weights, set_weights
 from fedseg.tasks.objective import objective_of
@@ -111,7 +111,7 @@ def read_model(path: Path | str) -> ModelFile:
     if header.get("format") != _FORMAT:
         raise DataError(f"{path} is not a model of fedseg: its header lacks the format {_FORMAT!r}.")
     try:
-        task, network, notes = (json.loads(header[name]) for name in ("task", "network", "notes"))
+        task, network, notes = (parse_json(header[name]) for name in ("task", "network", "notes"))
         model = ModelFile(resolve_task(task), parse_network(network), weights, dict(notes))
         if not 0 <= model.overlap < 1:
             raise ValueError("its overlap is none")

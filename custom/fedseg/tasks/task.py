@@ -47,7 +47,7 @@ class Task:
         modality: ``MR`` or ``CT``; CT images are checked against plausible Hounsfield units.
         channels: names of the images of one case, in the order in which the network sees them.
         classes: label classes, without the background; class ``i`` has the internal value ``i + 1``.
-        conventions: ways in which label files write the classes; recognised per file.
+        conventions: ways in which label files write the classes; a data set follows one.
         regions: what is segmented and scored. Either one region per class (exclusive, softmax over background and
             regions), or nested unions of classes (overlapping, one sigmoid channel per region).
         normalisation: ``zscore_nonzero`` (per channel over non-zero voxels, the rest stays 0), ``zscore`` (per

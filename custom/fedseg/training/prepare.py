@@ -69,7 +69,10 @@ def prepare_case(task: Task, case: Case, training: bool) -> PreparedCase:
     """
     array, original, label = read_case(task, case)
     kind = objective_of(task)
-    reference = kind.reference(array, label)
+    try:
+        reference = kind.reference(array, label)
+    except DataError as error:
+        raise DataError(f"{case.label}: {error}") from None
     image = _resample(task, array, original)
     labels = None if reference is None else _resample_reference(task, reference[None], original)
     image.set_array(_normalise(task, image.as_tensor(), case.missing))

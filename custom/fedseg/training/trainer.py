@@ -15,6 +15,7 @@ from fedseg.contract.plan import Plan
 from fedseg.contract.round_settings import RoundSettings, round_steps
 from fedseg.contract.shapes import array_owners
 from fedseg.data.datalist import Datalist
+from fedseg.data.label_convention import with_convention
 from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.networks.weights import Arrays, difference, get_weights, set_weights
 from fedseg.privacy.mechanisms.noise import NoiseSource, SecureNoise, SeededNoise
@@ -101,8 +102,9 @@ class SiteTrainer(LocalSteps):
         self.private |= {name for name, owner in self._owners.items() if owner.private}
         network = plan.build_network()
         folder = setup.cache if plan.training.cache == "disk" else None
-        cases = CaseCache(plan.task, datalist.training, True, folder)
-        self._scored = {s: CaseCache(plan.task, datalist.split(s), False, folder) for s in ("validation", "test")}
+        task = with_convention(plan.task, datalist.convention)
+        cases = CaseCache(task, datalist.training, True, folder)
+        self._scored = {s: CaseCache(task, datalist.split(s), False, folder) for s in ("validation", "test")}
         device = choose_device(setup.device)
         super().__init__(plan, site, datalist, cases, network, setup.hooks, device, setup.aborted)
         self._freeze(0)

@@ -19,10 +19,19 @@ from fedseg.data.checks.findings import CODES, CheckReport
 from fedseg.data.datalist import Case, Datalist, write_datalist
 from fedseg.data.intake.sources import read_source
 from fedseg.data.splits import split_by_patient
+from fedseg.errors import DataError
 from fedseg.tasks.registry import get_task
+from fedseg.tasks.task import LabelConvention
 
 MakeCase = Callable[..., Case]
 HIPPOCAMPUS = get_task("hippocampus")
+TURNED = replace(
+    HIPPOCAMPUS,
+    conventions=(
+        LabelConvention("one way", {"anterior": 1, "posterior": 2}),
+        LabelConvention("other way", {"anterior": 2, "posterior": 1}),
+    ),
+)
 
 
 def rewrite(file: Path, change: Callable[[np.ndarray], Any], affine: np.ndarray | None = None) -> None:
@@ -335,11 +344,27 @@ def test_wrong_number_of_sequences(make_case: MakeCase) -> None:
     assert "3 image(s), but the task brats takes 4: t1, t1ce, t2, flair" in message
 
 
-def test_mixed_label_conventions_across_files_are_a_warning(make_case: MakeCase) -> None:
+def test_mixed_label_conventions_across_files_are_an_error(make_case: MakeCase) -> None:
     report = check_datalist(get_task("brats"), brats(make_case, (1, 2, 4), (1, 2, 3)))
     message, severity = found(report, "label-mixed")
-    assert severity == "warning"
+    assert severity == "error"
     assert "BraTS 2021 (12), BraTS 2023 (1)" in message
+
+
+def test_a_stated_convention_is_the_only_one(make_case: MakeCase) -> None:
+    datalist = brats(make_case, (1, 2, 4), (1, 2))
+    assert check_datalist(get_task("brats"), replace(datalist, convention="BraTS 2021")).ok
+    report = check_datalist(get_task("brats"), replace(datalist, convention="BraTS 2023"))
+    assert {f.code for f in report.errors} == {"label-values"}
+    with pytest.raises(DataError, match="'BraTS 2019' is none of the task brats, which knows: BraTS 2021, BraTS 2023"):
+        check_datalist(get_task("brats"), replace(datalist, convention="BraTS 2019"))
+
+
+def test_labels_that_may_mean_two_things_are_an_error(good: Datalist) -> None:
+    report = check_datalist(TURNED, good)
+    message, severity = found(report, "label-mixed")
+    assert (message, severity) == ("The labels [1, 2] may mean one way or other way.", "error")
+    assert check_datalist(TURNED, replace(good, convention="other way")).ok
 
 
 def test_label_without_enhancing_tumour_fits_any_convention(make_case: MakeCase) -> None:

@@ -134,6 +134,89 @@ def test_decathlon_that_cannot_be_used(tmp_path: Path, content: dict[str, Any], 
         read_source(decathlon(tmp_path, ["a"], **content), BRATS)
 
 
+def nnunet(root: Path, names: Sequence[str], channels: int = 1, **content: Any) -> Path:
+    for name in names:
+        for folder, files in (("imagesTr", [f"{name}_{c:04d}" for c in range(channels)]), ("labelsTr", [name])):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            for file in files:
+                (root / folder / f"{file}.nii.gz").touch()
+    labels = {"background": 0, "anterior": 1, "posterior": 2, "whole": [1, 2]}
+    base = {"channel_names": {str(c): f"mr{c}" for c in range(channels)}, "labels": labels, "file_ending": ".nii.gz"}
+    (root / "dataset.json").write_text(json.dumps({**base, **content}))
+    return root
+
+
+def test_nnunet_raw_data(tmp_path: Path) -> None:
+    cases = read_source(nnunet(tmp_path / "a", ["k_1", "k_2"]), HIPPOCAMPUS)
+    assert [c.patient for c in cases] == ["k_1", "k_2"]
+    assert cases[0].images == (tmp_path / "a" / "imagesTr" / "k_1_0000.nii.gz",)
+    assert guess_task(tmp_path / "a").name == "hippocampus"
+    four = read_source(nnunet(tmp_path / "b", ["x"], 4, labels={}), BRATS)[0]
+    assert [image.name[-12:] for image in four.images] == [f"_000{c}.nii.gz" for c in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"channel_names": {"0": "a", "1": "b"}}, r"has 2 channel\(s\) \['a', 'b'\], but the task needs 1"),
+        ({"labels": {"posterior": 1}}, "gives posterior the label 1"),
+        ({"file_ending": 3}, "'file_ending' must be an ending"),
+        ({"file_ending": ".nrrd"}, "no labelled case"),
+    ],
+)
+def test_nnunet_data_that_cannot_be_used(tmp_path: Path, content: dict[str, Any], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        read_source(nnunet(tmp_path, ["a"], **content), HIPPOCAMPUS)
+
+
+def test_nnunet_data_that_is_incomplete(tmp_path: Path) -> None:
+    nnunet(tmp_path, ["a", "b"], 4)
+    (tmp_path / "imagesTr" / "a_0002.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"1 of 10 files do not exist, first .*a_0002"):
+        read_source(tmp_path, BRATS)
+    (tmp_path / "labelsTr" / "b.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"b_0000.nii.gz has no label in labelsTr"):
+        read_source(tmp_path, BRATS)
+
+
+def test_channels_of_nnunet_1_lie_beside_the_list_of_a_decathlon(tmp_path: Path) -> None:
+    decathlon(tmp_path, ["a"], name="x", labels={})
+    (tmp_path / "imagesTr" / "a.nii.gz").unlink()
+    for channel in range(4):
+        (tmp_path / "imagesTr" / f"a_000{channel}.nii.gz").touch()
+    (case,) = read_source(tmp_path, BRATS)
+    assert [image.name for image in case.images] == [f"a_000{channel}.nii.gz" for channel in range(4)]
+
+
+def test_images_in_folders_of_their_own_name(tmp_path: Path) -> None:
+    for case in ("BraTS2021_00001", "BraTS2021_00002"):
+        for sequence in ("t1", "t1ce", "t2", "flair", "seg"):
+            folder = tmp_path / case / f"{case}_{sequence}.nii"
+            folder.mkdir(parents=True)
+            (folder / f"{case[-5:]}_final_{sequence}.nii").touch()
+    cases = read_source(tmp_path, BRATS)
+    assert [c.patient for c in cases] == ["BraTS2021_00001", "BraTS2021_00002"]
+    assert [image.name for image in cases[0].images] == [f"00001_final_{s}.nii" for s in ("t1", "t1ce", "t2", "flair")]
+    (tmp_path / "BraTS2021_00002" / "BraTS2021_00002_t2.nii" / "more.nii").touch()
+    with pytest.raises(DataError, match=r"BraTS2021_00002_t2.nii has an image's name and should hold one image.* 2"):
+        read_source(tmp_path, BRATS)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"validation": [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}]},
+     {"test": [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}]}],
+)  # fmt: skip
+def test_labelled_cases_of_a_decathlon_are_not_passed_over(tmp_path: Path, more: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=f"cases under '{next(iter(more))}', which is not read"):
+        read_source(decathlon(tmp_path, ["a"], **more), HIPPOCAMPUS)
+
+
+def test_names_of_values_that_are_no_numbers_are_passed_over(tmp_path: Path) -> None:
+    labels = {"0": "background", "²": "x", "9" * 6000: "y", "1": "anterior"}
+    assert len(read_source(decathlon(tmp_path, ["a"], labels=labels), HIPPOCAMPUS)) == 1
+
+
 def test_datalist_as_a_source(tmp_path: Path, make_case: Callable[..., Case]) -> None:
     a, b = make_case("a"), make_case("b")
     path = write_datalist(Datalist((a,), (), (b,)), tmp_path / "datalist.json")

@@ -12,6 +12,7 @@ from fedseg.data.checks.case import CaseFacts, inspect_case
 from fedseg.data.checks.findings import CheckReport, Finding, Severity
 from fedseg.data.datalist import SPLITS, Case, Datalist
 from fedseg.data.grid import Grid
+from fedseg.data.label_convention import meaning, named_convention, with_convention
 from fedseg.data.progress import Progress, silent
 from fedseg.data.splits import by_patient, patients_in_two_splits, spelled_alike
 from fedseg.tasks.task import Task
@@ -30,7 +31,12 @@ def check_datalist(
         progress: shows how far the check is.
         quick: files and headers only, no voxel (seconds instead of minutes): existence, shapes, affines, channels.
         workers: cases looked at side by side; each holds one image in memory.
+
+    Raises:
+        DataError: the datalist states a label convention that the task does not have.
     """
+    every = [case for split in SPLITS for case in datalist.split(split)]
+    task = with_convention(task, datalist.convention or named_convention(task, every))
     places = [(split, case) for split in SPLITS for case in datalist.split(split)]
     running = _inspect(task, places, quick, workers)
     facts = list(progress(running, "Checking cases", len(places)))
@@ -42,7 +48,7 @@ def check_datalist(
         *_alike_patients(datalist),
         *_shared_labels(places),
         *_duplicates(facts),
-        *_mixed_labels(facts),
+        *_mixed_labels(task, facts),
         *_absent_classes(task, facts),
         *_mixed_orientations(facts),
     ]
@@ -173,13 +179,19 @@ def _duplicate(facts: Sequence[CaseFacts], cases: tuple[int, ...], files: list[s
     return Finding("duplicate-content", "error", message, remedy, files[0], splits[0], facts[cases[0]].case.patient)
 
 
-def _mixed_labels(facts: Sequence[CaseFacts]) -> list[Finding]:
+def _mixed_labels(task: Task, facts: Sequence[CaseFacts]) -> list[Finding]:
+    """One data set follows one convention: what its labels mean must not depend on the file."""
     counts = _count_conventions(facts)
-    if len(counts) < 2:
+    remedy = "Map the labels of all files to one convention."
+    if len(counts) > 1:
+        return [Finding("label-mixed", "error", f"The labels follow several conventions: {_listed(counts)}.", remedy)]
+    read = [f for f in facts if f.conventions]
+    left = [c for c in task.conventions if all(c.name in (f.conventions or ()) for f in read)]
+    seen = {left[0].values[name] for f in read for name in f.classes} if left else set()
+    if len({meaning(convention, seen) for convention in left}) < 2:
         return []
-    message = f"The labels follow several conventions: {_listed(counts)}."
-    remedy = "They are recognised file by file; make sure that each file means what its convention says."
-    return [Finding("label-mixed", "warning", message, remedy)]
+    message = f"The labels {sorted(seen)} may mean {' or '.join(c.name for c in left)}."
+    return [Finding("label-mixed", "error", message, "State label_convention in the datalist.")]
 
 
 def _absent_classes(task: Task, facts: Sequence[CaseFacts]) -> list[Finding]:

@@ -1,1 +1,1 @@
-"""Reading the usual layouts of data sets: BraTS folders, the Decathlon, DICOM."""
+"""Reading the usual layouts of data sets: BraTS folders, the Decathlon, nnU-Net, DICOM."""

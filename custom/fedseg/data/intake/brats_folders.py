@@ -20,7 +20,7 @@ _TIME_POINT = re.compile(r"(?P<patient>BraTS-(?:[A-Za-z]+-)+\d+)-\d+", re.IGNORE
 
 def holds_brats(folder: Path) -> bool:
     """Whether some folder below holds a file with a BraTS name."""
-    return any(_FILE.fullmatch(name) for _, _, names in walk(folder) for name in names)
+    return any(_FILE.fullmatch(name) for _, folders, names in walk(folder) for name in (*folders, *names))
 
 
 def patient_of(case_id: str) -> str:
@@ -44,8 +44,12 @@ def read_brats(folder: Path, task: Task) -> tuple[Case, ...]:
         )
     found: dict[tuple[Path, str], dict[str, Path]] = {}
     for place, folders, names in walk(folder):
-        _collect(place, names, found)
-        if not folders and place.name.startswith("BraTS") and not any(_FILE.fullmatch(n) for n in names):
+        packed = [name for name in folders if _FILE.fullmatch(name)]
+        folders[:] = [name for name in folders if name not in packed]  # their files have names of their own
+        _collect(
+            {name: place / name for name in names} | {name: _only_file(place / name) for name in packed}, place, found
+        )
+        if not folders and place.name.startswith("BraTS") and not any(map(_FILE.fullmatch, (*packed, *names))):
             raise DataError(f"{place} holds no sequence at all. Complete or remove this folder.")
     cases = sorted(found.items(), key=lambda item: item[0][1])
     _refuse_incomplete(folder, found, task)
@@ -73,8 +77,20 @@ def _refuse_incomplete(folder: Path, cases: Mapping[tuple[Path, str], Collection
         )
 
 
-def _collect(place: Path, names: list[str], found: dict[tuple[Path, str], dict[str, Path]]) -> None:
-    for name in names:
+def _only_file(folder: Path) -> Path:
+    """The image in a folder that has an image's name (``x_t1.nii/00001_final_t1.nii``), as some archives unpack.
+
+    Raises:
+        DataError: there is none, or several.
+    """
+    files = [path for path in sorted(folder.iterdir()) if path.name.lower().endswith((".nii", ".nii.gz"))]
+    if len(files) != 1:
+        raise DataError(f"{folder} has an image's name and should hold one image, but holds {len(files)}. Move it out.")
+    return files[0]
+
+
+def _collect(files_of: dict[str, Path], place: Path, found: dict[tuple[Path, str], dict[str, Path]]) -> None:
+    for name, path in sorted(files_of.items()):
         match = _FILE.fullmatch(name)
         if not match:
             continue
@@ -82,4 +98,4 @@ def _collect(place: Path, names: list[str], found: dict[tuple[Path, str], dict[s
         sequence = _OF_SUFFIX[match["suffix"].lower()]
         if sequence in files:
             raise DataError(f"{place} has {sequence} twice: {files[sequence].name} and {name}. Remove one.")
-        files[sequence] = place / name
+        files[sequence] = path

@@ -1,26 +1,28 @@
-"""Intake: the cases in a folder or file as people have them (BraTS folders, Decathlon, or a datalist)."""
+"""Intake: the cases in a folder or file as people have them (BraTS folders, Decathlon, nnU-Net, or a datalist)."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from fedseg.data.datalist import FILE_NAME, SPLITS, Case, read_datalist
+from fedseg.data.datalist import FILE_NAME, SPLITS, Case, read_datalist, refuse_other_lists
 from fedseg.data.intake.brats_folders import holds_brats, read_brats
+from fedseg.data.intake.nnunet import as_decathlon, is_nnunet, read_nnunet
+from fedseg.data.label_convention import check_values, find_convention, named_convention, with_convention
+from fedseg.data.progress import Progress, silent
 from fedseg.data.reading import read_image, read_label
 from fedseg.data.splits import require_files
 from fedseg.errors import DataError, UsageError
 from fedseg.files.documents import load_json
 from fedseg.tasks.registry import get_task, task_names
-from fedseg.tasks.segmentation.labels import recognise_convention
 from fedseg.tasks.task import Task
 
-Layout = Literal["datalist", "decathlon", "brats"]
+Layout = Literal["datalist", "decathlon", "nnunet", "brats"]
 
 # Names that data sets use for what a task here calls otherwise; only for noticing contradictions.
 _SYNONYMS = {
@@ -50,25 +52,27 @@ def find_layout(source: Path) -> tuple[Layout, Path]:
     if not source.exists():
         raise UsageError(f"{source} does not exist. Name a folder of images, a dataset.json or a datalist.json.")
     if source.is_file():
-        return ("decathlon" if _is_decathlon(_read_json(source), source) else "datalist"), source
+        return _layout_of(source), source
     if (source / FILE_NAME).is_file():
         return "datalist", source / FILE_NAME
     if (source / "dataset.json").is_file():
-        return "decathlon", source / "dataset.json"
+        return _layout_of(source / "dataset.json"), source / "dataset.json"
     if holds_brats(source):
         return "brats", source
     raise DataError(
-        f"{source} has no layout that is known here: BraTS folders (<id>/<id>_t1.nii.gz ...), "
-        "a Decathlon dataset.json, or a datalist.json. Write a datalist.json for other layouts."
+        f"{source} has no layout that is known here: BraTS folders (<id>/<id>_t1.nii.gz ...), a dataset.json of the "
+        "Decathlon or of nnU-Net, or a datalist.json. Write a datalist.json for other layouts."
     )
 
 
-def read_source(source: Path, task: Task) -> tuple[Case, ...]:
+def read_source(source: Path, task: Task, convention: str | None = None) -> tuple[Case, ...]:
     """All labelled cases of ``source``, whatever its layout, with absolute paths.
 
     Args:
-        source: a folder of BraTS folders, a Decathlon folder or its ``dataset.json``, a datalist or its folder.
+        source: a folder of BraTS folders, one of the Decathlon or of nnU-Net or its ``dataset.json``, a datalist or
+            its folder.
         task: decides which images make up a case, and in what order.
+        convention: the label convention that the user states for all files; None for what the source tells.
 
     Raises:
         UsageError: ``source`` does not exist.
@@ -79,6 +83,10 @@ def read_source(source: Path, task: Task) -> tuple[Case, ...]:
         cases = read_brats(path, task)
     elif layout == "decathlon":
         cases = _read_decathlon(path, task)
+    elif layout == "nnunet":
+        content = _read_json(path)
+        cases = read_nnunet(path, content, len(task.channels))
+        _refuse_contradictions(as_decathlon(content), path, task)
     else:
         datalist = read_datalist(path)
         cases = tuple(case for split in SPLITS for case in datalist.split(split))
@@ -88,8 +96,27 @@ def read_source(source: Path, task: Task) -> tuple[Case, ...]:
         if case.label is None:
             raise DataError(f"{path}: {case.images[0]} has no label. Label it, or take the case out.")
     require_files(cases)
-    _check_first(cases[0], task)
+    _check_first(cases, task, convention or _stated_convention(source))
     return cases
+
+
+def convention_of(
+    source: Path, task: Task, cases: Sequence[Case], given: str | None, progress: Progress = silent
+) -> str | None:
+    """The one label convention of a source: what the user gives, else what it states, else as ``find_convention`` does.
+
+    Raises:
+        DataError: as of ``find_convention`` and ``with_convention``.
+    """
+    name = given or _stated_convention(source)
+    with_convention(task, name)
+    return name or find_convention(task, cases, progress)
+
+
+def _stated_convention(source: Path) -> str | None:
+    """Only a datalist can state one."""
+    layout, path = find_layout(source)
+    return read_datalist(path).convention if layout == "datalist" else None
 
 
 def guess_task(source: Path) -> Task:
@@ -106,7 +133,8 @@ def guess_task(source: Path) -> Task:
     if name in task_names():
         return get_task(name)
     for task in map(get_task, task_names()):
-        if layout == "decathlon" and set(_declared_labels(content)) == set(task.classes):
+        declared = as_decathlon(content) if layout == "nnunet" else content
+        if layout != "datalist" and set(_declared_labels(declared)) == set(task.classes):
             return task
     raise UsageError(f"The task of {path} cannot be told from it. Name it: --task with one of {list(task_names())}.")
 
@@ -117,6 +145,7 @@ def origin_note(source: Path) -> dict[str, str]:
     patient = {
         "brats": "the subject; time points of a subject are one patient",
         "decathlon": "each volume, because a Decathlon data set names no patients",
+        "nnunet": "each case, because nnU-Net names no patients",
         "datalist": "as the datalist says",
     }[layout]
     beside = (path if path.is_dir() else path.parent) / FILE_NAME
@@ -127,7 +156,7 @@ def origin_note(source: Path) -> dict[str, str]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = load_json(path)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{path} is not JSON: {error}. Name a folder of images, a dataset.json or a datalist."
         ) from None
@@ -136,13 +165,18 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _is_decathlon(content: Mapping[str, Any], path: Path) -> bool:
-    return path.name == "dataset.json" or bool({"modality", "numTraining", "tensorImageSize"} & set(content))
+def _layout_of(path: Path) -> Layout:
+    content = _read_json(path)
+    if is_nnunet(content):
+        return "nnunet"
+    is_decathlon = path.name == "dataset.json" or {"modality", "numTraining", "tensorImageSize"} & set(content)
+    return "decathlon" if is_decathlon else "datalist"
 
 
 def _read_decathlon(path: Path, task: Task) -> tuple[Case, ...]:
     content = _read_json(path)
     _refuse_contradictions(content, path, task)
+    refuse_other_lists(content, ("training", "test"), path)
     entries = content.get("training")
     if not isinstance(entries, list):
         raise DataError(f"{path} has no list 'training' of images and labels, as a Decathlon dataset.json has.")
@@ -155,15 +189,33 @@ def _read_decathlon(path: Path, task: Task) -> tuple[Case, ...]:
         label = _below(path, entry["label"])
         # A data set without patient ids: one volume stands for one patient, named by its whole path.
         patient = _without_ending(entry["label"])
-        cases.append(Case(tuple(_below(path, str(i)) for i in images), label, patient))
+        files = [_below(path, str(i)) for i in images]
+        cases.append(Case(tuple(_channels(files[0]) if len(files) == 1 else files), label, patient))
+    if _labelled(content.get("test")):
+        raise DataError(f"{path} has labelled cases under 'test', which is not read. Write a datalist.json with them.")
     return tuple(cases)
 
 
-def _check_first(case: Case, task: Task) -> None:
-    """Refuse a data set whose first case shows that it was made for another task.
+def _labelled(entries: Any) -> bool:
+    return isinstance(entries, list) and any(isinstance(entry, dict) and "label" in entry for entry in entries)
+
+
+def _channels(image: Path) -> list[Path]:
+    """The file itself, or the files of its channels, as nnU-Net 1 has them beside a Decathlon's ``dataset.json``."""
+    ending = "".join(image.suffixes[-2:]) if image.suffix == ".gz" else image.suffix
+    found: list[Path] = []
+    while (channel := image.with_name(f"{image.name.removesuffix(ending)}_{len(found):04d}{ending}")).is_file():
+        found.append(channel)
+    return [image] if image.exists() or not found else found
+
+
+def _check_first(cases: Sequence[Case], task: Task, convention: str | None) -> None:
+    """Refuse a data set whose first case shows that it was made for another task, or follows another convention.
 
     Files that cannot be read, and all the other cases, are for the data check.
     """
+    case, told = cases[0], None if convention else named_convention(task, cases)
+    task = with_convention(task, convention or told)
     try:
         channels = len(read_image(case.images)[0]) + len(case.missing)
         values = [0] if case.label is None else np.unique(read_label(case.label)[0]).tolist()
@@ -174,7 +226,11 @@ def _check_first(case: Case, task: Task) -> None:
             f"{case.images[0]} has {channels} channel(s), but the task {task.name} needs {list(task.channels)}. "
             "Choose the task that this data set was made for."
         )
-    recognise_convention(task, values)
+    try:
+        check_values(task, case, values)
+    except DataError as error:
+        hint = f" The names of the images tell {told}; --convention states another for all files." if told else ""
+        raise DataError(f"{error}{hint}") from None
 
 
 def _without_ending(entry: str) -> str:
@@ -193,7 +249,7 @@ def _declared_labels(content: Mapping[str, Any]) -> dict[str, int]:
     labels = content.get("labels")
     if not isinstance(labels, Mapping):
         return {}
-    known = {_word(name): int(value) for value, name in labels.items() if str(value).isdigit()}
+    known = {_word(name): int(value) for value, name in labels.items() if re.fullmatch("[0-9]{1,9}", str(value))}
     return {name: value for name, value in known.items() if value}
 
 

@@ -1,14 +1,50 @@
-"""Memory that a long-lived process has freed, given back to the machine."""
+"""Memory of this machine: how much there is, and what a long-lived process has freed, given back."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import sys
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import psutil
+
+from fedseg.errors import ConfigurationError
+
 logger = logging.getLogger(__name__)
+# Where Linux says how much a container may have.
+_CONTAINER = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+GIB = 2**30
+
+
+def machine_memory() -> int:
+    """Bytes of memory that this machine, or the container in which this process runs, has in all."""
+    total = int(psutil.virtual_memory().total)
+    for path in _CONTAINER:
+        with contextlib.suppress(OSError, ValueError):
+            total = min(total, int(path.read_text("ascii")))
+    return total
+
+
+def check_memory(what: str, needed: int, limit: int | None = None) -> None:
+    """Refuse something before memory is asked for it.
+
+    Args:
+        what: it is, as a message begins.
+        needed: bytes, at least.
+        limit: bytes; None for what the machine has.
+
+    Raises:
+        ConfigurationError: it needs more; names estimate and limit.
+    """
+    most = machine_memory() if limit is None else limit
+    if needed > most:
+        size, bound = (f"{value / GIB:.3g} GiB" for value in (needed, most))
+        remedy = "Take smaller patches, a smaller network or a larger spacing, or a machine with more memory."
+        raise ConfigurationError(f"The memory of {what}", size, f"{bound} at most", remedy)
 
 
 def give_back() -> bool:

@@ -37,8 +37,8 @@ class TrainingSettings:
         empty: convention for regions that are empty in the reference, see ``evaluation.metrics``.
     """
 
-    local_epochs: int = setting(1, whole)
-    batch_size: int = setting(2, whole)
+    local_epochs: int = setting(1, whole, most=100_000)
+    batch_size: int = setting(2, whole, most=4096)
     optimizer: str = setting("adamw", one_of, choices=("adamw", "sgd"))
     momentum: float = setting(0.9, number, least=0, below=1)
     learning_rate: float = setting(4e-3, number, above=0)
@@ -50,7 +50,7 @@ class TrainingSettings:
     batch_dice: bool = setting(True, switch)
     reset_optimizer: bool | None = setting(None, switch)
     augmentation: str = setting("full", one_of, choices=("none", "intensity", "full"))
-    threads: int = setting(1, whole)
+    threads: int = setting(1, whole, most=1024)
     precision: str = setting("auto", one_of, choices=("auto", "float32", "bfloat16"))
     cache: str = setting("memory", one_of, choices=("memory", "disk"))
     overlap: float = setting(0.25, number, least=0, below=1)

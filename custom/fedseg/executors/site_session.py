@@ -20,7 +20,7 @@ from fedseg.executors.site_record import SiteRecord
 from fedseg.filters.base import hooks_of, own_names
 from fedseg.filters.chain import update_chain
 from fedseg.filters.context import SiteContext, patients_of
-from fedseg.messages.job import job_name, site_profile
+from fedseg.messages.job import check_job_files, job_name, site_profile
 from fedseg.networks.weights import Arrays
 from fedseg.site.policy import OPEN, SitePolicy
 from fedseg.site.profile import SiteProfile
@@ -144,7 +144,11 @@ class SiteSession:
             item.before_task(context)
 
     def _new_trainer(self, plan: Plan, profile: SiteProfile, fl_ctx: FLContext) -> SiteTrainer:
-        """Bind the run's folder to the job, open its record, and build the trainer."""
+        """Look at the job's files, bind the run's folder to the job, open its record, and build the trainer."""
+        try:
+            check_job_files(fl_ctx)
+        except ConfigurationError as error:
+            raise RefusalError("configuration", str(error)) from None
         site = fl_ctx.get_identity_name()
         claim(profile.state, site)
         state = SiteState(profile.state, self.run_id)

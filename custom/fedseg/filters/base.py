@@ -52,6 +52,7 @@ class UpdateFilter(Filter, ABC):
         gives: form of what the filter hands on; None leaves it as it was.
         meaning: what the filter is to somebody who reads a report, as half a sentence.
         needs, provides, withholds: see ``contract.combinations``.
+        words: texts that may stand in an entry of the privacy record beside the filter's own name; see ``tells``.
         guarantees: whether the filter gives a formal guarantee, so that the job may tell nothing besides that the
             guarantee does not cover: no losses, no scores, no curves.
     """
@@ -61,6 +62,7 @@ class UpdateFilter(Filter, ABC):
     accepts: ClassVar[tuple[str, ...]] = (DENSE,)
     accepts_extras: ClassVar[bool] = False
     gives: ClassVar[str | None] = None
+    words: ClassVar[frozenset[str]] = frozenset()
     guarantees: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset()
     provides: ClassVar[frozenset[str]] = frozenset()
@@ -92,6 +94,14 @@ class UpdateFilter(Filter, ABC):
     def training_hook(self) -> TrainingHook | None:
         """What the filter needs to do during training; the executor adds it to the job's hooks."""
         return None
+
+    def tells(self, text: str, plan: Plan) -> bool:
+        """Whether the filter may write a text into the privacy record, which leaves the site.
+
+        A job chooses among listed words, and names arrays of its network: free text of a job could carry out whatever
+        somebody got into it at the site.
+        """
+        return text == type(self).__name__ or text in self.words
 
     def step(self, **facts: Any) -> Step:
         """One entry for the privacy record."""

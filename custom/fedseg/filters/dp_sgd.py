@@ -19,6 +19,8 @@ from fedseg.privacy.mechanisms.noise import NoiseSource, SecureNoise
 from fedseg.training.hooks import TrainingHook
 from fedseg.training.patient_dp_sgd import PatientDPSGD
 
+_NORM = "gradient of a patient"
+
 
 class DPSGD(GuaranteedFilter):
     """Trains with clipped and noisy gradients (see ``PatientDPSGD``) and charges each round to the ledger.
@@ -28,6 +30,7 @@ class DPSGD(GuaranteedFilter):
     """
 
     meaning = "training clips each patient's gradient and adds Gaussian noise: a formal guarantee for each patient"
+    words = GuaranteedFilter.words | {_NORM}
     accepts_extras = False
     withholds = GuaranteedFilter.withholds | {LOCAL_STEPS, COUNTED_STEPS}
 
@@ -51,7 +54,7 @@ class DPSGD(GuaranteedFilter):
         return {
             "filter": type(self).__name__,
             "clip": self._hook.clip,
-            "norm": "gradient of a patient",
+            "norm": _NORM,
             "noise_multiplier": self._hook.noise_multiplier,
             "delta": self.delta,
             "neighbours": self.neighbours,

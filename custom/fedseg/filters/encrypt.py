@@ -6,6 +6,7 @@ Both read the site's key (see ``SiteProfile.encryption_context``) when they need
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 
 import numpy as np
@@ -17,6 +18,7 @@ from nvflare.apis.shareable import Shareable
 from nvflare.app_common.app_constant import AppConstants
 
 from fedseg.contract.combinations import SCALING, VALUES
+from fedseg.contract.plan import Plan
 from fedseg.contract.protocol import ENCRYPTED_FACTS, MODE, MODEL_ID, RUN_ID, SCALE, UPLOAD, WEIGHTS
 from fedseg.contract.shapes import update_shapes
 from fedseg.contract.update import ENCRYPTED, Stage, Update
@@ -29,6 +31,7 @@ from fedseg.messages.updates import PREFIX
 from fedseg.privacy.encryption.context import EncryptionContext, EncryptionError, secret_context
 from fedseg.privacy.encryption.encrypted_model import read_encrypted_model
 from fedseg.privacy.encryption.encrypted_update import encrypt_update
+from fedseg.privacy.encryption.fixed_point import MODES
 from fedseg.privacy.encryption.sum_tag import LEAST_SITES, ForgedSumError, SumTerms
 from fedseg.site.decrypted_model import load_decrypted, save_decrypted
 from fedseg.site.forged_sums import check_forged, note_forged
@@ -57,6 +60,10 @@ class EncryptUpdate(UpdateFilter):
     stage = Stage.ENCRYPT
     withholds = frozenset({VALUES, SCALING})
     gives = ENCRYPTED
+    words = frozenset({_MECHANISM, *MODES})
+
+    def tells(self, text: str, plan: Plan) -> bool:
+        return super().tells(text, plan) or re.fullmatch("[0-9a-f]{16}", text) is not None  # the key's short name
 
     def apply(self, update: Update, context: SiteContext) -> Update:
         key = site_key(context.profile)

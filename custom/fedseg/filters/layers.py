@@ -6,13 +6,16 @@ layers, FedBN (Li et al., ICLR 2021) the normalisations, LG-Fed (Liang et al., 2
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
 from fedseg import allowed
 from fedseg.contract.plan import Plan
+from fedseg.contract.shapes import update_shapes
 from fedseg.contract.update import Stage, Update
 from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.filters.base import UpdateFilter
@@ -21,6 +24,9 @@ from fedseg.networks.layers import last_names, matching_names, normalisation_nam
 from fedseg.networks.weights import is_averaged
 
 NORM = "norm"
+# Without sets of letters ([abc]), all that stands in a pattern which matches stands in the name of an array.
+_PATTERN = re.compile(r"[A-Za-z0-9_.*?]{1,100}")
+_BETWEEN = ", "
 
 
 class LayerFilter(UpdateFilter):
@@ -32,18 +38,24 @@ class LayerFilter(UpdateFilter):
     """
 
     stage = Stage.LAYERS
+    words = frozenset({NORM})
 
     def __init__(self, patterns: list[str] | None = None, kind: str | None = None, last: int | None = None) -> None:
         """Choose layers; what any of the three chooses is chosen.
 
         Args:
-            patterns: of the names of arrays, as in a shell, e.g. ``model.2.*``; letter case counts.
+            patterns: of the names of arrays with ``*`` and ``?``, e.g. ``model.2.*``; letter case counts.
             kind: ``norm`` for all normalisation layers, by their type.
             last: the last modules with parameters on the way to the output; 1 is the output convolution.
         """
         super().__init__()
         where = type(self).__name__
         allowed.optional(allowed.texts, f"{where}.patterns", patterns, allowed="a list of patterns")
+        for pattern in patterns or ():
+            if not _PATTERN.fullmatch(pattern):
+                raise ConfigurationError(
+                    f"{where}.patterns", pattern, "letters, digits, _ and . of an array's name, * and ?"
+                )
         if kind is not None and kind != NORM:
             raise ConfigurationError(f"{where}.kind", kind, f"{NORM!r}, or null")
         allowed.optional(allowed.whole, f"{where}.last", last)
@@ -58,7 +70,13 @@ class LayerFilter(UpdateFilter):
 
     def describe(self) -> dict[str, Any]:
         # An entry of the privacy record is flat.
-        return {**super().describe(), "patterns": None if self.patterns is None else ", ".join(self.patterns)}
+        return {**super().describe(), "patterns": None if self.patterns is None else _BETWEEN.join(self.patterns)}
+
+    def tells(self, text: str, plan: Plan) -> bool:
+        names = update_shapes(plan)
+        patterns = text.split(_BETWEEN)
+        chosen = all(_PATTERN.fullmatch(p) and any(fnmatchcase(name, p) for name in names) for p in patterns)
+        return super().tells(text, plan) or chosen
 
     def kept_names(self, plan: Plan) -> frozenset[str]:
         """Names of all arrays of the plan's network that stay at the site.

@@ -22,9 +22,11 @@ from fedseg.filters.base import UpdateFilter
 from fedseg.filters.context import SiteContext
 from fedseg.networks.weights import Arrays
 from fedseg.privacy.accounting.epsilon import (
+    MECHANISMS,
     NEIGHBOURS,
     REPLACE,
     SITE_UPDATE,
+    UNITS,
     Release,
     relative_to_sensitivity,
 )
@@ -56,6 +58,7 @@ class GuaranteedFilter(UpdateFilter):
     guarantees: ClassVar[bool] = True
     provides = frozenset({EPSILON})
     withholds = frozenset({TRAIN_LOSS, VAL_LOSS, SCORES, DURATION, STATISTICS})
+    words: ClassVar[frozenset[str]] = frozenset({*NEIGHBOURS, *MECHANISMS, *UNITS})
 
     def __init__(self, delta: float, neighbours: str) -> None:
         super().__init__()
@@ -203,6 +206,7 @@ class LaplaceNoise(AdditiveNoise):
 
     meaning = "clips the update and adds Laplace noise: a formal guarantee for the whole update"
     mechanism, norm = "laplace", "L1"
+    words = AdditiveNoise.words | {norm}
 
     def protect(self, update: Update, noise: NoiseSource, context: SiteContext) -> Protected:
         # The L1 norm of n draws is about n scales.

@@ -22,6 +22,9 @@ from fedseg.privacy.mechanisms.top_k import selected_count
 logger = logging.getLogger(__name__)
 
 
+_NORM = "coordinate, per step"
+
+
 class SparseVector(GuaranteedFilter):
     """Chooses up to a fraction of the coordinates by noisy comparisons, and sends them with noise, sparse on the wire.
 
@@ -36,6 +39,7 @@ class SparseVector(GuaranteedFilter):
     # What is sparse has the coordinates of the network's arrays alone, by which guard and server read it.
     accepts_extras = False
     withholds = GuaranteedFilter.withholds | {EVERY_COORDINATE}
+    words = GuaranteedFilter.words | {_NORM, *CHARGES}
 
     def __init__(
         self,
@@ -87,7 +91,7 @@ class SparseVector(GuaranteedFilter):
             **super().describe(),
             "fraction": self.fraction,
             "clip": self.clip,
-            "norm": "coordinate, per step",
+            "norm": _NORM,
             "threshold": self.threshold,
             "epsilon_threshold": self.epsilons[0],
             "epsilon_query": self.epsilons[1],

@@ -27,6 +27,12 @@ LOST_JOBS = "fedseg.resilience.lost_jobs.LostJobs"
 """Finds jobs that ended with the server's process; the server declares it."""
 STEADY_MEMORY = "fedseg.resilience.steady_memory.SteadyMemory"
 """Gives freed memory of FLARE's processes back; server and sites declare it."""
+JSON_ONLY = "fedseg.screening.json_only.JsonOnly"
+"""Lets FLARE read no form of configuration but JSON; server and sites declare it."""
+DEPLOYER = "fedseg.screening.deployer.ScreeningDeployer"
+"""Looks at a job before a site unpacks it; the site declares it under the name by which FLARE asks for it."""
+JOB_STORE = "fedseg.screening.job_store.ScreeningJobStore"
+"""Looks at a job before the server stores or deploys it; in the place of FLARE's own store of jobs."""
 
 
 @cache
@@ -111,12 +117,17 @@ def site_launcher(part_id: str) -> dict[str, Any]:
 
 def server_components() -> list[dict[str, Any]]:
     """The components that a server's ``local/resources.json`` has besides FLARE's own."""
-    return [{"id": "lost_jobs", "path": LOST_JOBS, "args": {}}, *site_components()]
+    return [{"id": "lost_jobs", "path": LOST_JOBS, "args": {}}, *_common_components()]
 
 
 def site_components() -> list[dict[str, Any]]:
     """The components that a site's ``local/resources.json`` has besides FLARE's own and the launcher."""
-    return [{"id": "steady_memory", "path": STEADY_MEMORY, "args": {}}]
+    return [*_common_components(), {"id": "app_deployer", "path": DEPLOYER, "args": {}}]
+
+
+def _common_components() -> list[dict[str, Any]]:
+    parts = {"json_only": JSON_ONLY, "steady_memory": STEADY_MEMORY}
+    return [{"id": name, "path": path, "args": {}} for name, path in parts.items()]
 
 
 def site_privacy() -> dict[str, Any]:

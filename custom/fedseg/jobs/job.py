@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.contract.combinations import check_parts
+from fedseg.contract.job_files import INITIAL_FILE, META_FILE, SERVER_FILE, check_job_folder, check_values
 from fedseg.contract.plan import PLAN_FILE, Plan, parse_plan
 from fedseg.contract.protocol import CLIENT_FILE, SHARE
 from fedseg.contract.report import named_classes
@@ -30,15 +31,13 @@ from fedseg.jobs.filter_chain import (
     filters_of,
     restores,
 )
-from fedseg.models.model_file import INITIAL_FILE, initial_weights
+from fedseg.models.model_file import initial_weights
 from fedseg.names import JOB
 from fedseg.training.hooks import check_hooks
 from fedseg.workflows.run.round_protocol import JobParts
 from fedseg.workflows.run.workflow import Workflow
 
 _PARTS = ("aggregator", "server_optimizer", "shared_arrays", "selection")
-SERVER_FILE = "config_fed_server.json"
-META_FILE = "meta.json"
 
 
 @dataclass
@@ -132,6 +131,10 @@ class Job:
             found.setdefault(component["path"].rpartition(".")[2], []).append(component)
         return found
 
+    def _files(self) -> tuple[tuple[str, dict[str, Any]], ...]:
+        """What is written into the job's configuration folder: names and contents."""
+        return (PLAN_FILE, self.declaration), (SERVER_FILE, self.server), (CLIENT_FILE, self.client)
+
     def check(self) -> Plan:
         """Check the plan, every class path and the names of every argument.
 
@@ -139,6 +142,8 @@ class Job:
             ConfigurationError: something does not fit.
         """
         JOB.check(f"{META_FILE}: name", self.name)
+        for name, content in self._files():
+            check_values(name, content)
         plan = self.plan
         for component in self.components():
             check_component(component)
@@ -229,7 +234,7 @@ class Job:
         config = folder / "app" / "config"
         if self.initial is not None and self.initial != self.folder / "app" / "config" / INITIAL_FILE:
             shutil.copyfile(self.initial, config / INITIAL_FILE)
-        for name, content in ((PLAN_FILE, self.declaration), (SERVER_FILE, self.server), (CLIENT_FILE, self.client)):
+        for name, content in self._files():
             write_json(config / name, content)
         write_json(
             folder / META_FILE, read_json(folder / META_FILE, "a file of a job")
@@ -242,7 +247,7 @@ def read_job(folder: Path) -> Job:
 
     Raises:
         UsageError: it is none.
-        ConfigurationError: one of its files is not JSON.
+        ConfigurationError: one of its files is not JSON with plain values, or is none of a job's.
     """
     config = folder / "app" / "config"
     files = (folder / META_FILE, config / PLAN_FILE, config / SERVER_FILE, config / CLIENT_FILE)
@@ -251,6 +256,7 @@ def read_job(folder: Path) -> Job:
             raise UsageError(
                 f"{folder} is not a job of fedseg: it lacks {path.relative_to(folder)}. Jobs lie in jobs/."
             )
+    check_job_folder(folder)
     meta, declaration, server, client = (read_json(path, "a file of a job") for path in files)
     for path, content in zip(files, (meta, declaration, server, client), strict=True):
         if not isinstance(content, dict):

@@ -9,6 +9,7 @@ from typing import Any
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 
+from fedseg.contract.job_files import check_app_folder
 from fedseg.contract.plan import PLAN_FILE, Plan, read_plan
 from fedseg.contract.protocol import CLIENT_FILE
 from fedseg.contract.report import ReportField, job_fields, named_classes, task_fields
@@ -25,6 +26,16 @@ def site_profile(fl_ctx: FLContext) -> SiteProfile:
     workspace = fl_ctx.get_engine().get_workspace()
     work_folder = Path(workspace.get_run_dir(fl_ctx.get_job_id()))
     return read_profile(fl_ctx.get_identity_name(), Path(workspace.get_site_config_dir()), work_folder)
+
+
+def check_job_files(fl_ctx: FLContext) -> None:
+    """Look at the files of the job at hand once more, where its parent process may be set up not to.
+
+    Raises:
+        ConfigurationError: see ``check_app_folder``; the text tells of the job only.
+    """
+    workspace = fl_ctx.get_engine().get_workspace()
+    check_app_folder(Path(workspace.get_app_config_dir(fl_ctx.get_job_id())).parent)
 
 
 def job_plan(fl_ctx: FLContext) -> Plan:

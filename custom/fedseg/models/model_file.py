@@ -24,7 +24,6 @@ from fedseg.tasks.registry import resolve_task
 from fedseg.tasks.task import Region, Task
 from fedseg.version import __version__
 
-INITIAL_FILE = "initial.safetensors"
 _FORMAT = "fedseg-model-1"
 
 

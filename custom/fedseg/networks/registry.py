@@ -23,6 +23,8 @@ Steps = tuple[int | tuple[int, int, int], ...]
 
 NORMS = ("instance", "group")
 INSTANCE = ("instance", {"affine": True})
+# Far above every network that is used, and far below what a machine could not count or build in a moment.
+MOST_LEVELS, MOST_CHANNELS, MOST_STEP, MOST_UNITS = 12, 4096, 15, 32
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,9 @@ class ResidualUNet(NetworkArguments):
 
     def check(self, where: str) -> None:
         super().check(where)
-        _check_counts(f"{where}.channels", self.channels, 2)
+        _check_counts(f"{where}.channels", self.channels, 2, MOST_CHANNELS)
         _check_levels(f"{where}.strides", self.strides, len(self.channels) - 1, "one fewer than channels")
-        allowed.whole(f"{where}.res_units", self.res_units)
+        allowed.whole(f"{where}.res_units", self.res_units, most=MOST_UNITS)
         _check_levels(f"{where}.kernel", (self.kernel,), 1, odd=True)
 
 
@@ -152,7 +154,7 @@ class DynamicUNet(NetworkArguments):
 
     def check(self, where: str) -> None:
         super().check(where)
-        _check_counts(f"{where}.filters", self.filters, 3)
+        _check_counts(f"{where}.filters", self.filters, 3, MOST_CHANNELS)
         _check_levels(f"{where}.strides", self.strides, len(self.filters), "as many as filters")
         if self.kernels != ():
             _check_levels(f"{where}.kernels", self.kernels, len(self.filters), "as many as filters", odd=True)
@@ -194,12 +196,13 @@ class ResidualSegmentation(NetworkArguments):
 
     def check(self, where: str) -> None:
         super().check(where)
-        _check_counts(f"{where}.init_filters", (self.init_filters,), 1)
-        _check_counts(f"{where}.blocks_down", self.blocks_down, 2)
-        _check_counts(f"{where}.blocks_up", self.blocks_up, 1)
-        if len(self.blocks_up) != len(self.blocks_down) - 1:
+        _check_counts(f"{where}.blocks_down", self.blocks_down, 2, MOST_UNITS)
+        _check_counts(f"{where}.blocks_up", self.blocks_up, 1, MOST_UNITS)
+        # Doubled at each level.
+        allowed.whole(f"{where}.init_filters", self.init_filters, most=MOST_CHANNELS >> len(self.blocks_down) - 1)
+        if (fewer := len(self.blocks_down) - 1) != len(self.blocks_up):
             raise ConfigurationError(
-                f"{where}.blocks_up", self.blocks_up, f"{len(self.blocks_down) - 1} numbers: one fewer than blocks_down"
+                f"{where}.blocks_up", self.blocks_up, f"{fewer} numbers: one fewer than blocks_down"
             )
 
 
@@ -315,7 +318,7 @@ def _check_levels(name: str, values: Any, levels: int, why: str = "", odd: bool 
     """Refuse what is not for each level a positive whole number, or three of them."""
 
     def fits(value: Any) -> bool:
-        return type(value) is int and value > 0 and not (odd and value % 2 == 0)
+        return type(value) is int and 0 < value <= MOST_STEP and not (odd and value % 2 == 0)
 
     given = values if isinstance(values, tuple) else ()
     triples = [value if isinstance(value, tuple) else (value,) * 3 for value in given]
@@ -325,7 +328,8 @@ def _check_levels(name: str, values: Any, levels: int, why: str = "", odd: bool 
         raise ConfigurationError(name, _as_lists(values), f"{many}a {kind} or three (x, y, z), e.g. 3 or [3, 3, 1]")
 
 
-def _check_counts(name: str, values: Any, least: int) -> None:
-    ok = isinstance(values, Sequence) and not isinstance(values, str) and len(values) >= least
-    if not ok or not all(type(v) is int and v > 0 for v in values):
-        raise ConfigurationError(name, values, f"at least {least} positive whole number(s)")
+def _check_counts(name: str, values: Any, least: int, most: int) -> None:
+    ok = isinstance(values, Sequence) and least <= len(values) <= MOST_LEVELS
+    if not ok or not all(type(v) is int and 0 < v <= most for v in values):
+        allowed = f"at least {least} positive whole number(s), at most {MOST_LEVELS} and none above {most}"
+        raise ConfigurationError(name, values, allowed)

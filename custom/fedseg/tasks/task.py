@@ -14,6 +14,9 @@ NORMALISATIONS = ("zscore_nonzero", "zscore", "window")
 MODALITIES = ("MR", "CT")
 SEGMENTATION = "segmentation"
 FOREGROUND, LARGEST = "foreground", "largest"
+# Far beyond any image: what is declared beyond them is a slip, or made to exhaust whoever reads it.
+MOST_CHANNELS, MOST_REGIONS, LARGEST_PATCH = 64, 255, 1024
+SMALLEST_SPACING, LARGEST_SPACING, LARGEST_INTENSITY = 0.01, 1000, 1e9
 
 
 @dataclass(frozen=True)
@@ -216,6 +219,8 @@ def _check(task: Task) -> None:
     labels = ("classes", "conventions", "regions") if task.objective == SEGMENTATION else ()
     for name in ("channels", *labels):
         require(len(getattr(task, name)) > 0, name, "a list with at least one entry")
+    for name, most in (("channels", MOST_CHANNELS), ("classes", MOST_REGIONS), ("regions", MOST_REGIONS)):
+        require(len(getattr(task, name)) <= most, name, f"{most} at most")
     for name in ("channels", "classes", "optional_channels"):
         items = getattr(task, name)
         require(all(isinstance(i, str) and i for i in items), name, "a list of names")
@@ -274,24 +279,28 @@ def _own_class(task: Task, index: int) -> str:
 
 
 def _check_numbers(task: Task) -> None:
-    def positive(values: Any, count: int, kinds: tuple[type, ...]) -> bool:
-        return len(values) == count and all(type(v) in kinds and v > 0 for v in values)
+    def between(values: Any, count: int, kinds: tuple[type, ...], least: float, most: float) -> bool:
+        return len(values) == count and all(type(v) in kinds and least <= v <= most for v in values)
 
     def require(condition: bool, name: str, allowed: str) -> None:
         if not condition:
             raise ConfigurationError(f"task.{name}", getattr(task, name), allowed)
 
-    number = (int, float)
-    require(positive(task.patch_size, 3, (int,)), "patch_size", "three positive whole numbers of voxels")
-    require(task.spacing is None or positive(task.spacing, 3, number), "spacing", "three positive numbers of mm")
+    number, millimetres = (int, float), f"from {SMALLEST_SPACING} to {LARGEST_SPACING} mm"
+    patch = between(task.patch_size, 3, (int,), 1, LARGEST_PATCH)
+    require(patch, "patch_size", f"three positive whole numbers of voxels, none above {LARGEST_PATCH}")
+    sizes = number, SMALLEST_SPACING, LARGEST_SPACING
+    require(task.spacing is None or between(task.spacing, 3, *sizes), "spacing", f"three numbers {millimetres}")
     low_high = task.spacing_range
-    require(positive(low_high, 2, number) and low_high[0] < low_high[1], "spacing_range", "two increasing mm")
+    plausible = between(low_high, 2, *sizes) and low_high[0] < low_high[1]
+    require(plausible, "spacing_range", f"two increasing numbers {millimetres}")
     if task.normalisation == "window":
-        window = task.window
-        ok = window is not None and len(window) == 2 and all(type(v) in number for v in window)
-        require(ok and window is not None and window[0] < window[1], "window", "two increasing intensities")
+        window: Sequence[float] = task.window or ()
+        ok = between(window, 2, number, -LARGEST_INTENSITY, LARGEST_INTENSITY) and window[0] < window[1]
+        require(ok, "window", "two increasing intensities")
     classes = {"background", *task.classes}
-    fine = set(task.sampling) <= classes and all(type(v) in number and v >= 0 for v in task.sampling.values())
+    shares = list(task.sampling.values())
+    fine = set(task.sampling) <= classes and between(shares, len(shares), number, 0, LARGEST_INTENSITY)
     require(fine, "sampling", f"non-negative frequencies for some of {sorted(classes)}")
     require(not task.sampling or sum(task.sampling.values()) > 0, "sampling", "frequencies that are not all zero")
     require(all(a in (0, 1, 2) for a in task.flip_axes), "flip_axes", "a list of axes out of 0, 1, 2")

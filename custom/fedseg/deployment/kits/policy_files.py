@@ -11,7 +11,13 @@ from fedseg.deployment.kits.project_file import SERVER, SITE
 from fedseg.deployment.kits.storage_folders import SERVER_STORAGE, place_server, write_local
 from fedseg.errors import UsageError
 from fedseg.files.documents import read_json
-from fedseg.jobs.allowed_components import server_components, site_components, site_launcher, site_resources
+from fedseg.jobs.allowed_components import (
+    JOB_STORE,
+    server_components,
+    site_components,
+    site_launcher,
+    site_resources,
+)
 from fedseg.site.profile import PROFILE_FILE
 
 POLICY_FILES = {
@@ -20,7 +26,7 @@ POLICY_FILES = {
 }
 # Seconds of silence after which the server drops a client, which gives a sign every 10 s and comes back with the next.
 HEART_BEAT_TIMEOUT = 120
-_LOG_SENDER, _LAUNCHER = "site_log_streamer", "process_launcher"
+_LOG_SENDER, _LAUNCHER, _JOB_STORE = "site_log_streamer", "process_launcher", "job_manager"
 
 
 def check_policy_folder(policy: Path) -> None:
@@ -57,7 +63,8 @@ def write_policy(kit: Path, role: str, policy: Path) -> None:
             if part["id"] != _LOG_SENDER
         ] + site_components()
     else:
-        resources["components"] += server_components()
+        own = [{**part, "path": JOB_STORE} if part["id"] == _JOB_STORE else part for part in resources["components"]]
+        resources["components"] = own + server_components()
         for server in resources["servers"]:
             server["heart_beat_timeout"] = HEART_BEAT_TIMEOUT
     write_local(kit, RESOURCES_FILE, resources)

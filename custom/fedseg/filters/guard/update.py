@@ -75,6 +75,9 @@ def _check_arrays(
     context = attached_context(fl_ctx)  # refuses what fedseg's executor did not make
     if [step["filter"] for step in update.steps] != [type(f).__name__ for f in chain]:
         raise _unknown("did not go through the job's filters in their order")
+    for step, item in zip(update.steps, chain, strict=True):
+        if not all(item.tells(text, plan) for text in step.values() if isinstance(text, str)):
+            raise _unknown("tells free text of the job in its privacy record")
     if not profile.simulated and any(step.get("secure_noise") is False for step in update.steps):
         raise RefusalError("privacy", "The update's noise follows from a seed, so it protects nobody at this site.")
     fraction = sent_fraction(update, update_shapes(plan))

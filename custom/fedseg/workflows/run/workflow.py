@@ -15,10 +15,10 @@ from nvflare.app_common.workflows.model_controller import ModelController
 from nvflare.widgets.info_collector import InfoCollector
 
 from fedseg.contract.combinations import check_parts
+from fedseg.contract.job_files import INITIAL_FILE
 from fedseg.contract.plan import PLAN_FILE, read_plan
-from fedseg.messages.job import report_fields, site_parts
+from fedseg.messages.job import check_job_files, report_fields, site_parts
 from fedseg.messages.job_facts import job_facts
-from fedseg.models.model_file import INITIAL_FILE
 from fedseg.site.profile import PROFILE_FILE, read_state_folder
 from fedseg.workflows.run.flare_sites import FlareSites
 from fedseg.workflows.run.presence import Listening
@@ -87,8 +87,9 @@ class Workflow(ModelController):
             fl_ctx: of the server's process of the job.
 
         Raises:
-            ConfigurationError: parts of the job cannot work together.
+            ConfigurationError: the job's files are none that a job may have, or its parts cannot work together.
         """
+        check_job_files(fl_ctx)
         check_parts([*self.parts, *site_parts(fl_ctx)])
         workspace, job_id = fl_ctx.get_engine().get_workspace(), str(fl_ctx.get_job_id())
         record.job = job_facts(fl_ctx, workspace)

@@ -132,13 +132,20 @@ FAULTS = {
         lambda kit, other: (kit / "local" / "resources.json").write_text("["),
         {"classes": r"resources\.json.*a readable JSON file"},
     ),
+    "jobs are not looked at": (
+        lambda kit, other: edit(
+            kit / "local" / "resources.json",
+            lambda c: {**c, "components": [p for p in c["components"] if p["id"] != "app_deployer"]},
+        ),
+        {"jobs": r"lacks fedseg\.screening\.deployer\.ScreeningDeployer: jobs are read unseen.*fedseg equip"},
+    ),
     "logs may leave": (
         lambda kit, other: edit(kit / "local" / "resources.json", lambda c: {**c, "allow_log_streaming": True}),
         {"logs": r"lets logs leave"},
     ),
     "FLARE's own resources are in place": (
         lambda kit, other: shutil.copyfile(kit / "local" / "resources.json.default", kit / "local" / "resources.json"),
-        {"classes": "", "logs": r"lets logs leave"},
+        {"classes": "", "jobs": r"lacks .*json_only\.JsonOnly", "logs": r"lets logs leave"},
     ),
     "jobs may bring code": (
         lambda kit, other: edit(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from fedseg.deployment.kits.installed_kit import LOCAL, InstalledKit
 from fedseg.deployment.operation.checks.result import CheckOptions, CheckResult, green, listed, red, yellow
 from fedseg.errors import FedsegError
 from fedseg.files.documents import read_json
-from fedseg.jobs.allowed_components import GUARD, site_resources
+from fedseg.jobs.allowed_components import DEPLOYER, GUARD, JOB_STORE, JSON_ONLY, site_resources
 from fedseg.privacy.accounting.ledger import Ledger
 from fedseg.site.policy import SitePolicy
 from fedseg.site.profile import SiteProfile, read_profile
@@ -39,12 +40,20 @@ def check_classes(kit: InstalledKit, options: CheckOptions) -> Iterator[CheckRes
         yield red("classes", f"{where} does not enforce its list of classes.", _ANEW)
     else:
         yield green("classes", f"Jobs can load the {len(wanted)} listed components and nothing else.")
-    if kit.is_site:
-        yield _logs(resources)
-
-
-def _logs(resources: Mapping[str, Any]) -> CheckResult:
     parts = [str(part.get("path")) for part in resources.get("components", []) if isinstance(part, dict)]
+    yield _jobs({JSON_ONLY, DEPLOYER if kit.is_site else JOB_STORE} - set(parts), kit)
+    if kit.is_site:
+        yield _logs(resources, parts)
+
+
+def _jobs(lacking: set[str], kit: InstalledKit) -> CheckResult:
+    if lacking:
+        remedy = shlex.join(["fedseg", "equip", str(kit.folder)])
+        return red("jobs", f"{LOCAL}/{_RESOURCES} lacks {listed(sorted(lacking))}: jobs are read unseen.", remedy)
+    return green("jobs", "They are looked at before FLARE reads them.")
+
+
+def _logs(resources: Mapping[str, Any], parts: Sequence[str]) -> CheckResult:
     senders = [path for path in parts if "log_streaming" in path or "LogStreamer" in path or "LogSender" in path]
     if resources.get("allow_log_streaming") is not False or senders:
         return red("logs", f"{LOCAL}/{_RESOURCES} lets logs leave, which hold names of files.", _ANEW)

@@ -1,0 +1,36 @@
+"""The site's look at a job that a server sends, before anything of it is unpacked or read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.workspace import Workspace
+from nvflare.private.fed.utils.app_deployer import AppDeployer
+
+from fedseg.contract.job_files import check_app_archive
+from fedseg.errors import ConfigurationError
+
+
+class ScreeningDeployer(AppDeployer):
+    """A component of a site's ``local/resources.json``, which FLARE's client asks to deploy every job.
+
+    What it says goes to the server, and tells of the job only.
+    """
+
+    def deploy(
+        self,
+        workspace: Workspace,
+        job_id: str,
+        job_meta: dict[str, Any],
+        app_name: str,
+        app_data: bytes,
+        fl_ctx: FLContext,
+    ) -> str | None:
+        """Deploy a job, or say why not."""
+        try:
+            check_app_archive(app_data)
+        except ConfigurationError as error:
+            return str(error)
+        answer: str | None = super().deploy(workspace, job_id, job_meta, app_name, app_data, fl_ctx)
+        return answer

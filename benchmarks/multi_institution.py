@@ -17,6 +17,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,11 @@ from fedseg.data.datalist import Case, Datalist, read_datalist
 from fedseg.data.intake.sources import read_source
 from fedseg.data.phantoms.phantoms import make_phantoms
 from fedseg.jobs.job import Job, read_job
+from fedseg.networks.weights import Arrays
 from fedseg.randomness import generator
 from fedseg.simulation.in_process import InProcessFederation
 from fedseg.tasks.registry import get_task
+from fedseg.training.trainer import SiteTrainer
 
 JOBS = Path(__file__).parents[1] / "jobs"
 FOLDS = 3
@@ -68,6 +71,14 @@ ARMS: dict[str, dict[str, Any]] = {
     # Of the pancreas: voxels and patches in the place of the job's.
     "coarse": {"task": {"name": "pancreas", "spacing": [2.0, 2.0, 4.0], "patch_size": [64, 64, 32]}},
     "fine": {**FULL, "task": {"name": "pancreas", "patch_size": [64, 64, 32]}, "training.overlap": 0.25},
+}
+
+# Ways to predict with a model that is there.
+PREDICTIONS: dict[str, dict[str, Any]] = {
+    "overlap 0.5": {"training.overlap": 0.5},
+    "mirrored": {"task.mirrored": True},
+    "parts of 4 ml": {"task.components": {"foreground": 4}},
+    "largest part": {"task.components": {"foreground": "largest"}},
 }
 
 
@@ -135,21 +146,43 @@ def run(name: str, arm: str, label: str, seed: int, rounds: int, data: Path, out
     path = kept(out, name, label, seed, rounds)
     if path.exists():
         return path
+    job, lists = make_job(name, ARMS[arm], seed, rounds), split(name, data, out, seed)
     start, busy = time.time(), time.process_time()
-    federation = InProcessFederation(make_job(name, ARMS[arm], seed, rounds), split(name, data, out, seed))
+    federation = InProcessFederation(job, lists)
     federation.run()
     seconds, busy = time.time() - start, time.process_time() - busy
-    (out / "models").mkdir(exist_ok=True)
-    np.savez(out / "models" / f"{path.stem}.npz", **federation.model.weights)
-    scored = {site: trainer.validate(federation.model.weights, "test") for site, trainer in federation.trainers.items()}
+    model(out, path).parent.mkdir(exist_ok=True)
+    np.savez(model(out, path), **federation.model.weights)
+    described = {"set": name, "arm": label, "seed": seed, "rounds": rounds, "seconds": seconds}
+    described |= {"processor_seconds": busy, **score(federation.trainers, federation.model.weights)}
+    return keep(path, described)
+
+
+def rescore(name: str, arm: str, label: str, seed: int, rounds: int, data: Path, out: Path) -> None:
+    """Score a kept model with other ways to predict; the results are kept as arms of their own."""
+    with np.load(model(out, kept(out, name, label, seed, rounds))) as arrays:
+        weights = dict(arrays)
+    for variant, settings in PREDICTIONS.items():
+        path = kept(out, name, f"{label}, {variant}", seed, rounds)
+        if not path.exists():
+            plan, busy = make_job(name, {**ARMS[arm], **settings}, seed, rounds).check(), time.process_time()
+            trainers = {site: SiteTrainer(plan, site, part) for site, part in split(name, data, out, seed).items()}
+            found = score(trainers, weights)
+            described = {"set": name, "arm": f"{label}, {variant}", "seed": seed, "rounds": rounds}
+            keep(path, {**described, "processor_seconds": time.process_time() - busy, **found})
+
+
+def model(out: Path, result: Path) -> Path:
+    """Where the model of a run is kept."""
+    return out / "models" / f"{result.stem}.npz"
+
+
+def score(trainers: Mapping[str, SiteTrainer], weights: Arrays) -> dict[str, Any]:
+    """Dice of every test case by institution, the means of these, and the mean of the means."""
+    scored = {site: trainer.validate(weights, "test") for site, trainer in trainers.items()}
     cases = {site: {case.id: statistics.mean(case.score.dice.values()) for case in c} for site, c in scored.items()}
     sites = {site: statistics.mean(dice.values()) for site, dice in cases.items()}
-    result = {
-        "set": name, "arm": label, "seed": seed, "rounds": rounds, "seconds": seconds, "processor_seconds": busy,
-        "steps": sum(sum(entry.get("num_steps", {}).values()) for entry in federation.rounds),
-        "dice": statistics.mean(sites.values()), "sites": sites, "cases": cases,
-    }  # fmt: skip
-    return keep(path, result)
+    return {"dice": statistics.mean(sites.values()), "sites": sites, "cases": cases}
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -157,6 +190,8 @@ def table(results: list[dict[str, Any]]) -> str:
     lines = []
     for name in TASKS:
         runs = [r for r in results if r["set"] == name]
+        if not runs:
+            continue
         sites = sorted({site for r in runs for site in r["sites"]})
         reference = {(r["seed"], r["rounds"]): r["dice"] for r in runs if r["arm"] == REFERENCE}
         lines += [f"## {name}", "", "| arm | rounds | mean Dice over institutions | minus earlier | seeds | "]
@@ -182,7 +217,8 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=["defaults"], choices=list(ARMS))
     parser.add_argument("--label", help="what the table calls the arm, for another version's code")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rescore", action="store_true", help="also score the models with other ways to predict")
     parser.add_argument("--table", action="store_true", help="only write the table of what is there")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -192,6 +228,8 @@ def main() -> None:
             label = options.label or arm
             path = run(options.set, arm, label, seed, options.rounds, options.data, options.out)
             print(path.name, json.loads(path.read_text())["dice"], flush=True)
+            if options.rescore:
+                rescore(options.set, arm, label, seed, options.rounds, options.data, options.out)
     text = table(load(options.out))
     (options.out / "table.md").write_text(text)
     print(text)

@@ -14,4 +14,4 @@ echo
 echo "The job's patches of 128x128x128 voxels are larger than the phantoms: set down to 48x48x48."
 fedseg simulate jobs/brats_fedavg --data "$data" --out "$out" --overwrite --rounds 10 \
   --set "task.patch_size=[48,48,48]" --set training.local_epochs=6 --set training.learning_rate=0.003 \
-  --set training.overlap=0.25 --compare local,threshold
+  --set training.augmentation=intensity --set training.overlap=0.25 --compare local,threshold

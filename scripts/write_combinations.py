@@ -132,11 +132,11 @@ def job_of(chosen: Iterable[MethodPart], **plan: Any) -> Job:
     server: dict[str, Any] = {"format_version": 2, "workflows": [{"path": workflow, "args": arguments}]}
     chain = sorted(of[FILTERS], key=lambda part: _stage(part))
     if chain:
-        classes = [component_classes()[part.path] for part in chain]
-        # What HarmoFL's sites send before the first round is protected by filters that know of such arrays.
-        both = "HarmoFL" in names and all(getattr(each, "accepts_extras", False) for each in classes)
-        filtered = [task, *(["share"] if both else [])]
-        client["task_result_filters"] = [{"tasks": filtered, "filters": [part.component for part in chain]}]
+        client["task_result_filters"] = [{"tasks": [task], "filters": [part.component for part in chain]}]
+        # What HarmoFL's sites send before the first round goes through filters that protect such arrays.
+        sharing = [part.component for part in chain if component_classes()[part.path].accepts_extras]  # type: ignore[attr-defined]
+        if sharing and "HarmoFL" in names:
+            client["task_result_filters"].append({"tasks": ["share"], "filters": sharing})
     if "EncryptUpdate" in names:
         decrypt = [{"path": component_path("DecryptModel"), "args": {}}]
         client["task_data_filters"] = [{"tasks": ["train", "validate"], "filters": decrypt}]

@@ -18,7 +18,7 @@ from fedseg.contract.update import Update
 from fedseg.filters.context import SiteContext
 from fedseg.filters.noise import GuaranteedFilter
 from fedseg.networks.weights import Arrays, get_weights
-from fedseg.privacy.accounting.epsilon import epsilon
+from fedseg.privacy.accounting.epsilon import ADAPTIVE, epsilon
 from fedseg.site.profile import SiteProfile
 from tiny import PLAN
 
@@ -60,4 +60,4 @@ def flat(arrays: Arrays) -> np.ndarray:
 
 def epsilon_after(filter_: GuaranteedFilter, rounds: int) -> float:
     """Epsilon of so many releases at most, if the ledger holds nothing else."""
-    return epsilon([replace(filter_.planned(), count=rounds)], filter_.delta)
+    return epsilon([replace(filter_.planned(), count=rounds)], filter_.delta, ADAPTIVE)

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from fedseg.cli import main
-from fedseg.privacy.accounting.epsilon import Release, epsilon
+from fedseg.privacy.accounting.epsilon import ADAPTIVE, Release, epsilon
 from fedseg.privacy.accounting.ledger import Ledger
 
 GAUSSIAN = Release("gaussian", 20.0)
@@ -40,7 +40,7 @@ def test_ledger_as_json(state, capsys):
     content = json.loads(capsys.readouterr().out)
     assert [entry["round"] for entry in content["releases"]] == [0, 1, 2, 0]
     # All four releases concern p2, who is in both data sets.
-    expected = epsilon([GAUSSIAN] * 3 + [Release("pure", epsilon=2.0)], 1e-5)
+    expected = epsilon([GAUSSIAN] * 3 + [Release("pure", epsilon=2.0)], 1e-5, ADAPTIVE)
     assert {name: values["epsilon"] for name, values in content["spent"].items()} == {
         "brain": expected,
         "other": expected,
@@ -53,11 +53,28 @@ def test_ledger_as_json(state, capsys):
 def test_ledger_as_a_table(state, capsys):
     assert privacy("ledger", state, "--dataset", "brain", "--delta", "1e-6") == 0
     shown = text(capsys.readouterr().out)
-    expected = epsilon([GAUSSIAN] * 3 + [Release("pure", epsilon=2.0)], 1e-6)
-    assert f"brain: epsilon {expected:.4g} at delta 1e-06 per site update, 4 release(s)" in shown
-    assert "0 to 2" in shown
+    expected = epsilon([GAUSSIAN] * 3 + [Release("pure", epsilon=2.0)], 1e-6, ADAPTIVE)
+    assert f"brain: epsilon {expected:.4g} at delta 1e-06 per site update, of 4 guaranteed release(s); 0 " in shown
+    assert "1 to 3" in shown
     assert "svt" not in shown
     assert "The ledger is intact: 7 lines, head " in shown
+
+
+def test_what_left_without_a_guarantee_is_listed_and_told_with_the_epsilon(state, capsys):
+    ledger, place = Ledger(state / "ledger"), {"job": "fedavg", "run_id": "plain"}
+    for number in range(2):
+        ledger.enter("brain", ["p1"], "update", **place, round_number=number)
+    ledger.enter("third", ["p9"], "scores", **place, round_number=-1)
+    assert privacy("ledger", state) == 0
+    shown = text(capsys.readouterr().out)
+    assert "2 release(s) without a guarantee, which this epsilon does not cover" in shown
+    assert "third: no guaranteed release; 1 release(s) without a guarantee, so no epsilon" in shown
+    assert "another hospital is counted there by himself" in shown
+    assert re.search(r"fedavg.+update.+2.+1", shown)
+    assert privacy("ledger", state, "--json", "--dataset", "third") == 0
+    content = json.loads(capsys.readouterr().out)
+    assert [entry["what"] for entry in content["without_guarantee"]] == ["scores"]
+    assert (content["releases"], content["spent"]["third"]["without_guarantee"]) == ([], 1)
 
 
 def test_a_ledger_of_its_own_folder_simulated_and_without_noise(tmp_path, capsys):
@@ -67,7 +84,7 @@ def test_a_ledger_of_its_own_folder_simulated_and_without_noise(tmp_path, capsys
     )  # fmt: skip
     assert privacy("ledger", tmp_path) == 0
     shown = text(capsys.readouterr().out)
-    assert "brain: epsilon inf at" in shown
+    assert "brain: epsilon endless at" in shown
     assert "The simulated ledger is intact" in shown
     assert privacy("ledger", tmp_path, "--json") == 0
     assert json.loads(capsys.readouterr().out)["spent"]["brain"]["epsilon"] is None
@@ -79,7 +96,7 @@ def test_a_repeated_round_shows_as_two_releases(tmp_path, capsys):
             "brain", ["p"], GAUSSIAN, job="job", run_id="r", round_number=number, delta=1e-5, budget=None
         )
     assert privacy("ledger", tmp_path) == 0
-    assert "│ 0 to 1 │ 3 " in text(capsys.readouterr().out)
+    assert "│ 1 to 2 │ 3 " in text(capsys.readouterr().out)
 
 
 def test_a_torn_line_is_shown(state, capsys):

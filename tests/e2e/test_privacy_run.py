@@ -127,6 +127,7 @@ def test_the_summary_states_the_mechanism_and_what_was_spent(whole):
         "unit": "patient",
         "delta": DELTA,
         "epsilon": values["epsilon"],
+        "without_guarantee": 0,
     }
     assert [entry["filter"] for entry in privacy["filters"]] == ["SharedLayers", "DPSGD"]
     page = (whole / "report" / "report.html").read_text("utf-8")

@@ -1,6 +1,7 @@
 """A site's own record: what came, what left or why nothing did, and that nothing leaves without its line."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from fedseg.contract.protocol import BYTES_UP, MODEL_ID, MODEL_NAME, REASON, RUN
 from fedseg.files.digest import folder_digest, model_digest
 from fedseg.files.hash_chain import HashChain
 from fedseg.messages.replies import refuse
+from fedseg.privacy.accounting.ledger import Ledger
 from fedseg.provenance.reading import read_record
+from fedseg.provenance.run_log import RecordError
 from tiny import PLAN, make_sites
 
 JOB = {"name": "tiny", "submitter_name": "ada@example.org", "submitter_org": "Example", "submitter_role": "lead"}
@@ -186,13 +189,46 @@ def test_without_a_line_in_the_record_nothing_is_trained(site, monkeypatch, tmp_
 
 def test_without_a_line_in_the_record_nothing_leaves(site, monkeypatch):
     site.task("prepare", site.question())
-    reply = site.task("train", site.message(), guard=lambda result: full_disk(monkeypatch))
+
+    def failing(*arguments, **details):
+        raise RecordError("The record cannot be written.")
+
+    guard = partial(monkeypatch.setattr, "fedseg.executors.site_record.RunLog.append", failing)
+    reply = site.task("train", site.message(), guard=lambda result: guard())
     assert reply.get_return_code() == ReturnCode.TASK_RESULT_FILTER_ERROR
     assert reply.get_header(REASON) == "state"
     assert set(reply) == {ReservedHeaderKey.HEADERS}
     assert reply.get_header(ReservedHeaderKey.TASK_ID) == "task-1", "FLARE still finds the task"
     with pytest.raises(ValueError, match="DXO"):
         from_shareable(reply)
+
+
+def test_without_a_line_in_the_ledger_nothing_leaves(site, monkeypatch, tmp_path):
+    """A plain update has no epsilon; that it left is entered all the same, and before it leaves."""
+    site.task("prepare", site.question())
+    reply = site.task("train", site.message(), guard=lambda result: full_disk(monkeypatch))
+    assert (reply.get_header(REASON), set(reply)) == ("privacy", {ReservedHeaderKey.HEADERS})
+    assert "privacy ledger cannot be read or written" in reply.get_header(TEXT)
+    assert str(tmp_path) not in reply.get_header(TEXT)
+
+
+def test_what_leaves_without_a_guarantee_is_entered_in_the_ledger(site):
+    """And what does not leave is not: a refused job, a refused round, an acceptance, withheld scores."""
+    ledger = Ledger(site.state / "ledger", simulated=True)
+    site.task("prepare", site.question("another plan"))
+    site.task("prepare", site.question())
+    site.task("train", site.message({}))
+    site.task("train", site.message(), guard=lambda result: refuse(result, "guard", "no"))
+    assert [entry["what"] for entry in ledger.history(guaranteed=False)] == ["curves"], "they leave before the result"
+    site.task("train", site.message(number=1))
+    scored = FLModel(params_type=ParamsType.FULL, params=site.weights(), meta={RUN_ID: "run", SPLITS: ["test"]})
+    site.task("validate", scored)
+    told = ledger.history(guaranteed=False)
+    assert [(entry["what"], entry["round"], entry["run_id"]) for entry in told] == [
+        *(("curves", 0, "run"), ("curves", 1, "run"), ("update", 1, "run"), ("scores", -1, "run")),
+    ]
+    assert [entry["patient_count"] for entry in told] == [5, 5, 5, 1], "scores of the test split alone"
+    assert ledger.history() == []
 
 
 def test_an_unexpected_error_lets_nothing_out_either(site, monkeypatch):

@@ -239,7 +239,7 @@ def test_new_run_new_trainer(site, tmp_path):
         params_type=ParamsType.FULL, params=site.weights(), current_round=0, total_rounds=1, meta={RUN_ID: "second"}
     )
     site.ask("train", model)
-    assert {p.name for p in (tmp_path / "state" / "a").iterdir() if p.is_dir()} == {"run", "second"}
+    assert {p.name for p in (tmp_path / "state" / "a").iterdir() if p.is_dir()} == {"run", "second", "ledger"}
 
 
 def test_bytes_are_counted_after_the_filters(site):

@@ -242,7 +242,7 @@ def test_the_release_beyond_the_budget_does_not_leave(tmp_path, kind):
     with pytest.raises(BudgetError) as error:
         kind(1.0, 4.0).run(make_update(), context)
     assert error.value.epsilon == pytest.approx(three)
-    assert_nothing_left(kind(1.0, 4.0), context, "over 2 earlier release(s)")
+    assert_nothing_left(kind(1.0, 4.0), context, "over 2 earlier release(s) with a guarantee")
     assert (tmp_path / "ledger" / FILE).read_bytes() == before
     assert [entry["round"] for entry in releases(tmp_path)] == [0, 1]
 

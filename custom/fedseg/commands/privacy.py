@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import groupby
@@ -35,7 +36,7 @@ from fedseg.privacy.accounting.epsilon import (
     relative_to_sensitivity,
     rounds_for,
 )
-from fedseg.privacy.accounting.ledger import FILE, FOLDER, Ledger
+from fedseg.privacy.accounting.ledger import FILE, FOLDER, Ledger, Spent, spent_words
 
 DEFAULT_DELTA = 1e-5
 
@@ -67,7 +68,8 @@ def add_parser(subparsers: Any) -> None:
 def run_ledger(options: argparse.Namespace) -> int:
     """``fedseg privacy ledger``: verify a site's ledger and show its releases and their composed epsilon.
 
-    Verify the hash chain of a site's ledger, show its releases, and compose them.
+    Verify the hash chain of a site's ledger, show what left with a guarantee and what left without one, and compose
+    the former.
 
     example: fedseg privacy ledger runs/first/state/site-1 --delta 1e-5
     """
@@ -77,27 +79,30 @@ def run_ledger(options: argparse.Namespace) -> int:
     folder = next((f for f in (options.state / FOLDER, options.state) if any(f.glob(f"{FILE}*"))), None)
     if folder is None:
         raise DataError(
-            f"{options.state} holds no privacy ledger: nothing with a guarantee has left, or it is elsewhere "
+            f"{options.state} holds no privacy ledger: nothing has left since there is one, or it is elsewhere "
             "(`fedseg simulate --ledger DIR` keeps it in DIR/<site>)."
         )
     chain = verify(folder / FILE)
     if not chain.entries:
         raise DataError(f"The privacy ledger in {folder} has no entry.")
     ledger = Ledger(folder, simulated=bool(chain.entries[0].get("simulated")))
-    releases = ledger.history(options.dataset)
-    if options.dataset is not None and not releases:
-        known = sorted({entry["dataset"] for entry in ledger.history()})
-        raise UsageError(f"--dataset: nothing of {options.dataset} is in the ledger; it holds {', '.join(known)}.")
-    names = sorted({entry["dataset"] for entry in releases})
+    entries = [*ledger.history(), *ledger.history(guaranteed=False)]
+    names = sorted({entry["dataset"] for entry in entries if options.dataset in (None, entry["dataset"])})
+    if not names:
+        known = ", ".join(sorted({entry["dataset"] for entry in entries}))
+        raise UsageError(f"--dataset: nothing of {options.dataset} is in the ledger; it holds {known}.")
     spent = {name: asdict(ledger.spent(options.delta, dataset=name)) for name in names}
+    releases, without = (ledger.history(options.dataset, guaranteed) for guaranteed in (True, False))
     if options.json:
-        out().print_json(json.dumps(_content(chain, ledger, releases, spent)))
+        out().print_json(json.dumps(_content(chain, ledger, releases, without, spent)))
     else:
-        _print_ledger(chain, ledger, releases, spent)
+        _print_ledger(chain, ledger, releases, without, spent)
     return 0
 
 
-def _content(chain: Chain, ledger: Ledger, releases: Sequence[Any], spent: dict[str, Any]) -> dict[str, Any]:
+def _content(
+    chain: Chain, ledger: Ledger, releases: Sequence[Any], without: Sequence[Any], spent: dict[str, Any]
+) -> dict[str, Any]:
     """The ledger as JSON, which has no infinity: null stands for it."""
     count, head = chain.head
     finite = {
@@ -111,11 +116,40 @@ def _content(chain: Chain, ledger: Ledger, releases: Sequence[Any], spent: dict[
         "head": head,
         "torn_bytes": len(chain.torn),
         "releases": list(releases),
+        "without_guarantee": list(without),
         "spent": finite,
     }
 
 
-def _print_ledger(chain: Chain, ledger: Ledger, releases: Sequence[Any], spent: dict[str, Any]) -> None:
+def _print_ledger(
+    chain: Chain, ledger: Ledger, releases: Sequence[Any], without: Sequence[Any], spent: dict[str, Any]
+) -> None:
+    if releases:
+        out().print(_table_of_releases(releases))
+    if without:
+        table = Table("Data set", "Job", "Left without a guarantee", "Times", "Patients")
+        counts = Counter(
+            tuple(entry[name] for name in ("dataset", "job", "what", "patient_count")) for entry in without
+        )
+        for (dataset, job, what, patients), count in counts.items():
+            table.add_row(*(escape(str(cell)) for cell in (dataset, job, what, count, patients)))
+        out().print(table)
+    for name, values in spent.items():
+        out().print(f"{escape(name)}: {spent_words(Spent(**values))}")
+    out().print(
+        "Epsilon is for neighbours by replacement and for the patients of this site; a patient who was also treated at "
+        "another hospital is counted there by himself."
+    )
+    count, head = chain.head
+    kind = "simulated ledger" if ledger.simulated else "ledger"
+    out().print(f"The {kind} is intact: {count} lines, head {head}")
+    if chain.torn:
+        out().print(
+            f"{len(chain.torn)} bytes of a line that was never completed follow it; nothing left on its account."
+        )
+
+
+def _table_of_releases(releases: Sequence[Any]) -> Table:
     table = Table("Data set", "Job", "Rounds", "Releases", "Mechanism", "Noise over 2 clips", "Patients")
     for _, group in groupby(releases, key=lambda entry: [entry[name] for name in (*_PLACE, *_COST, "patients")]):
         entries = list(group)
@@ -124,19 +158,7 @@ def _print_ledger(chain: Chain, ledger: Ledger, releases: Sequence[Any], spent: 
         count = sum(entry["count"] for entry in entries)
         cells = [first["dataset"], first["job"], spread, count, first["mechanism"], _noise(first)]
         table.add_row(*(escape(str(cell)) for cell in [*cells, first["patient_count"]]))
-    out().print(table)
-    for name, values in spent.items():
-        out().print(
-            f"{escape(name)}: epsilon {values['epsilon']:.4g} at delta {values['delta']:.3g} per {values['unit']}, "
-            f"{values['releases']} release(s) on patients of this data set, neighbours by replacement"
-        )
-    count, head = chain.head
-    kind = "simulated ledger" if ledger.simulated else "ledger"
-    out().print(f"The {kind} is intact: {count} lines, head {head}")
-    if chain.torn:
-        out().print(
-            f"{len(chain.torn)} bytes of a line that was never completed follow it; nothing left on its account."
-        )
+    return table
 
 
 def _noise(entry: Any) -> str:

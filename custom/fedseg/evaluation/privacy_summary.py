@@ -7,9 +7,9 @@ from typing import Any
 
 # In a step, but not an argument of the filter that made it.
 _FACTS = (
-    "filter", "stage", "seconds", "epsilon", "releases", "mechanism", "unit", "secure_noise", "noise_to_signal",
-    "coordinates", "sent", "shared", "overlap_with_top_k", "security_bits", "bytes_per_parameter", "parameters", "form",
-    "sites", "key", "error",
+    "filter", "stage", "seconds", "epsilon", "releases", "mechanism", "unit", "secure_noise", "without_guarantee",
+    "noise_to_signal", "coordinates", "sent", "shared", "overlap_with_top_k", "security_bits", "bytes_per_parameter",
+    "parameters", "form", "sites", "key", "error",
 )  # fmt: skip
 
 
@@ -22,7 +22,9 @@ def privacy_summary(rounds: Sequence[Mapping[str, Any]], meanings: Mapping[str, 
 
     Returns:
         ``filters`` (class, arguments and meaning, in order), ``sites`` (of each what its mechanism states and has
-        spent), ``total`` (the worst of the sites), ``seconds_per_round`` (of all filters, mean over sites and rounds)
+        spent in guaranteed releases, and how many releases on the same patients had no guarantee), ``total`` (the
+        largest of the sites' epsilons, and of these numbers: a patient of two hospitals may have lost their sum),
+        ``seconds_per_round`` (of all filters, mean over sites and rounds)
         and, for encrypted runs, ``mechanism``, ``security_bits`` and ``bytes_per_parameter``. Empty where no filter
         ran.
     """
@@ -38,6 +40,8 @@ def privacy_summary(rounds: Sequence[Mapping[str, Any]], meanings: Mapping[str, 
     if spent:
         worst = max(spent, key=lambda values: values["epsilon"])
         content["total"] = {key: worst[key] for key in ("mechanism", "unit", "epsilon", "delta")}
+        without = [values["without_guarantee"] for values in spent if "without_guarantee" in values]
+        content["total"] |= {"without_guarantee": max(without)} if without else {}
     content["seconds_per_round"] = sum(step.get("seconds", 0.0) for _, _, step in steps) / len(
         {(n, s) for n, s, _ in steps}
     )
@@ -60,7 +64,7 @@ def _of_site(steps: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, Any]:
     content["rounds"] = len({n for n, _ in chosen})
     if "releases" in last:
         content["steps"] = last["releases"]
-    for key in ("noise_to_signal", "coordinates", "secure_noise", "overlap_with_top_k"):
+    for key in ("without_guarantee", "noise_to_signal", "coordinates", "secure_noise", "overlap_with_top_k"):
         if key in last:
             content[key] = last[key]
     return content

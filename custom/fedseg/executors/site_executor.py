@@ -33,6 +33,7 @@ from fedseg.contract.report import SiteReport
 from fedseg.errors import AbortedError, DataError, FedsegError, RefusalError
 from fedseg.executors.admission import check_plan, check_version
 from fedseg.executors.curves import send_curves
+from fedseg.executors.disclosures import CURVES, splits_of, without_guarantee
 from fedseg.executors.refusals import check_statistics, check_submission
 from fedseg.executors.scoring import score_model
 from fedseg.executors.site_session import SiteSession
@@ -86,7 +87,8 @@ class SiteExecutor(Executor, ABC):
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Count bytes where they are what the wire carries: before the task's filters and after the result's.
 
-        What leaves is entered in the site's record once the guard has seen it too.
+        What leaves is entered in the site's record once the guard has seen it too, and where no guarantee covers it, in
+        the ledger before that.
         """
         record = self.session.record
         if event_type == EventType.BEFORE_TASK_DATA_FILTER:
@@ -102,6 +104,8 @@ class SiteExecutor(Executor, ABC):
             task = str(fl_ctx.get_prop(FLContextKey.TASK_NAME))
             workspace = fl_ctx.get_engine().get_workspace()
             site, facts = fl_ctx.get_identity_name(), partial(job_facts, fl_ctx, workspace)
+            with record.or_nothing("ledger"):
+                self._enter(task, fl_ctx)
             record.sent(task, self.session.state_folder(fl_ctx), site, facts)
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
@@ -125,8 +129,17 @@ class SiteExecutor(Executor, ABC):
     def reply(self, update: Arrays, report: SiteReport, round_number: int, fl_ctx: FLContext) -> Shareable:
         """The result of a round: its update and what may be told of it; curves leave beside it."""
         if self.session.curves_leave:
+            self.session.enter(CURVES, round_number, fl_ctx)
             send_curves(self, report, job_plan(fl_ctx).objective.primary, round_number, fl_ctx)
         return update_message(update, report, round_number)
+
+    def _enter(self, task: str, fl_ctx: FLContext) -> None:
+        """Enter the result of a task in the ledger where no guarantee covers it."""
+        result = self.session.record.result
+        what = None if result is None else without_guarantee(task, result, fl_ctx)
+        if result is not None and what is not None:
+            number = int(result.get_header(AppConstants.CURRENT_ROUND, -1))
+            self.session.enter(what, number, fl_ctx, splits_of(task, result))
 
     def _prepare(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         """Accept the job or refuse it; the answer counts the site's cases by split."""

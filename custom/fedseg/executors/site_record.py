@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,12 @@ class SiteRecord:
         """What is sent next belongs to a round that was received before."""
         self._place = {"round": round_number, "start": meta.get(START)}
 
+    @property
+    def result(self) -> Shareable | None:
+        """The result that is about to leave; None where it did not come through the filters, or holds an error."""
+        found = self._result
+        return found if found is not None and found.get_return_code(ReturnCode.OK) == ReturnCode.OK else None
+
     def leaving(self, result: Shareable) -> None:
         """A result has passed all filters; the site's guard may still empty it."""
         self._result = result
@@ -127,18 +134,22 @@ class SiteRecord:
             site: name of the site.
             facts: returns those of the job, see ``job_facts``; called where the whole job is refused.
         """
-        result = self._result
-        try:
-            if result is not None and result.get_return_code(ReturnCode.OK) == ReturnCode.OK:
+        with self.or_nothing("record"):
+            if (result := self.result) is not None:
                 self._append("sent", task=task, **self._place, **_content(result))
             else:
-                self._refused(task, result, state, site, facts)
+                self._refused(task, self._result, state, site, facts)
+
+    @contextmanager
+    def or_nothing(self, what: str) -> Iterator[None]:
+        """Empty the result where the block fails: FLARE swallows what an event handler raises, and would send it."""
+        try:
+            yield
         except RefusalError as error:
             self._withhold(error.reason, str(error))
         except BaseException as error:
-            # FLARE swallows what an event handler raises, and would send the result.
-            logger.exception("The record could not be written, so nothing left the site")
-            self._withhold("state", f"An unexpected {type(error).__name__} kept the site from writing its record.")
+            logger.exception("The %s could not be written, so nothing left the site", what)
+            self._withhold("state", f"An unexpected {type(error).__name__} kept the site from writing its {what}.")
 
     def _withhold(self, reason: str, text: str) -> None:
         if self._result is not None:

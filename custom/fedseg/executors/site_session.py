@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from fedseg.contract.plan import Plan
 from fedseg.contract.report import SiteReport, declared_fields
 from fedseg.errors import ConfigurationError, FedsegError, RefusalError
 from fedseg.executors.admission import admit_data, check_version
+from fedseg.executors.disclosures import MODELLED
 from fedseg.executors.job_identity import job_fingerprint
 from fedseg.executors.refusals import JobTerms, check_cases, check_job, curves_leave, job_terms
 from fedseg.executors.site_record import SiteRecord
@@ -22,6 +23,7 @@ from fedseg.filters.chain import update_chain
 from fedseg.filters.context import SiteContext, patients_of
 from fedseg.messages.job import check_job_files, job_name, site_profile
 from fedseg.networks.weights import Arrays
+from fedseg.privacy.accounting.ledger import Ledger
 from fedseg.site.policy import OPEN, SitePolicy
 from fedseg.site.profile import SiteProfile
 from fedseg.site.state import SiteState, claim
@@ -112,6 +114,25 @@ class SiteSession:
     def curves_leave(self) -> bool:
         """Whether curves of losses and scores may leave during training."""
         return curves_leave(self.policy, self.guaranteed)
+
+    def enter(self, what: str, round_number: int, fl_ctx: FLContext, splits: Collection[str] = MODELLED) -> None:
+        """Enter in the site's ledger what is about to leave without a guarantee.
+
+        Args:
+            what: see ``disclosures.without_guarantee``.
+            round_number: from 0; -1 outside of rounds.
+            fl_ctx: of the task.
+            splits: from whose patients it was made.
+
+        Raises:
+            RefusalError: it cannot be entered, so nothing may leave (reason ``privacy``).
+        """
+        assert self.profile is not None
+        assert self.trainer is not None
+        datalist, job = self.trainer.datalist, job_name(fl_ctx)
+        patients = {case.patient for split in splits for case in datalist.split(split)}
+        ledger, place = Ledger(self.profile.ledger, self.profile.simulated), {"job": job, "run_id": self.run_id}
+        ledger.enter(self.trainer.plan.dataset, patients, what, **place, round_number=round_number)
 
     def attach(
         self, trainer: SiteTrainer, round_number: int, received: Arrays, meta: Mapping[str, Any], fl_ctx: FLContext

@@ -136,6 +136,7 @@ class GuaranteedFilter(UpdateFilter):
             unit=spent.unit,
             epsilon=spent.epsilon,
             releases=spent.releases,
+            without_guarantee=spent.without_guarantee,
             secure_noise=not context.profile.simulated,
             **protected.facts,
         )

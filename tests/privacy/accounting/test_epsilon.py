@@ -14,7 +14,9 @@ from scipy import optimize, stats
 from scipy.special import gammaln, logsumexp
 
 from fedseg.errors import ConfigurationError
+from fedseg.privacy.accounting.composition import laplace_mu, pure_mu
 from fedseg.privacy.accounting.epsilon import (
+    ADAPTIVE,
     ADD_REMOVE,
     PATIENT,
     REPLACE,
@@ -349,3 +351,65 @@ def test_deltas_that_are_refused(delta):
 def test_arguments_that_are_refused(call, message):
     with pytest.raises(ConfigurationError, match=message):
         call()
+
+
+# --------------------------------------------------------------- chosen as they go
+
+
+def gaussian_profile(mu, eps):
+    """delta of mu-Gaussian privacy at an epsilon (Dong, Roth and Su, 2022, corollary 2.13)."""
+    return stats.norm.cdf(mu / 2 - eps / mu) - np.exp(eps + stats.norm.logcdf(-mu / 2 - eps / mu))
+
+
+EPSILONS = (0.01, 0.1, 0.5, 1.0, 3.0, 8.0)
+
+
+@pytest.mark.parametrize("eps", EPSILONS)
+def test_a_pure_release_tells_no_more_than_its_gaussian_and_touches_it(eps):
+    """Against the delta of randomised response, the worst of all: (e^eps - e^x) / (1 + e^eps)."""
+    grid = np.linspace(-eps, eps, 2001)
+    worst = (np.exp(eps) - np.exp(grid)) / (1 + np.exp(eps))
+    assert np.all(worst <= gaussian_profile(pure_mu(eps), grid) + 1e-12)
+    assert np.any(worst > gaussian_profile(0.999 * pure_mu(eps), grid))
+
+
+@pytest.mark.parametrize("eps", EPSILONS)
+def test_a_laplace_release_tells_no_more_than_its_gaussian_and_touches_it(eps):
+    """Against its delta by hand, 1 - e^((x - eps) / 2); below x = -eps either has 1 - e^x at least."""
+    grid = np.linspace(-eps, eps, 2001)
+    worst = 1 - np.exp((grid - eps) / 2)
+    assert np.all(worst <= gaussian_profile(laplace_mu(1 / eps), grid) + 1e-12)
+    assert np.any(worst > gaussian_profile(0.999 * laplace_mu(1 / eps), grid))
+    assert laplace_mu(1 / eps) < pure_mu(eps)
+
+
+def test_gaussian_releases_cost_the_same_whether_they_were_planned_or_not():
+    releases = [Release("gaussian", 3.0, count=4), Release("gaussian", 8.0, unit=PATIENT)]
+    assert epsilon(releases, 1e-5, ADAPTIVE) == epsilon(releases, 1e-5)
+
+
+def test_pure_releases_that_were_not_planned_cost_their_sum_or_their_gaussians():
+    few, many = [Release("pure", epsilon=0.5, count=2)], [Release("laplace", 100.0, count=2000)]
+    assert epsilon(few, 1e-5, ADAPTIVE) == pytest.approx(1.0)
+    mu = math.sqrt(2000) * laplace_mu(100.0)
+    assert epsilon(many, 1e-5, ADAPTIVE) == pytest.approx(
+        optimize.brentq(lambda eps: gaussian_profile(mu, eps) - 1e-5, 0, 50), rel=1e-6
+    )
+    assert epsilon(many, 1e-5, ADAPTIVE) < 20
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.builds(Release, st.just("gaussian"), st.floats(0.5, 50), count=st.integers(1, 3)),
+            st.builds(Release, st.just("laplace"), st.floats(0.5, 50), count=st.integers(1, 3)),
+            st.builds(Release, st.just("pure"), epsilon=st.floats(0.01, 3), count=st.integers(1, 3)),
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+@settings(max_examples=20, deadline=None)
+def test_releases_that_were_not_planned_cost_no_less_than_planned_ones(releases):
+    """Also where the library composes their distributions, which knows nothing of Gaussian curves."""
+    assert epsilon(releases, 1e-5, ADAPTIVE) >= epsilon(releases, 1e-5) * (1 - 1e-6) - 1e-9

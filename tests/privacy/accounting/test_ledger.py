@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.files.hash_chain import HashChain
-from fedseg.privacy.accounting.epsilon import PATIENT, REPLACE, SITE_UPDATE, Release, epsilon
-from fedseg.privacy.accounting.ledger import Ledger, Spent
+from fedseg.privacy.accounting.epsilon import ADAPTIVE, PATIENT, REPLACE, SITE_UPDATE, Release, epsilon
+from fedseg.privacy.accounting.ledger import Ledger, Spent, spent_words
 from fedseg.privacy.accounting.ledger_errors import BudgetError, LedgerError
 
 GAUSSIAN = Release("gaussian", 20.0)
@@ -30,7 +30,11 @@ def charge(ledger, patients=("p1", "p2"), release=GAUSSIAN, dataset="brain", bud
 
 
 def cost(*releases):
-    return epsilon(releases, DELTA)
+    return epsilon(releases, DELTA, ADAPTIVE)
+
+
+def enter(ledger, what="update", patients=("p1", "p2"), dataset="brain", number=0):
+    ledger.enter(dataset, patients, what, job="brats_fedavg", run_id="plain", round_number=number)
 
 
 def content(folder):
@@ -111,6 +115,64 @@ def test_six_hundred_rounds_stay_quick(tmp_path):
     assert spent.epsilon == cost(Release("gaussian", 40.0, count=600))
 
 
+# ------------------------------------------------------- without a guarantee
+
+
+def test_what_left_without_a_guarantee_stands_beside_epsilon_and_not_in_it(tmp_path):
+    """A plain job, a private one, a plain one again, all on the same patients."""
+    ledger = Ledger(tmp_path)
+    enter(ledger)
+    assert ledger.spent(DELTA) == Spent(0.0, DELTA, 0, without_guarantee=1)
+    assert charge(ledger) == Spent(cost(GAUSSIAN), DELTA, 1, without_guarantee=1)
+    enter(ledger, "scores")
+    assert charge(ledger) == Spent(cost(GAUSSIAN, GAUSSIAN), DELTA, 2, without_guarantee=2)
+    assert [entry["what"] for entry in ledger.history(guaranteed=False)] == ["update", "scores"]
+    assert [entry["patient_count"] for entry in ledger.history("brain", guaranteed=False)] == [2, 2]
+    assert len(ledger.history()) == 2
+
+
+def test_one_shared_patient_is_enough_without_a_guarantee_too(tmp_path):
+    ledger = Ledger(tmp_path)
+    enter(ledger, patients=["p1", "p2"], dataset="renamed")
+    enter(ledger, patients=["p3"])
+    assert charge(ledger, ["p2", "p4"], dataset="brain").without_guarantee == 1
+    assert ledger.spent(DELTA, dataset="renamed") == Spent(cost(GAUSSIAN), DELTA, 1, without_guarantee=1)
+    assert ledger.spent(DELTA, patients=["p3"]) == Spent(0.0, DELTA, 0, without_guarantee=1)
+    assert ledger.spent(DELTA, patients=["p5"]) == Spent(0.0, DELTA, 0)
+
+
+def test_a_refused_release_leaves_the_count_as_it_was(tmp_path):
+    ledger = Ledger(tmp_path)
+    enter(ledger)
+    before = content(tmp_path)
+    with pytest.raises(BudgetError, match=r"over 0 earlier release\(s\) with a guarantee"):
+        charge(ledger, budget=1e-6)
+    assert content(tmp_path) == before
+
+
+def test_a_gone_ledger_lets_nothing_out_without_a_guarantee_either(tmp_path):
+    ledger = Ledger(tmp_path / "ledger")
+    enter(ledger)
+    (tmp_path / "ledger" / "ledger.jsonl").unlink()
+    (tmp_path / "ledger" / "ledger.jsonl.head").unlink()
+    with pytest.raises(LedgerError, match="is gone"):
+        enter(ledger)
+
+
+@pytest.mark.parametrize(
+    ("spent", "said"),
+    [
+        (Spent(0.0, DELTA, 0), "no guaranteed release; 0 release(s) without a guarantee"),
+        (Spent(0.0, DELTA, 0, without_guarantee=3), "3 release(s) without a guarantee, so no epsilon"),
+        (Spent(1.3721, DELTA, 1, PATIENT), "epsilon 1.372 at delta 1e-05 per patient, of 1 guaranteed release(s); 0"),
+        (Spent(math.inf, DELTA, 2, without_guarantee=1), "epsilon endless"),
+        (Spent(1.0, DELTA, 2, without_guarantee=1), "1 release(s) without a guarantee, which this epsilon does not"),
+    ],
+)
+def test_no_epsilon_is_told_without_the_number_of_releases_that_it_leaves_out(spent, said):
+    assert said in spent_words(spent)
+
+
 # ------------------------------------------------------------------ budget
 
 
@@ -137,7 +199,7 @@ def test_a_refusal_says_why_and_writes_nothing(tmp_path):
     assert (error.value.reason, error.value.budget, error.value.delta) == ("privacy", 1.0, DELTA)
     assert error.value.epsilon == cost(GAUSSIAN, Release("gaussian", 1.0))
     text = str(error.value)
-    assert "epsilon = 4.384 at delta = 1e-05, over 1 earlier release(s), but the site allows 1." in text
+    assert "epsilon = 4.384 at delta = 1e-05, over 1 earlier release(s) with a guarantee, but" in text
     assert not any(word in text for word in ("Jane", "John", "/data", str(tmp_path)))
     copy = pickle.loads(pickle.dumps(error.value))
     assert (type(copy), str(copy), vars(copy)) == (BudgetError, text, vars(error.value))

@@ -152,6 +152,7 @@ def _privacy(summary: Summary) -> dict[str, Any]:
     return {
         "privacy": wording.privacy_table(summary),
         "filters": wording.filter_table(summary),
+        "uncovered": wording.uncovered_words(summary),
         "private": any(site.get("epsilon") is not None for site in sites),
         "seeded_noise": any(site.get("secure_noise") is False for site in sites),
         "privacy_facts": wording.privacy_facts(summary),

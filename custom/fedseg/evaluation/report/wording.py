@@ -191,6 +191,13 @@ def privacy_table(summary: Summary) -> TextTable:
     return TextTable(("Site", *(key.replace("_", " ") for key in keys)), body, int(bool(total)))
 
 
+def uncovered_words(summary: Summary) -> str:
+    """Which sites had releases on the same patients that their epsilon does not cover; empty for none."""
+    counts = {name: part(entry).get("without_guarantee") for name, entry in part(summary, "privacy", "sites").items()}
+    found = [f"{name}: {count}" for name, count in counts.items() if count]
+    return f"Releases without a guarantee on the same patients before: {', '.join(found)}." if found else ""
+
+
 def privacy_facts(summary: Summary) -> TextTable:
     """What the privacy section says besides its sites, e.g. the parameters of an encryption."""
     rest = {k: v for k, v in part(summary, "privacy").items() if k not in ("sites", "total", "filters") or not v}

@@ -17,6 +17,7 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from fedseg.contract.plan import Plan
 from fedseg.contract.protocol import RUN_ID, START
 from fedseg.errors import ConfigurationError, RefusalError
+from fedseg.executors.disclosures import FEATURES
 from fedseg.executors.refusals import check_features
 from fedseg.executors.site_executor import SiteExecutor
 from fedseg.executors.split.answers import SplitAnswers
@@ -94,6 +95,7 @@ class SplitExecutor(SiteExecutor):
         follow_server(trainer.state, model.meta)
         session.record.received(received, number, model.meta, trainer.count("training"), False)
         session.attach(trainer, number, received, model.meta, fl_ctx)
+        session.enter(FEATURES, number, fl_ctx)
         with torch.random.fork_rng(devices=[]):
             scored = trainer.validate(answers.site.begin(number, received))
             self._serve(answers, model, roster)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import log_expit, ndtri_exp
 
 from fedseg.errors import ConfigurationError
 
@@ -66,6 +67,44 @@ def tight(parts: Parts, delta: float) -> float:
         return bound
     interval = max([_INTERVAL, span / _BINS, *(_step(m) / _SAMPLED_BINS for m, _, _ in parts.sampled)])
     return min(bound, float(_distribution(parts, interval).get_epsilon_for_delta(delta)))
+
+
+def adaptive(parts: Parts, delta: float) -> float:
+    """Epsilon that holds too where each release was chosen after the results of those before it were seen.
+
+    Distributions of privacy losses are composed for releases that are fixed beforehand; whether they may decide when to
+    stop a row that is chosen as it goes is not known. Gaussian differential privacy may: as long as the squares of all
+    mu add up to no more than mu^2, the whole is mu-Gaussian, whatever was chosen (Smith and Thakurta, "Fully adaptive
+    composition for Gaussian differential privacy", 2022; Koskela, Tobaben and Honkela, ICLR 2023). So every release
+    counts as the least Gaussian one that tells at least as much, see ``pure_mu`` and ``laplace_mu``, and sampling is
+    not made use of. Gaussian releases alone cost exactly what ``tight`` says. Releases without a delta may be added up
+    instead, whatever was chosen (Rogers et al., "Privacy odometers and filters", 2016); of a row that has such releases
+    only, the smaller of both counts, since the sum uses none of delta.
+    """
+    squares = [n / m**2 for m, _, n in parts.sampled]
+    squares += [n * laplace_mu(m) ** 2 for m, n in parts.laplace] + [n * pure_mu(e) ** 2 for e, n in parts.pure]
+    found = _gaussian(parts.gaussian + math.fsum(squares), delta)
+    return found if parts.gaussian or parts.sampled else min(found, parts.pure_sum)
+
+
+def pure_mu(epsilon: float) -> float:
+    """The mu of the least Gaussian release that tells at least as much as any with a pure ``epsilon``.
+
+    The trade-off curve of pure epsilon is two straight lines that meet at 1 / (1 + e^epsilon) on the diagonal. A
+    Gaussian curve is convex and has the same ends, so it lies below both lines once it passes through that point.
+    """
+    return float(-2 * ndtri_exp(log_expit(-epsilon)))
+
+
+def laplace_mu(multiplier: float) -> float:
+    """The same for a Laplace release whose scale is ``multiplier`` sensitivities.
+
+    With epsilon = 1 / multiplier its curve is a straight line down to (e^-epsilon / 2, 1/2), then e^-epsilon / 4a, then
+    a line again. On the middle piece the distance to a Gaussian curve, measured in mu, is concave in log a and
+    symmetric, so it is largest on the diagonal, at e^(-epsilon/2) / 2. Below the lines lies a convex curve with the
+    same ends anyway.
+    """
+    return float(-2 * ndtri_exp(-0.5 / multiplier - math.log(2)))
 
 
 def renyi(parts: Parts, delta: float) -> float:

@@ -15,7 +15,7 @@ from scipy.optimize import brentq
 
 from fedseg import allowed
 from fedseg.errors import ConfigurationError
-from fedseg.privacy.accounting.composition import Parts, renyi, tight
+from fedseg.privacy.accounting.composition import Parts, adaptive, renyi, tight
 from fedseg.privacy.accounting.releases import (
     ADD_REMOVE,
     MECHANISMS,
@@ -34,6 +34,7 @@ from fedseg.privacy.accounting.releases import (
 
 __all__ = [
     "ACCOUNTANTS",
+    "ADAPTIVE",
     "ADD_REMOVE",
     "MECHANISMS",
     "NEIGHBOURS",
@@ -50,7 +51,8 @@ __all__ = [
     "sensitivity",
 ]
 
-ACCOUNTANTS = ("pld", "rdp")
+ACCOUNTANTS, ADAPTIVE = ("pld", "rdp"), "adaptive"
+_COMPOSE = {"pld": tight, "rdp": renyi, ADAPTIVE: adaptive}
 
 _LARGEST_MULTIPLIER = 1e6
 _MOST_ROUNDS = 1_000_000
@@ -59,7 +61,7 @@ _TOLERANCE = 1e-4
 
 
 def epsilon(releases: Iterable[Release], delta: float, accountant: str = "pld", neighbours: str = REPLACE) -> float:
-    """Epsilon of all releases together: adaptively composed, an upper bound, the same whatever their order.
+    """Epsilon of all releases together: an upper bound, the same whatever their order.
 
     The unit is the smallest among the releases. A ``site update`` contains all its patients, so what hides the update
     hides each patient at least as well: beside a release per patient it counts in full, and the result then is an
@@ -71,7 +73,8 @@ def epsilon(releases: Iterable[Release], delta: float, accountant: str = "pld", 
     Args:
         releases: any number; none cost 0.
         delta: above 0 and below 1.
-        accountant: ``pld`` (tight) or ``rdp``.
+        accountant: ``pld`` (tight) or ``rdp``, for releases that are planned beforehand; ``adaptive``, the ledger's,
+            also for such as were chosen after the results of others were seen.
         neighbours: the convention of the result.
 
     Returns:
@@ -82,13 +85,13 @@ def epsilon(releases: Iterable[Release], delta: float, accountant: str = "pld", 
             removing; ``rdp`` cannot compose sampled releases under replacement.
     """
     allowed.number("delta", delta, above=0, below=1)
-    allowed.one_of("accountant", accountant, ACCOUNTANTS)
+    allowed.one_of("accountant", accountant, tuple(_COMPOSE))
     allowed.one_of("neighbours", neighbours, NEIGHBOURS)
     kinds = grouped(in_convention(release, neighbours) for release in releases)
     if any(kind.noiseless for kind in kinds):
         return math.inf
     parts = _parts([kind for kind in kinds if kind.epsilon != 0], neighbours)
-    return (tight if accountant == "pld" else renyi)(parts, delta)
+    return _COMPOSE[accountant](parts, delta)
 
 
 def noise_for(

@@ -1,9 +1,14 @@
 """A site's ledger: every release on its patients is entered before the result leaves, and none is forgotten.
 
 One ledger serves all data sets and all jobs of a site. What counts together is decided by patients and not by names: a
-release is composed with every earlier one whose patients include any of its own, whatever the data set or the job is
-called. That is never less than what any single patient has spent, and it survives restarts, since the ledger is the
-only memory. A round that is repeated (its result was lost) draws new noise and is counted again.
+release with a guarantee is composed with every earlier one whose patients include any of its own, whatever the data set
+or the job is called. That is never less than what any single patient has spent in guaranteed releases, and it survives
+restarts, since the ledger is the only memory. A round that is repeated (its result was lost) draws new noise and is
+counted again. Jobs may be chosen after their predecessors' results were seen: the composition is a filter, see
+``composition.adaptive``.
+
+What leaves without a guarantee (plain updates, scores, statistics, features...) has no epsilon and stands beside: its
+number is told with every epsilon, which then is a bound for the guaranteed releases alone.
 
 Patients stand in it as SHA-256 of a salt of this ledger and their id. That keeps ids out of the file and ledgers of two
 sites from being compared; a person who has the file can still test whether a known id is in it.
@@ -27,8 +32,16 @@ from fedseg import allowed
 from fedseg.errors import ConfigurationError
 from fedseg.files.hash_chain import HashChain
 from fedseg.files.hash_chain_check import ChainError, Entry
-from fedseg.privacy.accounting.epsilon import REPLACE, SITE_UPDATE, Release, common_unit, epsilon
-from fedseg.privacy.accounting.ledger_book import Book, fields_of, hashed, identity_of, normal, release_of
+from fedseg.privacy.accounting.epsilon import ADAPTIVE, REPLACE, SITE_UPDATE, Release, common_unit, epsilon
+from fedseg.privacy.accounting.ledger_book import (
+    WITHOUT,
+    Book,
+    fields_of,
+    hashed,
+    identity_of,
+    normal,
+    release_of,
+)
 from fedseg.privacy.accounting.ledger_errors import BudgetError, LedgerError
 
 FOLDER, FILE = "ledger", "ledger.jsonl"
@@ -43,11 +56,12 @@ class Spent:
     """What has left of some patients.
 
     Attributes:
-        epsilon: composed over all releases; infinite where one had no noise.
+        epsilon: composed over all releases with a guarantee; infinite where one had no noise.
         delta: that epsilon belongs to.
         releases: how many were composed.
         unit: what the epsilon protects.
         neighbours: the convention of the epsilon.
+        without_guarantee: how many releases on the same patients had no guarantee, so that epsilon does not cover them.
     """
 
     epsilon: float
@@ -55,6 +69,20 @@ class Spent:
     releases: int
     unit: str = SITE_UPDATE
     neighbours: str = REPLACE
+    without_guarantee: int = 0
+
+
+def spent_words(spent: Spent) -> str:
+    """What has left of some patients, for people: no epsilon without the number of releases that it does not cover."""
+    rest = f"{spent.without_guarantee} release(s) without a guarantee"
+    if not spent.releases:
+        return f"no guaranteed release; {rest}" + (", so no epsilon" if spent.without_guarantee else "")
+    value = "endless" if math.isinf(spent.epsilon) else f"{spent.epsilon:.4g}"
+    covered = ", which this epsilon does not cover" if spent.without_guarantee else ""
+    return (
+        f"epsilon {value} at delta {spent.delta:.3g} per {spent.unit}, of {spent.releases} guaranteed release(s); "
+        f"{rest}{covered}"
+    )
 
 
 class Ledger:
@@ -109,22 +137,46 @@ class Ledger:
         allowed.number("delta", delta, above=0, below=1)
         most = _most(budget, limit)
         names = normal(patients)
+        place = {"dataset": dataset, "job": job, "run_id": run_id, "round": round_number}
         with self._open() as writer:
             book = Book(writer.entries, self.simulated)
             salt = book.salt or secrets.token_hex(32)
             members = frozenset(hashed(salt, name) for name in names)
-            earlier = [release_of(entry) for entry in book.releases_on(members)]
-            spent = _composed([*earlier, release], delta)
+            earlier, without = book.on(members)
+            spent = _composed([*map(release_of, earlier), release], delta, len(without))
             if not spent.epsilon <= most:
-                raise BudgetError(spent.epsilon, delta, most, sum(r.count for r in earlier))
-            if book.salt is None:
-                writer.append({"kind": "opened", "schema": SCHEMA, "salt": salt, "simulated": self.simulated})
-            identity = identity_of(members)
-            if identity not in book.sets:
-                writer.append({"kind": "patients", "set": identity, "patients": sorted(members)})
-            place = {"dataset": dataset, "job": job, "run_id": run_id, "round": round_number}
-            writer.append({"kind": "release", **place, "patients": identity, **fields_of(release), "clip": clip})
+                raise BudgetError(spent.epsilon, delta, most, spent.releases - release.count)
+            self._append(writer, book, salt, members, {"kind": "release", **place, **fields_of(release), "clip": clip})
         return spent
+
+    def enter(
+        self, dataset: str, patients: Iterable[str], what: str, *, job: str, run_id: str, round_number: int
+    ) -> None:
+        """Enter what is about to leave without a guarantee.
+
+        Args:
+            dataset, patients, job, run_id, round_number: see ``charge``.
+            what: it is, in a word or two.
+
+        Raises:
+            LedgerError: see ``charge``; nothing may leave.
+        """
+        names = normal(patients)
+        place = {"dataset": dataset, "job": job, "run_id": run_id, "round": round_number}
+        with self._open() as writer:
+            book = Book(writer.entries, self.simulated)
+            salt = book.salt or secrets.token_hex(32)
+            members = frozenset(hashed(salt, name) for name in names)
+            self._append(writer, book, salt, members, {"kind": WITHOUT, **place, "what": what})
+
+    def _append(self, writer: Any, book: Book, salt: str, members: frozenset[str], entry: Entry) -> None:
+        """Write an entry, after the first line of the ledger and the patients where these are new."""
+        if book.salt is None:
+            writer.append({"kind": "opened", "schema": SCHEMA, "salt": salt, "simulated": self.simulated})
+        identity = identity_of(members)
+        if identity not in book.sets:
+            writer.append({"kind": "patients", "set": identity, "patients": sorted(members)})
+        writer.append({**entry, "patients": identity})
 
     def spent(self, delta: float, *, patients: Iterable[str] | None = None, dataset: str | None = None) -> Spent:
         """What has been spent on given patients, or on all that were ever released under a data set's name.
@@ -144,13 +196,17 @@ class Ledger:
         book = self._read()
         if patients is not None:
             members = frozenset(hashed(book.salt or "", name) for name in normal(patients))
-            entries = book.releases_on(members)
+            entries, without = book.on(members)
         else:
-            entries = book.releases_of(dataset)
-        return _composed([release_of(entry) for entry in entries], delta)
+            entries, without = book.of(dataset)
+        return _composed([release_of(entry) for entry in entries], delta, len(without))
 
-    def history(self, dataset: str | None = None) -> list[Entry]:
+    def history(self, dataset: str | None = None, guaranteed: bool = True) -> list[Entry]:
         """The releases of a data set or of all, oldest first; each entry also has ``patient_count``.
+
+        Args:
+            dataset: its name at the site; None for all.
+            guaranteed: releases with a guarantee, or what left without one.
 
         Raises:
             LedgerError: the ledger was changed or is of the other kind.
@@ -158,7 +214,7 @@ class Ledger:
         book = self._read()
         return [
             {**entry, "patient_count": len(book.sets[entry["patients"]])}
-            for entry in book.releases
+            for entry in (book.releases if guaranteed else book.without)
             if dataset is None or entry["dataset"] == dataset
         ]
 
@@ -198,6 +254,6 @@ def _most(budget: float | None, limit: float | None) -> float:
     return math.inf if limit is None else limit
 
 
-def _composed(releases: Sequence[Release], delta: float) -> Spent:
-    total = epsilon(releases, delta)
-    return Spent(total, delta, sum(release.count for release in releases), common_unit(releases))
+def _composed(releases: Sequence[Release], delta: float, without: int) -> Spent:
+    total, count = epsilon(releases, delta, ADAPTIVE), sum(release.count for release in releases)
+    return Spent(total, delta, count, common_unit(releases), without_guarantee=without)

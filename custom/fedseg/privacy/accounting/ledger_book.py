@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,6 +16,8 @@ from fedseg.privacy.accounting.epsilon import Release
 from fedseg.privacy.accounting.ledger_errors import LedgerError
 
 _INFINITE = "infinite"
+WITHOUT = "without guarantee"
+"""The kind of entry of what left without a guarantee."""
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +26,8 @@ class Book:
     """The entries of a ledger, by kind.
 
     Attributes:
-        releases: entries of releases, oldest first.
+        releases: entries of releases with a guarantee, oldest first.
+        without: entries of what left without one, oldest first.
         sets: the hashed patients of each set, by its identity.
         salt: of the ledger's hashes; None for a ledger without entries.
     """
@@ -41,9 +44,10 @@ class Book:
         """
         try:
             self.releases = [entry for entry in entries if entry["kind"] == "release"]
+            self.without = [entry for entry in entries if entry["kind"] == WITHOUT]
             self.sets = {entry["set"]: frozenset(entry["patients"]) for entry in entries if entry["kind"] == "patients"}
             self.salt: str | None = entries[0]["salt"] if entries else None
-            if strangers := {entry["kind"] for entry in entries} - {"opened", "patients", "release"}:
+            if strangers := {entry["kind"] for entry in entries} - {"opened", "patients", "release", WITHOUT}:
                 raise KeyError(", ".join(sorted(strangers)))
             other = bool(entries) and bool(entries[0]["simulated"]) is not simulated
         except KeyError as error:
@@ -54,17 +58,20 @@ class Book:
             found, asked = kinds[not simulated], kinds[simulated]
             raise LedgerError(f"The privacy ledger was opened by {found} and cannot count for {asked}.")
 
-    def releases_on(self, members: frozenset[str]) -> list[Entry]:
-        """Releases with any of these patients."""
+    def on(self, members: frozenset[str]) -> tuple[list[Entry], list[Entry]]:
+        """What left with any of these patients: releases with a guarantee, and what left without one."""
         touched = {identity for identity, others in self.sets.items() if not members.isdisjoint(others)}
-        return [entry for entry in self.releases if entry["patients"] in touched]
+        return self._among(self.releases, touched), self._among(self.without, touched)
 
-    def releases_of(self, dataset: str | None) -> list[Entry]:
-        """Releases with any patient that was ever released under a name; all for None."""
+    def of(self, dataset: str | None) -> tuple[list[Entry], list[Entry]]:
+        """What left with any patient of whom anything ever left under a name; all for None."""
         if dataset is None:
-            return self.releases
-        named = {entry["patients"] for entry in self.releases if entry["dataset"] == dataset}
-        return self.releases_on(frozenset().union(*(self.sets[identity] for identity in named)))
+            return self.releases, self.without
+        named = {entry["patients"] for entry in (*self.releases, *self.without) if entry["dataset"] == dataset}
+        return self.on(frozenset().union(*(self.sets[identity] for identity in named)))
+
+    def _among(self, entries: Sequence[Entry], sets: Collection[str]) -> list[Entry]:
+        return [entry for entry in entries if entry["patients"] in sets]
 
 
 def normal(patients: Iterable[str]) -> set[str]:

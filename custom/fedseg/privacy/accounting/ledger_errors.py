@@ -32,9 +32,9 @@ class BudgetError(RefusalError):
         super().__init__(
             REASON,
             f"With this result the privacy loss on these patients would be epsilon = {epsilon:.4g} at delta = "
-            f"{delta:.3g}, over {earlier} earlier release(s), but the site allows {budget:.4g}. Nothing leaves: run "
-            "fewer rounds or more noise, or ask the site for a larger budget (epsilon_budget of its policy; above 50 "
-            "also allow_large_epsilon).",
+            f"{delta:.3g}, over {earlier} earlier release(s) with a guarantee, but the site allows {budget:.4g}. "
+            "Nothing leaves: run fewer rounds or more noise, or ask the site for a larger budget (epsilon_budget of "
+            "its policy; above 50 also allow_large_epsilon).",
         )
         self.epsilon, self.delta, self.budget, self.earlier = epsilon, delta, budget, earlier
 

@@ -24,7 +24,10 @@ def test_shell_commands_and_no_policy_are_remarks(kit, server):
 def test_what_is_spent_of_a_budget_is_said(kit, server):
     spent = spend(kit, 1).spent(1e-5, dataset="tiny").epsilon
     texts = {r.check: r.found for r in check(kit).results}
-    assert texts["privacy budget: tiny"] == f"Epsilon {spent:.3g} of 8 is spent, at delta 1e-05, in 1 releases."
+    assert texts["privacy budget: tiny"] == (
+        f"Epsilon {spent:.3g} of 8 is spent, at delta 1e-05, in 1 guaranteed releases. 0 releases on these patients "
+        "had no guarantee, and are not in it."
+    )
     edit(
         kit / "local" / "fedseg.json",
         lambda c: {**c, "policy": {"epsilon_budget": {"tiny": {"epsilon": spent, "delta": 1e-5}}}},

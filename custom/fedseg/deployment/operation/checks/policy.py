@@ -175,7 +175,8 @@ def _budgets(profile: SiteProfile, policy: SitePolicy) -> Iterator[CheckResult]:
             return
         used = "endless" if math.isinf(spent.epsilon) else f"{spent.epsilon:.3g}"
         found = (
-            f"Epsilon {used} of {budget.epsilon:g} is spent, at delta {budget.delta:g}, in {spent.releases} releases."
+            f"Epsilon {used} of {budget.epsilon:g} is spent, at delta {budget.delta:g}, in {spent.releases} guaranteed "
+            f"releases. {spent.without_guarantee} releases on these patients had no guarantee, and are not in it."
         )
         if spent.epsilon >= budget.epsilon:
             yield yellow(check, found, "No job with a guarantee is taken any more; that is what the budget is for.")

@@ -1,0 +1,54 @@
+"""What leaves a site without a formal guarantee: it is entered in the site's ledger before it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from nvflare.apis.dxo import MetaKey, from_shareable
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+from nvflare.app_common.app_constant import AppConstants
+
+from fedseg.contract.protocol import PREPARE, SHARE, STATISTICS
+from fedseg.filters.chain import is_guaranteed, update_chain
+from fedseg.filters.encrypt import ALGORITHM
+
+CURVES, FEATURES = "curves", "features"
+"""What leaves beside results: as events, and in the direct calls of split training."""
+MODELLED = ("training", "validation")
+"""The splits from which updates and reports are made."""
+
+
+def without_guarantee(task: str, result: Shareable, fl_ctx: FLContext) -> str | None:
+    """What a result tells of patients that no guarantee covers, in a word or two; None where there is nothing.
+
+    Counts of cases by themselves, which every acceptance tells, are not taken for a release.
+
+    Args:
+        task: that the result answers.
+        result: as it is about to leave, after filters and guard.
+        fl_ctx: of the task.
+    """
+    dxo = from_shareable(result)
+    content: Mapping[str, Any] = dxo.data
+    if task == PREPARE:
+        return "statistics" if content.get(STATISTICS) else None
+    if task == AppConstants.TASK_VALIDATION:
+        return "scores" if any(not part.get("withheld") for part in content.values()) else None
+    if task == AppConstants.TASK_SUBMIT_MODEL:
+        return "model"
+    if task == SHARE:
+        return None if is_guaranteed(update_chain(fl_ctx, [SHARE])) else "shared arrays"
+    if not content:
+        return None if is_guaranteed(update_chain(fl_ctx)) else "report"
+    if is_guaranteed(update_chain(fl_ctx, [task])):
+        return None
+    return "encrypted update" if dxo.get_meta_prop(MetaKey.PROCESSED_ALGORITHM) == ALGORITHM else "update"
+
+
+def splits_of(task: str, result: Shareable) -> Collection[str]:
+    """The splits from whose patients a result was made."""
+    if task != AppConstants.TASK_VALIDATION:
+        return MODELLED
+    return {str(part["split"]) for part in from_shareable(result).data.values()}

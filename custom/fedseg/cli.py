@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from fedseg.console import err
 from fedseg.errors import FedsegError, UsageError
+from fedseg.files.full_disk import is_full
 from fedseg.version import __version__
 
 COMMANDS = (
@@ -85,7 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        err().print(f"[red]fedseg {options.command}:[/red] {escape((error.strerror or str(error)) + where)}.")
+        remedy = " Make room there, then call the command again." if is_full(error) else ""
+        said = escape(f"{error.strerror or error}{where}.{remedy}")
+        err().print(f"[red]fedseg {options.command}:[/red] {said}")
         return 1
     except KeyboardInterrupt:
         hint = " Add --resume to go on after the last finished round." if options.command == "simulate" else ""

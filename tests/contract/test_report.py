@@ -25,7 +25,7 @@ from tiny import TASK
 DICE = ReportField("mean Dice of the personal model", 0, 1)
 TOLD = ReportField("rounds since the site's last visit", 0, whole=True, under_guarantee=True)
 REPORT = SiteReport(
-    3, 2, 0.5, 0.6, {"mean": 0.1}, 2, 4.0, 3.0, 0.4, 0.3, 1.5, 0.1, {"personal_dice": 0.7, "lag_rounds": 1}
+    3, 2, 0.5, 0.6, {"mean": 0.1}, 2, 4.0, 3.0, 0.4, 0.3, 1.5, 0.1, {"personal_dice": 0.7, "lag_rounds": 1}, 1
 )
 
 
@@ -109,7 +109,7 @@ def test_a_guarantee_cuts_off_what_is_not_declared_for_it():
     declared = {"personal_dice": DICE, "lag_rounds": TOLD}
     assert unprotected(declared) == {*UNPROTECTED, "lag_rounds"}
     left = REPORT.only(unprotected(declared))
-    assert left == SiteReport(3, 2, None, None, {}, 2, epsilon=1.5, extras={"lag_rounds": 1})
+    assert left == SiteReport(3, 2, None, None, {}, 2, epsilon=1.5, extras={"lag_rounds": 1}, fresh_state=1)
     assert left.told() == {*UNPROTECTED, "lag_rounds"}
 
 

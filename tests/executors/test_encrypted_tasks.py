@@ -159,9 +159,12 @@ def test_a_held_update_comes_back_as_it_was(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["held.safetensors"]
 
 
-def test_a_damaged_file_holds_nothing(tmp_path, caplog):
-    (tmp_path / "held.safetensors").write_bytes(b"torn")
-    with pytest.raises(RefusalError, match="No update of round 1 waits") as refusal:
+@pytest.mark.parametrize("spoil", [lambda content: b"torn", lambda content: content[:-1] + bytes([content[-1] ^ 4])])
+def test_a_damaged_file_is_named_and_nothing_of_it_leaves(tmp_path, spoil):
+    save_update(tmp_path, 0, "first", {"a": np.ones(3, np.float32)}, REPORT, "model")
+    path = tmp_path / "held.safetensors"
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(RefusalError, match="The update that waits at this site is damaged") as refusal:
         load_update(tmp_path, 0, "first")
     assert refusal.value.reason == "state"
     assert str(tmp_path) not in str(refusal.value)

@@ -18,6 +18,9 @@ TOTALS = "fedseg_totals"
 KEEP = "fedseg_keep"
 START = "fedseg_start"
 LINEAGE = "fedseg_lineage"
+# of each site the last round in which it took part, as pairs; and whether a site may go on without what it has lost
+LAST = "fedseg_last"
+FRESH = "fedseg_fresh"
 # set at the site where a model came encrypted: its name at the server
 MODEL_ID = "fedseg_model_id"
 

@@ -14,7 +14,7 @@ from fedseg.tasks.objective import MEAN, Objective
 META_KEY = "fedseg_report"
 # What a job with a formal guarantee may still tell. Its counts are of patients: data sets that differ in what one
 # patient is have equal ones. Durations are not among them, for they follow the size of a single patient's images.
-UNPROTECTED = ("num_samples", "num_steps", "val_cases", "epsilon")
+UNPROTECTED = ("num_samples", "num_steps", "val_cases", "epsilon", "fresh_state")
 LARGEST = 1e12
 # Two words or more, so that a name in a site's policy that is a slip of the pen is mostly seen as one.
 _SCORE = "_score"
@@ -97,6 +97,7 @@ class SiteReport:
         epsilon: privacy spent on the site's patients up to and including this round, where a mechanism runs.
         largest: largest absolute value of the update, in jobs that encrypt it: all sites take one scale from it.
         extras: the fields that components of the job declare, see ``ReportField``; what a site withholds is absent.
+        fresh_state: 1 where the site had lost what it kept of former rounds, and trained without it.
     """
 
     num_samples: int = _number(0, whole=True)
@@ -112,6 +113,7 @@ class SiteReport:
     epsilon: float | None = _number(default=None)
     largest: float | None = _number(0, None)
     extras: Mapping[str, float] = field(default_factory=dict)
+    fresh_state: int = _number(0, 0, highest=1, whole=True)
 
     def to_meta(self) -> dict[str, Any]:
         """The form in which it travels, under ``META_KEY`` of the DXO's meta."""

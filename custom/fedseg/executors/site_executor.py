@@ -40,9 +40,9 @@ from fedseg.executors.site_session import SiteSession
 from fedseg.memory import give_back
 from fedseg.messages.job import job_plan
 from fedseg.messages.job_facts import job_facts
-from fedseg.messages.replies import refusal
+from fedseg.messages.replies import refusal, why
 from fedseg.messages.sizes import message_size
-from fedseg.messages.task_data import received_arrays, update_message
+from fedseg.messages.task_data import expect_state, received_arrays, update_message
 from fedseg.networks.weights import Arrays
 from fedseg.training.trainer import SiteTrainer
 
@@ -128,6 +128,8 @@ class SiteExecutor(Executor, ABC):
 
     def reply(self, update: Arrays, report: SiteReport, round_number: int, fl_ctx: FLContext) -> Shareable:
         """The result of a round: its update and what may be told of it; curves leave beside it."""
+        if report.fresh_state:
+            self.session.record.lost()
         if self.session.curves_leave:
             self.session.enter(CURVES, round_number, fl_ctx)
             send_curves(self, report, job_plan(fl_ctx).objective.primary, round_number, fl_ctx)
@@ -163,6 +165,7 @@ class SiteExecutor(Executor, ABC):
         """Score a model on the splits asked for."""
         dxo = from_shareable(shareable)
         trainer = self.load_run(job_plan(fl_ctx), dxo.meta.get(RUN_ID), fl_ctx)
+        expect_state(trainer.state, dxo.meta, trainer.site)
         return score_model(self.session, trainer, self.whole_model(received_arrays(dxo.data)), dxo.meta, fl_ctx)
 
     def _submit_model(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
@@ -188,4 +191,4 @@ def _failure(task: str, error: Exception) -> Shareable:
         return refusal(reason, text, ReturnCode.EXECUTION_EXCEPTION)
     logger.error("The task %s failed", task, exc_info=error)
     text = f"An unexpected {type(error).__name__} stopped the task; the site's own log has the details."
-    return refusal("error", text, ReturnCode.EXECUTION_EXCEPTION)
+    return refusal("error", why(error, text), ReturnCode.EXECUTION_EXCEPTION)

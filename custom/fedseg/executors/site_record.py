@@ -79,6 +79,14 @@ class SiteRecord:
         self._place = {"round": round_number, "start": meta.get(START)}
         self._append("received", task="train", **self._place, **_named(weights, meta, encrypted), cases=cases)
 
+    def lost(self) -> None:
+        """The round was trained without what the site had kept of former rounds, which was gone or damaged.
+
+        Raises:
+            RefusalError: see ``accepted``.
+        """
+        self._append("lost", **self._place, what="state of former rounds")
+
     def called(self, tally: Mapping[str, Any]) -> None:
         """The direct calls of the round have ended.
 

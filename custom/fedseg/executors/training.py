@@ -71,7 +71,7 @@ class SegmentationExecutor(SiteExecutor):
         model, session = FLModelUtils.from_shareable(shareable), self.session
         trainer = self.load_run(job_plan(fl_ctx), model.meta.get(RUN_ID), fl_ctx)
         received, number = received_arrays(model.params), int(model.current_round or 0)
-        follow_server(trainer.state, model.meta)
+        follow_server(trainer.state, model.meta, trainer.site)
         encrypted = encrypts(fl_ctx)
         session.record.received(received, number, model.meta, trainer.count("training"), encrypted)
         session.attach(trainer, number, received, model.meta, fl_ctx)

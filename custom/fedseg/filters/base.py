@@ -22,7 +22,7 @@ from fedseg.contract.report import unprotected
 from fedseg.contract.update import DENSE, Stage, Step, Update, check_dense
 from fedseg.errors import FedsegError, RefusalError
 from fedseg.filters.context import SiteContext, attached_context, reported_fields
-from fedseg.messages.replies import bare_reply, refuse
+from fedseg.messages.replies import bare_reply, refuse, why
 from fedseg.messages.updates import read_update, write_update
 from fedseg.networks.weights import EXTRA, Arrays
 from fedseg.training.hooks import TrainingHook
@@ -153,7 +153,7 @@ class UpdateFilter(Filter, ABC):
         except Exception as error:
             logger.exception("%s failed; nothing left the site", type(self).__name__)
             text = f"An unexpected {type(error).__name__} in {type(self).__name__}; the site's own log has the details."
-            return refuse(Shareable(), "privacy", text)
+            return refuse(Shareable(), "privacy", why(error, text))
 
 
 def _finite(arrays: Arrays) -> Arrays:

@@ -26,7 +26,7 @@ from fedseg.errors import ConfigurationError, FedsegError, RefusalError
 from fedseg.filters.base import UpdateFilter, result_filters
 from fedseg.filters.context import SiteContext
 from fedseg.messages.job import site_profile
-from fedseg.messages.replies import refuse
+from fedseg.messages.replies import refuse, why
 from fedseg.messages.updates import PREFIX
 from fedseg.privacy.encryption.context import EncryptionContext, EncryptionError, secret_context
 from fedseg.privacy.encryption.encrypted_model import read_encrypted_model
@@ -115,10 +115,8 @@ class DecryptModel(Filter):
             reason, text = "privacy", "The model could not be decrypted; the site's own log says why."
         except Exception as error:
             logger.exception("The model of a task could not be decrypted")
-            reason, text = (
-                "privacy",
-                f"An unexpected {type(error).__name__} stopped the decryption; see the site's log.",
-            )
+            text = f"An unexpected {type(error).__name__} stopped the decryption; see the site's log."
+            reason, text = "privacy", why(error, text)
         return refuse(shareable, reason, text, ReturnCode.TASK_DATA_FILTER_ERROR, headers=True)
 
     def _decrypt(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:

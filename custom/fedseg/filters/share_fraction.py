@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -65,10 +66,11 @@ class ShareFraction(UpdateFilter):
         self.fraction, self.per_layer, self.clip, self.error_feedback = fraction, per_layer, clip, error_feedback
 
     def apply(self, update: Update, context: SiteContext) -> Update:
-        wanted = update.arrays
+        wanted, report = update.arrays, update.report
         if self.error_feedback:
             store = _store(context)
-            wanted = _sum(wanted, store.load(context.round_number) or {})
+            wanted = _sum(wanted, store.load_or_lose(context.round_number) or {})
+            report = replace(report, fresh_state=int(store.lost or report.fresh_state))
         masks = largest(wanted, self.fraction, self.per_layer)
         sent = wanted if self.clip is None else clip_coordinates(wanted, self.clip)
         if self.error_feedback:
@@ -78,12 +80,12 @@ class ShareFraction(UpdateFilter):
             "sent": sum(int(mask.sum()) for mask in masks.values()),
         }
         logger.info("Sharing %(sent)d of %(coordinates)d coordinates", counts)
-        return update.after(self.step(**counts), to_sparse(sent, masks), SPARSE)
+        return update.after(self.step(**counts), to_sparse(sent, masks), SPARSE, report)
 
 
 def _store(context: SiteContext) -> ResidualStore:
     """Residuals live as long as the site's states."""
-    return ResidualStore(context.folder / FOLDER, *branch(context.task_meta))
+    return ResidualStore(context.folder / FOLDER, **branch(context.task_meta, context.site))
 
 
 def _sum(update: Arrays, residual: Mapping[str, np.ndarray]) -> Arrays:

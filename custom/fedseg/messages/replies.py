@@ -8,13 +8,20 @@ from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable, make_reply
 
 from fedseg.contract.protocol import REASON, TEXT
+from fedseg.files.full_disk import is_full
 
+FULL_DISK = "The site's disk is full. Make room on it; what was finished before is kept."
 Message = TypeVar("Message", bound=dict[str, Any])
 
 
 def refusal(reason: str, text: str, code: str = ReturnCode.BAD_REQUEST_DATA) -> Shareable:
     """A new answer of a site that cannot do what was asked; arguments as of ``refuse``."""
     return refuse(Shareable(), reason, text, code)
+
+
+def why(error: BaseException, otherwise: str) -> str:
+    """What to say of an error that nobody expected: that the site's disk is full, or ``otherwise``."""
+    return FULL_DISK if is_full(error) else otherwise
 
 
 def refuse(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
-from fedseg.contract.protocol import KEEP, LINEAGE, START
+from fedseg.contract.protocol import FRESH, KEEP, LAST, LINEAGE, START
 from fedseg.contract.report import SiteReport
 from fedseg.errors import RefusalError
 from fedseg.networks.weights import Arrays
@@ -30,17 +30,28 @@ def received_arrays(params: Any) -> Arrays:
     return {str(name): np.asarray(value) for name, value in params.items()}
 
 
-def follow_server(state: SiteState | None, meta: Mapping[str, Any]) -> None:
+def follow_server(state: SiteState | None, meta: Mapping[str, Any], site: str) -> None:
     """Keep states as long as the server needs them; the next one says to which start of the server it belongs."""
     if state is not None:
-        state.keep, state.start, state.lineage = branch(meta)
+        state.follow(**branch(meta, site))
 
 
-def branch(meta: Mapping[str, Any]) -> tuple[int, str | None, Sequence[str] | None]:
-    """How many rounds a site keeps (0: all), the server's start that asks, and for each finished round its start."""
+def expect_state(state: SiteState | None, meta: Mapping[str, Any], site: str) -> None:
+    """Know of former rounds what the server knows, where nothing new will be kept."""
+    if state is not None:
+        state.follow(**_former(meta, site))
+
+
+def branch(meta: Mapping[str, Any], site: str) -> dict[str, Any]:
+    """What ``RoundFiles`` need to know: where the run is, and what this site must have of it."""
     kept = int(meta.get(KEEP, DEFAULT_KEEP))
     # One more than the server, which may go back to a round while this site is already in the next.
-    return kept + 1 if kept else 0, meta.get(START), meta.get(LINEAGE)
+    place = {"keep": kept + 1 if kept else 0, "start": meta.get(START), "lineage": meta.get(LINEAGE)}
+    return {**place, **_former(meta, site)}
+
+
+def _former(meta: Mapping[str, Any], site: str) -> dict[str, Any]:
+    return {"last": dict(meta.get(LAST) or ()).get(site), "fresh": bool(meta.get(FRESH))}
 
 
 def update_message(update: Arrays, report: SiteReport, round_number: int | None = None) -> Shareable:

@@ -10,6 +10,7 @@ from typing import Any
 
 from fedseg.errors import ConfigurationError, FedsegError
 from fedseg.files.documents import whole_file
+from fedseg.files.full_disk import is_full
 from fedseg.files.hash_chain import HashChain
 from fedseg.files.hash_chain_check import ChainError, Entry, head_path
 
@@ -71,6 +72,7 @@ class RunLog:
                 self._broken = f"The run's record is not what was written. {error}"
             except OSError as error:
                 text = f"The run's record cannot be written ({error.strerror or type(error).__name__})."
+                text += " Make room on the disk." if is_full(error) else ""
                 if self._opening["side"] == SITE_SIDE:
                     self._unwritten += 1
                     raise RecordError(text) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from fedseg.files.arrays import read_arrays, save_whole
+from fedseg.files.arrays import read_sealed, save_sealed
 from fedseg.networks.weights import Arrays
 
 logger = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ def load_decrypted(folder: Path) -> tuple[str, Arrays] | None:
         folder: the site's folder of the run.
     """
     try:
-        header, weights = read_arrays(folder / _FILE)
+        header, weights = read_sealed(folder / _FILE)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -30,4 +30,4 @@ def load_decrypted(folder: Path) -> tuple[str, Arrays] | None:
 
 def save_decrypted(folder: Path, identity: str, weights: Arrays) -> None:
     """Save a model, complete or not at all, in place of the one before."""
-    save_whole(folder / _FILE, weights, {_ID: identity})
+    save_sealed(folder / _FILE, weights, {_ID: identity})

@@ -14,7 +14,7 @@ from fedseg.contract.protocol import MODEL_ID, WEIGHTS
 from fedseg.contract.report import SiteReport, parse_report
 from fedseg.contract.round_numbers import nth
 from fedseg.errors import RefusalError
-from fedseg.files.arrays import read_arrays, save_whole
+from fedseg.files.arrays import read_sealed, save_sealed
 from fedseg.networks.weights import Arrays
 
 logger = logging.getLogger(__name__)
@@ -36,20 +36,23 @@ def save_update(
     """
     header = {"round": str(round_number), "start": str(start), "model": str(model)}
     header["report"] = json.dumps(report.to_meta())
-    save_whole(folder / _FILE, update, header)
+    save_sealed(folder / _FILE, update, header)
 
 
 def load_update(folder: Path, round_number: int, start: str | None) -> tuple[Arrays, SiteReport, str]:
     """Load the update that waits, what was reported of it, and the id of the model that it was trained from.
 
     Raises:
-        RefusalError: none waits, or one of another round or of another start of the server (reason ``state``).
+        RefusalError: none waits, or one of another round or of another start of the server, or it is damaged (reason
+            ``state``).
     """
     try:
-        header, update = read_arrays(folder / _FILE)
-    except OSError as error:
-        logger.error("No update waits: %s", error)
+        header, update = read_sealed(folder / _FILE)
+    except FileNotFoundError:
         header, update = {}, {}
+    except OSError as error:
+        logger.error("The update that waits cannot be read: %s", error)
+        raise RefusalError("state", "The update that waits at this site is damaged.") from None
     if (header.get("round"), header.get("start")) != (str(round_number), str(start)):
         raise RefusalError("state", f"No update of round {nth(round_number)} waits at this site.")
     return update, parse_report(json.loads(header["report"])), header["model"]

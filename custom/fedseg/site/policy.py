@@ -13,7 +13,7 @@ from fedseg.contract.report import REPORT_FIELDS, ReportField, is_method_field, 
 from fedseg.errors import ConfigurationError
 
 LARGEST_EPSILON = 50.0
-ALWAYS = frozenset({"num_samples", "num_steps", "val_cases", "epsilon"})
+ALWAYS = frozenset({"num_samples", "num_steps", "val_cases", "epsilon", "fresh_state"})
 """Fields of the report without which no update is used, or that say how well it is protected."""
 
 

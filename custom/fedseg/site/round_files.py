@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+from fedseg.contract.round_numbers import nth
 from fedseg.errors import RefusalError
 from fedseg.files.documents import LEFTOVER
 
 DEFAULT_KEEP = 2
 
 Values = TypeVar("Values")
+logger = logging.getLogger(__name__)
+
+
+class LostStateError(RefusalError):
+    """What a site has kept of a run is gone or damaged, or cannot be read by this version."""
+
+    def __init__(self, what: str) -> None:
+        """Say what.
+
+        Args:
+            what: a sentence that names no file.
+        """
+        super().__init__(
+            "state", f"{what} Restore the site's state folder, or let it go on without (workflow.fresh_states)."
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RefusalError, (self.reason, str(self))
 
 
 class RoundFiles(ABC, Generic[Values]):
@@ -27,30 +47,63 @@ class RoundFiles(ABC, Generic[Values]):
         keep: how many of the last rounds are kept; 0 keeps all.
         start: which start of the server the present round belongs to; stored with the file.
         lineage: for each finished round of the run the start that made it; None where it is unknown.
+        last: the last round in which this site took part, as the server knows it; None where it is unknown, or none.
+        fresh: whether the site may go on without what it has lost.
+        lost: whether it has done so since the last ``follow``.
     """
 
     ending: ClassVar[str]
+    after: ClassVar[str]
+    before: ClassVar[str]
+    """Words for what the file of a round holds, and for what a round starts from; the round's number follows."""
 
     def __init__(
-        self, folder: Path, keep: int = DEFAULT_KEEP, start: str | None = None, lineage: Sequence[str] | None = None
+        self,
+        folder: Path,
+        keep: int = DEFAULT_KEEP,
+        start: str | None = None,
+        lineage: Sequence[str] | None = None,
+        last: int | None = None,
+        fresh: bool = False,
     ) -> None:
         self.folder, self.keep, self.start, self.lineage = folder, keep, start, lineage
+        self.last, self.fresh, self.lost = last, fresh, False
+
+    def follow(self, **place: Any) -> None:
+        """Be where the run is now: new values of the attributes with which this was made."""
+        self.lost = False
+        vars(self).update(place)
 
     def load(self, before_round: int) -> Values | None:
         """The values of the newest round earlier than ``before_round``; None before any round.
 
         Raises:
-            RefusalError: this site has been through that round, but keeps only files that do not lead to it, or a file
-                is damaged (reason ``state``).
+            LostStateError: this site has been through that round, by its own files or by the server's word, but has
+                none that lead to it; or a file is damaged.
         """
-        rounds = self._rounds()
+        rounds, last = self._rounds(), -1 if self.last is None else self.last
         for number in reversed([r for r in rounds if r < before_round]):
-            start, _, values = self._read(number)
-            if self.lineage is None or number >= len(self.lineage) or str(start) == str(self.lineage[number]):
-                return values
-        if rounds and int(self._read(rounds[-1], facts=True)[1]) < before_round:
-            raise RefusalError("state", self._gone(before_round))
+            if self._followed(number):
+                if number < last < before_round:
+                    break
+                return self._read(number)
+        if 0 <= last < before_round:
+            raise LostStateError(f"{self.after} round {nth(last)} is gone.")
+        if rounds and self._facts(rounds[-1])[1] < before_round:
+            kept = f"; the last {self.keep} are kept" if self.keep else ""
+            raise LostStateError(f"{self.before} round {nth(before_round)} is gone{kept}.")
         return None
+
+    def load_or_lose(self, before_round: int, dispensable: bool = False) -> Values | None:
+        """See ``load``; None in the place of lost values if they are dispensable, or the site was told to go on."""
+        try:
+            return self.load(before_round)
+        except LostStateError as error:
+            if not (dispensable or self.fresh):
+                raise
+            logger.error("The round is trained without what was kept before it: %s", error)
+            self.lost = True
+            return None
 
     def save(self, round_number: int, values: Any) -> None:
         """Store what the next round starts from, complete or not at all; files of later rounds go away.
@@ -58,8 +111,7 @@ class RoundFiles(ABC, Generic[Values]):
         Raises:
             RefusalError: it cannot be written (reason ``state``); the files of the rounds before are as they were.
         """
-        rounds = self._rounds()
-        first = min(round_number, int(self._read(rounds[-1], facts=True)[1])) if rounds else round_number
+        first = min(round_number, self._first())
         for leftover in self.folder.glob(f"{LEFTOVER}*"):
             leftover.unlink(missing_ok=True)
         self._write(round_number, first, values)
@@ -68,21 +120,44 @@ class RoundFiles(ABC, Generic[Values]):
         for other in (earlier[: -self.keep] if self.keep else []) + [r for r in rounds if r > round_number]:
             self._path(other).unlink(missing_ok=True)
 
+    def _followed(self, number: int) -> bool:
+        """Whether the run still follows the branch on which a file was written."""
+        start, _ = self._facts(number)
+        return self.lineage is None or number >= len(self.lineage) or start == str(self.lineage[number])
+
+    def _first(self) -> float:
+        """The first round in which the site took part, by its newest file that can be read; others are put aside."""
+        for number in reversed(self._rounds()):
+            try:
+                return self._facts(number)[1]
+            except LostStateError:
+                self._path(number).replace(self.folder / f"damaged-{self._path(number).name}")
+        return float("inf")
+
+    def _damaged(self, number: int, error: object) -> LostStateError:
+        """The refusal of a file; its name is for the site's log only."""
+        logger.error("The file %s cannot be used: %s", self._path(number), error)
+        return LostStateError(f"{self.after} round {nth(number)} is damaged, or none of this software.")
+
     @abstractmethod
-    def _read(self, number: int, facts: bool = False) -> tuple[Any, Any, Values]:
-        """Start, first round in which the site took part, and values; only the first two are looked at for ``facts``.
+    def _facts(self, number: int) -> tuple[str, int]:
+        """Start, and first round in which the site took part, as a file says.
 
         Raises:
-            RefusalError: the file is damaged (reason ``state``).
+            LostStateError: the file is damaged.
         """
 
     @abstractmethod
-    def _write(self, number: int, first: int, values: Any) -> None:
-        """Write the file of a round; see ``save``."""
+    def _read(self, number: int) -> Values:
+        """The values of a file.
+
+        Raises:
+            LostStateError: the file is damaged.
+        """
 
     @abstractmethod
-    def _gone(self, before_round: int) -> str:
-        """What a refusal says where no file leads to a round."""
+    def _write(self, number: int, first: float, values: Any) -> None:
+        """Write the file of a round; see ``save``."""
 
     def _path(self, number: int) -> Path:
         return self.folder / f"round-{number:05d}{self.ending}"

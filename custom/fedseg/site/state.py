@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import errno
+import hashlib
+import io
+import json
 import logging
 import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from fedseg.contract.round_numbers import nth
 from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.files.documents import whole_file, write_whole
+from fedseg.files.full_disk import is_full
 from fedseg.site.round_files import DEFAULT_KEEP, RoundFiles
 
 logger = logging.getLogger(__name__)
@@ -25,6 +28,7 @@ RESERVED = ("ledger", "cache", "server")
 _JOB_FILE = "job.sha256"
 # Whose folder it is; no run id begins with an underscore.
 _SITE_FILE = "_site"
+_LONGEST = 1024
 
 
 def check_run_id(run_id: str) -> None:
@@ -67,9 +71,12 @@ def claim(folder: Path, site: str) -> None:
 class SiteState(RoundFiles[dict[str, Any]]):
     """State of one site in one run: tensors, numbers, strings, lists and dicts, which are read without executing
     anything (``weights_only``).
+
+    A file begins with a line of JSON: the facts of the round, the digest of all that follows, and that of both.
     """
 
     ending = ".pt"
+    after, before = "The site's state after", "The state before"
 
     def __init__(self, folder: Path, run_id: str, keep: int = DEFAULT_KEEP) -> None:
         """Open the state of a run.
@@ -108,34 +115,51 @@ class SiteState(RoundFiles[dict[str, Any]]):
         if found != fingerprint:
             raise RefusalError("state", "The run id belongs to another job at this site; start a run of its own.")
 
-    def _write(self, number: int, first: int, values: Mapping[str, Any]) -> None:
+    def _write(self, number: int, first: float, values: Mapping[str, Any]) -> None:
+        content = io.BytesIO()
         try:
+            torch.save(dict(values), content)
+            line = {"start": str(self.start), "first": first, "digest": hashlib.sha256(content.getbuffer()).hexdigest()}
             with whole_file(self._path(number)) as temporary, temporary.open("wb") as file:
-                torch.save({"start": self.start, "first": first, "values": dict(values)}, file)
+                file.write(json.dumps({**line, "line": _digest(line)}).encode() + b"\n")
+                file.write(content.getbuffer())
         except (OSError, RuntimeError) as error:
             logger.error("The state file %s cannot be written: %s", self._path(number), error)
-            why = "its disk is full" if _is_full(error) else "its disk does not take it"
+            why = "its disk is full" if is_full(error) else "its disk does not take it"
             raise RefusalError(
                 "state", f"The site could not store its state after round {nth(number)}: {why}."
             ) from None
 
-    def _read(self, number: int, facts: bool = False) -> tuple[Any, Any, dict[str, Any]]:
+    def _facts(self, number: int) -> tuple[str, int]:
         try:
-            # For facts the tensors beside them are not read.
-            content = torch.load(self._path(number), map_location="cpu", weights_only=True, mmap=facts)
-            return content["start"], int(content["first"]), dict(content["values"])
-        except (RuntimeError, OSError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-            logger.error("The state file %s cannot be read: %s", self._path(number), error)
-            raise RefusalError("state", f"The site's state after round {nth(number)} is damaged.") from None
+            with self._path(number).open("rb") as file:
+                line = _read_line(file)
+                return line["start"], int(line["first"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self._damaged(number, error) from None
 
-    def _gone(self, before_round: int) -> str:
-        return f"The state before round {nth(before_round)} is gone; the last {self.keep} are kept."
+    def _read(self, number: int) -> dict[str, Any]:
+        try:
+            with self._path(number).open("rb") as file:
+                line, content = _read_line(file), file.read()
+            if line["digest"] != hashlib.sha256(content).hexdigest():
+                raise ValueError("its content does not have the digest that was written with it")
+            return dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
+        except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
+            raise self._damaged(number, error) from None
 
 
-def _is_full(error: BaseException | None) -> bool:
-    """Whether there was no room; torch raises an error of its own while it handles that of the file."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def _read_line(file: BinaryIO) -> dict[str, Any]:
+    """The line with which a state file begins.
+
+    Raises:
+        ValueError: it is none, or was changed.
+    """
+    line = json.loads(file.readline(_LONGEST))
+    if not isinstance(line, dict) or line.pop("line", None) != _digest(line):
+        raise ValueError("it does not begin as a state file does")
+    return line
+
+
+def _digest(line: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(line, sort_keys=True).encode()).hexdigest()

@@ -74,6 +74,7 @@ def report_round(
         seconds=time.perf_counter() - start,
         seconds_training=seconds_training,
         val_loss_after=mean_loss(after),
+        fresh_state=int(trainer.state is not None and trainer.state.lost),
         val_score_after=scores_by_output(trainer.objective, after)[MEAN] if after else None,
         extras=told,
     )

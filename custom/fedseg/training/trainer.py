@@ -164,7 +164,7 @@ class SiteTrainer(LocalSteps):
             return weights
         own = self._own
         if self.state is not None:
-            saved = self.state.load(2**31 if round_number is None else round_number)
+            saved = self.state.load_or_lose(2**31 if round_number is None else round_number)
             own = {} if saved is None else {n: saved["network"][n].cpu().numpy() for n in self.private}
         return {name: own.get(name, value) if name in self.private else value for name, value in weights.items()}
 
@@ -309,7 +309,8 @@ class SiteTrainer(LocalSteps):
 
     def _restore(self, round_number: int) -> None:
         """Optimizer, companions and hooks as this site's last finished round left them, or fresh ones."""
-        saved = self.state.load(round_number) if self.state is not None else None
+        state = self.state
+        saved = state.load_or_lose(round_number, self._keeps_optimizer_only) if state is not None else None
         reset = bool(self.settings.reset_optimizer)
         if reset or self.state is not None:
             self.optimizer = new_optimizer(self.settings, self.network.parameters())
@@ -322,6 +323,11 @@ class SiteTrainer(LocalSteps):
         if self.state is not None:
             for position, hook in enumerate(self.hooks):
                 hook.load_state(saved["hooks"][position] if saved is not None else None)
+
+    @property
+    def _keeps_optimizer_only(self) -> bool:
+        """Whether nothing of this site's own would be lost with its state, but how the optimizer had moved."""
+        return not self.private and not self.companions and not any(replaces(hook, "state") for hook in self.hooks)
 
     def _save(self, round_number: int) -> None:
         """Keep what the next round starts from."""

@@ -92,7 +92,7 @@ class SplitExecutor(SiteExecutor):
         trainer = self.load_run(job_plan(fl_ctx), model.meta.get(RUN_ID), fl_ctx)
         answers, number, received = self._split, int(model.current_round or 0), received_arrays(model.params)
         roster = read_roster(shareable.get_header(SECRET))
-        follow_server(trainer.state, model.meta)
+        follow_server(trainer.state, model.meta, trainer.site)
         session.record.received(received, number, model.meta, trainer.count("training"), False)
         session.attach(trainer, number, received, model.meta, fl_ctx)
         session.enter(FEATURES, number, fl_ctx)

@@ -67,7 +67,7 @@ class SplitSite:
             RefusalError: the site's state cannot be read (reason ``state``).
         """
         state = self.trainer.state
-        saved = state.load(before_round) if state is not None else None
+        saved = state.load_or_lose(before_round) if state is not None else None
         if saved is not None:
             content = {"weights": saved["network"], "optimizer": saved["optimizer"], "steps": saved["steps"]}
             self.half.load_state(content)

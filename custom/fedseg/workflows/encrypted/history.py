@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from fedseg.contract.round_numbers import listed, nth
 from fedseg.errors import RefusalError
-from fedseg.files.arrays import save_whole
+from fedseg.files.arrays import read_arrays, save_whole
 from fedseg.privacy.encryption.encrypted_model import EncryptedRound, next_id, read_round
 from fedseg.workflows.run.checkpoint import CheckpointError
 
@@ -71,15 +70,12 @@ class EncryptedHistory:
 
     def _read(self, number: int, with_arrays: bool) -> tuple[dict[str, str], dict[str, np.ndarray]]:
         try:
-            with safe_open(self._path(number), framework="numpy") as file:
-                header = file.metadata() or {}
-                names = list(file.keys()) if with_arrays else []
-                arrays = {name: file.get_tensor(name) for name in names}
+            header, arrays = read_arrays(self._path(number), None if with_arrays else [])
         except FileNotFoundError:
             raise CheckpointError(
                 f"The encrypted round {nth(number)} is missing; there are {listed(self.rounds())}."
             ) from None
-        except (SafetensorError, OSError) as error:
+        except OSError as error:
             raise CheckpointError(f"The encrypted round {nth(number)} is damaged ({error}).") from None
         if not {"facts", "id"} <= set(header):
             raise CheckpointError(f"The encrypted round {nth(number)} is damaged (its header is incomplete).")

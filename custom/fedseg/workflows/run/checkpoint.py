@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from fedseg.contract.round_numbers import listed, nth
 from fedseg.errors import FedsegError
-from fedseg.files.arrays import save_whole
+from fedseg.files.arrays import read_arrays, read_sealed, save_sealed
 from fedseg.networks.weights import Arrays
 
 _FORMAT = "fedseg-checkpoint-1"
@@ -83,7 +82,7 @@ class Checkpoints:
             values: plain JSON; ``best_round`` in it names the checkpoint that holds the best model so far.
         """
         text = np.frombuffer(json.dumps(dict(values)).encode(), np.uint8)
-        save_whole(self._path(round_number), {**arrays, _VALUES: text}, {"format": _FORMAT})
+        save_sealed(self._path(round_number), {**arrays, _VALUES: text}, {"format": _FORMAT})
         self.drop_after(round_number)
         self._prune()
 
@@ -105,19 +104,17 @@ class Checkpoints:
             CheckpointError: there is none, or it is damaged.
         """
         try:
-            with safe_open(self._path(round_number), framework="numpy") as file:
-                header = file.metadata() or {}
-                if header.get("format") != _FORMAT:
-                    raise CheckpointError(f"The checkpoint of round {nth(round_number)} is not one of this version.")
-                values = json.loads(file.get_tensor(_VALUES).tobytes())
-                names = [name for name in file.keys() if name != _VALUES] if with_arrays else []  # noqa: SIM118
-                return {name: file.get_tensor(name) for name in names}, values
+            path = self._path(round_number)
+            header, arrays = read_sealed(path) if with_arrays else read_arrays(path, [_VALUES])
+            if header.get("format") != _FORMAT:
+                raise CheckpointError(f"The checkpoint of round {nth(round_number)} is not one of this version.")
+            return arrays, json.loads(arrays.pop(_VALUES).tobytes())
         except FileNotFoundError:
             raise CheckpointError(
                 f"There is no checkpoint of round {nth(round_number)}; there are those of the rounds "
                 f"{listed(self.rounds())}."
             ) from None
-        except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        except (OSError, KeyError, json.JSONDecodeError) as error:
             raise CheckpointError(f"The checkpoint of round {nth(round_number)} is damaged ({error}).") from None
 
     def _path(self, round_number: int) -> Path:

@@ -52,7 +52,7 @@ def _evaluate(run: RunState, protocol: RoundProtocol, name: str, number: int) ->
     """Scores on the final split of every site, and each site's primary score on its validation cases."""
     kind = run.plan.objective
     splits = ["final", "validation"] if name == "last" else ["final"]
-    meta = {SPLITS: splits, MODEL_NAME: name}
+    meta = {SPLITS: splits, MODEL_NAME: name, **run.kept_meta()}
     answers = protocol.score(run, number, sorted(run.facts), meta, partial(_accept_scores, kind))
     if not answers:
         raise FedsegError(f"No site scored the {name} model; it is kept unscored.")

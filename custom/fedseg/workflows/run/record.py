@@ -17,6 +17,7 @@ from fedseg.errors import FedsegError
 from fedseg.files.arrays import contiguous
 from fedseg.files.digest import model_digest
 from fedseg.files.documents import write_json
+from fedseg.files.full_disk import is_full
 from fedseg.files.hash_chain_check import Entry
 from fedseg.models.model_file import write_model
 from fedseg.models.note import ModelNote, replaced_note
@@ -148,7 +149,8 @@ class RunRecord:
             self.failed(str(error))
             raise
         except Exception as error:
-            self.failed(f"An unexpected {type(error).__name__} at the server: {error}")
+            full = "The server's disk is full. Make room on it, then resume the run after its last finished round."
+            self.failed(full if is_full(error) else f"An unexpected {type(error).__name__} at the server: {error}")
             raise
 
     def copy_record(self) -> None:

@@ -171,6 +171,8 @@ class RoundProtocol(ABC):
         if run.settings.max_epsilon is not None and report.epsilon is None:
             raise RefusalError("report", "The site reports no epsilon, although the job limits it.")
         run.model.accept_update(site, update)
+        if report.fresh_state:
+            run.note(site, "had lost what it kept of former rounds, or it was damaged, and trained without it")
         run.record.event(
             "update",
             round=run.number,

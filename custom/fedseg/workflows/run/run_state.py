@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.contract.plan import Plan
-from fedseg.contract.protocol import KEEP, LINEAGE, START, TOTALS
+from fedseg.contract.protocol import FRESH, KEEP, LAST, LINEAGE, START, TOTALS
 from fedseg.contract.report import ReportField
 from fedseg.contract.round_numbers import listed, nth
 from fedseg.provenance.run_log import RECORD_FILE, SERVER_SIDE, RunLog
 from fedseg.version import __version__
 from fedseg.workflows.run.checkpoint import CheckpointError, Checkpoints
 from fedseg.workflows.run.participants import Participants
-from fedseg.workflows.run.record import RunRecord
+from fedseg.workflows.run.record import STALENESS, RunRecord
 from fedseg.workflows.run.run_model import RunModel, RunPlace
 from fedseg.workflows.run.settings import RunSettings
 from fedseg.workflows.run.site_selection import SiteFacts, SiteSelection
@@ -89,7 +89,16 @@ class RunState:
             KEEP: self.settings.keep_checkpoints,
             START: self.start_id,
             LINEAGE: list(self.lineage),  # a task may be sent before a round ends and done after it
+            **self.kept_meta(),
         }
+
+    def kept_meta(self) -> dict[str, Any]:
+        """What sites must have kept of former rounds: of each the last one that it trained in."""
+        last: dict[str, int] = {}
+        for entry in self.rounds:
+            late = entry.get("notes", {}).get(STALENESS, {})
+            last |= {site: max(last.get(site, -1), entry["round"] - late.get(site, 0)) for site in entry["sites"]}
+        return {LAST: [list(pair) for pair in sorted(last.items())], FRESH: self.settings.fresh_states}
 
     # ------------------------------------------------------------------ start and resumption
 

@@ -39,6 +39,8 @@ class RunSettings:
         target_dice, patience, max_hours, max_epsilon: see ``StoppingRules``.
         keep_updates: store every round's global model and updates beside the results.
         keep_checkpoints: how many of the last rounds server and sites keep to continue from; 0 keeps all.
+        fresh_states: let sites that have lost what they kept of the run (private layers, personal models, and the like)
+            go on without it; a site that has lost its optimizer's state only goes on in any case. Both is noted.
         run_id: keys the state of server and sites; if None it is made at the first start. In a federation it is the id
             of that job, so that whoever knows the job can continue the run.
         resume: continue the stopped run ``run_id`` from its checkpoint at the server.
@@ -57,6 +59,7 @@ class RunSettings:
     max_epsilon: float | None = None
     keep_updates: bool = setting(False, switch)
     keep_checkpoints: int = setting(2, whole, least=0, allowed=_COUNT)
+    fresh_states: bool = setting(False, switch)
     run_id: str | None = None
     resume: bool = setting(False, switch)
     resume_round: int | None = setting(None, whole, least=0, allowed=_COUNT)

@@ -19,7 +19,9 @@ class ResidualStore(RoundFiles[Arrays]):
     """What was not sent, for each round in which the site sent something."""
 
     ending = ".safetensors"
-    after, before = "What this site had not sent in", "What this site had not sent before"
+    damaged = "What this site had not sent in round {} is damaged, or none of this software."
+    gone = "What this site had not sent in round {} is gone."
+    too_old = "What this site had not sent before round {} is gone."
 
     def _write(self, number: int, first: float, values: Mapping[str, np.ndarray]) -> None:
         save_sealed(self._path(number), values, {"start": str(self.start), "first": str(first)})

@@ -53,9 +53,10 @@ class RoundFiles(ABC, Generic[Values]):
     """
 
     ending: ClassVar[str]
-    after: ClassVar[str]
-    before: ClassVar[str]
-    """Words for what the file of a round holds, and for what a round starts from; the round's number follows."""
+    damaged: ClassVar[str]
+    gone: ClassVar[str]
+    too_old: ClassVar[str]
+    """What is said of the file of a round, and where none leads to a round: its number, and how many are kept."""
 
     def __init__(
         self,
@@ -88,10 +89,9 @@ class RoundFiles(ABC, Generic[Values]):
                     break
                 return self._read(number)
         if 0 <= last < before_round:
-            raise LostStateError(f"{self.after} round {nth(last)} is gone.")
+            raise LostStateError(self.gone.format(nth(last)))
         if rounds and self._facts(rounds[-1])[1] < before_round:
-            kept = f"; the last {self.keep} are kept" if self.keep else ""
-            raise LostStateError(f"{self.before} round {nth(before_round)} is gone{kept}.")
+            raise LostStateError(self.too_old.format(nth(before_round), self.keep))
         return None
 
     def load_or_lose(self, before_round: int, dispensable: bool = False) -> Values | None:
@@ -137,7 +137,7 @@ class RoundFiles(ABC, Generic[Values]):
     def _damaged(self, number: int, error: object) -> LostStateError:
         """The refusal of a file; its name is for the site's log only."""
         logger.error("The file %s cannot be used: %s", self._path(number), error)
-        return LostStateError(f"{self.after} round {nth(number)} is damaged, or none of this software.")
+        return LostStateError(self.damaged.format(nth(number)))
 
     @abstractmethod
     def _facts(self, number: int) -> tuple[str, int]:

@@ -76,7 +76,9 @@ class SiteState(RoundFiles[dict[str, Any]]):
     """
 
     ending = ".pt"
-    after, before = "The site's state after", "The state before"
+    damaged = "The site's state after round {} is damaged, or none of this software."
+    gone = "The site's state after round {} is gone."
+    too_old = "The state before round {} is gone; the last {} are kept."
 
     def __init__(self, folder: Path, run_id: str, keep: int = DEFAULT_KEEP) -> None:
         """Open the state of a run.

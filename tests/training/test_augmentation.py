@@ -127,17 +127,16 @@ def test_nothing_stays_nothing_where_zero_means_that(kind, normalisation, stays)
     augmentation = Augmentation(task(normalisation=normalisation), kind)
     image = torch.zeros((2, 16, 16, 16))
     image[:, 4:12] = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 8, 16, 16))).float()
-    for seed in range(12):
-        changed = augmentation.change({"image": image.clone()}, seed)["image"]
-        assert not torch.equal(changed, image)
-        if stays:
-            assert torch.equal(changed == 0, image == 0)
-    assert stays or bool((changed[:, :4] != 0).any())
+    draws = map(np.random.default_rng, range(12))
+    changed = [augmentation.change({"image": image.clone()}, draw)["image"] for draw in draws]
+    assert sum(not torch.equal(one, image) for one in changed) > 6
+    assert all(torch.equal(one == 0, image == 0) for one in changed) == stays
 
 
 def test_channels_change_by_themselves():
     same = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 16, 16, 16))).float().repeat(2, 1, 1, 1)
-    changed = [Augmentation(task(), "full").change({"image": same.clone()}, seed)["image"] for seed in range(5)]
+    full, draws = Augmentation(task(), "full"), (np.random.default_rng(seed) for seed in range(5))
+    changed = [full.change({"image": same.clone()}, draw)["image"] for draw in draws]
     assert not all(torch.equal(c[0], c[1]) for c in changed)
 
 
@@ -152,3 +151,15 @@ def test_image_and_classes_are_mirrored_together(tmp_path, kind):
         assert sample["classes"].dtype == torch.uint8
         if inner.any():
             assert float(image[inner].median()) > float(image[~inner].median()) + 1
+
+
+def test_whether_a_patch_is_mirrored_says_nothing_of_its_intensities():
+    """Mirrored and scaled with probability 1/2 each: of 400 patches about a quarter is both, and so on."""
+    augmentation, image = Augmentation(task(flip_axes=[0]), "intensity"), torch.zeros((1, 4, 4, 4))
+    image[:, 0] = 1
+    counts = np.zeros((2, 2))
+    for draw in map(np.random.default_rng, range(400)):
+        first, *_, last = augmentation.change({"image": image.clone()}, draw)["image"][0]
+        if float(first.std() + last.std()) < 1e-6:  # without noise
+            counts[int(last.mean() > first.mean()), int(abs(abs(last - first).mean() - 1) > 1e-6)] += 1
+    np.testing.assert_allclose(counts / counts.sum(), 0.25, atol=0.1)

@@ -90,14 +90,14 @@ class Augmentation:
         half = (np.array(self.task.patch_size) - 1) / 2
         return tuple(int(n) for n in np.ceil(np.maximum(np.abs(matrix) @ half - half, 0)))
 
-    def change(self, sample: Sample, seed: int) -> Sample:
+    def change(self, sample: Sample, generator: np.random.Generator) -> Sample:
         """Mirror a patch, and change its intensities, each channel by itself.
 
         Where a task normalises over the non-zero voxels, zero says that there is nothing, and stays.
         """
-        self._mirror.set_random_state(seed=seed)
+        for steps in (self._mirror, self._show):
+            steps.set_random_state(seed=int(generator.integers(2**31)))
         changed = {name: as_plain_tensor(values) for name, values in self._mirror(sample).items()}
-        self._show.set_random_state(seed=seed)
         image = changed["image"]
         shown = torch.stack([as_plain_tensor(self._show(channel[None]))[0] for channel in image])
         changed["image"] = shown * (image != 0) if self.task.normalisation == "zscore_nonzero" else shown

@@ -36,7 +36,7 @@ class PatchDataset(Dataset[Sample]):
         sample = {name: cut(values[0], corner, size, margin) for name, values in case.batch().items()}
         if matrix is not None:
             sample = self.augmentation.turn(sample, matrix)
-        return self.augmentation.change(sample, int(generator.integers(2**31)))
+        return self.augmentation.change(sample, generator)
 
 
 def cut(values: torch.Tensor, corner: Sequence[int], size: Sequence[int], margin: Sequence[int]) -> torch.Tensor:

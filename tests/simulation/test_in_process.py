@@ -112,6 +112,27 @@ def test_a_run_that_is_repeated_gives_the_same_models(folder, data, tmp_path):
     assert summary["final"]["pooled_dice"] == again["final"]["pooled_dice"]
 
 
+@pytest.mark.parametrize(("job", "kind"), [("brats_fedbn", "own"), ("hippocampus_ditto", "personal")])
+def test_each_sites_own_model_is_a_file_that_scores_as_the_site_scored_it(job, kind, data, tmp_path, capsys):
+    task = tmp_path / "task.json"
+    task.write_text(json.dumps(PLAN["task"]))
+    summary, _ = simulated(tiny_job(ROOT / "jobs" / job), data, tmp_path / "run")
+    final, models = summary["final"]["sites"], tmp_path / "run" / "models"
+    assert summary["final"]["site_models"] == {site: {kind: f"models/{site}-{kind}.safetensors"} for site in SITES}
+    for site in ("alpha", "gamma"):
+        out = tmp_path / site
+        options = ["--task", str(task), "--data", str(data / site), "--out", str(out)]
+        assert main(["evaluate", str(models / f"{site}-{kind}.safetensors"), *options]) == 0
+        assert "as the run began" not in " ".join(capsys.readouterr().err.split())
+        scored = final[site] if kind == "own" else final[site]["personal"]
+        assert json.loads((out / "evaluation.json").read_text())["mean"]["dice"] == pytest.approx(scored["dice"])
+    others = [load_file(models / f"{site}-{kind}.safetensors") for site in ("alpha", "gamma")]
+    assert any(not np.array_equal(value, others[1][name]) for name, value in others[0].items())
+    assert main(["evaluate", str(models / "last.safetensors"), *options]) == 0
+    warned = "is the global model of a job in which each site keeps" in " ".join(capsys.readouterr().err.split())
+    assert warned is (kind == "own")
+
+
 def test_a_bad_update_is_left_out_and_named(datalists):
     def tamper(site, number, update):
         return {name: value * np.nan for name, value in update.items()} if (site, number) == ("beta", 1) else update

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from fedseg.commands.arguments import Command
-from fedseg.console import err
+from fedseg.console import err, tell
 from fedseg.contract.task_argument import TASK_HELP, task_files, task_from_argument
 from fedseg.data.datalist import SPLITS, Case, Datalist, read_datalist
 from fedseg.errors import DataError, UsageError
@@ -63,6 +63,13 @@ def load(options: argparse.Namespace) -> tuple[ModelFile, Datalist, tuple[Case, 
     model = read_model(options.model)
     origin(options.model, model_digest(model.weights), options.accept_changed_model)
     check_model_task(model, task)
+    if own := model.notes.get("own_arrays"):
+        tell(
+            f"{options.model.name} is the global model of a job in which each site keeps {len(own)} of its arrays for "
+            "itself. In this file they are as the run began, so it is no site's model. A site's own one lies in its "
+            "state folder (own.safetensors), after a simulation in models/SITE-own.safetensors.",
+            warning=True,
+        )
     if options.overlap is None:
         options.overlap = model.overlap
     datalist = read_datalist(options.data)

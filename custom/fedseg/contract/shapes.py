@@ -28,9 +28,14 @@ def array_owners(plan: Plan) -> dict[str, Ownership]:
         return plan.network.owners(plan.build_network())
 
 
+def private_arrays(plan: Plan) -> frozenset[str]:
+    """Names of the arrays of which parts of the network give each site its own, that never leaves it."""
+    return frozenset(name for name, owner in array_owners(plan).items() if owner.private)
+
+
 def has_private_arrays(plan: Plan) -> bool:
     """Whether a part of the network has arrays that never leave a site."""
-    return any(owner.private for owner in array_owners(plan).values())
+    return bool(private_arrays(plan))
 
 
 def withheld_names(plan: Plan, site: str, round_number: int) -> frozenset[str]:

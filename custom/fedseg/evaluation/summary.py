@@ -17,6 +17,8 @@ from fedseg.tasks.registry import resolve_task
 from fedseg.tasks.task import Task
 
 SCHEMA = "fedseg-summary-1"
+OWN = "own"
+"""Key of a site's last model with the arrays that it keeps for itself, under ``final.site_models``."""
 # Described under other keys of the summary.
 _ELSEWHERE = ("aggregator", "server_optimizer", "shared_arrays", "selection", "run_id", "resume", "resume_round")
 
@@ -126,9 +128,10 @@ def last_models(summary: Mapping[str, Any]) -> dict[str, str]:
     Sites with parts of their own have models of their own; one that has not sent its part has none here.
     """
     final = summary["final"]
+    own = {site: files[OWN] for site, files in part(final, "site_models").items() if OWN in files}
     if final.get("model"):
-        return dict.fromkeys(summary["sites"], final["model"])
-    return dict(final.get("models", {}))
+        return dict.fromkeys(summary["sites"], final["model"]) | own
+    return dict(final.get("models", {})) | own
 
 
 def write_summary(summary: dict[str, Any], report: Path) -> Path:

@@ -14,11 +14,17 @@ from fedseg.contract.protocol import MODEL_NAME, SPLITS
 from fedseg.contract.scores import PERSONAL
 from fedseg.executors.site_session import SiteSession
 from fedseg.filters.encrypt import encrypts
+from fedseg.models.model_file import write_model
 from fedseg.networks.weights import Arrays
 from fedseg.site.case_scores import write_case_scores
 from fedseg.tasks.objective import Objective, ScoredCase
 from fedseg.training.site_round import mean_loss
 from fedseg.training.trainer import SiteTrainer
+
+LAST = "last"
+"""How the server calls the model after the last round."""
+OWN_MODEL = "own.safetensors"
+"""The last model with the arrays that the site keeps for itself, in its folder of the run."""
 
 
 def score_model(
@@ -36,14 +42,17 @@ def score_model(
         fl_ctx: of the task.
     """
     weights = trainer.own_model(received)
+    name = str(meta.get(MODEL_NAME, "model"))
+    if name == LAST and trainer.private:
+        # The file of the server has in these arrays what the run began with.
+        write_model(session.folder / OWN_MODEL, trainer.plan, weights, trainer.round_number, own_arrays=())
     splits = {s: trainer.datalist.final_split if s == "final" else s for s in meta.get(SPLITS, ["validation"])}
     names = dict.fromkeys(splits.values())
     scored = {split: trainer.validate(weights, split, distances=True) for split in names}
-    name = str(meta.get(MODEL_NAME, "model"))
     cases = {split: len(scores) for split, scores in scored.items()}
     session.record.scored(name, received, meta, cases, encrypts(fl_ctx))
     write_case_scores(session.folder, name, trainer.datalist, scored)
-    own = _score_personal_model(session, trainer) if name == "last" and "final" in splits else []
+    own = _score_personal_model(session, trainer) if name == LAST and "final" in splits else []
     if session.policy.scores_leave(session.guaranteed):
         kind = trainer.objective
         data = {asked: {"split": split, **_summary(kind, scored[split])} for asked, split in splits.items()}

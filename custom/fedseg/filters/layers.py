@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -182,3 +183,18 @@ class SharedLayers(LayerFilter):
 
     def frozen_names(self, plan: Plan) -> frozenset[str]:
         return self.kept_names(plan) if self.frozen else frozenset()
+
+
+def layers_of_sites(client: Mapping[str, Any], plan: Plan) -> frozenset[str]:
+    """Names of the arrays that each site keeps for itself, by the filters in the sites' part of a job.
+
+    >>> from fedseg.contract.plan import parse_plan
+    >>> plan = parse_plan({"fedseg_version": "0.6.0", "task": "hippocampus"})
+    >>> chain = {"filters": [{"path": "fedseg.filters.layers.PrivateLayers", "args": {"last": 1}}]}
+    >>> len(layers_of_sites({"task_result_filters": [chain]}, plan)) > 0
+    True
+    """
+    kinds = {f"{kind.__module__}.{kind.__name__}": kind for kind in (PrivateLayers, SharedLayers)}
+    named = [each for chain in client.get("task_result_filters", []) for each in chain.get("filters", [])]
+    found = [kinds[each["path"]](**each.get("args", {})) for each in named if each.get("path") in kinds]
+    return frozenset[str]().union(*(each.private_names(plan) for each in found))

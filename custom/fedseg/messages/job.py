@@ -54,7 +54,7 @@ def report_fields(fl_ctx: FLContext) -> dict[str, ReportField]:
     Raises:
         ConfigurationError: the sites' part of the job cannot be read, or its components contradict one another.
     """
-    return task_fields(job_plan(fl_ctx).objective, job_fields(_client(fl_ctx)))
+    return task_fields(job_plan(fl_ctx).objective, job_fields(sites_part(fl_ctx)))
 
 
 def site_parts(fl_ctx: FLContext) -> list[type]:
@@ -63,10 +63,15 @@ def site_parts(fl_ctx: FLContext) -> list[type]:
     Raises:
         ConfigurationError: the sites' part of the job cannot be read.
     """
-    return named_classes(_client(fl_ctx))
+    return named_classes(sites_part(fl_ctx))
 
 
-def _client(fl_ctx: FLContext) -> Any:
+def sites_part(fl_ctx: FLContext) -> Any:
+    """The sites' part of the job at hand, which the server has too.
+
+    Raises:
+        ConfigurationError: it cannot be read.
+    """
     workspace = fl_ctx.get_engine().get_workspace()
     path = Path(workspace.get_app_config_dir(fl_ctx.get_job_id())) / CLIENT_FILE
     return read_json(path, "the sites' part of a job")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from safetensors.numpy import save
 from torch import nn
 
 from fedseg.contract.plan import Plan
-from fedseg.contract.shapes import array_owners
+from fedseg.contract.shapes import private_arrays
 from fedseg.errors import ConfigurationError, DataError, RefusalError
 from fedseg.files.arrays import contiguous, read_arrays
 from fedseg.files.documents import parse_json, whole_file
@@ -53,7 +53,9 @@ class ModelFile:
         return network.eval()
 
 
-def write_model(path: Path, plan: Plan, weights: Arrays, round_number: int) -> Path:
+def write_model(
+    path: Path, plan: Plan, weights: Arrays, round_number: int, own_arrays: Collection[str] | None = None
+) -> Path:
     """Write a model; equal weights of an equal plan give equal bytes.
 
     Args:
@@ -61,15 +63,17 @@ def write_model(path: Path, plan: Plan, weights: Arrays, round_number: int) -> P
         plan: supplies task, network and seed.
         weights: all parameters and buffers.
         round_number: the training round after which the model was made; -1 for the initial one.
+        own_arrays: names of arrays that each site has for itself, in a global model; None for those that the parts of
+            the plan's network declare.
     """
-    return save_model(path, model_header(plan, round_number), weights)
+    return save_model(path, model_header(plan, round_number, own_arrays), weights)
 
 
-def model_header(plan: Plan, round_number: int) -> dict[str, str]:
+def model_header(plan: Plan, round_number: int, own_arrays: Collection[str] | None = None) -> dict[str, str]:
     """What a model file says of itself beside its format; see ``write_model``."""
     notes: dict[str, Any] = {"method": plan.method, "seed": plan.seed, "round": round_number, "plan": plan.digest}
     notes["overlap"] = plan.training.overlap
-    if own := sorted(name for name, owner in array_owners(plan).items() if owner.private):
+    if own := sorted(private_arrays(plan) if own_arrays is None else own_arrays):
         notes["own_arrays"] = own
     return {
         "fedseg": __version__,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
@@ -18,13 +19,15 @@ from fedseg.data.datalist import read_datalist
 from fedseg.errors import DataError
 from fedseg.evaluation.comparison import compare
 from fedseg.evaluation.report.page import write_report
-from fedseg.evaluation.summary import describe_run, last_models, write_summary
+from fedseg.evaluation.summary import OWN, describe_run, last_models, write_summary
+from fedseg.executors.scoring import OWN_MODEL
 from fedseg.files.documents import load_json
 from fedseg.jobs.job import Job
 from fedseg.models.model_file import read_model
 from fedseg.simulation.pictures import write_gallery, write_overlays
 from fedseg.simulation.run_folder import SimulationResult
 from fedseg.tasks.objective import MEAN, Objective
+from fedseg.training.methods.personal_model import PERSONAL_MODEL
 from fedseg.version import versions
 from fedseg.workflows.run.scores import summarise_final
 
@@ -87,7 +90,22 @@ def build_summary(job: Job, run: SimulationResult, state: Path) -> Summary:
     }
     seconds = max(run.wall_seconds, results["seconds"])
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    return describe_run(job, results, date, True, versions(), seconds, run.peak_rss_mb)
+    summary = describe_run(job, results, date, True, versions(), seconds, run.peak_rss_mb)
+    if found := _site_models(state, run.results["run_id"], summary["sites"], state.parent / "models"):
+        summary["final"]["site_models"] = found
+    return summary
+
+
+def _site_models(state: Path, run_id: str, sites: Sequence[str], models: Path) -> dict[str, dict[str, str]]:
+    """Copy the models that simulated sites have for themselves beside the run's; their places by site and kind."""
+    found: dict[str, dict[str, str]] = {}
+    for site in sites:
+        for kind, file in {OWN: OWN_MODEL, PERSONAL: PERSONAL_MODEL}.items():
+            if (kept := state / site / run_id / file).is_file():
+                models.mkdir(exist_ok=True)
+                shutil.copyfile(kept, models / f"{site}-{kind}.safetensors")
+                found.setdefault(site, {})[kind] = f"models/{site}-{kind}.safetensors"
+    return found
 
 
 def voxel_sizes(data: Path, sites: Sequence[str]) -> dict[str, list[list[float]]]:

@@ -61,7 +61,7 @@ class PersonalModel(TrainingHook, ABC):
         self.train_personal(training)
         if training.folder is not None:
             weights = training.companions[_NAME].weights()
-            write_model(training.folder / PERSONAL_MODEL, training.plan, weights, round_number)
+            write_model(training.folder / PERSONAL_MODEL, training.plan, weights, round_number, own_arrays=())
 
     def personal_model(self, training: LocalTraining) -> Arrays | None:
         companion = training.companions[_NAME]

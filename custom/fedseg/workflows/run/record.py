@@ -48,6 +48,7 @@ class RunRecord:
         job: name, id, content and submitter of the job, see ``messages.job_facts``; empty where nobody told.
         round: at hand, from 0; -1 outside of rounds.
         evaluating: whether the rounds are over.
+        own_arrays: names of arrays that each site has for itself, see ``models.model_file.write_model``.
         events: what went wrong at which site in which round.
     """
 
@@ -59,6 +60,7 @@ class RunRecord:
     ) -> None:
         self.folder, self.job, self._on_event = folder, dict(job or {}), on_event
         self.round, self.evaluating = -1, False
+        self.own_arrays: frozenset[str] | None = None
         self.events: list[dict[str, Any]] = []
         self._log: RunLog | None = None
         # Of each model after a round the latest line that names it: number and hash.
@@ -167,7 +169,7 @@ class RunRecord:
         """Write a model file and its provenance."""
         note = self.note(name, plan, model_digest(weights), round_number)
         with replaced_note(self.folder / name, note):
-            write_model(self.folder / name, plan, weights, round_number)
+            write_model(self.folder / name, plan, weights, round_number, self.own_arrays)
 
     def note(self, name: str, plan: Plan, digest: str, round_number: int) -> ModelNote | None:
         """Where a model comes from, by the latest line of the record that names it; one is added where none does.

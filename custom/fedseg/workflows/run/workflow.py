@@ -17,7 +17,9 @@ from nvflare.widgets.info_collector import InfoCollector
 from fedseg.contract.combinations import check_parts
 from fedseg.contract.job_files import INITIAL_FILE
 from fedseg.contract.plan import PLAN_FILE, read_plan
-from fedseg.messages.job import check_job_files, report_fields, site_parts
+from fedseg.contract.shapes import private_arrays
+from fedseg.filters.layers import layers_of_sites
+from fedseg.messages.job import check_job_files, report_fields, site_parts, sites_part
 from fedseg.messages.job_facts import job_facts
 from fedseg.site.profile import PROFILE_FILE, read_state_folder
 from fedseg.workflows.run.flare_sites import FlareSites
@@ -100,8 +102,9 @@ class Workflow(ModelController):
         state = read_state_folder("server", site_config, Path(workspace.get_run_dir(job_id)))
         initial = config / INITIAL_FILE
         place = RunPlace(state, site_config, initial if initial.is_file() else None)
-        run = self.training_run(sites, record)
-        run.state.load(read_plan(config / PLAN_FILE), place, report_fields(fl_ctx))
+        run, plan = self.training_run(sites, record), read_plan(config / PLAN_FILE)
+        record.own_arrays = private_arrays(plan) | layers_of_sites(sites_part(fl_ctx), plan)
+        run.state.load(plan, place, report_fields(fl_ctx))
         return run
 
     # ------------------------------------------------------------------ what FLARE calls

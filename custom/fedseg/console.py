@@ -61,7 +61,19 @@ def progress_bar() -> Progress:
     )
 
 
-def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Yield ``items`` while a progress bar shows how far the work is."""
-    with progress_bar() as bar:
-        yield from bar.track(items, description=description, total=total)
+def track(items: Iterable[T], description: str, total: int | None = None, slow: bool = False) -> Iterator[T]:
+    """Yield ``items`` while a progress bar shows how far the work is.
+
+    Args:
+        items: what is worked on.
+        description: what they are.
+        total: how many.
+        slow: whether each takes so long that, where stderr is no terminal, a line says that it is done.
+    """
+    if not slow or sys.stderr.isatty():
+        with progress_bar() as bar:
+            yield from bar.track(items, description=description, total=total)
+        return
+    for number, item in enumerate(items, start=1):
+        yield item
+        err().print(f"{description}: {number}{'' if total is None else f' of {total}'} done")

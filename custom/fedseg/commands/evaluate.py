@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from fedseg.commands.arguments import Command
-from fedseg.commands.saved_model import add_model_arguments, load, read_files, report_failed
+from fedseg.commands.saved_model import add_model_arguments, describe, load, read_files, report_failed
 from fedseg.console import out, track
 from fedseg.data.label_convention import settled, with_convention
 from fedseg.files.outputs import check_outputs
@@ -35,22 +35,27 @@ def run(options: argparse.Namespace) -> int:
     example: fedseg evaluate runs/first/models/last.safetensors --task brats --data my/datalist.json --out
     runs/first-at-home
     """
-    from fedseg.evaluation.scoring import EVALUATION, Predictor, evaluate
+    from fedseg.evaluation.scoring import EVALUATION, EVALUATION_TABLE, Predictor, evaluate
     from fedseg.tasks.objective import objective_of
 
     model, datalist, cases = load(options)
-    check_outputs("--out", [options.out / EVALUATION], read_files(options, datalist))
+    check_outputs("--out", [options.out / EVALUATION, options.out / EVALUATION_TABLE], read_files(options, datalist))
     model = replace(model, task=with_convention(model.task, settled(model.task, datalist, cases).convention))
-    predictor = Predictor(model, options.device, options.overlap, lambda items: track(items, "cases", len(cases)))
-    content = evaluate(predictor, cases, options.out, options.empty, options.hd95)
-    mean = content["mean"]
-    kind = objective_of(model.task)
-    columns = [f"{score.title} ({score.unit})" if score.unit else score.title for score in kind.scores]
-    table = Table(kind.output, *columns, "cases scored", title=f"mean over {len(content['cases'])} cases")
+    predictor = Predictor(
+        model, options.device, options.overlap, lambda items: track(items, "cases", len(cases), slow=True)
+    )
+    content = evaluate(predictor, cases, options.out, options.empty, options.hd95, describe(options, model, datalist))
+    mean, spread, kind = content["mean"], content["spread"], objective_of(model.task)
+    names = [f"{score.title} ({score.unit})" if score.unit else score.title for score in kind.scores]
+    columns = [f"{what} {name}" for name in names for what in ("mean", "median", "weakest")]
+    table = Table(kind.output, "cases scored", *columns, title=f"{len(content['cases'])} cases")
     for output in kind.outputs:
-        numbers = [(mean[score.name].get(output), 2 if score.unit else 4) for score in kind.scores]
-        shown = ["n/a" if number is None else f"{number:.{digits}f}" for number, digits in numbers]
-        table.add_row(output, *shown, str(mean["defined"][output]))
+        cells = [str(mean["defined"][output])]
+        for score in kind.scores:
+            told = spread[score.name][output]
+            numbers = (mean[score.name].get(output), told["median"], told["weakest"])
+            cells += ["n/a" if number is None else f"{number:.{2 if score.unit else 4}f}" for number in numbers]
+        table.add_row(output, *cells)
     out().print(table)
-    out().print(f"written to {options.out / EVALUATION}")
+    out().print(f"written to {options.out / EVALUATION}, case by case also to {EVALUATION_TABLE}")
     return report_failed(content["failed"])

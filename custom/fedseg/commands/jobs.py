@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
 from rich.markup import escape
-from rich.table import Table
 
 from fedseg.commands.arguments import Command
 from fedseg.console import out
@@ -14,11 +14,11 @@ from fedseg.deployment.coordination.session import connect
 
 _COLUMNS = {
     "id": "job_id",
-    "job": "name",
-    "submitted by": "submitter_name",
-    "at": "submit_time_iso",
     "status": "status",
-    "duration": "duration",
+    "job": "name",
+    "submitted": "submit_time_iso",
+    "took": "duration",
+    "by": "submitter_name",
 }
 
 
@@ -37,13 +37,22 @@ def run(options: argparse.Namespace) -> int:
     """
     with connect(options.kit) as coordinator:
         jobs = coordinator.jobs()
-    table = Table()
-    for column in _COLUMNS:
-        # An id is there to be copied, so it is never cut or folded.
-        table.add_column(column, no_wrap=column == "id", overflow="fold")
-    for job in sorted(jobs, key=lambda meta: str(meta.get("submit_time_iso"))):
-        cells = {column: str(job.get(key) or "") for column, key in _COLUMNS.items()}
-        cells["at"], cells["duration"] = cells["at"].partition(".")[0], cells["duration"].partition(".")[0]
-        table.add_row(*map(escape, cells.values()))
-    out().print(table)
+    lines = [list(_COLUMNS), *(_cells(job) for job in sorted(jobs, key=lambda meta: str(meta.get("submit_time_iso"))))]
+    console = out()
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    # One line for a job: where a terminal is too narrow the last columns give way, never the id, which is to be copied.
+    shown = len(widths)
+    while console.is_terminal and shown > 1 and sum(widths[:shown]) + 2 * (shown - 1) > console.width:
+        shown -= 1
+    for cells in lines:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(cells[:shown], widths, strict=False))
+        console.print(escape(line.rstrip()), soft_wrap=True)
     return 0
+
+
+def _cells(job: Mapping[str, Any]) -> list[str]:
+    cells = {column: str(job.get(key) or "") for column, key in _COLUMNS.items()}
+    cells["status"] = cells["status"].removeprefix("FINISHED:").lower().replace("_", " ")
+    cells["submitted"] = cells["submitted"][:16].replace("T", " ")
+    cells["took"] = cells["took"].partition(".")[0]
+    return list(cells.values())

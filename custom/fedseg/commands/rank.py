@@ -14,7 +14,7 @@ from fedseg.console import out
 from fedseg.errors import UsageError
 from fedseg.files.documents import write_json
 
-CLOCKS = ("measured", "simulated")
+CLOCKS = ("simulated", "measured")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -22,7 +22,8 @@ def add_parser(subparsers: Any) -> None:
     command = Command(subparsers, run)
     horizon = "time over which convergence counts (default: the longest run if measured, a week if simulated)"
     command.path("runs", "folders of two or more simulated runs", "RUN", nargs="+")
-    command.value("--clock", "how rounds are timed (default measured)", choices=CLOCKS, default="measured")
+    clock = "simulated: drawn speeds, the same for all runs (default); measured: this machine, whatever else it did"
+    command.value("--clock", clock, choices=CLOCKS, default="simulated")
     command.path("--profiles", "JSON file of speeds for the simulated clock", "FILE")
     command.value("--horizon", horizon, float, metavar="SECONDS")
     command.flag("--with-last", "let the model after the last round count for convergence, too")

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
 from fedseg.commands.arguments import Command
 from fedseg.console import err, tell
 from fedseg.contract.task_argument import TASK_HELP, task_files, task_from_argument
-from fedseg.data.datalist import SPLITS, Case, Datalist, read_datalist
+from fedseg.data.datalist import SPLITS, Case, Datalist, find_datalist
+from fedseg.data.intake.image_folders import read_cases
 from fedseg.errors import DataError, UsageError
 from fedseg.models.note import ModelNote, check_against_note, note_path
+from fedseg.version import __version__
 
 if TYPE_CHECKING:
     from fedseg.models.model_file import ModelFile
@@ -25,7 +29,7 @@ def add_model_arguments(command: Command, default_split: str) -> None:
     windows = "overlap of sliding windows (default: as in the run that made the model)"
     command.path("model", "model file (.safetensors) of a run")
     command.value("--task", TASK_HELP, required=True)
-    command.path("--data", "datalist, or the folder that holds datalist.json", required=True)
+    command.path("--data", "a datalist or its folder; a folder of images; or one image", required=True)
     command.path("--out", "folder for the result", required=True)
     command.value("--split", "which cases", choices=("final", "all", *SPLITS), default=default_split)
     command.value("--overlap", windows, float)
@@ -72,8 +76,23 @@ def load(options: argparse.Namespace) -> tuple[ModelFile, Datalist, tuple[Case, 
         )
     if options.overlap is None:
         options.overlap = model.overlap
-    datalist = read_datalist(options.data)
+    datalist = read_cases(options.data, model.task, options.out)
     return model, datalist, choose_cases(datalist, options.split)
+
+
+def describe(options: argparse.Namespace, model: ModelFile, datalist: Datalist) -> dict[str, Any]:
+    """What a result says of the model and the cases that it is of; it stays where the cases are."""
+    from fedseg.files.digest import model_digest
+
+    listed = find_datalist(options.data)
+    digest = hashlib.sha256(listed.read_bytes()).hexdigest() if listed.is_file() else None
+    told = {key: model.notes[key] for key in ("method", "seed", "round", "plan") if key in model.notes}
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "fedseg": __version__,
+        "model": {"file": str(options.model), "digest": model_digest(model.weights), **told},
+        "data": {"file": str(listed), "sha256": digest, "split": options.split, "phantoms": datalist.phantoms},
+    }
 
 
 def read_files(options: argparse.Namespace, datalist: Datalist) -> list[Path]:

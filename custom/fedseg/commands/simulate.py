@@ -186,6 +186,15 @@ def _stopped_job(options: argparse.Namespace) -> Job:
     return job
 
 
+def _to_go(event: Event) -> str:
+    """How long the rounds that are left take, if they take as long as this one; empty after the last one."""
+    left = event["total"] - nth(event["round"])
+    if not left:
+        return ""
+    minutes = event["seconds"] * left / 60
+    return f", about {minutes:.0f} min to go" if minutes >= 1.5 else ", about a minute to go or less"
+
+
 def show_event(event: Event) -> None:
     """One line on stderr for each thing that happens."""
     kind, site = event["event"], escape(str(event.get("site", "")))
@@ -208,7 +217,7 @@ def show_event(event: Event) -> None:
         title = name.removeprefix("val_").capitalize()
         err().print(f"  {site}: {title} of the received model {score}, training loss {loss}, {event['seconds']:.1f} s")
     elif kind == "round_done":
-        err().print(f"  done in {event['seconds']:.1f} s")
+        err().print(f"  done in {event['seconds']:.1f} s{_to_go(event)}")
     elif kind == "evaluate":
         err().print(f"scoring the {event['model']} model at every site")
     elif kind in ("site", "failed"):

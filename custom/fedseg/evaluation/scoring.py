@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,15 +15,15 @@ import numpy as np
 from fedseg.data.datalist import SPLITS, Case, Datalist, case_names
 from fedseg.data.grid import write_mask
 from fedseg.errors import DataError, UsageError
-from fedseg.files.documents import whole_file, write_json
+from fedseg.files.documents import whole_file, write_json, write_whole
 from fedseg.models.model_file import ModelFile
-from fedseg.tasks.objective import objective_of
+from fedseg.tasks.objective import Objective, objective_of
 from fedseg.tasks.segmentation.labels import to_values
 from fedseg.tasks.task import Task
 from fedseg.training.inference import choose_device, infer_logits, predict_case
 from fedseg.training.prepare import PreparedCase, prepare_case
 
-EVALUATION = "evaluation.json"
+EVALUATION, EVALUATION_TABLE = "evaluation.json", "evaluation.csv"
 
 
 def check_model_task(model: ModelFile, task: Task) -> None:
@@ -98,9 +101,15 @@ class Predictor:
 
 
 def evaluate(
-    predictor: Predictor, cases: Sequence[Case], out: Path, empty: str = "brats", hd95: str = "larger"
+    predictor: Predictor,
+    cases: Sequence[Case],
+    out: Path,
+    empty: str = "brats",
+    hd95: str = "larger",
+    about: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Score a model and write ``evaluation.json`` into the folder ``out``; a case that cannot be read stops no other.
+    """Score a model and write ``evaluation.json`` and ``evaluation.csv`` into the folder ``out``; a case that cannot be
+    read stops no other.
 
     Args:
         predictor: the model.
@@ -108,6 +117,7 @@ def evaluate(
         out: folder for the result.
         empty: convention for empty regions.
         hd95: one of ``HD95_FORMS``.
+        about: what else the file is to say: of which model, which cases.
 
     Returns:
         The written content: ``cases[]{id, dice, hd95, empty}`` and ``mean{dice, hd95}``, or the scores of another kind;
@@ -126,10 +136,50 @@ def evaluate(
         entries.append({"id": names[case], **asdict(scores[-1])})
     reasons = _told(failed, cases, names)
     mean = kind.summarise(scores)
-    content = {"schema": "fedseg-evaluation-1", "cases": entries, "mean": mean, "empty_convention": empty}
+    content = {
+        "schema": "fedseg-evaluation-1",
+        **about,
+        "task": predictor.model.task.name,
+        "overlap": predictor.overlap,
+    }
+    content |= {"cases": entries, "mean": mean, "spread": _spread(kind, scores), "empty_convention": empty}
     content |= {"hd95_form": hd95, "failed": reasons}
+    table = _case_table(kind, entries)
     write_json(out / EVALUATION, content)
+    write_whole(out / EVALUATION_TABLE, table)
     return content
+
+
+def _spread(kind: Objective, scores: Sequence[Any]) -> dict[str, Any]:
+    """Of each score and output: ``median``, ``quartiles`` and ``weakest`` over the cases that have one."""
+    found: dict[str, Any] = {}
+    for score in kind.scores:
+        for output in kind.outputs:
+            values = [v for each in scores if (v := getattr(each, score.name).get(output)) is not None]
+            quartiles = np.percentile(values, [25, 50, 75]) if values else [None] * 3
+            low, median, high = (None if q is None else float(q) for q in quartiles)
+            weakest = (min if score.higher_is_better else max)(values, default=None)
+            told = {"median": median, "quartiles": [low, high], "weakest": weakest}
+            found.setdefault(score.name, {})[output] = told
+    return found
+
+
+def _case_table(kind: Objective, entries: Sequence[Mapping[str, Any]]) -> str:
+    """One line per case and output, as comma-separated values."""
+    scores = [score.name for score in kind.scores]
+    more = [name for name in ("volumes", "lesions") if entries and entries[0].get(name)]
+    facts = {name: list(next(iter(entries[0][name].values()))) for name in more}
+    file = io.StringIO()
+    table = csv.writer(file, lineterminator="\n")
+    units = {"volumes": "_ml"}
+    header = [f"{key}{units.get(name, '')}" for name in more for key in facts[name]]
+    table.writerow(["case", kind.output, *scores, *header])
+    for entry in entries:
+        for output in kind.outputs:
+            values = [entry[name].get(output) for name in scores]
+            values += [entry[name][output][key] for name in more for key in facts[name]]
+            table.writerow([entry["id"], output, *values])
+    return file.getvalue()
 
 
 def _told(failed: Mapping[Case, str], cases: Sequence[Case], names: Mapping[Case, str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from nvflare.fuel.flare_api import api_spec
+from rich.console import Console
 
 from fedseg.cli import main
 from fedseg.commands.submit import show_progress
@@ -325,6 +326,26 @@ def test_ids_of_jobs_are_shown_whole(connected, capsys):
     connected("jobs", list_jobs=[[meta]])
     assert main(["jobs", "--kit", "."]) == 0
     assert job_id in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("width", "shown"), [(None, 6), (80, 3), (110, 5), (40, 1)])
+def test_a_job_is_one_line_also_on_a_narrow_terminal(width, shown, connected, capsys, monkeypatch):
+    metas = [
+        {"job_id": f"6aec829a-d28e-4e6b-ab7c-79e67268c69{n}", "name": name, "submitter_name": "coordinator@example.org",
+         "submit_time_iso": f"2026-11-2{n}T17:40:32.350458+00:00", "status": status, "duration": "0:01:02.345"}
+        for n, (name, status) in enumerate([("lgg_fedavg", "FINISHED:COMPLETED"), ("brats_fedbn_site_5", "RUNNING")])
+    ]  # fmt: skip
+    connected("jobs", list_jobs=[metas[::-1]])
+    if width is not None:
+        screen = Console(width=width, force_terminal=True, color_system=None, highlight=False)
+        monkeypatch.setattr("fedseg.commands.jobs.out", lambda: screen)
+    assert main(["jobs", "--kit", "."]) == 0
+    header, first, second = capsys.readouterr().out.splitlines()
+    assert header.split() == ["id", "status", "job", "submitted", "took", "by"][:shown]
+    assert first.startswith(metas[0]["job_id"])
+    assert second.startswith(metas[1]["job_id"])
+    assert ("completed" in first) is (shown > 1)
+    assert width is None or max(map(len, (header, first, second))) <= width
 
 
 @pytest.mark.parametrize(("status", "code"), [("FINISHED:COMPLETED", 0), ("FINISHED:ABORTED", 1)])

@@ -225,7 +225,7 @@ def rank(*arguments: str | Path) -> int:
 def test_command_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     worse = run_folder(tmp_path / "worse", -0.1)
     better = run_folder(tmp_path / "better", method="FedProx")
-    assert rank(worse, better, "--out", tmp_path / "rank.json") == 0
+    assert rank(worse, better, "--clock", "measured", "--out", tmp_path / "rank.json") == 0
     printed = capsys.readouterr().out
     assert printed.index("better") < printed.index("worse")
     assert "FedProx" in printed
@@ -259,13 +259,13 @@ def test_command_simulated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     # The largest site, hospital-a, is the slowest: 10 + 4 * 3 + 60 * 2 * 2 + 4 * 3 + 20 = 294 s in every round.
     dice = [r["val_dice"] for r in make_summary()["rounds"]]
     assert content["runs"][0]["convergence_score"] == pytest.approx(convergence_score(dice, [294] * 10, 1000))
-    assert rank(*runs, "--clock", "simulated", "--out", tmp_path / "week.json") == 0
+    assert rank(*runs, "--out", tmp_path / "week.json") == 0
     assert json.loads((tmp_path / "week.json").read_text())["horizon_seconds"] == 604800
 
 
 def test_command_with_the_last_model(tmp_path: Path) -> None:
     runs = [run_folder(tmp_path / name, shift) for name, shift in (("one", 0.0), ("two", 0.01))]
-    arguments = (*runs, "--horizon", "1e6", "--out", tmp_path / "rank.json")
+    arguments = (*runs, "--clock", "measured", "--horizon", "1e6", "--out", tmp_path / "rank.json")
     found = {}
     for flag in ((), ("--with-last",)):
         assert rank(*arguments, *flag) == 0
@@ -285,7 +285,7 @@ def test_command_with_the_last_model(tmp_path: Path) -> None:
     [
         (["a"], "at least two runs"),
         (["a", "a"], "named twice"),
-        (["a", "b", "--profiles", "x"], "for --clock simulated"),
+        (["a", "b", "--clock", "measured", "--profiles", "x"], "for --clock simulated"),
         (["a", "b", "--horizon", "0"], "must be a number of seconds above 0"),
         (["a", "b", "--out", "no/such/x.json"], "does not exist"),
     ],
@@ -304,5 +304,5 @@ def test_runs_without_case_scores(tmp_path: Path, capsys: pytest.CaptureFixture[
         for entry in summary["rounds"]:
             entry["seconds"] = 0.0
         write_case_scores(write_run(folder, summary), summary)
-    assert rank(*runs) == 1
+    assert rank(*runs, "--clock", "measured") == 1
     assert "use the simulated clock" in " ".join(capsys.readouterr().err.split())

@@ -20,12 +20,14 @@ from fedseg.evaluation.summary import Summary, number, part
 def rank_runs(
     folders: Mapping[str, Path],
     runs: Mapping[str, Summary],
-    clock: str = "measured",
+    clock: str = "simulated",
     profiles: Path | None = None,
     horizon: float | None = None,
     with_last: bool = False,
 ) -> dict[str, Any]:
     """Rank simulated runs of one task on the same cases.
+
+    The measured clock also counts what else the machine did meanwhile; by the simulated one a run repeated is equal.
 
     Args:
         folders: name -> folder of a run.

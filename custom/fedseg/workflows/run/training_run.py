@@ -206,7 +206,9 @@ class TrainingRun:
         model = run.model.digest_after(run.number)
         run.record.append("round", **round_line(entry, run.events), start=run.start_id, model=model)
         scored = f"val_{run.plan.objective.primary.name}"
-        run.record.event("round_done", round=run.number, seconds=seconds, **{scored: entry[scored]})
+        run.record.event(
+            "round_done", round=run.number, total=run.settings.num_rounds, seconds=seconds, **{scored: entry[scored]}
+        )
 
     def _keep_update(self, name: str, arrays: Arrays) -> None:
         self.state.record.update(self.state.number, name, arrays)

@@ -3,7 +3,9 @@
 import copy
 import json
 import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from fedseg.simulation.in_process import InProcessFederation, simulate_in_proces
 from fedseg.simulation.results import build_summary
 from fedseg.simulation.run_folder import prepare_output
 from fedseg.site.profile import DATA_VARIABLE
+from fedseg.workflows.run.training_run import TrainingRun
 from tiny import PLAN, make_sites
 
 ROOT = Path(__file__).parents[2]
@@ -304,10 +307,37 @@ def test_a_stopped_run_goes_on_to_the_same_model(data, tmp_path):
 
 
 def test_a_run_that_fails_says_why_and_where_its_log_is(data, tmp_path, capsys):
-    assert simulate(data, tmp_path / "run", "--rounds", "1", "--set=workflow.min_sites=4") == 1
+    data = Path(shutil.copytree(data, tmp_path / "data"))
+    site = sorted(path.parent.name for path in data.glob("*/datalist.json"))[0]
+    (data / site / "policy.json").write_text(json.dumps({"min_cases": 99}))
+    assert simulate(data, tmp_path / "run", "--rounds", "1", "--set=workflow.min_sites=3") == 1
     said = " ".join(capsys.readouterr().err.split())
-    assert "3 site(s) accepted the job, but 4 must" in said
+    assert f"2 site(s) accepted the job, but 3 must. {site}: policy" in said
     assert "simulator.log" in said
+
+
+def test_too_few_sites_are_told_before_anything_starts(data, tmp_path, capsys):
+    assert simulate(data, tmp_path / "run", "--set=workflow.min_sites=4") == 2
+    assert "the job needs 4 sites (workflow.min_sites), but there are 3." in " ".join(capsys.readouterr().err.split())
+    data = Path(shutil.copytree(data, tmp_path / "data"))
+    first = sorted(data.glob("*/datalist.json"))[0]
+    first.write_text(json.dumps({**json.loads(first.read_text()), "validation": []}))
+    assert simulate(data, tmp_path / "run", "--set=workflow.min_sites=3") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"there are 2, and {first.parent.name} without training or validation cases." in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("accepted", "said"), [((), "No site answered."), (("b", "a"), "No site but a, b answered.")])
+def test_a_server_without_enough_sites_says_who_answered(accepted, said):
+    state = SimpleNamespace(
+        settings=SimpleNamespace(prepare_seconds=1, min_sites=3),
+        participants=SimpleNamespace(prepare=lambda digest, seconds: dict.fromkeys(accepted)),
+        plan=SimpleNamespace(digest=""),
+        events=[],
+    )
+    with pytest.raises(FedsegError, match=f"but 3 must. {said}"):
+        TrainingRun.prepare(SimpleNamespace(state=state))
 
 
 def test_a_gpu_for_each_site_is_refused(data, tmp_path, capsys):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fedseg.errors import ConfigurationError, RefusalError
-from fedseg.site.profile import read_profile
+from fedseg.site.profile import read_profile, read_state_folder
 
 SMALL, LARGE = {"epsilon": 2, "delta": 1e-5}, {"epsilon": 8, "delta": 1e-5}
 
@@ -23,6 +23,36 @@ def test_a_provisioned_site_never_falls_into_simulation(tmp_path, monkeypatch):
     local.mkdir()
     (local / "fedseg.json").write_text(json.dumps({"datasets": {"*": "d.json"}, "state": "s"}))
     assert not read_profile("a", local, tmp_path).simulated
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"state": "~/fedseg"}, "state is '~/fedseg', .*~ and \\$ are not replaced here"),
+        ({"datasets": {"brats": "~anna/d.json"}}, "datasets.brats is '~anna/d.json'"),
+        ({"cache": "$HOME/cache"}, "cache is '\\$HOME/cache'"),
+        ({"cache": 5}, "cache is 5, but must be the path"),
+        ({"cache": None}, "cache is missing, but must be the path"),
+        ({"datasets": {"brats": ["d.json"]}}, r"datasets.brats is \['d.json'\]"),
+        ({"datasets": []}, "datasets is"),
+        ({"state": " "}, "state is ' '"),
+        ({"state": "a\0b"}, "state is"),
+        ({"device": 0}, "device is 0, but must be a text"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_by_name(tmp_path, changes, named):
+    content = {"datasets": {"brats": "d.json"}, "state": "s", **changes}
+    (tmp_path / "fedseg.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigurationError, match=f"fedseg.json: {named}"):
+        read_profile("a", tmp_path, tmp_path)
+    if "state" in changes:
+        with pytest.raises(ConfigurationError, match=f"fedseg.json: {named}"):
+            read_state_folder("server", tmp_path, tmp_path)
+
+
+def test_a_profile_of_windows_is_read(tmp_path):
+    (tmp_path / "fedseg.json").write_text(json.dumps({"datasets": {}, "state": "s"}), "utf-8-sig")
+    assert read_profile("a", tmp_path, tmp_path).state == tmp_path / "s"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
+import fedseg
 from fedseg.commands.arguments import Command
 from fedseg.commands.fetch import finish_run
 from fedseg.commands.provision import default_policy
@@ -58,17 +59,20 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"--rounds {options.rounds}: the number of rounds must be a whole number of at least 1.")
     if not options.timeout > 0:
         raise UsageError(f"--timeout {options.timeout}: a time in seconds must be above 0.")
-    project, job = read_project(options.template), _job(options)
+    from fedseg.simulation.run_folder import check_enough_sites
+
+    template = _of_repository(options.template)
+    project, job = read_project(template), _job(options)
     plan = job.check()
     if options.data is not None:
-        find_sites(options.data)
+        check_enough_sites(job, options.data, find_sites(options.data))
     check_copied_folder("--out", options.out, job.folder)
-    needed = {"--data": options.data, "--job": options.job, "--template": options.template}
+    needed = {"--data": options.data, "--job": options.job, "--template": template}
     prepare_output(options.out, options.overwrite, needed)
     data = options.data or make_example_sites(plan.task, options.out / "data", plan.seed, track)
     sites = find_sites(data)
     err().print(escape(f"{job.name}: a server and {len(sites)} sites ({', '.join(sites)}), {options.rounds} rounds"))
-    with running(project, default_policy(options.template), data, sites, options.out) as local:
+    with running(project, default_policy(template), data, sites, options.out) as local:
         summary, failure = _run_job(local, job, options)
     err().print("all processes have ended")
     from fedseg.deployment.coordination.fetched_run import require_finished
@@ -90,10 +94,16 @@ def _run_job(local: LocalFederation, job: Job, options: argparse.Namespace) -> t
         return fetch_into(coordinator, job_id, options.out)
 
 
+def _of_repository(folder: Path) -> Path:
+    """A folder of the repository: below the working folder, else beside the sources that run, where these are there."""
+    beside = Path(fedseg.__file__).resolve().parents[2] / folder
+    return beside if beside.is_dir() and not folder.exists() else folder
+
+
 def _job(options: argparse.Namespace) -> Job:
     from fedseg.jobs.job import apply_settings, read_job
 
     example = options.job is None and options.data is None and hippocampi() is None
-    job = read_job(options.job or (PHANTOM_JOB if example else JOB))
+    job = read_job(options.job or _of_repository(PHANTOM_JOB if example else JOB))
     apply_settings(job, options.rounds, None, options.seed, [*(_FOR_PHANTOMS if example else ()), *options.set])
     return job

@@ -68,12 +68,13 @@ def run(options: argparse.Namespace) -> int:
     from fedseg.data.site_folders import find_sites
     from fedseg.simulation.in_process import simulate_in_process
     from fedseg.simulation.results import write_results
-    from fedseg.simulation.run_folder import check_reads, check_sites, ledger_folder, prepare_output
+    from fedseg.simulation.run_folder import check_enough_sites, check_reads, check_sites, ledger_folder, prepare_output
     from fedseg.simulation.simulator import simulate
 
     plan = job.check()
     kinds = _kinds(options, plan)
     sites = find_sites(options.data)
+    check_enough_sites(job, options.data, sites)
     if options.resume:
         check_sites(options.out, job, sites)
         check_reads(options.out, options.data)

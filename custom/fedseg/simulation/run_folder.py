@@ -12,6 +12,7 @@ from typing import Any
 
 from fedseg.contract.plan import PLAN_FILE
 from fedseg.contract.round_numbers import from_nth, listed
+from fedseg.data.datalist import read_datalist
 from fedseg.errors import FedsegError, UsageError
 from fedseg.files.documents import load_json, write_whole
 from fedseg.files.folders import clear_output
@@ -100,6 +101,27 @@ def prepare_resume(out: Path, name: str, from_round: int | None) -> Job:
         raise UsageError(f"--out {out}: the run was made by fedseg {version}, this is {__version__}; install that one.")
     job.workflow.update(resume=True, resume_round=chosen)
     return job
+
+
+def check_enough_sites(job: Job, data: Path, sites: Sequence[str]) -> None:
+    """Refuse a job for which there are too few sites, which would be known after all processes have started.
+
+    Args:
+        job: the checked job.
+        data: folder with ``<site>/datalist.json``.
+        sites: names of the sites.
+
+    Raises:
+        UsageError: says how many sites there are, which of them cannot train, and how many the job needs.
+    """
+    idle = [site for site in sites if not all(map(read_datalist(data / site).split, ("training", "validation")))]
+    able, needed = len(sites) - len(idle), job.build_workflow().settings.min_sites
+    if able < needed:
+        without = f", and {', '.join(idle)} without training or validation cases" if idle else ""
+        raise UsageError(
+            f"--data {data}: the job needs {needed} sites (workflow.min_sites), but there are {able}{without}. "
+            "Add sites, or set workflow.min_sites."
+        )
 
 
 def check_reads(out: Path, data: Path) -> None:

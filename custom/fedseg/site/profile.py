@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedseg import allowed
 from fedseg.data.datalist import FILE_NAME
 from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.files.documents import read_json
@@ -114,11 +115,9 @@ def read_state_folder(name: str, config_folder: Path, work_folder: Path) -> Path
     path = config_folder / PROFILE_FILE
     if path.exists():
         content = read_json(path, "the profile of a server")
-        if not isinstance(content, dict) or not isinstance(content.get("state"), str) or not content["state"]:
-            raise ConfigurationError(
-                f"{PROFILE_FILE}: state", content, "an object with state, a folder that outlives jobs"
-            )
-        return config_folder / content["state"]
+        if not isinstance(content, dict):
+            raise ConfigurationError(PROFILE_FILE, content, "an object with state, a folder that outlives jobs")
+        return _place("state", content.get("state"), config_folder)
     return Path(os.environ.get(STATE_VARIABLE) or work_folder / "fedseg_state") / name
 
 
@@ -143,26 +142,36 @@ def _parse(content: Any, base: Path) -> SiteProfile:
         if key not in _KEYS and not key.startswith("_"):
             raise ConfigurationError(f"{PROFILE_FILE}: {key}", value, f"absent: a profile has {list(_KEYS)}")
     datasets = content.get("datasets")
-    if not isinstance(datasets, dict) or not all(isinstance(v, str) and v for v in datasets.values()):
+    if not isinstance(datasets, dict):
         raise ConfigurationError(f"{PROFILE_FILE}: datasets", datasets, "an object of names and datalist paths")
-    if not isinstance(content.get("state"), str) or not content["state"]:
-        raise ConfigurationError(
-            f"{PROFILE_FILE}: state", content.get("state"), "a folder of the site that outlives its jobs"
-        )
-    state = base / content["state"]
-    paths = {name: base / path for name, path in datasets.items()}
+    paths = {name: _place(f"datasets.{name}", path, base) for name, path in datasets.items()}
+    state = _place("state", content.get("state"), base)
     policy = parse_policy(content["policy"], f"{PROFILE_FILE}: policy") if "policy" in content else None
     if policy is not None:
         _check_budgets(paths, policy)
     return SiteProfile(
         paths,
         state,
-        base / content.get("cache", state / "cache"),
-        str(content.get("device", "auto")),
+        _place("cache", content["cache"], base) if "cache" in content else state / "cache",
+        allowed.text(f"{PROFILE_FILE}: device", content.get("device", "auto")),
         state / "ledger",
         base.parent / "startup" / CONTEXT_FILE,
         policy=policy,
     )
+
+
+def _place(key: str, value: Any, base: Path) -> Path:
+    """A file or a folder that a profile names; relative paths count from the folder of the profile.
+
+    Raises:
+        ConfigurationError: it is no path, or one that means another place for each user who starts FLARE.
+    """
+    name, fits = f"{PROFILE_FILE}: {key}", "the path of a file or folder of the site, from / on or from this folder on"
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise ConfigurationError(name, value, fits)
+    if value.startswith("~") or "$" in value:
+        raise ConfigurationError(name, value, fits, "Write it out: ~ and $ are not replaced here.")
+    return base / value
 
 
 def _check_budgets(datasets: Mapping[str, Path], policy: SitePolicy) -> None:

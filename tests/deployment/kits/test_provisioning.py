@@ -17,6 +17,7 @@ from nvflare.lighter.utils import load_yaml
 
 import fedseg
 from fedseg.cli import main
+from fedseg.commands.local_federation import TEMPLATE, _of_repository
 from fedseg.deployment.kits.certificates import read_certificate
 from fedseg.deployment.kits.manifest import MANIFEST_FILE
 from fedseg.deployment.kits.project_file import check_project, on_this_machine, read_project
@@ -346,6 +347,18 @@ def test_folders_and_files_are_looked_at_first(tmp_path, capsys):
         assert main([str(argument) for argument in arguments]) == 2
         assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "a").exists()
+
+
+def test_a_template_is_found_from_any_folder_or_the_user_is_told_where(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert _of_repository(TEMPLATE) == TEMPLATES / "three_hospitals"
+    (tmp_path / TEMPLATE).mkdir(parents=True)
+    assert _of_repository(TEMPLATE) == TEMPLATE
+    monkeypatch.setattr(fedseg, "__file__", str(tmp_path / "site-packages" / "fedseg" / "__init__.py"))
+    (tmp_path / TEMPLATE).rmdir()
+    assert main(["local-federation", "--out", "out"]) == 2
+    assert "lie in workspace_templates/ of fedseg's repository" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
 
 
 def wheel(folder):

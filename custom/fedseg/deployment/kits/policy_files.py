@@ -38,7 +38,8 @@ def check_policy_folder(policy: Path) -> None:
     for name in POLICY_FILES[SITE]:
         if not (policy / name).is_file():
             raise UsageError(
-                f"--site-policy {policy} has no {name}. Name a folder like workspace_templates/site_policy/local."
+                f"--site-policy {policy} has no {name}. Name a folder like "
+                "workspace_templates/site_policy/local of fedseg's repository."
             )
 
 

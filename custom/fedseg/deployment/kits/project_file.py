@@ -29,7 +29,10 @@ def read_project(template: Path) -> dict[str, Any]:
     """
     path = template / PROJECT_FILE
     if not path.is_file():
-        raise UsageError(f"{template} is no template: it has no {PROJECT_FILE}. See workspace_templates/.")
+        raise UsageError(
+            f"{template} is no template: it has no {PROJECT_FILE}. Templates lie in workspace_templates/ of fedseg's "
+            "repository, which is not installed with the package: name the path of a copy."
+        )
     try:
         content = load_yaml(str(path))
     except Exception as error:

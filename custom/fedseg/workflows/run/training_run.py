@@ -85,7 +85,8 @@ class TrainingRun:
         run, settings = self.state, self.state.settings
         accepted = run.participants.prepare(run.plan.digest, settings.prepare_seconds)
         if len(accepted) < settings.min_sites:
-            reasons = "; ".join(f"{e['site']}: {e['what']}" for e in run.events) or "no site answered"
+            alone = f"No site but {', '.join(sorted(accepted))} answered." if accepted else "No site answered."
+            reasons = "; ".join(f"{e['site']}: {e['what']}" for e in run.events) or alone
             raise FedsegError(f"{len(accepted)} site(s) accepted the job, but {settings.min_sites} must. {reasons}")
         if run.rounds:
             for _ in set(accepted) - set(run.participants.former):

@@ -133,6 +133,18 @@ def test_nothing_stays_nothing_where_zero_means_that(kind, normalisation, stays)
     assert all(torch.equal(one == 0, image == 0) for one in changed) == stays
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("normalisation", ["zscore_nonzero", "zscore"])
+def test_a_channel_that_a_case_lacks_stays_zero(normalisation, kind):
+    augmentation = Augmentation(task(normalisation=normalisation), kind)
+    image = torch.stack([torch.ones(16, 16, 16), torch.zeros(16, 16, 16)])
+    image[0, 3] = 2
+    for draw in map(np.random.default_rng, range(12)):
+        changed = augmentation.change({"image": image.clone()}, draw)["image"]
+        assert not changed[1].any()
+        assert changed[0].any()
+
+
 def test_channels_change_by_themselves():
     same = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 16, 16, 16))).float().repeat(2, 1, 1, 1)
     full, draws = Augmentation(task(), "full"), (np.random.default_rng(seed) for seed in range(5))

@@ -93,14 +93,18 @@ class Augmentation:
     def change(self, sample: Sample, generator: np.random.Generator) -> Sample:
         """Mirror a patch, and change its intensities, each channel by itself.
 
-        Where a task normalises over the non-zero voxels, zero says that there is nothing, and stays.
+        A channel of zeros is one that the case lacks, and stays. Where a task normalises over the non-zero voxels, zero
+        says that there is nothing, and stays, too.
         """
         for steps in (self._mirror, self._show):
             steps.set_random_state(seed=int(generator.integers(2**31)))
         changed = {name: as_plain_tensor(values) for name, values in self._mirror(sample).items()}
         image = changed["image"]
         shown = torch.stack([as_plain_tensor(self._show(channel[None]))[0] for channel in image])
-        changed["image"] = shown * (image != 0) if self.task.normalisation == "zscore_nonzero" else shown
+        something = image != 0
+        if self.task.normalisation != "zscore_nonzero":
+            something = something.flatten(1).any(dim=1)[:, None, None, None]
+        changed["image"] = shown * something
         return changed
 
 

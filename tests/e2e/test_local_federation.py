@@ -2,13 +2,16 @@
 
 import json
 import re
+from contextlib import ExitStack
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from attack_parts import ports, smuggle, submit_raw, turn_hostile, watch
 from federation_parts import COORDINATOR, POLICY, SITES, TEMPLATE, fedseg, shakes_hands, tiny_job
 from safetensors.numpy import load_file
 
+from canary import attacks, canary
 from fedseg.data.datalist import read_datalist
 from fedseg.deployment.coordination.fetched_run import fetch_into
 from fedseg.deployment.kits.project_file import read_project
@@ -20,6 +23,12 @@ from tiny import make_sites
 ROUNDS, SECONDS = 2, 240
 # gamma takes the first job only.
 LIMITS = {"gamma": {"jobs": ["*_fedcostwavg"]}}
+
+
+# With this address FLARE finds out its own one: it connects a datagram socket, which sends nothing.
+FLARES_OWN = ["10.255.255.255", 1]
+KINDS = ("client asks", "server asks", "meta asks", "meta reads", "client reads", "environment", "kit")
+KINDS += ("hocon environment", "more configuration")
 
 
 def hostile_job(folder, trace):
@@ -41,7 +50,14 @@ def seen(tmp_path_factory):
     (folder / "jobs").mkdir()
     first = tiny_job("hippocampus_fedcostwavg", folder / "jobs", ROUNDS)
     seen = SimpleNamespace(folder=folder, data=data, out=out, first=first, run=folder / "run", trace=folder / "trace")
-    with running(read_project(TEMPLATE), POLICY, data, list(SITES), out, LIMITS) as local:
+    with ExitStack() as stack:
+        address, seen.asked = stack.enter_context(canary())
+        seen.sockets = watch(stack.enter_context(pytest.MonkeyPatch.context()), folder)
+        federation = running(
+            *(read_project(TEMPLATE), POLICY, data, list(SITES), out, LIMITS),
+            before_start=lambda local: turn_hostile(local.federation.of_role("server")[0].folder),
+        )
+        local = stack.enter_context(federation)
         kits = {kit.name: kit.folder for kit in local.federation.kits}
         kit = kits[COORDINATOR]
         seen.kits, seen.port = kits, local.port
@@ -51,6 +67,7 @@ def seen(tmp_path_factory):
                 seen.job_id = seen.submit.out.strip()
                 second = coordinator.submit(tiny_job("hippocampus_fedavg", folder / "jobs", 1))
                 third = coordinator.submit(hostile_job(folder / "jobs", seen.trace))
+                seen.listening, seen.remote = ports(local.processes())
                 seen.fetch = fedseg("fetch", seen.job_id, "--kit", kit, "--out", seen.run)
                 seen.running = fedseg("fetch", second, "--kit", kit, "--out", folder / "early")
                 seen.with_certificate = shakes_hands(local.port, kits["alpha"])
@@ -60,7 +77,15 @@ def seen(tmp_path_factory):
                 seen.auditor_submit = fedseg("submit", first.folder, "--kit", auditor)
                 seen.auditor_fetch = fedseg("fetch", seen.job_id, "--kit", auditor, "--out", folder / "auditor")
                 seen.unknown = fedseg("fetch", "no-such-job", "--kit", kit, "--out", folder / "unknown")
+                seen.attacks = {
+                    kind: (submit_raw(coordinator, job), fedseg("submit", job, "--kit", kit))
+                    for kind, job in attacks(first.folder, address, data / "alpha" / "datalist.json").items()
+                }
+                smuggled = smuggle(first.folder, kit, address, folder / "smuggled.zip")
+                seen.smuggled = submit_raw(coordinator, smuggled).removeprefix("accepted as ")
                 seen.status = {job_id: coordinator.wait(job_id, timeout=SECONDS) for job_id in (second, third)}
+                seen.status[seen.smuggled] = coordinator.wait(seen.smuggled, timeout=SECONDS)
+                seen.smuggled_fetch = fedseg("fetch", seen.smuggled, "--kit", kit, "--out", folder / "fourth")
                 seen.second, seen.third = second, third
                 (folder / "second").mkdir()
                 seen.second_run, seen.second_failure = fetch_into(coordinator, second, folder / "second")
@@ -143,6 +168,51 @@ def test_a_function_is_no_component(seen):
     assert seen.third_fetch.code == 1
     assert "ended without a finished model" in seen.third_fetch.err
     assert (seen.folder / "third" / "workspace" / "workspace" / "log.txt").is_file(), "its log is fetched all the same"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_job_that_reads_asks_or_tells_is_refused_at_submission(seen, kind):
+    by_server, by_command = seen.attacks[kind]
+    assert not by_server.startswith("accepted"), "FLARE's own session took it"
+    assert re.search(r"is not known: a job holds|without \{, \}, \$ and @|written in JSON", by_server), by_server
+    assert by_command.code in (1, 2)
+    assert re.search(r"is not known|without \{|is not a job of fedseg", by_command.err)
+
+
+def test_a_site_refuses_what_a_hostile_server_sends_in_the_place_of_a_job(seen):
+    assert seen.status[seen.smuggled] == "FINISHED:FAILED_TO_RUN"
+    for site in SITES:
+        assert (
+            f"{site}: NVFLARE_ERROR: The job's file config/config_fed_client.conf is not known"
+            in seen.smuggled_fetch.err
+        )
+        assert not (seen.kits[site] / seen.smuggled).exists(), "nothing of it was unpacked"
+
+
+def test_no_job_causes_a_connection_but_flares(seen):
+    assert seen.asked == [], "the address that hostile jobs name"
+    lines = [json.loads(line) for line in seen.sockets.read_text("utf-8").splitlines()]
+    programs = {next((w for w in line["program"] if w.startswith("nvflare.private")), "") for line in lines}
+    assert {f"nvflare.private.fed.app.{p}" for p in ("server.runner_process", "client.worker_process")} <= programs
+    local = {"127.0.0.1", "::1", "localhost"}
+    for line in lines:
+        host, port = line["address"][:2]
+        if [host, port] == FLARES_OWN:
+            continue
+        assert host in local, line
+        assert not port or int(port) in seen.listening, line
+    assert seen.remote
+    assert {host for host, *_ in seen.remote} <= local
+
+
+def test_no_secret_of_a_site_is_in_what_the_server_keeps(seen):
+    names = [path.name.split(".")[0] for path in (seen.data / "alpha").rglob("*.nii.gz")]
+    assert names
+    kept = [path for folder in (seen.kits["localhost"], seen.out / "server") for path in folder.rglob("*")]
+    for path in (path for path in kept if path.is_file()):
+        content = path.read_bytes()
+        assert b"MARKER-OF-THE-ENVIRONMENT" not in content, path
+        assert not any(name.encode() in content for name in names), path
 
 
 def test_who_has_no_right_and_what_does_not_exist_is_said(seen):

@@ -1,6 +1,7 @@
 """FLARE's own code with fedseg's components in it: nothing of a hostile job is read, asked or stored."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from nvflare.apis.workspace import Workspace
 from nvflare.fuel.utils.config_factory import ConfigFactory
 from nvflare.fuel.utils.zip_utils import zip_directory_to_bytes
 from nvflare.private.fed.app.fl_app_validator import FLAppValidator
+from nvflare.private.fed.server import job_cmds
 from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
 from nvflare.private.fed.utils.app_deployer import AppDeployer
 
@@ -33,6 +35,7 @@ PLAIN = ("environment", "kit", "more configuration")
 @pytest.fixture
 def open_process(monkeypatch):
     """FLARE as it is; what a test changes in it is put back."""
+    monkeypatch.setattr(job_cmds, "JobMetaValidator", JobMetaValidator)
     monkeypatch.setattr(ConfigFactory, "_fmt2Loader", dict(ConfigFactory._fmt2Loader))
 
 
@@ -89,6 +92,19 @@ def test_nor_does_such_a_process_read_another_form_anywhere(closed_process, tmp_
 
 
 @pytest.mark.parametrize("kind", [*ASKING, *READING, *PLAIN])
+def test_the_server_tells_whoever_submits_such_a_job_why(open_process, hostile, kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ScreeningJobStore(str(tmp_path / "store"))
+    job = hostile.jobs[kind]
+    content = zip_directory_to_bytes(str(job.parent), job.name)
+    valid, why, _ = job_cmds.JobMetaValidator().validate(job.name, content)
+    assert not valid
+    assert re.search(r"is not known: a job holds|without \{, \}, \$ and @", why)
+    assert hostile.asked == []
+    assert job_cmds.JobMetaValidator().validate(JOB.name, zip_directory_to_bytes(str(JOB.parent), JOB.name))[0]
+
+
+@pytest.mark.parametrize("kind", [*ASKING, *READING, *PLAIN])
 def test_the_server_stores_no_job_that_is_not_plain_json(open_process, hostile, kind, tmp_path, monkeypatch):
     """The store by itself, whatever the process can read."""
     monkeypatch.chdir(tmp_path)
@@ -106,7 +122,9 @@ def test_the_server_stores_no_job_that_is_not_plain_json(open_process, hostile, 
 
 
 @pytest.mark.parametrize("kind", ["client asks", "server asks", *READING[1:], *PLAIN])
-def test_the_server_deploys_none_that_came_into_its_store_another_way(hostile, kind, tmp_path, monkeypatch):
+def test_the_server_deploys_none_that_came_into_its_store_another_way(
+    open_process, hostile, kind, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(SimpleJobDefManager, "get_app", lambda *facts: app(hostile.jobs[kind]))
     store, context, detail = ScreeningJobStore(str(tmp_path / "store")), FLContext(), []

@@ -9,9 +9,24 @@ from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.impl.job_def_manager import SimpleJobDefManager
 from nvflare.apis.job_def import Job
+from nvflare.private.fed.server import job_cmds
+from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
 
 from fedseg.contract.job_files import check_app_archive, check_job_archive
 from fedseg.errors import ConfigurationError
+
+
+class ScreeningValidator(JobMetaValidator):
+    """FLARE's first reader of a submitted job, who does not read one that the server would not store."""
+
+    def validate(self, job_name: str, job_data: bytes | str) -> tuple[bool, str, dict[str, Any]]:
+        """Whether the job may be submitted, why not, and its meta data."""
+        try:
+            check_job_archive(_archive(job_data))
+        except ConfigurationError as error:
+            return False, str(error), {}
+        answer: tuple[bool, str, dict[str, Any]] = super().validate(job_name, job_data)
+        return answer
 
 
 class ScreeningJobStore(SimpleJobDefManager):
@@ -21,13 +36,21 @@ class ScreeningJobStore(SimpleJobDefManager):
     why.
     """
 
+    def __init__(self, uri_root: str = "jobs", job_store_id: str = "job_store") -> None:
+        """Take FLARE's arguments, and the place of what reads a submitted job before it comes here.
+
+        FLARE has no setting for that reader, and tells the coordinator only what the reader says.
+        """
+        super().__init__(uri_root, job_store_id)
+        job_cmds.JobMetaValidator = ScreeningValidator
+
     def create(self, meta: dict[str, Any], uploaded_content: str | bytes, fl_ctx: FLContext) -> dict[str, Any]:
         """Store a submitted job.
 
         Raises:
             ConfigurationError: it holds a file or a value that no job may have.
         """
-        check_job_archive(Path(uploaded_content) if isinstance(uploaded_content, str) else uploaded_content)
+        check_job_archive(_archive(uploaded_content))
         created: dict[str, Any] = super().create(meta, uploaded_content, fl_ctx)
         return created
 
@@ -45,3 +68,8 @@ class ScreeningJobStore(SimpleJobDefManager):
             fl_ctx.get_prop(FLContextKey.JOB_DEPLOY_DETAIL, []).append(f"server: {error}")
             raise
         return app
+
+
+def _archive(content: bytes | str) -> bytes | Path:
+    """A job as FLARE hands it on: the archive, or where it lies."""
+    return Path(content) if isinstance(content, str) else content

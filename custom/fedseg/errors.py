@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+# Of a value in a message: somebody else may have written it, as long as they liked.
+LONGEST = 500
+
 
 class FedsegError(Exception):
     """The work failed for a reason that a person can mend. The command line ends with exit code 1 and this text."""
@@ -25,7 +28,7 @@ class ConfigurationError(FedsegError):
             allowed: what may stand there, as a noun phrase; ``absent: the settings are ...`` for an unknown name.
             remedy: what to do, as a sentence; empty when ``allowed`` says it all.
         """
-        found = "missing" if value is None else repr(value)
+        found = "missing" if value is None else _short(repr(value))
         text = f"{name} is {found}, but must be {allowed}."
         if allowed.startswith("absent"):
             text = f"{name} is not known{allowed.removeprefix('absent')}."
@@ -34,6 +37,10 @@ class ConfigurationError(FedsegError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.name, self.value, self.allowed, self.remedy)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 class DataError(FedsegError):
@@ -48,7 +55,7 @@ class RefusalError(FedsegError):
 
         Args:
             reason: one word for machines: ``version``, ``plan``, ``task``, ``data``, ``weights``, ``loss``, ``state``,
-                ``report``, ``policy``, ``privacy``, ``guard`` or ``history``.
+                ``report``, ``memory``, ``policy``, ``privacy``, ``guard`` or ``history``.
             text: one sentence for people, free of file names and patient ids.
         """
         super().__init__(text)

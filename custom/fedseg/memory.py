@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 # Where Linux says how much a container may have.
 _CONTAINER = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 GIB = 2**30
+SMALLER = "Take smaller patches or batches, a smaller network or a larger spacing, or a machine with more memory."
 
 
 def machine_memory() -> int:
@@ -29,13 +30,14 @@ def machine_memory() -> int:
     return total
 
 
-def check_memory(what: str, needed: int, limit: int | None = None) -> None:
+def check_memory(what: str, needed: int, limit: int | None = None, remedy: str = SMALLER) -> None:
     """Refuse something before memory is asked for it.
 
     Args:
         what: it is, as a message begins.
         needed: bytes, at least.
         limit: bytes; None for what the machine has.
+        remedy: what to do, as a sentence.
 
     Raises:
         ConfigurationError: it needs more; names estimate and limit.
@@ -43,7 +45,6 @@ def check_memory(what: str, needed: int, limit: int | None = None) -> None:
     most = machine_memory() if limit is None else limit
     if needed > most:
         size, bound = (f"{value / GIB:.3g} GiB" for value in (needed, most))
-        remedy = "Take smaller patches, a smaller network or a larger spacing, or a machine with more memory."
         raise ConfigurationError(f"The memory of {what}", size, f"{bound} at most", remedy)
 
 

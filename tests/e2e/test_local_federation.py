@@ -67,9 +67,9 @@ def seen(tmp_path_factory):
                 seen.job_id = seen.submit.out.strip()
                 second = coordinator.submit(tiny_job("hippocampus_fedavg", folder / "jobs", 1))
                 third = coordinator.submit(hostile_job(folder / "jobs", seen.trace))
+                seen.running = fedseg("fetch", second, "--kit", kit, "--out", folder / "early")
                 seen.listening, seen.remote = ports(local.processes())
                 seen.fetch = fedseg("fetch", seen.job_id, "--kit", kit, "--out", seen.run)
-                seen.running = fedseg("fetch", second, "--kit", kit, "--out", folder / "early")
                 seen.with_certificate = shakes_hands(local.port, kits["alpha"])
                 seen.without_certificate = shakes_hands(local.port, kits["alpha"], certificate=False)
                 auditor = kits["auditor@example.org"]

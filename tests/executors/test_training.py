@@ -18,10 +18,13 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from fedseg.contract.plan import parse_plan
 from fedseg.contract.protocol import BYTES_UP, PLAN_DIGEST, REASON, RUN_ID, SPLITS, TEXT
 from fedseg.contract.report import parse_report
+from fedseg.data.grid import Grid
 from fedseg.errors import ConfigurationError
 from fedseg.executors.training import SegmentationExecutor
+from fedseg.memory import GIB
 from fedseg.messages.sizes import message_size
 from fedseg.networks.weights import get_weights
+from fedseg.training.demand import cases_bytes, training_bytes
 from fedseg.training.hooks import TrainingHook
 from tiny import PLAN, make_sites
 
@@ -231,6 +234,29 @@ def test_a_provisioned_site_has_its_own_profile(site, tmp_path, monkeypatch):
     (site.folder / "local" / "fedseg.json").write_text(json.dumps({"datasets": {"brats": "x"}, "state": "kept"}))
     site.executor.session.trainer = None
     assert_refused(site.prepare(), "data", "no data set named 'tiny'", tmp_path)
+
+
+def test_a_job_that_takes_more_memory_than_the_site_allows_is_refused_before_anything_is_built(
+    site, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("FEDSEG_DATA")
+    profile = {"datasets": {"tiny": str(tmp_path / "data" / "a")}, "state": str(tmp_path / "kept")}
+    needs = training_bytes(site.plan, 6) + cases_bytes(site.plan, [Grid((20, 20, 20), np.eye(4))] * 6)
+    for extra, fits in ((1, True), (-1, False)):
+        limits = {"memory_gb": (needs + extra) / GIB}
+        (site.folder / "local" / "fedseg.json").write_text(json.dumps({**profile, **limits}))
+        site.executor.session.trainer = None
+        reply = site.prepare()
+        if fits:
+            assert reply.get_return_code() == ReturnCode.OK
+        else:
+            assert_refused(reply, "memory", "GiB', but must be", tmp_path)
+            assert "training with batches of 2 patches of 16x16x16 voxels and the images" in reply.get_header(TEXT)
+    limits = {"memory_gb": (training_bytes(site.plan, 6) - 1) / GIB}
+    (site.folder / "local" / "fedseg.json").write_text(json.dumps({**profile, **limits}))
+    monkeypatch.setattr("fedseg.contract.plan.Plan.build_network", lambda plan: pytest.fail("built"))
+    monkeypatch.setattr("fedseg.executors.site_session.job_terms", lambda *facts: None)
+    assert_refused(site.prepare(), "memory", "16x16x16 voxels is", tmp_path)
 
 
 def test_new_run_new_trainer(site, tmp_path):

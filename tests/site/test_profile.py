@@ -25,6 +25,17 @@ def test_a_provisioned_site_never_falls_into_simulation(tmp_path, monkeypatch):
     assert not read_profile("a", local, tmp_path).simulated
 
 
+def test_a_site_says_how_much_memory_a_job_may_take(tmp_path):
+    content = {"datasets": {"*": "d"}, "state": "s"}
+    for more, expected in (({}, None), ({"memory_gb": 1.5}, 3 * 2**29), ({"memory_gb": 64}, 2**36)):
+        (tmp_path / "fedseg.json").write_text(json.dumps({**content, **more}))
+        assert read_profile("a", tmp_path, tmp_path).memory == expected
+    for wrong in (0, -1, "64", True, 10**400, [1]):
+        (tmp_path / "fedseg.json").write_text(json.dumps({**content, "memory_gb": wrong}))
+        with pytest.raises(ConfigurationError, match=r"fedseg\.json: memory_gb"):
+            read_profile("a", tmp_path, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

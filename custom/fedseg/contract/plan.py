@@ -91,7 +91,7 @@ def parse_plan(declaration: Mapping[str, Any]) -> Plan:
             raise ConfigurationError(key, None, "given in the job's plan")
     task = resolve_task(declaration["task"])
     network = parse_network(declaration.get("network", "residual_unet"))
-    _check_patch(task, network)
+    check_patch(task, network)
     return Plan(
         fedseg_version=str(declaration["fedseg_version"]),
         method=str(declaration.get("method", "fedavg")),
@@ -104,7 +104,7 @@ def parse_plan(declaration: Mapping[str, Any]) -> Plan:
     )
 
 
-def _check_patch(task: Task, network: Network) -> None:
+def check_patch(task: Task, network: Network) -> None:
     """Refuse patches that the network cannot halve often enough, or would halve to a single voxel."""
     divisor = network.arguments.divisor
     for size, factor in zip(task.patch_size, divisor, strict=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from fedseg.data.problems import Report, shown
 # Shares of a voxel. Below the first, two grids are one: headers are rounded. Beyond the second, a voxel of one is no
 # longer that of the other.
 SHIFT_WARNING, SHIFT_ERROR = 0.001, 0.05
+MOST_VOXELS = 2**40  # along an axis, which is more than anything could hold
 INDEPENDENT = (
     1e-4  # determinant of the axes as unit vectors: 1 where they are perpendicular, 0 where they lie in a plane
 )
@@ -44,6 +47,14 @@ class Grid:
         """Voxel size in mm along each axis."""
         x, y, z = (float(v) for v in np.linalg.norm(self.affine[:3, :3], axis=0))
         return (x, y, z)
+
+    def voxels_at(self, spacing: Sequence[float] | None) -> int:
+        """How many voxels the grid has once it is resampled to a voxel size in mm; None keeps its own."""
+        if spacing is None:
+            return math.prod(self.shape)
+        # Axes are brought into the order of the body before they are resampled.
+        lengths = (n * own / new for n, own, new in zip(*self.in_body, spacing, strict=True))
+        return math.prod(math.ceil(min(length, MOST_VOXELS)) for length in lengths)
 
     @property
     def orientation(self) -> str:

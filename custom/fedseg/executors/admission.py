@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+
+import torch
 
 from fedseg.contract.plan import Plan
 from fedseg.data.checks.datalist_check import check_datalist
 from fedseg.data.datalist import Datalist, read_datalist
+from fedseg.data.grid import Grid
 from fedseg.data.label_convention import settled, with_convention
 from fedseg.data.reading import read_label
-from fedseg.errors import DataError, RefusalError
+from fedseg.errors import ConfigurationError, DataError, RefusalError
 from fedseg.site.profile import SiteProfile
 from fedseg.tasks.objective import objective_of
+from fedseg.training.demand import check_training
+from fedseg.training.inference import choose_device
 from fedseg.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -36,8 +42,9 @@ def admit_data(plan: Plan, profile: SiteProfile) -> Datalist:
     """The site's datalist, once it is known to fit the task.
 
     Raises:
-        RefusalError: the data is missing or damaged (``data``), or its channels or labels are not the task's
-            (``task``). The text counts problems; which files they are in stands in the site's own log.
+        RefusalError: the data is missing or damaged (``data``), its channels or labels are not the task's (``task``),
+            or the job would not fit into memory (``memory``). The text counts problems; which files they are in stands
+            in the site's own log.
     """
     path = profile.datalist(plan.dataset)
     try:
@@ -55,7 +62,17 @@ def admit_data(plan: Plan, profile: SiteProfile) -> Datalist:
         raise RefusalError(
             "data", f"The site's data has {len(report.errors)} error(s); `fedseg check-data` lists them."
         )
+    _check_memory(plan, profile, report.grids)
     return _check_labels(plan, datalist)
+
+
+def _check_memory(plan: Plan, profile: SiteProfile, grids: Sequence[Grid]) -> None:
+    device = choose_device(profile.device)
+    on_gpu = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    try:
+        check_training(plan, grids, profile.memory, on_gpu)
+    except ConfigurationError as error:
+        raise RefusalError("memory", str(error)) from None
 
 
 def _check_labels(plan: Plan, datalist: Datalist) -> Datalist:

@@ -11,8 +11,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from fedseg.errors import ConfigurationError
 from fedseg.files.digest import model_digest
 from fedseg.files.documents import whole_file
+from fedseg.memory import check_memory
 
 _SEAL = "digest"
 
@@ -42,11 +44,13 @@ def read_arrays(path: Path, names: Sequence[str] | None = None) -> tuple[dict[st
         OSError: it cannot be read, or is no such file.
     """
     try:
+        if names is None:
+            check_memory("its arrays", path.stat().st_size, remedy="")
         with safe_open(path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
             return file.metadata() or {}, arrays
-    except (SafetensorError, TypeError) as error:
-        # A type that numpy lacks is a TypeError.
+    except (SafetensorError, ConfigurationError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        # A type that numpy lacks, or a shape that it cannot have.
         raise OSError(str(error)) from None
 
 

@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.numpy import save
 from torch import nn
 
-from fedseg.contract.plan import Plan
+from fedseg.contract.plan import Plan, check_patch
 from fedseg.contract.shapes import private_arrays
 from fedseg.errors import ConfigurationError, DataError, RefusalError
 from fedseg.files.arrays import contiguous, read_arrays
 from fedseg.files.documents import parse_json, whole_file
+from fedseg.networks.demand import check_pass
 from fedseg.networks.registry import Network, parse_network
-from fedseg.networks.weights import Arrays, get_weights, set_weights
+from fedseg.networks.weights import Arrays, check_weights, get_weights, set_weights
 from fedseg.tasks.objective import objective_of
 from fedseg.tasks.registry import resolve_task
 from fedseg.tasks.task import Region, Task
@@ -118,12 +120,23 @@ def read_model(path: Path | str) -> ModelFile:
         model = ModelFile(resolve_task(task), parse_network(network), weights, dict(notes))
         if not 0 <= model.overlap < 1:
             raise ValueError("its overlap is none")
+        _check_size(model)
         model.build()
     except (RefusalError, ConfigurationError) as error:
         raise DataError(f"{path}: {error}") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise DataError(f"{path} is not a whole model of fedseg: its header is damaged ({error}).") from None
     return model
+
+
+def _check_size(model: ModelFile) -> None:
+    """Refuse a header that promises more than the file holds or this machine could, before anything is built."""
+    task, outputs = model.task, objective_of(model.task).output_channels
+    check_patch(task, model.network)
+    with torch.device("meta"):
+        empty = model.network.build(len(task.channels), outputs, 0, task.patch_size).state_dict()
+    check_weights(empty, model.weights)
+    check_pass(model.network, len(task.channels), outputs, task.patch_size)
 
 
 def initial_weights(plan: Plan, initial: Path | None = None) -> Arrays:

@@ -65,16 +65,15 @@ def demand(network: Network, in_channels: int, out_channels: int, size: Sequence
     return Demand(weights, sum(counted[::2]), max(counted[1::2], default=0))
 
 
-def check_pass(network: Network, in_channels: int, out_channels: int, size: Sequence[int], limit: int | None) -> None:
-    """Refuse a network whose weights and whose pass over one image do not fit into memory.
+def check_pass(network: Network, in_channels: int, out_channels: int, size: Sequence[int]) -> None:
+    """Refuse a network whose weights and whose pass over one image do not fit into this machine's memory.
 
     Args:
         network, in_channels, out_channels, size: see ``demand``.
-        limit: bytes; None for this machine's memory.
 
     Raises:
         ConfigurationError: names the estimate and the limit.
     """
     needs = demand(network, in_channels, out_channels, size)
     what = f"the network {network.name} with patches of {'x'.join(map(str, size))} voxels"
-    check_memory(what, (needs.weights + needs.largest) * NUMBER_BYTES, limit)
+    check_memory(what, (needs.weights + needs.largest) * NUMBER_BYTES)

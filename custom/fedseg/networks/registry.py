@@ -14,6 +14,7 @@ from torch import nn
 
 from fedseg import allowed
 from fedseg.errors import ConfigurationError
+from fedseg.memory import check_memory
 from fedseg.networks.layers import with_aliases
 from fedseg.networks.parts.part import SHARED, Ownership, Part, Place
 from fedseg.networks.parts.registry import parse_parts
@@ -237,7 +238,15 @@ class Network:
             out_channels: of the logits.
             seed: of the weights; those of the network are the same with and without parts.
             patch_size: of the images; matters to parts only.
+
+        Raises:
+            ConfigurationError: its weights do not fit into this machine's memory.
         """
+        if torch.get_default_device().type != "meta":
+            # Counted where arrays have shapes only, before memory is asked for their values.
+            with torch.device("meta"):
+                arrays = self.build(in_channels, out_channels, seed, patch_size).state_dict().values()
+            check_memory(f"the network {self.name}", sum(value.nbytes for value in arrays))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = self.arguments.build(in_channels, out_channels)

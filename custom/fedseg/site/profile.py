@@ -12,9 +12,11 @@ from fedseg import allowed
 from fedseg.data.datalist import FILE_NAME
 from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.files.documents import read_json
+from fedseg.memory import GIB
 from fedseg.site.policy import Budget, SitePolicy, parse_policy
 
 PROFILE_FILE = "fedseg.json"
+MOST_GIB = 2**20
 POLICY_FILE = "policy.json"
 DATA_VARIABLE = "FEDSEG_DATA"
 STATE_VARIABLE = "FEDSEG_STATE"
@@ -33,6 +35,7 @@ class SiteProfile:
         state: folder for what must survive the client process.
         cache: folder for prepared cases (``cache: disk``).
         device: torch device, or ``auto``.
+        memory: bytes that a job may take; None for what the machine has.
         ledger: folder of the privacy ledger: one for all jobs of the site.
         encryption_context: file with the sites' shared key, which the server never has; it may be missing.
         simulated: whether this is a site of a simulation, whose ledger counts for nothing real.
@@ -47,6 +50,7 @@ class SiteProfile:
     encryption_context: Path = Path(CONTEXT_FILE)
     simulated: bool = False
     policy: SitePolicy | None = None
+    memory: int | None = None
 
     def datalist(self, dataset: str) -> Path:
         """The datalist of a data set.
@@ -132,7 +136,7 @@ def server_context_file(config_folder: Path, state: Path) -> Path:
     return provisioned if provisioned.exists() else state / SERVER_CONTEXT_FILE
 
 
-_KEYS = ("cache", "datasets", "device", "policy", "state")
+_KEYS = ("cache", "datasets", "device", "memory_gb", "policy", "state")
 
 
 def _parse(content: Any, base: Path) -> SiteProfile:
@@ -149,6 +153,9 @@ def _parse(content: Any, base: Path) -> SiteProfile:
     policy = parse_policy(content["policy"], f"{PROFILE_FILE}: policy") if "policy" in content else None
     if policy is not None:
         _check_budgets(paths, policy)
+    memory = allowed.optional(
+        allowed.number, f"{PROFILE_FILE}: memory_gb", content.get("memory_gb"), above=0, most=MOST_GIB
+    )
     return SiteProfile(
         paths,
         state,
@@ -157,6 +164,7 @@ def _parse(content: Any, base: Path) -> SiteProfile:
         state / "ledger",
         base.parent / "startup" / CONTEXT_FILE,
         policy=policy,
+        memory=None if memory is None else int(memory * GIB),
     )
 
 

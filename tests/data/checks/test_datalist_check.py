@@ -509,3 +509,16 @@ def test_an_image_as_its_own_label_is_an_error(good: Datalist) -> None:
     report = check_datalist(HIPPOCAMPUS, replace(good, training=(first, *good.training[1:])), quick=True)
     message, severity = found(report, "label-is-image")
     assert (message, severity) == ("The label file is listed as an image, too.", "error")
+
+
+def test_image_too_large_at_the_voxel_size_of_the_task_is_an_error(
+    good: Datalist, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A voxel size finer by a factor of 100 on each axis is a million times as many voxels."""
+    monkeypatch.setattr("fedseg.memory.machine_memory", lambda: 2**30)
+    report = check_datalist(replace(HIPPOCAMPUS, spacing=(0.01, 0.01, 0.01)), good, quick=True)
+    found = [finding for finding in report.findings if finding.code == "memory"]
+    assert len(found) == 15
+    assert {finding.severity for finding in found} == {"error"}
+    assert "GiB', but must be 1 GiB at most" in found[0].message
+    assert "memory" not in {finding.code for finding in check_datalist(HIPPOCAMPUS, good, quick=True).findings}

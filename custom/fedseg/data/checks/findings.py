@@ -24,6 +24,7 @@ CODES = (
     "not-finite",
     "constant",
     "hu-range",
+    "memory",
     "label-missing",
     "label-values",
     "label-mixed",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from fedseg.data.grid import Grid
 from fedseg.data.problems import Report, shown
+from fedseg.errors import ConfigurationError
+from fedseg.memory import check_memory
 from fedseg.tasks.task import Task
 
 OBLIQUE_DEGREES = 10.0
@@ -25,6 +27,13 @@ def check_place(task: Task, grid: Grid, stated: bool, report: Report) -> None:
             "error",
             f"The voxel size {shown(grid.spacing)} mm is outside {low:g} to {high:g} mm of the task {task.name}.",
             "Check the header's units and spacing; convert the image again from DICOM.",
+        )
+    voxels = grid.voxels_at(task.spacing)
+    try:
+        check_memory("a case at the voxel size of the task", len(task.channels) * voxels * 4, remedy="")
+    except ConfigurationError as error:
+        report(
+            "memory", "error", str(error), f"The task {task.name} may have too fine a spacing for such large images."
         )
     if min(grid.shape) == 1:
         message = f"The shape is {shown(grid.shape)}: a single slice, which is hardly a volume."

@@ -72,7 +72,7 @@ class Server(threading.Thread):
 
 def fill_in(folder, data, **more):
     profile = {"datasets": {"tiny": str(data / "alpha")}, "state": str(folder.parent / "state"), "device": "cpu"}
-    policy = {"tasks": ["tiny"], "scores": True}
+    policy = {"tasks": ["tiny"], "scores": True, "epsilon_budget": {"tiny": {"epsilon": 8.0, "delta": 1e-5}}}
     (folder / "local" / "fedseg.json").write_text(json.dumps({**profile, "policy": policy, **more}))
 
 

@@ -1,6 +1,7 @@
 """What a site allows, and what is spent of its privacy budgets."""
 
 import json
+from pathlib import Path
 
 from checked_site import check, edit, found, spend
 from fedseg.deployment.operation.checks.policy import policy_sentences
@@ -56,11 +57,44 @@ def test_a_policy_is_told_in_plain_sentences():
         "Updates bear noise of 2 clipping norms at least.",
         "Updates are encrypted.",
         "No result is larger than 5 MB.",
+        "What the sum of the sites' updates tells of a patient has no bound.",
+        "A report of each round tells: num_samples, num_steps, train_loss, val_loss, val_scores, val_cases, seconds, "
+        "seconds_training, val_loss_after, val_score_after, epsilon, largest, what a method declares. In a job with a "
+        "guarantee: counts of patients and epsilon.",
         "Beside updates and reports may leave: curves during training.",
         "Never leave: images, labels, names of patients, summaries of scores, statistics of the data, activations in "
         "split training, the site's own model.",
     ]
-    assert policy_sentences(parse_policy({"require_clip": True}))[:2] == ["Takes every job.", "Updates are clipped."]
+    assert policy_sentences(parse_policy({"require_clip": True}))[:3] == [
+        "Takes every job.",
+        "Updates are clipped.",
+        "Else updates leave as they are: no bound on what they tell of a patient.",
+    ]
+    plain = policy_sentences(parse_policy({"scalars": ["train_loss", "personal_dice"]}))
+    assert plain[1:3] == [
+        "Updates leave as they are: no bound on what they tell of a patient.",
+        "A report of each round tells: num_samples, num_steps, train_loss, val_cases, epsilon, personal_score. In a "
+        "job with a guarantee: counts of patients and epsilon.",
+    ]
+    budget = {"epsilon_budget": {"*": {"epsilon": 8.0, "delta": 1e-5}}}
+    assert policy_sentences(parse_policy(budget))[1] == "Updates leave with noise alone, within the privacy budget."
+
+
+def test_a_rule_that_refuses_every_job_and_a_missing_budget_are_remarks(kit, server):
+    edit(kit / "local" / "fedseg.json", lambda c: {**c, "policy": {"min_cases": 20}})
+    yellow = found(check(kit), Colour.YELLOW)
+    assert "None is stated: nothing bounds" in yellow["privacy budget"]
+    assert "min_cases is 20, but tiny has" in yellow["least cases: tiny"]
+    assert "every job on it will be refused" in yellow["least cases: tiny"]
+    folder = Path(json.loads((kit / "local" / "fedseg.json").read_text())["datasets"]["tiny"])
+    content = json.loads((folder / "datalist.json").read_text())
+    for case in content["training"]:
+        case["patient"] = "p"
+    own, cases = kit.parent / "one-patient.json", len(content["training"])
+    own.write_text(json.dumps({"training": content["training"]}))
+    edit(kit / "local" / "fedseg.json", lambda c: {**c, "datasets": {"tiny": str(own)}, "policy": {"min_cases": cases}})
+    said = f"min_cases is {cases}, but tiny has 1 patient(s) with {cases} training case(s): every job with a guarantee"
+    assert said in found(check(kit), Colour.YELLOW)["least cases: tiny"]
 
 
 def test_the_list_of_classes_is_the_packages(kit):

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from fedseg.data.datalist import read_datalist
 from fedseg.deployment.kits.installed_kit import LOCAL, InstalledKit
+from fedseg.deployment.operation.checks.policy_words import policy_sentences
 from fedseg.deployment.operation.checks.result import CheckOptions, CheckResult, green, listed, red, yellow
 from fedseg.errors import FedsegError
 from fedseg.files.documents import read_json
@@ -119,47 +122,27 @@ def check_policy(kit: InstalledKit, options: CheckOptions) -> Iterator[CheckResu
         yield yellow("policy", "This site states no limits: every job of an authorised person is taken.", remedy)
         return
     yield green("policy", " ".join(policy_sentences(profile.policy)))
+    yield from _least_cases(profile, profile.policy.min_cases or 0)
     yield from _budgets(profile, profile.policy)
 
 
-def policy_sentences(policy: SitePolicy) -> list[str]:
-    """What may be asked of the site, and what may leave it, for people who do not read JSON."""
-    named = {"that segment": policy.tasks, "called": policy.jobs}
-    which = " and ".join(f"{how} {' or '.join(names)}" for how, names in named.items() if names is not None)
-    leaves = {
-        "summaries of scores": policy.scores is not False,
-        "curves during training": policy.events,
-        "statistics of the data": policy.statistics,
-        "activations in split training": policy.features,
-        "the site's own model": policy.submit_model,
-    }
-    may = [what for what, allowed in leaves.items() if allowed]
-    never = "".join(f", {what}" for what, allowed in leaves.items() if not allowed)
-    return [
-        f"Takes jobs {which}." if which else "Takes every job.",
-        *_limits(policy),
-        f"Beside updates and reports may leave: {', '.join(may) or 'nothing'}.",
-        f"Never leave: images, labels, names of patients{never}.",
-    ]
-
-
-def _limits(policy: SitePolicy) -> list[str]:
-    megabytes = None if policy.max_bytes is None else policy.max_bytes / 1e6
-    sentences = (
-        ("Takes part with {} training cases at least.", policy.min_cases),
-        ("An update holds {:.1%} of the model's parameters at most.", policy.max_fraction),
-        ("Updates are clipped to the norm {:g} at most.", policy.max_clip_norm),
-        ("Updates are clipped.", (policy.require_clip and policy.max_clip_norm is None) or None),
-        ("Updates bear noise of {:g} clipping norms at least.", policy.min_noise_multiplier),
-        ("Updates are encrypted.", policy.require_encryption or None),
-        ("No result is larger than {:g} MB.", megabytes),
-    )
-    return [text.format(value) for text, value in sentences if value is not None]
+def _least_cases(profile: SiteProfile, least: int) -> Iterator[CheckResult]:
+    """Whether the site has as many patients as its own rule asks for, where its datalists can be read."""
+    for name, path in sorted(profile.datasets.items()):
+        with suppress(FedsegError):
+            datalist = read_datalist(path)
+            cases, patients = len(datalist.training), datalist.patients("training")
+            if patients < least:
+                which = "every job" if cases < least else "every job with a guarantee"
+                found = f"min_cases is {least}, but {name} has {patients} patient(s) with {cases} training case(s)"
+                remedy = f"Lower min_cases in {LOCAL}/fedseg.json, or offer more cases."
+                yield yellow(f"least cases: {name}", f"{found}: {which} on it will be refused.", remedy)
 
 
 def _budgets(profile: SiteProfile, policy: SitePolicy) -> Iterator[CheckResult]:
     if not policy.epsilon_budget:
-        yield green("privacy budget", "None is stated.")
+        remedy = "State epsilon_budget if jobs shall be private; then jobs without a guarantee are refused."
+        yield yellow("privacy budget", "None is stated: nothing bounds what jobs may tell of a patient.", remedy)
         return
     names = {*profile.datasets, *policy.epsilon_budget} - {"*"} or {"*"}
     for name in sorted(names):

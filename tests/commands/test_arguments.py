@@ -29,6 +29,11 @@ print("imported:", *(name for name in {HEAVY} if name in sys.modules))
         ("local-federation --rounds 0", "--rounds 0"),
         ("rank one-run", "at least two runs"),
         ("jobs --kit nowhere", "nowhere"),
+        ("fetch 7 --kit nowhere --out o", "nowhere"),
+        ("resume 7 --kit nowhere", "nowhere"),
+        ("audit-log show nowhere", "nowhere does not exist"),
+        ("predict m --task nothing --data d --out o", "is no task"),
+        ("evaluate m --task brats --data d --out o --overlap 2", "--overlap 2"),
         ("privacy plan --epsilon 8 --delta 1e-5 --rounds 10", "noise multiplier"),
     ],
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.synthetic_run import write_run
 from fedseg.cli import build_parser
 from fedseg.contract.plan import Plan, parse_plan
 from fedseg.contract.settings import TrainingSettings
@@ -21,6 +22,7 @@ from fedseg.networks.registry import NETWORKS
 from fedseg.site.profile import read_profile
 from fedseg.tasks.registry import resolve_task
 from fedseg.tasks.task import Task
+from tiny import PLAN, make_sites
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -236,6 +238,24 @@ def test_the_method_of_the_guide_works():
     weights = names["RootAvg"]().site_weights(reports)
     assert weights == pytest.approx({"a": 1 / 6, "b": 2 / 6, "c": 3 / 6})
     assert names["ProximalTerm"](0.1).mu == 0.1
+
+
+def test_the_python_of_its_page_runs(tmp_path, monkeypatch, capsys):
+    """On tiny images and a tiny network in the places that the page names."""
+    monkeypatch.chdir(tmp_path)
+    job = read_job(ROOT / "jobs" / "hippocampus_fedavg")
+    for key in ("task", "network"):
+        job.set(key, PLAN[key])
+    job.write(tmp_path / "jobs" / "hippocampus_fedavg")
+    make_sites(tmp_path / "runs" / "data", {"a": (2, 1), "b": (2, 1)})
+    write_run(tmp_path / "runs" / "first")
+    names: dict[str, object] = {}
+    for block in blocks(DOCS / "how-to" / "python.md", "python"):
+        exec(compile(block, "python.md", "exec"), names)
+    assert len(names["federation"].rounds) == 2
+    assert "hospital-a" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "masks" / "a-2.nii.gz").is_file()
+    assert (tmp_path / "runs" / "scored" / "evaluation.csv").is_file()
 
 
 # ------------------------------------------------------------- the rest

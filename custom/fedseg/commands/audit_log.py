@@ -82,7 +82,7 @@ def run_show(options: argparse.Namespace) -> int:
 
 def _one_record(path: Path) -> Record:
     """The record at a path; in a folder that of the server, or the only one."""
-    from fedseg.provenance.audit import collect
+    from fedseg.provenance.collection import collect
 
     files, _ = collect([path])
     try:

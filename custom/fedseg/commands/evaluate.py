@@ -35,10 +35,10 @@ def run(options: argparse.Namespace) -> int:
     example: fedseg evaluate runs/first/models/last.safetensors --task brats --data my/datalist.json --out
     runs/first-at-home
     """
+    model, datalist, cases = load(options)
     from fedseg.evaluation.scoring import EVALUATION, EVALUATION_TABLE, Predictor, evaluate
     from fedseg.tasks.objective import objective_of
 
-    model, datalist, cases = load(options)
     check_outputs("--out", [options.out / EVALUATION, options.out / EVALUATION_TABLE], read_files(options, datalist))
     model = replace(model, task=with_convention(model.task, settled(model.task, datalist, cases).convention))
     predictor = Predictor(

@@ -30,9 +30,10 @@ def run(options: argparse.Namespace) -> int:
 
     example: fedseg fetch JOB_ID --kit coordinator@example.org --out runs/first
     """
-    from fedseg.deployment.coordination.fetched_run import fetch
-
     with connect(options.kit) as coordinator:
+        # Imported here, since a kit that is none needs no network.
+        from fedseg.deployment.coordination.fetched_run import fetch
+
         summary = fetch(coordinator, options.job_id, options.out)
     finish_run(summary, options.out, not options.no_probe)
     return 0

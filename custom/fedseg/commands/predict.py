@@ -27,9 +27,9 @@ def run(options: argparse.Namespace) -> int:
 
     example: fedseg predict runs/first/models/last.safetensors --task brats --data my/datalist.json --out runs/masks
     """
+    model, datalist, cases = load(options)
     from fedseg.evaluation.scoring import Predictor, mask_files, write_masks
 
-    model, datalist, cases = load(options)
     check_outputs("--out", mask_files(cases, options.out).values(), read_files(options, datalist))
     names = [convention.name for convention in model.task.conventions]
     if options.convention is not None and options.convention not in names:

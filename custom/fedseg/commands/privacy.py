@@ -150,7 +150,7 @@ def _print_ledger(
 
 
 def _table_of_releases(releases: Sequence[Any]) -> Table:
-    table = Table("Data set", "Job", "Rounds", "Releases", "Mechanism", "Noise over 2 clips", "Patients")
+    table = Table("Data set", "Job", "Rounds", "Releases", "Mechanism", "Noise over sensitivity", "Patients")
     for _, group in groupby(releases, key=lambda entry: [entry[name] for name in (*_PLACE, *_COST, "patients")]):
         entries = list(group)
         first, rounds = entries[0], sorted({nth(entry["round"]) for entry in entries})

@@ -57,7 +57,10 @@ def _several(folders: list[Path], target: Path) -> int:
     runs = {name: read_summary(folder) for name, folder in zip(run_names(folders), folders, strict=True)}
     paths = write_comparison(runs, target)
     # A terminal has room for the essentials; the files have every column.
-    content = runs_table(runs_frame(runs)[["Method", "Rule", "Seed", "Mean Dice", "Pooled Dice", "Bytes", "Seconds"]])
+    frame = runs_frame(runs)
+    frame["Rule"] = [str(rule).partition(" with ")[0] for rule in frame["Rule"]]
+    means = [column for column in frame.columns if str(column).startswith(("Mean ", "Pooled "))]
+    content = runs_table(frame[["Method", "Rule", "Seed", *means, "Bytes", "Seconds"]])
     print_table(content.header, content.rows, 4)
     out().print(f"Comparison: {escape(str(paths['html']))}")
     return 0

@@ -28,8 +28,9 @@ def run(options: argparse.Namespace) -> int:
 
     example: fedseg resume JOB_ID --kit coordinator@example.org --wait
     """
-    from fedseg.deployment.coordination.resumed_job import resume
-
     with connect(options.kit) as coordinator:
+        # Imported here, since a kit that is none needs no network.
+        from fedseg.deployment.coordination.resumed_job import resume
+
         submit_and_follow(coordinator, lambda: resume(coordinator, options.job_id, options.from_round), options.wait)
     return 0

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import ssl
 import stat
 import tarfile
@@ -16,7 +17,7 @@ from cryptography.exceptions import InvalidSignature
 from nvflare.lighter.utils import load_yaml
 
 import fedseg
-from fedseg.cli import main
+from fedseg.cli import COMMANDS, main
 from fedseg.commands.local_federation import TEMPLATE, _of_repository
 from fedseg.deployment.kits.certificates import read_certificate
 from fedseg.deployment.kits.manifest import MANIFEST_FILE
@@ -428,3 +429,19 @@ def test_without_sources_a_wheel_must_be_named(tmp_path, monkeypatch):
     monkeypatch.setattr(fedseg, "__file__", str(tmp_path / "a" / "b" / "c" / "__init__.py"))
     with pytest.raises(UsageError, match="--wheel is needed"):
         build_wheel(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "said", "not_said"), [
+    (SITES[0], ["pip install ./fedseg-*.whl", "local/fedseg.json", "fedseg site check"], "fedseg submit"),
+    ("server.example.org", ["where the server keeps its state", "fedseg site start"], "fedseg submit"),
+    (next(iter(PEOPLE)), ["fedseg submit JOB --kit .", "fedseg fetch JOB_ID --kit ."], "fedseg site"),
+])  # fmt: skip
+def test_a_kits_readme_is_of_fedseg_and_of_its_role(name, said, not_said, federation):
+    """It stands in the signed list of files; its commands are those that there are."""
+    text = (kit(federation, name).folder / "readme.txt").read_text("utf-8")
+    assert all(words in text for words in (name, *said))
+    assert not_said not in text
+    manifest = json.loads((kit(federation, name).folder / MANIFEST_FILE).read_text("utf-8"))
+    assert "readme.txt" in json.dumps(manifest)
+    for line in re.findall(r" {3,}fedseg (\S+)", text):
+        assert line in COMMANDS

@@ -79,7 +79,8 @@ def _about_list(task: Task, datalist: Datalist) -> list[Finding]:
         if not patients:
             add("no-cases", "error", f"There is no {split} case.", f"Move some patients to {split}.", split)
         elif patients < few:
-            message = f"There are only {patients} {split} patient(s); results from fewer than {few} say little."
+            are, ending = ("is", "") if patients == 1 else ("are", "s")
+            message = f"There {are} only {patients} {split} patient{ending}; results from fewer than {few} say little."
             add("few-cases", "warning", message, "Add patients if you have more.", split)
     return findings
 

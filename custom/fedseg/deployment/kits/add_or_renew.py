@@ -132,7 +132,7 @@ def _make_kit(
                 shutil.rmtree(kit)
         if with_wheel and wheel is None:
             wheel = build_wheel(folder)
-        complete_kit(folder / KITS / name, entry, policy, wheel, authority.key)
+        complete_kit(folder / KITS / name, entry, policy, wheel, authority.key, str(project["name"]))
         pack_kits(folder)
         _install(folder, out, name, role_of(entry), authority)
     return describe_federation({**project, "participants": [entry]}, out)

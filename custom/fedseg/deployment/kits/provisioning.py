@@ -22,6 +22,7 @@ from fedseg.deployment.kits.manifest import write_manifest
 from fedseg.deployment.kits.policy_files import check_policy_folder, write_policy
 from fedseg.deployment.kits.project_file import PROJECT_FILE, check_project, role_of
 from fedseg.deployment.kits.provisioned_kits import KITS, Federation, describe_federation, pack_kits
+from fedseg.deployment.kits.readme import write_readme
 from fedseg.deployment.kits.wheel import build_wheel, check_wheel
 from fedseg.errors import FedsegError
 from fedseg.files.folders import new_folder
@@ -61,13 +62,20 @@ def provision(
             wheel = Path(shutil.copy2(wheel, folder)) if wheel is not None else build_wheel(folder)
         root_key = authority_of(folder / AUTHORITY).key
         for entry in project["participants"]:
-            complete_kit(folder / KITS / entry["name"], entry, policy, wheel if with_wheel else None, root_key)
+            complete_kit(
+                folder / KITS / entry["name"],
+                entry,
+                policy,
+                wheel if with_wheel else None,
+                root_key,
+                str(project["name"]),
+            )
         pack_kits(folder)
     return describe_federation(project, Path(os.path.abspath(out)))
 
 
 def complete_kit(
-    kit: Path, entry: Mapping[str, Any], policy: Path, wheel: Path | None, root_key: RSAPrivateKey
+    kit: Path, entry: Mapping[str, Any], policy: Path, wheel: Path | None, root_key: RSAPrivateKey, project: str
 ) -> None:
     """Add to a kit of FLARE what fedseg needs, and sign the list of all files.
 
@@ -77,7 +85,9 @@ def complete_kit(
         policy: folder with the files of a site's policy.
         wheel: fedseg as the participant shall install it; None leaves it out.
         root_key: of the federation's root certificate.
+        project: name of the federation.
     """
+    write_readme(kit, entry, project)
     write_policy(kit, entry["type"], policy)
     if wheel is not None:
         shutil.copy2(wheel, kit)

@@ -134,7 +134,7 @@ def job_of(chosen: Iterable[MethodPart], **plan: Any) -> Job:
     if chain:
         client["task_result_filters"] = [{"tasks": [task], "filters": [part.component for part in chain]}]
         # What HarmoFL's sites send before the first round goes through filters that protect such arrays.
-        sharing = [part.component for part in chain if component_classes()[part.path].accepts_extras]  # type: ignore[attr-defined]
+        sharing = [part.component for part in chain if component_classes()[part.path].accepts_shared_arrays]  # type: ignore[attr-defined]
         if sharing and "HarmoFL" in names:
             client["task_result_filters"].append({"tasks": ["share"], "filters": sharing})
     if "EncryptUpdate" in names:

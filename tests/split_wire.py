@@ -10,7 +10,7 @@ from fedseg.contract.plan import parse_plan
 from fedseg.data.datalist import read_datalist
 from fedseg.executors.split.answers import SplitAnswers
 from fedseg.messages.calls.call import read_call
-from fedseg.networks.weights import join_extras
+from fedseg.networks.weights import join_shared
 from fedseg.site.state import SiteState
 from fedseg.training.split.halves import server_half, site_half
 from fedseg.training.split.site_round import SplitSite
@@ -74,7 +74,7 @@ class Wire:
         if split.site_update != "separate":
             received = {**received, **self.common.weights()}
         if split.site_update == "summed":
-            received = join_extras(received, optimizer_arrays(self.common))
+            received = join_shared(received, optimizer_arrays(self.common))
         for site in asked:
             self.sites[site].site.begin(number, received)
         kind = SplitTurns if split.in_turn else SplitRound

@@ -22,8 +22,8 @@ def difference(w, scale=0.0):
 
 def run_round(variates, sent):
     variates.reset_round()
-    for site, extras in sent.items():
-        variates.accept(site, extras)
+    for site, shared in sent.items():
+        variates.accept(site, shared)
     variates.finish_round(dict.fromkeys(sent, 5))
     return variates.outgoing("a")
 
@@ -109,7 +109,7 @@ def test_what_the_rule_did_not_take_does_not_count():
 
 
 @pytest.mark.parametrize(
-    ("extras", "said"),
+    ("shared", "said"),
     [
         ({}, "missing"),
         ({"control/w": np.zeros(2, np.float32)}, "control/scale"),
@@ -121,11 +121,11 @@ def test_what_the_rule_did_not_take_does_not_count():
         ({**difference([1, 2]), "control/w": np.array(["a", "b"])}, "type"),
     ],
 )
-def test_what_does_not_fit_is_refused_and_leaves_the_others(extras, said):
+def test_what_does_not_fit_is_refused_and_leaves_the_others(shared, said):
     variates = started(total_sites=2)
     variates.accept("a", difference([2, 4]))
     with pytest.raises(RefusalError, match=said) as error:
-        variates.accept("b", extras)
+        variates.accept("b", shared)
     assert error.value.reason == "weights"
     variates.finish_round({"a": 1, "b": 2})
     assert variates.outgoing("a")["control/w"].tolist() == [1, 2]

@@ -166,7 +166,7 @@ def test_what_an_array_becomes_must_be_there_and_belong_to_nobody(arrays):
 
 
 @pytest.mark.parametrize(
-    ("extras", "said"),
+    ("shared", "said"),
     [
         ({}, "missing"),
         ({**sent(1, 2), "shared/y": np.zeros(2, np.float32)}, "unknown"),
@@ -178,11 +178,11 @@ def test_what_an_array_becomes_must_be_there_and_belong_to_nobody(arrays):
     ],
 )
 @pytest.mark.parametrize("array", [MEAN, SUM, BANK])
-def test_what_does_not_fit_is_refused_and_leaves_the_others(array, extras, said):
+def test_what_does_not_fit_is_refused_and_leaves_the_others(array, shared, said):
     state = started(x=array)
     state.accept("a", sent(1, 2))
     with pytest.raises(RefusalError, match=said) as error:
-        state.accept("b", extras)
+        state.accept("b", shared)
     assert error.value.reason == "weights"
     state.finish_round(CASES)
     assert state.outgoing("z")["shared/x"].ravel().tolist() == [1, 2]

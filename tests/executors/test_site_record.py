@@ -94,9 +94,9 @@ def test_what_was_accepted_received_scored_and_sent(site):
     assert site.lines("scored")[0] | {"name": "last", "cases": {"test": 1}} == site.lines("scored")[0]
 
 
-def test_further_arrays_of_a_method_are_no_part_of_the_model(site):
+def test_shared_arrays_of_a_method_are_no_part_of_the_model(site):
     weights = site.weights()
-    site.task("train", site.message({**weights, "extra:control": np.ones(3, np.float32)}))
+    site.task("train", site.message({**weights, "shared:control": np.ones(3, np.float32)}))
     assert site.lines("received")[0]["model"] == model_digest(weights)
 
 

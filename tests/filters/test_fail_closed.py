@@ -227,14 +227,14 @@ def test_a_result_that_fedseg_did_not_make_stays(filter_, tmp_path):
     assert_held_back(reply, tmp_path, "privacy", "not made by fedseg's executor")
 
 
-def test_further_arrays_stay_unless_the_filter_protects_them(filter_, tmp_path):
-    reply = process(filter_, make_message({NAME: MARK, "extra:control": MARK}), tmp_path)
-    if filter_.accepts_extras:
+def test_shared_arrays_stay_unless_the_filter_protects_them(filter_, tmp_path):
+    reply = process(filter_, make_message({NAME: MARK, "shared:control": MARK}), tmp_path)
+    if filter_.accepts_shared_arrays:
         assert filter_.guarantees, "only noise over all arrays protects them"
         assert reply.get_return_code() == ReturnCode.OK
         assert not holds_the_array(reply)
     else:
-        assert_held_back(reply, tmp_path, "privacy", "cannot protect the further arrays")
+        assert_held_back(reply, tmp_path, "privacy", "cannot protect the shared arrays")
 
 
 def test_a_failed_result_passes_as_code_reason_and_text_only(filter_, tmp_path):

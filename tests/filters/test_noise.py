@@ -82,12 +82,12 @@ def test_before_the_noise_no_update_is_longer_than_the_clip(tmp_path_factory, ki
     np.testing.assert_allclose(flat(sent), flat(update.arrays) * min(1, clip / length), rtol=1e-4, atol=1e-8)
 
 
-def test_further_arrays_of_a_method_are_within_the_same_clip(tmp_path):
+def test_shared_arrays_of_a_method_are_within_the_same_clip(tmp_path):
     """(3, 4) with a further (12) is 13 long; to 6.5 all are halved."""
-    update = Update({"a": np.array([3.0, 4.0]), "extra:control": np.array([12.0])}, REPORT)
+    update = Update({"a": np.array([3.0, 4.0]), "shared:control": np.array([12.0])}, REPORT)
     sent = GaussianNoise(6.5, 1e-11).run(update, context_of(tmp_path, LARGE)).arrays
     np.testing.assert_allclose(sent["a"], [1.5, 2], atol=1e-8)
-    np.testing.assert_allclose(sent["extra:control"], [6], atol=1e-8)
+    np.testing.assert_allclose(sent["shared:control"], [6], atol=1e-8)
 
 
 @pytest.mark.parametrize("simulated", [True, False])

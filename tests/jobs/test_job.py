@@ -346,7 +346,7 @@ def test_arrays_before_the_first_round_have_filters_of_their_own(tmp_path):
     job.client["task_result_filters"] = [{"tasks": ["train"], "filters": private}]
     job.check()
     job.client["task_result_filters"] = [{"tasks": ["share"], "filters": private}]
-    with pytest.raises(ConfigurationError, match=r"PrivateLayers.*protects further arrays too"):
+    with pytest.raises(ConfigurationError, match=r"PrivateLayers.*protects shared arrays too"):
         job.check()
 
 
@@ -361,7 +361,7 @@ def test_filters_that_cannot_protect_shared_arrays_are_refused(tmp_path):
     job = read_job(Path(shutil.copytree(ROOT / "jobs" / "brats_scaffold", tmp_path / "job")))
     filters = [{"path": PATHS["NormClip"], "args": {"norm": 1.0}}]
     job.client["task_result_filters"] = [{"tasks": ["train"], "filters": filters}]
-    with pytest.raises(ConfigurationError, match=r"NormClip.*protects further arrays too.*workflow\.shared_arrays"):
+    with pytest.raises(ConfigurationError, match=r"NormClip.*protects shared arrays too.*workflow\.shared_arrays"):
         job.check()
 
 

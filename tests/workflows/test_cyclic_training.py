@@ -11,7 +11,7 @@ from fedseg.contract.protocol import MODEL_NAME, SPLITS
 from fedseg.contract.report import SiteReport
 from fedseg.errors import ConfigurationError, FedsegError, RefusalError
 from fedseg.files.digest import model_digest
-from fedseg.networks.weights import join_extras
+from fedseg.networks.weights import join_shared
 from fedseg.provenance.reading import read_record
 from fedseg.workflows.cyclic_training import CyclicTraining
 from fedseg.workflows.selection import LargestSites
@@ -116,7 +116,7 @@ def spoil_nan(answer):
 
 def with_control_variates(answer):
     """As SCAFFOLD's hook sends them."""
-    answer.params = join_extras(answer.params, {"control": np.zeros(1, np.float32)})
+    answer.params = join_shared(answer.params, {"control": np.zeros(1, np.float32)})
     return answer
 
 
@@ -129,9 +129,9 @@ def with_control_variates(answer):
             "data: No cases.",
         ),
         (spoil_nan, "update left out: "),
-        (with_control_variates, "update left out: The update holds 1 further array"),
+        (with_control_variates, "update left out: The update holds 1 shared array"),
     ],
-    ids=["silence", "refusal", "nan", "further arrays"],
+    ids=["silence", "refusal", "nan", "shared arrays"],
 )
 def test_a_site_that_fails_is_named_and_passed_over(tmp_path, spoil, said):
     sites = Sites(spoilt={(0, "b"): spoil})

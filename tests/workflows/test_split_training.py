@@ -19,7 +19,7 @@ from fedseg.messages.calls.call import Ask, Call
 from fedseg.messages.calls.caller import DirectCalls
 from fedseg.messages.replies import refusal
 from fedseg.networks.split.parts import join_weights
-from fedseg.networks.weights import get_weights, split_extras
+from fedseg.networks.weights import get_weights, split_shared
 from fedseg.training.split.halves import plan_parts
 from fedseg.workflows.run.checkpoint import Checkpoints
 from fedseg.workflows.run.run_model import RunPlace
@@ -62,7 +62,7 @@ def test_a_round_sends_what_the_sites_need_and_no_more():
     assert set(averaged) == part | rest
     for name, value in averaged.items():
         np.testing.assert_array_equal(value, whole[name])
-    weights, memory = split_extras(model_of(site_update="summed").outgoing(None))
+    weights, memory = split_shared(model_of(site_update="summed").outgoing(None))
     assert (set(weights), set(memory)) == (part | rest, {"steps"}), "the optimizer has nothing to remember yet"
 
 

@@ -168,21 +168,21 @@ class SharedState(ABC):
         """What stands in the global model from round 0 on, by the names of its arrays."""
         return {self._declared[n].becomes: v for n, v in self._current.items() if self._declared[n].becomes}
 
-    def accept(self, site: str, extras: Mapping[str, np.ndarray], before_rounds: bool = False) -> None:
+    def accept(self, site: str, shared: Mapping[str, np.ndarray], before_rounds: bool = False) -> None:
         """Keep what a site sent; a second time replaces the first.
 
         Args:
             site: its name.
-            extras: exactly the arrays that are declared for this moment, names with the prefix.
+            shared: exactly the arrays that are declared for this moment, names with the prefix.
             before_rounds: whether they are those of before round 0.
 
         Raises:
             RefusalError: names, shapes or types are others, or a value is not finite (``weights``).
         """
         expected = {n: a.expected for n, a in self._declared.items() if a.before_rounds == before_rounds}
-        check_weights(expected, extras)
+        check_weights(expected, shared)
         with np.errstate(over="ignore"):
-            sent = {name: np.asarray(value).astype(expected[name].dtype) for name, value in extras.items()}
+            sent = {name: np.asarray(value).astype(expected[name].dtype) for name, value in shared.items()}
             moved = [self._current.get(name, expected[name]) + value for name, value in sent.items()]
         if not all(np.isfinite(value).all() for value in moved):
             raise RefusalError("weights", "The shared arrays are so large that the server's would not stay finite.")

@@ -42,7 +42,7 @@ class Update:
     """An update as one filter hands it to the next.
 
     Attributes:
-        arrays: by name. In the form ``dense`` floating-point arrays of the network, and further ones under ``extra:``;
+        arrays: by name. In the form ``dense`` floating-point arrays of the network, and further ones under ``shared:``;
             other forms have their own names, which only the filter that made them and its counterpart at the server
             understand.
         report: the scalars that travel with it.

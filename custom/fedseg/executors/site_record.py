@@ -17,7 +17,7 @@ from fedseg.contract.report import META_KEY
 from fedseg.errors import RefusalError
 from fedseg.files.digest import model_digest
 from fedseg.messages.replies import refuse
-from fedseg.networks.weights import Arrays, split_extras
+from fedseg.networks.weights import Arrays, split_shared
 from fedseg.provenance.run_log import RECORD_FILE, REFUSED_FILE, SITE_SIDE, RecordError, RunLog
 
 logger = logging.getLogger(__name__)
@@ -200,7 +200,7 @@ def _named(weights: Arrays, meta: Mapping[str, Any], encrypted: bool) -> dict[st
 
     In a job that does not encrypt, a name in the meta is the server's word only, and is not looked at.
     """
-    digest = model_digest(split_extras(weights)[0])
+    digest = model_digest(split_shared(weights)[0])
     return {"model": str(meta.get(MODEL_ID)), "weights": digest} if encrypted else {"model": digest}
 
 

@@ -21,7 +21,7 @@ from fedseg.filters.chain import is_guaranteed, update_chain
 from fedseg.filters.encrypt import encrypts
 from fedseg.messages.job import job_plan
 from fedseg.messages.task_data import follow_server, received_arrays, update_message
-from fedseg.networks.weights import Arrays, join_extras
+from fedseg.networks.weights import Arrays, join_shared
 from fedseg.site.pending_update import largest, load_update, save_update, weight_facts
 from fedseg.training.site_round import empty_round, site_round
 from fedseg.training.trainer import SiteTrainer
@@ -64,7 +64,7 @@ class SegmentationExecutor(SiteExecutor):
         check_statistics(session.guaranteed and not is_guaranteed(update_chain(fl_ctx, [SHARE])), arrays)
         training, validation = trainer.count("training"), trainer.count("validation")
         report = SiteReport(training, num_steps=0, train_loss=None, val_loss=None, val_cases=validation)
-        return update_message(join_extras({}, arrays), report)
+        return update_message(join_shared({}, arrays), report)
 
     def train(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         """Train a round from the received model; in encrypted jobs the update stays here and only its report leaves."""

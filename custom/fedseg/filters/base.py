@@ -24,7 +24,7 @@ from fedseg.errors import FedsegError, RefusalError
 from fedseg.filters.context import SiteContext, attached_context, reported_fields
 from fedseg.messages.replies import bare_reply, refuse, why
 from fedseg.messages.updates import read_update, write_update
-from fedseg.networks.weights import EXTRA, Arrays
+from fedseg.networks.weights import SHARED_PREFIX, Arrays
 from fedseg.training.hooks import TrainingHook
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class UpdateFilter(Filter, ABC):
     Attributes:
         stage: place in the chain.
         accepts: forms of updates that the filter understands.
-        accepts_extras: whether further arrays of a method (``extra:``) may pass through it.
+        accepts_shared_arrays: whether shared arrays of a method (``shared:``) may pass through it.
         gives: form of what the filter hands on; None leaves it as it was.
         meaning: what the filter is to somebody who reads a report, as half a sentence.
         needs, provides, withholds: see ``contract.combinations``.
@@ -60,7 +60,7 @@ class UpdateFilter(Filter, ABC):
     stage: ClassVar[Stage]
     meaning: ClassVar[str] = ""
     accepts: ClassVar[tuple[str, ...]] = (DENSE,)
-    accepts_extras: ClassVar[bool] = False
+    accepts_shared_arrays: ClassVar[bool] = False
     gives: ClassVar[str | None] = None
     words: ClassVar[frozenset[str]] = frozenset()
     guarantees: ClassVar[bool] = False
@@ -121,8 +121,8 @@ class UpdateFilter(Filter, ABC):
             update = replace(update, arrays=_finite(update.arrays))
         if update.form == DENSE:
             check_dense(update.arrays)
-        if not self.accepts_extras and any(key.startswith(EXTRA) for key in update.arrays):
-            raise RefusalError("privacy", f"{name} cannot protect the further arrays of this job's method.")
+        if not self.accepts_shared_arrays and any(key.startswith(SHARED_PREFIX) for key in update.arrays):
+            raise RefusalError("privacy", f"{name} cannot protect the shared arrays of this job's method.")
         if self.guarantees:
             # The guarantee is that of the noisy arrays; a loss or a score beside them would be outside of it.
             update = replace(update, report=update.report.only(unprotected(context.report_fields)))

@@ -31,7 +31,7 @@ class DPSGD(GuaranteedFilter):
 
     meaning = "training clips each patient's gradient and adds Gaussian noise: a formal guarantee for each patient"
     words = GuaranteedFilter.words | {_NORM}
-    accepts_extras = False
+    accepts_shared_arrays = False
     withholds = GuaranteedFilter.withholds | {LOCAL_STEPS, COUNTED_STEPS}
 
     def __init__(self, clip: float, noise_multiplier: float, delta: float = 1e-5) -> None:

@@ -54,7 +54,7 @@ class GuaranteedFilter(UpdateFilter):
     """
 
     stage: ClassVar[Stage] = Stage.NOISE
-    accepts_extras: ClassVar[bool] = True
+    accepts_shared_arrays: ClassVar[bool] = True
     guarantees: ClassVar[bool] = True
     provides = frozenset({EPSILON})
     withholds = frozenset({TRAIN_LOSS, VAL_LOSS, SCORES, DURATION, STATISTICS})

@@ -37,7 +37,7 @@ class SparseVector(GuaranteedFilter):
     meaning = "chooses and sends noisy values by the sparse vector technique: a formal guarantee"
     gives = SPARSE
     # What is sparse has the coordinates of the network's arrays alone, by which guard and server read it.
-    accepts_extras = False
+    accepts_shared_arrays = False
     withholds = GuaranteedFilter.withholds | {EVERY_COORDINATE}
     words = GuaranteedFilter.words | {_NORM, *CHARGES}
 

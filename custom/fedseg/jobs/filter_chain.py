@@ -66,7 +66,7 @@ def check_chain(plan: Plan, filters: Sequence[Any], shared_arrays: bool, restore
     Args:
         plan: of the job.
         filters: through which an update goes at a site, in order.
-        shared_arrays: whether further arrays travel with the updates.
+        shared_arrays: whether shared arrays travel with the updates.
         restored: whether the server has ``RestoreUpdate``.
 
     Raises:
@@ -82,8 +82,8 @@ def check_chain(plan: Plan, filters: Sequence[Any], shared_arrays: bool, restore
             raise ConfigurationError(RESULTS, name, f"in its place: {order}; at most one filter of each")
         if form not in each.accepts:
             raise ConfigurationError(RESULTS, name, f"before the filter that makes the update {form}")
-        if shared_arrays and not each.accepts_extras:
-            allowed = "a filter that protects further arrays too, in a job with workflow.shared_arrays"
+        if shared_arrays and not each.accepts_shared_arrays:
+            allowed = "a filter that protects shared arrays too, in a job with workflow.shared_arrays"
             raise ConfigurationError(RESULTS, name, allowed)
         each.private_names(plan)
         each.frozen_names(plan)

@@ -159,7 +159,7 @@ class Job:
         workflow.model.check_hooks(self.build_hooks())
         check_tasks(self.client)
         for task in (*UPDATE_TASKS, SHARE):
-            further = task == SHARE or workflow.model.further_arrays
+            further = task == SHARE or workflow.model.takes_shared_arrays
             check_chain(plan, self.build_filters(task), further, restores(self.server, task))
         check_hooks([*self.build_hooks(), *hooks_of(self.build_filters())], plan)
         parts = self._parts(plan)

@@ -11,7 +11,7 @@ from torch import nn
 from fedseg.errors import RefusalError
 
 Arrays = dict[str, np.ndarray]
-EXTRA = "extra:"
+SHARED_PREFIX = "shared:"
 _FLOATING = (torch.float32, torch.float64, np.dtype("float32"), np.dtype("float64"))
 
 
@@ -49,18 +49,20 @@ def check_weights(expected: Mapping[str, torch.Tensor | np.ndarray], weights: Ma
             raise RefusalError("weights", f"{name} holds values that are not finite.")
 
 
-def split_extras(arrays: Mapping[str, np.ndarray]) -> tuple[Arrays, Arrays]:
-    """Weights, and the further arrays of a method (control variates...) that travel with them under ``extra:``.
+def split_shared(arrays: Mapping[str, np.ndarray]) -> tuple[Arrays, Arrays]:
+    """Weights, and the shared arrays of a method (control variates...) that travel with them under ``shared:``.
 
     They share one message so that whatever limits the message (clipping, noise, a guard) sees them too.
     """
-    extras = {name.removeprefix(EXTRA): value for name, value in arrays.items() if name.startswith(EXTRA)}
-    return {name: value for name, value in arrays.items() if not name.startswith(EXTRA)}, extras
+    shared = {
+        name.removeprefix(SHARED_PREFIX): value for name, value in arrays.items() if name.startswith(SHARED_PREFIX)
+    }
+    return {name: value for name, value in arrays.items() if not name.startswith(SHARED_PREFIX)}, shared
 
 
-def join_extras(weights: Mapping[str, np.ndarray], extras: Mapping[str, np.ndarray]) -> Arrays:
-    """The reverse of ``split_extras``."""
-    return {**weights, **{EXTRA + name: value for name, value in extras.items()}}
+def join_shared(weights: Mapping[str, np.ndarray], shared: Mapping[str, np.ndarray]) -> Arrays:
+    """The reverse of ``split_shared``."""
+    return {**weights, **{SHARED_PREFIX + name: value for name, value in shared.items()}}
 
 
 def is_averaged(value: np.ndarray) -> bool:

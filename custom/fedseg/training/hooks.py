@@ -55,7 +55,7 @@ class LocalTraining(Protocol):
         device: where the networks are.
         hooks: of this training, in their order.
         companions: further networks by name, see ``TrainingHook.companions``.
-        received_extras: arrays that the server sent beside the weights.
+        received_shared_arrays: arrays that the server sent beside the weights.
         totals: sums over all sites of ``TrainingHook.statistics``.
         round_number: from 0, of ``total_rounds``.
         folder: the site's folder of this run; None where nothing is kept on disk.
@@ -74,7 +74,7 @@ class LocalTraining(Protocol):
     device: torch.device
     hooks: tuple[TrainingHook, ...]
     companions: dict[str, Companion]
-    received_extras: Arrays
+    received_shared_arrays: Arrays
     totals: dict[str, float]
     round_number: int
     total_rounds: int
@@ -158,7 +158,7 @@ class TrainingHook:
         return {}
 
     def before_round(self, training: LocalTraining, global_weights: Arrays, round_number: int) -> None:
-        """The global weights are loaded, no step has run; ``training.received_extras`` holds arrays sent with them."""
+        """The global weights are loaded, no step has run; ``training.received_shared_arrays`` came with them."""
 
     def order(self, training: LocalTraining, round_number: int, epoch: int) -> Sequence[int] | None:
         """Indices of training cases in the order of an epoch, as many as there are cases; None leaves it at random."""
@@ -192,7 +192,7 @@ class TrainingHook:
     def after_round(self, training: LocalTraining, global_weights: Arrays, round_number: int) -> None:
         """All local epochs of the round are done."""
 
-    def extra_arrays(self, training: LocalTraining) -> Arrays:
+    def shared_arrays(self, training: LocalTraining) -> Arrays:
         """Arrays that travel to the server with the update of the round, under names of the hook's own prefix."""
         return {}
 

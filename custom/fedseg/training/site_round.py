@@ -9,7 +9,7 @@ import numpy as np
 
 from fedseg.contract.report import SiteReport
 from fedseg.contract.round_settings import RoundSettings
-from fedseg.networks.weights import Arrays, is_averaged, join_extras, split_extras
+from fedseg.networks.weights import Arrays, is_averaged, join_shared, split_shared
 from fedseg.tasks.objective import MEAN, Objective, ScoredCase
 from fedseg.training.trainer import SiteTrainer
 
@@ -26,21 +26,21 @@ def site_round(
 
     Args:
         trainer: the site.
-        received: what the server sent: weights, and further arrays under ``extra:``.
+        received: what the server sent: weights, and shared arrays under ``shared:``.
         round_number, total_rounds, totals, settings: see ``SiteTrainer.train_round``.
 
     Returns:
-        The update, further arrays included, and the report that travels with it.
+        The update, shared arrays included, and the report that travels with it.
     """
     start = time.perf_counter()
-    weights, extras = split_extras(received)
+    weights, shared = split_shared(received)
     weights = trainer.own_model(weights, round_number)
     scored = trainer.validate(weights)
-    result = trainer.train_round(weights, round_number, total_rounds, extras, totals, settings)
+    result = trainer.train_round(weights, round_number, total_rounds, shared, totals, settings)
     after = trainer.validate(result.weights) if trainer.settings.validate_after else []
     steps = trainer.counted_steps()
     report = report_round(trainer, scored, steps, result.train_loss, start, result.seconds, after)
-    return join_extras(result.update, result.extras), report
+    return join_shared(result.update, result.shared), report
 
 
 def report_round(
@@ -93,7 +93,7 @@ def mean_loss(scored: Sequence[ScoredCase]) -> float | None:
 
 def empty_round(trainer: SiteTrainer, received: Mapping[str, np.ndarray]) -> tuple[Arrays, SiteReport]:
     """The update and report of a site that could not train, where it may not say so: nothing moved."""
-    weights, _ = split_extras(received)
+    weights, _ = split_shared(received)
     sent = {name: value for name, value in weights.items() if name not in trainer.withheld(trainer.round_number)}
     update = {name: np.zeros_like(value) for name, value in sent.items() if is_averaged(value)}
     samples, scored = trainer.count("training"), trainer.count("validation")

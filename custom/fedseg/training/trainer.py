@@ -66,7 +66,7 @@ class RoundResult:
         num_steps: optimizer steps of the round.
         train_loss: mean loss over the steps of the round, without what hooks add.
         seconds: duration.
-        extras: arrays of the hooks that travel with the update.
+        shared: arrays of the hooks that travel with the update.
         weights: the site's own weights after the round.
     """
 
@@ -75,7 +75,7 @@ class RoundResult:
     num_steps: int
     train_loss: float
     seconds: float
-    extras: Arrays
+    shared: Arrays
     weights: Arrays
 
 
@@ -115,7 +115,7 @@ class SiteTrainer(LocalSteps):
         self.companions = self._new_companions()
         self._received: Arrays = {}
         self._own: Arrays = {}
-        self.received_extras, self.totals = {}, {}
+        self.received_shared_arrays, self.totals = {}, {}
 
     @property
     def folder(self) -> Path | None:
@@ -185,7 +185,7 @@ class SiteTrainer(LocalSteps):
         weights: Arrays,
         round_number: int,
         total_rounds: int,
-        extras: Arrays | None = None,
+        shared: Arrays | None = None,
         totals: Mapping[str, float] | None = None,
         settings: RoundSettings | None = None,
     ) -> RoundResult:
@@ -195,7 +195,7 @@ class SiteTrainer(LocalSteps):
             weights: the global model.
             round_number: from 0.
             total_rounds: rounds of the whole job; the learning rate's schedule spans them.
-            extras: further arrays that the server sent, for the hooks.
+            shared: arrays that the server sent beside the weights, for the hooks.
             totals: sums of the sites' ``statistics``, for the hooks.
             settings: what holds in this round in place of the plan's settings.
 
@@ -205,7 +205,7 @@ class SiteTrainer(LocalSteps):
             AbortedError: ``aborted`` said so; the saved state is that of the round before.
         """
         start = time.perf_counter()
-        self.received_extras, self.totals = dict(extras or {}), dict(totals or {})
+        self.received_shared_arrays, self.totals = dict(shared or {}), dict(totals or {})
         fixed = self._begin(weights, round_number, total_rounds, settings or RoundSettings())
         for hook in self.hooks:
             hook.before_round(self, weights, round_number)
@@ -216,11 +216,11 @@ class SiteTrainer(LocalSteps):
         self._own = {name: own[name] for name in self.private}
         withheld = self.withheld(round_number)
         update = {name: value for name, value in difference(own, weights).items() if name not in withheld}
-        extra = {name: array for hook in self.hooks for name, array in hook.extra_arrays(self).items()}
+        sent = {name: array for hook in self.hooks for name, array in hook.shared_arrays(self).items()}
         self._save(round_number)
         mean = sum(losses) / len(losses)
         seconds = time.perf_counter() - start
-        return RoundResult(update, len(self.training_cases), len(losses), mean, seconds, extra, own)
+        return RoundResult(update, len(self.training_cases), len(losses), mean, seconds, sent, own)
 
     def _begin(self, weights: Arrays, round_number: int, total_rounds: int, settings: RoundSettings) -> frozenset[str]:
         """Load weights and what the last round left; returns the names of the arrays that are fixed in this round."""

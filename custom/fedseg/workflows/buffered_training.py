@@ -86,7 +86,7 @@ class DiscountedModel(WeightedModel):
 
     def check_plan(self, plan: Plan) -> None:
         super().check_plan(plan)
-        if self.further_arrays:
+        if self.takes_shared_arrays:
             why = "They would be combined from sites that received the arrays of different rounds."
             expected = "left out, or arrays that are sent before the first round only, in buffered training"
             raise ConfigurationError("workflow.shared_arrays", type(self.shared_arrays).__name__, expected, why)

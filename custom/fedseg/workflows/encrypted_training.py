@@ -16,7 +16,7 @@ from fedseg.workflows.run.workflow import Workflow
 
 _ABSENT = {
     "server_optimizer": "A server optimizer computes with the aggregated update, which the server has only encrypted.",
-    "shared_arrays": "Further arrays of a method are not encrypted.",
+    "shared_arrays": "Shared arrays of a method are not encrypted.",
     "keep_updates": "The server sees no updates.",
 }
 

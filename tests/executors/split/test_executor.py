@@ -253,7 +253,7 @@ def with_memory(site):
     honest = site.message
 
     def message(weights=None, number=0, **meta):
-        return honest({**site.weights(), "extra:steps": np.array(0)}, number, **meta)
+        return honest({**site.weights(), "shared:steps": np.array(0)}, number, **meta)
 
     return message
 

@@ -270,21 +270,21 @@ def test_an_update_that_is_not_what_it_should_be_is_emptied(site, chain, tamper,
     assert np.float64(MARKER).tobytes() not in fobs.dumps(result)
 
 
-def test_further_arrays_of_a_method_count_as_shared(site):
+def test_shared_arrays_of_a_method_count_as_shared(site):
     result = site.update()
     name = first(result)
-    data(result)["extra:control:" + name] = data(result)[name]
+    data(result)["shared:control:" + name] = data(result)[name]
     assert_passes(site.look(result))
     site.policy(max_fraction=1.0)
-    everything = {f"extra:control:{n}": v for n, v in data(result).items() if not n.startswith("extra:")}
+    everything = {f"shared:control:{n}": v for n, v in data(result).items() if not n.startswith("shared:")}
     data(result).update(everything)
     assert_emptied(site.look(result), "policy", "rule max_fraction: the job sends 2 of")
 
 
 def test_what_the_server_sent_does_not_enlarge_the_model(site):
-    """Half of the model is half, however many further arrays came with it."""
+    """Half of the model is half, however many shared arrays came with it."""
     model = get_weights(site.plan.network.build(1, 2, 0))
-    padding = {f"extra:padding:{name}": value for name, value in model.items()}
+    padding = {f"shared:padding:{name}": value for name, value in model.items()}
     weights = site.weights
     site.weights = lambda: {**weights(), **padding}
     result = site.update([ShareFraction(0.5)])

@@ -20,11 +20,11 @@ from tiny import PLAN, make_sites
 from toy_parts import NAMES, declare
 
 HARMONISED = {**PLAN, "network": {**PLAN["network"], "parts": [{"name": "amplitude", "mode": "window"}]}}
-SPECTRUM = "extra:amplitude/spectrum"
+SPECTRUM = "shared:amplitude/spectrum"
 
 
 class ExtrasClip(NormClip):
-    accepts_extras = True
+    accepts_shared_arrays = True
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_filters_of_the_task_see_them_and_the_guard_wants_to_know(site):
 
 
 def test_a_filter_that_cannot_protect_them_lets_nothing_out(site, tmp_path):
-    assert_refused(share(site, [NormClip(1.0)]), "privacy", "NormClip cannot protect the further arrays", tmp_path)
+    assert_refused(share(site, [NormClip(1.0)]), "privacy", "NormClip cannot protect the shared arrays", tmp_path)
 
 
 def test_a_site_whose_policy_gives_no_statistics_refuses_by_that_name(site, tmp_path):
@@ -117,7 +117,7 @@ def test_a_guarantee_of_the_updates_does_not_cover_them(site, tmp_path):
 def test_nothing_else_leaves_in_this_task(site, tamper):
     result = share(site)
     tamper(data(result), site.weights())
-    assert_emptied(site.look(result, "share"), "guard", "more than a method's further arrays before the first round")
+    assert_emptied(site.look(result, "share"), "guard", "more than a method's shared arrays before the first round")
 
 
 def test_the_amplitudes_of_the_model_do_not_leave_again(site):

@@ -47,7 +47,9 @@ def local_round(network, hook, received, control, rates):
     with torch.no_grad():
         network.w.fill_(received)
     optimizer = torch.optim.SGD(network.parameters(), lr=rates[0])
-    trainer = SimpleNamespace(network=network, optimizer=optimizer, received_extras={"control/w": np.array([control])})
+    trainer = SimpleNamespace(
+        network=network, optimizer=optimizer, received_shared_arrays={"control/w": np.array([control])}
+    )
     weights = {"w": np.array([received])}
     if hook is not None:
         hook.before_round(trainer, weights, 0)
@@ -63,7 +65,7 @@ def local_round(network, hook, received, control, rates):
     if hook is None:
         return network.w.item() - received, {}
     hook.after_round(trainer, weights, 0)
-    return network.w.item() - received, hook.extra_arrays(trainer)
+    return network.w.item() - received, hook.shared_arrays(trainer)
 
 
 def federate(sites, rounds, rates, with_scaffold, start=0.0):
@@ -77,10 +79,10 @@ def federate(sites, rounds, rates, with_scaffold, start=0.0):
         updates = []
         for name, network in sites.items():
             control = float(variates.outgoing("a")["control/w"][0])
-            update, extras = local_round(network, hooks[name], w, control, rates)
+            update, shared = local_round(network, hooks[name], w, control, rates)
             updates.append(update)
             if with_scaffold:
-                variates.accept(name, extras)
+                variates.accept(name, shared)
         variates.finish_round(dict.fromkeys(sites, 1))
         w += sum(updates) / len(updates)
     return w, float(variates.outgoing("a")["control/w"][0])
@@ -93,16 +95,16 @@ def test_one_round_by_hand():
     c_i+ = 0 - 0.5 + (0 - 0.27) / (2 * 0.1) = -1.85, the mean of the plain gradients -2 and -1.7.
     """
     hook = Scaffold()
-    update, extras = local_round(Quadratic(2.0, 1.0), hook, 0.0, 0.5, [0.1, 0.1])
+    update, shared = local_round(Quadratic(2.0, 1.0), hook, 0.0, 0.5, [0.1, 0.1])
     assert update == pytest.approx(0.27)
-    assert extras["control/w"] == pytest.approx(-1.85)
+    assert shared["control/w"] == pytest.approx(-1.85)
     assert hook.state()["control"]["w"].item() == pytest.approx(-1.85)
 
 
 def test_changing_rates_weigh_each_gradient_by_its_step():
     """Rates 0.1 and 0.3: gradients -2 and 2 * (0.2 - 1) = -1.6; (0.1 * -2 + 0.3 * -1.6) / 0.4 = -1.7."""
-    _, extras = local_round(Quadratic(2.0, 1.0), Scaffold(), 0.0, 0.0, [0.1, 0.3])
-    assert extras["control/w"] == pytest.approx(-1.7)
+    _, shared = local_round(Quadratic(2.0, 1.0), Scaffold(), 0.0, 0.0, [0.1, 0.3])
+    assert shared["control/w"] == pytest.approx(-1.7)
 
 
 def test_client_drift_goes_away():
@@ -147,8 +149,8 @@ def test_a_first_round_with_zeros_is_plain_training_to_the_last_bit(datalist):
     start = start_of(trainer)
     result = trainer.train_round(start, 0, 1, zeros(datalist))
     assert_same(result.update, make_trainer(datalist, changes=SGD).train_round(start, 0, 1).update)
-    assert set(result.extras) == set(zeros(datalist))
-    assert any(value.any() for value in result.extras.values())
+    assert set(result.shared) == set(zeros(datalist))
+    assert any(value.any() for value in result.shared.values())
 
 
 def test_zeros_all_along_are_plain_training_to_the_last_bit(datalist):
@@ -157,7 +159,7 @@ def test_zeros_all_along_are_plain_training_to_the_last_bit(datalist):
     def newcomer():
         return make_trainer(datalist, [Scaffold()], changes=SGD)
 
-    assert_same(run_rounds(newcomer, lambda number: {"extras": zeros(datalist)}), plain_rounds(datalist, SGD))
+    assert_same(run_rounds(newcomer, lambda number: {"shared": zeros(datalist)}), plain_rounds(datalist, SGD))
 
 
 def test_the_own_control_variate_is_the_mean_gradient(datalist):
@@ -170,7 +172,7 @@ def test_the_own_control_variate_is_the_mean_gradient(datalist):
     other.loss(other.network(batch["image"]), batch["classes"]).backward()
     for name, parameter in other.network.named_parameters():
         # w - (w - rate * g) keeps about 1e-7 / rate of g
-        np.testing.assert_allclose(result.extras[f"control/{name}"], parameter.grad, rtol=1e-4, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(result.shared[f"control/{name}"], parameter.grad, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 def test_the_clip_bounds_the_corrected_step(datalist):
@@ -183,7 +185,7 @@ def test_the_clip_bounds_the_corrected_step(datalist):
 
 def test_training_is_seeded_and_survives_a_restart(datalist, tmp_path):
     def received(number):
-        return {"extras": ones(datalist, 0.01 * number)}
+        return {"shared": ones(datalist, 0.01 * number)}
 
     assert_differ(
         check_seeded_and_restarted(datalist, Scaffold, tmp_path, received, SGD), plain_rounds(datalist, SGD, received)

@@ -23,7 +23,7 @@ from tiny import PLAN
 from toy_parts import NAMES, declare
 
 HARMONISED = parse_plan({**PLAN, "network": {**PLAN["network"], "parts": [{"name": "amplitude", "mode": "window"}]}})
-AMPLITUDE = "extra:amplitude/spectrum"
+AMPLITUDE = "shared:amplitude/spectrum"
 SILENCE = object()
 
 
@@ -39,7 +39,7 @@ def shared(arrays):
 
 def trained(message, kept=(SPECTRUM,), **extras):
     """An update of 0.5 everywhere but in the arrays that are kept."""
-    weights = {n: v for n, v in message.params.items() if n not in kept and not n.startswith("extra:")}
+    weights = {n: v for n, v in message.params.items() if n not in kept and not n.startswith("shared:")}
     return update({**{n: np.full_like(v, 0.5) for n, v in weights.items()}, **extras})
 
 
@@ -88,7 +88,7 @@ def test_the_record_names_the_model_that_round_0_sends(tmp_path):
         (lambda: SILENCE, "did not answer the task share"),
         (lambda: shared({AMPLITUDE: np.zeros((1, 1, 2, 2, 2), np.float32)}), "left out: .*shape"),
         (lambda: shared({AMPLITUDE: np.full((1, 1, 3, 3, 3), np.nan, np.float32)}), "left out: .*not finite"),
-        (lambda: shared({"extra:other": np.zeros(2, np.float32)}), "left out: .*missing"),
+        (lambda: shared({"shared:other": np.zeros(2, np.float32)}), "left out: .*missing"),
         (lambda: shared({"model.0": np.zeros(2, np.float32)}), "left out: .*arrays of the network before"),
         (lambda: FLModel(metrics={"x": 1.0}), "left out: .*report"),
     ],
@@ -139,9 +139,9 @@ def test_each_site_receives_the_bank_of_the_others(tmp_path):
     def script(task, site, message):
         if task != "train":
             return accepted()
-        received.setdefault(site, []).append(message.params["extra:prototypes/mean"].tolist())
+        received.setdefault(site, []).append(message.params["shared:prototypes/mean"].tolist())
         number = float(ord(site) - ord("a"))
-        return trained(message, **{"extra:prototypes/mean": np.array([number, 7], np.float32)})
+        return trained(message, **{"shared:prototypes/mean": np.array([number, 7], np.float32)})
 
     workflow = FederatedTraining(num_rounds=2, aggregator=FedAvg(), shared_arrays=Prototypes(), run_id="run")
     run = train(start(workflow, script, tmp_path))

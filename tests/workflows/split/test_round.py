@@ -10,7 +10,7 @@ from fedseg.errors import RefusalError
 from fedseg.executors.split.answers import SplitAnswers
 from fedseg.messages.calls.call import PARAMETERS, Ask, Call, read_call
 from fedseg.messages.sizes import message_size
-from fedseg.networks.weights import join_extras
+from fedseg.networks.weights import join_shared
 from fedseg.training.split.halves import plan_cost
 from fedseg.training.split.site_round import SplitSite
 from fedseg.training.split.state import optimizer_arrays
@@ -251,7 +251,7 @@ class StartedAnew:
         self.wire, self.states, self.at, self.refused = Wire(plan, data, states=states), states, at, None
         received = {**self.wire.server.weights(), **self.wire.common.weights()}
         if plan.split.site_update == "summed":
-            received = join_extras(received, optimizer_arrays(self.wire.common))
+            received = join_shared(received, optimizer_arrays(self.wire.common))
         self.received, self.exchange = received, self.wire.exchange
         self.wire.exchange = self.carry
 

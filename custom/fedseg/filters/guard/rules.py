@@ -24,7 +24,7 @@ from fedseg.filters.chain import UPDATE_TASKS, is_guaranteed, update_chain
 from fedseg.filters.guard.text import check_text
 from fedseg.filters.guard.update import check_update
 from fedseg.messages.sizes import message_size
-from fedseg.networks.weights import EXTRA
+from fedseg.networks.weights import SHARED_PREFIX
 from fedseg.site.policy import OPEN, SitePolicy
 from fedseg.site.profile import SiteProfile
 from fedseg.site.protection_rules import broken
@@ -141,8 +141,8 @@ def _check_acceptance(leaving: Leaving) -> None:
 def _check_shared(leaving: Leaving) -> None:
     """Arrays of a method, which are statistics of the data, in the form of an update that holds nothing else."""
     _check_statistics(leaving, covered=is_guaranteed(update_chain(leaving.fl_ctx, [SHARE])))
-    if not all(str(name).startswith(EXTRA) for name in _read(leaving.result).data):
-        raise unknown("it holds more than a method's further arrays before the first round")
+    if not all(str(name).startswith(SHARED_PREFIX) for name in _read(leaving.result).data):
+        raise unknown("it holds more than a method's shared arrays before the first round")
     _check_update(leaving)
 
 

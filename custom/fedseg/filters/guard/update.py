@@ -21,7 +21,7 @@ from fedseg.filters.base import UpdateFilter
 from fedseg.filters.chain import is_guaranteed, update_chain
 from fedseg.filters.context import attached_context, reported_fields
 from fedseg.messages.updates import read_update
-from fedseg.networks.weights import EXTRA
+from fedseg.networks.weights import SHARED_PREFIX
 from fedseg.privacy.mechanisms.quantise import SCALES
 from fedseg.privacy.mechanisms.sparse import LAYOUT, POSITIONS, VALUES, Shapes, check_layout, read_layout
 from fedseg.site.policy import OPEN
@@ -98,7 +98,7 @@ def sent_fraction(update: Update, shapes: Shapes) -> float:
         shapes: of the arrays of the plan's network, see ``update_shapes``; what the server sent does not count.
 
     Returns:
-        Parameters sent over parameters of the model; above 1 where a method sends further arrays.
+        Parameters sent over parameters of the model; above 1 where a method sends shared arrays.
 
     Raises:
         RefusalError: arrays have names, types or a layout that the form does not have.
@@ -109,7 +109,7 @@ def sent_fraction(update: Update, shapes: Shapes) -> float:
         return planned_fraction(update.steps)
     if update.form == DENSE:
         check_dense(update.arrays)
-        if any(value.shape != shapes.get(n) for n, value in update.arrays.items() if not n.startswith(EXTRA)):
+        if any(value.shape != shapes.get(n) for n, value in update.arrays.items() if not n.startswith(SHARED_PREFIX)):
             raise _unknown("holds arrays that the model does not have")
         count = sum(value.size for value in update.arrays.values())
     else:

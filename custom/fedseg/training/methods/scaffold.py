@@ -52,7 +52,7 @@ class Scaffold(TrainingHook):
         named = _parameters(training)
         control = {
             name.removeprefix(self.prefix): value
-            for name, value in training.received_extras.items()
+            for name, value in training.received_shared_arrays.items()
             if name.startswith(self.prefix)
         }
         if not control:
@@ -79,13 +79,13 @@ class Scaffold(TrainingHook):
         for name, parameter in _parameters(training).items():
             start = np.asarray(global_weights[name], np.float64)
             mean_gradient = (start - parameter.detach().cpu().numpy().astype(np.float64)) / self._rates
-            control = np.asarray(training.received_extras[self.prefix + name], np.float64)
+            control = np.asarray(training.received_shared_arrays[self.prefix + name], np.float64)
             before = self._own[name].numpy()
             after = (before - control + mean_gradient).astype(before.dtype)
             self._change[self.prefix + name] = after - before
             self._own[name] = torch.from_numpy(after)
 
-    def extra_arrays(self, training: LocalTraining) -> Arrays:
+    def shared_arrays(self, training: LocalTraining) -> Arrays:
         return dict(self._change)
 
     def state(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 
 from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.networks.split.parts import Tensors, join_weights, part_weights
-from fedseg.networks.weights import Arrays, difference, split_extras
+from fedseg.networks.weights import Arrays, difference, split_shared
 from fedseg.randomness import derive_seed
 from fedseg.training.patches import Sample
 from fedseg.training.split.halves import site_half
@@ -56,7 +56,7 @@ class SplitSite:
 
     def joined(self, received: Mapping[str, np.ndarray]) -> Arrays:
         """The whole network's weights: the server's with this site's part, where that is the site's own."""
-        weights, _ = split_extras(received)
+        weights, _ = split_shared(received)
         own = {name for name in self.half.weights() if name not in weights}
         return join_weights({name: value for name, value in self.half.weights().items() if name in own}, weights)
 
@@ -91,7 +91,7 @@ class SplitSite:
         if not len(self.trainer.training_cases):
             raise RefusalError("data", "This site has no training cases.")
         self.restore(round_number)
-        weights, memory = split_extras(received)
+        weights, memory = split_shared(received)
         if self.split.site_update != "separate":
             common = part_weights(weights, self.half.part)
             if self.split.site_update == "summed":

@@ -16,7 +16,7 @@ from fedseg.errors import RefusalError
 from fedseg.files.digest import model_digest
 from fedseg.models.model_file import initial_weights
 from fedseg.networks.parts.part import Ownership
-from fedseg.networks.weights import Arrays, apply_difference, check_weights, is_averaged, split_extras
+from fedseg.networks.weights import Arrays, apply_difference, check_weights, is_averaged, split_shared
 from fedseg.workflows.run.checkpoint import Checkpoints
 from fedseg.workflows.run.record import RunRecord
 from fedseg.workflows.run.run_model import Keep, RunModel, RunPlace
@@ -103,14 +103,14 @@ class PlainModel(RunModel):
         """A site's arrays in the model's own precision, since a value that only a wider type holds would end the round.
 
         Returns:
-            The difference of the network's arrays, and further arrays.
+            The difference of the network's arrays, and shared arrays.
 
         Raises:
             RefusalError: names or shapes do not fit, the site does not share an array, or the model would not stay
                 finite (reason ``weights``).
             AggregationError: there are no arrays.
         """
-        arrays, extras = split_extras(update.arrays)
+        arrays, shared = split_shared(update.arrays)
         if not arrays:
             raise AggregationError(f"The update of {site} is not a weight difference (WEIGHT_DIFF) with arrays.")
         for name, owner in self._owners.items():
@@ -123,10 +123,10 @@ class PlainModel(RunModel):
             moved = [own[name] + value for name, value in arrays.items()]
         if not all(np.isfinite(value).all() for value in moved):
             raise RefusalError("weights", "The update is so large that the model would not stay finite.")
-        if extras and not self.further_arrays:
-            text = f"The update holds {len(extras)} further array(s) that this job does not use."
+        if shared and not self.takes_shared_arrays:
+            text = f"The update holds {len(shared)} shared array(s) that this job does not use."
             raise RefusalError("weights", text)
-        return arrays, extras
+        return arrays, shared
 
     def apply(self, update: Arrays) -> None:
         """Add a difference to the weights.

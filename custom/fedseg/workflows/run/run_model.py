@@ -66,7 +66,7 @@ class RunModel(ABC):
 
     Attributes:
         components: the parts of a job of which it consists.
-        further_arrays: whether arrays beside the network's come with updates; known once ``check_plan`` was called.
+        takes_shared_arrays: whether shared arrays come with updates; known once ``check_plan`` was called.
         keeps_former: whether the models of earlier rounds can still be had, so that the best one can be chosen.
         remark: what whoever runs the server should know of this model; empty for nothing.
         reports: what the sites whose updates were accepted in this round reported.
@@ -74,7 +74,7 @@ class RunModel(ABC):
     """
 
     components: Sequence[object] = ()
-    further_arrays = False
+    takes_shared_arrays = False
     keeps_former = True
     remark = ""
 
@@ -230,7 +230,7 @@ def check_halves(hooks: Sequence[TrainingHook], shared: SharedState | None) -> N
     Raises:
         ConfigurationError: names the half that is missing.
     """
-    moments = ("extra_arrays", "arrays_before_rounds")
+    moments = ("shared_arrays", "arrays_before_rounds")
     sending = {h.prefix: type(h).__name__ for h in hooks if any(replaces(h, moment) for moment in moments)}
     combining = {} if shared is None else {shared.prefix: type(shared).__name__}
     remedy = "docs/reference/method-table.md names both halves of each method."

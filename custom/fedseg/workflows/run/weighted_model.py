@@ -15,7 +15,7 @@ from fedseg.contract.plan import Plan
 from fedseg.contract.shapes import array_owners
 from fedseg.contract.update import Update
 from fedseg.errors import ConfigurationError, RefusalError
-from fedseg.networks.weights import Arrays, get_weights, is_averaged, join_extras, split_extras
+from fedseg.networks.weights import Arrays, get_weights, is_averaged, join_shared, split_shared
 from fedseg.training.hooks import TrainingHook
 from fedseg.workflows.run.plain_model import PlainModel, select
 from fedseg.workflows.run.run_model import Keep, RunModel, check_halves
@@ -41,8 +41,8 @@ class WeightedModel(PlainModel):
         if self.shared_arrays is not None:
             arrays = get_weights(plan.build_network())
             self.shared_arrays.set_plan(plan, {name: value for name, value in arrays.items() if is_averaged(value)})
-            self.further_arrays = self.shared_arrays.every_round
-            if self.further_arrays and array_owners(plan):
+            self.takes_shared_arrays = self.shared_arrays.every_round
+            if self.takes_shared_arrays and array_owners(plan):
                 parts, name = [part.name for part in plan.network.parts], type(self.shared_arrays).__name__
                 allowed = f"parts whose arrays all sites share and train from the first round, with {name}"
                 why = "What comes with updates beside the network's arrays would tell those that stay at a site."
@@ -65,10 +65,10 @@ class WeightedModel(PlainModel):
         return self.shared_arrays is not None and self.shared_arrays.before_rounds
 
     def accept_before_rounds(self, site: str, update: Update) -> None:
-        arrays, extras = split_extras(update.arrays)
+        arrays, shared = split_shared(update.arrays)
         if self.shared_arrays is None or arrays:
             raise RefusalError("weights", "The site sent arrays of the network before the first round.")
-        self.shared_arrays.accept(site, extras, before_rounds=True)
+        self.shared_arrays.accept(site, shared, before_rounds=True)
 
     def finish_before_rounds(self, samples: Mapping[str, float]) -> None:
         if self.shared_arrays is not None:
@@ -81,8 +81,8 @@ class WeightedModel(PlainModel):
             self.shared_arrays.join()
 
     def outgoing(self, site: str | None) -> Arrays:
-        """The weights, and further arrays of the method."""
-        return join_extras(self.weights, {} if self.shared_arrays is None else self.shared_arrays.outgoing(site or ""))
+        """The weights, and shared arrays of the method."""
+        return join_shared(self.weights, {} if self.shared_arrays is None else self.shared_arrays.outgoing(site or ""))
 
     def begin_round(self, keep: Keep | None = None) -> None:
         super().begin_round(keep)
@@ -94,10 +94,10 @@ class WeightedModel(PlainModel):
         self.aggregator.draw = draw
 
     def accept_update(self, site: str, update: Update) -> None:
-        arrays, extras = self.check(site, update)
+        arrays, shared = self.check(site, update)
         if self.shared_arrays is not None:
-            self.shared_arrays.accept(site, extras)
-        self.keep_arrays(site, join_extras(arrays, extras))
+            self.shared_arrays.accept(site, shared)
+        self.keep_arrays(site, join_shared(arrays, shared))
         self.aggregator.accept_update(site, arrays, update.report)
         self.reports[site], self.steps[site] = update.report, update.steps
 

@@ -13,7 +13,7 @@ from fedseg.contract.split_settings import SplitSettings
 from fedseg.contract.update import Update
 from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.networks.split.parts import join_weights
-from fedseg.networks.weights import Arrays, apply_difference, check_weights, join_extras, split_extras
+from fedseg.networks.weights import Arrays, apply_difference, check_weights, join_shared, split_shared
 from fedseg.training.inference import choose_device
 from fedseg.training.split.halves import check_split, server_half, site_half, whole_weights
 from fedseg.training.split.server_half import ServerHalf
@@ -88,7 +88,7 @@ class SplitModel(PlainModel):
         """What a round sends to its sites; see the class."""
         if self.common is None or self.split.site_update != "summed":
             return dict(self.weights)
-        return join_extras(self.weights, optimizer_arrays(self.common))
+        return join_shared(self.weights, optimizer_arrays(self.common))
 
     def begin_round(self, keep: Keep | None = None) -> None:
         super().begin_round(keep)
@@ -96,9 +96,9 @@ class SplitModel(PlainModel):
 
     def accept_update(self, site: str, update: Update) -> None:
         """Accept a site's report, and with ``averaged`` what became of its part."""
-        arrays, extras = split_extras(update.arrays)
+        arrays, shared = split_shared(update.arrays)
         averaged = self.split.site_update == "averaged"
-        if extras or (arrays and not averaged):
+        if shared or (arrays and not averaged):
             raise RefusalError("weights", "The site sent arrays that this job does not use.")
         if averaged:
             check_weights(self._site_part, arrays)

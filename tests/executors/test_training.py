@@ -186,6 +186,15 @@ def test_labels_of_another_task_are_refused(tmp_path, monkeypatch):
     assert_refused(other.prepare(), "task", "not those of the task", tmp_path)
 
 
+def test_label_that_cannot_be_read_is_named_at_the_site_only(site, tmp_path, caplog):
+    """The quick check reads no voxel, so the end of a packed file is first looked at with the labels."""
+    label = next(f for f in (tmp_path / "data" / "a" / "images").glob("*.nii.gz") if "_image" not in f.name)
+    label.write_bytes(label.read_bytes()[:-9])
+    with caplog.at_level(logging.ERROR):
+        assert_refused(site.prepare(), "data", "A label file cannot be read", tmp_path)
+    assert label.name in caplog.text
+
+
 def test_another_number_of_channels_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDSEG_DATA", str(make_sites(tmp_path / "data", {"a": (2, 1)})))
     other = Site(tmp_path / "site", monkeypatch, {**PLAN, "task": {**PLAN["task"], "channels": ["a", "b"]}})

@@ -7,7 +7,6 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 from rich.markup import escape
 from rich.table import Table
 
@@ -15,6 +14,7 @@ from fedseg.commands.arguments import Command
 from fedseg.console import out, track
 from fedseg.data.datalist import SPLITS, read_datalist
 from fedseg.data.phantoms.phantoms import PHANTOM_TASKS, make_phantoms
+from fedseg.data.reading import require_image
 
 
 def add_parser(subparsers: Any) -> None:
@@ -65,7 +65,7 @@ def _table(datalists: list[Path]) -> Table:
     for path in datalists:
         datalist = read_datalist(path)
         counts = [len(datalist.split(split)) for split in SPLITS]
-        header: Any = nib.Nifti1Image.from_filename(datalist.training[0].images[0]).header
-        voxel = " x ".join(f"{float(size):.2f}" for size in header.get_zooms())
+        spacing = require_image(datalist.training[0].images[0]).grid.spacing
+        voxel = " x ".join(f"{size:.2f}" for size in spacing)
         table.add_row(path.parent.name, str(sum(counts)), *(str(count) for count in counts), voxel)
     return table

@@ -1,1 +1,1 @@
-"""Datalists, grids, partition into sites. Everything about files of images and nothing about training."""
+"""Datalists, reading of images, grids, partition into sites. All about files of images and nothing about training."""

@@ -12,6 +12,7 @@ from fedseg.data.checks.datalist_check import check_datalist
 from fedseg.data.datalist import Datalist, read_datalist
 from fedseg.data.grid import Grid
 from fedseg.data.label_convention import settled, with_convention
+from fedseg.data.problems import FileError
 from fedseg.data.reading import read_label
 from fedseg.errors import ConfigurationError, DataError, RefusalError
 from fedseg.site.profile import SiteProfile
@@ -89,6 +90,8 @@ def _check_labels(plan: Plan, datalist: Datalist) -> Datalist:
                 objective_of(task).check_label(read_label(case.label)[0])
         except DataError as error:
             logger.error("%s: %s", case.label, error)
+            if isinstance(error, FileError) and error.code != "label-values":
+                raise RefusalError("data", "A label file cannot be read; `fedseg check-data` tells which.") from None
             raise RefusalError(
                 "task", f"Label files hold values that are not those of the task {plan.task.name}."
             ) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -10,12 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-from nibabel.filebasedimages import ImageFileError
-
 from fedseg.attacks.probe import Tell, probe_after_run
 from fedseg.contract.scores import PERSONAL
 from fedseg.data.datalist import read_datalist
+from fedseg.data.reading import open_image
 from fedseg.errors import DataError
 from fedseg.evaluation.comparison import compare
 from fedseg.evaluation.report.page import write_report
@@ -111,15 +108,15 @@ def _site_models(state: Path, run_id: str, sites: Sequence[str], models: Path) -
 def voxel_sizes(data: Path, sites: Sequence[str]) -> dict[str, list[list[float]]]:
     """The sizes of voxels in mm along each axis that a site's training images have, the most frequent first.
 
-    Files that cannot be read as NIfTI tell nothing here.
+    Files that cannot be read tell nothing here.
     """
     found = {}
     for site in sites:
         sizes: Counter[tuple[float, ...]] = Counter()
         for case in read_datalist(data / site).training:
-            with contextlib.suppress(OSError, ImageFileError):
-                image: Any = nib.load(case.images[0])
-                sizes[tuple(round(float(size), 2) for size in image.header.get_zooms()[:3])] += 1
+            image = open_image(case.images[0], lambda *_: None)
+            if image:
+                sizes[tuple(round(size, 2) for size in image.grid.spacing)] += 1
         found[site] = [list(size) for size, _ in sizes.most_common()]
     return found
 

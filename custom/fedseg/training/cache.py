@@ -57,9 +57,19 @@ class CaseCache:
     def _key(self, case: Case) -> str:
         """Changes with the files' content (as size and time tell), the task, the use and the version."""
         files = [*case.images, *([case.label] if case.label else [])]
-        stamps = [(str(f), (s := f.stat()).st_size, s.st_mtime_ns) for f in files]
-        text = json.dumps([stamps, case.missing, self.task.to_dict(), self.training, __version__], sort_keys=True)
+        text = json.dumps(
+            [[_stamp(file) for file in files], case.missing, self.task.to_dict(), self.training, __version__],
+            sort_keys=True,
+        )
         return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _stamp(file: Path) -> tuple[str, int, int]:
+    try:
+        state = file.stat()
+    except (OSError, ValueError):  # whoever prepares the case says why
+        return str(file), 0, 0
+    return str(file), state.st_size, state.st_mtime_ns
 
 
 def _store(case: PreparedCase, path: Path) -> None:

@@ -61,7 +61,7 @@ def inspect_case(task: Task, case: Case, split: str, quick: bool = False) -> Cas
     if case.label is None and objective_of(task).needs_label:
         _report_missing_label(facts)
     for file, image in zip(case.images, opened.images, strict=True):
-        if quick:
+        if image and quick:
             facts.contents[file] = os.path.realpath(file)
         elif image:
             voxels = read_values(task, image, facts.reporter(file))

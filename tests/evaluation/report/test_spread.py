@@ -206,3 +206,24 @@ def test_a_lesion_file_with_an_infinite_distance_is_no_crash(tmp_path: Path) -> 
     path.write_text(json.dumps(content), "utf-8")
     assert np.isinf(final_case_facts(tmp_path, summary)["HD95"]).sum() == 1
     assert "nan" not in words(write_report(tmp_path).read_text("utf-8")).replace("finance", "")
+
+
+def test_an_interval_does_not_leave_the_range_of_its_score() -> None:
+    (row,) = spread.spread_table(cases_of([0.05, 0.95]), objective_of(LESION)).rows
+    assert row[3] == "0.500 (0.000 to 1.000)"
+
+
+@pytest.mark.parametrize(
+    ("filters", "own"),
+    [
+        ([{"filter": "PrivateLayers", "kind": "norm"}], True),
+        ([{"filter": "SharedLayers", "last": 1, "frozen": True}], False),
+        ([{"filter": "SharedLayers", "last": 1}], True),
+        ([{"filter": "NormClip", "norm": 1.0}], False),
+        ([], False),
+    ],
+)
+def test_layers_that_stay_at_the_sites_are_told(filters: list[dict[str, Any]], own: bool) -> None:
+    summary = make_summary(2) | {"privacy": {"filters": filters}}
+    text = " ".join(verdict(summary, pd.DataFrame()))
+    assert ("with the layers that this site keeps for itself" in text) is own

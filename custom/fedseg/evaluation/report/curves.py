@@ -35,7 +35,7 @@ def learning_curves(summary: Summary) -> Figure | None:
     titles = {
         "train_loss": "Training loss",
         "val_loss": "Validation loss",
-        score: f"Validation {score}, mean of {kind.output}s",
+        score: f"Validation {score}" + (f", mean of {kind.output}s" if len(kind.outputs) > 1 else ""),
     }
     keys = [key for key in titles if not history.empty and history[key].notna().any()]
     if not keys:

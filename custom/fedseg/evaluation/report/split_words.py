@@ -23,6 +23,12 @@ def own_models(summary: Summary) -> bool:
     return part(summary, "split").get("site_update") == "separate"
 
 
+def private_layers(summary: Summary) -> bool:
+    """Whether each site keeps some layers for itself, as in FedBN, so that its final model is another."""
+    named = part(summary, "privacy").get("filters") or ()
+    return any(each["filter"] in ("PrivateLayers", "SharedLayers") and not each.get("frozen") for each in named)
+
+
 def submitted_parts(summary: Summary) -> list[str]:
     """Sites with parts of their own that gave these to the server at the end."""
     return sorted(part(summary, "final", "models")) if own_models(summary) else []

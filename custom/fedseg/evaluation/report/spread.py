@@ -45,7 +45,7 @@ def spread_table(cases: pd.DataFrame, kind: Objective) -> TextTable:
     body = []
     for (site, output), group in _groups(cases):
         values, form = group[primary.title].dropna().clip(upper=1e6), primary.form
-        low, high = confidence_interval(values)
+        low, high = np.clip(confidence_interval(values), primary.lowest, primary.highest)
         quartiles = [shown(values.quantile(q), form) for q in (0.25, 0.75)]
         weakest = values.min() if primary.higher_is_better else values.max()
         cells = [
@@ -109,7 +109,7 @@ def draw_spread(cases: pd.DataFrame, kind: Objective, score: Score) -> Figure | 
         for index, output in enumerate(outputs):
             chosen = cases[(cases["site"] == site) & (cases["output"] == output)][score.title].dropna()
             at = place + (index - (len(outputs) - 1) / 2) * 0.8 / len(outputs)
-            _draw_box(axes, at, 0.5 / len(outputs), chosen.to_numpy(), REGIONS[index % len(REGIONS)], top)
+            _draw_box(axes, at, 0.34 / len(outputs), chosen.to_numpy(), REGIONS[index % len(REGIONS)], top)
     for index, output in enumerate(outputs):
         axes.plot([], [], "s", color=REGIONS[index % len(REGIONS)], label=output)
     names = [f"{site}\n{counted(cases[cases['site'] == site]['case'].nunique(), 'case')}" for site in sites]

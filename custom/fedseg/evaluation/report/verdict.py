@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from fedseg.contract.round_numbers import nth
-from fedseg.evaluation.report.split_words import own_models
+from fedseg.evaluation.report.split_words import own_models, private_layers
 from fedseg.evaluation.report.spread import spread_words
 from fedseg.evaluation.report.tables import (
     MEAN_OF_CASES,
@@ -58,6 +58,8 @@ def _result(summary: Summary, start: str, frame: pd.DataFrame, sites: pd.DataFra
     over_cases = "" if pooled is None else f" ({shown(pooled, form)} when every case counts the same)"
     where = counted(len(sites), "site") if len(sites) > 1 else f"one site, {sites.index[0]}"
     whose = "each site's own model, on its own cases, reaches" if own_models(summary) else "the final model reaches"
+    if private_layers(summary):
+        whose = "the final model, at each site with the layers that this site keeps for itself, reaches"
     count = number(frame.loc[MEAN_OF_SITES, "Cases"])
     cases = f"{split} cases" if count is None else counted(int(count), f"{split} case")
     mean = shown(frame.loc[MEAN_OF_SITES, column], form)

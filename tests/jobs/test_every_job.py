@@ -3,6 +3,7 @@
 The kits are those that ``fedseg provision`` makes: their list of classes is in force, and code in jobs is forbidden.
 """
 
+import contextlib
 import importlib
 import json
 import shutil
@@ -32,9 +33,12 @@ from nvflare.security.security import FLAuthorizer
 
 from fedseg.deployment.kits.project_file import read_project
 from fedseg.deployment.kits.provisioning import provision
+from fedseg.filters.guard.guard import Guard
+from fedseg.jobs import allowed_components
 from fedseg.jobs.allowed_components import allowed_classes
 from fedseg.jobs.components import components
 from fedseg.jobs.job import CLIENT_FILE, SERVER_FILE
+from fedseg.resilience.supervised_launcher import SupervisedLauncher
 
 ROOT = Path(__file__).parents[2]
 TEMPLATES = ROOT / "workspace_templates"
@@ -101,7 +105,7 @@ def build(workspace, name):
     asked = []
 
     def authorize(component, *others, **more):
-        asked.append(component["path"])
+        asked.append(next(component[key] for key in ("path", "class_path", "name") if key in component))
         return authorize_build_component(component, *others, **more)
 
     made = configurator(workspace_obj=workspace, config_file_name=f"{root}/config/{file}", args=args, app_root=root)
@@ -231,6 +235,96 @@ def test_a_spoilt_job_does_not_get_through(take, tmp_path, spoil, kind, said):
     spoil(folder)
     with pytest.raises(kind, match=said):
         take(folder)
+
+
+def hidden(call):
+    """Ways to hide a call in the sites' part of a job, by name: what is changed in the part, or in its executor."""
+    target, own = call["path"], "fedseg.executors.training.SegmentationExecutor"
+    arguments = {
+        "an argument": {"hooks": call},
+        "a list": {"hooks": [call]},
+        "a list in a list": {"hooks": [[call]]},
+        "an object": {"hooks": {"a": call}},
+        "an object in a list": {"hooks": [{"a": {"b": call}}]},
+        "an unknown argument": {"x": call},
+        "an argument called args": {"args": call},
+        "class_attributes": {"class_attributes": call},
+        "a target": {"hooks": [{"_target_": target, **call["args"]}]},
+        "a class path in a list": {"hooks": [{"class_path": target, "args": call["args"]}]},
+    }
+    executors = {
+        "a path": call,
+        "class_path": {"class_path": target, "args": call["args"]},
+        "a name": {"name": target.rpartition(".")[2], "args": call["args"]},
+        "_target_": {"_target_": target, **call["args"]},
+        "class_attributes beside the path": {"path": own, "class_attributes": {"train": call}},
+        "class_path beside the path": {"path": own, "class_path": target, "args": call["args"]},
+        "an empty path": {"path": "", "class_path": target, "args": call["args"]},
+        "no path": {"path": None, "class_path": target, "args": call["args"]},
+        "a list as path": {"path": [target], "args": call["args"]},
+        "a comment in the path": {"path": f"{own}#{target}", "args": call["args"]},
+        "a comment behind the path": {"path": f"{target}#{own}", "args": call["args"]},
+        "a blank": {"path": f" {target}", "args": call["args"]},
+        "a full-width dot": {"path": target.replace(".", "\uff0e"), "args": call["args"]},
+        "a full-width letter": {"path": target.replace("o", "\uff4f", 1), "args": call["args"]},
+        "a longer name": {"path": f"{own}X", "args": call["args"]},
+        "a name below": {"path": f"{own}.__class__", "args": call["args"]},
+        "a module's import": {"path": f"fedseg.executors.job_identity.json.{target}", "args": call["args"]},
+        "a variable": {"path": "{CALL}", "args": call["args"]},
+        "a variable of the environment": {"path": "{$FEDSEG_TEST_CALL}", "args": call["args"]},
+        "a definition": {"path": "{@CALL:a=1}", "args": call["args"]},
+    }
+    guard, launcher = allowed_components.GUARD, allowed_components.LAUNCHER
+    parts = {
+        "a component": {"components": [{"id": "x", **call}]},
+        "a component in a list": {"components": [[{"id": "x", **call}]]},
+        "a handler": {"handlers": [call]},
+        "a guard": {"components": [{"id": "guard", "path": guard, "args": {}}]},
+        "a launcher": {"components": [{"id": "process_launcher", "path": launcher, "args": {"restarts": 100}}]},
+        "a deployer": {"components": [{"id": "app_deployer", "path": allowed_components.DEPLOYER, "args": {}}]},
+        "a filter": {"task_result_filters": [{"tasks": ["train"], "filters": [call]}]},
+        "a filter of the data": {"task_data_filters": [{"tasks": ["train"], "filters": [call]}]},
+        "a list of classes": {"class_allow_list": ["os."], "components": [{"id": "x", **call}]},
+        "an executor more": {"executors": [{"tasks": ["train"], "executor": call}]},
+    }
+    ways = {name: {"executors": [{"tasks": ["train"], "executor": part}]} for name, part in executors.items()}
+    ways |= {
+        name: {"executors": [{"tasks": ["train"], "executor": {"path": own, "args": part}}]}
+        for name, part in arguments.items()
+    }
+    return {name: {"CALL": target, "@CALL": call, **part} for name, part in {**ways, **parts}.items()}
+
+
+def with_call(tmp_path, way):
+    """A job in which a call that makes the folder ``trace`` is hidden."""
+    folder = Path(shutil.copytree(ROOT / "jobs" / "brats_fedavg", tmp_path / "brats_fedavg"))
+    call = {"path": "os.mkdir", "args": {"path": str(tmp_path / "trace")}}
+    change(folder, CLIENT_FILE, lambda content: content.update(hidden(call)[way]))
+    return folder
+
+
+@pytest.mark.parametrize("way", hidden({"path": "os.mkdir", "args": {}}))
+def test_no_way_to_name_a_class_that_is_not_listed_gets_it_built(take, tmp_path, monkeypatch, way):
+    """What FLARE refuses is refused, and what it takes for plain data stays plain data: the call is never made."""
+    monkeypatch.setenv("FEDSEG_TEST_CALL", "os.mkdir")
+    built = {}
+    with contextlib.suppress(Exception):
+        built = take(with_call(tmp_path, way))
+    assert not (tmp_path / "trace").exists(), "the call was made"
+    for config, asked in built.values():
+        assert set(asked) <= set(allowed_classes())
+        assert not any(isinstance(part, Guard | SupervisedLauncher) for part in config.components.values())
+
+
+@pytest.mark.parametrize("way", ["a path", "class_path", "an argument", "a variable", "a component", "a filter"])
+def test_it_is_the_list_that_keeps_the_call_from_being_made(take, tmp_path, way):
+    for kit in (SERVER, SITE):
+        path = tmp_path / kit / "local" / "resources.json"
+        content = json.loads(path.read_text("utf-8"))
+        path.write_text(json.dumps({**content, "class_allow_list": [*content["class_allow_list"], "os.mkdir"]}))
+    with contextlib.suppress(Exception):
+        take(with_call(tmp_path, way))
+    assert (tmp_path / "trace").exists()
 
 
 def permit_code(kit):

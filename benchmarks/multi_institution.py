@@ -63,16 +63,20 @@ TASKS: dict[str, Any] = {
     "hippocampus": HIPPOCAMPUS,
     "pancreas": None,
 }
+FINE = {"task": {"name": "pancreas", "patch_size": [64, 64, 32]}, "training.overlap": 0.25}
+BETWEEN = {"task": {"name": "pancreas", "spacing": [1.5, 1.5, 4.0], "patch_size": [80, 80, 24]}}
 FULL = {"training.augmentation": "full"}
 ARMS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "lr_4": {"training.learning_rate": 4e-3},
     "full_lr_4": {**FULL, "training.learning_rate": 4e-3},
-    # Of the pancreas: voxels and patches in the place of the job's.
-    "coarse": {"task": {"name": "pancreas", "spacing": [2.0, 2.0, 4.0], "patch_size": [64, 64, 32]}},
-    "fine": {**FULL, "task": {"name": "pancreas", "patch_size": [64, 64, 32]}, "training.overlap": 0.25},
+    "light": {"training.augmentation": "intensity"},
+    "full": FULL,
+    # Of the pancreas: other voxels than the job's in patches of as many.
+    "fine": {**FINE, **FULL},
+    "fine_light": {**FINE, "training.augmentation": "intensity"},
+    "between_light": {**BETWEEN, "training.augmentation": "intensity"},
 }
-
 # Ways to predict with a model that is there.
 PREDICTIONS: dict[str, dict[str, Any]] = {
     "overlap 0.5": {"training.overlap": 0.5},

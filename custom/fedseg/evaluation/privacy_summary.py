@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # In a step, but not an argument of the filter that made it.
@@ -32,9 +32,8 @@ def privacy_summary(rounds: Sequence[Mapping[str, Any]], meanings: Mapping[str, 
     steps = [(number_, site, step) for number_, site, values in taken for step in values.get("privacy") or ()]
     if not steps:
         return {}
-    sites = {
-        site: _of_site([(n, s) for n, name, s in steps if name == site]) for site in _sorted(s for _, s, _ in steps)
-    }
+    names = sorted({site for _, site, _ in steps})
+    sites = {site: _of_site([(n, s) for n, name, s in steps if name == site]) for site in names}
     content: dict[str, Any] = {"filters": _chain(taken, meanings or {}), "sites": sites}
     spent = [values for values in sites.values() if values.get("epsilon") is not None]
     if spent:
@@ -81,7 +80,3 @@ def _chain(taken: Sequence[tuple[int, str, Mapping[str, Any]]], meanings: Mappin
         }
         for step in steps
     ]
-
-
-def _sorted(names: Iterator[str]) -> list[str]:
-    return sorted(set(names))

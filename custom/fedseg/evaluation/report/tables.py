@@ -91,19 +91,6 @@ def _add_mean_of_cases(
     return frame
 
 
-def empty_frame(summary: Summary, model: str = "final") -> pd.DataFrame:
-    """Cases that the kind of task counts, such as those with an empty region: one row per site and output that has any,
-    one column per kind of case."""
-    records, objective = [], objective_of_run(summary)
-    for name, kinds in objective.counts.items():
-        for site, result in part(summary, model, "sites").items():
-            for output, counts in part(result, name).items():
-                found = {text: int(number(part(counts).get(kind)) or 0) for kind, text in kinds.items()}
-                if any(found.values()):
-                    records.append({"Site": site, objective.output.capitalize(): output, **found})
-    return pd.DataFrame.from_records(records)
-
-
 def history_frame(summary: Summary) -> pd.DataFrame:
     """Training, long form: one row per round (from 1) and site; the primary score (``Dice``) is the mean over the
     outputs, with the name of an output (``Dice <region>``) that of one.

@@ -12,7 +12,6 @@ from fedseg.evaluation.report.tables import (
     comparison_frame,
     cost_frame,
     cross_site_frame,
-    empty_frame,
     mean_column,
     personal_frame,
     score_frame,
@@ -109,9 +108,15 @@ def personal_table(summary: Summary) -> TextTable:
 
 
 def empty_table(summary: Summary, model: str) -> TextTable:
-    """Where regions were empty."""
-    frame = empty_frame(summary, model)
-    return TextTable(list(frame.columns), [[str(v) for v in row] for row in frame.to_numpy()], 0, 2)
+    """Cases that the kind of task counts, such as those with an empty region, per site and output that has any."""
+    objective, body, header = objective_of_run(summary), [], []
+    for name, kinds in objective.counts.items():
+        header = ["Site", objective.output.capitalize(), *kinds.values()]
+        for site, result in part(summary, model, "sites").items():
+            for output, counts in part(result, name).items():
+                found = [int(number(part(counts).get(kind)) or 0) for kind in kinds]
+                body += [[site, output, *map(str, found)]] if any(found) else []
+    return TextTable(header, body, 0, 2)
 
 
 def comparison_table(summary: Summary) -> TextTable:

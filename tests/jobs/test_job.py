@@ -478,3 +478,31 @@ def test_a_limit_of_epsilon_needs_a_filter_that_counts_it(tmp_path):
     with pytest.raises(ConfigurationError, match="max_epsilon needs an epsilon"):
         job.check()
     filtered(tmp_path / "private", PRIVATE).check()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda job: job.client.update(executors=3), "config_fed_client.json: executors is 3, but must be a list"),
+        (lambda job: job.client["executors"].append(["train"]), r"executors\[1\] is \['train'\]"),
+        (lambda job: job.client["executors"][0].update(tasks="train"), r"executors\[0\].tasks is 'train'"),
+        (lambda job: job.client["executors"][0].update(executor=None), r"executors\[0\].executor is missing"),
+        (lambda job: job.client["executors"][0]["executor"].update(args=[]), r"executor.args is \[\]"),
+        (
+            lambda job: job.client["executors"][0]["executor"].update(args={"hooks": 5}),
+            r"executor.hooks is 5, but must be a list of names",
+        ),
+        (lambda job: job.client.update(components=[{"path": "x", "id": ["a"]}]), r"components\[0\].id is \['a'\]"),
+        (lambda job: job.server["workflows"][0].update(path=["x"]), r"workflows\[0\].path is \['x'\]"),
+        (lambda job: job.workflow.update(aggregator={"path": 3}), r"args.aggregator.path is 3, but must be a text"),
+        (lambda job: job.server.update(workflows=[]), "workflows is"),
+        (
+            lambda job: job.server["workflows"][0].update(path="fedseg.aggregators.fedavg.FedAvg", args={}),
+            "but must be the class of a workflow",
+        ),
+    ],
+)
+def test_files_of_another_form_are_refused_by_place(job, tmp_path, change, named):
+    change(job)
+    with pytest.raises(ConfigurationError, match=named):
+        job.check()

@@ -31,6 +31,7 @@ from fedseg.jobs.filter_chain import (
     filters_of,
     restores,
 )
+from fedseg.jobs.shape import check_shape
 from fedseg.models.model_file import initial_weights
 from fedseg.names import JOB
 from fedseg.training.hooks import check_hooks
@@ -144,16 +145,14 @@ class Job:
         JOB.check(f"{META_FILE}: name", self.name)
         for name, content in self._files():
             check_values(name, content)
+        check_shape(SERVER_FILE, self.server, CLIENT_FILE, self.client)
         plan = self.plan
         for component in self.components():
             check_component(component)
-        executors = [entry.get("executor") for entry in self.client.get("executors", []) if isinstance(entry, dict)]
-        for component in (self.server["workflows"][0], *executors):
-            if not isinstance(component, dict) or not isinstance(component.get("path"), str):
-                raise ConfigurationError(f"{self.name}: component", component, "an object with path and args")
-            build_component(component)
-        check_hooks(self.build_hooks(), plan)
         workflow = self.build_workflow()
+        for entry in self.client.get("executors", []):
+            build_component(entry["executor"])
+        check_hooks(self.build_hooks(), plan)
         check_parts([*workflow.parts, *named_classes(self.client)])
         workflow.model.check_plan(plan)
         workflow.model.check_hooks(self.build_hooks())
@@ -198,7 +197,10 @@ class Job:
 
     def build_workflow(self) -> Workflow:
         """The workflow with all its parts, as FLARE's server builds it."""
-        workflow: Workflow = build_component(self.server["workflows"][0])
+        declared = self.server["workflows"][0]
+        workflow = build_component(declared)
+        if not isinstance(workflow, Workflow):
+            raise ConfigurationError(f"{SERVER_FILE}: workflows[0].path", declared["path"], "the class of a workflow")
         return workflow
 
     def meanings(self) -> dict[str, str]:
@@ -236,9 +238,8 @@ class Job:
             shutil.copyfile(self.initial, config / INITIAL_FILE)
         for name, content in self._files():
             write_json(config / name, content)
-        write_json(
-            folder / META_FILE, read_json(folder / META_FILE, "a file of a job")
-        )  # FLARE reads no other encoding
+        # FLARE reads no other encoding.
+        write_json(folder / META_FILE, read_json(folder / META_FILE, "a file of a job"))
         return folder
 
 
@@ -262,9 +263,7 @@ def read_job(folder: Path) -> Job:
     for path, content in zip(files, (meta, declaration, server, client), strict=True):
         if not isinstance(content, dict):
             raise ConfigurationError(path.name, type(content).__name__, "a JSON object")
-    workflows = server.get("workflows")
-    if not isinstance(workflows, list) or len(workflows) != 1 or not isinstance(workflows[0], dict):
-        raise ConfigurationError(f"{SERVER_FILE}: workflows", workflows, "a list with one workflow")
+    check_shape(SERVER_FILE, server, CLIENT_FILE, client)
     initial = config / INITIAL_FILE if (config / INITIAL_FILE).is_file() else None
     return Job(folder, str(meta.get("name", folder.name)), declaration, copy.deepcopy(server), client, initial)
 

@@ -27,6 +27,7 @@ from fedseg.executors.curves import send_curves
 from fedseg.executors.training import SegmentationExecutor
 from fedseg.filters.guard import guard as guard_module
 from fedseg.filters.guard.guard import CURVES, Guard
+from fedseg.filters.layers import SharedLayers
 from fedseg.filters.noise import GaussianNoise
 from fedseg.filters.norm_clip import NormClip
 from fedseg.filters.quantize import QuantizeUpdate
@@ -42,6 +43,7 @@ MARKER = 1234.5678
 CHAINS = {
     "plain": [],
     "clipped": [NormClip(2.0)],
+    "layers": [SharedLayers(["*", "model.?.*"])],
     "sparse": [ShareFraction(0.1)],
     "quantised": [QuantizeUpdate(16)],
     "long": [NormClip(2.0), ShareFraction(0.1), QuantizeUpdate(8)],
@@ -228,6 +230,11 @@ def first(result):
     [
         ("clipped", lambda r: meta(r).pop(STEPS), "guard", "did not go through the job's filters"),
         ("long", lambda r: meta(r)[STEPS].reverse(), "guard", "in their order"),
+        ("clipped", lambda r: meta(r)[STEPS][0].update(norm="MARKER-7"), "guard", "free text of the job"),
+        ("layers", lambda r: meta(r)[STEPS][0].update(patterns="patient-7"), "guard", "free text of the job"),
+        ("layers", lambda r: meta(r)[STEPS][0].update(patterns="model.*, /data"), "guard", "free text of the job"),
+        ("layers", lambda r: meta(r)[STEPS][0].update(kind="[patient]*"), "guard", "free text of the job"),
+        ("noisy", lambda r: meta(r)[STEPS][0].update(unit="a" * 16), "guard", "free text of the job"),
         ("clipped", lambda r: meta(r)[STEPS][0].update(filter="Other"), "guard", "did not go through"),
         ("clipped", lambda r: meta(r)[STEPS].append("x"), "privacy", "does not name its filter"),
         ("noisy", lambda r: meta(r)[META_KEY].update(epsilon=None), "guard", "states no epsilon"),

@@ -8,6 +8,7 @@ from torch import nn
 from fedseg.contract.plan import Plan
 from fedseg.contract.split_settings import SplitSettings
 from fedseg.errors import ConfigurationError
+from fedseg.networks.demand import check_pass
 from fedseg.networks.split.costs import CutCost, cut_costs
 from fedseg.networks.split.parts import ServerPart, SitePart, join_weights, split_network
 from fedseg.networks.split.stages import cut_stages
@@ -80,9 +81,10 @@ def server_half(plan: Plan, split: SplitSettings, device: torch.device | str = "
     """The server's half, with the weights of the plan's seed.
 
     Raises:
-        ConfigurationError: see ``check_split``.
+        ConfigurationError: see ``check_split``, or a pass through the network does not fit into this machine's memory.
     """
     check_split(split, plan)
+    check_pass(plan.network, len(plan.task.channels), plan.objective.output_channels, plan.task.patch_size)
     _, part = plan_parts(plan, split)
     return ServerHalf(part, plan.training, split, segmentation_loss(plan), device)
 

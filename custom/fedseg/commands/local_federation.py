@@ -20,6 +20,7 @@ from fedseg.deployment.local.example_sites import hippocampi, make_example_sites
 from fedseg.deployment.local.federation import LocalFederation, running
 from fedseg.deployment.local.folder import prepare_output
 from fedseg.errors import UsageError
+from fedseg.files.locks import locked
 from fedseg.files.outputs import check_copied_folder
 
 if TYPE_CHECKING:
@@ -63,13 +64,19 @@ def run(options: argparse.Namespace) -> int:
 
     template = _of_repository(options.template)
     project, job = read_project(template), _job(options)
-    plan = job.check()
+    job.check()
     if options.data is not None:
         check_enough_sites(job, options.data, find_sites(options.data))
     check_copied_folder("--out", options.out, job.folder)
+    with locked(options.out, "fedseg local-federation"):
+        return _federate(options, project, template, job)
+
+
+def _federate(options: argparse.Namespace, project: dict[str, Any], template: Path, job: Job) -> int:
+    """The run in its folder."""
     needed = {"--data": options.data, "--job": options.job, "--template": template}
     prepare_output(options.out, options.overwrite, needed)
-    data = options.data or make_example_sites(plan.task, options.out / "data", plan.seed, track)
+    data = options.data or make_example_sites(job.plan.task, options.out / "data", job.plan.seed, track)
     sites = find_sites(data)
     err().print(escape(f"{job.name}: a server and {len(sites)} sites ({', '.join(sites)}), {options.rounds} rounds"))
     with running(project, default_policy(template), data, sites, options.out) as local:

@@ -12,6 +12,7 @@ from fedseg.console import out, print_table
 from fedseg.data.phantoms.phantoms import MAXIMUM_CASES, PHANTOM_TASKS
 from fedseg.data.phantoms.sites import MINIMUM_CASES
 from fedseg.errors import UsageError
+from fedseg.files.locks import locked
 
 
 def add_parser(subparsers: Any) -> None:
@@ -50,8 +51,9 @@ def run(options: argparse.Namespace) -> int:
     if options.seed is not None and not 0 <= options.seed < 2**32:
         raise UsageError(f"--seed {options.seed}: the seed must be a whole number from 0 to 4294967295.")
     chosen = ProbeOptions(options.phantoms, options.steps, tuple(options.cut), options.seed)
-    summary = probe_run(options.folder, options.data, chosen, probe_progress)
-    page = write_report(options.folder)
+    with locked(options.folder, "fedseg probe-split"):
+        summary = probe_run(options.folder, options.data, chosen, probe_progress)
+        page = write_report(options.folder)
     content = inversion_table(summary)
     print_table(content.header, content.rows, content.left)
     out().print(escape(inversion_verdict(summary)))

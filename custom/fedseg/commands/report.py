@@ -11,6 +11,7 @@ from rich.markup import escape
 from fedseg.commands.arguments import Command, run_names
 from fedseg.console import out, print_table
 from fedseg.errors import UsageError
+from fedseg.files.locks import locked
 from fedseg.files.outputs import check_outputs
 
 
@@ -31,7 +32,8 @@ def run(options: argparse.Namespace) -> int:
     if len(options.runs) == 1:
         if options.out is not None:
             raise UsageError("--out is for comparing several runs; the report of one run lies in the run's own folder.")
-        return _one(options.runs[0])
+        with locked(options.runs[0], "fedseg report"):
+            return _one(options.runs[0])
     if options.out is None:
         raise UsageError("comparing several runs needs --out DIR, the folder to write the comparison to.")
     return _several(options.runs, options.out)

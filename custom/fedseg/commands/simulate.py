@@ -13,6 +13,7 @@ from fedseg.commands.arguments import Command, Later
 from fedseg.console import err, out, tell
 from fedseg.contract.round_numbers import nth
 from fedseg.errors import UsageError
+from fedseg.files.locks import locked
 from fedseg.files.outputs import check_copied_folder
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from fedseg.jobs.job import Job
     from fedseg.simulation.run_folder import Event
 
+COMMAND = "fedseg simulate"
 # What decides when a round or the run ends, but not what a round makes.
 _CHANGEABLE = tuple(
     f"workflow.{name}"
@@ -63,7 +65,17 @@ def run(options: argparse.Namespace) -> int:
     example: fedseg simulate jobs/brats_fedavg --data runs/phantoms --out runs/first --rounds 5
     --set task.patch_size=[64,64,64]
     """
-    job = _stopped_job(options) if options.resume else _new_job(options)
+    if options.resume:
+        with locked(options.out, COMMAND):
+            return _run(options, _stopped_job(options))
+    job = _new_job(options)
+    check_copied_folder("--out", options.out, options.job)
+    with locked(options.out, COMMAND):
+        return _run(options, job)
+
+
+def _run(options: argparse.Namespace, job: Job) -> int:
+    """The run in its folder."""
     from fedseg.commands.probing import probe_progress
     from fedseg.data.site_folders import find_sites
     from fedseg.simulation.in_process import simulate_in_process
@@ -80,7 +92,6 @@ def run(options: argparse.Namespace) -> int:
         check_reads(options.out, options.data)
     else:
         needed = {"JOB": options.job, "--data": options.data, "--initial": options.initial}
-        check_copied_folder("--out", options.out, options.job)
         prepare_output(options.out, options.overwrite, needed)
     ledger = ledger_folder(options.out, options.ledger, options.resume)
     err().print(

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedseg.errors import DataError, UsageError
+from fedseg.files.locks import LOCK
 from fedseg.files.outputs import check_new_folder
 
 
@@ -59,7 +60,7 @@ def clear_output(
             reads.
     """
     check_new_folder("--out", out, needed or {})
-    if out.is_dir() and any(out.iterdir()):
+    if out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
         if not is_former:
             raise UsageError(f"--out {out} is not empty and no former {kind}. Name a new folder.")
         if not overwrite:

@@ -13,7 +13,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,11 @@ def simulate_in_process(
             local = LocalSites(out / MARKER, out / "workspace", site_environment(data, out / "state", ledger), sites)
             record = RunRecord(out / SERVER_FOLDER, on_event=on_event)
             try:
-                with record.failures():
-                    load_run(local, record).train()
+                with record.failures(), ExitStack() as end:
+                    run = load_run(local, record)
+                    # An error that is remembered somewhere would hold the lock on and on.
+                    end.callback(run.state.checkpoints.unlock)
+                    run.train()
             except Exception:
                 logger.exception("The run has failed")  # its record says why, from which ``end_run`` has it
             finally:

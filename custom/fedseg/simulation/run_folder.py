@@ -16,6 +16,7 @@ from fedseg.data.datalist import read_datalist
 from fedseg.errors import FedsegError, UsageError
 from fedseg.files.documents import load_json, write_whole
 from fedseg.files.folders import clear_output
+from fedseg.files.full_disk import lacks_room
 from fedseg.files.outputs import check_new_folder
 from fedseg.jobs.job import Job, read_job
 from fedseg.models.note import copy_with_note
@@ -260,7 +261,9 @@ def _collect(out: Path, log: Path) -> dict[str, Any]:
         if (server / name).exists():
             copy_with_note(server / name, out / "models")
     if "final" not in results:
-        raise FedsegError(
-            f"The run ended without a finished model. {failure or 'The simulator stopped without a reason.'} See {log}."
-        )
+        if lacks_room(out):
+            # Then nothing could be written of the reason either.
+            failure = f"The disk of {out} is full. Make room on it, then add --resume."
+        failure = failure or "The simulator stopped without a reason."
+        raise FedsegError(f"The run ended without a finished model. {failure} See {log}.")
     return results

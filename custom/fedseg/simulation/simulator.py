@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from fedseg.files.locks import held_locks
 from fedseg.jobs.allowed_components import site_privacy, site_resources
 from fedseg.jobs.job import Job
 from fedseg.processes import MemoryWatch, end_processes, process_group, process_tree
@@ -66,7 +67,12 @@ def simulate(
     command += ["-gpu", gpu] if gpu else ["-t", str(len(sites))]
     with (out / LOG).open("a") as file:
         process = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+            pass_fds=held_locks(),
         )
         watch = MemoryWatch(process.pid)
         try:

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 
 from fedseg.deployment.kits.installed_kit import START_SCRIPT, STARTUP, InstalledKit
+from fedseg.files.locks import held_locks
 from fedseg.processes import FLARE_PROGRAMS, flare_program, living_commands, process_group
 
 _CLIENT = f"{FLARE_PROGRAMS}client.client_train"
@@ -71,6 +72,7 @@ def run_start_script(
             cwd=folder,
             env={**environment, "PATH": path, "PYTHONUNBUFFERED": "1"},
             start_new_session=True,
+            pass_fds=held_locks(),
         )
 
 

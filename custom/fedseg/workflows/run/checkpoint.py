@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class Checkpoints:
             keep: how many of the last rounds are kept (with the best model of each); 0 keeps all.
         """
         self.folder, self.keep = folder, keep
+        self.unlock: Callable[[], object] = lambda: None
 
     def rounds(self) -> list[int]:
         """Rounds with a checkpoint, ascending."""
@@ -53,14 +54,14 @@ class Checkpoints:
         return self.rounds()[-self.keep :] if self.keep else self.rounds()
 
     def lock(self) -> None:
-        """Make sure that no other process works on this run, until this one ends.
+        """Make sure that no other process works on this run, until this one ends, or ``unlock``.
 
         Raises:
             CheckpointError: another process does.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR)
-        weakref.finalize(self, os.close, lock)
+        self.unlock = weakref.finalize(self, os.close, lock)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

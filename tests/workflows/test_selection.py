@@ -1,6 +1,7 @@
 """Who takes part in a round: by hand where the policy is certain, by frequency where it draws."""
 
 import itertools
+import json
 import math
 import re
 
@@ -139,6 +140,14 @@ def test_somebody_is_always_asked(sizes, number):
 def test_wrong_arguments_are_refused(build, named):
     with pytest.raises(ConfigurationError, match=named):
         build()
+
+
+def test_a_policy_is_described_by_its_arguments_in_plain_json():
+    for policy in POLICIES:
+        described = policy.describe()
+        assert json.loads(json.dumps(described)) == described
+        again = type(policy)(**{name: value for name, value in described.items() if name != "name"})
+        assert again.describe() == described
 
 
 # ------------------------------------------------------------------ what a site weighs on average over all draws

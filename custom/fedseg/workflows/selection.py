@@ -10,7 +10,6 @@ import numpy as np
 from scipy.stats import poisson
 
 from fedseg import allowed
-from fedseg.contract.arguments import arguments_of
 from fedseg.contract.combinations import COUNTED_DRAWS, DURATION, KNOWN_DRAWS, SAME_SITES
 from fedseg.workflows.run.site_selection import SiteFacts, SiteSelection
 
@@ -132,9 +131,6 @@ class DropSlow(SiteSelection):
             judged[site] = (again, f"{took}; {'asked again' if again else 'left out'}")
         return judged
 
-    def describe(self) -> dict[str, Any]:
-        return {"name": "DropSlow", "factor": self.factor, "rest": self.rest}
-
     def history(self) -> dict[str, Any]:
         return {"waited": dict(self._waited)}
 
@@ -163,9 +159,6 @@ class PoissonBySize(SiteSelection):
         allowed.number("selection.outlier_probability", outlier_probability, least=0, most=1)
         self.quantile, self.outlier_probability = quantile, outlier_probability
         self.withholds = frozenset({SAME_SITES} if outlier_probability else {SAME_SITES, KNOWN_DRAWS})
-
-    def describe(self) -> dict[str, Any]:
-        return {"name": type(self).__name__, **arguments_of(self)}
 
     def judge(self, facts: Mapping[str, SiteFacts], draw: np.random.Generator) -> dict[str, tuple[bool, str]]:
         limit = self._limit(facts)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fedseg.aggregators.base import Draw
+from fedseg.contract.arguments import arguments_of
 from fedseg.contract.combinations import KNOWN_DRAWS, SAME_SITES
 from fedseg.randomness import generator
 
@@ -78,7 +79,7 @@ class SiteSelection(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Name and arguments, for the run's summary."""
-        return {"name": type(self).__name__, **vars(self)}
+        return {"name": type(self).__name__, **arguments_of(self)}
 
     def history(self) -> dict[str, Any]:
         """What the policy remembers of former rounds, as plain JSON; ``restore`` takes it back."""

@@ -45,13 +45,14 @@ def finish_run(summary: dict[str, Any], folder: Path, probe: bool = True) -> Non
     from fedseg.deployment.coordination.fetched_run import REPORT
     from fedseg.evaluation.report.page import write_report
     from fedseg.evaluation.report.tables import result_table
+    from fedseg.evaluation.report.verdict import phantom_words
     from fedseg.evaluation.summary import last_models, participation
 
     if probe and "inversion" in probe_on_phantoms(folder, summary):
         write_report(folder)
     report, models = folder / REPORT, sorted(set(last_models(summary).values()))
     lines = [f"report:  {report / 'report.html'}", f"summary: {report / 'summary.json'}"]
-    for sentence in participation(summary):
+    for sentence in filter(None, [phantom_words(summary), *participation(summary)]):
         tell(sentence, warning=True)
     out().print(result_table(summary))
     out().print(escape("\n".join([*lines, *(f"model:   {folder / file}" for file in models)])))

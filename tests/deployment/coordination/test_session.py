@@ -11,7 +11,9 @@ import pytest
 from nvflare.fuel.flare_api import api_spec
 from rich.console import Console
 
+from evaluation.synthetic_run import make_summary
 from fedseg.cli import main
+from fedseg.commands.fetch import finish_run
 from fedseg.commands.submit import show_progress
 from fedseg.deployment.coordination import session as federation
 from fedseg.deployment.coordination.fetched_run import UnfinishedError, fetch
@@ -383,3 +385,17 @@ def test_a_server_that_stays_away_ends_the_wait():
     waiting = coordinator(get_job_meta=api_spec.NoConnection("gone"))
     with pytest.raises(federation.ConnectionLostError, match="Is the server running"):
         waiting.wait("7", interval=0.01, patience=0.05)
+
+
+def test_a_fetched_run_begins_with_phantoms_and_with_who_was_missing(tmp_path, capsys):
+    summary = make_summary(2) | {"phantoms": ["hospital-a"]}
+    refused = "policy: The site's policy, rule min_cases: too few."
+    summary["events"] = [{"round": -1, "site": "hospital-d", "what": refused}]
+    finish_run(summary, tmp_path, probe=False)
+    told = capsys.readouterr()
+    first, second = told.err.splitlines()[:2]
+    assert first.startswith("The images of hospital-a were drawn by a program")
+    assert second.startswith(
+        "Of 4 connected sites 1 took no part: hospital-d (policy: The site's policy, rule min_cases"
+    )
+    assert "Mean over sites" in told.out

@@ -241,11 +241,12 @@ def _missing_bytes(image: Any) -> int:
 
 def _voxels(image: Any) -> np.ndarray:
     proxy = image.dataobj
+    path = image.file_map["image"].filename if type(proxy) is ArrayProxy else ""
     with np.errstate(all="ignore"):  # what became infinite is for the check of values
-        if type(proxy) is not ArrayProxy:
+        if Path(path).suffix.lower() not in _packed_endings():  # its size was compared with the header's
             return np.asarray(image.get_fdata(caching="unchanged", dtype=np.float32))
-        content = _unpack(image.file_map["image"].filename, _promised(image))
         layout = (proxy.shape, proxy.dtype, proxy.offset, proxy.slope, proxy.inter)
+        content = _unpack(path, _promised(image))
         return np.asanyarray(ArrayProxy(content, layout, order=proxy.order), dtype=np.float32)
 
 

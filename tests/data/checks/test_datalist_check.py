@@ -316,7 +316,7 @@ def test_missing_label_matters_where_it_is_needed(
 
 def test_few_and_no_cases(good: Datalist) -> None:
     few = check_datalist(HIPPOCAMPUS, replace(good, training=good.training[:9]))
-    assert "only 9 training patient(s)" in found(few, "few-cases")[0]
+    assert "only 9 training patients" in found(few, "few-cases")[0]
     assert few.ok
     none = check_datalist(HIPPOCAMPUS, replace(good, validation=()))
     assert found(none, "no-cases") == ("There is no validation case.", "error")

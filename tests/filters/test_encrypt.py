@@ -409,7 +409,9 @@ def test_a_sum_that_belongs_elsewhere_by_its_own_word_is_refused_by_name(site, m
     assert not (site.folder.parent / FILE).exists(), "nothing was decrypted, so nothing was told of the key"
 
 
-@pytest.mark.parametrize(("run", "before"), [("run", WHOLE.ids()[1]), ("another", WHOLE.base)])
+@pytest.mark.parametrize(
+    ("run", "before"), [("run", WHOLE.ids()[1]), ("another", WHOLE.base)], ids=["earlier round", "another run"]
+)
 def test_a_sum_of_an_earlier_round_or_of_another_run_is_not_read_under_the_name_of_this_one(site, run, before):
     elsewhere = make_round(1, before, run=run)
     told = replace(elsewhere, terms=replace(elsewhere.terms, run="run", before=WHOLE.base))

@@ -229,7 +229,7 @@ def average_factors(policy, rule, sizes, monkeypatch):
         (PoissonBySize(0.9, 0.3), FedAvg(unbiased=True), SHARES),
         (PoissonBySize(0.9, 0.3), FedAvg("uniform", unbiased=True), EQUAL),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 def test_the_average_weight_of_a_site_over_all_draws_is_that_of_the_objective(policy, rule, expected, monkeypatch):
     assert average_factors(policy, rule, FOUR, monkeypatch) == pytest.approx(expected, abs=1e-12)

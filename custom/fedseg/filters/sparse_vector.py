@@ -12,7 +12,7 @@ from fedseg.contract.combinations import EVERY_COORDINATE
 from fedseg.contract.update import SPARSE, Update
 from fedseg.filters.context import SiteContext
 from fedseg.filters.noise import GuaranteedFilter, Protected
-from fedseg.networks.weights import Arrays
+from fedseg.networks.weights import flatten, unflatten
 from fedseg.privacy.accounting.epsilon import REPLACE, SITE_UPDATE, Release
 from fedseg.privacy.mechanisms.noise import NoiseSource
 from fedseg.privacy.mechanisms.sparse import to_sparse
@@ -108,8 +108,7 @@ class SparseVector(GuaranteedFilter):
 
     def protect(self, update: Update, noise: NoiseSource, context: SiteContext) -> Protected:
         steps = max(1, update.report.num_steps)
-        names = sorted(update.arrays)
-        values = np.concatenate([update.arrays[name].ravel() for name in names]) / steps
+        values = flatten(update.arrays) / steps
         count = selected_count(self.fraction, values.size)
         found = sparse_vector(
             values, count, self.clip, self.threshold, *self.epsilons, noise, charge=self.charge, max_passes=self._passes
@@ -128,15 +127,5 @@ class SparseVector(GuaranteedFilter):
         if context.profile.simulated:
             # Computed from the exact update: for experiments only, and not covered by epsilon.
             facts["overlap_with_top_k"] = found.overlap_with_top_k
-        arrays = to_sparse(_split(sent, update.arrays, names), _split(mask, update.arrays, names))
-        return Protected(arrays, facts, SPARSE)
-
-
-def _split(flat: np.ndarray, like: Arrays, names: list[str]) -> Arrays:
-    """A flat array as arrays of the shapes of ``like``, in its order; floating ones of its types."""
-    parts, position = {}, 0
-    for name in names:
-        part = flat[position : position + like[name].size].reshape(like[name].shape)
-        parts[name] = part.astype(like[name].dtype) if part.dtype.kind == "f" else part
-        position += like[name].size
-    return {name: parts[name] for name in like}
+        whole = {n: value.astype(update.arrays[n].dtype) for n, value in unflatten(sent, update.arrays).items()}
+        return Protected(to_sparse(whole, unflatten(mask, update.arrays)), facts, SPARSE)

@@ -80,3 +80,21 @@ def apply_difference(weights: Mapping[str, np.ndarray], update: Mapping[str, np.
     return {
         name: (value + update[name]).astype(value.dtype) if name in update else value for name, value in weights.items()
     }
+
+
+def flatten(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """All arrays as one vector, in the order of their names."""
+    return np.concatenate([np.ravel(arrays[name]) for name in sorted(arrays)])
+
+
+def unflatten(flat: np.ndarray, like: Mapping[str, np.ndarray]) -> Arrays:
+    """The reverse of ``flatten``: arrays of the names, shapes and order of ``like``, and of the type of ``flat``.
+
+    >>> like = {"b": np.zeros((1, 2)), "a": np.zeros(())}
+    >>> {name: array.tolist() for name, array in unflatten(flatten(like) + 1, like).items()}
+    {'b': [[1.0, 1.0]], 'a': 1.0}
+    """
+    names = sorted(like)
+    parts = np.split(flat, np.cumsum([np.size(like[name]) for name in names])[:-1])
+    found = dict(zip(names, parts, strict=True))
+    return {name: found[name].reshape(np.shape(like[name])) for name in like}

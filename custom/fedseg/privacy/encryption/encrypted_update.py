@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
 from fedseg.errors import ConfigurationError
-from fedseg.networks.weights import Arrays
+from fedseg.networks.weights import Arrays, flatten, unflatten
 from fedseg.privacy.encryption.ciphertexts import Ciphertexts, decrypt, encrypt
 from fedseg.privacy.encryption.context import EncryptionContext, EncryptionError
 from fedseg.privacy.encryption.fixed_point import FixedPoint
@@ -37,8 +37,7 @@ def encrypt_update(
         ConfigurationError: see ``SumTerms.point``.
         RefusalError: see ``FixedPoint.encode``.
     """
-    flat = np.concatenate([np.ravel(update[name]) for name in sorted(update)])
-    slots = terms.point(context).encode(flat, terms.weights[site], terms.scale)
+    slots = terms.point(context).encode(flatten(update), terms.weights[site], terms.scale)
     return encrypt(append_tag(slots, site, nonce, terms, context), context)
 
 
@@ -77,12 +76,4 @@ def decrypt_update(
     if not 0 < weight <= 1 + 1e-9:
         raise EncryptionError(f"The weights of the sites in the sum are {weight} together, but must be from 0 to 1.")
     slots = check_tag(decrypt(ciphertexts, context)[: point.slots(count) + _TAGS], nonces, terms, context)
-    return dict(_split(point.decode(slots, count, terms.scale) / weight, like))
-
-
-def _split(flat: np.ndarray, like: Mapping[str, np.ndarray]) -> Iterable[tuple[str, np.ndarray]]:
-    start = 0
-    for name in sorted(like):
-        end = start + np.size(like[name])
-        yield name, flat[start:end].reshape(np.shape(like[name]))
-        start = end
+    return unflatten(point.decode(slots, count, terms.scale) / weight, like)

@@ -505,4 +505,10 @@ def test_a_limit_of_epsilon_needs_a_filter_that_counts_it(tmp_path):
 def test_files_of_another_form_are_refused_by_place(job, tmp_path, change, named):
     change(job)
     with pytest.raises(ConfigurationError, match=named):
+
+
+def test_a_guarantee_for_a_task_that_sends_no_arrays_is_refused(tmp_path):
+    """Its noise would be paid for, and the updates would leave as they are."""
+    job = filtered(tmp_path, ("GaussianNoise", {"clip": 1.0, "noise_multiplier": 8.0}), tasks=("upload",))
+    with pytest.raises(ConfigurationError, match=r"tasks is 'upload', but must be 'train'\..*protect nothing"):
         job.check()

@@ -13,6 +13,7 @@ from nvflare.app_common.app_constant import AppConstants
 
 from fedseg.contract.combinations import SAME_SITES
 from fedseg.contract.plan import Plan
+from fedseg.contract.protocol import UPLOAD
 from fedseg.contract.report import SiteReport
 from fedseg.contract.round_settings import RoundSettings, round_steps
 from fedseg.errors import ConfigurationError, RefusalError
@@ -85,6 +86,9 @@ class RoundProtocol(ABC):
         """
         if job.encrypts and not self.encrypts:
             raise ConfigurationError("workflow", job.workflow, f"{ENCRYPTED} in a job that encrypts")
+        if job.result_filters.get(UPLOAD) and not self.encrypts:
+            why = "Without encryption updates leave with that task, so a filter of the other one would protect nothing."
+            raise ConfigurationError("task_result_filters: tasks", UPLOAD, f"{AppConstants.TASK_TRAIN!r}", why)
         if job.plan.split is not None and not self.splits:
             raise ConfigurationError("workflow", job.workflow, f"{SPLIT} where the plan has split")
 

@@ -23,6 +23,7 @@ from fedseg.simulation.in_process import InProcessFederation, simulate_in_proces
 from fedseg.simulation.results import build_summary
 from fedseg.simulation.run_folder import prepare_output
 from fedseg.site.profile import DATA_VARIABLE
+from fedseg.workflows.encrypted.model import EncryptedRunModel
 from fedseg.workflows.run.training_run import TrainingRun
 from tiny import PLAN, make_sites
 
@@ -344,3 +345,34 @@ def test_a_gpu_for_each_site_is_refused(data, tmp_path, capsys):
     assert simulate(data, tmp_path / "run", "--gpu", "0") == 2
     assert "--in-process" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("mechanism", ["dp_sgd.DPSGD", "noise.GaussianNoise"])
+def test_noise_and_encryption_give_the_model_of_noise_alone_and_tell_no_largest_value(
+    mechanism, data, tmp_path, monkeypatch
+):
+    """With a scale that the job fixes. The noise of a simulation follows from the seed, so both runs draw the same."""
+    told, accept = [], EncryptedRunModel.accept_update
+    monkeypatch.setattr(EncryptedRunModel, "accept_update", lambda *a: (told.append(a[2].report.told()), accept(*a))[1])
+    private = {"path": f"fedseg.filters.{mechanism}", "args": {"clip": 0.5, "noise_multiplier": 4.0}}
+    encrypted, plain = (tiny_job(ROOT / "jobs" / name, 1) for name in ("hippocampus_he", "hippocampus_fedavg"))
+    encrypted.client["task_result_filters"][0]["filters"].insert(0, private)
+    with pytest.raises(FedsegError, match=r"without a fixed workflow\.scale"):
+        encrypted.check()
+    encrypted.set("workflow.scale", 20.0)
+    encrypted.set("workflow.mode", "exact")
+    plain.client["task_result_filters"] = [{"tasks": ["train"], "filters": [private]}]
+    plain.declaration = encrypted.declaration
+    summary, _ = simulated(encrypted, data, tmp_path / "encrypted")
+    expected, models = simulated(plain, data, tmp_path / "plain")
+    assert [event for event in summary["events"] if event["site"] != "server"] == []
+    assert told == [{"num_samples", "num_steps", "val_cases"}] * len(SITES)
+    assert summary["rounds"][0]["notes"]["scale"] == 20.0
+    assert summary["privacy"]["total"] | {"mechanism": "gaussian"} == expected["privacy"]["total"]
+    model = tmp_path / "encrypted" / "models" / "last.encrypted"
+    key = next((tmp_path / "encrypted" / "state").rglob("client_context.tenseal"))
+    out = tmp_path / "decrypted.safetensors"
+    assert main(["decrypt-model", str(model), "--context", str(key), "--out", str(out)]) == 0
+    found = load_file(out)
+    for name, value in models["last.safetensors"].items():
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-6 * 20 + 1e-6, err_msg=name)

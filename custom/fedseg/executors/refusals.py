@@ -107,7 +107,8 @@ def check_job(policy: SitePolicy | None, terms: JobTerms) -> None:
         raise broken("filters", "protects a task whose result carries no arrays", "asks it of the one that does")
     if terms.statistics and not policy.statistics:
         raise broken("statistics", "asks for statistics of the data", "does not give them")
-    _check_scale(policy, terms.steps)
+    if not terms.guaranteed:
+        _check_scale(policy, terms.steps)
     if policy.max_bytes is not None and terms.array_bytes > policy.max_bytes:
         sends = f"sends updates of {terms.array_bytes} bytes at least"
         raise broken("max_bytes", sends, f"lets out {policy.max_bytes} at most")
@@ -115,7 +116,7 @@ def check_job(policy: SitePolicy | None, terms: JobTerms) -> None:
 
 
 def _check_scale(policy: SitePolicy, steps: Iterable[Step]) -> None:
-    """Sites find the scale of encrypted updates in ``largest`` of their reports."""
+    """Sites find the scale of encrypted updates in ``largest`` of their reports; with a guarantee the job fixes it."""
     encrypted = any(step.get("stage") == Stage.ENCRYPT for step in steps)
     if encrypted and policy.scalars is not None and "largest" not in policy.scalars:
         raise broken("scalars", "encrypts, for which it needs largest of the report", "does not tell it")

@@ -6,7 +6,7 @@ from typing import Any
 
 from fedseg.aggregators.base import Aggregator
 from fedseg.contract.arguments import takes_arguments_of
-from fedseg.contract.combinations import SCALING, VALUES
+from fedseg.contract.combinations import EPSILON, SCALING, VALUES
 from fedseg.errors import ConfigurationError
 from fedseg.workflows.encrypted.model import LEAST_SITES, EncryptedRunModel
 from fedseg.workflows.encrypted.two_step import TwoStep
@@ -33,7 +33,7 @@ class EncryptedTraining(Workflow):
     The models that the run leaves are encrypted; ``fedseg decrypt-model`` decrypts them at a site.
     """
 
-    withholds = frozenset({VALUES, SCALING})
+    withholds = frozenset({VALUES, SCALING, EPSILON})
 
     @takes_arguments_of(MethodParts, RunSettings)
     def __init__(
@@ -41,6 +41,7 @@ class EncryptedTraining(Workflow):
         num_rounds: int,
         aggregator: Aggregator,
         mode: str = "compact",
+        scale: float | None = None,
         min_sites: int = LEAST_SITES,
         **arguments: Any,
     ) -> None:
@@ -51,6 +52,9 @@ class EncryptedTraining(Workflow):
             aggregator: the rule; it must weigh by reports alone.
             mode: ``compact``, in which a decrypted sum errs by at most 2e-4 of the round's largest update, or
                 ``exact``, by at most 1e-6; see ``privacy.encryption.fixed_point``.
+            scale: largest absolute value that an update may have in every round; sites then do not tell theirs, and one
+                with a larger value is refused. A job with a formal guarantee needs it: what sites tell beside noisy
+                updates would be outside of the guarantee. None takes the largest value that a site reports.
             min_sites: see ``RunSettings``; of the sites' ciphertexts at least two must arrive in each round.
             arguments: see ``MethodParts`` and ``RunSettings``; ``server_optimizer``, ``shared_arrays`` and
                 ``keep_updates`` have no meaning here and must be left out.
@@ -65,5 +69,5 @@ class EncryptedTraining(Workflow):
             raise ConfigurationError("workflow.min_sites", min_sites, allowed, why)
         parts, settings = take_parts(arguments), RunSettings(num_rounds, min_sites, **arguments)
         check_part("aggregator", aggregator, Aggregator)
-        model = EncryptedRunModel(aggregator, mode)
+        model = EncryptedRunModel(aggregator, mode, scale)
         super().__init__(settings, model, TwoStep(model), parts.asked)

@@ -10,8 +10,12 @@ from fedseg.errors import ConfigurationError
 from fedseg.workflows.run.round_protocol import DECRYPT, ENCRYPT, JobParts
 
 
-def check_encryption(job: JobParts) -> None:
+def check_encryption(job: JobParts, scaled: bool) -> None:
     """Refuse a job in which a part does not know that the others encrypt.
+
+    Args:
+        job: as far as it matters.
+        scaled: whether the job fixes the scale of updates, so that sites need not tell their largest values.
 
     Raises:
         ConfigurationError: names the part that is missing, or that cannot be there.
@@ -21,9 +25,10 @@ def check_encryption(job: JobParts) -> None:
         parts = [part.name for part in job.plan.network.parts]
         raise ConfigurationError("network.parts", parts, "parts that all sites share in a job that encrypts", why_all)
     for each in job.filters(UPLOAD):
-        if each.guarantees:
-            why = "Sites report the largest value of their update, which no guarantee would cover."
-            raise ConfigurationError("task_result_filters", type(each).__name__, "left out in a job that encrypts", why)
+        if each.guarantees and not scaled:
+            why = "Otherwise sites report the largest value of their update, which no guarantee would cover."
+            allowed = "left out in a job that encrypts without a fixed workflow.scale"
+            raise ConfigurationError("task_result_filters", type(each).__name__, allowed, why)
         if each.private_names(job.plan) or each.frozen_names(job.plan):
             left_out = "left out in a job that encrypts"
             raise ConfigurationError("task_result_filters", type(each).__name__, left_out, why_all)

@@ -53,7 +53,7 @@ class EncryptedRunModel(RunModel):
     Attributes:
         mode: how exact the sums are, see ``fixed_point.MODES``.
         start_weights: those that the run starts from, which the server knows.
-        scale: largest absolute value of the round's updates, by the sites' reports.
+        scale: largest absolute value of the round's updates, by the sites' reports or as the job fixes it.
         context: the server's, without a key.
         key: short name of the sites' key, with which all ciphertexts must be made; where it is empty, the first
             ciphertext of a round decides.
@@ -67,17 +67,19 @@ class EncryptedRunModel(RunModel):
     key: str = ""
     first_id: str = ""
 
-    def __init__(self, aggregator: Aggregator, mode: str = "compact") -> None:
+    def __init__(self, aggregator: Aggregator, mode: str = "compact", scale: float | None = None) -> None:
         """Check that the rule weighs sites by their reports alone.
 
         Args:
             aggregator: the rule.
             mode: ``compact`` or ``exact``.
+            scale: of every round's updates; None takes the largest value that a site reports.
 
         Raises:
             ConfigurationError: the rule looks at updates, or scales them; there is no such mode.
         """
         allowed.one_of("workflow.mode", mode, MODES)
+        allowed.optional(allowed.number, "workflow.scale", scale, above=0)
         kind = type(aggregator)
         if not isinstance(aggregator, WeightedAggregator) or aggregator.needs & {VALUES, SCALING}:
             raise ConfigurationError(
@@ -88,7 +90,7 @@ class EncryptedRunModel(RunModel):
             )
         super().__init__()
         self.rule, self.mode, self.components = aggregator, mode, (aggregator,)
-        self.scale = 1.0
+        self.scale, self.fixed_scale = 1.0, scale
         self._terms: SumTerms | None = None
         self._sum: CiphertextSum | None = None
         # Of each site whose ciphertext is in the sum what it drew for it.
@@ -145,7 +147,7 @@ class EncryptedRunModel(RunModel):
         """
         if update.arrays:
             raise RefusalError("privacy", "The site sent arrays that are not encrypted; they were dropped.")
-        if update.report.largest is None:
+        if update.report.largest is None and self.fixed_scale is None:
             raise RefusalError("report", "The site does not report the largest value of its update.")
         self.reports[site] = update.report
         self._at_site[site] = self._next - 1
@@ -156,7 +158,7 @@ class EncryptedRunModel(RunModel):
         Returns:
             The sites whose value is more than 1000 times the median of the others'.
         """
-        largest = {site: report.largest or 0.0 for site, report in self.reports.items()}
+        largest = {site: report.largest or 0.0 for site, report in self.reports.items()} if not self.fixed_scale else {}
         outliers = []
         for site in sorted(largest) if len(largest) >= 3 else ():
             usual = median(largest[other] for other in largest if other != site)
@@ -176,7 +178,7 @@ class EncryptedRunModel(RunModel):
         if not self.reports:
             raise AggregationError("No site reported; there is nothing to aggregate.")
         self.reports = {site: self.reports[site] for site in sorted(self.reports)}
-        self.scale = max(report.largest or 0.0 for report in self.reports.values()) or 1.0
+        self.scale = self.fixed_scale or max(report.largest or 0.0 for report in self.reports.values()) or 1.0
         self.rule.last_scales, self.rule.last_notes = {}, {}
         weights = {site: float(weight) for site, weight in self.rule.round_weights(self.reports).items()}
         self._terms = SumTerms(self._run, self._id, weights, self.scale, self.mode)

@@ -28,7 +28,7 @@ class TwoStep(RoundProtocol):
 
     def check_job(self, job: JobParts) -> None:
         super().check_job(job)
-        check_encryption(job)
+        check_encryption(job, self._model.fixed_scale is not None)
 
     def collect(self, run: RunState, asked: Sequence[str]) -> None:
         model = self._model

@@ -505,6 +505,7 @@ def test_a_limit_of_epsilon_needs_a_filter_that_counts_it(tmp_path):
 def test_files_of_another_form_are_refused_by_place(job, tmp_path, change, named):
     change(job)
     with pytest.raises(ConfigurationError, match=named):
+        job.check()
 
 
 def test_a_guarantee_for_a_task_that_sends_no_arrays_is_refused(tmp_path):

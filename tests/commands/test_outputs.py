@@ -126,6 +126,11 @@ def test_a_run_is_not_made_in_what_it_reads(folder, capsys):
     refused(folder, capsys, "simulate", job, "--data", run, "--out", run, "--overwrite", said="lies inside --out")
 
 
+def test_a_ledger_is_not_kept_where_a_new_run_removes_it(folder, capsys):
+    command = ["simulate", JOBS / "hippocampus_fedavg", "--data", ".", "--out", "run"]
+    refused(folder, capsys, *command, "--ledger", "run/state/ledgers", said="--ledger run/state/ledgers lies inside")
+
+
 def test_a_job_is_not_copied_into_itself(folder, capsys):
     main(["package", str(JOBS / "hippocampus_fedavg"), "--out", "job"])
     refused(folder, capsys, "package", "job", "--out", "job/packed", said="which is copied there")

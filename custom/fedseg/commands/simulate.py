@@ -14,7 +14,7 @@ from fedseg.console import err, out, tell
 from fedseg.contract.round_numbers import nth
 from fedseg.errors import UsageError
 from fedseg.files.locks import locked
-from fedseg.files.outputs import check_copied_folder
+from fedseg.files.outputs import check_copied_folder, check_new_folder
 
 if TYPE_CHECKING:
     from fedseg.contract.plan import Plan
@@ -70,6 +70,7 @@ def run(options: argparse.Namespace) -> int:
             return _run(options, _stopped_job(options))
     job = _new_job(options)
     check_copied_folder("--out", options.out, options.job)
+    check_new_folder("--out", options.out / "state", {"--ledger": options.ledger})
     with locked(options.out, COMMAND):
         return _run(options, job)
 

@@ -30,7 +30,7 @@ class TrainingSettings:
         augmentation: ``none``, ``intensity`` (scale, shift, noise, the task's mirror axes) or ``full`` (also turns
             and zooms in mm, blur, contrast, gamma, lower resolution).
         threads: torch threads; equal results need equal thread counts.
-        precision: ``auto`` (mixed on a GPU, float32 on a CPU), ``float32`` or ``bfloat16`` (autocast everywhere).
+        precision: ``auto`` or ``bfloat16`` (mixed on a GPU, float32 on a CPU), or ``float32``.
         cache: where pre-processed cases are kept: ``memory`` or ``disk`` (the site's cache folder).
         overlap: overlap of sliding windows in validation, as a fraction of the patch.
         validate_after: also score the site's own model after its local training, for rules that weigh by it.

@@ -41,10 +41,14 @@ def set_rate(optimizer: torch.optim.Optimizer, settings: TrainingSettings, progr
 
 
 def autocast(settings: TrainingSettings, device: torch.device) -> AbstractContextManager[object]:
-    """The precision in which a network runs forward on a device."""
-    if settings.precision == "bfloat16" or (settings.precision == "auto" and device.type == "cuda"):
-        return torch.autocast(device.type, torch.bfloat16)
-    return nullcontext()
+    """The precision in which a network runs forward on a device: on a CPU always float32.
+
+    There torch 2.13 gives gradients of bfloat16 convolutions that hold memory which nobody wrote, where a level of the
+    network is two voxels wide.
+    """
+    if settings.precision == "float32" or device.type == "cpu":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
 
 
 def check_loss(loss: torch.Tensor) -> None:

@@ -14,6 +14,7 @@ from nvflare.fuel.utils import fobs
 
 from encrypted_sums import add, round_of, terms_of
 from encrypted_sums import encrypted as sent_by
+from fedseg.contract.plan import parse_plan
 from fedseg.contract.protocol import (
     ENCRYPTED_FACTS,
     MODE,
@@ -38,6 +39,7 @@ from fedseg.site.forged_sums import FILE, MOST
 from fedseg.site.policy import SitePolicy
 from fedseg.site.profile import CONTEXT_FILE
 from outgoing import make_context, make_fl_context, make_message, make_update
+from tiny import PLAN
 
 SITE, SERVER = make_contexts()
 ENCRYPTS = (EncryptUpdate(),)
@@ -115,6 +117,15 @@ def test_the_record_says_how_it_was_encrypted(tmp_path):
         "key": KEY.key,
         "security_bits": 192,
     }
+
+
+def test_the_sites_guard_knows_every_text_of_the_record(tmp_path):
+    (step,) = encrypted(tmp_path, make_update()).steps
+    texts = [value for value in step.values() if isinstance(value, str)]
+    assert {step["key"], step["nonce"], step["mode"]} < set(texts)
+    assert all(EncryptUpdate().tells(text, parse_plan(PLAN)) for text in texts)
+    for other in (step["nonce"] + "0", step["nonce"][:-1], "patient-7", "g" * 32, step["key"] * 3):
+        assert not EncryptUpdate().tells(other, parse_plan(PLAN))
 
 
 def test_equal_updates_do_not_look_equal(tmp_path):

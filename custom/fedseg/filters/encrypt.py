@@ -63,7 +63,8 @@ class EncryptUpdate(UpdateFilter):
     words = frozenset({_MECHANISM, *MODES})
 
     def tells(self, text: str, plan: Plan) -> bool:
-        return super().tells(text, plan) or re.fullmatch("[0-9a-f]{16}", text) is not None  # the key's short name
+        # The key's short name, and the number that was drawn for a ciphertext.
+        return super().tells(text, plan) or re.fullmatch("(?:[0-9a-f]{16}){1,2}", text) is not None
 
     def apply(self, update: Update, context: SiteContext) -> Update:
         key = site_key(context.profile)

@@ -221,4 +221,5 @@ def test_wrong_arguments_are_refused(arguments, message):
 
 
 def test_description():
-    assert FedAvg("steps", 0.25).describe() == {"name": "FedAvg", "weight_by": "steps", "uniform_share": 0.25}
+    expected = {"name": "FedAvg", "weight_by": "steps", "uniform_share": 0.25, "unbiased": False}
+    assert FedAvg("steps", 0.25).describe() == expected

@@ -52,7 +52,7 @@ def test_a_run_that_nobody_touched_holds(run, capsys):
     assert code == 0, said
     assert "WRONG" not in said
     assert "is a copy of" in said
-    assert "is the model after round 3, as line" in said
+    assert "is the model after round 4, as line" in said
     assert said.endswith("check(s) hold.")
 
 
@@ -83,7 +83,7 @@ def test_a_record_cut_off_together_with_its_head_does_not_fit_the_others(run, ca
     assert verify(capsys, run.path("alpha"))[0] == 0, "by itself nobody can tell"
     code, said = verify(capsys, run.path("server"), run.path("alpha"), run.path("beta"))
     assert code == 1
-    assert "WRONG record of the site alpha: the server counts round 3" in said
+    assert "WRONG record of the site alpha: the server counts round 4" in said
 
 
 def test_another_copy_of_the_servers_record_is_found(run, capsys):
@@ -132,7 +132,7 @@ def test_a_note_that_names_another_line_is_found(run, capsys, record):
 
 
 def test_an_older_model_of_the_run_does_not_pass_for_the_last_one(run, capsys):
-    """The model of round 1 stands in the record, but not as that of round 3."""
+    """The model of round 2 stands in the record, but not as that of round 4."""
     note = json.loads(note_path(model(run)).read_text())
     earlier = next(e for e in map(json.loads, run.path("server").read_text().splitlines()) if e["kind"] == "round")
     swap(model(run), model_after(0))
@@ -142,7 +142,7 @@ def test_an_older_model_of_the_run_does_not_pass_for_the_last_one(run, capsys):
     note_path(model(run)).write_text(json.dumps({**note, "round": 0}))
     code, said = verify(capsys, run.out)
     assert code == 0
-    assert "is the model after round 0" in said, "what it is then is said"
+    assert "is the model after round 1" in said, "what it is then is said"
 
 
 def test_a_model_of_another_run_is_found(run, tmp_path, capsys):
@@ -197,13 +197,13 @@ def test_an_opened_model_is_found_where_a_site_named_it(run, capsys):
 
 
 def test_an_opened_model_that_says_what_it_was_opened_from_must_be_what_the_sites_came_to(run, capsys):
-    """As if the run were encrypted: the record names the model of round 3, and the sites noted the weights."""
+    """As if the run were encrypted: the record names the model of round 4, and the sites noted the weights."""
     path, note = run.out / "models" / "opened.safetensors", read_note(model(run))
     write_model(path, PLAN_OF_RUN, model_after(11), 3)
     write_note(path, note.of_opened(model_digest(model_after(11))))
     code, said = verify(capsys, path, run.path("server"))
     assert code == 0
-    assert "opened from the model after round 3, as line" in said
+    assert "opened from the model after round 4, as line" in said
     for digest, good in ((model_digest(model_after(11)), True), ("0" * 64, False)):
         forge(run.path("beta"), lambda lines, digest=digest: lines[-1].update(weights=digest))
         code, said = verify(capsys, path, run.path("server"), run.path("beta"))
@@ -303,13 +303,13 @@ def test_a_record_is_shown_with_its_head(run, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
     code, said, _ = call(capsys, "audit-log", "show", run.out)
     assert code == 0
-    for words in ("tiny (job-0)", "by ada@example.org, Example", "after round 1", "without beta: too late", "finished"):
+    for words in ("tiny (job-0)", "by ada@example.org, Example", "after round 2", "without beta: too late", "finished"):
         assert words in said, words
     assert f"of the run {RUN}" in said
     assert f"head {json.loads(head_path(run.path('server')).read_text())['hash']}" in said
     code, said, _ = call(capsys, "audit-log", "show", run.path("alpha"))
     assert code == 0
-    assert "train in round 3: WEIGHT_DIFF, 9 bytes" in said
+    assert "train in round 4: WEIGHT_DIFF, 9 bytes" in said
 
 
 def test_which_record_is_to_be_shown_must_be_clear(run, capsys):
@@ -400,5 +400,5 @@ def test_a_pickle_with_code_is_refused_and_not_run(run, tmp_path, use, save):
 def test_direct_calls_are_told_in_a_sentence(left, words):
     entry = {"kind": "called", "round": 2, "start": "x", "calls": 6, "bytes_in": 80, "bytes_out": 120, "left": left}
     said = _DETAILS["called"](entry)
-    assert said.startswith("round 2: answered 6 direct call(s) of the server; what left the site: ")
+    assert said.startswith("round 3: answered 6 direct call(s) of the server; what left the site: ")
     assert f"{words}; 120 bytes out, 80 bytes in" in said

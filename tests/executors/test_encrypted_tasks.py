@@ -34,10 +34,10 @@ class Site:
     def __init__(self, folder, monkeypatch, filters=()):
         monkeypatch.setenv("FEDSEG_DATA", str(make_sites(folder / "data", {"a": (2, 1)})))
         monkeypatch.setenv("FEDSEG_STATE", str(folder / "state"))
-        (folder / "config").mkdir()
-        (folder / "config" / "fedseg.json").write_text(json.dumps(PLAN))
+        (folder / "app" / "config").mkdir(parents=True)
+        (folder / "app" / "config" / "fedseg.json").write_text(json.dumps(PLAN))
         workspace = SimpleNamespace(
-            get_app_config_dir=lambda job: str(folder / "config"),
+            get_app_config_dir=lambda job: str(folder / "app" / "config"),
             get_site_config_dir=lambda: str(folder / "local"),
             get_run_dir=lambda job: str(folder),
         )

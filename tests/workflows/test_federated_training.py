@@ -572,11 +572,13 @@ def test_other_events_add_nothing_and_a_missing_collector_harms_nothing(tmp_path
 
 def test_a_server_starts_no_job_whose_parts_at_the_sites_cannot_serve_its_rule(tmp_path):
     """The coordinator's check is asked again at the server, which reads the classes and builds none of them."""
-    workspace = SimpleNamespace(get_app_config_dir=lambda job: str(tmp_path))
+    config = tmp_path / "app" / "config"
+    config.mkdir(parents=True)
+    workspace = SimpleNamespace(get_app_config_dir=lambda job: str(config))
     fl_ctx = SimpleNamespace(
         get_engine=lambda: SimpleNamespace(get_workspace=lambda: workspace), get_job_id=lambda: "job"
     )
     chain = [{"path": "fedseg.filters.noise.LaplaceNoise", "args": {"clip": "never built"}}]
-    (tmp_path / "config_fed_client.json").write_text(json.dumps({"task_result_filters": [{"filters": chain}]}))
+    (config / "config_fed_client.json").write_text(json.dumps({"task_result_filters": [{"filters": chain}]}))
     with pytest.raises(ConfigurationError, match=r"FedCostWAvg needs .*, which LaplaceNoise withholds\."):
         FederatedTraining(2, FedCostWAvg()).load(None, None, fl_ctx)

@@ -27,7 +27,7 @@ def propose(
     >>> propose([(40, 56, 40)] * 3, [(1.0, 1.0, 1.0)] * 3)["task"]
     {'spacing': [1.0, 1.0, 1.0], 'patch_size': [40, 56, 40]}
     >>> propose([(256, 256, 20)], [(1.0, 1.0, 6.0)])["network"]["strides"]
-    [1, [2, 2, 1], [2, 2, 1], 2, [2, 2, 1]]
+    [1, [2, 2, 1], [2, 2, 1], 2, 2, [2, 2, 1]]
 
     Args:
         shapes: voxels of each image along x, y, z, at least one image.

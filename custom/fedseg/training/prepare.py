@@ -88,7 +88,7 @@ def prepare_case(task: Task, case: Case, training: bool) -> PreparedCase:
         if kind.needs_label:
             raise DataError(f"{case.images[0]} has no label, but is listed for training.")
         return PreparedCase(case.id, values, None, grid, original)
-    count = len(task.classes) + 1 if task.classes else 0
+    count = len(task.classes) + 1 if task.classes and kind.discrete else 0
     voxels = tuple(torch.bincount(labels.flatten(), minlength=count).tolist()) if count else ()
     labels = _pad(labels, task.patch_size)
     return PreparedCase(case.id, values, labels, grid, original, None, _class_indices(labels, count), voxels)

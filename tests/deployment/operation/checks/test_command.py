@@ -32,7 +32,7 @@ def test_the_command_ends_with_the_verdict_and_never_prints_a_key(kit, server, t
     (kit / "local" / "resources.json").write_text("{}")
     code, out, _ = command(*arguments)
     assert code == 1
-    assert out.rstrip().endswith("RED: alpha is not ready. To mend: key file, classes, logs.")
+    assert out.rstrip().endswith("RED: alpha is not ready. To mend: key file, classes, jobs, logs.")
     content = json.loads((tmp_path / "check.json").read_text())
     assert content["colour"] == "red"
     assert {"about", "check", "colour", "found", "remedy"} == set(content["checks"][0])

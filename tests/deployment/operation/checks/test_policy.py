@@ -60,7 +60,7 @@ def test_a_policy_is_told_in_plain_sentences():
         "What the sum of the sites' updates tells of a patient has no bound.",
         "A report of each round tells: num_samples, num_steps, train_loss, val_loss, val_scores, val_cases, seconds, "
         "seconds_training, val_loss_after, val_score_after, epsilon, largest, fresh_state, what a method declares. In "
-        "a job with a guarantee: counts of patients, epsilon and fresh_state.",
+        "a job with a guarantee: counts of patients and epsilon, and whether a state was lost (fresh_state).",
         "Beside updates and reports may leave: curves during training.",
         "Never leave: images, labels, names of patients, summaries of scores, statistics of the data, activations in "
         "split training, the site's own model.",
@@ -73,8 +73,8 @@ def test_a_policy_is_told_in_plain_sentences():
     plain = policy_sentences(parse_policy({"scalars": ["train_loss", "personal_dice"]}))
     assert plain[1:3] == [
         "Updates leave as they are: no bound on what they tell of a patient.",
-        "A report of each round tells: num_samples, num_steps, train_loss, val_cases, epsilon, fresh_state, personal_score. In a "
-        "job with a guarantee: counts of patients, epsilon and fresh_state.",
+        "A report of each round tells: num_samples, num_steps, train_loss, val_cases, epsilon, fresh_state, "
+        "personal_score. In a job with a guarantee: counts of patients and epsilon, and whether a state was lost (fresh_state).",
     ]
     budget = {"epsilon_budget": {"*": {"epsilon": 8.0, "delta": 1e-5}}}
     assert policy_sentences(parse_policy(budget))[1] == "Updates leave with noise alone, within the privacy budget."

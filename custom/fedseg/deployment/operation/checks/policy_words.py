@@ -24,7 +24,7 @@ def policy_sentences(policy: SitePolicy) -> list[str]:
         *_limits(policy),
         _bound(policy),
         f"A report of each round tells: {', '.join(_told(policy))}. In a job with a guarantee: counts of patients and "
-        "epsilon.",
+        "epsilon, and whether a state was lost (fresh_state).",
         f"Beside updates and reports may leave: {', '.join(may) or 'nothing'}.",
         f"Never leave: images, labels, names of patients{never}.",
     ]

@@ -74,7 +74,8 @@ def test_a_policy_is_told_in_plain_sentences():
     assert plain[1:3] == [
         "Updates leave as they are: no bound on what they tell of a patient.",
         "A report of each round tells: num_samples, num_steps, train_loss, val_cases, epsilon, fresh_state, "
-        "personal_score. In a job with a guarantee: counts of patients and epsilon, and whether a state was lost (fresh_state).",
+        "personal_score. In a job with a guarantee: counts of patients and epsilon, and whether a state was lost "
+        "(fresh_state).",
     ]
     budget = {"epsilon_budget": {"*": {"epsilon": 8.0, "delta": 1e-5}}}
     assert policy_sentences(parse_policy(budget))[1] == "Updates leave with noise alone, within the privacy budget."

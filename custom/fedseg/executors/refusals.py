@@ -1,6 +1,7 @@
 """What a site refuses of a job, and why: asked before every task; the answer names the rule of the site's policy.
 
-Whether version, plan and data fit is asked once, in ``admission``.
+Whether version, plan and data fit is asked once, in ``admission``. What a policy asks of a job's filters stands in
+``site.protection_rules``, and what may leave after them in ``filters.guard``.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Homomorphic encryption of updates and of models."""
+"""Homomorphic encryption: of an update in ``encrypted_update``, of a model in ``encrypted_model``."""

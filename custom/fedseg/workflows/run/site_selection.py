@@ -1,4 +1,4 @@
-"""What a rule that selects sites may know, and what it answers."""
+"""What a rule that selects sites may know, and what it answers; the rules are in ``workflows.selection``."""
 
 from __future__ import annotations
 

@@ -36,6 +36,12 @@ def flare_serialises() -> None:
     nvflare_fobs_initialize()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread_everywhere() -> None:
+    """Fixtures of a whole module are made before those of a test: they sum as the tests do."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Several threads wait for each other on images as small as those of the tests."""

@@ -22,7 +22,7 @@ from __future__ import annotations
 import logging
 import math
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,17 +136,13 @@ class Ledger:
         """
         allowed.number("delta", delta, above=0, below=1)
         most = _most(budget, limit)
-        names = normal(patients)
         place = {"dataset": dataset, "job": job, "run_id": run_id, "round": round_number}
-        with self._open() as writer:
-            book = Book(writer.entries, self.simulated)
-            salt = book.salt or secrets.token_hex(32)
-            members = frozenset(hashed(salt, name) for name in names)
+        with self._entering(patients) as (book, members, append):
             earlier, without = book.on(members)
             spent = _composed([*map(release_of, earlier), release], delta, len(without))
             if not spent.epsilon <= most:
                 raise BudgetError(spent.epsilon, delta, most, spent.releases - release.count)
-            self._append(writer, book, salt, members, {"kind": "release", **place, **fields_of(release), "clip": clip})
+            append({"kind": "release", **place, **fields_of(release), "clip": clip})
         return spent
 
     def enter(
@@ -161,22 +157,29 @@ class Ledger:
         Raises:
             LedgerError: see ``charge``; nothing may leave.
         """
-        names = normal(patients)
         place = {"dataset": dataset, "job": job, "run_id": run_id, "round": round_number}
+        with self._entering(patients) as (_, _, append):
+            append({"kind": WITHOUT, **place, "what": what})
+
+    @contextmanager
+    def _entering(self, patients: Iterable[str]) -> Iterator[tuple[Book, frozenset[str], Callable[[Entry], None]]]:
+        """The book, the hashed patients, and what writes one entry about them, while the ledger is open."""
+        names = normal(patients)
         with self._open() as writer:
             book = Book(writer.entries, self.simulated)
             salt = book.salt or secrets.token_hex(32)
             members = frozenset(hashed(salt, name) for name in names)
-            self._append(writer, book, salt, members, {"kind": WITHOUT, **place, "what": what})
 
-    def _append(self, writer: Any, book: Book, salt: str, members: frozenset[str], entry: Entry) -> None:
-        """Write an entry, after the first line of the ledger and the patients where these are new."""
-        if book.salt is None:
-            writer.append({"kind": "opened", "schema": SCHEMA, "salt": salt, "simulated": self.simulated})
-        identity = identity_of(members)
-        if identity not in book.sets:
-            writer.append({"kind": "patients", "set": identity, "patients": sorted(members)})
-        writer.append({**entry, "patients": identity})
+            def append(entry: Entry) -> None:
+                """After the first line of the ledger and the patients, where these are new."""
+                if book.salt is None:
+                    writer.append({"kind": "opened", "schema": SCHEMA, "salt": salt, "simulated": self.simulated})
+                identity = identity_of(members)
+                if identity not in book.sets:
+                    writer.append({"kind": "patients", "set": identity, "patients": sorted(members)})
+                writer.append({**entry, "patients": identity})
+
+            yield book, members, append
 
     def spent(self, delta: float, *, patients: Iterable[str] | None = None, dataset: str | None = None) -> Spent:
         """What has been spent on given patients, or on all that were ever released under a data set's name.

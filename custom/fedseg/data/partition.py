@@ -13,7 +13,7 @@ from fedseg.data.datalist import Case, same_patient
 from fedseg.data.reading import read_label
 from fedseg.data.splits import by_patient
 from fedseg.errors import DataError, UsageError
-from fedseg.names import SITE, repeated
+from fedseg.files.names import SITE, repeated
 
 Sites = dict[str, tuple[Case, ...]]
 

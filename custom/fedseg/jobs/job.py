@@ -17,6 +17,7 @@ from fedseg.contract.report import named_classes
 from fedseg.contract.task_argument import task_declaration
 from fedseg.errors import ConfigurationError, UsageError
 from fedseg.files.documents import parse_json, read_json, write_json
+from fedseg.files.names import JOB
 from fedseg.filters.base import hooks_of
 from fedseg.filters.chain import UPDATE_TASKS, is_guaranteed
 from fedseg.jobs.allowed_components import filter_meanings
@@ -33,7 +34,6 @@ from fedseg.jobs.filter_chain import (
 )
 from fedseg.jobs.shape import check_shape
 from fedseg.models.model_file import initial_weights
-from fedseg.names import JOB
 from fedseg.training.hooks import check_hooks
 from fedseg.workflows.run.round_protocol import JobParts
 from fedseg.workflows.run.workflow import Workflow

@@ -27,7 +27,7 @@ from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 from fedseg.contract.events import event_words
 from fedseg.errors import FedsegError, UsageError
 from fedseg.files.documents import load_json
-from fedseg.names import JOB
+from fedseg.files.names import JOB
 
 if TYPE_CHECKING:
     from fedseg.jobs.job import Job

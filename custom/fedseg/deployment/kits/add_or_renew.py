@@ -30,8 +30,8 @@ from fedseg.deployment.kits.provisioning import complete_kit, run_flare
 from fedseg.deployment.kits.wheel import build_wheel, check_wheel, wheel_version
 from fedseg.errors import ConfigurationError, UsageError
 from fedseg.files.documents import write_whole
-from fedseg.names import SITE as SITE_NAME
-from fedseg.names import repeated
+from fedseg.files.names import SITE as SITE_NAME
+from fedseg.files.names import repeated
 from fedseg.version import __version__
 
 REPLACED = "replaced"

@@ -8,8 +8,9 @@ from typing import Any
 
 from nvflare.lighter.utils import load_yaml
 
-from fedseg import allowed, names
+from fedseg import allowed
 from fedseg.errors import ConfigurationError, UsageError
+from fedseg.files import names
 
 PROJECT_FILE = "project.yml"
 SERVER, SITE, PERSON = "server", "client", "admin"

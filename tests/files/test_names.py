@@ -7,8 +7,8 @@ import doctest
 import pytest
 from nvflare.apis.utils.format_check import name_check
 
-from fedseg import names
 from fedseg.errors import ConfigurationError
+from fedseg.files import names
 
 OF_FLARE = {
     names.SITE: "client",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 
+from fedseg.contract.plan import parse_plan
 from fedseg.data.datalist import Case, Datalist, write_datalist
+from fedseg.models.model_file import write_model
+from fedseg.networks.weights import get_weights
 from fedseg.version import __version__
 
 TASK: dict[str, Any] = {
@@ -66,3 +70,11 @@ def make_sites(folder: Path, sizes: dict[str, tuple[int, int]], with_test: bool 
         datalist = Datalist(tuple(cases[:training]), tuple(cases[training:split]), tuple(cases[split:]), task="tiny")
         write_datalist(datalist, folder / site / "datalist.json")
     return folder
+
+
+def make_model_and_site(folder: Path, validation: int = 2) -> Path:
+    """Write ``model.safetensors`` after five rounds, its ``task.json``, and the site ``a`` with all splits."""
+    plan = parse_plan(PLAN)
+    write_model(folder / "model.safetensors", plan, get_weights(plan.build_network()), 4)
+    (folder / "task.json").write_text(json.dumps(TASK))
+    return make_sites(folder, {"a": (2, validation)}, with_test=True)

@@ -13,15 +13,13 @@ import pytest
 from conftest import save_nifti
 from fedseg import console
 from fedseg.cli import main
-from fedseg.contract.plan import parse_plan
 from fedseg.data.datalist import read_datalist
 from fedseg.data.intake.image_folders import read_cases
 from fedseg.errors import DataError, UsageError
 from fedseg.files.digest import model_digest
-from fedseg.models.model_file import read_model, write_model
-from fedseg.networks.weights import get_weights
+from fedseg.models.model_file import read_model
 from fedseg.tasks.registry import resolve_task
-from tiny import PLAN, TASK, make_sites
+from tiny import make_model_and_site
 
 FOUR = {
     "name": "four", "modality": "MR", "channels": ["t1", "t1ce", "flair"], "labels": {"lesion": 1},
@@ -33,11 +31,7 @@ FOUR = {
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder, with a model, its task and a site."""
     monkeypatch.chdir(tmp_path)
-    plan = parse_plan(PLAN)
-    write_model(tmp_path / "model.safetensors", plan, get_weights(plan.build_network()), 4)
-    (tmp_path / "task.json").write_text(json.dumps(TASK))
-    make_sites(tmp_path, {"a": (2, 2)}, with_test=True)
-    return tmp_path
+    return make_model_and_site(tmp_path)
 
 
 def use(command: str, data: str, *more: str) -> int:

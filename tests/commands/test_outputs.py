@@ -10,11 +10,8 @@ import pytest
 
 import fedseg
 from fedseg.cli import COMMANDS, build_parser, main
-from fedseg.contract.plan import parse_plan
-from fedseg.models.model_file import write_model
 from fedseg.models.note import note_path
-from fedseg.networks.weights import get_weights
-from tiny import PLAN, TASK, make_sites
+from tiny import make_model_and_site, make_sites
 
 JOBS = Path(fedseg.__file__).parents[2] / "jobs"
 # Options that name a place to write to. What each command does with it is tested here or, for a new or empty folder,
@@ -48,11 +45,7 @@ READ = {
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder, with a model, its task and a site."""
     monkeypatch.chdir(tmp_path)
-    plan = parse_plan(PLAN)
-    write_model(tmp_path / "model.safetensors", plan, get_weights(plan.build_network()), 0)
-    (tmp_path / "task.json").write_text(json.dumps(TASK))
-    make_sites(tmp_path, {"a": (2, 1)}, with_test=True)
-    return tmp_path
+    return make_model_and_site(tmp_path, validation=1)
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

@@ -10,8 +10,9 @@ Five sites of 100, 50, 25, 15 and 10 volumes with simulated scanner shift, a fif
 - ``full``: five rules with the job's own network and settings at 1 mm, in 6 rounds;
 - ``flare``: FedCostWAvg as ``full``, through FLARE's simulator, to be compared with the same run in one process.
 
-All but the last run as a loop in one process, which a test proves equal to the simulator. Every finished run is kept
-in OUT/runs as JSON, so that an interrupted benchmark goes on where it was; ``--table`` only writes the tables.
+``--rules`` names those that ``rules`` runs. All but the last run as a loop in one process, which a test proves equal
+to the simulator. Every finished run is kept in OUT/runs as JSON, so that an interrupted benchmark goes on where it
+was; ``--table`` only writes the tables.
 """
 
 import argparse
@@ -90,6 +91,10 @@ RULES: dict[str, dict] = {
         **rule("fedpidavg.FedPIDAvg"),
         **part("selection", "workflows.selection.PoissonBySize"),
     },
+    "FedPIDAvg, fewer iterations": {
+        **rule("fedpidavg.FedPIDAvg"),
+        **part("selection", "workflows.selection.PoissonBySize", fewer="iterations"),
+    },
     "FedPIDAvg (abs)": rule("fedpidavg.FedPIDAvg", negative_drop="abs"),
     "FedPID": rule("fedpidavg.FedPID"),
     "FedPOD": {**rule("fedpod.FedPOD"), **AFTER},
@@ -126,6 +131,14 @@ RULES: dict[str, dict] = {
     "FedAvgM (0.2)": part("server_optimizer", "aggregators.server_optimizers.FedAvgM", learning_rate=0.2, momentum=0.9),
     "FedAdam (0.05)": part("server_optimizer", "aggregators.server_optimizers.FedAdam", learning_rate=0.05),
     "FedAdam": part("server_optimizer", "aggregators.server_optimizers.FedAdam", learning_rate=0.01),
+    "FedAdam (0.001, default)": part("server_optimizer", "aggregators.server_optimizers.FedAdam"),
+    "FedAdam (0.003)": part("server_optimizer", "aggregators.server_optimizers.FedAdam", learning_rate=0.003),
+    "FedAdam (0.01, tau 0.001)": part(
+        "server_optimizer", "aggregators.server_optimizers.FedAdam", learning_rate=0.01, tau=1e-3
+    ),
+    "FedAdam (0.03, tau 0.03)": part(
+        "server_optimizer", "aggregators.server_optimizers.FedAdam", learning_rate=0.03, tau=0.03
+    ),
     "FedYogi": part("server_optimizer", "aggregators.server_optimizers.FedYogi", learning_rate=0.01),
     "FedAdagrad": part("server_optimizer", "aggregators.server_optimizers.FedAdagrad", learning_rate=0.03),
     "FedProx": hook("fedprox.FedProx", mu=0.01),
@@ -238,11 +251,11 @@ def through_flare(out: Path) -> Path:
     return path
 
 
-def work(parts: list[str], seeds: list[int]) -> Iterator[tuple[str, str | None, int, bool]]:
+def work(parts: list[str], seeds: list[int], rules: list[str]) -> Iterator[tuple[str, str | None, int, bool]]:
     """Every run of the asked parts, in their order."""
     for part in parts:
         if part == "rules":
-            yield from ((name, None, seed, False) for seed in seeds for name in RULES)
+            yield from ((name, None, seed, False) for seed in seeds for name in rules)
         elif part == "attack":
             yield from ((name, ATTACKS[0], seed, False) for seed in seeds for name in ROBUST)
         elif part == "attacks":
@@ -357,13 +370,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of Task04_Hippocampus")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--parts", nargs="+", default=["rules", "attack", "attacks", "full", "flare"])
+    parser.add_argument("--rules", nargs="+", default=list(RULES), choices=list(RULES), metavar="RULE")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=2, help="runs at a time")
     parser.add_argument("--table", action="store_true", help="only write the tables of what is there")
     options = parser.parse_args()
     if not options.table:
         prepare(options.data, options.out)
-        run_all(run, ((*item, options.out) for item in work(options.parts, options.seeds)), options.workers)
+        run_all(
+            run, ((*item, options.out) for item in work(options.parts, options.seeds, options.rules)), options.workers
+        )
         if "flare" in options.parts:
             through_flare(options.out)
     write_tables(options.out)

@@ -23,7 +23,9 @@ from fedseg.training.prepare import prepare_case
 
 SPACING, SHAPE, REPEATS = (0.8, 0.8, 2.5), (80, 80, 28), 8
 RADII = (5, 8, 12)
-GRIDS = ((2.0, 2.0, 4.0), (1.5, 1.5, 4.0), (1.5, 1.5, 2.5), (0.8, 0.8, 2.5))
+GRIDS = (
+    (2.0, 2.0, 4.0), (1.8, 1.8, 4.0), (1.6, 1.6, 4.0), (1.5, 1.5, 4.0), (1.5, 1.5, 2.5), (0.8, 0.8, 2.5),
+)  # fmt: skip
 
 
 def draw(folder: Path, radius: float, number: int) -> Case:

@@ -5,7 +5,9 @@
 - ``lgg``: lower-grade glioma of four institutions at 4 x 4 x 1 mm, ``lgg_fine`` at 2 x 2 x 1 mm. Cases that lack a
   sequence are left out;
 - ``hippocampus``: 50 whole hippocampi of OASIS and 36 of the Decathlon, whose two labels are merged, at 1 mm;
-- ``pancreas``: phantoms of two scanners, with the settings of the pancreas job.
+- ``pancreas``: phantoms of two scanners, with the settings of the pancreas job;
+- ``brats``: phantoms of two scanners and the real BraTS 2021 cases as a third institution, with the settings of the
+  BraTS jobs at 2 mm in patches of 64 x 64 x 64.
 
 Seed s holds out the s-th third of every institution's patients, so that three seeds test every patient once. Every arm
 has the same rounds, and beside its own settings the defaults of the code that runs it: an earlier version is an arm
@@ -62,9 +64,12 @@ TASKS: dict[str, Any] = {
     "lgg_fine": {**LGG, "patch_size": [128, 128, 16]},
     "hippocampus": HIPPOCAMPUS,
     "pancreas": None,
+    "brats": {"name": "brats", "spacing": [2.0, 2.0, 2.0], "patch_size": [64, 64, 64]},
 }
+JOB_OF = {"pancreas": "pancreas_fedavg", "brats": "brats_fedavg"}
 FINE = {"task": {"name": "pancreas", "patch_size": [64, 64, 32]}, "training.overlap": 0.25}
 BETWEEN = {"task": {"name": "pancreas", "spacing": [1.5, 1.5, 4.0], "patch_size": [80, 80, 24]}}
+PLANE = {"name": "pancreas", "spacing": [1.6, 1.6, 4.0], "patch_size": [80, 80, 32]}
 FULL = {"training.augmentation": "full"}
 ARMS: dict[str, dict[str, Any]] = {
     "defaults": {},
@@ -76,6 +81,18 @@ ARMS: dict[str, dict[str, Any]] = {
     "fine": {**FINE, **FULL},
     "fine_light": {**FINE, "training.augmentation": "intensity"},
     "between_light": {**BETWEEN, "training.augmentation": "intensity"},
+    # Other voxels in patches of as many mm, which see as much of the abdomen in as many samples.
+    "plane_light": {"task": PLANE, "training.augmentation": "intensity"},
+    "plane_organs": {
+        "task": {**PLANE, "sampling": {"background": 1, "pancreas": 2, "tumour": 2}},
+        "training.augmentation": "intensity",
+    },
+    "middle_light": {
+        "task": {"name": "pancreas", "spacing": [1.8, 1.8, 4.0], "patch_size": [72, 72, 32]},
+        "training.augmentation": "intensity",
+    },
+    # Of BraTS: what its jobs had in version 0.5.0.
+    "light_lr_1": {"training.augmentation": "intensity", "training.learning_rate": 1e-3},
 }
 # Ways to predict with a model that is there.
 PREDICTIONS: dict[str, dict[str, Any]] = {
@@ -89,11 +106,17 @@ PREDICTIONS: dict[str, dict[str, Any]] = {
 def institutions(name: str, data: Path, out: Path) -> dict[str, list[Case]]:
     """The cases of every institution, in the order of their names."""
     if name == "pancreas":
-        if not (out / name).exists():
-            make_phantoms("pancreas", sites=2, cases=15, out=out / name)
-        lists = {folder.name: read_datalist(folder) for folder in sorted((out / name).glob("site-*"))}
-        return {site: [*found.training, *found.validation] for site, found in lists.items()}
+        return _phantoms(name, 15, out)
+    if name == "brats":
+        return {**_phantoms(name, 6, out), "real": list(read_source(data / "BraTS2021", get_task("brats")))}
     return _hippocampi(data, out) if name == "hippocampus" else _gliomas(data)
+
+
+def _phantoms(name: str, cases: int, out: Path) -> dict[str, list[Case]]:
+    if not (out / name).exists():
+        make_phantoms(name, sites=2, cases=cases, out=out / name)
+    lists = {folder.name: read_datalist(folder) for folder in sorted((out / name).glob("site-*"))}
+    return {site: [*found.training, *found.validation] for site, found in lists.items()}
 
 
 def _gliomas(data: Path) -> dict[str, list[Case]]:
@@ -135,11 +158,13 @@ def split(name: str, data: Path, out: Path, seed: int) -> dict[str, Datalist]:
 
 
 def make_job(name: str, settings: dict[str, Any], seed: int, rounds: int) -> Job:
-    """FedAvg with two passes a round and otherwise the defaults of this version (or the pancreas job), and what an arm
-    changes."""
-    job = read_job(JOBS / ("pancreas_fedavg" if name == "pancreas" else "hippocampus_fedavg"))
+    """FedAvg with two passes a round and otherwise the defaults of this version (or a job's own settings), and what an
+    arm changes."""
+    job = read_job(JOBS / JOB_OF.get(name, "hippocampus_fedavg"))
     if TASKS[name] is not None:
-        job.declaration.update(task=TASKS[name], training={"local_epochs": 2})
+        job.declaration["task"] = TASKS[name]
+    if name not in JOB_OF:
+        job.declaration["training"] = {"local_epochs": 2}
     for key, value in {"seed": seed, "workflow.num_rounds": rounds, **settings}.items():
         job.set(key, value)
     return job

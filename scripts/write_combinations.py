@@ -48,6 +48,7 @@ _TRAINING = {"FedNova": _SGD, "Scaffold": _SGD, "FedPOD": {"validate_after": Tru
 _VARIANTS: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
     "FedAvg": (("uniform", {"weight_by": "uniform"}), ("unbiased", {"unbiased": True})),
     "FedNova": (("with mu", {"momentum": 0.0, "mu": 0.01}),),
+    "PoissonBySize": (("iterations", {"fewer": "iterations"}),),
     "FedCostWAvg": (("by val_loss", {"cost": "val_loss"}), ("by val_dice", {"cost": "val_dice"})),
 }
 _SHARED = {

@@ -289,3 +289,32 @@ def test_settings_of_a_round_hold_for_that_round(datalist):
     again = trainer.train_round(start, 1, 2)
     assert_same(again.weights, make_trainer(datalist, changes=SGD).train_round(start, 1, 2).weights)
     assert again.num_steps == 3
+
+
+def test_a_shortened_epoch_goes_over_the_first_cases_of_the_order_and_the_next_round_over_all(datalist):
+    rates, trainer = [], make_trainer(datalist, changes={**SGD, "schedule": "polynomial"})
+
+    class Watch(TrainingHook):
+        def after_step(self, trainer):
+            rates.append(trainer.optimizer.param_groups[0]["lr"])
+
+    trainer.hooks = (Watch(),)
+    start = start_of(trainer)
+    whole = list(trainer.batches(0, 0))
+    found = trainer.train_round(start, 0, 1, settings=RoundSettings(local_epochs=2, epoch_cases=3))
+    assert found.num_steps == len(rates) == 4, "two epochs of three cases in batches of two"
+    assert found.num_samples == 5, "the site weighs what it has"
+    assert trainer.counted_steps() == 4, "what is reported"
+    # Progress 0, 1/4, 1/2, 3/4 of the job: a shortened round runs over the whole of its part of the schedule.
+    peak = trainer.settings.learning_rate
+    assert rates == pytest.approx([peak * (1 - step / 4) ** 0.9 for step in range(4)])
+    shortened = list(trainer.batches(0, 0))
+    assert [len(batch["image"]) for batch in shortened] == [2, 1]
+    torch.testing.assert_close(shortened[0]["image"], whole[0]["image"], rtol=0, atol=0)
+    torch.testing.assert_close(shortened[1]["image"][0], whole[1]["image"][0], rtol=0, atol=0)
+    seen = [tuple(trainer._order(number, 0)) for number in range(60)]
+    assert all(len(set(order)) == 3 for order in seen)
+    # Each of five cases is in 3/5 of the epochs: 36 of 60, standard deviation 3.8.
+    assert all(20 < sum(case in order for order in seen) < 52 for case in range(5))
+    trainer.train_round(start, 0, 1)
+    assert [len(batch["image"]) for batch in trainer.batches(0, 0)] == [2, 2, 1]

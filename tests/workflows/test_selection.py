@@ -20,7 +20,9 @@ from fedseg.contract.combinations import conflict
 from fedseg.contract.plan import parse_plan
 from fedseg.contract.report import SiteReport
 from fedseg.contract.round_settings import META_KEY as ROUND_SETTINGS
+from fedseg.contract.round_settings import RoundSettings, parse_round_settings
 from fedseg.errors import ConfigurationError, FedsegError
+from fedseg.filters.dp_sgd import DPSGD
 from fedseg.workflows.buffered_training import BufferedTraining
 from fedseg.workflows.cyclic_training import CyclicTraining
 from fedseg.workflows.encrypted_training import EncryptedTraining
@@ -28,13 +30,17 @@ from fedseg.workflows.federated_training import FederatedTraining
 from fedseg.workflows.run import site_selection
 from fedseg.workflows.run.site_selection import SiteFacts
 from fedseg.workflows.selection import AllSites, DropSlow, LargestSites, PoissonBySize, RandomSites, SitesBySize
+from fedseg.workflows.split_training import SplitTraining
 from scripted_sites import ScriptedSites, accepted, start, train
 from tiny import PLAN
 from toy_parts import declare
 
 SIZES = {"a": 10, "b": 50, "c": 100, "d": 50}
 FACTS = {site: SiteFacts(size) for site, size in SIZES.items()}
-POLICIES = [AllSites(), LargestSites(2), RandomSites(2), SitesBySize(3), DropSlow(), PoissonBySize()]
+POLICIES = [
+    AllSites(), LargestSites(2), RandomSites(2), SitesBySize(3), DropSlow(), PoissonBySize(),
+    PoissonBySize(fewer="iterations"),
+]  # fmt: skip
 
 
 def picked(policy, facts=FACTS, seed=0, round_number=0):
@@ -87,6 +93,53 @@ def test_poisson_limits():
     assert picked(PoissonBySize(outlier_probability=0.0), equal) == sorted(SIZES)
 
 
+def test_an_outlier_is_asked_always_and_goes_over_as_many_cases_as_in_the_other_reading_on_average():
+    # As above only c with its 100 cases is an outlier.
+    policy = PoissonBySize(0.95, 0.2, fewer="iterations")
+    for number in range(20):
+        chosen = policy.select(FACTS, 0, number)
+        assert chosen.sites == sorted(SIZES)
+        assert chosen.settings == {"c": RoundSettings(epoch_cases=20)}
+    assert chosen.reasons["c"] == "100 cases, above 65: 20 of them in each local epoch"
+    assert chosen.draw.expected == dict.fromkeys(SIZES, 1.0)
+    rounds = PoissonBySize(0.95, 0.2)
+    seen = [100 * ("c" in picked(rounds, round_number=number)) for number in range(500)]
+    assert np.mean(seen) == pytest.approx(20, abs=7), "standard deviation 1.8"
+    assert rounds.select(FACTS, 0, 0).settings == {}
+
+
+def test_the_least_of_an_outlier_is_one_case():
+    facts = {"a": SiteFacts(1), "b": SiteFacts(1), "c": SiteFacts(9)}
+    chosen = PoissonBySize(0.5, 0.01, fewer="iterations").select(facts, 0, 0)
+    assert chosen.settings == {"c": RoundSettings(epoch_cases=1)}
+
+
+def test_the_outlier_alone_is_told_to_shorten_its_epochs_and_its_steps_are_held_to_that(tmp_path):
+    told = {}
+
+    def script(task, site, message):
+        if task == "prepare":
+            return accepted(training=SIZES[site])
+        told[site] = parse_round_settings(message.meta)
+        steps = {"a": 5, "b": 25, "c": reported, "d": 25}[site]  # batches of two; of c 20 cases are 10 steps
+        arrays = {name: np.zeros_like(weight) for name, weight in message.params.items()}
+        report = SiteReport(SIZES[site], steps, 0.9, None, {}, 2)
+        return FLModel(params_type=ParamsType.DIFF, params=arrays, meta=report.to_meta())
+
+    for reported, answered in ((10, "abcd"), (50, "abd")):
+        told.clear()
+        selection = PoissonBySize(0.95, 0.2, fewer="iterations")
+        workflow = FederatedTraining(1, FedAvg(), selection=selection, run_id="run")
+        run = train(start(workflow, ScriptedSites(script, "abcd"), tmp_path / str(reported)))
+        entry = run.state.rounds[0]
+        assert sorted(entry["sites"]) == list(answered)
+        assert told == {site: RoundSettings(epoch_cases=20 if site == "c" else None) for site in "abcd"}
+        assert {s: part["epoch_cases"] for s, part in entry["sites"].items()} == {
+            s: 20 if s == "c" else None for s in answered
+        }
+    assert "reports num_steps 50, but by its own account it is 10" in run.state.events[0]["what"]
+
+
 def test_slow_sites_rest_and_come_back():
     # Median of 10, 12, 11, 40 is 11.5; the limit is 23: d rests for two rounds and is asked in the third.
     facts = {s: SiteFacts(5, seconds) for s, seconds in zip("abcd", (10.0, 12.0, 11.0, 40.0), strict=True)}
@@ -135,6 +188,8 @@ def test_somebody_is_always_asked(sizes, number):
         (lambda: DropSlow(2.0, rest=0), "selection.rest"),
         (lambda: PoissonBySize(1.0), "selection.quantile"),
         (lambda: PoissonBySize(0.9, 1.1), "selection.outlier_probability"),
+        (lambda: PoissonBySize(0.9, 0, "iterations"), "selection.outlier_probability"),
+        (lambda: PoissonBySize(0.9, 0.1, "epochs"), "selection.fewer"),
     ],
 )
 def test_wrong_arguments_are_refused(build, named):
@@ -228,6 +283,8 @@ def average_factors(policy, rule, sizes, monkeypatch):
         (SitesBySize(3), FedAvg("uniform", unbiased=True), EQUAL),
         (PoissonBySize(0.9, 0.3), FedAvg(unbiased=True), SHARES),
         (PoissonBySize(0.9, 0.3), FedAvg("uniform", unbiased=True), EQUAL),
+        (PoissonBySize(0.9, 0.3, "iterations"), FedAvg(), SHARES),
+        (PoissonBySize(0.9, 0.3, "iterations"), FedAvg(unbiased=True), SHARES),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -293,6 +350,11 @@ def test_who_is_drawn_twice_trains_once_and_counts_twice_and_who_is_silent_count
         ([FedAvg(unbiased=True), DropSlow()], "which DropSlow withholds"),
         ([FedAvg(unbiased=True), PoissonBySize(0.9, 0)], "which PoissonBySize withholds"),
         ([FedAvg(unbiased=True), BufferedTraining], "which BufferedTraining withholds"),
+        (
+            [FedAvg(), PoissonBySize(fewer="iterations"), DPSGD],
+            "DPSGD needs every training case in each local epoch, which PoissonBySize withholds",
+        ),
+        ([PoissonBySize(fewer="iterations"), SplitTraining], "SplitTraining needs every training case"),
         ([FedAvg(unbiased=True), EncryptedTraining], "updates that the server can scale one by one"),
         ([FedAvg(), SitesBySize(2)], "SitesBySize needs a rule that counts a site as often as it was drawn"),
         ([FedCostWAvg(), SitesBySize(2)], "which no part of the job provides"),
@@ -312,6 +374,7 @@ def test_a_selection_and_a_rule_that_give_sites_other_weights_than_they_say_are_
         [FedAvg("uniform"), SitesBySize(2), EncryptedTraining],
         [FedAvg(unbiased=True), PoissonBySize(0.9, 0.1)],
         [FedAvg(), RandomSites(2)],
+        [FedAvg(), PoissonBySize(fewer="iterations"), EncryptedTraining],
     ],
 )
 def test_what_goes_together(parts):
@@ -341,6 +404,7 @@ def test_an_unbiased_rule_refuses_arrays_that_only_some_sites_share(monkeypatch)
     [
         (RandomSites(2), None, {"reset_optimizer": True}),
         (PoissonBySize(), None, {"reset_optimizer": True}),
+        (PoissonBySize(fewer="iterations"), None, {}),
         (None, None, {}),
         (RandomSites(2), False, {}),
         (RandomSites(2), True, {}),

@@ -26,6 +26,7 @@ STATISTICS, EPSILON = "statistics", "epsilon"
 VALUES, SCALING, ONE_START, SAME_SITES = "values", "scaling", "one_start", "same_sites"
 EVERY_COORDINATE, LOCAL_STEPS, PLAIN_STEPS = "every_coordinate", "local_steps", "plain_steps"
 COUNTED_STEPS, KNOWN_DRAWS, COUNTED_DRAWS = "counted_steps", "known_draws", "counted_draws"
+EVERY_CASE = "every_case"
 
 MEANINGS: Mapping[str, str] = {
     TRAIN_LOSS: "the training loss of every site",
@@ -43,6 +44,7 @@ MEANINGS: Mapping[str, str] = {
     PLAIN_STEPS: "local steps along the gradient of the loss alone",
     COUNTED_STEPS: "local steps whose number says how far a site went",
     KNOWN_DRAWS: "sites that are all drawn with known probabilities",
+    EVERY_CASE: "every training case in each local epoch",
     COUNTED_DRAWS: "a rule that counts a site as often as it was drawn, whatever its size",
 }
 """The closed list of what a part can need of the sites, as the end of a sentence."""

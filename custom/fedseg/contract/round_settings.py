@@ -10,12 +10,19 @@ from fedseg.contract.settings import TrainingSettings
 from fedseg.errors import RefusalError
 
 META_KEY = "fedseg_round_settings"
-_MOST_EPOCHS = 1000
+_MOST_EPOCHS, _MOST_CASES = 1000, 1_000_000
 
 
-def round_steps(settings: TrainingSettings, cases: int) -> int:
-    """Optimizer steps of a round at a site: ``local_epochs`` times the batches that its training cases fill."""
-    return settings.local_epochs * -(-cases // settings.batch_size)
+def round_steps(settings: TrainingSettings, cases: int, epoch_cases: int | None = None) -> int:
+    """Optimizer steps of a round at a site: ``local_epochs`` times the batches that the cases of an epoch fill.
+
+    Args:
+        settings: of the round.
+        cases: training cases of the site.
+        epoch_cases: see ``RoundSettings``.
+    """
+    each = cases if epoch_cases is None else min(cases, epoch_cases)
+    return settings.local_epochs * -(-each // settings.batch_size)
 
 
 @dataclass(frozen=True)
@@ -36,15 +43,23 @@ class RoundSettings:
         local_epochs: passes over the training cases in this round, 1 to 1000.
         learning_rate: peak of the schedule in this round, above 0 and up to 1.
         reset_optimizer: whether this round starts with a fresh optimizer.
+        epoch_cases: training cases of each local epoch at most, drawn anew for each; 1 to 1000000.
     """
 
     local_epochs: int | None = None
     learning_rate: float | None = None
     reset_optimizer: bool | None = None
+    epoch_cases: int | None = None
 
     def applied(self, settings: TrainingSettings) -> TrainingSettings:
         """The plan's settings with those of this round in their place."""
-        return replace(settings, **self._given())
+        given = self._given()
+        given.pop("epoch_cases", None)  # the plan has no such setting: a job's epochs go over all cases
+        return replace(settings, **given)
+
+    def joined(self, other: RoundSettings) -> RoundSettings:
+        """These settings, with those that ``other`` gives in their place."""
+        return replace(self, **other._given())
 
     def to_meta(self) -> dict[str, Any]:
         """The form in which they travel; empty where the plan's settings hold."""
@@ -65,9 +80,11 @@ def parse_round_settings(meta: Mapping[str, Any]) -> RoundSettings:
     known = {field.name for field in fields(RoundSettings)}
     if not isinstance(content, Mapping) or not set(content) <= known:
         raise RefusalError("plan", f"The settings of the round are not some of {sorted(known)}.")
-    epochs, rate = content.get("local_epochs", 1), content.get("learning_rate", 1.0)
-    if type(epochs) is not int or not 1 <= epochs <= _MOST_EPOCHS:
-        raise RefusalError("plan", f"The round's local_epochs is not a whole number from 1 to {_MOST_EPOCHS}.")
+    for name, most in (("local_epochs", _MOST_EPOCHS), ("epoch_cases", _MOST_CASES)):
+        count = content.get(name, 1)
+        if type(count) is not int or not 1 <= count <= most:
+            raise RefusalError("plan", f"The round's {name} is not a whole number from 1 to {most}.")
+    rate = content.get("learning_rate", 1.0)
     if type(rate) not in (int, float) or not 0 < rate <= 1:
         raise RefusalError("plan", "The round's learning_rate is not a number above 0 and up to 1.")
     if type(content.get("reset_optimizer", False)) is not bool:

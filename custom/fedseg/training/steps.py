@@ -41,12 +41,13 @@ class LocalSteps(LocalTraining):
         self.objective = plan.objective
         self.loss: Loss = plan_loss(plan)
         self.round_number, self.total_rounds = 0, 1
+        self.epoch_cases: int | None = None
 
     def train_epochs(self) -> list[float]:
         """Train the local epochs of the present round; returns the loss of every step."""
         self.network.train()
         losses: list[float] = []
-        steps = round_steps(self.settings, len(self.training_cases))
+        steps = round_steps(self.settings, len(self.training_cases), self.epoch_cases)
         with torch.random.fork_rng(devices=[]):
             # Dropout is the one draw that comes from torch's own generator.
             torch.manual_seed(derive_seed(self.plan.seed, self.site, self.round_number, "network"))
@@ -60,6 +61,8 @@ class LocalSteps(LocalTraining):
 
     def batches(self, round_number: int, epoch: int) -> Iterator[Sample]:
         """The epoch's batches: every case once, in an order and with patches that follow from the seed.
+
+        Of more than ``epoch_cases`` so many, the first of that order, where no hook gives the order.
 
         Raises:
             ConfigurationError: a hook's order is not one of the site's training cases.
@@ -135,7 +138,7 @@ class LocalSteps(LocalTraining):
                     raise ConfigurationError(f"{type(hook).__name__}.order", list(order), f"{count} indices of cases")
                 return order
         where = (self.plan.seed, self.site, round_number, epoch, "order")
-        return [int(index) for index in generator(*where).permutation(count)]
+        return [int(index) for index in generator(*where).permutation(count)[: self.epoch_cases]]
 
     def _step(self, sample: Sample) -> float:
         batch = {name: values.to(self.device) for name, values in sample.items()}

@@ -135,7 +135,7 @@ class SiteTrainer(LocalSteps):
 
     def counted_steps(self) -> int:
         """Steps of the present round as they follow from ``count``; without a guarantee those that are made."""
-        return round_steps(self.settings, self.count("training"))
+        return round_steps(self.settings, self.count("training"), self.epoch_cases)
 
     def statistics(self) -> dict[str, float]:
         """What the hooks want added up over all sites before the first round."""
@@ -228,6 +228,7 @@ class SiteTrainer(LocalSteps):
             raise RefusalError("data", "This site has no training cases.")
         set_weights(self.network, weights)
         self._received, self.settings = weights, settings.applied(self.plan.training)
+        self.epoch_cases = settings.epoch_cases
         self.round_number, self.total_rounds = round_number, total_rounds
         fixed = self._freeze(round_number)
         self._restore(round_number)

@@ -10,7 +10,8 @@ import numpy as np
 from scipy.stats import poisson
 
 from fedseg import allowed
-from fedseg.contract.combinations import COUNTED_DRAWS, DURATION, KNOWN_DRAWS, SAME_SITES
+from fedseg.contract.combinations import COUNTED_DRAWS, DURATION, EVERY_CASE, KNOWN_DRAWS, SAME_SITES
+from fedseg.contract.round_settings import RoundSettings
 from fedseg.workflows.run.site_selection import SiteFacts, SiteSelection
 
 
@@ -139,43 +140,73 @@ class DropSlow(SiteSelection):
 
 
 class PoissonBySize(SiteSelection):
-    """Large outliers take part less often (FedPIDAvg, Maechler et al., FeTS 2022).
+    """Large outliers take part less (FedPIDAvg, Maechler et al., FeTS 2022).
 
-    The sizes of the sites are taken as draws of a Poisson distribution with their mean. A site above its ``quantile``
-    is asked with probability ``outlier_probability`` in each round, all others always. The paper gives no exact rule;
-    this is our reading, and the default probability lies in the middle of the range that others searched (.05 to .30).
-    Another reading of its abstract, fewer local iterations for such a site, is not offered. As with ``RandomSites`` a
-    large site then weighs less on average than among all, unless ``FedAvg`` is ``unbiased``.
+    The sizes of the sites are taken as draws of a Poisson distribution with their mean; a site above its ``quantile``
+    is an outlier, all others take part as ever. The paper gives no exact rule, and its text can be read in two ways:
+
+    - ``rounds``: an outlier is asked with probability ``outlier_probability`` in each round. As with ``RandomSites`` it
+      then weighs less on average than among all, unless ``FedAvg`` is ``unbiased``.
+    - ``iterations`` ("adjusting the training iterations for each center accordingly", its abstract): an outlier is
+      asked in every round, and each of its local epochs goes over that part of its cases only, drawn anew. Its weight
+      stays that of all its cases.
+
+    Both spare an outlier as many iterations on average. The default probability lies in the middle of the range that
+    others searched (.05 to .30).
     """
 
-    def __init__(self, quantile: float = 0.95, outlier_probability: float = 0.2) -> None:
-        """Choose who is an outlier and how often it takes part.
+    def __init__(self, quantile: float = 0.95, outlier_probability: float = 0.2, fewer: str = "rounds") -> None:
+        """Choose who is an outlier and how much it takes part.
 
         Args:
             quantile: above 0 and below 1.
-            outlier_probability: 0 to 1.
+            outlier_probability: with which an outlier is asked, or each of its cases is in an epoch: 0 to 1, with
+                ``iterations`` above 0.
+            fewer: what an outlier has less of: ``rounds`` or ``iterations``.
         """
         allowed.number("selection.quantile", quantile, above=0, below=1)
-        allowed.number("selection.outlier_probability", outlier_probability, least=0, most=1)
+        self.fewer = allowed.one_of("selection.fewer", fewer, ("rounds", "iterations"))
+        if self._shortens:
+            allowed.number("selection.outlier_probability", outlier_probability, above=0, most=1)
+        else:
+            allowed.number("selection.outlier_probability", outlier_probability, least=0, most=1)
         self.quantile, self.outlier_probability = quantile, outlier_probability
-        self.withholds = frozenset({SAME_SITES} if outlier_probability else {SAME_SITES, KNOWN_DRAWS})
+        some = frozenset({SAME_SITES} if outlier_probability else {SAME_SITES, KNOWN_DRAWS})
+        self.withholds = frozenset({EVERY_CASE}) if self._shortens else some
 
     def judge(self, facts: Mapping[str, SiteFacts], draw: np.random.Generator) -> dict[str, tuple[bool, str]]:
-        limit = self._limit(facts)
+        limit, shorter = self._limit(facts), self.site_settings(facts)
         judged = {}
         for site, fact in facts.items():
             # Drawn for every site, so that a site's draw does not depend on the sizes of the others.
             drawn = float(draw.random()) < self.outlier_probability
             if fact.num_samples <= limit:
                 judged[site] = (True, f"{fact.num_samples} cases, not above {limit}")
+            elif site in shorter:
+                each = f"{shorter[site].epoch_cases} of them in each local epoch"
+                judged[site] = (True, f"{fact.num_samples} cases, above {limit}: {each}")
             else:
                 text = f"{fact.num_samples} cases, above {limit}: asked with probability {self.outlier_probability}"
                 judged[site] = (drawn, f"{text}; {'drawn' if drawn else 'not drawn'}")
         return judged
 
     def expected_draws(self, facts: Mapping[str, SiteFacts]) -> dict[str, float]:
+        limit, probability = self._limit(facts), 1.0 if self._shortens else self.outlier_probability
+        return {s: 1.0 if fact.num_samples <= limit else probability for s, fact in facts.items()}
+
+    def site_settings(self, facts: Mapping[str, SiteFacts]) -> dict[str, RoundSettings]:
+        if not self._shortens:
+            return {}
         limit = self._limit(facts)
-        return {s: 1.0 if fact.num_samples <= limit else self.outlier_probability for s, fact in facts.items()}
+        return {
+            site: RoundSettings(epoch_cases=max(1, round(self.outlier_probability * fact.num_samples)))
+            for site, fact in facts.items()
+            if fact.num_samples > limit
+        }
+
+    @property
+    def _shortens(self) -> bool:
+        return self.fewer == "iterations"
 
     def _limit(self, facts: Mapping[str, SiteFacts]) -> int:
         """The most cases of a site that is no outlier, which the smallest never is."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from fedseg.allowed import whole
 from fedseg.contract.arguments import takes_arguments_of
+from fedseg.contract.combinations import EVERY_CASE
 from fedseg.workflows.run.method_parts import MethodParts, take_parts
 from fedseg.workflows.run.settings import RunSettings, refuse_given
 from fedseg.workflows.run.workflow import Workflow
@@ -23,6 +24,8 @@ class SplitTraining(Workflow):
     4. With ``site_update: separate`` every site sends its own part at the end, if its policy lets it, and the run
        leaves one model for each; else it leaves one model for all, and the best one.
     """
+
+    needs = frozenset({EVERY_CASE})
 
     @takes_arguments_of(MethodParts, RunSettings)
     def __init__(self, num_rounds: int, message_timeout: int = 60, start_timeout: int = 600, **arguments: Any) -> None:

@@ -147,6 +147,15 @@ def test_seconds_by_hand() -> None:
     assert simulated_seconds(two_sites(), profiles, {"a": 4, "b": 100})[1] == 210
 
 
+def test_a_shortened_epoch_takes_the_time_of_its_cases() -> None:
+    summary = two_sites()
+    for epoch_cases, first in ((2, 76), (9, 82), (None, 82)):
+        summary["rounds"][0]["sites"]["b"]["epoch_cases"] = epoch_cases
+        # with two cases b takes 10 + 1 * 2 + 2 * 2 * 3 + 1 * 2 + 20 = 46, less than a
+        profiles = exact("exact", validation=2, training=3, download=10, upload=20)
+        assert simulated_seconds(summary, profiles, {"a": 4, "b": 1}) == [first, 76]
+
+
 def test_no_rate_is_below_a_second() -> None:
     profiles = exact("fast", validation=0.1, training=0.1, download=0.1, upload=0.1)
     # 1 + 4 * 1 + 5 * 2 * 1 + 4 * 1 + 1

@@ -111,6 +111,8 @@ def simulated_seconds(summary: Summary, profiles: Profiles, validation_cases: Ma
         download + n_val * validation                                                     every site of the job
         + n_train * epochs * training + n_val * validation + upload                       if it trained in the round
 
+    With ``n_train`` the cases of an epoch where the round shortened it.
+
     Each rate is a draw of the site's own normal distribution, at least 1 s, in this order, sites by name, from numpy's
     legacy generator seeded with the number of the round: the harness draws the same way. As there, a site that a
     selection left out counts as one that gets and scores the model.
@@ -139,8 +141,9 @@ def simulated_seconds(summary: Summary, profiles: Profiles, validation_cases: Ma
             cases = number(part(trained, site).get("num_samples"))
             if site in trained and cases is None:
                 raise DataError(f"the summary does not say how many cases {site} trained on in round {index}.")
-            epoch_cases = None if cases is None else cases * epochs
-            times.append(_site_seconds(*assigned[site], epoch_cases, validation_cases[site], random))
+            each = number(part(trained, site).get("epoch_cases"))
+            seen = None if cases is None else min(cases, each or cases) * epochs
+            times.append(_site_seconds(*assigned[site], seen, validation_cases[site], random))
         durations.append(max(times))
     return durations
 

@@ -21,7 +21,7 @@ from fedseg.filters.encrypt import DecryptModel, EncryptUpdate
 from fedseg.tasks.objective import MEAN
 from fedseg.workflows.run.acceptance import check_report, read_update
 from fedseg.workflows.run.run_state import RunState
-from fedseg.workflows.run.sites import Accept, Message, single_messages
+from fedseg.workflows.run.sites import Accept, Message, message_for_each, single_messages
 
 UPDATE_REFUSED = "update left out"
 ENCRYPT, DECRYPT = (f"{each.__module__}.{each.__name__}" for each in (EncryptUpdate, DecryptModel))
@@ -140,6 +140,11 @@ class RoundProtocol(ABC):
         for each in single_messages(message):
             each.meta |= {**run.round_meta(), **settings.to_meta()}
             each.current_round, each.total_rounds = run.number, run.settings.num_rounds
+        own = {site: settings.joined(run.site_settings[site]) for site in sites if site in run.site_settings}
+        if own:
+            message = message_for_each(message, sites)
+            for site, given in own.items():
+                message[site].meta |= given.to_meta()
         return message
 
     def score(
@@ -193,8 +198,9 @@ class RoundProtocol(ABC):
             run, site, report: what a site of the run reports.
             number: of the round that it reports of.
         """
-        settings = self.round_settings(number).applied(run.plan.training)
-        check_report(report, run.facts[site], round_steps(settings, run.facts[site].num_samples), run.plan)
+        given = self.round_settings(number).joined(run.site_settings.get(site, RoundSettings()))
+        facts, settings = run.facts[site], given.applied(run.plan.training)
+        check_report(report, facts, round_steps(settings, facts.num_samples, given.epoch_cases), run.plan)
 
 
 class Broadcast(RoundProtocol):

@@ -12,6 +12,7 @@ from fedseg.contract.plan import Plan
 from fedseg.contract.protocol import FRESH, KEEP, LAST, LINEAGE, START, TOTALS
 from fedseg.contract.report import ReportField
 from fedseg.contract.round_numbers import listed, nth
+from fedseg.contract.round_settings import RoundSettings
 from fedseg.provenance.run_log import RECORD_FILE, SERVER_SIDE, RunLog
 from fedseg.version import __version__
 from fedseg.workflows.run.checkpoint import CheckpointError, Checkpoints
@@ -34,6 +35,7 @@ class RunState:
         record: where events are written as they happen.
         participants: the sites that accepted the job.
         rounds: entries of the finished rounds, see ``scores.describe_round``.
+        site_settings: what holds at single sites in the round at hand in the place of its settings.
         totals: sums of what sites stated when they accepted the job.
         best_round: the round after which the best model so far was made; None before it is known.
         stopped: the round and the reason where a stopping rule ended the training.
@@ -51,6 +53,7 @@ class RunState:
         self.participants = Participants(sites, record.event)
         sites.run_id, sites.note = settings.run_id or sites.run_id or uuid.uuid4().hex, record.note_site
         self.rounds: list[dict[str, Any]] = []
+        self.site_settings: Mapping[str, RoundSettings] = {}
         self.totals: dict[str, float] = {}
         self.best_round: int | None = None
         self.stopped: dict[str, Any] | None = None

@@ -44,6 +44,7 @@ def describe_round(
         "sites": {
             site: {
                 **_describe_report(report, costs[site], traffic.get(site, (0, 0)), name),
+                "epoch_cases": chosen.settings[site].epoch_cases if site in chosen.settings else None,
                 "privacy": [dict(step) for step in model.steps.get(site, ())],
             }
             for site, report in reports.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from fedseg.aggregators.base import Draw
 from fedseg.contract.arguments import arguments_of
 from fedseg.contract.combinations import KNOWN_DRAWS, SAME_SITES
+from fedseg.contract.round_settings import RoundSettings
 from fedseg.randomness import generator
 
 
@@ -31,11 +32,19 @@ class SiteFacts:
 
 @dataclass(frozen=True)
 class Selection:
-    """Sites of a round, for every site of the job why it is among them or not, and how they were drawn."""
+    """Who takes part in a round.
+
+    Attributes:
+        sites: who is asked.
+        reasons: for every site of the job why it is asked or not.
+        draw: how the sites were drawn.
+        settings: what holds at single sites in the place of the round's settings.
+    """
 
     sites: list[str]
     reasons: dict[str, str]
     draw: Draw
+    settings: Mapping[str, RoundSettings] = field(default_factory=dict)
 
 
 class SiteSelection(ABC):
@@ -67,7 +76,8 @@ class SiteSelection(ABC):
             largest = max(ordered, key=lambda site: ordered[site].num_samples)
             counts, reasons[largest] = {largest: 1}, "the policy left nobody; asked as the largest site"
         samples = {site: fact.num_samples for site, fact in ordered.items()}
-        return Selection(list(counts), reasons, Draw(counts, self.expected_draws(ordered), samples))
+        own = {site: settings for site, settings in self.site_settings(ordered).items() if site in counts}
+        return Selection(list(counts), reasons, Draw(counts, self.expected_draws(ordered), samples), own)
 
     @abstractmethod
     def judge(self, facts: Mapping[str, SiteFacts], draw: np.random.Generator) -> Mapping[str, tuple[int, str]]:
@@ -75,6 +85,10 @@ class SiteSelection(ABC):
 
     def expected_draws(self, facts: Mapping[str, SiteFacts]) -> dict[str, float]:
         """How often each site is drawn in a round on average; empty where that is not known, or 0 for some site."""
+        return {}
+
+    def site_settings(self, facts: Mapping[str, SiteFacts]) -> dict[str, RoundSettings]:
+        """What holds at single sites, where they take part, in the place of the round's settings."""
         return {}
 
     def describe(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 from abc import ABC, abstractmethod
@@ -336,3 +337,11 @@ class Sent:
 def single_messages(message: Message) -> list[FLModel]:
     """The one message for all sites, or those of all sites."""
     return list(message.values()) if isinstance(message, Mapping) else [message]
+
+
+def message_for_each(message: Message, sites: Sequence[str]) -> dict[str, FLModel]:
+    """A message for each site, with a meta of its own; the arrays are those of the one message, not copied."""
+    given = {site: copy.copy(message[site] if isinstance(message, Mapping) else message) for site in sites}
+    for each in given.values():
+        each.meta = dict(each.meta or {})
+    return given

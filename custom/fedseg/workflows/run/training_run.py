@@ -127,6 +127,7 @@ class TrainingRun:
         """One round: who is asked, what they send, and the next model."""
         run, start = self.state, time.perf_counter()
         chosen = self._select()
+        run.site_settings = chosen.settings
         run.sites.traffic.clear()
         run.model.begin_round(self._keep_update if run.settings.keep_updates else None)
         run.model.sites_drawn(chosen.draw)

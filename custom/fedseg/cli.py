@@ -26,6 +26,8 @@ COMMANDS = (
     "evaluate",
     "predict",
     "report",
+    "statistics",
+    "plan",
     "rank",
     "package",
     "decrypt-model",

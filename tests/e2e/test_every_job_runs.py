@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from federation_parts import COORDINATOR, POLICY, ROOT, fedseg
 
+import job_kinds
 from fedseg.data.datalist import FILE_NAME
 from fedseg.data.phantoms.phantoms import make_phantoms
 from fedseg.deployment.kits.project_file import HOST, read_project
@@ -28,7 +29,7 @@ from tiny import PLAN, make_sites
 SECONDS, CASES = 600, 3
 SITES = ("site-1", "site-2")
 PLAIN, ENCRYPTED = "three_hospitals", "three_hospitals_he"
-JOBS = sorted(path.parent.name for path in (ROOT / "jobs").glob("*/meta.json"))
+JOBS = [path.name for path in job_kinds.TRAINING]
 EVERY_DAY = {
     "brats_scaffold",
     "hippocampus_gaussian_dp",

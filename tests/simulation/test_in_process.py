@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import job_kinds
 from fedseg.cli import main
 from fedseg.data.datalist import read_datalist
 from fedseg.errors import DataError, FedsegError
@@ -28,7 +29,7 @@ from fedseg.workflows.run.training_run import TrainingRun
 from tiny import PLAN, make_sites
 
 ROOT = Path(__file__).parents[2]
-JOBS = sorted(path.parent for path in (ROOT / "jobs").glob("*/meta.json"))
+JOBS = job_kinds.TRAINING
 SITES = {"alpha": (4, 1), "beta": (2, 1), "gamma": (2, 1)}
 EVERY_DAY = (
     "hippocampus_fedavg", "hippocampus_he", "hippocampus_splitavg", "hippocampus_cyclic", "hippocampus_fedbuff",

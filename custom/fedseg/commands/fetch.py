@@ -9,7 +9,9 @@ from typing import Any
 from rich.markup import escape
 
 from fedseg.commands.arguments import Command
+from fedseg.commands.statistics import leave_statistics
 from fedseg.console import out, tell
+from fedseg.contract.protocol import STATISTICS
 from fedseg.deployment.coordination.session import connect
 
 
@@ -41,6 +43,9 @@ def run(options: argparse.Namespace) -> int:
 
 def finish_run(summary: dict[str, Any], folder: Path, probe: bool = True) -> None:
     """Probe a fetched run of split training, and print the scores of every run and where its files are."""
+    if STATISTICS in summary:
+        leave_statistics(summary[STATISTICS], folder)
+        return
     from fedseg.commands.probing import probe_on_phantoms
     from fedseg.deployment.coordination.fetched_run import REPORT
     from fedseg.evaluation.report.page import write_report

@@ -15,6 +15,7 @@ from rich.markup import escape
 from fedseg.commands.arguments import Command
 from fedseg.console import out, tell, track
 from fedseg.data.intake.dicom import Series, read_volume, search
+from fedseg.data.scanner_facts import write_scanner_facts
 from fedseg.errors import UsageError
 from fedseg.files.documents import whole_file
 
@@ -36,7 +37,8 @@ def run(options: argparse.Namespace) -> int:
     """``fedseg import-dicom``: convert a DICOM series to NIfTI.
 
     Find the DICOM series below FOLDER and write the chosen one as DIR/NAME.nii.gz, in Hounsfield units for CT. Nothing
-    of the DICOM header but the geometry goes into the file.
+    of the DICOM header but the geometry goes into the file; the scanner's maker and field strength go into NAME.json
+    beside it, for statistics.
 
     example: fedseg import-dicom /data/export --modality CT --description portal --out /data
     """
@@ -60,6 +62,7 @@ def run(options: argparse.Namespace) -> int:
     _print_series((chosen,))
     image = read_volume(chosen)
     _write(image, target)
+    write_scanner_facts(chosen.scanner, target)
     size, spacing = (" x ".join(f"{v:.4g}" for v in values) for values in (image.GetSize(), image.GetSpacing()))
     out().print(f"{escape(str(target))}: {size} voxels of {spacing} mm, from {len(chosen.slices)} slices")
     return 0

@@ -112,5 +112,7 @@ def _job(options: argparse.Namespace) -> Job:
 
     example = options.job is None and options.data is None and hippocampi() is None
     job = read_job(options.job or _of_repository(PHANTOM_JOB if example else JOB))
-    apply_settings(job, options.rounds, None, options.seed, [*(_FOR_PHANTOMS if example else ()), *options.set])
+    # Not every job has rounds.
+    rounds = options.rounds if "num_rounds" in job.workflow else None
+    apply_settings(job, rounds, None, options.seed, [*(_FOR_PHANTOMS if example else ()), *options.set])
     return job

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from fedseg.commands.arguments import Command, Later
 from fedseg.console import err, out, tell
+from fedseg.contract.protocol import STATISTICS
 from fedseg.contract.round_numbers import nth
 from fedseg.errors import UsageError
 from fedseg.files.locks import locked
@@ -95,17 +96,31 @@ def _run(options: argparse.Namespace, job: Job) -> int:
         needed = {"JOB": options.job, "--data": options.data, "--initial": options.initial}
         prepare_output(options.out, options.overwrite, needed)
     ledger = ledger_folder(options.out, options.ledger, options.resume)
+    where = job, options.data, options.out, sites, show_event, ledger
+    if job.build_workflow().result == STATISTICS:
+        return _count(options, where)
     err().print(
         f"{job.name}: {len(sites)} sites, {job.workflow['num_rounds']} rounds of {plan.training.local_epochs} local "
         f"epoch(s), patch {'x'.join(map(str, plan.task.patch_size))}, {plan.training.threads} thread(s) per site, "
         f"seed {plan.seed}"
     )
-    where = job, options.data, options.out, sites, show_event, ledger
     result = simulate_in_process(*where) if options.in_process else simulate(*where, gpu=options.gpu)
     summary = write_results(
         job, result, options.data, options.out, sites, kinds, not options.no_probe, tell, probe_progress
     )
     _print_summary(summary, options.out)
+    return 0
+
+
+def _count(options: argparse.Namespace, where: tuple[Any, ...]) -> int:
+    """A run of a job of statistics."""
+    from fedseg.commands.statistics import leave_statistics
+    from fedseg.simulation.in_process import simulate_in_process
+    from fedseg.simulation.simulator import simulate
+
+    err().print(f"{where[0].name}: {len(where[3])} sites tell what their cases are like")
+    result = simulate_in_process(*where) if options.in_process else simulate(*where)
+    leave_statistics(result.results[STATISTICS], options.out)
     return 0
 
 
@@ -232,6 +247,8 @@ def show_event(event: Event) -> None:
         err().print(f"  {site}: {title} of the received model {score}, training loss {loss}, {event['seconds']:.1f} s")
     elif kind == "round_done":
         err().print(f"  done in {event['seconds']:.1f} s{_to_go(event)}")
+    elif kind == "count":
+        err().print(f"counting cases at {', '.join(event['sites'])}")
     elif kind == "evaluate":
         err().print(f"scoring the {event['model']} model at every site")
     elif kind in ("site", "failed"):

@@ -1,4 +1,4 @@
-"""From what the images of a data set are like, a plan to begin with: voxel size, patch, strides and kernels.
+"""From what images are like, a plan to begin with: voxel size, patch, strides and kernels.
 
 The rules are those of nnU-Net (Isensee et al., Nature Methods 2021, supplementary note 2), with a number of voxels in
 the place of its model of a graphics card's memory.
@@ -7,6 +7,7 @@ the place of its model of a graphics card's memory.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import ceil, prod
 from typing import Any
 
@@ -17,6 +18,31 @@ _COARSEST = 4  # voxels of a patch along an axis, below which it is not halved
 _MOST_LEVELS = 6
 _MOST_FEATURES = 256
 VOXELS = 96**3
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a proposal depends on of the images of a data set, each along x, y, z.
+
+    Attributes:
+        spacing: median size of a voxel in mm.
+        thin: its tenth percentile in mm.
+        shape: median number of voxels.
+        extent: median size of an image in mm.
+    """
+
+    spacing: tuple[float, ...]
+    thin: tuple[float, ...]
+    shape: tuple[float, ...]
+    extent: tuple[float, ...]
+
+    @classmethod
+    def of(cls, shapes: Sequence[Sequence[int]], spacings: Sequence[Sequence[float]]) -> Fingerprint:
+        """That of images of which every shape and every voxel size is known, at least one; see ``propose``."""
+        counts, sizes = np.asarray(shapes, float), np.asarray(spacings, float)
+        of_all = np.median(sizes, axis=0), np.percentile(sizes, 10, axis=0)
+        found = (*of_all, np.median(counts, axis=0), np.median(counts * sizes, axis=0))
+        return cls(*(tuple(float(value) for value in values) for values in found))
 
 
 def propose(
@@ -34,8 +60,13 @@ def propose(
         spacings: sizes in mm of its voxels along the same axes.
         voxels: the most that a patch may have; memory and time of a step grow with it.
     """
-    target = _spacing(np.asarray(shapes, float), np.asarray(spacings, float))
-    sizes = np.median(np.asarray(shapes) * np.asarray(spacings) / target, axis=0)
+    return propose_for(Fingerprint.of(shapes, spacings), voxels)
+
+
+def propose_for(fingerprint: Fingerprint, voxels: int = VOXELS) -> dict[str, dict[str, Any]]:
+    """The same from the fingerprint of a data set, whose images may lie at several sites."""
+    target = _spacing(fingerprint)
+    sizes = np.asarray(fingerprint.extent) / target
     patch = [max(2, round(size)) for size in sizes]  # a single voxel could not be normalised
     while True:
         strides, kernels = _levels(patch, target)
@@ -55,14 +86,13 @@ def propose(
     return {"task": {"spacing": [round(float(size), 3) for size in target], "patch_size": rounded}, "network": network}
 
 
-def _spacing(shapes: np.ndarray, spacings: np.ndarray) -> np.ndarray:
+def _spacing(fingerprint: Fingerprint) -> np.ndarray:
     """Medians; along thick slices the tenth percentile, so that the thinner ones do not lose theirs."""
-    target = np.median(spacings, axis=0)
-    longest, sizes = int(target.argmax()), np.median(shapes, axis=0)
+    target, sizes = np.array(fingerprint.spacing), np.array(fingerprint.shape)
+    longest = int(target.argmax())
     others = np.delete(np.arange(3), longest)
     if target[longest] >= _THICK * target[others].max() and _THICK * sizes[longest] <= sizes[others].min():
-        thin = np.percentile(spacings[:, longest], 10)
-        target[longest] = max(thin, target[others].max())
+        target[longest] = max(fingerprint.thin[longest], target[others].max())
     return target
 
 

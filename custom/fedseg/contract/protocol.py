@@ -6,6 +6,9 @@ SHARE = "share"
 # the second step of a round in encrypted jobs: the arrays, after the server has said what they weigh
 UPLOAD = "upload"
 
+# in jobs of statistics: what a site's cases are like
+COUNT = "count"
+
 # the sites' part of a job, in its configuration folder; server and sites both have it
 CLIENT_FILE = "config_fed_client.json"
 

@@ -10,7 +10,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.app_common.app_constant import AppConstants
 
-from fedseg.contract.protocol import PREPARE, SHARE, STATISTICS
+from fedseg.contract.protocol import COUNT, PREPARE, SHARE, STATISTICS
 from fedseg.filters.chain import is_guaranteed, update_chain
 from fedseg.filters.encrypt import ALGORITHM
 
@@ -34,6 +34,8 @@ def without_guarantee(task: str, result: Shareable, fl_ctx: FLContext) -> str | 
     content: Mapping[str, Any] = dxo.data
     if task == PREPARE:
         return "statistics" if content.get(STATISTICS) else None
+    if task == COUNT:
+        return None if content[STATISTICS]["noise"] else "statistics"
     if task == AppConstants.TASK_VALIDATION:
         return "scores" if any(not part.get("withheld") for part in content.values()) else None
     if task == AppConstants.TASK_SUBMIT_MODEL:

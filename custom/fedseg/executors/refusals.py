@@ -23,7 +23,7 @@ from fedseg.filters.chain import UPDATE_TASKS, is_guaranteed, sending_chain, upd
 from fedseg.filters.guard.guard import Guard
 from fedseg.messages.job import job_name
 from fedseg.site.policy import OPEN, SitePolicy
-from fedseg.site.protection_rules import broken, check_protection, planned_fraction
+from fedseg.site.protection_rules import broken, check_budget, check_protection, planned_fraction
 from fedseg.training.hooks import TrainingHook, replaces
 
 FLOAT_BYTES = 4
@@ -43,7 +43,8 @@ class JobTerms:
         guarded: whether the site's guard is in place.
         foreign: classes of the job's components at the site that the policy cannot judge.
         misplaced: whether the guarantee is computed for a task whose result carries no arrays.
-        statistics: whether the method tells statistics of the data.
+        statistics: whether the method, or the job itself, tells statistics of the data.
+        updates: whether the job asks for updates; all rules of updates are about such a job alone.
         array_bytes: that the arrays of an update take at least; 0 where filters or split training change their size.
     """
 
@@ -58,15 +59,17 @@ class JobTerms:
     foreign: tuple[str, ...] = ()
     misplaced: bool = False
     statistics: bool = False
+    updates: bool = True
     array_bytes: int = 0
 
 
 def job_terms(plan: Plan, fl_ctx: FLContext) -> JobTerms:
     """Read what a job asks from its components, as FLARE has built them at this site."""
     chain, every = sending_chain(fl_ctx), update_chain(fl_ctx)
-    guaranteed = is_guaranteed(every)
-    steps, withheld = tuple(f.step() for f in chain), withheld_names(plan, fl_ctx.get_identity_name(), LAST_ROUND)
     components = list(_components(fl_ctx))
+    protected = any(getattr(component, "protects_statistics", False) for component in components)
+    guaranteed = is_guaranteed(every) or protected
+    steps, withheld = tuple(f.step() for f in chain), withheld_names(plan, fl_ctx.get_identity_name(), LAST_ROUND)
     kept = _kept(plan, withheld.union(*own_names(chain, plan)))
     return JobTerms(
         job=job_name(fl_ctx),
@@ -78,8 +81,9 @@ def job_terms(plan: Plan, fl_ctx: FLContext) -> JobTerms:
         fraction=planned_fraction(steps) * (1 - kept),
         guarded=any(isinstance(c, Guard) for c in components),
         foreign=tuple(sorted({name for c in components if (name := _foreign(c))})),
-        misplaced=guaranteed and not is_guaranteed(chain),
+        misplaced=is_guaranteed(every) and not is_guaranteed(chain),
         statistics=any(_tells_statistics(hook) for hook in (*components, *hooks_of(every))),
+        updates=not any(getattr(component, "only_counts", False) for component in components),
         array_bytes=_array_bytes(plan, steps, kept),
     )
 
@@ -108,6 +112,9 @@ def check_job(policy: SitePolicy | None, terms: JobTerms) -> None:
         raise broken("filters", "protects a task whose result carries no arrays", "asks it of the one that does")
     if terms.statistics and not policy.statistics:
         raise broken("statistics", "asks for statistics of the data", "does not give them")
+    if not terms.updates:
+        check_budget(policy, terms.guaranteed, terms.dataset, "its statistics")
+        return
     if not terms.guaranteed:
         _check_scale(policy, terms.steps)
     if policy.max_bytes is not None and terms.array_bytes > policy.max_bytes:
@@ -133,6 +140,17 @@ def check_cases(policy: SitePolicy | None, training_cases: int) -> None:
         raise broken(
             "min_cases", "would train on the cases that this site has", f"takes part with {policy.min_cases} at least"
         )
+
+
+def check_patients(policy: SitePolicy | None, patients: int) -> None:
+    """Refuse to tell statistics of too few patients.
+
+    Raises:
+        RefusalError: rule ``min_patients`` (reason ``policy``); the text does not tell how many there are.
+    """
+    least = (policy or OPEN).min_patients
+    if patients < least:
+        raise broken("min_patients", "asks for statistics of fewer patients", f"tells those of {least} at least")
 
 
 def check_submission(policy: SitePolicy | None, terms: JobTerms | None) -> None:
@@ -202,6 +220,8 @@ def _components(fl_ctx: FLContext) -> Iterable[object]:
 
 def _tells_statistics(component: object) -> bool:
     telling = ("statistics", "arrays_before_rounds")
+    if getattr(component, "only_counts", False):
+        return True
     return isinstance(component, TrainingHook) and any(replaces(component, name) for name in telling)
 
 

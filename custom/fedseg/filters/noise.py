@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 from fedseg import allowed
 from fedseg.contract.combinations import DURATION, EPSILON, SCORES, STATISTICS, TRAIN_LOSS, VAL_LOSS
 from fedseg.contract.update import DENSE, Stage, Update
-from fedseg.errors import RefusalError
 from fedseg.filters.base import UpdateFilter
+from fedseg.filters.charging import charge_ledger, delta_at
 from fedseg.filters.context import SiteContext
 from fedseg.networks.weights import Arrays
 from fedseg.privacy.accounting.epsilon import (
@@ -30,9 +30,8 @@ from fedseg.privacy.accounting.epsilon import (
     Release,
     relative_to_sensitivity,
 )
-from fedseg.privacy.accounting.ledger import Ledger, Spent
+from fedseg.privacy.accounting.ledger import Spent
 from fedseg.privacy.mechanisms.noise import NoiseSource, SecureNoise, SeededNoise, gaussian_mechanism, laplace_mechanism
-from fedseg.site.policy import LARGEST_EPSILON
 
 logger = logging.getLogger(__name__)
 
@@ -80,33 +79,11 @@ class GuaranteedFilter(UpdateFilter):
         Raises:
             RefusalError: delta protects nobody, the budget is used up, or the ledger cannot be used (``privacy``).
         """
-        policy, delta = context.profile.policy, self.delta_at(context)
-        if delta * len(context.patients) >= 1:
-            # Publishing one patient drawn by lot has an epsilon of 0 at this delta.
-            raise RefusalError(
-                "privacy",
-                f"{type(self).__name__}: delta {delta:g} is not below one over the number of this site's patients, so "
-                "its epsilon would protect nobody. Set the filter's delta lower; 1e-5 is usual.",
-            )
-        budget = policy.budget(context.plan.dataset) if policy is not None else None
-        return Ledger(context.profile.ledger, simulated=context.profile.simulated).charge(
-            context.plan.dataset,
-            context.patients,
-            release,
-            job=context.job,
-            run_id=context.run_id,
-            round_number=context.round_number,
-            delta=delta,
-            budget=budget.epsilon if budget is not None else None,
-            limit=None if policy is not None and policy.allow_large_epsilon else LARGEST_EPSILON,
-            clip=self.describe().get("clip"),
-        )
+        return charge_ledger(release, context, self.delta, type(self).__name__, self.describe().get("clip"))
 
     def delta_at(self, context: SiteContext) -> float:
         """The delta at which this site counts: the filter's, or the policy's where that is smaller."""
-        policy = context.profile.policy
-        budget = policy.budget(context.plan.dataset) if policy is not None else None
-        return self.delta if budget is None else min(self.delta, budget.delta)
+        return delta_at(self.delta, context)
 
     def apply(self, update: Update, context: SiteContext) -> Update:
         # Charged before anything is computed from the update, and always the same: neither the cost nor a refusal may

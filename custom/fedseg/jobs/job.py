@@ -35,6 +35,8 @@ from fedseg.jobs.filter_chain import (
 from fedseg.jobs.shape import check_shape
 from fedseg.models.model_file import initial_weights
 from fedseg.training.hooks import check_hooks
+from fedseg.workflows.federated_statistics import FederatedStatistics
+from fedseg.workflows.run.flare_workflow import FlareWorkflow
 from fedseg.workflows.run.round_protocol import JobParts
 from fedseg.workflows.run.workflow import Workflow
 
@@ -81,8 +83,8 @@ class Job:
         Args:
             key: a path into the plan (``seed``, ``training.local_epochs``, ``task.patch_size``, ``network.channels``)
                 or into the arguments of the workflow (``workflow.min_sites``), of one of its parts
-                (``aggregator.weight_by``, ``selection.k``...), of a training hook (``hook.fedprox.mu``) or of a
-                filter at the sites (``filter.ShareFraction.fraction``).
+                (``aggregator.weight_by``, ``selection.k``...), of a training hook (``hook.fedprox.mu``), of a filter
+                at the sites (``filter.ShareFraction.fraction``) or of their executors (``executor.noise``).
             value: the new value, of which the job keeps a copy; checked by ``check``.
 
         Raises:
@@ -90,7 +92,7 @@ class Job:
         """
         first, *rest = key.split(".")
         value = copy.deepcopy(value)
-        if first in ("workflow", "hook", "filter", *_PARTS):
+        if first in ("workflow", "hook", "filter", "executor", *_PARTS):
             for component in self._components(key, first, rest):
                 component.setdefault("args", {})[rest[-1]] = value
             return
@@ -103,8 +105,8 @@ class Job:
             raise UsageError(
                 f"--set {key}: no such setting. Write seed, task.FIELD, network.ARGUMENT, training.SETTING, "
                 "split.SETTING, "
-                f"workflow.ARGUMENT, {', '.join(f'{part}.ARGUMENT' for part in _PARTS)}, hook.ID.ARGUMENT "
-                "or filter.CLASS.ARGUMENT."
+                f"workflow.ARGUMENT, {', '.join(f'{part}.ARGUMENT' for part in _PARTS)}, hook.ID.ARGUMENT, "
+                "filter.CLASS.ARGUMENT or executor.ARGUMENT."
             )
         part[rest[0]] = value
         self.declaration[first] = part
@@ -117,6 +119,8 @@ class Job:
                 form = "hook.ID" if first == "hook" else "filter.CLASS"
                 raise UsageError(f"--set {key}: write {form}.ARGUMENT=VALUE; this job has: {sorted(found)}.")
             return found[rest[0]]
+        if first == "executor" and len(rest) == 1:
+            return [entry["executor"] for entry in self.client.get("executors", [])]
         part = {"args": self.workflow} if first == "workflow" else self.workflow.get(first)
         if len(rest) != 1 or not isinstance(part, dict):
             why = "" if isinstance(part, dict) else f" This job has no {first}; set workflow.{first} as a whole."
@@ -152,6 +156,14 @@ class Job:
         workflow = self.build_workflow()
         for entry in self.client.get("executors", []):
             build_component(entry["executor"])
+        if isinstance(workflow, Workflow):
+            self._check_training(workflow, plan)
+        elif isinstance(workflow, FederatedStatistics):
+            workflow.check_job(self._parts(plan))
+        return plan
+
+    def _check_training(self, workflow: Workflow, plan: Plan) -> None:
+        """The checks of a job that trains."""
         check_hooks(self.build_hooks(), plan)
         check_parts([*workflow.parts, *named_classes(self.client)])
         workflow.model.check_plan(plan)
@@ -167,7 +179,6 @@ class Job:
             self._check_before_rounds(parts.tasks)
         if self.initial is not None:
             initial_weights(plan, self.initial)
-        return plan
 
     def _check_before_rounds(self, tasks: Sequence[str]) -> None:
         """Refuse a job in which sites could not send arrays before the first round, or would send them unprotected."""
@@ -195,11 +206,11 @@ class Job:
             initial=self.initial is not None,
         )
 
-    def build_workflow(self) -> Workflow:
+    def build_workflow(self) -> FlareWorkflow:
         """The workflow with all its parts, as FLARE's server builds it."""
         declared = self.server["workflows"][0]
         workflow = build_component(declared)
-        if not isinstance(workflow, Workflow):
+        if not isinstance(workflow, FlareWorkflow):
             raise ConfigurationError(f"{SERVER_FILE}: workflows[0].path", declared["path"], "the class of a workflow")
         return workflow
 

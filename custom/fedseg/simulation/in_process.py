@@ -13,7 +13,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ from fedseg.simulation.run_folder import (
     start_run,
 )
 from fedseg.training.trainer import SiteTrainer
+from fedseg.workflows.run.flare_workflow import Run
 from fedseg.workflows.run.record import RunRecord
 from fedseg.workflows.run.scores import summarise_final
 from fedseg.workflows.run.training_run import TrainingRun
@@ -76,11 +77,8 @@ def simulate_in_process(
             local = LocalSites(out / MARKER, out / "workspace", site_environment(data, out / "state", ledger), sites)
             record = RunRecord(out / SERVER_FOLDER, on_event=on_event)
             try:
-                with record.failures(), ExitStack() as end:
-                    run = load_run(local, record)
-                    # An error that is remembered somewhere would hold the lock on and on.
-                    end.callback(run.state.checkpoints.unlock)
-                    run.train()
+                with record.failures():
+                    load_run(local, record).execute()
             except Exception:
                 logger.exception("The run has failed")  # its record says why, from which ``end_run`` has it
             finally:
@@ -159,7 +157,7 @@ class InProcessFederation:
         changed = None if tamper is None else partial(_Tampered, tamper)
         environment = site_environment(out / "data", state, None)
         self.local = LocalSites(out / MARKER, out / "workspace", environment, sorted(datalists), changed)
-        self.training = load_run(self.local, RunRecord(out / SERVER_FOLDER))
+        self.training = _training(load_run(self.local, RunRecord(out / SERVER_FOLDER)))
         self.training.prepare()
         self.model, self.rounds = self.training.state.model, self.training.state.rounds
         self.events, self.run_id = self.training.state.events, self.local.run_id
@@ -221,11 +219,16 @@ def score_sites(
     return summarise_final(parts, last_round, kind)
 
 
-def load_run(local: LocalSites, record: RunRecord) -> TrainingRun:
+def load_run(local: LocalSites, record: RunRecord) -> Run:
     """The run of a job over sites in this process."""
     with local.surroundings(), local.server.new_context() as fl_ctx:
-        run: TrainingRun = local.server.job.build_workflow().load(local, record, fl_ctx)
-        return run
+        return local.server.job.build_workflow().load(local, record, fl_ctx)
+
+
+def _training(run: Run) -> TrainingRun:
+    if not isinstance(run, TrainingRun):
+        raise UsageError("Only a job that trains has rounds. `fedseg simulate --in-process` runs the others.")
+    return run
 
 
 class _Tampered(Filter):

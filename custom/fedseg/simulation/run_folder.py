@@ -35,6 +35,7 @@ LEDGER_NOTE = "ledger.txt"
 TASK_REQUEST_INTERVAL = 0.35
 SERVER_FOLDER = Path("workspace") / "server" / "simulate_job" / FOLDER
 _OF_START = ("workspace", "report", "models")
+_MISSING = {"final": "a finished model"}
 _NO_LEFTOVERS = ("workspace", "state", "report", "models", "updates", MARKER)
 
 
@@ -198,7 +199,7 @@ def start_run(job: Job, out: Path, state: Path, sites: Sequence[str]) -> None:
     job.workflow.setdefault("run_id", uuid.uuid4().hex)
     _write_job(job, out / MARKER)
     _clear_for_start(out, job.workflow.get("resume_round"))
-    if job.build_workflow().protocol.encrypts:
+    if job.build_workflow().encrypts:
         give_contexts(state, sites, SERVER)
 
 
@@ -211,8 +212,8 @@ def end_run(job: Job, out: Path, sites: Sequence[str]) -> dict[str, Any]:
     Raises:
         FedsegError: the run ended without a model; the text names the reason and the log.
     """
-    results = _collect(out, out / LOG)
-    if job.build_workflow().protocol.encrypts:
+    results = _collect(out, out / LOG, job.build_workflow().result)
+    if job.build_workflow().encrypts:
         context = out / "state" / sites[0] / CONTEXT_FILE
         results = open_models(results, out / SERVER_FOLDER, out / "models", context)
     return results
@@ -246,8 +247,17 @@ def _write_job(job: Job, folder: Path) -> None:
     written.rename(folder)
 
 
-def _collect(out: Path, log: Path) -> dict[str, Any]:
-    """Move models, their provenance and the run's record out of FLARE's workspace; return the server's results."""
+def _collect(out: Path, log: Path, needed: str) -> dict[str, Any]:
+    """Move models, their provenance and the run's record out of FLARE's workspace.
+
+    Args:
+        out: folder of the run.
+        log: where messages send the reader.
+        needed: the part of the results without which the run is not finished.
+
+    Returns:
+        The server's results.
+    """
     server = out / SERVER_FOLDER
     copy_record(server / RECORD_FILE, out / "report")
     failure = ""
@@ -260,10 +270,10 @@ def _collect(out: Path, log: Path) -> dict[str, Any]:
     for name in (LAST_MODEL, BEST_MODEL, *of_sites):
         if (server / name).exists():
             copy_with_note(server / name, out / "models")
-    if "final" not in results:
+    if needed not in results:
         if lacks_room(out):
             # Then nothing could be written of the reason either.
             failure = f"The disk of {out} is full. Make room on it, then add --resume."
         failure = failure or "The simulator stopped without a reason."
-        raise FedsegError(f"The run ended without a finished model. {failure} See {log}.")
+        raise FedsegError(f"The run ended without {_MISSING.get(needed, needed)}. {failure} See {log}.")
     return results

@@ -13,6 +13,7 @@ from fedseg.contract.report import REPORT_FIELDS, ReportField, is_method_field, 
 from fedseg.errors import ConfigurationError
 
 LARGEST_EPSILON = 50.0
+FEWEST_PATIENTS = 5
 ALWAYS = frozenset({"num_samples", "num_steps", "val_cases", "epsilon", "fresh_state"})
 """Fields of the report without which no update is used, or that say how well it is protected."""
 
@@ -39,6 +40,7 @@ class SitePolicy:
         tasks: names of what may be segmented.
         jobs: patterns of job names, with ``*`` and ``?``.
         min_cases: fewest training cases with which the site takes part.
+        min_patients: fewest patients behind any number of a job of statistics, and of the site for such a job.
         max_fraction: largest fraction of the model's parameters that may leave in one update.
         require_clip: whether an update must be clipped.
         max_clip_norm: largest clipping norm (L2) of an update; implies ``require_clip``.
@@ -53,7 +55,8 @@ class SitePolicy:
             all, but in jobs with a guarantee only ``unprotected`` ones, whose filters cut off all others in any case.
         scores: whether summaries of ``validate`` may leave; None: yes, but not in jobs with a guarantee.
         events: whether curves may leave as events during training; never in jobs with a guarantee.
-        statistics: whether statistics of a method may leave with the answer to ``prepare``.
+        statistics: whether statistics of the data may leave: those of a method with the answer to ``prepare``, and
+            those of a job of statistics.
         features: whether activations may leave in split training.
         submit_model: whether the site's own model may leave for FLARE's cross-site evaluation.
         max_bytes: largest size of one result.
@@ -62,6 +65,7 @@ class SitePolicy:
     tasks: tuple[str, ...] | None = None
     jobs: tuple[str, ...] | None = None
     min_cases: int | None = None
+    min_patients: int = FEWEST_PATIENTS
     max_fraction: float | None = None
     require_clip: bool = False
     max_clip_norm: float | None = None
@@ -154,6 +158,7 @@ _RULES: dict[str, Callable[[str, Any], Any]] = {
     "tasks": allowed.texts,
     "jobs": allowed.texts,
     "min_cases": _count,
+    "min_patients": _count,
     "max_fraction": _real(above=0, most=1),
     "require_clip": allowed.switch,
     "max_clip_norm": _real(above=0),

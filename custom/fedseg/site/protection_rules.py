@@ -53,7 +53,7 @@ def check_protection(
         )
     _check_clip(policy, steps)
     _check_noise(policy, steps)
-    _check_budget(policy, guaranteed, dataset)
+    check_budget(policy, guaranteed, dataset)
     if policy.require_encryption and not any(step.get("stage") == Stage.ENCRYPT for step in steps):
         raise broken("require_encryption", "does not encrypt its updates", "requires it")
 
@@ -80,13 +80,24 @@ def check_epsilon(policy: SitePolicy, epsilon: float | None, dataset: str) -> No
         )
 
 
-def _check_budget(policy: SitePolicy, guaranteed: bool, dataset: str) -> None:
+def check_budget(policy: SitePolicy, guaranteed: bool, dataset: str, what: str = "its updates") -> None:
+    """Where a site has a budget, nothing leaves that does not spend from it.
+
+    Args:
+        policy: of the site.
+        guaranteed: whether a guarantee is computed for what leaves.
+        dataset: name of the data set.
+        what: leaves, for messages.
+
+    Raises:
+        RefusalError: rule ``epsilon_budget`` (reason ``policy``).
+    """
     if not policy.epsilon_budget:
         return
     if policy.budget(dataset) is None:
         raise broken("epsilon_budget", f"names the data set {dataset!r}", "has no budget for that name, but for others")
     if not guaranteed:
-        raise broken("epsilon_budget", "computes no epsilon for its updates", "has a budget for this data set")
+        raise broken("epsilon_budget", f"computes no epsilon for {what}", "has a budget for this data set")
 
 
 def _check_clip(policy: SitePolicy, steps: Sequence[Step]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from fedseg.data.case_reading import read_case
 from fedseg.data.datalist import Case
 from fedseg.data.grid import Grid
 from fedseg.errors import DataError
+from fedseg.tasks.normalisation import normalise
 from fedseg.tasks.objective import objective_of
 from fedseg.tasks.task import Task
 from fedseg.training.resampling import resample_classes
@@ -75,7 +75,7 @@ def prepare_case(task: Task, case: Case, training: bool) -> PreparedCase:
         raise DataError(f"{case.label}: {error}") from None
     image = _resample(task, array, original)
     labels = None if reference is None else _resample_reference(task, reference[None], original)
-    image.set_array(_normalise(task, image.as_tensor(), case.missing))
+    image.set_array(normalise(task, image.as_tensor(), case.missing))
     if task.crop_to_foreground:
         image, labels = _crop(image, labels)
     x, y, z = (int(n) for n in image.shape[1:])
@@ -115,22 +115,6 @@ def _resample(task: Task, array: np.ndarray, grid: Grid) -> MetaTensor:
         image = step(image)
     assert isinstance(image, MetaTensor)
     return image
-
-
-def _normalise(task: Task, image: torch.Tensor, missing: Sequence[int] = ()) -> torch.Tensor:
-    """Normalise [C, ...] as the task says; a channel that is constant or missing becomes 0."""
-    result = torch.zeros_like(image)
-    if task.normalisation == "window":
-        low, high = task.window or (0.0, 1.0)
-        result = (image.clamp(low, high) - low) / (high - low)
-        result[list(missing)] = 0
-        return result
-    for channel, values in enumerate(image):
-        mask = values != 0 if task.normalisation == "zscore_nonzero" else torch.ones_like(values, dtype=torch.bool)
-        chosen = values[mask].double()
-        if chosen.numel() > 1 and chosen.std() > 0:
-            result[channel][mask] = ((chosen - chosen.mean()) / chosen.std()).float()
-    return result
 
 
 def _crop(image: MetaTensor, classes: torch.Tensor | None) -> tuple[MetaTensor, torch.Tensor | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,9 @@ def write_series(
             "0028|1052": "-1024",
             "0028|1053": tags.get("slope", "1"),
         }
+        if "maker" in tags:
+            header |= {"0008|0070": tags["maker"], "0018|0087": tags["tesla"], "0018|1000": "SN-12345"}
+            header |= {"0008|0080": "St. Elsewhere", "0008|0020": "20260102"}
         for key, value in header.items():
             one.SetMetaData(key, value)
         number = image.GetDepth() - i if reverse_names else i
@@ -228,3 +232,17 @@ def test_command_refuses_wrong_places(two_series: Path, tmp_path: Path, capsys: 
     (tmp_path / "image.nii.gz").write_text("mine")
     assert main(["import-dicom", str(two_series), "--largest", "--out", str(tmp_path)]) == 2
     assert (tmp_path / "image.nii.gz").read_text() == "mine"
+
+
+def test_of_the_scanner_maker_and_field_strength_are_kept_and_nothing_else(tmp_path: Path) -> None:
+    image = volume(DIRECTIONS["identity"])
+    folder = write_series(tmp_path / "in", image, modality="MR", maker="SIEMENS", tesla="2.8936")
+    assert main(["import-dicom", str(folder), "--out", str(tmp_path / "out"), "--name", "p-17"]) == 0
+    beside = tmp_path / "out" / "p-17.json"
+    assert json.loads(beside.read_text()) == {"Manufacturer": "Siemens", "MagneticFieldStrength": 2.9}
+
+
+def test_without_facts_of_the_scanner_there_is_no_file_beside_the_image(tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "in", volume(DIRECTIONS["identity"]))
+    assert main(["import-dicom", str(folder), "--out", str(tmp_path / "out")]) == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["image.nii.gz"]

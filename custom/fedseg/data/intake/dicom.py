@@ -20,12 +20,14 @@ from fedseg.data.intake.dicom_elements import Outline, read_outline
 from fedseg.data.intake.dicom_geometry import Series, Slice, check_geometry
 from fedseg.data.intake.dicom_text import decode
 from fedseg.data.progress import Progress, silent
+from fedseg.data.scanner_facts import ScannerFacts, scanner_facts
 from fedseg.errors import DataError
 from fedseg.files.folders import walk
 
 CHARACTER_SET, SOP_CLASS, MODALITY, DESCRIPTION = "0008|0005", "0008|0016", "0008|0060", "0008|103e"
 SERIES_UID = "0020|000e"
 POSITION, ORIENTATION, PIXEL_SPACING, FRAMES = "0020|0032", "0020|0037", "0028|0030", "0028|0008"
+MAKER, FIELD_STRENGTH = "0008|0070", "0018|0087"
 BITS, INTERCEPT, SLOPE = "0028|0100", "0028|1052", "0028|1053"
 COMPRESSION_LIMIT = 5000  # pixel bytes for a byte of file; a slice of one value reaches some hundreds
 
@@ -56,6 +58,7 @@ def search(folder: Path, progress: Progress = silent) -> Export:
     files = [place / name for place, _, names in walk(folder) for name in names]
     groups: dict[str, list[Slice]] = {}
     named: dict[str, tuple[str, str]] = {}
+    scanners: dict[str, ScannerFacts] = {}
     kinds: set[str] = set()
     others: list[Path] = []
     unreadable: list[str] = []
@@ -72,6 +75,7 @@ def search(folder: Path, progress: Progress = silent) -> Export:
             uid = _tag(header, SERIES_UID)
             kinds.add(_tag(header, SOP_CLASS))
             named.setdefault(uid, (_tag(header, MODALITY), _text(header, DESCRIPTION)))
+            scanners.setdefault(uid, scanner_facts(_text(header, MAKER), _tag(header, FIELD_STRENGTH)))
             groups.setdefault(uid, []).append(_slice(file, header))
     unreadable += _damaged_slices(others, groups, kinds)
     if unreadable:
@@ -80,7 +84,7 @@ def search(folder: Path, progress: Progress = silent) -> Export:
         raise DataError(f"{count}: {listed}. Export them again, or move them out of {folder} if they do not matter.")
     if not groups:
         raise DataError(f"{folder} holds no DICOM image among {len(files)} files. Name the folder of the series.")
-    series = [Series(uid, *named[uid], tuple(slices)) for uid, slices in groups.items()]
+    series = [Series(uid, *named[uid], tuple(slices), scanners[uid]) for uid, slices in groups.items()]
     return Export(tuple(sorted(series, key=lambda s: (-len(s.slices), s.uid))), tuple(others))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedseg.data.scanner_facts import UNKNOWN_SCANNER, ScannerFacts
 from fedseg.errors import DataError
 
 # Positions may be rounded to a tenth of a millimetre; more than that is a real gap or shift.
@@ -32,12 +33,19 @@ class Slice:
 
 @dataclass(frozen=True)
 class Series:
-    """All files of one series, in no particular order."""
+    """All files of one series, in no particular order.
+
+    Attributes:
+        uid, modality, description: as its first file says.
+        slices: the files.
+        scanner: what made it, as far as its first file tells.
+    """
 
     uid: str
     modality: str
     description: str
     slices: tuple[Slice, ...]
+    scanner: ScannerFacts = UNKNOWN_SCANNER
 
     @property
     def spacing(self) -> str:

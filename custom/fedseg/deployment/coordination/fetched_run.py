@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from fedseg.contract.protocol import STATISTICS
 from fedseg.deployment.coordination.session import Coordinator
 from fedseg.errors import DataError, FedsegError
 from fedseg.evaluation.report.page import write_report
@@ -52,7 +53,8 @@ def fetch_into(coordinator: Coordinator, job_id: str, folder: Path) -> tuple[dic
         folder: an existing folder without such parts.
 
     Returns:
-        The summary and nothing, or None and the reason why the job left no finished model.
+        The summary (of a job of statistics these alone) and nothing, or None and the reason why the job left no
+        finished model.
     """
     coordinator.download(job_id, folder).rename(folder / DOWNLOADED)
     server = folder / DOWNLOADED / "workspace" / FOLDER
@@ -64,6 +66,8 @@ def fetch_into(coordinator: Coordinator, job_id: str, folder: Path) -> tuple[dic
     meta = read_json(folder / DOWNLOADED / "meta.json", "FLARE's facts about the job")
     path = server / RESULTS_FILE
     results = read_json(path, "the results of a run") if path.is_file() else {}
+    if STATISTICS in results:
+        return {STATISTICS: results[STATISTICS]}, ""
     if "final" not in results:
         return None, _failure(server, meta)
     summary = _summary(submitted_job(folder / DOWNLOADED), results, meta)

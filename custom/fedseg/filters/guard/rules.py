@@ -15,10 +15,21 @@ from nvflare.app_common.app_constant import AppConstants
 
 from fedseg.allowed import is_count, is_number
 from fedseg.contract.plan import Plan
-from fedseg.contract.protocol import BYTES_DOWN, BYTES_UP, PHANTOMS, PREPARE, REASON, SHARE, STATISTICS, TEXT, UPLOAD
+from fedseg.contract.protocol import (
+    BYTES_DOWN,
+    BYTES_UP,
+    COUNT,
+    PHANTOMS,
+    PREPARE,
+    REASON,
+    SHARE,
+    STATISTICS,
+    TEXT,
+    UPLOAD,
+)
 from fedseg.contract.scores import scores_fault
 from fedseg.contract.shapes import has_private_arrays
-from fedseg.errors import RefusalError
+from fedseg.errors import DataError, RefusalError
 from fedseg.filters.base import result_filters
 from fedseg.filters.chain import UPDATE_TASKS, is_guaranteed, update_chain
 from fedseg.filters.guard.text import check_text
@@ -27,7 +38,8 @@ from fedseg.messages.sizes import message_size
 from fedseg.networks.weights import SHARED_PREFIX
 from fedseg.site.policy import OPEN, SitePolicy
 from fedseg.site.profile import SiteProfile
-from fedseg.site.protection_rules import broken
+from fedseg.site.protection_rules import broken, check_budget
+from fedseg.statistics.site_statistics import parse_statistics
 from fedseg.tasks.objective import MEAN
 
 _HEADERS = {ReservedHeaderKey.RC, ReservedHeaderKey.CONTENT_TYPE, REASON, TEXT, BYTES_UP, BYTES_DOWN}
@@ -138,6 +150,23 @@ def _check_acceptance(leaving: Leaving) -> None:
         _check_statistics(leaving, covered=False)
 
 
+def _check_counts(leaving: Leaving) -> None:
+    """Statistics in their closed form, with enough patients behind each number, or with noise."""
+    content, policy = _metrics(leaving), leaving.policy
+    if set(content) != {STATISTICS}:
+        raise unknown("it holds more than statistics")
+    if not policy.statistics:
+        raise broken("statistics", "asks for statistics of the data", "does not give them")
+    try:
+        found = parse_statistics(content[STATISTICS], leaving.plan.task)
+    except DataError:
+        raise unknown("its statistics have another form than fedseg's") from None
+    if found.patients < policy.min_patients or (found.noise is None and found.minimum < policy.min_patients):
+        fewest = f"tells those of {policy.min_patients} at least"
+        raise broken("min_patients", "asks for statistics of fewer patients", fewest)
+    check_budget(policy, found.noise is not None, leaving.plan.dataset, "its statistics")
+
+
 def _check_shared(leaving: Leaving) -> None:
     """Arrays of a method, which are statistics of the data, in the form of an update that holds nothing else."""
     _check_statistics(leaving, covered=is_guaranteed(update_chain(leaving.fl_ctx, [SHARE])))
@@ -200,6 +229,7 @@ def _check_update(leaving: Leaving) -> None:
 
 _TASKS: dict[str, Callable[[Leaving], None]] = {
     PREPARE: _check_acceptance,
+    COUNT: _check_counts,
     SHARE: _check_shared,
     AppConstants.TASK_TRAIN: _check_update,
     UPLOAD: _check_update,

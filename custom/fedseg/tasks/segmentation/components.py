@@ -48,6 +48,11 @@ def keep_components(task: Task, classes: np.ndarray, spacing: tuple[float, float
     return paint_regions(task, masks)
 
 
+def count_components(mask: np.ndarray) -> int:
+    """How many connected parts a mask [X, Y, Z] has; voxels touch at corners too."""
+    return int(ndimage.label(mask, _NEIGHBOURS)[1])
+
+
 def _kept(mask: np.ndarray, rule: str | float, voxel: float) -> np.ndarray:
     """The parts of a mask that stay: the largest one, or all that reach a volume in ml; voxels touch at corners too."""
     parts, count = ndimage.label(mask, _NEIGHBOURS)

@@ -70,8 +70,16 @@ class TrainingRun:
         self.state.load(plan, place, report_fields)
         self.train()
 
+    def execute(self) -> None:
+        """The whole run, once its state is loaded; its checkpoints are free for others afterwards."""
+        try:
+            self.train()
+        finally:
+            # An error that is remembered somewhere would hold the lock on and on.
+            self.state.checkpoints.unlock()
+
     def train(self) -> None:
-        """The whole run, once its state is loaded."""
+        """See ``execute``; the checkpoints stay locked."""
         self.prepare()
         self.run_rounds()
         self.finish()

@@ -34,6 +34,7 @@ def _limits(policy: SitePolicy) -> list[str]:
     megabytes = None if policy.max_bytes is None else policy.max_bytes / 1e6
     sentences = (
         ("Takes part with {} training cases at least.", policy.min_cases),
+        ("Statistics of {} patients at least leave.", policy.min_patients if policy.statistics else None),
         ("An update holds {:.1%} of the model's parameters at most.", policy.max_fraction),
         ("Updates are clipped to the norm {:g} at most.", policy.max_clip_norm),
         ("Updates are clipped.", (policy.require_clip and policy.max_clip_norm is None) or None),

@@ -1,0 +1,204 @@
+"""How far two sites are apart: in intensities, in what is labelled, and in how large it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from typing import Any
+
+from fedseg.errors import DataError
+from fedseg.statistics import quantities as q
+from fedseg.statistics.histogram import Estimate
+from fedseg.statistics.quantities import named
+from fedseg.statistics.site_statistics import Statistics
+from fedseg.statistics.tally import OTHER
+from fedseg.tasks.task import Task
+
+WINDOW = "window"
+
+
+@dataclass(frozen=True)
+class LabelShift:
+    """How much two sites differ in the shares that classes have of all that is labelled.
+
+    Attributes:
+        total_variation: half of the sum of the differences, 0 to 1: the part of the labelled volume that would have to
+            be of another class.
+        jensen_shannon: Jensen-Shannon divergence in bits, 0 to 1 (Lin, 1991).
+    """
+
+    total_variation: float
+    jensen_shannon: float
+
+
+@dataclass(frozen=True)
+class SitePair:
+    """Two sites beside each other.
+
+    Attributes:
+        sites: their names.
+        intensities: by channel, the Wasserstein-1 distance of normalised intensities: in standard deviations, or in
+            parts of the window.
+        volumes: by region, the Wasserstein-1 distance of its volumes in ml.
+        present: by region, by how much the shares of cases that have it differ, 0 to 1.
+        labels: of the classes; None where a task or a site has none.
+    """
+
+    sites: tuple[str, str]
+    intensities: Mapping[str, Estimate]
+    volumes: Mapping[str, Estimate]
+    present: Mapping[str, float]
+    labels: LabelShift | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON form."""
+        return {**asdict(self), "sites": list(self.sites)}
+
+
+def pairs(task: Task, sites: Mapping[str, Statistics]) -> list[SitePair]:
+    """Every pair of sites, in the order of their names.
+
+    Raises:
+        DataError: they were counted in different bins.
+    """
+    return [compare(task, (a, b), sites[a], sites[b]) for a, b in combinations(sorted(sites), 2)]
+
+
+def compare(task: Task, names: tuple[str, str], one: Statistics, other: Statistics) -> SitePair:
+    """Two sites beside each other; see ``SitePair``."""
+    regions: Sequence[str] = task.region_names if task.classes else ()
+    shares = {region: (_share(one, region), _share(other, region)) for region in regions}
+    return SitePair(
+        names,
+        _distances(one, other, q.NORMALISED, task.channels),
+        _distances(one, other, q.VOLUME, regions),
+        {region: abs(a - b) for region, (a, b) in shares.items() if a is not None and b is not None},
+        label_shift(one.categories.get(q.CLASSES, {}), other.categories.get(q.CLASSES, {})),
+    )
+
+
+def label_shift(one: Mapping[str, float], other: Mapping[str, float]) -> LabelShift | None:
+    """The shift between two weightings of classes; those that only one of them names count under ``other`` in both.
+
+    >>> label_shift({"a": 1, "b": 1}, {"a": 3, "b": 1})
+    LabelShift(total_variation=0.25, jensen_shannon=0.04879494069539847)
+    """
+    common = [name for name in one if name in other and name != OTHER]
+    both = []
+    for weights in (one, other):
+        kept = [max(0.0, weights[name]) for name in common]
+        rest = sum(max(0.0, weight) for name, weight in weights.items() if name not in common)
+        total = sum(kept) + rest
+        if not total:
+            return None
+        both.append([weight / total for weight in (*kept, rest)])
+    middle = [(a + b) / 2 for a, b in zip(*both, strict=True)]
+    apart = math.fsum(abs(a - b) for a, b in zip(*both, strict=True)) / 2
+    return LabelShift(apart, max(0.0, (_divergence(both[0], middle) + _divergence(both[1], middle)) / 2))
+
+
+def _divergence(shares: Sequence[float], of: Sequence[float]) -> float:
+    return math.fsum(a * math.log2(a / b) for a, b in zip(shares, of, strict=True) if a > 0)
+
+
+def _distances(one: Statistics, other: Statistics, what: str, names: Sequence[str]) -> dict[str, Estimate]:
+    found = {}
+    for name in names:
+        mine, others = (part.histograms.get(named(what, name)) for part in (one, other))
+        if mine is not None and others is not None and (distance := mine.distance(others)) is not None:
+            found[name] = distance
+    return found
+
+
+def _share(statistics: Statistics, region: str) -> float | None:
+    """The share of cases that have a region; None where too few patients are behind that, or nobody told."""
+    found = {name: max(0.0, weight) for name, weight in statistics.categories.get(named(q.PRESENT, region), {}).items()}
+    if OTHER in found or not (total := sum(found.values())):
+        return None
+    return found.get(q.YES, 0.0) / total
+
+
+# Rules of thumb, told as such where they are shown: from here on a difference is worth a method against it.
+INTENSITY_STEP = {True: 0.05, False: 0.25}  # parts of the window; standard deviations
+LABEL_STEP, PRESENT_STEP, SIZE_STEP, CASES_STEP = 0.1, 0.2, 0.5, 4.0
+GUIDE = "docs/how-to/choose-a-method.md"
+
+
+def advice(task: Task, sites: Mapping[str, Statistics]) -> list[str]:
+    """What to think of, by the largest differences; sentences for people, an empty list where none is large.
+
+    A difference counts as far as it is certain: its error is taken off.
+
+    Raises:
+        DataError: the sites were counted in different bins.
+    """
+    if len({part.fine for part in sites.values()}) > 1:
+        raise DataError("Some sites counted in coarse bins and some in fine ones, so they cannot be compared.")
+    found = pairs(task, sites)
+    candidates = (
+        _intensity_advice(task, found),
+        _label_advice(found),
+        _volume_advice(found, sites),
+        _size_advice(sites),
+    )
+    return [text for text in candidates if text]
+
+
+def _intensity_advice(task: Task, found: Sequence[SitePair]) -> str:
+    far = [(d.value - d.error, d.value, c, pair.sites) for pair in found for c, d in pair.intensities.items()]
+    windowed = task.normalisation == WINDOW
+    if not far or max(far)[0] < INTENSITY_STEP[windowed]:
+        return ""
+    _, value, channel, (a, b) = max(far)
+    unit = "of the window" if windowed else "standard deviations"
+    return (
+        f"After normalisation, the intensities of {channel} differ most between {a} and {b}: {value:.2g} {unit}. "
+        f"Scanners differ: {GUIDE} has cyclic weight transfer, FedProx, FedBN and HarmoFL for that."
+    )
+
+
+def _label_advice(found: Sequence[SitePair]) -> str:
+    shifts = [(pair.labels.total_variation, pair.sites) for pair in found if pair.labels is not None]
+    absent = [(share, region, pair.sites) for pair in found for region, share in pair.present.items()]
+    if shifts and max(shifts)[0] >= LABEL_STEP:
+        value, (a, b) = max(shifts)
+        what = f"{value:.0%} of the labelled volume is of another class at {a} than at {b}"
+    elif absent and max(absent)[0] >= PRESENT_STEP:
+        share, region, (a, b) = max(absent)
+        what = f"the share of cases with {region} differs by {share:.0%} between {a} and {b}"
+    else:
+        return ""
+    return (
+        f"Labels are distributed differently: {what}. Look whether both draw by one convention; if they do, "
+        f"class weights or loss-focused weighting may help, if not, private layers (FedBN, FLOP) or Ditto: {GUIDE}."
+    )
+
+
+def _volume_advice(found: Sequence[SitePair], sites: Mapping[str, Statistics]) -> str:
+    far = []
+    for pair in found:
+        for region, distance in pair.volumes.items():
+            means = [sites[site].histograms[named(q.VOLUME, region)].mean() for site in pair.sites]
+            typical = sum(mean.value for mean in means if mean is not None) / 2
+            if typical > 0:
+                far.append(((distance.value - distance.error) / typical, distance.value, region, pair.sites))
+    if not far or max(far)[0] < SIZE_STEP:
+        return ""
+    _, value, region, (a, b) = max(far)
+    return (
+        f"Volumes of {region} differ by {value:.3g} ml on average between {a} and {b}: other patients, or another way "
+        f"to draw. Look at cases of both before you choose a method against it: {GUIDE}."
+    )
+
+
+def _size_advice(sites: Mapping[str, Statistics]) -> str:
+    sizes = sorted((part.cases, site) for site, part in sites.items())
+    if len(sizes) < 2 or sizes[-1][0] < CASES_STEP * sizes[0][0]:
+        return ""
+    (least, small), (most, large) = sizes[0], sizes[-1]
+    return (
+        f"{large} has {most} cases and {small} has {least}: weights between equal and by size "
+        f"(aggregator.uniform_share, FedCostWAvg) give small sites a say: {GUIDE}."
+    )

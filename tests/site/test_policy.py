@@ -16,6 +16,7 @@ from fedseg.site.protection_rules import check_epsilon, check_protection, clippi
 EVERY_RULE = {
     "tasks": ["brats"],
     "jobs": ["brats_*"],
+    "min_patients": 7,
     "min_cases": 20,
     "max_fraction": 0.1,
     "require_clip": True,

@@ -91,7 +91,7 @@ def _spacing(fingerprint: Fingerprint) -> np.ndarray:
     target, sizes = np.array(fingerprint.spacing), np.array(fingerprint.shape)
     longest = int(target.argmax())
     others = np.delete(np.arange(3), longest)
-    if target[longest] >= _THICK * target[others].max() and _THICK * sizes[longest] <= sizes[others].min():
+    if target[longest] > _THICK * target[others].max() and _THICK * sizes[longest] < sizes[others].min():
         target[longest] = max(fingerprint.thin[longest], target[others].max())
     return target
 

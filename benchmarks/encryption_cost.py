@@ -33,7 +33,7 @@ from fedseg.networks.registry import ResidualSegmentation
 from fedseg.networks.weights import Arrays, get_weights, is_averaged
 from fedseg.privacy.encryption.ciphertexts import CiphertextSum, read_ciphertexts
 from fedseg.privacy.encryption.context import EncryptionContext, make_contexts, public_context, secret_context
-from fedseg.privacy.encryption.encrypted_update import blocks_of, decrypt_update, encrypt_update
+from fedseg.privacy.encryption.encrypt_update import blocks_of, decrypt_update, encrypt_update
 from fedseg.privacy.encryption.fixed_point import MODES
 from fedseg.privacy.encryption.sum_tag import SumTerms
 

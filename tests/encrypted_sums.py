@@ -1,8 +1,8 @@
 """Encrypted sums as an honest server makes them of what sites encrypt."""
 
 from fedseg.privacy.encryption.ciphertexts import Ciphertexts, CiphertextSum
+from fedseg.privacy.encryption.encrypt_update import encrypt_update
 from fedseg.privacy.encryption.encrypted_model import EncryptedRound
-from fedseg.privacy.encryption.encrypted_update import encrypt_update
 from fedseg.privacy.encryption.sum_tag import SumTerms
 
 

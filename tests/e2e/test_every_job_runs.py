@@ -31,9 +31,7 @@ SITES = ("site-1", "site-2")
 PLAIN, ENCRYPTED = "three_hospitals", "three_hospitals_he"
 JOBS = [path.name for path in job_kinds.TRAINING]
 EVERY_DAY = {
-    "brats_scaffold",
     "hippocampus_gaussian_dp",
-    "hippocampus_partial",
     "hippocampus_he",
     "hippocampus_splitavg",
 }

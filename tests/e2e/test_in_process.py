@@ -15,8 +15,8 @@ from tiny import make_sites  # noqa: E402
 
 # What tells one run from another, and what a machine has to say of time and memory.
 OWN = {"run_id", "date", "wall_seconds", "peak_rss_mb"}
-EVERY_DAY = ("hippocampus_gaussian_dp",)
-JOBS = [pytest.param(job, marks=[] if job in EVERY_DAY else [pytest.mark.full], id=job) for job in golden_models.EIGHT]
+# Every day test_simulation.py and test_privacy_run.py compare a plain and a private run.
+pytestmark = pytest.mark.full
 
 
 def without_own(value):
@@ -35,7 +35,7 @@ def record_lines(path):
     return [without_own({key: value for key, value in line.items() if key not in own}) for line in lines]
 
 
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("name", golden_models.EIGHT)
 def test_one_process_equals_the_simulator(name, tmp_path):
     data = make_sites(tmp_path / "data", golden_models.SITES)
     job = golden_models.job_folder(name, tmp_path / "jobs")

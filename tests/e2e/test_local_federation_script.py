@@ -47,6 +47,7 @@ def test_no_process_is_left(out):
     assert left == []
 
 
+@pytest.mark.full
 def test_flares_simulator_makes_the_same_model(out, tmp_path):
     summary = json.loads((out / "report" / "summary.json").read_text("utf-8"))
     job = ROOT / "jobs" / summary["job"]

@@ -165,10 +165,12 @@ def test_each_site_has_a_ledger_of_the_whole_run(whole):
 def test_a_stopped_run_goes_on_and_nothing_that_left_is_forgotten(whole, folder):
     """Stopped in round 3, continued after round 1: round 2 happens twice and is paid twice, for the same model.
 
+    It runs in one process, whose model is that of the whole run in FLARE's simulator.
+
     A further job with the same ledgers then pays for what this one spent; the whole run above had ledgers of its own.
     """
     out, ledgers = folder / "stopped", folder / "ledgers"
-    options = ("--initial", folder / "initial.safetensors", "--ledger", ledgers)
+    options = ("--in-process", "--initial", folder / "initial.safetensors", "--ledger", ledgers)
     process = subprocess.Popen(
         command(folder, out, *options), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, encoding="utf-8", cwd=ROOT
     )
@@ -184,7 +186,7 @@ def test_a_stopped_run_goes_on_and_nothing_that_left_is_forgotten(whole, folder)
     for entries in before.values():
         # Round 3 may have been entered already, and may have left.
         assert [entry["round"] for entry in entries] in ([0, 1], [0, 1, 2])
-    simulate(folder, out, "--resume", "--from-round", 1, "--ledger", ledgers)
+    simulate(folder, out, "--in-process", "--resume", "--from-round", 1, "--ledger", ledgers)
     assert (out / "models" / "last.safetensors").read_bytes() == (whole / "models" / "last.safetensors").read_bytes()
     last = summary_of(out)["rounds"][-1]
     for site, entries in before.items():
@@ -195,7 +197,7 @@ def test_a_stopped_run_goes_on_and_nothing_that_left_is_forgotten(whole, folder)
         assert not (out / "state" / site / "ledger").exists()
 
     further = folder / "further"
-    simulate(folder, further, "--rounds", 1, "--ledger", ledgers)
+    simulate(folder, further, "--in-process", "--rounds", 1, "--ledger", ledgers)
     (entry,) = summary_of(further)["rounds"]
     for site, entries in before.items():
         assert len({e["run_id"] for e in history(ledgers / site)}) == 2

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from federation_parts import fedseg
 
 from tiny import PLAN, make_sites
 
@@ -19,6 +20,7 @@ METHODS = {
     "fedpidavg": ("hippocampus_fedpidavg", []),
     "fedadam": ("brats_fedadam", []),
 }
+FULL = [pytest.param(name, marks=pytest.mark.full) for name in ("fedpidavg", "fedadam")]
 
 
 def simulate(job, data, out, *options):
@@ -53,7 +55,7 @@ def data(folder):
     return make_sites(folder / "data", {"alpha": (6, 2), "beta": (2, 1), "gamma": (2, 1)})
 
 
-@pytest.fixture(scope="module", params=["fedcostwavg", pytest.param("fedpidavg", marks=pytest.mark.full), "fedadam"])
+@pytest.fixture(scope="module", params=["fedcostwavg", *FULL])
 def whole(request, folder, data):
     """The uninterrupted run of a method."""
     job, options = METHODS[request.param]
@@ -113,10 +115,10 @@ def test_what_cannot_be_continued_is_said_and_nothing_is_lost(folder, data, job,
     if not out.exists():
         assert simulate("hippocampus_fedcostwavg", data, out, *start()).returncode == 0
     before = model(out)
-    result = simulate(job, data, out, *options)
-    assert result.returncode == 2
-    assert said in result.stderr
-    assert "Traceback" not in result.stderr
+    result = fedseg("simulate", ROOT / "jobs" / job, "--data", data, "--out", out, *options)
+    assert result.code == 2
+    assert said in result.err
+    assert "Traceback" not in result.err
     assert model(out) == before
     assert (out / "report" / "summary.json").exists()
 

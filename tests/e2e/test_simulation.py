@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from federation_parts import fedseg as typed
 from safetensors.numpy import load_file
 
 from fedseg.contract.plan import parse_plan
@@ -301,10 +302,10 @@ def test_ctrl_c_and_termination_end_every_process(data, folder, number):
 def test_wrong_usage_is_one_sentence_and_leaves_nothing(data, folder, arguments, said):
     out = folder / "never"
     options = ["--out", out] if "--data" in arguments else ["--data", data, "--out", out]
-    result = fedseg("simulate", JOB, *options, *arguments)
-    assert result.returncode in (1, 2)
-    assert said in result.stderr
-    assert "Traceback" not in result.stderr
+    result = typed("simulate", JOB, *options, *arguments)
+    assert result.code in (1, 2)
+    assert said in result.err
+    assert "Traceback" not in result.err
     assert not out.exists()
 
 

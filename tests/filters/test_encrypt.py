@@ -31,8 +31,8 @@ from fedseg.errors import RefusalError
 from fedseg.filters.encrypt import ALGORITHM, DecryptModel, EncryptUpdate
 from fedseg.privacy.encryption.ciphertexts import read_ciphertexts
 from fedseg.privacy.encryption.context import make_contexts, public_context, secret_context
+from fedseg.privacy.encryption.encrypt_update import decrypt_update
 from fedseg.privacy.encryption.encrypted_model import EncryptedModel, EncryptedRound, first_id
-from fedseg.privacy.encryption.encrypted_update import decrypt_update
 from fedseg.privacy.encryption.fixed_point import MODES
 from fedseg.site.decrypted_model import load_decrypted
 from fedseg.site.forged_sums import FILE, MOST

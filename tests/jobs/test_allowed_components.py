@@ -29,7 +29,7 @@ from fedseg.jobs.allowed_components import (
 )
 from fedseg.jobs.job import read_job
 from fedseg.training.hooks import TrainingHook
-from fedseg.workflows.run.site_selection import SiteSelection
+from fedseg.workflows.run.selection_base import SiteSelection
 
 ROOT = Path(__file__).parents[2]
 WRITER = runpy.run_path(str(ROOT / "scripts" / "write_component_lists.py"))

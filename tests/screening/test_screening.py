@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +21,7 @@ from nvflare.private.fed.server import job_cmds
 from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
 from nvflare.private.fed.utils.app_deployer import AppDeployer
 
+import fedseg
 from canary import attacks, canary
 from fedseg.errors import ConfigurationError
 from fedseg.jobs.allowed_components import allowed_classes, server_components, site_components
@@ -29,6 +32,7 @@ from fedseg.screening.json_only import JsonOnly, reads_json_only
 JOB = Path(__file__).parents[2] / "jobs" / "hippocampus_partial"
 ASKING = ("client asks", "server asks", "meta asks")
 READING = ("meta reads", "client reads", "hocon environment")
+PARENTS = [Path(fedseg.__file__).parent / name for name in ("screening", "resilience")]
 PLAIN = ("environment", "kit", "more configuration")
 
 
@@ -184,3 +188,11 @@ def test_a_kit_of_a_server_and_of_a_site_have_it(tmp_path):
     assert site["json_only"] == server["json_only"] == "fedseg.screening.json_only.JsonOnly"
     assert site["app_deployer"] == "fedseg.screening.deployer.ScreeningDeployer"
     assert server["job_manager"] == "fedseg.screening.job_store.ScreeningJobStore"
+
+
+def test_flares_parent_processes_load_no_training():
+    """They live as long as the site does, and start with every kit: without PyTorch they need a third of the memory."""
+    parts = [f"fedseg.{package.name}.{module.stem}" for package in PARENTS for module in package.glob("*.py")]
+    found = f"import sys, {', '.join(parts)}; print([name for name in ('torch', 'monai') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", found], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -23,7 +23,7 @@ from fedseg.simulation.in_process import InProcessFederation
 from fedseg.training.split.halves import segmentation_loss
 from fedseg.workflows.run.acceptance import check_report
 from fedseg.workflows.run.scores import is_better, readable, validation_scores
-from fedseg.workflows.run.site_selection import SiteFacts
+from fedseg.workflows.run.selection_base import SiteFacts
 from fedseg.workflows.run.stopping import StoppingRules
 from tiny import PLAN, make_sites
 

@@ -26,8 +26,8 @@ from fedseg.models.encrypted_file import read_encrypted_file
 from fedseg.models.model_file import model_header, save_model
 from fedseg.networks.weights import apply_difference, get_weights, is_averaged
 from fedseg.privacy.encryption.context import KEY_NAME_FILE, EncryptionError, make_contexts, secret_context
+from fedseg.privacy.encryption.encrypt_update import encrypt_update
 from fedseg.privacy.encryption.encrypted_model import read_encrypted_model
-from fedseg.privacy.encryption.encrypted_update import encrypt_update
 from fedseg.privacy.encryption.fixed_point import MODES
 from fedseg.privacy.encryption.sum_tag import SumTerms
 from fedseg.workflows.encrypted.history import EncryptedHistory

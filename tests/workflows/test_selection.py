@@ -28,7 +28,7 @@ from fedseg.workflows.cyclic_training import CyclicTraining
 from fedseg.workflows.encrypted_training import EncryptedTraining
 from fedseg.workflows.federated_training import FederatedTraining
 from fedseg.workflows.run import site_selection
-from fedseg.workflows.run.site_selection import SiteFacts
+from fedseg.workflows.run.selection_base import SiteFacts
 from fedseg.workflows.selection import AllSites, DropSlow, LargestSites, PoissonBySize, RandomSites, SitesBySize
 from fedseg.workflows.split_training import SplitTraining
 from scripted_sites import ScriptedSites, accepted, start, train

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from fedseg import allowed
+from fedseg.contract.protocol import PLAN_FILE
 from fedseg.contract.settings import TrainingSettings, parse_training
 from fedseg.contract.split_settings import SplitSettings, parse_split
 from fedseg.errors import ConfigurationError
@@ -22,7 +23,6 @@ from fedseg.tasks.objective import Objective, objective_of
 from fedseg.tasks.registry import resolve_task
 from fedseg.tasks.task import Task
 
-PLAN_FILE = "fedseg.json"
 _KEYS = ("fedseg_version", "method", "seed", "dataset", "task", "network", "training", "split")
 
 

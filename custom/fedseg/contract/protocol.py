@@ -9,7 +9,8 @@ UPLOAD = "upload"
 # in jobs of statistics: what a site's cases are like
 COUNT = "count"
 
-# the sites' part of a job, in its configuration folder; server and sites both have it
+# in a job's configuration folder, at server and sites alike: the plan, and the sites' part of the job
+PLAN_FILE = "fedseg.json"
 CLIENT_FILE = "config_fed_client.json"
 
 # meta of a task

@@ -29,8 +29,8 @@ from fedseg.messages.job import site_profile
 from fedseg.messages.replies import refuse, why
 from fedseg.messages.updates import PREFIX
 from fedseg.privacy.encryption.context import EncryptionContext, EncryptionError, secret_context
+from fedseg.privacy.encryption.encrypt_update import encrypt_update
 from fedseg.privacy.encryption.encrypted_model import read_encrypted_model
-from fedseg.privacy.encryption.encrypted_update import encrypt_update
 from fedseg.privacy.encryption.fixed_point import MODES
 from fedseg.privacy.encryption.sum_tag import LEAST_SITES, ForgedSumError, SumTerms
 from fedseg.site.decrypted_model import load_decrypted, save_decrypted

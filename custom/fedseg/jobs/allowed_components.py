@@ -46,7 +46,7 @@ def bases() -> dict[str, type]:
     from fedseg.aggregators.server_optimizers import ServerOptimizer
     from fedseg.aggregators.shared_state import SharedState
     from fedseg.training.hooks import TrainingHook
-    from fedseg.workflows.run.site_selection import SiteSelection
+    from fedseg.workflows.run.selection_base import SiteSelection
 
     return {
         "aggregator": Aggregator,

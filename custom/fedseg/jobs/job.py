@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedseg.contract.allowed_job_files import INITIAL_FILE, META_FILE, SERVER_FILE, check_job_folder, check_values
 from fedseg.contract.combinations import check_parts
-from fedseg.contract.job_files import INITIAL_FILE, META_FILE, SERVER_FILE, check_job_folder, check_values
-from fedseg.contract.plan import PLAN_FILE, Plan, parse_plan
-from fedseg.contract.protocol import CLIENT_FILE, SHARE
+from fedseg.contract.plan import Plan, parse_plan
+from fedseg.contract.protocol import CLIENT_FILE, PLAN_FILE, SHARE
 from fedseg.contract.report import named_classes
 from fedseg.contract.task_argument import task_declaration
 from fedseg.errors import ConfigurationError, UsageError

@@ -9,9 +9,9 @@ from typing import Any
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 
-from fedseg.contract.job_files import check_app_folder
-from fedseg.contract.plan import PLAN_FILE, Plan, read_plan
-from fedseg.contract.protocol import CLIENT_FILE
+from fedseg.contract.allowed_job_files import check_app_folder
+from fedseg.contract.plan import Plan, read_plan
+from fedseg.contract.protocol import CLIENT_FILE, PLAN_FILE
 from fedseg.contract.report import ReportField, job_fields, named_classes, task_fields
 from fedseg.files.documents import read_json
 from fedseg.site.profile import SiteProfile, read_profile

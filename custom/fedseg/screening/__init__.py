@@ -1,1 +1,1 @@
-"""Components of FLARE's processes that look at a job before FLARE reads it, by the rules of ``contract.job_files``."""
+"""Parts of FLARE's processes that look at a job before FLARE does, by the rules of ``contract.allowed_job_files``."""

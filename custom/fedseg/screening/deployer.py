@@ -8,7 +8,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.workspace import Workspace
 from nvflare.private.fed.utils.app_deployer import AppDeployer
 
-from fedseg.contract.job_files import check_app_archive
+from fedseg.contract.allowed_job_files import check_app_archive
 from fedseg.errors import ConfigurationError
 
 

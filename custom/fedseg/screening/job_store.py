@@ -12,7 +12,7 @@ from nvflare.apis.job_def import Job
 from nvflare.private.fed.server import job_cmds
 from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
 
-from fedseg.contract.job_files import check_app_archive, check_job_archive
+from fedseg.contract.allowed_job_files import check_app_archive, check_job_archive
 from fedseg.errors import ConfigurationError
 
 

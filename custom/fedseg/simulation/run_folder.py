@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedseg.contract.plan import PLAN_FILE
+from fedseg.contract.protocol import PLAN_FILE
 from fedseg.contract.round_numbers import from_nth, listed
 from fedseg.data.datalist import read_datalist
 from fedseg.errors import FedsegError, UsageError

@@ -12,7 +12,7 @@ from scipy.stats import poisson
 from fedseg import allowed
 from fedseg.contract.combinations import COUNTED_DRAWS, DURATION, EVERY_CASE, KNOWN_DRAWS, SAME_SITES
 from fedseg.contract.round_settings import RoundSettings
-from fedseg.workflows.run.site_selection import SiteFacts, SiteSelection
+from fedseg.workflows.run.selection_base import SiteFacts, SiteSelection
 
 
 class AllSites(SiteSelection):

@@ -19,7 +19,7 @@ from fedseg.privacy.encryption.context import (
     secret_context,
     security_bits,
 )
-from fedseg.privacy.encryption.encrypted_update import decrypt_update, encrypt_update
+from fedseg.privacy.encryption.encrypt_update import decrypt_update, encrypt_update
 from fedseg.privacy.encryption.fixed_point import MODES, FixedPoint, choose_fields
 
 SITE, SERVER = make_contexts()

@@ -33,7 +33,7 @@ from fedseg.errors import ConfigurationError
 from fedseg.files.hash_chain import HashChain
 from fedseg.files.hash_chain_check import ChainError, Entry
 from fedseg.privacy.accounting.epsilon import ADAPTIVE, REPLACE, SITE_UPDATE, Release, common_unit, epsilon
-from fedseg.privacy.accounting.ledger_book import (
+from fedseg.privacy.accounting.ledger_entries import (
     WITHOUT,
     Book,
     fields_of,

@@ -1,1 +1,1 @@
-"""Homomorphic encryption: of an update in ``encrypted_update``, of a model in ``encrypted_model``."""
+"""Homomorphic encryption: of an update in ``encrypt_update``, of a model in ``encrypted_model``."""

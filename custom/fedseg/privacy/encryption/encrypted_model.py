@@ -20,7 +20,7 @@ from fedseg.files.digest import model_digest
 from fedseg.networks.weights import Arrays, apply_difference, is_averaged
 from fedseg.privacy.encryption.ciphertexts import Ciphertexts, read_ciphertexts
 from fedseg.privacy.encryption.context import EncryptionContext, EncryptionError
-from fedseg.privacy.encryption.encrypted_update import decrypt_update
+from fedseg.privacy.encryption.encrypt_update import decrypt_update
 from fedseg.privacy.encryption.sum_tag import LEAST_SITES, SumTerms
 
 _INITIAL, _ROUND = "initial/", "round-{:05d}/"

@@ -27,8 +27,8 @@ from fedseg.models.note import replaced_note
 from fedseg.networks.weights import Arrays, is_averaged
 from fedseg.privacy.encryption.ciphertexts import CiphertextSum, read_ciphertexts
 from fedseg.privacy.encryption.context import KEY_NAME_FILE, EncryptionContext, EncryptionError, public_context
+from fedseg.privacy.encryption.encrypt_update import blocks_of
 from fedseg.privacy.encryption.encrypted_model import EncryptedModel, EncryptedRound, first_id
-from fedseg.privacy.encryption.encrypted_update import blocks_of
 from fedseg.privacy.encryption.fixed_point import MODES
 from fedseg.privacy.encryption.sum_tag import LEAST_SITES, SumTerms
 from fedseg.site.profile import server_context_file

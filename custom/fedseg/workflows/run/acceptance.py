@@ -15,7 +15,7 @@ from fedseg.contract.protocol import PHANTOMS, STATISTICS, STEPS
 from fedseg.contract.report import ReportField, SiteReport, parse_report
 from fedseg.contract.update import Update, parse_steps
 from fedseg.errors import RefusalError
-from fedseg.workflows.run.site_selection import SiteFacts
+from fedseg.workflows.run.selection_base import SiteFacts
 
 _LARGEST_STATISTIC = 1e15
 _SPLITS = ("training", "validation", "test")

@@ -8,8 +8,8 @@ from typing import Any
 from fedseg.aggregators.base import Aggregator
 from fedseg.aggregators.server_optimizers import ServerOptimizer
 from fedseg.aggregators.shared_state import SharedState
+from fedseg.workflows.run.selection_base import SiteSelection
 from fedseg.workflows.run.settings import check_part
-from fedseg.workflows.run.site_selection import SiteSelection
 from fedseg.workflows.selection import AllSites
 
 

@@ -11,7 +11,7 @@ from nvflare.app_common.abstract.fl_model import FLModel
 
 from fedseg.contract.protocol import PLAN_DIGEST, PREPARE
 from fedseg.workflows.run.acceptance import Acceptance, read_acceptance
-from fedseg.workflows.run.site_selection import SiteFacts
+from fedseg.workflows.run.selection_base import SiteFacts
 from fedseg.workflows.run.sites import Sites
 
 

@@ -19,8 +19,8 @@ from fedseg.workflows.run.checkpoint import CheckpointError, Checkpoints
 from fedseg.workflows.run.participants import Participants
 from fedseg.workflows.run.record import STALENESS, RunRecord
 from fedseg.workflows.run.run_model import RunModel, RunPlace
+from fedseg.workflows.run.selection_base import SiteFacts, SiteSelection
 from fedseg.workflows.run.settings import RunSettings
-from fedseg.workflows.run.site_selection import SiteFacts, SiteSelection
 from fedseg.workflows.run.sites import Sites
 
 

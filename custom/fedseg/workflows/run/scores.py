@@ -10,7 +10,7 @@ from fedseg.contract.report import SiteReport, told_name
 from fedseg.contract.scores import PERSONAL, models_of, scores_fault
 from fedseg.tasks.objective import MEAN, Objective, Score
 from fedseg.workflows.run.run_model import RunModel
-from fedseg.workflows.run.site_selection import Selection
+from fedseg.workflows.run.selection_base import Selection
 
 
 def describe_round(

@@ -23,8 +23,8 @@ from fedseg.workflows.run.round_protocol import RoundProtocol
 from fedseg.workflows.run.run_model import RunModel, RunPlace
 from fedseg.workflows.run.run_state import RunState
 from fedseg.workflows.run.scores import describe_round, validation_scores
+from fedseg.workflows.run.selection_base import Selection, SiteSelection
 from fedseg.workflows.run.settings import RunSettings
-from fedseg.workflows.run.site_selection import Selection, SiteSelection
 from fedseg.workflows.run.sites import Sites
 
 # Of its events a run tells whoever watches only so many.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from nvflare.apis.fl_context import FLContext
 
+from fedseg.contract.allowed_job_files import INITIAL_FILE
 from fedseg.contract.combinations import check_parts
-from fedseg.contract.job_files import INITIAL_FILE
-from fedseg.contract.plan import PLAN_FILE, read_plan
+from fedseg.contract.plan import read_plan
+from fedseg.contract.protocol import PLAN_FILE
 from fedseg.contract.shapes import private_arrays
 from fedseg.filters.layers import layers_of_sites
 from fedseg.messages.job import report_fields, site_parts, sites_part
@@ -14,8 +15,8 @@ from fedseg.workflows.run.flare_workflow import FlareWorkflow
 from fedseg.workflows.run.record import RunRecord
 from fedseg.workflows.run.round_protocol import RoundProtocol
 from fedseg.workflows.run.run_model import RunModel, RunPlace
+from fedseg.workflows.run.selection_base import SiteSelection
 from fedseg.workflows.run.settings import RunSettings, check_part
-from fedseg.workflows.run.site_selection import SiteSelection
 from fedseg.workflows.run.sites import Sites
 from fedseg.workflows.run.training_run import TrainingRun
 

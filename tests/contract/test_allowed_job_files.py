@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fedseg.contract import job_files
-from fedseg.contract.job_files import check_app_archive, check_app_folder, check_job_archive, check_job_folder
+from fedseg.contract import allowed_job_files
+from fedseg.contract.allowed_job_files import check_app_archive, check_app_folder, check_job_archive, check_job_folder
 from fedseg.errors import ConfigurationError, UsageError
 from fedseg.jobs.job import apply_settings, read_job
 
@@ -160,7 +160,7 @@ def test_so_are_other_encodings_and_sizes(monkeypatch):
         changed = {**contents(APP), "config/fedseg.json": (APP / "config" / "fedseg.json").read_text().encode(encoding)}
         with pytest.raises(ConfigurationError, match=r"fedseg\.json"):
             check_app_archive(archive(changed))
-    monkeypatch.setattr(job_files, "MOST_BYTES", 100)
+    monkeypatch.setattr(allowed_job_files, "MOST_BYTES", 100)
     with pytest.raises(ConfigurationError, match=r"must be 100 bytes at most"):
         check_app_archive(archive(contents(APP)))
 

@@ -19,8 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
-from fedseg.contract.plan import PLAN_FILE
-from fedseg.contract.protocol import CLIENT_FILE
+from fedseg.contract.protocol import CLIENT_FILE, PLAN_FILE
 from fedseg.errors import ConfigurationError
 from fedseg.files.documents import parse_json
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fedseg.contract.job_files import META_FILE, SERVER_FILE
-from fedseg.contract.plan import PLAN_FILE, parse_plan
-from fedseg.contract.protocol import CLIENT_FILE
+from fedseg.contract.allowed_job_files import META_FILE, SERVER_FILE
+from fedseg.contract.plan import parse_plan
+from fedseg.contract.protocol import CLIENT_FILE, PLAN_FILE
 from fedseg.files.documents import write_json, write_whole
 from fedseg.files.names import JOB
 from fedseg.planning.proposed_job import ProposedJob

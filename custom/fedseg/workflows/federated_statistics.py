@@ -10,8 +10,8 @@ from nvflare.apis.fl_context import FLContext
 
 from fedseg.allowed import number, setting, whole
 from fedseg.contract.arguments import takes_arguments_of
-from fedseg.contract.plan import PLAN_FILE, read_plan
-from fedseg.contract.protocol import COUNT, PREPARE, STATISTICS
+from fedseg.contract.plan import read_plan
+from fedseg.contract.protocol import COUNT, PLAN_FILE, PREPARE, STATISTICS
 from fedseg.errors import ConfigurationError
 from fedseg.provenance.run_log import RECORD_FILE, SERVER_SIDE, RunLog
 from fedseg.site.state import check_run_id

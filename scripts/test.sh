@@ -8,6 +8,13 @@ case "${1:-}" in
 esac
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
+# Pages are looked at in a browser. Where there is none and none can be installed, those tests are skipped and say so.
+if ! command -v chromium >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+  echo "== chromium"
+  { apt-get -qq update && apt-get -qq install --no-install-recommends -y chromium; } >/dev/null 2>&1 ||
+    echo "it cannot be installed here"
+fi
+
 export FEDSEG_TEST_DATA="${FEDSEG_TEST_DATA:-../shared/data}"
 # One command a line: with && a failure of all but the last would not end the script.
 echo "== ruff"

@@ -29,6 +29,7 @@ COMMANDS = (
     "statistics",
     "plan",
     "rank",
+    "export",
     "package",
     "decrypt-model",
     "audit-log",

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 
 import job_kinds
 from fedseg.cli import main
@@ -293,6 +294,14 @@ def test_the_command_leaves_the_folder_of_every_run(data, tmp_path, capsys):
     ):  # fmt: skip
         assert (tmp_path / "run" / path).exists(), path
     assert DATA_VARIABLE not in os.environ
+    # What `tensorboard --logdir` with the run's folder reads.
+    found = EventMultiplexer().AddRunsFromDirectory(str(tmp_path / "run"))
+    found.Reload()
+    assert {Path(name).name for name in found.Runs()} == {"alpha", "beta"}
+    regions = [region.name for region in read_job(tmp_path / "run" / "job").plan.task.regions]
+    for content in found.Runs().values():
+        expected = {"train_loss", "val_loss", "val_dice/mean", *(f"val_dice/{region}" for region in regions)}
+        assert set(content["scalars"]) == expected
 
 
 def test_a_stopped_run_goes_on_to_the_same_model(data, tmp_path):

@@ -1,4 +1,4 @@
-"""``fedseg report``: make the page of one run again, or compare several runs."""
+"""``fedseg report``: make the page of one run or experiment again, or compare several runs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from fedseg.files.outputs import check_outputs
 def add_parser(subparsers: Any) -> None:
     """Declare the command."""
     command = Command(subparsers, run)
-    command.path("runs", "folder of a run (the --out of fedseg simulate)", "RUN", nargs="+")
+    command.path("runs", "folder of a run (the --out of fedseg simulate), or of an experiment", "RUN", nargs="+")
     command.path("--out", "folder for the comparison; only with several runs", "DIR")
 
 
 def run(options: argparse.Namespace) -> int:
-    """``fedseg report``: make a run's report again, or compare runs.
+    """``fedseg report``: make the report of a run or an experiment again, or compare runs.
 
-    Make the report of one run from its summary.json, or a comparison of several runs.
+    Make the report of one run from its summary.json, that of an experiment from its tables, or a comparison of several
+    runs.
 
     example: fedseg report runs/first runs/second --out runs/comparison
     """
@@ -41,13 +42,25 @@ def run(options: argparse.Namespace) -> int:
 
 def _one(folder: Path) -> int:
     # Imported here: drawing libraries take a second that other commands need not wait for.
+    from fedseg.evaluation.experiment_folder import is_experiment
     from fedseg.evaluation.report.page import write_report
     from fedseg.evaluation.report.tables import result_table
     from fedseg.evaluation.summary import read_summary
 
+    if is_experiment(folder):
+        return _experiment(folder)
     page = write_report(folder)
     out().print(result_table(read_summary(folder)))
     out().print(f"Report: {escape(str(page))}")
+    return 0
+
+
+def _experiment(folder: Path) -> int:
+    from fedseg.evaluation.report.experiment.page import write_experiment_report
+
+    report = write_experiment_report(folder)
+    print_table(report.arms.header, report.arms.rows, report.arms.left)
+    out().print(f"Report: {escape(str(report.page))}\nFor each site: {escape(str(report.page.parent / 'sites'))}")
     return 0
 
 

@@ -82,10 +82,18 @@ def _run(options: argparse.Namespace, job: Job) -> int:
     from fedseg.data.site_folders import find_sites
     from fedseg.simulation.in_process import simulate_in_process
     from fedseg.simulation.results import write_results
-    from fedseg.simulation.run_folder import check_enough_sites, check_reads, check_sites, ledger_folder, prepare_output
+    from fedseg.simulation.run_folder import (
+        check_enough_sites,
+        check_reads,
+        check_simulated,
+        check_sites,
+        ledger_folder,
+        prepare_output,
+    )
     from fedseg.simulation.simulator import simulate
 
     plan = job.check()
+    check_simulated(job)
     kinds = _kinds(options, plan)
     sites = find_sites(options.data)
     check_enough_sites(job, options.data, sites)

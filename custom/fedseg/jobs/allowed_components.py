@@ -18,6 +18,12 @@ PACKAGES = (
 )
 """Packages whose modules define the components; their sub-packages count only where they are named here."""
 FLARE_CLASSES = ("nvflare.app_opt.tracking.tb.tb_receiver.TBAnalyticsReceiver",)
+SERVER_RECEIVERS = (
+    "nvflare.app_opt.tracking.mlflow.mlflow_receiver.MLflowReceiver",
+    "nvflare.app_opt.tracking.wandb.wandb_receiver.WandBReceiver",
+)
+"""What a job may name among the server's components, if the server's own list has it, which it has not by itself: these
+pass the sites' curves on to an address that the job names."""
 
 GUARD = "fedseg.filters.guard.guard.Guard"
 """Not among the classes that a job may name: the site declares it."""

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from fedseg.errors import ConfigurationError
-from fedseg.jobs.allowed_components import allowed_classes
+from fedseg.filters.guard.guard import CURVES
+from fedseg.jobs.allowed_components import SERVER_RECEIVERS, allowed_classes
 
 
 def build_component(component: dict[str, Any]) -> Any:
@@ -57,3 +58,21 @@ def check_component(component: dict[str, Any]) -> None:
         if key not in known and not takes_any:
             allowed = [k for k in known if k != "self"]
             raise ConfigurationError(f"{name}.{key}", value, f"absent: {name} takes {allowed}")
+
+
+def receivers(server: dict[str, Any]) -> list[dict[str, Any]]:
+    """Components of the server that pass curves on to a tracker, see ``SERVER_RECEIVERS``; only the outermost count."""
+    declared = server.get("components", [])
+    return [each for each in declared if isinstance(each, dict) and each.get("path") in SERVER_RECEIVERS]
+
+
+def check_receiver(component: dict[str, Any]) -> None:
+    """Refuse a receiver of curves that hears of none; its library need not be installed here.
+
+    Raises:
+        ConfigurationError: names the argument.
+    """
+    name, arguments = component["path"].rpartition(".")[2], component.get("args", {})
+    # Without this FLARE's receivers also write down what the server says of itself.
+    if arguments.get("events") != [CURVES]:
+        raise ConfigurationError(f"{name}.events", arguments.get("events"), f"{[CURVES]}, as sites send their curves")

@@ -21,7 +21,7 @@ from fedseg.files.names import JOB
 from fedseg.filters.base import hooks_of
 from fedseg.filters.chain import UPDATE_TASKS, is_guaranteed
 from fedseg.jobs.allowed_components import filter_meanings
-from fedseg.jobs.components import build_component, check_component, components
+from fedseg.jobs.components import build_component, check_component, check_receiver, components, receivers
 from fedseg.jobs.filter_chain import (
     DATA,
     RESULTS,
@@ -151,8 +151,12 @@ class Job:
             check_values(name, content)
         check_shape(SERVER_FILE, self.server, CLIENT_FILE, self.client)
         plan = self.plan
+        trackers = receivers(self.server)
+        for component in trackers:
+            check_receiver(component)
         for component in self.components():
-            check_component(component)
+            if not any(component is tracker for tracker in trackers):
+                check_component(component)
         workflow = self.build_workflow()
         for entry in self.client.get("executors", []):
             build_component(entry["executor"])

@@ -18,6 +18,7 @@ from fedseg.files.documents import load_json, write_whole
 from fedseg.files.folders import clear_output
 from fedseg.files.full_disk import lacks_room
 from fedseg.files.outputs import check_new_folder
+from fedseg.jobs.components import receivers
 from fedseg.jobs.job import Job, read_job
 from fedseg.models.note import copy_with_note
 from fedseg.provenance.run_log import RECORD_FILE, copy_record
@@ -123,6 +124,20 @@ def check_enough_sites(job: Job, data: Path, sites: Sequence[str]) -> None:
         raise UsageError(
             f"--data {data}: the job needs {needed} sites (workflow.min_sites), but there are {able}{without}. "
             "Add sites, or set workflow.min_sites."
+        )
+
+
+def check_simulated(job: Job) -> None:
+    """Refuse a job whose server would pass curves on to a tracker: a run on this machine is exported when it has ended.
+
+    Raises:
+        UsageError: names the component, and the command that exports.
+    """
+    if found := receivers(job.server):
+        name = found[0]["path"].rpartition(".")[2]
+        raise UsageError(
+            f"{job.name}: {name} is for the server of a real federation. Leave it out, and call `fedseg export` after "
+            "the run."
         )
 
 

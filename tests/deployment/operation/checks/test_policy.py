@@ -1,12 +1,14 @@
 """What a site allows, and what is spent of its privacy budgets."""
 
 import json
+import shutil
 from pathlib import Path
 
 from checked_site import check, edit, found, spend
-from fedseg.deployment.operation.checks.policy import policy_sentences
-from fedseg.deployment.operation.checks.result import Colour
-from fedseg.jobs.allowed_components import site_resources
+from fedseg.deployment.kits.installed_kit import read_kit
+from fedseg.deployment.operation.checks.policy import check_classes, policy_sentences
+from fedseg.deployment.operation.checks.result import CheckOptions, Colour
+from fedseg.jobs.allowed_components import SERVER_RECEIVERS, site_resources
 from fedseg.site.policy import parse_policy
 
 
@@ -103,3 +105,18 @@ def test_the_list_of_classes_is_the_packages(kit):
         json.loads((kit / "local" / "resources.json").read_text())["class_allow_list"]
         == (site_resources()["class_allow_list"])
     )
+
+
+def test_a_receiver_in_the_list_of_a_server_is_a_remark_and_at_a_site_an_error(kit, federation, tmp_path):
+    server_kit = shutil.copytree(federation / "kits" / "localhost", tmp_path / "server")
+    results = {}
+    for folder in (kit, server_kit):
+        edit(
+            folder / "local" / "resources.json",
+            lambda c: {**c, "class_allow_list": [*c["class_allow_list"], SERVER_RECEIVERS[0]]},
+        )
+        (results[folder],) = (r for r in check_classes(read_kit(folder), CheckOptions()) if r.check == "classes")
+    assert results[kit].colour == Colour.RED
+    assert "more than fedseg's components" in results[kit].found
+    assert results[server_kit].colour == Colour.YELLOW
+    assert "MLflowReceiver" in results[server_kit].found

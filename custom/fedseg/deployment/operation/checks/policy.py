@@ -15,7 +15,7 @@ from fedseg.deployment.operation.checks.policy_words import policy_sentences
 from fedseg.deployment.operation.checks.result import CheckOptions, CheckResult, green, listed, red, yellow
 from fedseg.errors import FedsegError
 from fedseg.files.documents import read_json
-from fedseg.jobs.allowed_components import DEPLOYER, GUARD, JOB_STORE, JSON_ONLY, site_resources
+from fedseg.jobs.allowed_components import DEPLOYER, GUARD, JOB_STORE, JSON_ONLY, SERVER_RECEIVERS, site_resources
 from fedseg.privacy.accounting.ledger import Ledger
 from fedseg.site.policy import SitePolicy
 from fedseg.site.profile import SiteProfile, read_profile
@@ -33,14 +33,18 @@ def check_classes(kit: InstalledKit, options: CheckOptions) -> Iterator[CheckRes
         return
     wanted, found = site_resources()["class_allow_list"], resources.get("class_allow_list")
     where = f"{LOCAL}/{_RESOURCES}"
+    opened = set() if kit.is_site else set(SERVER_RECEIVERS)
     if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
         yield red("classes", f"{where} has no class_allow_list: every job would fail.", _ANEW)
-    elif extra := sorted(set(found) - set(wanted)):
+    elif extra := sorted(set(found) - set(wanted) - opened):
         yield red("classes", f"{where} lets jobs load more than fedseg's components: {listed(extra)}.", _ANEW)
     elif lacking := sorted(set(wanted) - set(found)):
         yield red("classes", f"{where} lacks {listed(lacking)}: jobs that use them fail.", _ANEW)
     elif resources.get("class_list_enforcement_mode", "enforce") != "enforce":
         yield red("classes", f"{where} does not enforce its list of classes.", _ANEW)
+    elif named := sorted(opened.intersection(found)):
+        said = f"{where} lets jobs pass curves on from here to an address that they name: {listed(named)}."
+        yield yellow("classes", said, "Take the entry out if no job of yours needs it.")
     else:
         yield green("classes", f"Jobs can load the {len(wanted)} listed components and nothing else.")
     parts = [str(part.get("path")) for part in resources.get("components", []) if isinstance(part, dict)]

@@ -7,7 +7,7 @@
 - ``hippocampus``: 50 whole hippocampi of OASIS and 36 of the Decathlon, whose two labels are merged, at 1 mm;
 - ``pancreas``: phantoms of two scanners, with the settings of the pancreas job;
 - ``brats``: phantoms of two scanners and the real BraTS 2021 cases as a third institution, with the settings of the
-  BraTS jobs at 2 mm in patches of 64 x 64 x 64.
+  BraTS jobs at 2 mm in patches of 64 x 64 x 64, four passes a round.
 
 Seed s holds out the s-th third of every institution's patients, so that three seeds test every patient once. Every arm
 has the same rounds, and beside its own settings the defaults of the code that runs it: an earlier version is an arm
@@ -69,7 +69,11 @@ TASKS: dict[str, Any] = {
 JOB_OF = {"pancreas": "pancreas_fedavg", "brats": "brats_fedavg"}
 FINE = {"task": {"name": "pancreas", "patch_size": [64, 64, 32]}, "training.overlap": 0.25}
 BETWEEN = {"task": {"name": "pancreas", "spacing": [1.5, 1.5, 4.0], "patch_size": [80, 80, 24]}}
-PLANE = {"name": "pancreas", "spacing": [1.6, 1.6, 4.0], "patch_size": [80, 80, 32]}
+PLANE = {"task": {"name": "pancreas", "spacing": [1.6, 1.6, 4.0], "patch_size": [80, 80, 32]}}
+SLICES = {
+    "task": {"name": "pancreas", "spacing": [2.0, 2.0, 2.5], "patch_size": [64, 64, 48]},
+    "training.overlap": 0.25,
+}
 FULL = {"training.augmentation": "full"}
 ARMS: dict[str, dict[str, Any]] = {
     "defaults": {},
@@ -82,13 +86,11 @@ ARMS: dict[str, dict[str, Any]] = {
     "fine_light": {**FINE, "training.augmentation": "intensity"},
     "between_light": {**BETWEEN, "training.augmentation": "intensity"},
     # Other voxels in patches of as many mm, which see as much of the abdomen in as many samples.
-    "plane_light": {"task": PLANE, "training.augmentation": "intensity"},
-    "plane_organs": {
-        "task": {**PLANE, "sampling": {"background": 1, "pancreas": 2, "tumour": 2}},
-        "training.augmentation": "intensity",
-    },
-    "middle_light": {
-        "task": {"name": "pancreas", "spacing": [1.8, 1.8, 4.0], "patch_size": [72, 72, 32]},
+    "plane_light": {**PLANE, "training.augmentation": "intensity"},
+    "slices_light": {**SLICES, "training.augmentation": "intensity"},
+    "slices_organs": {
+        **SLICES,
+        "task": {**SLICES["task"], "sampling": {"background": 1, "pancreas": 2, "tumour": 2}},
         "training.augmentation": "intensity",
     },
     # Of BraTS: what its jobs had in version 0.5.0.
@@ -165,7 +167,8 @@ def make_job(name: str, settings: dict[str, Any], seed: int, rounds: int) -> Job
         job.declaration["task"] = TASKS[name]
     if name not in JOB_OF:
         job.declaration["training"] = {"local_epochs": 2}
-    for key, value in {"seed": seed, "workflow.num_rounds": rounds, **settings}.items():
+    passes = {"training.local_epochs": 4} if name == "brats" else {}
+    for key, value in {"seed": seed, "workflow.num_rounds": rounds, **passes, **settings}.items():
         job.set(key, value)
     return job
 

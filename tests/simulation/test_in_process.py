@@ -386,3 +386,20 @@ def test_noise_and_encryption_give_the_model_of_noise_alone_and_tell_no_largest_
     found = load_file(out)
     for name, value in models["last.safetensors"].items():
         np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-6 * 20 + 1e-6, err_msg=name)
+
+
+def test_an_outlier_trains_on_a_part_of_its_cases_in_each_round(tmp_path):
+    sizes = {"large": (9, 1), "small": (2, 1), "tiny": (1, 1)}
+    data = make_sites(tmp_path / "data", sizes)
+    lists = {site: read_datalist(data / site) for site in sizes}
+    chosen = {"path": "fedseg.workflows.selection.PoissonBySize"}
+    job = tiny_job(ROOT / "jobs" / "hippocampus_fedavg")
+    job.set("training.local_epochs", 1)
+    job.set("workflow.selection", {**chosen, "args": {"outlier_probability": 0.3, "fewer": "iterations"}})
+    federation = InProcessFederation(job, lists)
+    federation.run()
+    assert federation.events == []
+    for entry in federation.rounds:
+        # Mean 4, quantile 8: of its nine cases the large site has three in an epoch, so two batches instead of five.
+        assert {site: part["num_steps"] for site, part in entry["sites"].items()} == {"large": 2, "small": 1, "tiny": 1}
+        assert entry["weights"] == pytest.approx({"large": 9 / 12, "small": 2 / 12, "tiny": 1 / 12})

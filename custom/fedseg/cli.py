@@ -23,6 +23,7 @@ COMMANDS = (
     "import-data",
     "import-dicom",
     "simulate",
+    "experiment",
     "evaluate",
     "predict",
     "report",

@@ -23,6 +23,7 @@ PLACES = {
     "import-data": {"--out"},
     "import-dicom": {"--out"},
     "simulate": {"--out", "--ledger"},
+    "experiment": {"--out"},
     "evaluate": {"--out"},
     "predict": {"--out"},
     "report": {"--out"},

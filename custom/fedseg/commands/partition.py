@@ -19,11 +19,8 @@ from fedseg.data.intake.sources import convention_of, guess_task, origin_note, r
 from fedseg.data.partition import (
     Sites,
     check_names,
-    foreground_volume,
+    draw_sites,
     partition_by_csv,
-    partition_by_dirichlet,
-    partition_by_sizes,
-    partition_equally,
 )
 from fedseg.data.shared_cases import NOTE
 from fedseg.data.site_folders import write_sites
@@ -99,15 +96,7 @@ def _method(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _drawn(cases: Sequence[Case], options: argparse.Namespace, least: int) -> Sites:
-    names = _names(options)
-    if options.sizes:
-        return partition_by_sizes(cases, dict(zip(names, options.sizes, strict=True)), options.seed)
-    if options.dirichlet is not None:
-        volumes = dict.fromkeys(by_patient(cases), 0.0)
-        for case in track(cases, "Measuring labels"):
-            volumes[case.patient] = max(volumes[case.patient], foreground_volume(case))
-        return partition_by_dirichlet(cases, names, options.dirichlet, volumes, options.seed, least)
-    return partition_equally(cases, names, options.seed)
+    return draw_sites(cases, _names(options), options.sizes, options.dirichlet, options.seed, least, track)
 
 
 def _names(options: argparse.Namespace) -> list[str]:

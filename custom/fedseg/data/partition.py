@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from fedseg.data.datalist import Case, same_patient
+from fedseg.data.progress import Progress, silent
 from fedseg.data.reading import read_label
 from fedseg.data.splits import by_patient
 from fedseg.errors import DataError, UsageError
@@ -114,6 +115,39 @@ def _draw(bins: list[list[str]], names: Sequence[str], alpha: float, generator: 
         sites = np.searchsorted(ends, np.arange(len(patients)), side="right").clip(max=len(names) - 1)
         chosen.update((p, names[s]) for p, s in zip(_shuffled(patients, generator), sites, strict=True))
     return chosen
+
+
+def draw_sites(
+    cases: Sequence[Case],
+    names: Sequence[str],
+    sizes: Sequence[int] | None,
+    alpha: float | None,
+    seed: int,
+    least: int,
+    progress: Progress = silent,
+) -> Sites:
+    """Spread cases over sites: by sizes, skewed by the size of the target, or equally.
+
+    Args:
+        cases: all cases.
+        names: of the sites.
+        sizes: of the sites, in their order; None where the number of cases is not given.
+        alpha: see ``partition_by_dirichlet``; None spreads equally.
+        seed, least: see there.
+        progress: shows how far the measuring of labels is.
+
+    Raises:
+        UsageError: as of the functions that draw.
+        DataError: a label that is to be measured cannot be read.
+    """
+    if sizes:
+        return partition_by_sizes(cases, dict(zip(names, sizes, strict=True)), seed)
+    if alpha is None:
+        return partition_equally(cases, names, seed)
+    volumes = dict.fromkeys(by_patient(cases), 0.0)
+    for case in progress(cases, "Measuring labels", len(cases)):
+        volumes[case.patient] = max(volumes[case.patient], foreground_volume(case))
+    return partition_by_dirichlet(cases, names, alpha, volumes, seed, least)
 
 
 def partition_by_csv(cases: Sequence[Case], table: Path) -> tuple[Sites, int]:

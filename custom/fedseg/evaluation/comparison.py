@@ -19,11 +19,12 @@ from fedseg.data.datalist import Case, read_datalist
 from fedseg.data.label_convention import settled
 from fedseg.data.reading import read_label
 from fedseg.errors import ConfigurationError, FedsegError
-from fedseg.networks.weights import Arrays, apply_difference, get_weights
+from fedseg.networks.weights import Arrays
 from fedseg.tasks.objective import MEAN, Objective
 from fedseg.tasks.segmentation.labels import paint_regions, to_classes, to_regions
 from fedseg.tasks.segmentation.metrics import score_case
 from fedseg.tasks.task import Task
+from fedseg.training.carried import one_site, train_carried
 from fedseg.training.trainer import SiteTrainer
 
 KINDS = ("local", "threshold")
@@ -80,9 +81,7 @@ def _train_one(job: tuple[dict[str, Any], str, str, list[str], int]) -> dict[str
     plan = parse_plan(declaration)
     torch.set_num_threads(plan.training.threads)
     trainer = SiteTrainer(plan, site, settled(plan.task, read_datalist(Path(data) / site)))
-    weights = get_weights(trainer.network)
-    for round_number in range(num_rounds):
-        weights = apply_difference(weights, trainer.train_round(weights, round_number, num_rounds).update)
+    weights = train_carried({site: trainer}, one_site(site, num_rounds), num_rounds).weights
     return {other: _score_at(plan, Path(data) / other, other, weights) for other in sites}
 
 

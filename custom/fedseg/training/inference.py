@@ -71,5 +71,10 @@ def predict_case(kind: Objective, case: PreparedCase, logits: torch.Tensor) -> n
 
     Activated values, not predictions, are brought to the original grid; outside the prepared image they are 0.
     """
-    predicted = kind.decide(to_grid(kind.activate(logits)[0].numpy(), case.grid, case.original))
+    return predict_activated(kind, case, kind.activate(logits))
+
+
+def predict_activated(kind: Objective, case: PreparedCase, activated: torch.Tensor) -> np.ndarray:
+    """The same from activated values [1, K, ...], such as the mean of the probabilities of several models."""
+    predicted = kind.decide(to_grid(activated[0].numpy(), case.grid, case.original))
     return kind.refine(predicted, case.original.spacing)

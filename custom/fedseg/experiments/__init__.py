@@ -1,0 +1,1 @@
+"""Experiments: arms, seeds and folds of one definition, all of them trained and scored on the same test cases."""

@@ -1,0 +1,132 @@
+"""The cases of an experiment: those of its sites, of external test sites, and a digest of every file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from fedseg.data.datalist import SPLITS, Case, Datalist, read_datalist
+from fedseg.data.intake.sources import convention_of, origin_note, read_source
+from fedseg.data.label_convention import settled
+from fedseg.data.partition import Sites, check_names, draw_sites, partition_by_csv
+from fedseg.data.progress import Progress, silent
+from fedseg.data.site_folders import find_sites, write_sites
+from fedseg.data.splits import patients_needed, require_files
+from fedseg.errors import ConfigurationError, DataError
+from fedseg.experiments.definition import DataSettings, Definition
+from fedseg.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """All cases of an experiment.
+
+    Attributes:
+        sites: of the sites that train, as their datalists split them.
+        external: of sites that never train; all their cases are tests.
+        digests: SHA-256 of the content of each file of a case.
+    """
+
+    sites: Mapping[str, Datalist]
+    external: Mapping[str, Datalist]
+    digests: Mapping[Path, str]
+
+    def digest(self, datalist: Datalist) -> str:
+        """SHA-256 of the cases of a datalist, split by split: patients, and the contents of all files in order."""
+        content = [
+            [name, [[case.patient, case.missing, [self.digests[file] for file in case.files]] for case in cases]]
+            for name, cases in ((split, datalist.split(split)) for split in SPLITS)
+        ]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def read_cohort(definition: Definition, task: Task, data: Path, out: Path, progress: Progress = silent) -> Cohort:
+    """Read the datalists, and spread a pool over sites where the definition says so.
+
+    Args:
+        definition: of the experiment.
+        task: of the experiment.
+        data: folder from which the definition's paths of data count.
+        out: folder in which the sites of a pool are written; what an earlier call with the same settings wrote is
+            used again.
+        progress: shows how far long reading is.
+
+    Raises:
+        UsageError, ConfigurationError, DataError: a path leads nowhere, sites are unknown, or cases cannot be used.
+    """
+    settings = definition.data
+    folder = data / settings.folder if settings.folder is not None else _written(settings, task, data, out, progress)
+    names = find_sites(folder)
+    chosen = names if definition.sites is None else list(definition.sites)
+    for name in chosen:
+        if name not in names:
+            raise ConfigurationError("sites", name, f"one of the sites that there are: {names}")
+    lists = {name: _settled(task, read_datalist(folder / name), settings) for name in sorted(chosen)}
+    check_names([*lists, *definition.external])
+    external = {name: _external(task, data / path, settings) for name, path in definition.external.items()}
+    every = [case for part in (*lists.values(), *external.values()) for name in SPLITS for case in part.split(name)]
+    require_files(every)
+    return Cohort(lists, external, _digests(every, progress))
+
+
+def _settled(task: Task, datalist: Datalist, settings: DataSettings) -> Datalist:
+    stated = replace(datalist, convention=settings.convention or datalist.convention)
+    return settled(task, stated)
+
+
+def _external(task: Task, path: Path, settings: DataSettings) -> Datalist:
+    """All labelled cases of a datalist, or of a data set in another layout, as a test."""
+    cases = read_source(path, task, settings.convention)
+    return Datalist(test=cases, task=task.name, convention=convention_of(path, task, cases, settings.convention))
+
+
+def _written(settings: DataSettings, task: Task, data: Path, out: Path, progress: Progress) -> Path:
+    """The folder with the sites of a pool, or of one data set for each site; made where it is missing."""
+    said = json.dumps([asdict(settings), task.to_dict(), str(data.resolve())], sort_keys=True)
+    folder = out / hashlib.sha256(said.encode()).hexdigest()[:16]
+    if folder.is_dir():
+        return folder
+    fractions = {"validation": settings.validation, "test": settings.test}
+    if settings.sources is not None:
+        sites = {site: read_source(data / path, task, settings.convention) for site, path in settings.sources.items()}
+        source = data / next(iter(settings.sources.values()))
+    else:
+        source = data / str(settings.source)
+        sites = _spread(settings, read_source(source, task, settings.convention), data, fractions, progress)
+    every = [case for cases in sites.values() for case in cases]
+    convention = convention_of(source, task, every, settings.convention, progress)
+    notes = {"origin": origin_note(source)}
+    write_sites(
+        sites, folder, task, fractions, settings.seed, settings.scanner_shift, notes,
+        progress=progress, convention=convention,
+    )  # fmt: skip
+    return folder
+
+
+def _spread(
+    settings: DataSettings, cases: tuple[Case, ...], data: Path, fractions: Mapping[str, float], progress: Progress
+) -> Sites:
+    if settings.csv is not None:
+        found, _ = partition_by_csv(cases, data / settings.csv)
+        if unknown := sorted(set(settings.names or ()) - set(found)):
+            raise ConfigurationError("data.names", unknown[0], f"a site of the table: {sorted(found)}")
+        return {name: found[name] for name in settings.names or found}
+    count = settings.number or len(settings.names or settings.sizes or ())
+    names = list(settings.names or (f"site-{i + 1}" for i in range(count)))
+    least = patients_needed(fractions)
+    return draw_sites(cases, names, settings.sizes, settings.dirichlet, settings.seed, least, progress)
+
+
+def _digests(cases: Iterable[Case], progress: Progress) -> dict[Path, str]:
+    files = list(dict.fromkeys(file for case in cases for file in case.files))
+    found = {}
+    for file in progress(files, "Reading files", len(files)):
+        try:
+            with file.open("rb") as stream:
+                found[file] = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise DataError(f"{file} cannot be read: {error.strerror}.") from None
+    return found

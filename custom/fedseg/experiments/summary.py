@@ -1,0 +1,158 @@
+"""What the results of an experiment say together: each arm's means with intervals, and paired tests between arms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fedseg.evaluation.experiment_folder import GLOBAL, RESULT_COLUMNS
+from fedseg.evaluation.intervals import LEVEL, Over, bootstrap_mean
+from fedseg.evaluation.paired_tests import compare_arms, holm
+from fedseg.experiments.definition import Definition
+from fedseg.experiments.folds import Fold
+from fedseg.experiments.rows import Row, as_csv
+from fedseg.files.documents import write_json, write_whole
+from fedseg.tasks.objective import MEAN, Objective
+
+SUMMARY_JSON, SUMMARY_CSV = SUMMARY_FILES = ("summary.json", "summary.csv")
+SCHEMA = "fedseg-experiment-summary-1"
+SHARED, OWN = "shared", "own"
+HOME, ELSEWHERE, LEFT_OUT, EXTERNAL = SCOPES = ("home", "elsewhere", "left_out", "external")
+"""Where a model is tested: at a site that trained it; at a site that trained, but not it; at the site that a fold
+leaves out; at a site that never trains."""
+_GROUP = ["arm", "model", "scope", "metric", "region"]
+COLUMNS = (
+    *_GROUP, "macro", "macro_low", "macro_high", "pooled", "pooled_low", "pooled_high", "sites", "cases", "patients",
+    "worst_site", "worst", "spread", "seeds", "seed_deviation",
+)  # fmt: skip
+_SAMPLES = 2000
+"""Draws of each interval and test: there are hundreds of them."""
+
+
+def write_summary(
+    definition: Definition, folds: Sequence[Fold], kind: Objective, rows: Sequence[Row], out: Path
+) -> dict[str, Any]:
+    """Write ``summary.csv`` and ``summary.json`` from the rows of the results.
+
+    Args:
+        definition: of the experiment.
+        folds: of the experiment.
+        kind: of the task.
+        rows: as of ``tables.result_rows``.
+        out: folder of the experiment.
+
+    Returns:
+        The content of ``summary.json``: ``rows`` with the columns of ``summary.csv``, and ``comparisons``, see
+        ``compare_with_reference``.
+    """
+    frame = results_frame(definition, folds, rows)
+    lines = summarise(definition, kind, frame)
+    content = {
+        "schema": SCHEMA,
+        "experiment": definition.name,
+        "primary": kind.primary.name,
+        "level": LEVEL,
+        "rows": lines,
+        "comparisons": compare_with_reference(definition, frame),
+    }
+    write_whole(out / SUMMARY_CSV, as_csv(COLUMNS, lines))
+    write_json(out / SUMMARY_JSON, content)
+    return content
+
+
+def results_frame(definition: Definition, folds: Sequence[Fold], rows: Sequence[Row]) -> pd.DataFrame:
+    """The rows of the results that have a value, with the columns ``model`` and ``scope`` beside theirs."""
+    frame = pd.DataFrame.from_records(list(rows), columns=list(RESULT_COLUMNS))
+    left_out = {fold.name: fold.left_out for fold in folds}
+    frame["value"] = frame["value"].astype(float)
+    frame["model"] = [SHARED if site == GLOBAL else OWN for site in frame["site"]]
+    where = zip(frame["fold"], frame["site"], frame["evaluated_at"], strict=True)
+    frame["scope"] = [_scope(definition, left_out[fold], site, place) for fold, site, place in where]
+    return frame.dropna(subset=["value"])
+
+
+def _scope(definition: Definition, left_out: str, site: str, place: str) -> str:
+    if place in definition.external:
+        return EXTERNAL
+    if place == left_out:
+        return LEFT_OUT
+    return HOME if site in (GLOBAL, place) else ELSEWHERE
+
+
+def summarise(definition: Definition, kind: Objective, frame: pd.DataFrame) -> list[Row]:
+    """One row for each arm, kind of model, scope, metric and region; arms, metrics and regions keep their order."""
+    better = {score.name: score.higher_is_better for score in kind.scores}
+    found = []
+    for key, group in frame.groupby(_GROUP, sort=False):
+        about = dict(zip(_GROUP, key, strict=True))
+        found.append({**about, **_numbers(group, better[about["metric"]])})
+    arms = list(definition.arms)
+    return sorted(found, key=lambda row: (arms.index(row["arm"]), row["model"] == OWN, SCOPES.index(row["scope"])))
+
+
+def _numbers(group: pd.DataFrame, higher_is_better: bool) -> Row:
+    """Means over seeds, models and folds first, so that every case counts once; then over cases and over sites."""
+    cases = group.groupby(["evaluated_at", "patient", "case"])["value"].mean()
+    sites = cases.groupby("evaluated_at").mean()
+    worst = sites.idxmin() if higher_is_better else sites.idxmax()
+    by_seed = group.groupby(["seed", "evaluated_at", "patient", "case"])["value"].mean()
+    seeds = by_seed.groupby(["seed", "evaluated_at"]).mean().groupby("seed").mean()
+    return {
+        **_interval("macro", cases),
+        **_interval("pooled", cases),
+        "sites": len(sites),
+        "cases": len(cases),
+        "patients": int(cases.groupby(["evaluated_at", "patient"]).ngroups),
+        "worst_site": str(worst),
+        "worst": float(sites[worst]),
+        "spread": float(sites.std(ddof=0)),
+        "seeds": len(seeds),
+        "seed_deviation": float(seeds.std(ddof=1)) if len(seeds) > 1 else None,
+    }
+
+
+def _interval(name: str, cases: pd.Series) -> Row:
+    """A mean over sites or over cases, by bootstrap over sites and their patients."""
+    sites, patients = (cases.index.get_level_values(level).tolist() for level in ("evaluated_at", "patient"))
+    over: Over = "groups" if name == "macro" else "cases"
+    found = bootstrap_mean(cases.tolist(), sites, patients=patients, over=over, samples=_SAMPLES)
+    return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+
+
+def compare_with_reference(definition: Definition, frame: pd.DataFrame) -> list[Row]:
+    """Every arm less the reference, on the same patients, for the mean over regions of each metric.
+
+    Returns:
+        Rows with ``arm``, ``model``, ``scope``, ``metric``, ``difference``, ``low``, ``high``, ``p`` (sign flips),
+        ``p_wilcoxon``, ``p_holm`` (of ``p``, over all arms in the same scope and metric) and ``patients``. The
+        reference is its shared model, or where it has none the sites' own.
+    """
+    found: list[Row] = []
+    means = frame[(frame["region"] == MEAN) & (frame["scope"] != ELSEWHERE)]
+    for (scope, metric), group in means.groupby(["scope", "metric"], sort=False):
+        tables = {(str(arm), str(model)): part for (arm, model), part in group.groupby(["arm", "model"], sort=False)}
+        named = [key for key in ((definition.reference, SHARED), (definition.reference, OWN)) if key in tables]
+        if not named:
+            continue
+        lines = [
+            {"arm": key[0], "model": key[1], "scope": scope, "metric": metric, **_compared(table, tables[named[0]])}
+            for key, table in tables.items()
+            if key != named[0]
+        ]
+        for line, p in zip(lines, holm([line["p"] for line in lines]), strict=True):
+            found.append({**line, "p_holm": p})
+    return found
+
+
+def _compared(table: pd.DataFrame, reference: pd.DataFrame) -> Row:
+    test = compare_arms(table, reference, samples=_SAMPLES)
+    bounds = {"low": test.interval.low, "high": test.interval.high}
+    return {"difference": test.difference, **bounds, "p": test.p, "p_wilcoxon": test.p_wilcoxon, "patients": test.cases}
+
+
+def table_rows(summary: Mapping[str, Any], region: str) -> list[Row]:
+    """The rows of the primary score for one region, for a table on the terminal."""
+    return [row for row in summary["rows"] if row["metric"] == summary["primary"] and row["region"] == region]

@@ -1,0 +1,115 @@
+"""Experiments that fail, are stopped, and go on: the tables are the same to the last bit."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedseg.cli import main
+from fedseg.experiments.tables import TABLES
+from tiny_experiment import ARMS, write_experiment
+
+FILES = ("results.csv", "curves.csv", "summary.csv", "summary.json")
+COMMAND = [sys.executable, "-m", "fedseg", "experiment"]
+
+
+def start(file: Path, out: Path, jobs: int) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [*COMMAND, str(file), "--out", str(out), "--jobs", str(jobs)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def units_of(out: Path) -> set[str]:
+    return {path.name for path in (out / "units").glob("*")}
+
+
+def kill_after_progress(process: subprocess.Popen[bytes], out: Path, delay: float) -> bool:
+    """Kill a run once one more unit is done, or something has begun where nothing was; False where it ended before."""
+    before = units_of(out)
+    while process.poll() is None and not units_of(out) - before:
+        time.sleep(0.02)
+    time.sleep(delay)
+    killed = process.poll() is None
+    if killed:
+        os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    return killed
+
+
+def killed_again_and_again(tmp_path: Path, kills: int, jobs: int) -> None:
+    """The tables after so many kills at random times, against those of a run that nobody stopped."""
+    arms = {name: ARMS[name] for name in ("central", "local", "ensemble", "fedavg")}
+    file = write_experiment(tmp_path, arms=arms, sites=["alpha", "beta"])
+    assert main(["experiment", str(file), "--out", str(tmp_path / "whole"), "--jobs", "1"]) == 0
+    out, generator = tmp_path / "stopped", np.random.default_rng(kills)
+    stopped = sum(kill_after_progress(start(file, out, jobs), out, generator.uniform(0, 0.7)) for _ in range(kills))
+    assert stopped
+    assert main(["experiment", str(file), "--out", str(out), "--jobs", "1"]) == 0
+    for name in FILES:
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert not any((out / "work").glob("*"))
+
+
+def test_an_experiment_that_is_killed_twice_gives_the_same_tables(tmp_path):
+    killed_again_and_again(tmp_path, kills=2, jobs=1)
+
+
+@pytest.mark.full
+def test_an_experiment_that_is_killed_ten_times_gives_the_same_tables(tmp_path):
+    killed_again_and_again(tmp_path, kills=10, jobs=2)
+
+
+def test_a_unit_that_fails_stops_no_other_and_is_made_up_for(tmp_path, capsys):
+    arms = {"local": {"kind": "local"}, "ensemble": {"kind": "ensemble", "of": "local"}, "central": {"kind": "central"}}
+    file = write_experiment(tmp_path, arms=arms)
+    label = tmp_path / "data" / "beta" / "images" / "beta-0.nii.gz"
+    good = label.read_bytes()
+    label.write_bytes(good[:50])
+    command = ["experiment", str(file), "--out", str(tmp_path / "out"), "--jobs", "1"]
+    assert main(command) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    # What needs beta's images fails, and so does the ensemble of a model that is not there.
+    assert "3 of 5 units failed" in said
+    assert "the same command does the rest" in said
+    assert units_of(tmp_path / "out") == {"local_seed3_alpha", "local_seed3_gamma"}
+    rows = (tmp_path / "out" / "results.csv").read_text("utf-8").splitlines()
+    assert {line.split(",")[4] for line in rows[1:]} == {"alpha", "gamma"}
+    label.write_bytes(good)
+    assert main(command) == 0
+    assert len(units_of(tmp_path / "out")) == 5
+
+
+def test_only_what_changed_is_done_again(tmp_path):
+    arms = {"a": {"kind": "central"}, "b": {"kind": "ciil"}}
+    command = ["experiment", str(write_experiment(tmp_path, arms=arms)), "--out", str(tmp_path / "out"), "--jobs", "1"]
+    assert main(command) == 0
+    times = {path.parent.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "units").glob("*/unit.json")}
+    changed = {"a": {"kind": "central"}, "b": {"kind": "ciil", "set": {"training.learning_rate": 0.1}}}
+    write_experiment(tmp_path, arms={**changed, "c": {"kind": "iil"}})
+    assert main(command) == 0
+    after = {path.parent.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "units").glob("*/unit.json")}
+    assert after["a_seed3"] == times["a_seed3"]
+    assert after["b_seed3"] != times["b_seed3"]
+    assert set(after) == {"a_seed3", "b_seed3", "c_seed3"}
+
+
+def test_tables_have_their_columns(tmp_path):
+    file = write_experiment(tmp_path, arms={"central": {"kind": "central"}}, watts={"cpu": 10})
+    assert main(["experiment", str(file), "--out", str(tmp_path / "out"), "--jobs", "1"]) == 0
+    heads = {name: (tmp_path / "out" / name).read_text("utf-8").splitlines()[0] for name in TABLES}
+    assert heads == {
+        "results.csv": "experiment,arm,seed,fold,site,evaluated_at,case,patient,region,metric,value,empty",
+        "costs.csv": "experiment,arm,seed,fold,quantity,value",
+        "curves.csv": "experiment,arm,seed,fold,site,round,samples,metric,value",
+    }
+    costs = [line.split(",") for line in (tmp_path / "out" / "costs.csv").read_text("utf-8").splitlines()[1:]]
+    named = {row[4] for row in costs} - {"gpu_seconds"}
+    assert named == {
+        "rounds", "steps", "samples", "cpu_seconds", "wall_seconds", "bytes_sent", "bytes_received", "peak_memory_mib",
+        "kwh",
+    }  # fmt: skip

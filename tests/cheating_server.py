@@ -27,7 +27,8 @@ class Cheating(EncryptedTraining):
 
     ``how``: ``never``; ``lone``: the ciphertext stands for the sum of all; ``own``: for the sum of the one site that it
     is of; ``earlier``: in the third round the sum of the first stands for that of the second; a file's name: the model
-    that another run has left there, under the name of this run. With ``never`` the model is left in ``file``.
+    that another run has left there, under the name of this run. Where a ``file`` is named, the model after the first
+    round is left there as it was sent, with all that whoever knows nothing needs to read it.
     """
 
     def __init__(self, num_rounds: int, how: str = "never", file: str = "", **settings):
@@ -43,12 +44,10 @@ class Cheating(EncryptedTraining):
 
     def sent(self, number, known):
         model = self.honest(number, known)
-        if number >= 0 and self.how == "never":
-            self.file.write_bytes(pickle.dumps(self.honest(0, [])))
-        if number == 0 and self.how in ("lone", "own"):
-            last = replace(model.rounds[-1], ciphertexts=self.kept)
-            own = {VICTIM: last.nonces[VICTIM]}
-            model = replace(model, rounds=(replace(last, nonces=own if self.how == "own" else last.nonces),))
+        if number == 0:
+            model = self.stolen(model)
+        if number >= 0 and self.file.name:
+            self.file.write_bytes(pickle.dumps(self.stolen(self.honest(0, []))))
         if number == 1 and self.how == "earlier":
             first = self.honest(0, []).rounds[0].ciphertexts
             model = replace(model, rounds=(*model.rounds[:-1], replace(model.rounds[-1], ciphertexts=first)))
@@ -56,6 +55,14 @@ class Cheating(EncryptedTraining):
             stolen = pickle.loads(Path(self.how).read_bytes())
             model = replace(stolen, rounds=tuple(renamed(each, model.rounds[0].terms.run) for each in stolen.rounds))
         return model
+
+    def stolen(self, model):
+        """The model after the first round, with the victim's ciphertext in the place of the sum where that is asked."""
+        if self.how not in ("lone", "own"):
+            return model
+        last = replace(model.rounds[-1], ciphertexts=self.kept)
+        own = {VICTIM: last.nonces[VICTIM]}
+        return replace(model, rounds=(replace(last, nonces=own if self.how == "own" else last.nonces),))
 
 
 def renamed(added, run):

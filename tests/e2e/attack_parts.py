@@ -12,9 +12,11 @@ from nvflare.fuel.utils.zip_utils import zip_directory_to_bytes
 from nvflare.lighter.utils import load_private_key_file, sign_folders
 
 from canary import hocon, telling
+from cheating_server import Cheating, Reading
 from fedseg.deployment.kits.installed_kit import LOCAL, RESOURCES_FILE
 from fedseg.jobs.allowed_components import JOB_STORE
 from fedseg.screening.job_store import ScreeningJobStore
+from stolen_ciphertexts import encrypted_job, without_encryption
 
 SECRET, SMUGGLED, SOCKETS = "FEDSEG_TEST_SECRET", "FEDSEG_TEST_SMUGGLED", "FEDSEG_TEST_SOCKETS"
 HERE = Path(__file__).parent
@@ -30,11 +32,13 @@ class HostileStore(ScreeningJobStore):
 
 
 def turn_hostile(kit):
-    """Give the server's kit the hostile store in the place of the screening one."""
+    """Give the server's kit the hostile store in the place of the screening one, and workflows that cheat."""
     path = kit / LOCAL / RESOURCES_FILE
     text = path.read_text("utf-8")
     assert JOB_STORE in text
-    path.write_text(text.replace(JOB_STORE, "attack_parts.HostileStore"), "utf-8")
+    content = json.loads(text.replace(JOB_STORE, "attack_parts.HostileStore"))
+    content["class_allow_list"] += [f"cheating_server.{kind.__name__}" for kind in (Cheating, Reading)]
+    path.write_text(json.dumps(content), "utf-8")
 
 
 def watch(patch, folder):
@@ -58,6 +62,31 @@ def ports(processes):
                 elif connection.raddr:
                     remote.add(tuple(connection.raddr))
     return listening, remote
+
+
+def named(job, name):
+    """The job under another name, as its coordinator would submit it."""
+    (job.folder / "meta.json").write_text(json.dumps({"name": name, "deploy_map": {"app": ["@ALL"]}}), "utf-8")
+    job.name = name
+    return job
+
+
+def steal(coordinator, folder, seconds):
+    """Two jobs of the cheating server: one keeps a site's ciphertext and sends it on, one would have it read in plain.
+
+    Returns:
+        For each its id and how it ended.
+    """
+    file, ended = str(folder / "stolen.model"), {}
+    for name, job in (
+        ("keeping", lambda: encrypted_job(Cheating, num_rounds=2, how="lone", file=file)),
+        ("reading", lambda: without_encryption(encrypted_job(Reading, num_rounds=1, file=file))),
+    ):
+        written = job()
+        written.folder = written.write(folder / name)
+        job_id = coordinator.submit(named(written, name))
+        ended[name] = job_id, coordinator.wait(job_id, timeout=seconds)
+    return ended
 
 
 def submit_raw(coordinator, folder):

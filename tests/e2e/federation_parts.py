@@ -17,6 +17,7 @@ TEMPLATE, POLICY = (
     ROOT / "workspace_templates" / "three_hospitals",
     ROOT / "workspace_templates" / "site_policy" / "local",
 )
+ENCRYPTED_TEMPLATE = TEMPLATE.with_name("three_hospitals_he")
 COORDINATOR = "coordinator@example.org"
 SITES = {"alpha": (4, 1), "beta": (3, 1), "gamma": (2, 1)}
 

@@ -1,4 +1,7 @@
-"""One real federation: kits, a server and three sites as processes that meet over mutual TLS, three jobs, the end."""
+"""One real federation: kits, a server and three sites as processes that meet over mutual TLS, their jobs, the end.
+
+Some of the jobs are attacks, of the coordinator and of the server.
+"""
 
 import json
 import re
@@ -7,17 +10,19 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from attack_parts import ports, smuggle, submit_raw, turn_hostile, watch
-from federation_parts import COORDINATOR, POLICY, SITES, TEMPLATE, fedseg, shakes_hands, tiny_job
+from attack_parts import ports, smuggle, steal, submit_raw, turn_hostile, watch
+from federation_parts import COORDINATOR, ENCRYPTED_TEMPLATE, POLICY, SITES, fedseg, shakes_hands, tiny_job
 from safetensors.numpy import load_file
 
 from canary import attacks, canary
 from fedseg.data.datalist import read_datalist
 from fedseg.deployment.coordination.fetched_run import fetch_into
 from fedseg.deployment.kits.project_file import read_project
-from fedseg.deployment.local.federation import PROCESSES_FILE, running
+from fedseg.deployment.local.federation import PROCESSES_FILE, STATE, running
 from fedseg.deployment.local.processes import listens
+from fedseg.provenance.run_log import RECORD_FILE
 from fedseg.simulation.in_process import InProcessFederation
+from stolen_ciphertexts import said_by
 from tiny import make_sites
 
 ROUNDS, SECONDS = 2, 240
@@ -54,7 +59,7 @@ def seen(tmp_path_factory):
         address, seen.asked = stack.enter_context(canary())
         seen.sockets = watch(stack.enter_context(pytest.MonkeyPatch.context()), folder)
         federation = running(
-            *(read_project(TEMPLATE), POLICY, data, list(SITES), out, LIMITS),
+            *(read_project(ENCRYPTED_TEMPLATE), POLICY, data, list(SITES), out, LIMITS),
             before_start=lambda local: turn_hostile(local.federation.of_role("server")[0].folder),
         )
         local = stack.enter_context(federation)
@@ -87,6 +92,7 @@ def seen(tmp_path_factory):
                 seen.status[seen.smuggled] = coordinator.wait(seen.smuggled, timeout=SECONDS)
                 seen.smuggled_fetch = fedseg("fetch", seen.smuggled, "--kit", kit, "--out", folder / "fourth")
                 seen.second, seen.third = second, third
+                seen.stolen = steal(coordinator, folder / "jobs", SECONDS)
                 (folder / "second").mkdir()
                 seen.second_run, seen.second_failure = fetch_into(coordinator, second, folder / "second")
                 seen.third_fetch = fedseg("fetch", third, "--kit", kit, "--out", folder / "third")
@@ -187,6 +193,25 @@ def test_a_site_refuses_what_a_hostile_server_sends_in_the_place_of_a_job(seen):
             in seen.smuggled_fetch.err
         )
         assert not (seen.kits[site] / seen.smuggled).exists(), "nothing of it was unpacked"
+
+
+@pytest.mark.parametrize(
+    ("job", "sent", "why"),
+    [
+        # Of the honest round a report and a ciphertext; in the next one the ciphertext of one site came as the sum.
+        ("keeping", 2, "not what the sites of that round encrypted"),
+        ("reading", 0, "lets updates out that are not encrypted"),
+    ],
+)
+def test_no_site_reads_another_sites_ciphertext_to_the_server(seen, job, sent, why):
+    assert (seen.folder / "jobs" / "stolen.model").is_file(), "the server has kept it"
+    job_id, status = seen.stolen[job]
+    assert status == "FINISHED:EXECUTION_EXCEPTION"
+    # gamma takes neither job; each run has the id of its first job.
+    for site in ("alpha", "beta"):
+        count, texts = said_by(seen.out / STATE / site / job_id / RECORD_FILE)
+        assert (count, len(texts)) == (sent, 1)
+        assert why in texts.pop()
 
 
 def test_no_job_causes_a_connection_but_flares(seen):

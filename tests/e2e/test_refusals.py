@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from federation_parts import COORDINATOR, POLICY, TEMPLATE, fedseg, shakes_hands, tiny_job
+from federation_parts import COORDINATOR, ENCRYPTED_TEMPLATE, POLICY, TEMPLATE, fedseg, shakes_hands, tiny_job
 
 import fedseg as package
 from fedseg.deployment.kits.installed_kit import RESOURCES_FILE
@@ -42,7 +42,6 @@ DISK_BYTES, FILE_BYTES = 2**20, 2**16
 SITES = ("alpha", "beta", "gamma", "lost", "old", "strict")
 BROKEN = "refusal_parts.NotANumber"
 HERE = Path(__file__).parent
-ENCRYPTED_TEMPLATE = TEMPLATE.with_name("three_hospitals_he")
 
 
 # ------------------------------------------------------------------- a disk that is full

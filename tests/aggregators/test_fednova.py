@@ -8,9 +8,14 @@ from aggregators.test_fedavg import aggregate, make_update
 from fedseg.aggregators.base import AggregationError
 from fedseg.aggregators.fedavg import FedAvg
 from fedseg.aggregators.fednova import FedNova, accumulated_steps
+from fedseg.contract.combinations import conflict
 from fedseg.contract.plan import parse_plan
 from fedseg.data.datalist import Datalist
 from fedseg.errors import ConfigurationError
+from fedseg.filters.dp_sgd import DPSGD
+from fedseg.filters.noise import GaussianNoise, LaplaceNoise
+from fedseg.filters.norm_clip import NormClip
+from fedseg.filters.sparse_vector import SparseVector
 from fedseg.training.trainer import SiteTrainer
 from tiny import PLAN
 
@@ -96,6 +101,23 @@ def test_two_sites_with_unequal_steps_reach_the_optimum_of_their_mean_loss(momen
         ends[type(rule).__name__] = weight
     assert ends["FedNova"] == pytest.approx(0.5, abs=0.01)
     assert ends["FedAvg"] > 0.6
+
+
+def test_with_a_clip_that_binds_the_site_with_the_fewest_steps_has_the_model_to_itself():
+    # As above, with both updates clipped to 0.2 rates. Site 0 moves by -min(w, 0.2) rates, divided by 1 step; site 1 by
+    # +0.2 rates, divided by 10. They balance at w = 0.02, where plain averaging would have stayed anywhere.
+    rate, steps, clip, weight = 1e-4, {"s0": 1, "s1": 10}, 0.2e-4, 0.5
+    for _ in range(400):
+        moves = [float(np.clip(rate * steps[f"s{i}"] * (i - weight), -clip, clip)) for i in range(2)]
+        weight += 100 * aggregate(FedNova(0.0), sites(*zip(moves, (1, 1), (1, 10), strict=True)))["w"].item()
+    assert weight == pytest.approx(0.02, abs=0.001)
+
+
+@pytest.mark.parametrize("filter_class", [NormClip, GaussianNoise, LaplaceNoise, SparseVector, DPSGD])
+@pytest.mark.parametrize("rule", [FedNova(0.0), FedNova(0.0, mu=0.01)])
+def test_so_filters_that_clip_are_refused(rule, filter_class):
+    assert f"how far a site went, which {filter_class.__name__} withholds" in str(conflict([rule, filter_class], False))
+    assert conflict([FedAvg(), filter_class], False) is None
 
 
 def test_a_site_without_steps_does_not_count():

@@ -28,6 +28,12 @@ class FedNova(WeightedAggregator):
     FedProx at the sites pulls every step back, so that many steps go less far than their number says: ``mu`` must be
     that of its term, and the learning rate constant. Other hooks that bend steps (SCAFFOLD, MOON) are refused.
 
+    So are filters that clip, with noise or without. a_j says how far n steps go; a clipped update has the clip's length
+    after any number of them, and divided by a_j it would count the less the more its site has worked. Noise would be
+    stretched by tau / a_j at the sites with the fewest steps. (The guarantee itself would hold: p_j and a_j follow from
+    counts of patients, which are equal for neighbouring data, and what the server computes of a noisy update costs
+    nothing more.)
+
     ``last_notes`` holds ``accumulated`` (a_j of each site) and ``effective`` (tau).
     """
 

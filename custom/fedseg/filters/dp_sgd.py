@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from fedseg import allowed
-from fedseg.contract.combinations import COUNTED_STEPS, EVERY_CASE, LOCAL_STEPS
+from fedseg.contract.combinations import EVERY_CASE, LOCAL_STEPS
 from fedseg.contract.update import Update
 from fedseg.errors import RefusalError
 from fedseg.filters.context import SiteContext
@@ -33,7 +33,7 @@ class DPSGD(GuaranteedFilter):
     words = GuaranteedFilter.words | {_NORM}
     accepts_shared_arrays = False
     needs = GuaranteedFilter.needs | {EVERY_CASE}
-    withholds = GuaranteedFilter.withholds | {LOCAL_STEPS, COUNTED_STEPS}
+    withholds = GuaranteedFilter.withholds | {LOCAL_STEPS}
 
     def __init__(self, clip: float, noise_multiplier: float, delta: float = 1e-5) -> None:
         """Set the mechanism.

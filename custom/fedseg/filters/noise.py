@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from fedseg import allowed
-from fedseg.contract.combinations import DURATION, EPSILON, SCORES, STATISTICS, TRAIN_LOSS, VAL_LOSS
+from fedseg.contract.combinations import COUNTED_STEPS, DURATION, EPSILON, SCORES, STATISTICS, TRAIN_LOSS, VAL_LOSS
 from fedseg.contract.update import DENSE, Stage, Update
 from fedseg.filters.base import UpdateFilter
 from fedseg.filters.charging import charge_ledger, delta_at
@@ -56,7 +56,8 @@ class GuaranteedFilter(UpdateFilter):
     accepts_shared_arrays: ClassVar[bool] = True
     guarantees: ClassVar[bool] = True
     provides = frozenset({EPSILON})
-    withholds = frozenset({TRAIN_LOSS, VAL_LOSS, SCORES, DURATION, STATISTICS})
+    # The steps that are told are those of one case of each patient, and a clip bounds how far any number of them goes.
+    withholds = frozenset({TRAIN_LOSS, VAL_LOSS, SCORES, DURATION, STATISTICS, COUNTED_STEPS})
     words: ClassVar[frozenset[str]] = frozenset({*NEIGHBOURS, *MECHANISMS, *UNITS})
 
     def __init__(self, delta: float, neighbours: str) -> None:

@@ -6,6 +6,7 @@ import logging
 import math
 
 from fedseg import allowed
+from fedseg.contract.combinations import COUNTED_STEPS
 from fedseg.contract.update import Stage, Update
 from fedseg.errors import ConfigurationError
 from fedseg.filters.base import UpdateFilter
@@ -24,6 +25,8 @@ class NormClip(UpdateFilter):
 
     meaning = "limits how far one site can move the model; hides nothing"
     stage = Stage.CLIP
+    # A clipped update is as long after ten steps as after one.
+    withholds = frozenset({COUNTED_STEPS})
 
     def __init__(self, norm: float) -> None:
         """Choose the bound.

@@ -18,6 +18,7 @@ from fedseg.errors import ConfigurationError, DataError, RefusalError
 from fedseg.site.profile import SiteProfile
 from fedseg.tasks.objective import objective_of
 from fedseg.training.demand import check_training
+from fedseg.training.hooks import TrainingHook
 from fedseg.training.inference import choose_device
 from fedseg.version import __version__
 
@@ -39,8 +40,13 @@ def check_plan(plan: Plan, digest: str | None) -> None:
         raise RefusalError("plan", "The server's plan differs from the one in this site's copy of the job.")
 
 
-def admit_data(plan: Plan, profile: SiteProfile) -> Datalist:
+def admit_data(plan: Plan, profile: SiteProfile, hooks: Sequence[TrainingHook] = ()) -> Datalist:
     """The site's datalist, once it is known to fit the task.
+
+    Args:
+        plan: of the job.
+        profile: of the site.
+        hooks: of the job's method, which may take memory.
 
     Raises:
         RefusalError: the data is missing or damaged (``data``), its channels or labels are not the task's (``task``),
@@ -63,15 +69,15 @@ def admit_data(plan: Plan, profile: SiteProfile) -> Datalist:
         raise RefusalError(
             "data", f"The site's data has {len(report.errors)} error(s); `fedseg check-data` lists them."
         )
-    _check_memory(plan, profile, report.grids)
+    _check_memory(plan, profile, report.grids, hooks)
     return _check_labels(plan, datalist)
 
 
-def _check_memory(plan: Plan, profile: SiteProfile, grids: Sequence[Grid]) -> None:
+def _check_memory(plan: Plan, profile: SiteProfile, grids: Sequence[Grid], hooks: Sequence[TrainingHook]) -> None:
     device = choose_device(profile.device)
     on_gpu = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
     try:
-        check_training(plan, grids, profile.memory, on_gpu)
+        check_training(plan, grids, profile.memory, on_gpu, hooks)
     except ConfigurationError as error:
         raise RefusalError("memory", str(error)) from None
 

@@ -176,13 +176,14 @@ class SiteSession:
         self.record.close()
         state.bind(job_fingerprint(plan, fl_ctx))
         self.record.open(state.folder, site)
-        datalist, chain = admit_data(plan, profile), update_chain(fl_ctx)
-        private, frozen = own_names(chain, plan)
+        chain = update_chain(fl_ctx)
+        hooks = [*(_hook(name, fl_ctx) for name in self.hooks), *hooks_of(chain)]
+        datalist, (private, frozen) = admit_data(plan, profile, hooks), own_names(chain, plan)
         setup = TrainerSetup(
             state=state,
             device=profile.device,
             cache=profile.cache,
-            hooks=[*(_hook(name, fl_ctx) for name in self.hooks), *hooks_of(chain)],
+            hooks=hooks,
             private=private,
             frozen=frozen,
             simulated=profile.simulated,

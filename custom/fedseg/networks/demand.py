@@ -15,6 +15,8 @@ from fedseg.memory import check_memory
 from fedseg.networks.registry import Network
 
 NUMBER_BYTES = 4
+# Numbers in a slice of all channels, above which torch takes oneDNN's convolutions for a single image, too.
+_SMALL_IMAGE = 20480
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,14 @@ class Demand:
         weights: parameters and buffers.
         kept: outputs of all layers for one image, which training keeps until the backward pass.
         largest: input and output of the largest layer for one image, which any pass holds at one time.
+        unfolded: the largest input of a convolution with a number for each weight that meets it. Torch writes it out
+            where it computes a small image by itself on a CPU, with one thread; larger ones and batches go another way.
     """
 
     weights: int
     kept: int
     largest: int
+    unfolded: int = 0
 
 
 def demand(network: Network, in_channels: int, out_channels: int, size: Sequence[int]) -> Demand:
@@ -44,10 +49,12 @@ def demand(network: Network, in_channels: int, out_channels: int, size: Sequence
         ConfigurationError: torch cannot count that far.
     """
     counted: list[int] = []
+    unfolded = [0]
 
     def count(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if isinstance(output, torch.Tensor):
             counted.extend((output.numel(), output.numel() + sum(i.numel() for i in inputs if torch.is_tensor(i))))
+            unfolded.append(_unfolded(module, inputs[0], output))
 
     x, y, z = size
     try:
@@ -62,7 +69,16 @@ def demand(network: Network, in_channels: int, out_channels: int, size: Sequence
     except (RuntimeError, ValueError) as error:
         raise ConfigurationError("network", network.to_dict(), f"one that torch can build ({error})") from None
     weights = sum(prod(value.shape) for value in whole.state_dict().values())
-    return Demand(weights, sum(counted[::2]), max(counted[1::2], default=0))
+    return Demand(weights, sum(counted[::2]), max(counted[1::2], default=0), max(unfolded))
+
+
+def _unfolded(module: nn.Module, image: torch.Tensor, output: torch.Tensor) -> int:
+    """See ``Demand``; 0 for what is no convolution of a small image."""
+    if not isinstance(module, nn.Conv3d | nn.ConvTranspose3d) or prod(image.shape[:-1]) > _SMALL_IMAGE:
+        return 0
+    forward = isinstance(module, nn.Conv3d)
+    channels, place = (module.in_channels, output) if forward else (module.out_channels, image)
+    return channels * prod(module.kernel_size) * prod(place.shape[2:])
 
 
 def check_pass(network: Network, in_channels: int, out_channels: int, size: Sequence[int]) -> None:

@@ -3,31 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
+
+import torch
 
 from fedseg.contract.plan import Plan
 from fedseg.data.grid import Grid
 from fedseg.memory import check_memory
-from fedseg.networks.demand import NUMBER_BYTES, demand
+from fedseg.networks.demand import NUMBER_BYTES, Demand, demand
+from fedseg.training.hooks import TrainingHook
 
 _HALF = 2
 # Weights, gradients and the received model; what the optimizer keeps of each parameter comes beside.
 _COPIES = 3
-_OPTIMIZER = {"adamw": 2, "sgd": 1}
+# A patch and its reference as they were cut, and once more in the batch.
+_PATCHES = 2
+# The loss beside the logits: one-hot targets, probabilities, the gradient.
+_LOSS = 3
 
 
-def training_bytes(plan: Plan, cases: int) -> int:
-    """Memory of the network, its optimizer, and what all layers keep of a batch until the backward pass.
+def training_bytes(plan: Plan, cases: int, hooks: Sequence[TrainingHook] = (), on_gpu: bool = False) -> int:
+    """Memory of all networks and their optimizers, of a batch, and what the layers keep of it until the backward pass.
 
     Args:
         plan: of the job.
         cases: of the site; a batch has no more.
+        hooks: of the job's method, with what they keep beside the network.
+        on_gpu: whether it is trained on a GPU, which alone computes in half precision.
     """
     task, settings = plan.task, plan.training
     needs = demand(plan.network, len(task.channels), plan.objective.output_channels, task.patch_size)
-    copies = _COPIES + _OPTIMIZER[settings.optimizer]
-    # `auto` is mixed on a GPU, where half the bytes may do.
-    number = NUMBER_BYTES if settings.precision == "float32" else _HALF
-    return needs.weights * copies * NUMBER_BYTES + needs.kept * min(settings.batch_size, max(1, cases)) * number
+    batch = min(settings.batch_size, max(1, cases))
+    at_once = 1 if any(hook.case_by_case for hook in hooks) else batch
+    return (
+        NUMBER_BYTES * _weights(plan, needs, hooks)
+        + NUMBER_BYTES * batch * _PATCHES * (len(task.channels) + 1) * prod(task.patch_size)
+        + at_once * _pass_bytes(plan, needs, on_gpu)
+        + (NUMBER_BYTES * needs.unfolded if at_once == 1 and settings.threads == 1 and not on_gpu else 0)
+    )
+
+
+def _weights(plan: Plan, needs: Demand, hooks: Sequence[TrainingHook]) -> int:
+    """Numbers of the network, of what is kept for each of its weights, and of the companions."""
+    settings = plan.training
+    kept = 2 if settings.optimizer == "adamw" else int(settings.momentum > 0)
+    total = needs.weights * (_COPIES + kept + sum(hook.copies for hook in hooks))
+    with torch.device("meta"):
+        companions = [each for hook in hooks for each in hook.companions(plan).values()]
+    for companion in companions:
+        copies = 1 if companion.optimizer is None else 2 + kept
+        total += copies * sum(value.numel() for value in companion.network.state_dict().values())
+    return total
+
+
+def _pass_bytes(plan: Plan, needs: Demand, on_gpu: bool) -> int:
+    """What one patch takes on its way through the network, the loss and back."""
+    number = _HALF if on_gpu and plan.training.precision != "float32" else NUMBER_BYTES
+    loss = _LOSS * plan.objective.output_channels * prod(plan.task.patch_size)
+    return (needs.kept + needs.largest) * number + loss * NUMBER_BYTES
 
 
 def cases_bytes(plan: Plan, grids: Sequence[Grid]) -> int:
@@ -41,7 +74,13 @@ def cases_bytes(plan: Plan, grids: Sequence[Grid]) -> int:
     return sum(sizes) if kept else max(sizes, default=0)
 
 
-def check_training(plan: Plan, grids: Sequence[Grid], limit: int | None = None, on_gpu: int | None = None) -> None:
+def check_training(
+    plan: Plan,
+    grids: Sequence[Grid],
+    limit: int | None = None,
+    on_gpu: int | None = None,
+    hooks: Sequence[TrainingHook] = (),
+) -> None:
     """Refuse a job whose training could not fit into memory.
 
     Args:
@@ -49,12 +88,13 @@ def check_training(plan: Plan, grids: Sequence[Grid], limit: int | None = None, 
         grids: of all cases of the site.
         limit: bytes that a job may take at this site; None for what the machine has.
         on_gpu: bytes of the GPU on which the network is trained; None for training on the CPU.
+        hooks: see ``training_bytes``.
 
     Raises:
         ConfigurationError: names the estimate and the limit.
     """
     size = "x".join(map(str, plan.task.patch_size))
-    network, images = training_bytes(plan, len(grids)), cases_bytes(plan, grids)
+    network, images = training_bytes(plan, len(grids), hooks, on_gpu is not None), cases_bytes(plan, grids)
     what = f"training with batches of {plan.training.batch_size} patches of {size} voxels"
     check_memory(what, network, limit if on_gpu is None else on_gpu)
     check_memory(f"{what} and the images", images + (network if on_gpu is None else 0), limit)

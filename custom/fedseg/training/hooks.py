@@ -124,12 +124,17 @@ class TrainingHook:
         needs, withholds: see ``contract.combinations``.
         prefix: first part of the names of the arrays that the hook exchanges with the server, as the ``SharedState``
             that combines them has it; empty where it sends none.
+        copies: how many numbers the hook keeps for each of the network's weights while a batch is trained, beside
+            companions; counted into the memory that a job takes.
+        case_by_case: whether the cases of a batch go through the network one after the other.
     """
 
     reports: ClassVar[Mapping[str, ReportField]] = {}
     prefix: ClassVar[str] = ""
     needs: ClassVar[frozenset[str]] = frozenset({LOCAL_STEPS})
     withholds: ClassVar[frozenset[str]] = frozenset()
+    copies: ClassVar[int] = 0
+    case_by_case: ClassVar[bool] = False
 
     @property
     def pull(self) -> float:

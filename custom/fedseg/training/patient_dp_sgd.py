@@ -40,6 +40,10 @@ class PatientDPSGD(TrainingHook):
         finished: the round in which this hook made the gradients, after its last step; -1 before.
     """
 
+    # The sums of an epoch and of a patient; a case's own gradients take the place of the network's.
+    copies = 2
+    case_by_case = True
+
     def __init__(self, clip: float, noise_multiplier: float, charge: Charge | None = None) -> None:
         """Set the mechanism.
 

@@ -15,6 +15,8 @@ class Ditto(PersonalModel):
     v uses the loss of the site's training, class weights included, but no other hook. Each round takes twice the time.
     """
 
+    copies = FedProx.copies
+
     def __init__(self, lam: float = 0.1, epochs: int | None = None) -> None:
         """Choose how personal.
 

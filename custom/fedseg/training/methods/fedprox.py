@@ -18,6 +18,7 @@ class FedProx(TrainingHook):
     """
 
     withholds = frozenset({PLAIN_STEPS})
+    copies = 1
 
     def __init__(self, mu: float = 0.01) -> None:
         """Choose how strongly.

@@ -29,6 +29,8 @@ class HarmoFL(TrainingHook):
     prefix = "amplitude/"
     # Each batch is one step, along the gradient of a loss that is flattened.
     withholds = frozenset()
+    # The weights before the step.
+    copies = 1
 
     def __init__(self, alpha: float = 0.05) -> None:
         """Choose how far weights are perturbed.

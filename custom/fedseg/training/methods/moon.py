@@ -36,6 +36,8 @@ class MOON(TrainingHook):
     """
 
     withholds = frozenset({PLAIN_STEPS, COUNTED_STEPS})
+    # The received model as a network of its own.
+    copies = 1
 
     def __init__(self, mu: float = 1.0, temperature: float = 0.5) -> None:
         """Choose how strongly.

@@ -33,6 +33,8 @@ class Scaffold(TrainingHook):
 
     prefix = "control/"
     withholds = frozenset({PLAIN_STEPS, COUNTED_STEPS})
+    # The server's control variates, the site's own, and their difference.
+    copies = 3
 
     def __init__(self) -> None:
         self._own: dict[str, torch.Tensor] = {}

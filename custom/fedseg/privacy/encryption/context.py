@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import tenseal as ts
 from tenseal.sealapi import PlainModulus, util
 
 from fedseg.errors import FedsegError
+from fedseg.privacy.encryption.run_key import run_context
 
 LEAST_SECURITY = 128
 # Beside the server's context: the short name of the sites' key, so that the server knows a ciphertext of another one.
@@ -127,6 +129,8 @@ class EncryptionContext:
             raise EncryptionError("The encryption context leaves no room to add the updates of two sites.")
         self.key = hashlib.sha256(content).hexdigest()[:16] if self.native.is_private() else ""
         self._secret = hmac.digest(content, b"keys of sums", "sha256") if self.native.is_private() else b""
+        self._content = content if self.native.is_private() else b""
+        self._of_runs: dict[str, EncryptionContext] = {}
 
     @property
     def is_secret(self) -> bool:
@@ -142,6 +146,22 @@ class EncryptionContext:
         if not self._secret:
             raise EncryptionError("The encryption context holds no secret key; only a site's does.")
         return hmac.digest(self._secret, purpose, "sha256")
+
+    def of_run(self, run: str) -> EncryptionContext:
+        """The context of one run, whose secret key follows from this one; see ``run_key``.
+
+        A ciphertext of another run is noise under it, and whoever has it reads this run and no other one.
+
+        Raises:
+            EncryptionError: there is no secret key.
+        """
+        if run not in self._of_runs:
+            seed, data = self.derive(json.dumps(["key of a run", run]).encode()), self.native.seal_context().data
+            parms, names = data.key_context_data().parms(), data.key_parms_id()
+            primes = [int(prime.value()) for prime in parms.coeff_modulus()]
+            content = run_context(self._content, seed, primes, parms.poly_modulus_degree(), names)
+            self._of_runs = {run: EncryptionContext(content)}
+        return self._of_runs[run]
 
 
 def secret_context(content: bytes) -> EncryptionContext:

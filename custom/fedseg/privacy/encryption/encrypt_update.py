@@ -38,7 +38,7 @@ def encrypt_update(
         RefusalError: see ``FixedPoint.encode``.
     """
     slots = terms.point(context).encode(flatten(update), terms.weights[site], terms.scale)
-    return encrypt(append_tag(slots, site, nonce, terms, context), context)
+    return encrypt(append_tag(slots, site, nonce, terms, context), context.of_run(terms.run))
 
 
 def decrypt_update(
@@ -75,5 +75,6 @@ def decrypt_update(
         raise EncryptionError("The ciphertexts belong to a network of another size.")
     if not 0 < weight <= 1 + 1e-9:
         raise EncryptionError(f"The weights of the sites in the sum are {weight} together, but must be from 0 to 1.")
-    slots = check_tag(decrypt(ciphertexts, context)[: point.slots(count) + _TAGS], nonces, terms, context)
+    found = decrypt(ciphertexts, context.of_run(terms.run))
+    slots = check_tag(found[: point.slots(count) + _TAGS], nonces, terms, context)
     return unflatten(point.decode(slots, count, terms.scale) / weight, like)

@@ -206,3 +206,61 @@ def test_a_setting_of_the_command_line_is_judged_as_well(setting):
     apply_settings(job, None, None, None, [setting])
     with pytest.raises(ConfigurationError, match=r"without \{"):
         job.check()
+
+
+# ------------------------------------------------------------- links, names that lead out, and what would fill a disk
+
+
+@pytest.mark.parametrize("place", ["app/config/initial.safetensors", "app/custom/key.py", "app/config/fedseg.json"])
+def test_a_link_in_a_job_would_send_what_it_points_to(tmp_path, place):
+    """A stranger's job with a link to a key of whoever submits it: FLARE packs what the link points to."""
+    (tmp_path / "secret").write_text('{"key": "PRIVATE"}')
+    job = Path(shutil.copytree(JOB, tmp_path / "job"))
+    (job / place).unlink(missing_ok=True)
+    (job / place).parent.mkdir(exist_ok=True)
+    (job / place).symlink_to(tmp_path / "secret")
+    for read in (check_job_folder, read_job):
+        with pytest.raises(ConfigurationError, match="no link to another place"):
+            read(job)
+
+
+def test_nor_does_a_folder_lead_elsewhere(tmp_path):
+    (tmp_path / "keys").mkdir()
+    job = Path(shutil.copytree(JOB, tmp_path / "job"))
+    (job / "app" / "custom").symlink_to(tmp_path / "keys")
+    with pytest.raises(ConfigurationError, match=r"app/custom.*no link to another place"):
+        check_job_folder(job)
+
+
+@pytest.mark.parametrize("name", ["custom/../../../x.py", "/custom/x.py", "custom/..\\..\\x.py", "custom/../x"])
+def test_an_archive_holds_no_name_that_leads_out_of_its_folder(name):
+    with pytest.raises(ConfigurationError, match="is not known: a job holds"):
+        check_app_archive(archive({**contents(APP), name: b"x = 1"}))
+
+
+def test_an_archive_that_would_fill_a_disk_is_refused_before_it_is_unpacked():
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, data in contents(APP).items():
+            file.writestr(name, data)
+        file.writestr("config/initial.safetensors", bytes(2**26))
+    assert len(content.getvalue()) < 2**17
+    with pytest.raises(ConfigurationError, match="67108864, but must be at most 20 times what it takes"):
+        check_app_archive(content.getvalue())
+    check_app_archive(archive({**contents(APP), "config/initial.safetensors": bytes(2**21)}))
+    with pytest.raises(ConfigurationError, match="10000 at most"):
+        check_app_archive(archive({f"custom/m{number}.py": b"" for number in range(10_001)}))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["brats_fed\u0430vg", "brats_fedavg\u200b", "a\x1b[2Jb", "a\nb", "..", "a/b", "", "x" * 129, 7, None, ["a"], "-rf"],
+)
+def test_a_job_is_called_by_plain_letters_or_not_at_all(name):
+    """Look-alikes would pass for another job, and other letters act where they are printed."""
+    files = {**contents(JOB, "job/"), "job/meta.json": json.dumps({"name": name, "deploy_map": {}}).encode()}
+    if name is None:
+        check_job_archive(archive(files))
+    else:
+        with pytest.raises(ConfigurationError, match=r"meta\.json: name is .* but must be the name of a job"):
+            check_job_archive(archive(files))

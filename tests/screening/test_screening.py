@@ -25,6 +25,9 @@ import fedseg
 from canary import attacks, canary
 from fedseg.errors import ConfigurationError
 from fedseg.jobs.allowed_components import allowed_classes, server_components, site_components
+from fedseg.resilience.lost_jobs import LostJobs
+from fedseg.resilience.steady_memory import SteadyMemory
+from fedseg.resilience.supervised_launcher import SupervisedLauncher
 from fedseg.screening.deployer import ScreeningDeployer
 from fedseg.screening.job_store import ScreeningJobStore
 from fedseg.screening.json_only import JsonOnly, reads_json_only
@@ -34,13 +37,15 @@ ASKING = ("client asks", "server asks", "meta asks")
 READING = ("meta reads", "client reads", "hocon environment")
 PARENTS = [Path(fedseg.__file__).parent / name for name in ("screening", "resilience")]
 PLAIN = ("environment", "kit", "more configuration")
+# Before any test has changed it.
+LOADERS = dict(ConfigFactory._fmt2Loader)
 
 
 @pytest.fixture
 def open_process(monkeypatch):
     """FLARE as it is; what a test changes in it is put back."""
     monkeypatch.setattr(job_cmds, "JobMetaValidator", JobMetaValidator)
-    monkeypatch.setattr(ConfigFactory, "_fmt2Loader", dict(ConfigFactory._fmt2Loader))
+    monkeypatch.setattr(ConfigFactory, "_fmt2Loader", dict(LOADERS))
 
 
 @pytest.fixture
@@ -83,6 +88,14 @@ def test_a_server_that_reads_json_only_refuses_another_form_at_submission(closed
     assert not valid
     assert "A job is written in JSON, not in PYHOCON" in why
     assert hostile.asked == []
+
+
+@pytest.mark.parametrize("part", [SupervisedLauncher, LostJobs, SteadyMemory, JsonOnly])
+def test_every_component_that_lives_as_long_as_a_process_lets_it_read_json_only(open_process, part):
+    """A kit that lacks what screens jobs, since it was changed by hand, reads no HOCON while it has any of these."""
+    assert not reads_json_only()
+    part()
+    assert reads_json_only()
 
 
 def test_nor_does_such_a_process_read_another_form_anywhere(closed_process, tmp_path):
@@ -156,6 +169,15 @@ def test_a_site_unpacks_no_such_job(open_process, hostile, kind, tmp_path, monke
     assert hostile.asked == []
     assert ScreeningDeployer().deploy(workspace, "1", {}, "app", app(JOB), FLContext()) is None
     assert len(deployed) == 1
+
+
+@pytest.mark.parametrize("name", ["hippocampus_p\u0430rtial", "a\x1b[2J", "../x"])
+def test_a_site_takes_no_job_whose_name_is_made_to_deceive(open_process, tmp_path, monkeypatch, name):
+    """The server says what a job is called, and need not have looked at it."""
+    monkeypatch.setattr(AppDeployer, "deploy", lambda *facts: pytest.fail("deployed"))
+    why = ScreeningDeployer().deploy(None, "1", {"name": name}, "app", app(JOB), FLContext())
+    assert "meta.json: name is" in why
+    assert why.isprintable()
 
 
 def test_what_screens_jobs_is_declared_by_server_and_sites_and_by_no_job():

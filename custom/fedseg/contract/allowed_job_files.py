@@ -22,10 +22,14 @@ from zipfile import BadZipFile, ZipFile
 from fedseg.contract.protocol import CLIENT_FILE, PLAN_FILE
 from fedseg.errors import ConfigurationError
 from fedseg.files.documents import parse_json
+from fedseg.files.names import JOB
 
 META_FILE, SERVER_FILE, INITIAL_FILE = "meta.json", "config_fed_server.json", "initial.safetensors"
 MOST_BYTES = 2**20
 """Of one JSON file of a job; those of fedseg have a few thousand."""
+# FLARE packs jobs without compressing them. What unpacks to more than this would fill the disk of whoever unpacks it.
+_TIGHTEST, _MOST_FILES = 20, 10_000
+_LOOSE = f"at most {_TIGHTEST} times what it takes in the archive"
 _FOLDERS = ("", "config", "custom")
 _JSON = (PLAN_FILE, SERVER_FILE, CLIENT_FILE)
 # FLARE signs every folder of a job that is submitted.
@@ -83,7 +87,7 @@ def _check_job(files: Iterable[JobFile]) -> None:
         if rest and _APP.fullmatch(app):
             _check_app_file(JobFile(rest, file.size, file.read))
         elif file.name == META_FILE:
-            _check_json(file)
+            check_name(_check_json(file).get("name"))
         elif file.name not in _SIGNATURES:
             raise _unknown(file)
 
@@ -102,7 +106,7 @@ def _check_app_file(file: JobFile) -> None:
     elif not (
         file.name == f"config/{INITIAL_FILE}"
         or (name in _SIGNATURES and top in _FOLDERS)
-        or (top == "custom" and not _OTHER_FORMS.search(name))
+        or (top == "custom" and not _OTHER_FORMS.search(name) and not _leads_out(file.name))
     ):
         raise _unknown(file)
 
@@ -113,7 +117,20 @@ def _unknown(file: JobFile) -> ConfigurationError:
     return ConfigurationError(f"The job's file {_short(file.name)}", file.name, f"absent: {known}", why)
 
 
-def _check_json(file: JobFile) -> None:
+def check_name(name: Any) -> None:
+    """Refuse a job's name that could be taken for another one's, or could do something where it is printed.
+
+    Args:
+        name: as FLARE's facts about the job have it; None where they have none.
+
+    Raises:
+        ConfigurationError: see ``files.names.JOB``.
+    """
+    if name is not None:
+        JOB.check(f"{META_FILE}: name", name)
+
+
+def _check_json(file: JobFile) -> dict[str, Any]:
     name = PurePosixPath(file.name).name
     if file.size > MOST_BYTES:
         raise ConfigurationError(f"The size of the job's file {name}", file.size, f"{MOST_BYTES} bytes at most")
@@ -126,6 +143,7 @@ def _check_json(file: JobFile) -> None:
     if not isinstance(content, dict):
         raise ConfigurationError(f"The job's file {name}", type(content).__name__, "a JSON object")
     check_values(name, content)
+    return content
 
 
 def check_values(name: str, content: Any) -> None:
@@ -168,8 +186,11 @@ def _short(text: str) -> str:
 
 def _files_of(folder: Path) -> Iterator[JobFile]:
     for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            # What it points to would be sent with the job, from wherever it lies.
+            raise ConfigurationError("The job's file", _short(name), "a file of its own, and no link to another place")
         if not path.is_dir():
-            name = path.relative_to(folder).as_posix()
             yield JobFile(name, path.stat().st_size if path.is_file() else 0, path.read_bytes)
 
 
@@ -181,12 +202,21 @@ def _files_in(content: bytes | Path) -> Iterator[JobFile]:
             for entry in archive.infolist():
                 if stat.S_ISLNK(entry.external_attr >> 16) or entry.filename in names:
                     raise ConfigurationError("The job's file", _short(entry.filename), "a plain file, and there once")
+                if entry.file_size > MOST_BYTES and entry.file_size > _TIGHTEST * entry.compress_size:
+                    raise ConfigurationError("The size of the job's file", entry.file_size, _LOOSE)
                 names.add(entry.filename)
+                if len(names) > _MOST_FILES:
+                    raise ConfigurationError("The job's files", f"more than {_MOST_FILES}", f"{_MOST_FILES} at most")
                 if not entry.is_dir():
                     yield JobFile(entry.filename, entry.file_size, lambda entry=entry: archive.read(entry))  # type: ignore[misc]
     except (BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
         # An encrypted archive is a RuntimeError.
         raise ConfigurationError("The job", type(error).__name__, "a readable ZIP file") from None
+
+
+def _leads_out(name: str) -> bool:
+    """Whether a name could be that of a place outside of the folder into which an archive is unpacked."""
+    return "\\" in name or name.startswith("/") or ".." in name.split("/")
 
 
 def _below_one_folder(files: Iterable[JobFile]) -> Iterator[JobFile]:

@@ -13,6 +13,8 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.impl.job_def_manager import JobDefManagerSpec
 from nvflare.apis.job_def import RunStatus
 
+from fedseg.screening.json_only import read_json_only
+
 
 class LostJobs(FLComponent):
     """A component of the server's ``local/resources.json``: at each start of the server it marks as abandoned every
@@ -24,6 +26,7 @@ class LostJobs(FLComponent):
 
     def __init__(self) -> None:
         super().__init__()
+        read_json_only()
         # Held until the process ends, however it ends; processes of jobs, which may outlive it, do not inherit it.
         self._claim: IO[str] | None = None
 

@@ -10,6 +10,7 @@ from nvflare.apis.fl_context import FLContext
 
 from fedseg import allowed
 from fedseg.memory import give_back
+from fedseg.screening.json_only import read_json_only
 
 
 class SteadyMemory(FLComponent):
@@ -22,6 +23,7 @@ class SteadyMemory(FLComponent):
             ConfigurationError: it is no number from 1 to 86400.
         """
         super().__init__()
+        read_json_only()
         allowed.number("steady_memory.seconds", seconds, least=1, most=86400, allowed="seconds from 1 to 86400")
         self.seconds = float(seconds)
         self._over = threading.Event()

@@ -20,6 +20,7 @@ from nvflare.fuel.common.exit_codes import ProcessExitCode
 
 from fedseg import allowed
 from fedseg.resilience.unfinished_jobs import forget_job, note_job, take_up_jobs
+from fedseg.screening.json_only import read_json_only
 
 logger = logging.getLogger(__name__)
 _MOST_RESTARTS, _LONGEST_PAUSE = 100, 600.0
@@ -58,6 +59,7 @@ class SupervisedLauncher(ClientProcessJobLauncher):
             ConfigurationError: one of them is out of range.
         """
         super().__init__()
+        read_json_only()
         allowed.whole("process_launcher.restarts", restarts, least=0, most=_MOST_RESTARTS)
         allowed.number("process_launcher.pause", pause, least=0, most=_LONGEST_PAUSE)
         self.restarts, self.pause = restarts, float(pause)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from nvflare.apis.fl_context import FLContext
+from nvflare.apis.job_def import JobMetaKey
 from nvflare.apis.workspace import Workspace
 from nvflare.private.fed.utils.app_deployer import AppDeployer
 
-from fedseg.contract.allowed_job_files import check_app_archive
+from fedseg.contract.allowed_job_files import check_app_archive, check_name
 from fedseg.errors import ConfigurationError
 
 
@@ -29,6 +30,7 @@ class ScreeningDeployer(AppDeployer):
     ) -> str | None:
         """Deploy a job, or say why not."""
         try:
+            check_name(job_meta.get(JobMetaKey.JOB_NAME.value))
             check_app_archive(app_data)
         except ConfigurationError as error:
             return str(error)

@@ -37,9 +37,18 @@ class JsonOnly(FLComponent):
 
     def __init__(self) -> None:
         super().__init__()
-        for form in ConfigFormat:
-            if form != ConfigFormat.JSON:
-                ConfigFactory._fmt2Loader[form] = RefusingLoader(form)
+        read_json_only()
+
+
+def read_json_only() -> None:
+    """Let this process read no other form of configuration, from now until it ends.
+
+    Every component that a kit declares for the whole life of a process asks for it, so that a kit in which ``JsonOnly``
+    is missing is none that reads HOCON.
+    """
+    for form in ConfigFormat:
+        if form != ConfigFormat.JSON:
+            ConfigFactory._fmt2Loader[form] = RefusingLoader(form)
 
 
 def reads_json_only() -> bool:

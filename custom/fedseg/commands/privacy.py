@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
@@ -37,6 +38,7 @@ from fedseg.privacy.accounting.epsilon import (
     rounds_for,
 )
 from fedseg.privacy.accounting.ledger import FILE, FOLDER, Ledger, Spent, spent_words
+from fedseg.provenance.ledger_check import uncharged
 
 DEFAULT_DELTA = 1e-5
 
@@ -97,7 +99,21 @@ def run_ledger(options: argparse.Namespace) -> int:
         out().print_json(json.dumps(_content(chain, ledger, releases, without, spent)))
     else:
         _print_ledger(chain, ledger, releases, without, spent)
+    _check_records(options.state, ledger)
     return 0
+
+
+def _check_records(state: Path, ledger: Ledger) -> None:
+    """Compare a ledger with the records of the runs beside it.
+
+    Raises:
+        DataError: they know of releases that it lacks.
+    """
+    if lacking := uncharged(state, ledger.history()):
+        raise DataError(
+            f"The ledger lacks {len(lacking)} release(s) that this site's records have, such as {lacking[0]}. It is an "
+            "older copy, so more is spent than it says. Bring back the newest one."
+        )
 
 
 def _content(

@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -294,6 +295,40 @@ def test_a_simulation_and_a_real_site_share_no_ledger(tmp_path, simulated):
             action()
         assert error.value.reason == "privacy"
     assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("kept", [1, 4])
+def test_an_older_copy_of_the_whole_folder_is_refused(tmp_path, kept):
+    """File and head of a backup fit together; the note beside the folder knows better."""
+    folder = tmp_path / "ledger"
+    for number in range(kept):
+        charge(Ledger(folder), number=number)
+    shutil.copytree(folder, tmp_path / "backup")
+    assert charge(Ledger(folder), number=kept).releases == kept + 1
+    newest = shutil.copytree(folder, tmp_path / "newest")
+    shutil.rmtree(folder)
+    shutil.copytree(tmp_path / "backup", folder)
+    before = content(folder)
+    for action in (lambda: charge(Ledger(folder)), Ledger(folder).history, lambda: Ledger(folder).spent(DELTA)):
+        with pytest.raises(LedgerError, match=f"not the one that was written last, of {kept + 3} entries") as error:
+            action()
+        assert str(tmp_path) not in str(error.value)
+    assert content(folder) == before
+    shutil.rmtree(folder)
+    shutil.copytree(newest, folder)
+    assert charge(Ledger(folder)).releases == kept + 2
+
+
+def test_another_ledger_of_the_same_length_is_refused_and_one_without_the_note_is_taken(tmp_path):
+    for name in ("ledger", "other"):
+        charge(Ledger(tmp_path / name))
+    for path in (tmp_path / "other").iterdir():
+        shutil.copy2(path, tmp_path / "ledger")
+    with pytest.raises(LedgerError, match="not the one that was written last"):
+        charge(Ledger(tmp_path / "ledger"))
+    # As a version that kept no such note has left it.
+    (tmp_path / ".ledger-opened").write_bytes(b"")
+    assert charge(Ledger(tmp_path / "ledger")).releases == 2
 
 
 def tamper_change(rows):

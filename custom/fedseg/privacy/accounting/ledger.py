@@ -30,8 +30,9 @@ from typing import Any
 
 from fedseg import allowed
 from fedseg.errors import ConfigurationError
+from fedseg.files.documents import load_json, write_json
 from fedseg.files.hash_chain import HashChain
-from fedseg.files.hash_chain_check import ChainError, Entry
+from fedseg.files.hash_chain_check import ORIGIN, ChainError, Entry
 from fedseg.privacy.accounting.epsilon import ADAPTIVE, REPLACE, SITE_UPDATE, Release, common_unit, epsilon
 from fedseg.privacy.accounting.ledger_entries import (
     WITHOUT,
@@ -223,18 +224,40 @@ class Ledger:
 
     def _read(self) -> Book:
         with _refusals():
-            return Book(self._chain.read(), self.simulated)
+            entries = self._chain.read()
+            self._refuse_older(entries)
+            return Book(entries, self.simulated)
 
     @contextmanager
     def _open(self) -> Iterator[Any]:
         if not self._file.exists() and self._marker.exists():
             raise LedgerError(
                 "The site's privacy ledger is gone, so nothing leaves. Bring it back from a copy, or mount its disk; "
-                "docs/reference/site-profile.md says how to begin a new one."
+                "docs/how-to/trouble.md says what to do if there is no copy."
             )
         with _refusals(), self._chain.exclusive() as writer:
-            self._marker.touch()
+            self._refuse_older(writer.entries)
             yield writer
+            last = writer.entries[-1]["hash"] if writer.entries else ORIGIN
+            write_json(self._marker, {"count": len(writer.entries), "hash": last})
+
+    def _refuse_older(self, entries: Sequence[Entry]) -> None:
+        """Refuse a ledger that is an older copy, such as of a backup: it has forgotten what left since.
+
+        Raises:
+            LedgerError: the note beside the ledger's folder knows of entries that are not there.
+        """
+        try:
+            noted = load_json(self._marker)
+            count, last = int(noted["count"]), str(noted["hash"])
+        except (OSError, ValueError, KeyError, TypeError):
+            # Of a version before this note, or written only in part; then the chain's own head has to do.
+            return
+        if count and (len(entries) < count or entries[count - 1]["hash"] != last):
+            raise LedgerError(
+                f"The site's privacy ledger is not the one that was written last, of {count} entries, so nothing "
+                "leaves. Bring back the newest copy; docs/how-to/trouble.md says what to do if there is none."
+            )
 
 
 @contextmanager

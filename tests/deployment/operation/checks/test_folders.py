@@ -32,8 +32,18 @@ def test_a_state_folder_that_has_vanished_is_a_remark(kit, server):
     assert found(check(kit), Colour.YELLOW) == {}, "a new site has none yet"
     (kit / "log.txt").touch()
     assert re.search(r"is not there, though FLARE has run.*mounted\?", found(check(kit), Colour.YELLOW)["folders"])
-    (kit.parent / "state").mkdir()
+    (kit.parent / "state").mkdir(mode=0o700)
     assert found(check(kit), Colour.YELLOW) == {}
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o750, 0o704])
+def test_a_state_folder_that_others_may_enter_is_a_remark(kit, server, mode):
+    state = kit.parent / "state"
+    state.mkdir()
+    state.chmod(mode)
+    said = found(check(kit), Colour.YELLOW)["folders"]
+    assert f"{state} is open to other users of this machine (mode {mode:04o})." in said
+    assert f"chmod 700 {state}" in said
 
 
 def test_two_sites_on_one_machine_may_not_share_a_state_folder(kit, server, data):

@@ -12,6 +12,7 @@ from fedseg.deployment.kits.installed_kit import read_kit
 from fedseg.deployment.kits.storage_folders import place_server
 from fedseg.deployment.operation.checks import page as site_check
 from fedseg.deployment.operation.checks.result import Colour
+from fedseg.provenance.run_log import RECORD_FILE, SITE_SIDE, RunLog
 
 
 def test_a_site_that_is_ready_is_green_and_nothing_was_changed(kit, server):
@@ -195,6 +196,10 @@ FAULTS = {
         lambda kit, other: edit(kit / "local" / "fedseg.json", lambda c: {**c, "state": "/proc/state"}),
         {"folders": r"state: /proc/state cannot be written", "ledger": r"cannot lock files"},
     ),
+    "the ledger is an older copy": (
+        lambda kit, other: go_back(kit),
+        {"ledger": r"lacks 1 release\(s\) that the records of runs have: run run, round 2"},
+    ),
     "the ledger was changed": (
         lambda kit, other: spend_and_change(kit),
         {"privacy budget: tiny": r"not what was written"},
@@ -207,6 +212,14 @@ def address(kit, target):
         kit / "startup" / "fed_client.json",
         lambda c: {**c, "servers": [{**c["servers"][0], "service": {"target": target, "scheme": "http"}}]},
     )
+
+
+def go_back(kit):
+    """A ledger that was put back with all that lies beside it: it knows of one round, and the run's record of two."""
+    spend(kit, 1)
+    log = RunLog(kit.parent / "state" / "run" / RECORD_FILE, SITE_SIDE, "alpha", "run")
+    for number in range(2):
+        log.append("sent", task="train", round=number, epsilon=0.5)
 
 
 def spend_and_change(kit):

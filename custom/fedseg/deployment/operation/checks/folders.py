@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import shlex
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +60,7 @@ def check_folders(kit: InstalledKit, options: CheckOptions) -> Iterator[CheckRes
     if "state" in folders:
         if kit.is_site:
             yield from _shared(kit, folders["state"])
+            yield from _open_to_others(folders["state"])
         yield _locks(nearest_folder(folders["state"]))
 
 
@@ -72,6 +75,15 @@ def _shared(kit: InstalledKit, state: Path) -> Iterator[CheckResult]:
         if profile.state.resolve() == state.resolve():
             found = f"state: {state} is used by the site at {other}, too."
             yield red("folders", found, f"Name a folder of its own for each site in {LOCAL}/fedseg.json.")
+
+
+def _open_to_others(state: Path) -> Iterator[CheckResult]:
+    """A state folder that was there before the site first ran keeps the rights with which somebody made it."""
+    mode = stat.S_IMODE(state.stat().st_mode) if state.is_dir() else 0
+    if mode & 0o077:
+        found = f"state: {state} is open to other users of this machine (mode {mode:04o})."
+        remedy = f"{shlex.join(['chmod', '700', str(state)])}   It holds weights trained on patients, and the ledger."
+        yield yellow("folders", found, remedy)
 
 
 def _locks(folder: Path) -> CheckResult:

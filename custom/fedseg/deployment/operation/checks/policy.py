@@ -17,10 +17,13 @@ from fedseg.errors import FedsegError
 from fedseg.files.documents import read_json
 from fedseg.jobs.allowed_components import DEPLOYER, GUARD, JOB_STORE, JSON_ONLY, SERVER_RECEIVERS, site_resources
 from fedseg.privacy.accounting.ledger import Ledger
+from fedseg.privacy.accounting.ledger_errors import LedgerError
+from fedseg.provenance.ledger_check import uncharged
 from fedseg.site.policy import SitePolicy
 from fedseg.site.profile import SiteProfile, read_profile
 
 _ANEW = "Take the file from the archive of the kit."
+_SHOWN = "`fedseg privacy ledger STATE_FOLDER` shows what is wrong."
 _RESOURCES, _AUTHORIZATION, _PRIVACY = "resources.json", "authorization.json", "privacy.json"
 
 
@@ -126,6 +129,7 @@ def check_policy(kit: InstalledKit, options: CheckOptions) -> Iterator[CheckResu
         yield yellow("policy", "This site states no limits: every job of an authorised person is taken.", remedy)
         return
     yield green("policy", " ".join(policy_sentences(profile.policy)))
+    yield from _records(profile)
     yield from _least_cases(profile, profile.policy.min_cases or 0)
     yield from _budgets(profile, profile.policy)
 
@@ -143,6 +147,20 @@ def _least_cases(profile: SiteProfile, least: int) -> Iterator[CheckResult]:
                 yield yellow(f"least cases: {name}", f"{found}: {which} on it will be refused.", remedy)
 
 
+def _records(profile: SiteProfile) -> Iterator[CheckResult]:
+    """Whether the ledger has all releases that the records of this site's runs have."""
+    try:
+        lacking = uncharged(profile.state, Ledger(profile.ledger).history())
+    except FedsegError as error:
+        # Of a ledger that cannot be read the check of the budget says so, where there is one.
+        if not (isinstance(error, LedgerError) and profile.policy and profile.policy.epsilon_budget):
+            yield red("ledger", str(error), _SHOWN)
+        return
+    if lacking:
+        found = f"It lacks {len(lacking)} release(s) that the records of runs have: {listed(lacking)}."
+        yield red("ledger", found, "It is an older copy. Bring back the newest one.")
+
+
 def _budgets(profile: SiteProfile, policy: SitePolicy) -> Iterator[CheckResult]:
     if not policy.epsilon_budget:
         remedy = "State epsilon_budget if jobs shall be private; then jobs without a guarantee are refused."
@@ -158,7 +176,7 @@ def _budgets(profile: SiteProfile, policy: SitePolicy) -> Iterator[CheckResult]:
         try:
             spent = Ledger(profile.ledger).spent(budget.delta, dataset=None if name == "*" else name)
         except FedsegError as error:
-            yield red(check, str(error), "`fedseg privacy ledger STATE_FOLDER` shows what is wrong.")
+            yield red(check, str(error), _SHOWN)
             return
         used = "endless" if math.isinf(spent.epsilon) else f"{spent.epsilon:.3g}"
         found = (

@@ -20,6 +20,7 @@ from typing import Any, TypeGuard, TypeVar
 from fedseg.errors import ConfigurationError
 
 T = TypeVar("T")
+_MOST_COUNTED = 2**53
 
 
 def is_number(value: object, infinite: bool = False) -> TypeGuard[float]:
@@ -35,8 +36,8 @@ def is_number(value: object, infinite: bool = False) -> TypeGuard[float]:
 
 
 def is_count(value: object) -> TypeGuard[int]:
-    """Whether this is a whole number from 0 up, which true and false are not."""
-    return type(value) is int and value >= 0
+    """Whether this is a whole number from 0 to 2^53, up to which floats tell all of them; true and false are none."""
+    return type(value) is int and 0 <= value <= _MOST_COUNTED
 
 
 def number(

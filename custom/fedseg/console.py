@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import sys
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TextIO, TypeVar
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -26,11 +28,31 @@ def err() -> Console:
     return _console(sys.stderr)
 
 
+class _SafeConsole(Console):
+    """Prints no letter that a terminal would obey: names and texts of other people's files and machines hold any."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(_printable(segment.text), segment.style)
+
+
+def _printable(text: str) -> str:
+    """A text in which letters that a terminal would obey, marks of direction too, are written as ``\\x1b``."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter in "\n\t" or not _commands(letter) else ascii(letter)[1:-1] for letter in text)
+
+
+def _commands(letter: str) -> bool:
+    """Whether a terminal does something else with a letter than showing it; half letters are left to the encoding."""
+    return unicodedata.category(letter) in ("Cc", "Cf")
+
+
 def _console(stream: TextIO) -> Console:
     """A letter that the terminal's encoding lacks, such as one of a file's name, is written as ``\\xe4``."""
     if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
         stream.reconfigure(errors="backslashreplace")
-    return Console(file=stream, highlight=False, soft_wrap=not stream.isatty())
+    return _SafeConsole(file=stream, highlight=False, soft_wrap=not stream.isatty())
 
 
 def tell(text: str, warning: bool = False) -> None:

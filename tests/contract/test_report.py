@@ -100,6 +100,26 @@ def test_a_fixed_number_is_held_to_its_range(change, said):
         parse_report(changed(**change), {"personal_dice": DICE, "lag_rounds": TOLD})
 
 
+NUMBERS = [name for name in REPORT.to_meta()[META_KEY] if name not in ("val_scores", "extras")]
+NONSENSE = [math.nan, math.inf, -math.inf, 1e300, 10**400, -(10**400), True, "1", [1], {"a": 1}, b"1", 1j, -1e300]
+
+
+@pytest.mark.parametrize("name", [*NUMBERS, "val_scores.mean", "extras.personal_dice", "extras.lag_rounds"])
+@pytest.mark.parametrize("value", NONSENSE, ids=repr)
+def test_nonsense_in_any_number_is_refused(name, value):
+    """By a refusal: another exception would not leave this one site out, but end the round."""
+    field, _, inner = name.partition(".")
+    whole = {**REPORT.to_meta()[META_KEY][field], inner: value} if inner else value
+    with pytest.raises(RefusalError):
+        parse_report(changed(**{field: whole}), {"personal_dice": DICE, "lag_rounds": TOLD})
+
+
+@pytest.mark.parametrize("content", [None, [], "x", 3, {}, {"more": 1}, {1: 2}])
+def test_what_is_no_report_is_refused(content):
+    with pytest.raises(RefusalError, match="no report, or one of another version"):
+        parse_report({META_KEY: content})
+
+
 def test_what_is_withheld_may_be_absent():
     hidden = {"train_loss": None, "val_loss": None, "val_scores": {"mean": None}, "epsilon": None, "extras": {}}
     assert parse_report(changed(**hidden)).train_loss is None

@@ -6,8 +6,9 @@ import pytest
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 
-from fedseg.contract.protocol import REASON, TEXT
-from fedseg.messages.replies import bare_reply, refusal, refuse
+from fedseg.contract.protocol import BYTES_DOWN, BYTES_UP, REASON, TEXT
+from fedseg.messages.replies import bare_reply, read_refusal, refusal, refuse
+from fedseg.messages.sizes import told_sizes
 
 
 def full() -> Shareable:
@@ -45,3 +46,30 @@ def test_a_refusal_and_its_bare_form_say_the_same():
     bare = bare_reply(reply)
     assert "DXO" not in bare
     assert (bare.get_return_code(), bare.get_header(REASON)) == (ReturnCode.BAD_REQUEST_DATA, "data")
+
+
+@pytest.mark.parametrize(
+    ("reason", "text", "read"),
+    [
+        ("data", "No cases.", ("data", "No cases.")),
+        (None, None, ("failed", "FLARE reports BAD_REQUEST_DATA")),
+        ("x\x1b]0;owned\x07", "a\r\nb\u202ec\x1b[2J", ("x ]0;owned", "a b c [2J")),
+        (["list"], {"a": 1}, ("list", "dict")),
+        ("r" * 999, "t" * 5000, ("r" * 40 + "...", "t" * 1000 + "...")),
+    ],
+)
+def test_what_a_site_says_is_read_as_one_line_of_letters(reason, text, read):
+    message = refusal("x", "y")
+    message.set_header(REASON, reason)
+    message.set_header(TEXT, text)
+    found = read_refusal(message)
+    assert (found.reason, str(found)) == read
+    assert read_refusal(full()) is None
+
+
+@pytest.mark.parametrize("told", [None, "x", -1, 1.5, float("nan"), float("inf"), 10**400, True, [1], {"a": 1}])
+def test_sizes_that_are_none_count_as_nothing(told):
+    message = full()
+    message.set_header(BYTES_UP, told)
+    message.set_header(BYTES_DOWN, 17)
+    assert told_sizes(message) == (0, 17)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -10,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from fedseg.allowed import is_number
 from fedseg.contract.report import SiteReport
 from fedseg.errors import RefusalError
 from fedseg.networks.weights import Arrays
 
 DENSE, SPARSE, QUANTISED, ENCRYPTED = "dense", "sparse", "quantised", "encrypted"
 FORMS = (DENSE, SPARSE, QUANTISED, ENCRYPTED)
-_LONGEST = 64
+_LONGEST, _LONGEST_TEXT = 64, 1000
 
 
 class Stage(IntEnum):
@@ -103,7 +103,7 @@ def parse_steps(content: Any) -> tuple[Step, ...]:
         if not isinstance(step, Mapping) or not isinstance(step.get("filter"), str) or len(step) > _LONGEST:
             raise RefusalError("privacy", "A step of the privacy record does not name its filter.")
         for key, value in step.items():
-            scalar = value is None or isinstance(value, str | bool | int | float)
-            if not isinstance(key, str) or not scalar or (isinstance(value, float) and not math.isfinite(value)):
+            short = isinstance(value, str) and len(value) <= _LONGEST_TEXT
+            if not isinstance(key, str) or not (value is None or isinstance(value, bool) or short or is_number(value)):
                 raise RefusalError("privacy", "A step of the privacy record holds more than text and finite numbers.")
     return tuple(dict(step) for step in steps)

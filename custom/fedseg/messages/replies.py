@@ -8,15 +8,44 @@ from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable, make_reply
 
 from fedseg.contract.protocol import REASON, TEXT
+from fedseg.errors import RefusalError
 from fedseg.files.full_disk import is_full
 
 FULL_DISK = "The site's disk is full. Make room on it; what was finished before is kept."
+_LONGEST_REASON, _LONGEST_TEXT = 40, 1000
 Message = TypeVar("Message", bound=dict[str, Any])
 
 
 def refusal(reason: str, text: str, code: str = ReturnCode.BAD_REQUEST_DATA) -> Shareable:
     """A new answer of a site that cannot do what was asked; arguments as of ``refuse``."""
     return refuse(Shareable(), reason, text, code)
+
+
+def read_refusal(result: Shareable) -> RefusalError | None:
+    """Why a site did not do what was asked, trusting nothing: its words as one line that people can read.
+
+    Args:
+        result: its answer.
+
+    Returns:
+        None where the answer is none that failed.
+    """
+    code = result.get_return_code()
+    if not code or code == ReturnCode.OK:
+        return None
+    text = result.get_header(TEXT) or f"FLARE reports {code}"
+    return RefusalError(one_line(result.get_header(REASON) or "failed", _LONGEST_REASON), one_line(text, _LONGEST_TEXT))
+
+
+def one_line(value: Any, longest: int) -> str:
+    """What another process said as a line of printable letters, cut where it is too long.
+
+    >>> one_line("first\\nsecond \\x1b[2J", 100)
+    'first second [2J'
+    """
+    text = value if isinstance(value, str) else type(value).__name__
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text[: 2 * longest]).split())
+    return line if len(line) <= longest else f"{line[:longest]}..."
 
 
 def why(error: BaseException, otherwise: str) -> str:

@@ -5,7 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from nvflare.apis.shareable import Shareable
 from nvflare.fuel.utils import fobs
+
+from fedseg.allowed import is_count
+from fedseg.contract.protocol import BYTES_DOWN, BYTES_UP
+
+# Of one message; FLARE could not carry more.
+_MOST_BYTES = 2**50
+
+
+def told_sizes(result: Shareable) -> tuple[int, int]:
+    """Bytes up and down, as a site says of its own answer; 0 for what is no such number."""
+    told = (result.get_header(BYTES_UP), result.get_header(BYTES_DOWN))
+    up, down = (size if is_count(size) and size <= _MOST_BYTES else 0 for size in told)
+    return up, down
 
 
 def message_size(message: Any) -> int:

@@ -22,11 +22,11 @@ from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from nvflare.private.defs import TaskConstant
 
-from fedseg.contract.protocol import BYTES_DOWN, BYTES_UP, REASON, TEXT
-from fedseg.errors import RefusalError
 from fedseg.jobs.job import read_job
 from fedseg.messages.calls.call import SECRET, TOPIC, Ask, read_call
 from fedseg.messages.calls.caller import DirectCalls
+from fedseg.messages.replies import read_refusal
+from fedseg.messages.sizes import told_sizes
 from fedseg.simulation.local_server import LocalServer
 from fedseg.simulation.local_site import LocalSite, deploy
 from fedseg.site.profile import DATA_VARIABLE, LEDGER_VARIABLE, POLICY_FILE, STATE_VARIABLE
@@ -218,11 +218,6 @@ class LocalSites(Sites):
 
     def _hand_on(self, name: str, task: str, result: Shareable, receive: Receive) -> None:
         """Have a result filtered, counted and received."""
-        self.count(name, int(result.get_header(BYTES_UP, 0)), int(result.get_header(BYTES_DOWN, 0)))
+        self.count(name, *told_sizes(result))
         result = self.server.filtered(task, result)
-        code = result.get_return_code()
-        if code and code != ReturnCode.OK:
-            text = result.get_header(TEXT) or f"FLARE reports {code}"
-            receive(name, RefusalError(str(result.get_header(REASON) or "failed"), str(text)))
-        else:
-            receive(name, FLModelUtils.from_shareable(result))
+        receive(name, read_refusal(result) or FLModelUtils.from_shareable(result))

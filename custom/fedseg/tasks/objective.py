@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from fedseg.allowed import is_count
+from fedseg.allowed import is_count, is_number
 from fedseg.errors import ConfigurationError
 from fedseg.tasks.task import Task
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+# Of a score: what is above could not be summed over all cases.
+_LARGEST = 1e12
 MEAN = "mean"
 """Beside the outputs: the mean over those that have a score."""
 
@@ -74,9 +76,8 @@ class Score:
         return (max if self.higher_is_better else min)(known, default=None)
 
     def in_range(self, value: Any) -> bool:
-        """Whether this is a finite number in the score's range."""
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number and math.isfinite(value) and self.lowest <= value <= self.highest
+        """Whether this is a number in the score's range, and none beyond reason."""
+        return is_number(value) and self.lowest <= value <= self.highest and abs(value) <= _LARGEST
 
 
 @dataclass(frozen=True)
@@ -292,7 +293,15 @@ class Objective(ABC):
             part = summary.get(name, {})
             found.append(_fault(part, names, lambda count: isinstance(count, Mapping)))
             found += [_fault(count, kinds, is_count) for count in (part.values() if not found[-1] else ())]
-        return next(filter(None, found), "")
+        return next(filter(None, found), "") or self._gap(summary)
+
+    def _gap(self, summary: Mapping[str, Any]) -> str:
+        """What a summary of cases lacks, with which it could not be pooled with those of other sites."""
+        first, *others = (score.name for score in self.scores)
+        needed = ("defined", *self.counts, *(name for name in others if summary.get(name)))
+        whole = {first: {*self.outputs, MEAN}, **{name: {*self.outputs} for name in needed}}
+        lacking = [name for name, names in whole.items() if summary.get("cases") and names - set(summary.get(name, {}))]
+        return f"its {lacking[0]} lacks numbers" if lacking else ""
 
 
 def _fault(part: Any, names: Collection[str], fits: Callable[[Any], bool]) -> str:

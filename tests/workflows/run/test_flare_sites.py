@@ -118,6 +118,27 @@ def test_what_is_no_answer_is_named(flare, reply, said):
     assert flare.noted == [("a", said)]
 
 
+@pytest.mark.parametrize("size", ["x", -5, float("nan"), float("inf"), 10**400, [1], {}])
+@pytest.mark.parametrize("refusal", [True, False])
+def test_nonsense_in_the_headers_of_one_site_ends_the_task_for_nobody(flare, size, refusal):
+    def nonsense(task, message):
+        reply = (
+            make_reply(ReturnCode.BAD_REQUEST_DATA, {REASON: ["x"], TEXT: {"x": 1}})
+            if refusal
+            else scores(task, message)
+        )
+        for header in (BYTES_UP, BYTES_DOWN):
+            reply.set_header(header, size)
+        return reply
+
+    flare.start(a=nonsense, b=scores)
+    answers = flare.sites.ask("train", FLModel(metrics={"sent": 7}), ["a", "b"], timeout=60)
+    assert answers["b"].metrics == {"got": 7}
+    assert ("a" in answers) is not refusal
+    assert flare.noted == [("a", "list: dict")] * refusal
+    assert flare.sites.traffic["a"] == (0, 0)
+
+
 def test_a_message_of_its_own_reaches_each_site(flare):
     flare.start(a=scores, b=scores)
     messages = {site: FLModel(metrics={"sent": value}) for site, value in (("a", 1), ("b", 2))}

@@ -269,6 +269,19 @@ def test_the_end_of_a_failed_run_stands_there_and_in_the_progress(tmp_path):
     assert (tmp_path / "record.jsonl").is_file()
 
 
+def test_a_site_that_goes_wrong_for_ever_fills_no_disk(tmp_path):
+    record = RunRecord(tmp_path)
+    for number in range(200):
+        record.round = number // 100
+        record.note_site("a", f"answered too late {number}")
+    record.note_site("b", "No cases.")
+    told = [(event["round"], event["site"], event["what"]) for event in record.events]
+    assert len(told) == 2 * 50 + 1
+    assert told[0] == (0, "a", "answered too late 0")
+    assert told[49] == (0, "a", "answered too late 49 (what else goes wrong there in this round is not noted)")
+    assert told[-1] == (1, "b", "No cases.")
+
+
 def test_a_failure_before_the_run_is_open_is_told_in_the_progress(tmp_path):
     record = RunRecord(tmp_path)
     record.failed("no plan")

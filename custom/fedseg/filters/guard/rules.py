@@ -27,6 +27,7 @@ from fedseg.contract.protocol import (
     TEXT,
     UPLOAD,
 )
+from fedseg.contract.report import MOST_STATISTICS
 from fedseg.contract.scores import scores_fault
 from fedseg.contract.shapes import has_private_arrays
 from fedseg.errors import DataError, RefusalError
@@ -45,7 +46,6 @@ from fedseg.tasks.objective import MEAN
 _HEADERS = {ReservedHeaderKey.RC, ReservedHeaderKey.CONTENT_TYPE, REASON, TEXT, BYTES_UP, BYTES_DOWN}
 _HEADERS |= {AppConstants.START_ROUND, AppConstants.CURRENT_ROUND, AppConstants.NUM_ROUNDS}
 _SPLITS = ("training", "validation", "test")
-_MOST_STATISTICS = 1000
 
 
 @dataclass(frozen=True)
@@ -144,8 +144,8 @@ def _check_acceptance(leaving: Leaving) -> None:
         raise unknown("a count of cases is no whole number")
     if not all(isinstance(name, str) and is_number(value) for name, value in statistics.items()):
         raise unknown("its statistics are something else than finite numbers by name")
-    if len(statistics) > _MOST_STATISTICS:
-        raise unknown(f"there are more than {_MOST_STATISTICS} statistics")
+    if len(statistics) > MOST_STATISTICS:
+        raise unknown(f"there are more than {MOST_STATISTICS} statistics")
     if statistics:
         _check_statistics(leaving, covered=False)
 

@@ -11,9 +11,10 @@ from typing import Any
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.shareable import Shareable
 
-from fedseg.contract.protocol import REASON, TEXT
+from fedseg.contract.protocol import REASON
 from fedseg.errors import RefusalError
 from fedseg.messages.calls.call import TOPIC, Call, read_call
+from fedseg.messages.replies import read_refusal
 from fedseg.messages.sizes import message_size
 
 _LOOK = 0.2
@@ -110,7 +111,7 @@ def _read_answer(call: Call, reply: Shareable | None, limit: float) -> Call | Fa
     if reply is None:
         return Failure("it cannot be reached")
     if (code := reply.get_return_code()) != ReturnCode.OK:
-        return _failure(code, reply.get_header(REASON), reply.get_header(TEXT), limit)
+        return _failure(code, reply, limit)
     try:
         answer = read_call(reply)
     except RefusalError as error:
@@ -120,7 +121,9 @@ def _read_answer(call: Call, reply: Shareable | None, limit: float) -> Call | Fa
     return answer
 
 
-def _failure(code: str, reason: Any, text: Any, limit: float) -> Failure:
+def _failure(code: str, reply: Shareable, limit: float) -> Failure:
     if code == ReturnCode.TIMEOUT:
         return Failure(f"it did not answer within {limit:g} s")
-    return Failure(f"{reason}: {text}", True) if reason else Failure(f"FLARE reports {code}")
+    refusal = read_refusal(reply)
+    told = reply.get_header(REASON) and refusal is not None
+    return Failure(f"{refusal.reason}: {refusal}", True) if told and refusal else Failure(f"FLARE reports {code}")

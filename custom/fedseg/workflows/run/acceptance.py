@@ -12,7 +12,7 @@ from fedseg.aggregators.base import AggregationError
 from fedseg.allowed import is_count
 from fedseg.contract.plan import Plan
 from fedseg.contract.protocol import PHANTOMS, STATISTICS, STEPS
-from fedseg.contract.report import ReportField, SiteReport, parse_report
+from fedseg.contract.report import MOST_STATISTICS, ReportField, SiteReport, parse_report
 from fedseg.contract.update import Update, parse_steps
 from fedseg.errors import RefusalError
 from fedseg.workflows.run.selection_base import SiteFacts
@@ -91,10 +91,14 @@ def read_acceptance(answer: Any) -> Acceptance:
     if not all(map(is_count, cases.values())) or not cases["training"]:
         raise RefusalError("report", "The site's numbers of cases are missing, or it has no training cases.")
     statistics = content.get(STATISTICS, {})
-    if not isinstance(statistics, Mapping) or not all(
-        isinstance(name, str) and type(value) in (int, float) and 0 <= value <= _LARGEST_STATISTIC
-        for name, value in statistics.items()
+    if (
+        not isinstance(statistics, Mapping)
+        or len(statistics) > MOST_STATISTICS
+        or not all(
+            isinstance(name, str) and type(value) in (int, float) and 0 <= value <= _LARGEST_STATISTIC
+            for name, value in statistics.items()
+        )
     ):
-        raise RefusalError("report", "The site's statistics are not numbers from 0 to 1e15.")
+        raise RefusalError("report", f"The site's statistics are no numbers from 0 to 1e15, or over {MOST_STATISTICS}.")
     numbers = {name: float(value) for name, value in statistics.items()}
     return Acceptance(cases, numbers, content.get(PHANTOMS) is True)

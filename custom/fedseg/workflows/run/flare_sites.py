@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable
 
 from nvflare.apis.controller_spec import ClientTask, Task, TaskCompletionStatus
-from nvflare.apis.fl_constant import ReturnCode
 from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.workflows.model_controller import ModelController
 
-from fedseg.contract.protocol import BYTES_DOWN, BYTES_UP, PREPARE, REASON, TEXT
+from fedseg.contract.protocol import PREPARE
 from fedseg.errors import AbortedError, FedsegError, RefusalError
 from fedseg.messages.calls.caller import DirectCalls
+from fedseg.messages.replies import read_refusal
+from fedseg.messages.sizes import told_sizes
 from fedseg.workflows.run.call_secrets import CallSecrets
 from fedseg.workflows.run.presence import Presence
 from fedseg.workflows.run.sites import Conversation, Receive, Sites
@@ -111,11 +112,8 @@ class FlareSites(Sites):
         """Count the bytes of a site's answer, and note it by the site's name and reason if it is a refusal."""
         site, result = client_task.client.name, client_task.result
         self.heard.add(site)
-        self.count(site, int(result.get_header(BYTES_UP, 0)), int(result.get_header(BYTES_DOWN, 0)))
-        code = result.get_return_code()
-        if code and code != ReturnCode.OK:
-            text = result.get_header(TEXT) or f"FLARE reports {code}"
-            refusal = RefusalError(result.get_header(REASON) or "failed", text)
+        self.count(site, *told_sizes(result))
+        if (refusal := read_refusal(result)) is not None:
             client_task.task.get_prop(_RECEIVE)(site, refusal)
 
     def conclude(self, client_task: ClientTask) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,8 @@ PROGRESS_FILE = "progress.jsonl"
 RESULTS_FILE = "results.json"
 LAST_MODEL = "last.safetensors"
 BEST_MODEL = "best.safetensors"
+# Of one site in one round.
+_MOST_NOTES = 50
 # Events that stand in the run's record too: who was asked, who accepted, what went wrong where, and how it ended.
 _RECORDED = ("prepare", "accepted", "site", "stopped", "finished")
 
@@ -62,6 +65,7 @@ class RunRecord:
         self.round, self.evaluating = -1, False
         self.own_arrays: frozenset[str] | None = None
         self.events: list[dict[str, Any]] = []
+        self._noted = Counter[tuple[str, int]]()
         self._log: RunLog | None = None
         # Of each model after a round the latest line that names it: number and hash.
         self._lines: dict[tuple[str, int], tuple[int, str]] = {}
@@ -114,6 +118,12 @@ class RunRecord:
     def note_site(self, site: str, what: str) -> None:
         """Remember and write down what went wrong at a site in the round at hand."""
         logger.warning("%s: %s", site, what)
+        self._noted[site, self.round] += 1
+        if (noted := self._noted[site, self.round]) > _MOST_NOTES:
+            # Each is a line that is forced to the disk, and a site may answer tasks that nobody gave it for ever.
+            return
+        if noted == _MOST_NOTES:
+            what = f"{what} (what else goes wrong there in this round is not noted)"
         stage = {"stage": "evaluation"} if self.evaluating else {}
         self.events.append({"round": self.round, "site": site, "what": what, **stage})
         self.event("site", round=self.round, site=site, what=what)

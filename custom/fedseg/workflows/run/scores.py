@@ -131,9 +131,10 @@ def readable(metrics: Any, kind: Objective) -> bool:
             return is_count(metrics["final"]["cases"]) and isinstance(metrics["final"]["split"], str)
         parts = list((metrics or {}).values())
         models = [each for part in parts for each in models_of(part)]
+        if any(scores_fault(kind, part) for part in parts):
+            return False
         kind.pool([each for each in models if each["cases"]])
-        sound = not any(scores_fault(kind, part) for part in parts)
-        sound = sound and all(MEAN in each[kind.primary.name] for each in models)
+        sound = all(MEAN in each[kind.primary.name] for each in models)
         return "final" in metrics and all(part["split"] for part in parts) and sound
     except (KeyError, TypeError, ValueError, AttributeError):
         return False

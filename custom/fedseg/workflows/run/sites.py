@@ -296,7 +296,8 @@ class _Asking:
         """Have an answer accepted, or note why it is left out."""
         # An answer that arrives while the wait ends must not change a round that is being summed up.
         with self._sites.lock:
-            if not self._open:
+            # Of two answers to one task the first counts, whatever carries them.
+            if not self._open or site in self.judged:
                 return False
             self.judged.add(site)
             why = self._why_not(site, answer)

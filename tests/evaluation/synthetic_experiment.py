@@ -11,6 +11,10 @@ import numpy as np
 import pandas as pd
 
 from fedseg.evaluation.experiment_folder import COST_COLUMNS, CURVE_COLUMNS, RESULT_COLUMNS
+from fedseg.statistics.document import FederationStatistics
+from fedseg.statistics.histogram import Histogram
+from fedseg.statistics.quantities import quantities
+from fedseg.statistics.site_statistics import Statistics
 from fedseg.tasks.registry import HIPPOCAMPUS
 
 SITES = {"north": 14, "east": 9, "south": 6, "west": 3}
@@ -156,10 +160,21 @@ def make_facts(arms: Sequence[str], seeds: int) -> dict[str, Any]:
 
 
 def make_statistics() -> dict[str, Any]:
-    """``statistics.json`` of the same sites."""
-    sites = {
-        site: {"cases": 6 * count, "spacing": {"median": [1.0, 1.0, 1.0]}, "intensity": {"t1": {"mean": 0.0}}}
-        for site, count in SITES.items()
-    }
-    pairs = [{"a": a, "b": b, "intensity": 0.2, "labels": 0.03} for a in SITES for b in SITES if a < b]
-    return {"schema": "fedseg-statistics-1", "sites": sites, "distances": pairs}
+    """``statistics.json`` of the same sites: t1 is brighter at each next one, and the last has less posterior part."""
+    sites = {site: _counted(6 * count, place) for place, (site, count) in enumerate(SITES.items())}
+    return FederationStatistics(HIPPOCAMPUS, sites).to_dict()
+
+
+def _counted(cases: int, place: int) -> Statistics:
+    what = quantities(HIPPOCAMPUS, fine=True)
+    values = {
+        "spacing: right-left": [1.0], "spacing: front-back": [1.0], "spacing: foot-head": [1.0],
+        "normalised: t1": [-1.2 + 0.2 * place, 0.1 + 0.2 * place, 0.9 + 0.2 * place],
+        "volume: anterior": [1.4, 1.6, 1.9], "volume: posterior": [1.3, 1.5, 1.8],
+    }  # fmt: skip
+    histograms = {}
+    for name, found in values.items():
+        bins = [int(number) for number in what.scales[name].index(np.array(found))]
+        histograms[name] = Histogram(what.scales[name], {(bin, bin): cases / len(bins) for bin in bins})
+    classes = {"anterior": 0.5 * cases, "posterior": (0.5 - 0.15 * (place == 3)) * cases}
+    return Statistics(cases, cases, 3, True, histograms, {}, {"classes": classes})

@@ -22,7 +22,8 @@ def test_everything_is_read(tmp_path: Path) -> None:
     assert (found.name, found.arms, found.sites) == ("sizes", ["local", "fedavg"], sorted(SITES))
     assert len(found.costs) == 2 * 9
     assert set(found.curves["arm"]) == {"local", "fedavg"}
-    assert found.statistics["sites"]["north"]["cases"] == 84
+    assert found.statistics is not None
+    assert found.statistics.sites["north"].cases == 84
     left_out = found.results[(found.results["empty"] == "both") & (found.results["metric"] == "dice")]
     assert left_out["value"].map(math.isnan).all()
     assert found.digests["results.csv"] == hashlib.sha256((folder / "results.csv").read_bytes()).hexdigest()
@@ -35,7 +36,7 @@ def test_only_facts_and_results_must_be_there(tmp_path: Path) -> None:
     found = read_experiment(folder)
     assert found.costs.empty
     assert found.curves.empty
-    assert found.statistics == {}
+    assert found.statistics is None
     assert set(found.digests) == {"experiment.json", "results.csv"}
 
 

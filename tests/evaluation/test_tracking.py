@@ -31,7 +31,7 @@ def test_every_number_of_the_rounds_has_a_name_and_a_step(folder: Path) -> None:
         done = entry["round"] + 1
         assert found["round_seconds", done] == entry["seconds"]
         # Scored is the model that the sites received: that of the round before.
-        assert found["val_dice", entry["round"]] == entry["val_dice"]
+        assert found["val_dice/pooled/mean", entry["round"]] == entry["val_dice"]
         for site, report in entry["sites"].items():
             assert found[f"train_loss/{site}", done] == report["train_loss"]
             assert found[f"val_loss/{site}", entry["round"]] == report["val_loss"]
@@ -48,7 +48,12 @@ def test_final_scores_stand_at_the_last_round(folder: Path) -> None:
         assert found[f"final_hd95/{site}/WT", 4] == final["sites"][site]["hd95"]["WT"]
     assert found["final_dice/mean/mean", 4] == final["mean_dice"]
     assert found["final_dice/pooled/mean", 4] == final["pooled_dice"]
-    assert found["wall_seconds", 4] == 4321.0
+    assert found["cost/wall_seconds", 4] == 4321.0
+
+
+def test_no_name_is_a_folder_of_another_one(folder: Path) -> None:
+    names = {point.name for point in tracked_run(folder).points}
+    assert not [(a, b) for a in names for b in names if b.startswith(f"{a}/")]
 
 
 def test_parameters_and_tags(folder: Path) -> None:

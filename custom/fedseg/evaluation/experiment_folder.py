@@ -14,14 +14,10 @@ import pandas as pd
 
 from fedseg.errors import DataError
 from fedseg.files.documents import load_json
+from fedseg.statistics.document import FILE as STATISTICS
+from fedseg.statistics.document import FederationStatistics, read_statistics
 
-FACTS, RESULTS, COSTS, CURVES, STATISTICS = (
-    "experiment.json",
-    "results.csv",
-    "costs.csv",
-    "curves.csv",
-    "statistics.json",
-)
+FACTS, RESULTS, COSTS, CURVES = "experiment.json", "results.csv", "costs.csv", "curves.csv"
 RESULT_COLUMNS = (
     *("experiment", "arm", "seed", "fold", "site", "evaluated_at"),
     *("case", "patient", "region", "metric", "value", "empty"),
@@ -47,7 +43,7 @@ class Experiment:
             regions leaves a case out.
         costs: one row a quantity of a trained arm: ``COST_COLUMNS``; empty where there is no such file.
         curves: one row a point of a curve: ``CURVE_COLUMNS``; empty where there is no such file.
-        statistics: content of ``statistics.json``; empty where there is none.
+        statistics: of the sites' data, of ``statistics.json``; None where there is none.
         digests: SHA-256 of each file that was read, by its name.
     """
 
@@ -56,7 +52,7 @@ class Experiment:
     results: pd.DataFrame
     costs: pd.DataFrame
     curves: pd.DataFrame
-    statistics: Mapping[str, Any] = field(default_factory=dict)
+    statistics: FederationStatistics | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -115,7 +111,7 @@ def read_experiment(folder: Path) -> Experiment:
         _read_table(folder / name, columns) if (folder / name).is_file() else pd.DataFrame(columns=list(columns))
         for name, columns in ((COSTS, COST_COLUMNS), (CURVES, CURVE_COLUMNS))
     )
-    statistics = _read_object(folder / STATISTICS) if (folder / STATISTICS).is_file() else {}
+    statistics = read_statistics(folder / STATISTICS) if (folder / STATISTICS).is_file() else None
     read = [folder / name for name in (FACTS, RESULTS, COSTS, CURVES, STATISTICS)]
     digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in read if path.is_file()}
     return Experiment(folder, facts, results, costs, curves, statistics, digests)

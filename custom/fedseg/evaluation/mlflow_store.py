@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from fedseg.errors import FedsegError, UsageError
@@ -13,6 +15,12 @@ from fedseg.evaluation.tracking import Tracked
 TAG = "fedseg.run_id"
 # The most that MLflow takes at a time, and the longest value of a parameter.
 _METRICS, _PARAMETERS, _LONGEST = 1000, 100, 6000
+_SQLITE = "sqlite:///"
+
+
+def local_store(folder: Path) -> str:
+    """The URI of a store in a folder: a database of SQLite, with the files of runs in ``mlartifacts`` beside it."""
+    return f"{_SQLITE}{folder.resolve() / 'mlflow.db'}"
 
 
 def export_run(tracked: Tracked, uri: str, experiment: str) -> str:
@@ -20,7 +28,7 @@ def export_run(tracked: Tracked, uri: str, experiment: str) -> str:
 
     Args:
         tracked: see ``tracked_run``.
-        uri: of the store, as MLflow names it: ``file:///...``, ``sqlite:///...``, ``https://...``.
+        uri: of the store, as MLflow names it: ``sqlite:///...``, ``file:///...``, ``https://...``.
         experiment: of MLflow, made if it is missing.
 
     Raises:
@@ -35,10 +43,13 @@ def export_run(tracked: Tracked, uri: str, experiment: str) -> str:
         raise UsageError(
             "export mlflow needs MLflow, which is not installed: pip install 'fedseg[mlflow]', or mlflow-skinny alone."
         ) from None
+    if uri.startswith("file:"):
+        # MLflow does not develop this kind any more, and asks whoever wants it to say so: the URI does.
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     now = int(time.time() * 1000)
     try:
         client = MlflowClient(tracking_uri=uri)
-        number = _experiment(client, experiment)
+        number = _experiment(client, uri, experiment)
         _refuse_twice(client, number, experiment, tracked)
         run = client.create_run(number, run_name=tracked.name, tags=_tags(tracked)).info.run_id
         for part in _blocks(tracked.parameters.items(), _PARAMETERS):
@@ -55,9 +66,14 @@ def export_run(tracked: Tracked, uri: str, experiment: str) -> str:
     return str(run)
 
 
-def _experiment(client: Any, name: str) -> str:
+def _experiment(client: Any, uri: str, name: str) -> str:
+    """The number of an experiment, which is made if it is missing."""
     found = client.get_experiment_by_name(name)
-    return str(found.experiment_id if found is not None else client.create_experiment(name))
+    if found is not None:
+        return str(found.experiment_id)
+    # Else MLflow would put the files of a database into whatever folder one happens to be in.
+    place = Path(uri.removeprefix(_SQLITE)).parent / "mlartifacts" if uri.startswith(_SQLITE) else None
+    return str(client.create_experiment(name, artifact_location=None if place is None else place.as_uri()))
 
 
 def _refuse_twice(client: Any, number: str, experiment: str, tracked: Tracked) -> None:

@@ -25,7 +25,10 @@ _STRANGE = re.compile(r"[^\w\-. /:]")
 
 @dataclass(frozen=True)
 class Point:
-    """One number at one step. Steps are rounds, from 1; 0 is the model before the training."""
+    """One number at one step. Steps are rounds, from 1; 0 is the model before the training.
+
+    No name is the beginning of another one up to a slash, which would be a file and a folder in one place.
+    """
 
     name: str
     value: float
@@ -98,13 +101,12 @@ def _rounds(summary: Summary) -> Iterator[Point]:
             # What was measured on the model that a site received belongs to the round before.
             step = row["made"] if name == "val_loss" else row.get("round")
             yield from _point(f"{name}/{row['site']}", row.get(name), step)
-        yield from _point(f"val_{score.name}/{row['site']}", row.get(score.title), row["made"])
-        for output in kind.outputs:
-            value = row.get(f"{score.title} {output}")
+        for output in (MEAN, *kind.outputs):
+            value = row.get(score.title if output == MEAN else f"{score.title} {output}")
             yield from _point(f"val_{score.name}/{row['site']}/{output}", value, row["made"])
     for entry in rows(summary, "rounds"):
         made = number(entry.get("round"))
-        yield from _point(f"val_{score.name}", entry.get(f"val_{score.name}"), made)
+        yield from _point(f"val_{score.name}/pooled/{MEAN}", entry.get(f"val_{score.name}"), made)
         yield from _point("round_seconds", entry.get("seconds"), None if made is None else nth(int(made)))
 
 
@@ -118,7 +120,7 @@ def _final(summary: Summary) -> Iterator[Point]:
                 name = f"final_{score.name}/{means.get(str(site), site)}/{output}"
                 yield from _point(name, row.get(f"{score.title} {output}"), last)
     for name, value in part(summary, "cost").items():
-        yield from _point(name, value, last)
+        yield from _point(f"cost/{name}", value, last)
     yield from _point(f"best_{kind.primary.name}", part(summary, "best").get(f"mean_{kind.primary.name}"), last)
 
 

@@ -32,7 +32,7 @@ def write_statistics_report(statistics: FederationStatistics, folder: Path) -> d
         "table": write_whole(folder / TABLE, frame.to_csv(index=False)),
     }
     with style():
-        figure = _intensities(statistics)
+        figure = intensities_figure(statistics)
         picture = None if figure is None else save(figure, folder / FIGURE)
     paths["page"] = render("statistics.html.j2", folder / PAGE, _context(statistics, picture))
     return paths
@@ -153,7 +153,7 @@ def _pair_table(statistics: FederationStatistics) -> TextTable:
     return TextTable(header, rows)
 
 
-def _intensities(statistics: FederationStatistics) -> Figure | None:
+def intensities_figure(statistics: FederationStatistics) -> Figure | None:
     """Normalised intensities of each channel, a line for each site."""
     channels = [c for c in statistics.task.channels if _any(statistics, named(q.NORMALISED, c))]
     if not channels:

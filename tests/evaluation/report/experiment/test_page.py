@@ -30,7 +30,7 @@ def test_everything_is_there(tmp_path: Path) -> None:
     folder = write_experiment(tmp_path / "e")
     page = write_experiment_report(folder).page
     figures = {path.stem for path in (folder / "report" / "figures").glob("*.png")}
-    plain = {"arms", "pairs", "sites", "regions", "left_out", "curves", "costs"}
+    plain = {"arms", "pairs", "sites", "regions", "left_out", "curves", "costs", "intensities"}
     assert figures == plain | {"matrix_local", "matrix_ditto"}
     text = words(page)
     for heading in (

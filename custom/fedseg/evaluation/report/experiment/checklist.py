@@ -119,10 +119,11 @@ def _design(experiment: Experiment) -> dict[str, str]:
     others = [*(["leaving out " + ", ".join(left_out)] if left_out else [])]
     others += [f"external sites {', '.join(outside)}"] if outside else []
     whole = len(folds) - len(left_out)
+    split = [f"{whole}-fold cross-validation over patients"] if whole > 1 else ["fixed test cases"] * whole
     return {
         "preprocessing": f"normalisation {task.normalisation}{spacing}" if task else "",
         "missing": f"convention for empty regions; {_empty(results)}",
-        "partitions": f"{counted(whole, 'fold')} over patients{'; ' + '; '.join(others) if others else ''}",
+        "partitions": "; ".join([*split, *others]),
         "disjoint": "patient",
         "counts": tested,
         "centres": f"{counted(len(experiment.sites), 'site')}: {', '.join(experiment.sites)}",
@@ -143,7 +144,7 @@ def _model(experiment: Experiment) -> dict[str, str]:
     plans = [part(experiment.facts, "arms", arm, "plan") for arm in experiment.arms]
     network, training = (part(next(iter(plans), {}), name) for name in ("network", "training"))
     ensembles, budget = arms_of_kind(experiment, ENSEMBLE), budget_words(experiment)
-    seeds = counted(experiment.results["seed"].nunique(), "seed")
+    seeds, digest = counted(experiment.results["seed"].nunique(), "seed"), str(experiment.facts.get("digest") or "")
     settings = ", ".join(f"{name.replace('_', ' ')} {plain(value)}" for name, value in training.items())
     return {
         "model": ", ".join(f"{name.replace('_', ' ')} {plain(value)}" for name, value in network.items()),
@@ -153,7 +154,7 @@ def _model(experiment: Experiment) -> dict[str, str]:
         "ensemble": f"{', '.join(ensembles)}: mean of probabilities" if ensembles else "",
         "predictions": "masks on the grid of the original image, by sliding windows",
         "output": f"a label map with the regions {', '.join(regions_of(experiment))}",
-        "details": f"definition with SHA-256 {experiment.facts['digest']}" if experiment.facts.get("digest") else "",
+        "details": f"definition with SHA-256 {digest[:16]}..., see versions and hashes" if digest else "",
         "availability": "software: fedseg, Apache-2.0; model and data: the authors'",
     }
 

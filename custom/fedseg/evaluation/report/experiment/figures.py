@@ -29,6 +29,7 @@ from fedseg.evaluation.report.drawing import (
 from fedseg.evaluation.report.experiment import numbers
 from fedseg.evaluation.report.experiment.subject import regions_of
 from fedseg.evaluation.report.figures import _heat_map
+from fedseg.evaluation.report.statistics import intensities_figure
 from fedseg.tasks.objective import Score
 
 _RANGE = ["name", "arm", "mean", "low", "high"]
@@ -54,6 +55,7 @@ def draw_figures(
         "sites": partial(draw_ranges, _site_ranges(experiment, score), experiment.arms, score),
         "regions": partial(draw_ranges, _region_ranges(experiment, score), experiment.arms, score),
         "left_out": partial(draw_left_out, left_out, score),
+        "intensities": partial(_draw_intensities, experiment),
         "curves": partial(draw_curves, experiment, score),
         "costs": partial(draw_costs, experiment),
         **{
@@ -207,6 +209,10 @@ def draw_left_out(left_out: pd.DataFrame, score: Score) -> Figure | None:
     axes.set_xlabel(score.axis)
     legend_below(figure, axes)
     return figure
+
+
+def _draw_intensities(experiment: Experiment) -> Figure | None:
+    return None if experiment.statistics is None else intensities_figure(experiment.statistics)
 
 
 def draw_curves(experiment: Experiment, score: Score) -> Figure | None:

@@ -21,7 +21,9 @@ from fedseg.evaluation.report.experiment.subject import (
     task_of,
 )
 from fedseg.evaluation.report.page import embed, render
+from fedseg.evaluation.report.statistics import statistics_tables
 from fedseg.evaluation.report.wording import NOT_AVAILABLE, TextTable, counted, shown
+from fedseg.statistics.document import FederationStatistics
 from fedseg.tasks.objective import Score, objective_of
 
 TEMPLATE = "experiment.html.j2"
@@ -159,13 +161,20 @@ def _background(content: Content) -> dict[str, Any]:
     """What it cost, from what it was made, and what to paste."""
     experiment = content.experiment
     return {
-        "statistics": tables.statistics_tables(dict(experiment.statistics)),
+        **_statistics(experiment.statistics),
         "costs": tables.cost_table(experiment),
         "energy": words.energy_words(experiment, content.costs),
         "methods": words.methods(experiment, content.scores, content.reference),
         "checklists": checklists(experiment, content.arms),
         "provenance": tables.facts_table(experiment),
     }
+
+
+def _statistics(found: FederationStatistics | None) -> dict[str, Any]:
+    """How the sites' data differ; nothing where the experiment did not ask."""
+    if found is None:
+        return {"statistics": {}, "advice": [], "told_nothing": {}}
+    return {"statistics": statistics_tables(found), "advice": found.advice, "told_nothing": dict(found.left_out)}
 
 
 def _facts(content: Content) -> list[str]:

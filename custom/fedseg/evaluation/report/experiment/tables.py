@@ -205,35 +205,6 @@ def worst_table(cases: pd.DataFrame, score: Score, names: bool) -> TextTable:
     return TextTable(header, body, 0, 4 if names else 1)
 
 
-def statistics_tables(statistics: dict[str, Any]) -> list[TextTable]:
-    """Single numbers of each site as ``statistics.json`` has them, and how far each pair of sites is apart."""
-    sites, tables = part(statistics, "sites"), []
-    flat = {site: _flat(part(sites, site)) for site in sites}
-    keys = list(dict.fromkeys(key for facts in flat.values() for key in facts))
-    if keys:
-        body = [[site, *(plain(facts.get(key)) for key in keys)] for site, facts in flat.items()]
-        tables.append(TextTable(["Site", *keys], body))
-    pairs = [pair for pair in statistics.get("distances") or [] if isinstance(pair, dict)]
-    if pairs:
-        keys = list(dict.fromkeys(key for pair in pairs for key in pair))
-        tables.append(
-            TextTable([key.capitalize() for key in keys], [[plain(p.get(k)) for k in keys] for p in pairs], 0, 2)
-        )
-    return tables
-
-
-def _flat(facts: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Numbers and short lists of numbers by the path of their names; histograms are left to the file."""
-    result: dict[str, Any] = {}
-    for key, value in facts.items():
-        name = f"{prefix}{key}".replace("_", " ")
-        if isinstance(value, dict):
-            result |= _flat(value, f"{name}: ")
-        elif not isinstance(value, list) or len(value) <= 3:
-            result[name] = value
-    return result
-
-
 def facts_table(experiment: Experiment) -> TextTable:
     """Versions, machine, digests of the definition, the data and the files from which the page was made."""
     facts = experiment.facts
@@ -245,4 +216,4 @@ def facts_table(experiment: Experiment) -> TextTable:
         **{f"SHA-256 of the data of {site}": told.get("digest") for site, told in site_facts(experiment).items()},
         **{f"SHA-256 of {name}": value for name, value in experiment.digests.items()},
     }
-    return TextTable(("What", "Value"), [[name, plain(value)] for name, value in rows.items()], 0, 2)
+    return TextTable(("What", "Value"), [[name, plain(value) or "none"] for name, value in rows.items()], 0, 2)

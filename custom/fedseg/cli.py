@@ -32,6 +32,7 @@ COMMANDS = (
     "rank",
     "export",
     "package",
+    "files",
     "decrypt-model",
     "audit-log",
     "describe-split",

@@ -29,6 +29,7 @@ PLACES = {
     "report": {"--out"},
     "rank": {"--out"},
     "package": {"--out"},
+    "files": {"--out"},
     "decrypt-model": {"--out"},
     "provision": {"--out"},
     "site check": {"--json"},

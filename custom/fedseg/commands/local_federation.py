@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-import fedseg
 from fedseg.commands.arguments import Command
 from fedseg.commands.fetch import finish_run
 from fedseg.commands.provision import default_policy
@@ -22,6 +21,7 @@ from fedseg.deployment.local.folder import prepare_output
 from fedseg.errors import UsageError
 from fedseg.files.locks import locked
 from fedseg.files.outputs import check_copied_folder
+from fedseg.files.shipped import find_shipped_files
 
 if TYPE_CHECKING:
     from fedseg.jobs.job import Job
@@ -102,9 +102,9 @@ def _run_job(local: LocalFederation, job: Job, options: argparse.Namespace) -> t
 
 
 def _of_repository(folder: Path) -> Path:
-    """A folder of the repository: below the working folder, else beside the sources that run, where these are there."""
-    beside = Path(fedseg.__file__).resolve().parents[2] / folder
-    return beside if beside.is_dir() and not folder.exists() else folder
+    """A folder of the repository: below the working folder, else that of the sources or of the wheel."""
+    beside = find_shipped_files()
+    return beside / folder if beside is not None and (beside / folder).is_dir() and not folder.exists() else folder
 
 
 def _job(options: argparse.Namespace) -> Job:

@@ -270,8 +270,8 @@ def read_job(folder: Path) -> Job:
     for path in files:
         if not path.is_file():
             raise UsageError(
-                f"{folder} is not a job of fedseg: it lacks {path.relative_to(folder)}. Jobs lie in jobs/ of "
-                "fedseg's repository."
+                f"{folder} is not a job of fedseg: it lacks {path.relative_to(folder)}. `fedseg files --out DIR` "
+                "writes the jobs of this version to DIR/jobs."
             )
     check_job_folder(folder)
     meta, declaration, server, client = (read_json(path, "a file of a job") for path in files)

@@ -8,10 +8,12 @@ from pathlib import Path
 import fedseg
 from fedseg.errors import ConfigurationError, UsageError
 from fedseg.files.outputs import check_copied_folder
+from fedseg.files.shipped import FOLDER
 from fedseg.jobs.job import Job
 from fedseg.version import __version__
 
-_LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
+# A job runs without the pages and templates that an installed package has.
+_LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", ".*", FOLDER)
 
 
 def package_job(job: Job, out: Path) -> Path:

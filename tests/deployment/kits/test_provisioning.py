@@ -355,10 +355,10 @@ def test_a_template_is_found_from_any_folder_or_the_user_is_told_where(tmp_path,
     assert _of_repository(TEMPLATE) == TEMPLATES / "three_hospitals"
     (tmp_path / TEMPLATE).mkdir(parents=True)
     assert _of_repository(TEMPLATE) == TEMPLATE
-    monkeypatch.setattr(fedseg, "__file__", str(tmp_path / "site-packages" / "fedseg" / "__init__.py"))
+    monkeypatch.setattr("fedseg.files.shipped._PACKAGE", tmp_path / "site-packages" / "fedseg")
     (tmp_path / TEMPLATE).rmdir()
     assert main(["local-federation", "--out", "out"]) == 2
-    assert "lie in workspace_templates/ of fedseg's repository" in " ".join(capsys.readouterr().err.split())
+    assert "`fedseg files --out DIR` writes the templates" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()
 
 
@@ -421,7 +421,11 @@ def test_the_wheel_is_this_package(tmp_path):
         packed = {name for name in archive.namelist() if name.startswith("fedseg/")}
     sources = ROOT / "custom" / "fedseg"
     wanted = [p for pattern in ("*.py", "*.j2", "py.typed") for p in sources.rglob(pattern)]
-    assert packed == {f"fedseg/{p.relative_to(sources)}" for p in wanted}
+    shipped = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE")]
+    shipped += [p for name in ("docs", "jobs", "workspace_templates") for p in (ROOT / name).rglob("*") if p.is_file()]
+    assert packed == {f"fedseg/{p.relative_to(sources)}" for p in wanted} | {
+        f"fedseg/shipped/{p.relative_to(ROOT)}" for p in shipped
+    }
     assert set(os.listdir(ROOT)) == before, "nothing is written beside the sources"
 
 

@@ -112,7 +112,7 @@ def _gather(kit: Path, policy: Path | None, names: tuple[str, ...], target: Path
         if not given.is_file():
             raise UsageError(
                 f"{kit} has no local/{name}, and neither has --site-policy {policy or ''}. "
-                "Name a folder like workspace_templates/site_policy/local of fedseg's repository."
+                "Name a folder like workspace_templates/site_policy/local; `fedseg files --out DIR` writes it into DIR."
             )
         shutil.copyfile(given, target / name)
     return target

@@ -39,7 +39,7 @@ def check_policy_folder(policy: Path) -> None:
         if not (policy / name).is_file():
             raise UsageError(
                 f"--site-policy {policy} has no {name}. Name a folder like "
-                "workspace_templates/site_policy/local of fedseg's repository."
+                "workspace_templates/site_policy/local; `fedseg files --out DIR` writes it into DIR."
             )
 
 

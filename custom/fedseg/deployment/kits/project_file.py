@@ -31,8 +31,8 @@ def read_project(template: Path) -> dict[str, Any]:
     path = template / PROJECT_FILE
     if not path.is_file():
         raise UsageError(
-            f"{template} is no template: it has no {PROJECT_FILE}. Templates lie in workspace_templates/ of fedseg's "
-            "repository, which is not installed with the package: name the path of a copy."
+            f"{template} is no template: it has no {PROJECT_FILE}. `fedseg files --out DIR` writes the templates "
+            "of this version to DIR/workspace_templates: name a copy of one."
         )
     try:
         content = load_yaml(str(path))

@@ -35,8 +35,8 @@ _PERSON = """1. Install what the federation runs, once:      pip install ./fedse
 5. Let a stopped job go on:                     fedseg resume JOB_ID --kit .
 """
 _END = """
-Every command explains itself with --help. What fedseg names as docs/... is a page of fedseg {version}'s repository;
-ask whoever sent you this kit for them.
+Every command explains itself with --help. What fedseg names as docs/..., jobs/... or workspace_templates/... is written
+by this command; begin with docs/index.md:     fedseg files --out fedseg-files
 """
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import fedseg
 from fedseg.errors import FedsegError, UsageError
+from fedseg.files.shipped import SHIPPED
 from fedseg.version import __version__
 
-_NEEDED = ("pyproject.toml", "README.md")
+_NEEDED = ("pyproject.toml", "setup.py", "custom", *SHIPPED)
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "*.egg-info")
 
 
@@ -27,13 +28,16 @@ def build_wheel(folder: Path) -> Path:
         FedsegError: pip could not build it.
     """
     root = Path(fedseg.__file__).parents[2]
-    if not all((root / name).is_file() for name in _NEEDED):
+    if not all((root / name).exists() for name in _NEEDED):
         raise UsageError("--wheel is needed: this fedseg was not installed from its repository, so none can be built.")
     with tempfile.TemporaryDirectory() as scratch:
         sources, built = Path(scratch) / "sources", Path(scratch) / "built"
-        shutil.copytree(root / "custom", sources / "custom", ignore=_LEFT_OUT)
+        sources.mkdir()
         for name in _NEEDED:
-            shutil.copyfile(root / name, sources / name)
+            if (root / name).is_dir():
+                shutil.copytree(root / name, sources / name, ignore=_LEFT_OUT)
+            else:
+                shutil.copyfile(root / name, sources / name)
         command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps"]
         done = subprocess.run([*command, "-w", str(built), str(sources)], capture_output=True, text=True, check=False)
         wheels = sorted(built.glob("*.whl"))

@@ -27,6 +27,8 @@ PLACES = {
     "evaluate": {"--out"},
     "predict": {"--out"},
     "report": {"--out"},
+    "statistics": {"--out"},
+    "plan": {"--out"},
     "rank": {"--out"},
     "package": {"--out"},
     "files": {"--out"},

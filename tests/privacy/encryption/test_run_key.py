@@ -5,11 +5,11 @@ import hashlib
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
-from fedseg.privacy.encryption.encrypted_update import decrypt_update, encrypt_update
 
 from encrypted_sums import terms_of
 from fedseg.privacy.encryption.ciphertexts import CiphertextSum, decrypt, encrypt
 from fedseg.privacy.encryption.context import EncryptionError, make_contexts, public_context, secret_context
+from fedseg.privacy.encryption.encrypt_update import decrypt_update, encrypt_update
 from fedseg.privacy.encryption.run_key import run_context
 from fedseg.privacy.encryption.sum_tag import ForgedSumError
 

@@ -64,6 +64,7 @@ def test_what_is_left_out_has_its_default(tmp_path):
         ({"sites": "alpha"}, "sites is 'alpha'"),
         ({"external": {"x": 3}}, "external.x is 3, but must be a text"),
         ({"watts": {"cpu": 0}}, "watts.cpu is 0"),
+        ({"statistics": 0}, "statistics is 0, but must be a whole number of at least 1, or null"),
         ({"watts": {"tpu": 1}}, "watts.tpu is not known"),
         ({"set": ["a"]}, "set is ['a']"),
         ({"reference": "x"}, "reference is 'x', but must be one of ('local', 'fedavg')"),

@@ -113,3 +113,19 @@ def test_tables_have_their_columns(tmp_path):
         "rounds", "steps", "samples", "cpu_seconds", "wall_seconds", "bytes_sent", "bytes_received", "peak_memory_mib",
         "kwh",
     }  # fmt: skip
+
+
+def test_statistics_are_made_where_they_are_asked_for_and_counted_once(tmp_path, monkeypatch):
+    import fedseg.statistics.of_datalists as module
+    from fedseg.statistics.document import read_statistics
+
+    counted = []
+    measure = module.measure
+    monkeypatch.setattr(module, "measure", lambda *a, **k: counted.append(1) or measure(*a, **k))
+    file = write_experiment(tmp_path, arms={"central": {"kind": "central"}}, sites=["alpha", "beta"], statistics=3)
+    command = ["experiment", str(file), "--out", str(tmp_path / "out"), "--jobs", "1"]
+    assert main(command) == 0
+    assert main(command) == 0
+    found = read_statistics(tmp_path / "out" / "statistics.json")
+    assert set(found.sites) == {"alpha", "beta"}
+    assert len(counted) == 2

@@ -74,7 +74,7 @@ def _run(options: argparse.Namespace, experiment: Experiment) -> int:
     tell(f"{experiment.definition.name}: {len(experiment.units)} units, of which {kept} are done; {jobs} at a time")
     with _Watch(experiment.units, options.out, costs, jobs) as watch:
         failed = run_units(experiment.units, options.out, experiment.definition.watts, jobs, watch.look)
-    summary = finish(experiment, options.out, record, failed)
+    summary = finish(experiment, options.out, record, failed, track)
     _print_summary(summary, options.out)
     return 0
 

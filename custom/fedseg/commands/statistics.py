@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.markup import escape
 
@@ -12,19 +12,13 @@ from fedseg.commands.arguments import Command
 from fedseg.console import out, print_table, tell, track
 from fedseg.contract.task_argument import TASK_HELP, task_files, task_from_argument
 from fedseg.data.datalist import FILE_NAME, Datalist, find_datalist, read_datalist
-from fedseg.data.label_convention import settled, with_convention
 from fedseg.data.site_folders import find_sites
-from fedseg.errors import DataError, UsageError
+from fedseg.errors import UsageError
 from fedseg.files.documents import read_json
 from fedseg.files.outputs import check_outputs
 from fedseg.statistics.document import FILE, FederationStatistics, parse_document, read_statistics
 
-if TYPE_CHECKING:
-    from fedseg.statistics.site_statistics import Statistics
-    from fedseg.tasks.task import Task
-
 REPORT = "report"
-SPLITS = ("training", "validation")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -104,6 +98,7 @@ def _check_out(folder: Path | None, inputs: list[Path]) -> None:
 def _count(options: argparse.Namespace) -> FederationStatistics:
     """Statistics of data on this machine, as each site would tell them."""
     from fedseg.site.policy import FEWEST_PATIENTS
+    from fedseg.statistics.of_datalists import statistics_of
 
     if options.task is None:
         raise UsageError("--task is missing: statistics of data need the task that the data are for.")
@@ -114,26 +109,7 @@ def _count(options: argparse.Namespace) -> FederationStatistics:
     datalists = _datalists(options.source)
     files = [file for datalist in datalists.values() for file in datalist.files]
     _check_out(options.out, [*files, *task_files(options.task)])
-    sites, left_out = {}, {}
-    for site, datalist in datalists.items():
-        patients = {case.patient for split in SPLITS for case in datalist.split(split)}
-        if len(patients) < minimum:
-            left_out[site] = f"fewer than {minimum} patients (--minimum)"
-        else:
-            tell(f"{site}: reading")
-            sites[site] = _statistics(task, datalist, minimum)
-    if not sites:
-        raise DataError(f"No site has {minimum} patients. Add cases, or lower --minimum where nothing leaves.")
-    return FederationStatistics(task, sites, left_out)
-
-
-def _statistics(task: Task, datalist: Datalist, minimum: int) -> Statistics:
-    from fedseg.statistics.measuring import measure
-    from fedseg.statistics.site_statistics import released
-
-    task = with_convention(task, settled(task, datalist).convention)
-    cases = [case for split in SPLITS for case in datalist.split(split)]
-    return released(measure(task, cases, progress=track), minimum)
+    return statistics_of(task, datalists, minimum, track)
 
 
 def _datalists(source: Path) -> dict[str, Datalist]:

@@ -174,6 +174,7 @@ class Definition:
         task: in the place of the job's: a built-in name, the path of a declaration, or a declaration.
         set: settings of all arms, by the names of ``fedseg simulate --set``.
         data, folds, budget, watts: see their classes; a budget of None takes the job's rounds.
+        statistics: fewest patients behind each number of the statistics of the sites' cases; None makes none.
         sites: of those that there are, the ones that take part; None takes all.
         external: test sets of sites that never train: a datalist or its folder, by the site's name.
         seeds: every arm is trained with each.
@@ -193,6 +194,7 @@ class Definition:
     folds: FoldSettings = FoldSettings()
     budget: Budget | None = None
     watts: Watts = Watts()
+    statistics: int | None = None
     sites: tuple[str, ...] | None = None
     external: Mapping[str, str] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
@@ -240,6 +242,7 @@ def _parse(content: Mapping[str, Any], folder: Path) -> Definition:
         folds=settings(FoldSettings, content.get("folds", {}), "folds"),
         budget=settings(Budget, content["budget"], "budget") if "budget" in content else None,
         watts=settings(Watts, content.get("watts", {}), "watts"),
+        statistics=optional(whole, "statistics", content.get("statistics")),
         sites=optional(texts, "sites", content.get("sites")),
         external=external,
         seeds=_seeds(content.get("seeds", [0])),

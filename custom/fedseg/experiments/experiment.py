@@ -22,6 +22,7 @@ from fedseg.experiments.arms import JOB_ARM
 from fedseg.experiments.cohort import Cohort, read_cohort
 from fedseg.experiments.definition import Definition, read_definition
 from fedseg.experiments.folds import Fold, make_folds
+from fedseg.experiments.site_statistics import KEPT, leave_statistics
 from fedseg.experiments.summary import SUMMARY_FILES, write_summary
 from fedseg.experiments.tables import TABLES, finished, write_tables
 from fedseg.experiments.unit_run import CACHE, UNITS, WORK
@@ -31,11 +32,14 @@ from fedseg.files.folders import clear_output
 from fedseg.files.outputs import check_new_folder, check_outputs
 from fedseg.jobs.job import Job
 from fedseg.memory import machine_memory
+from fedseg.statistics.document import FILE
 from fedseg.version import versions
 
 REPORT = "report"
 SCHEMA = "fedseg-experiment-1"
 SITES = "sites"
+PARTS = (UNITS, WORK, CACHE, SITES, REPORT, KEPT)
+"""Folders that an experiment makes in its own."""
 
 
 @dataclass(frozen=True)
@@ -93,16 +97,16 @@ def prepare_folder(out: Path, name: str, overwrite: bool, inputs: Mapping[str, P
     Raises:
         UsageError: it holds something else, or what is read would be replaced.
     """
-    for part in (UNITS, WORK, CACHE, SITES, REPORT):
+    for part in PARTS:
         check_new_folder("--out", out / part, inputs)
-    files = (FACTS, *TABLES, *SUMMARY_FILES)
+    files = (FACTS, FILE, *TABLES, *SUMMARY_FILES)
     check_outputs("--out", [out / each for each in files], [path for path in inputs.values() if path and path.exists()])
     former = _former(out)
     if former is not None and not overwrite:
         if former != name:
             raise UsageError(f"--out {out} holds the experiment {former}, not {name}. Name another folder.")
         return
-    parts = (UNITS, WORK, CACHE, SITES, REPORT, *files)
+    parts = (*PARTS, *files)
     clear_output(out, "experiment", former is not None, overwrite, parts, inputs)
 
 
@@ -128,7 +132,13 @@ def inputs_of(file: Path, data: Path | None) -> dict[str, Path | None]:
     return {"FILE": file, "job": definition.job, **jobs, **places}
 
 
-def finish(experiment: Experiment, out: Path, record: Mapping[str, Any], failed: Mapping[str, str]) -> dict[str, Any]:
+def finish(
+    experiment: Experiment,
+    out: Path,
+    record: Mapping[str, Any],
+    failed: Mapping[str, str],
+    progress: Progress = silent,
+) -> dict[str, Any]:
     """Write the tables, the summary and the page of what is done, and what became of each unit.
 
     Args:
@@ -136,6 +146,7 @@ def finish(experiment: Experiment, out: Path, record: Mapping[str, Any], failed:
         out: its folder.
         record: see ``describe``.
         failed: why units failed, by their names.
+        progress: shows how far long reading is.
 
     Returns:
         The summary.
@@ -154,6 +165,9 @@ def finish(experiment: Experiment, out: Path, record: Mapping[str, Any], failed:
         states[name]["failed"] = reason
     content = {**record, "finished": ended, "complete": len(done) == len(states), "units": states, "orders": orders}
     write_json(out / FACTS, content)
+    if experiment.definition.statistics is not None:
+        task, minimum = experiment.base.plan.task, experiment.definition.statistics
+        leave_statistics(task, experiment.cohort, minimum, out, progress)
     if rows:
         write_experiment_report(out)
     if failed:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
 from fedseg.contract.plan import Plan
 from fedseg.data.datalist import Datalist, case_names
@@ -17,7 +17,7 @@ from fedseg.experiments.rows import Row
 from fedseg.models.model_file import ModelFile, read_model
 from fedseg.tasks.objective import MEAN, Objective, mean
 from fedseg.training.cache import CaseCache
-from fedseg.training.inference import choose_device, infer_logits, predict_activated
+from fedseg.training.inference import choose_device, decide_case, infer_logits, predict_values
 from fedseg.training.optimisation import autocast
 from fedseg.training.trainer import SiteTrainer, TrainerSetup
 
@@ -67,12 +67,12 @@ def _ensemble_scores(plan: Plan, files: Sequence[ModelFile], datalist: Datalist,
     task = with_convention(plan.task, datalist.convention)
     cases = CaseCache(task, datalist.test, False, cache if settings.cache == "disk" else None)
     for index in range(len(cases)):
-        case, total = cases[index], torch.zeros(())
+        case, found = cases[index], []
         for network in networks:
             with autocast(settings, device):
                 logits = infer_logits(network, task, case.image, settings.overlap, device)
-            total = total + kind.activate(logits)
-        predicted = predict_activated(kind, case, total / len(networks))
+            found.append(predict_values(kind, case, logits))
+        predicted = decide_case(kind, case, np.mean(found, axis=0, dtype=found[0].dtype))
         yield kind.score(predicted, case.reference, case.original.spacing, settings.to_dict())
 
 

@@ -65,16 +65,21 @@ def infer_logits(
         return total / len(views)
 
 
-def predict_case(kind: Objective, case: PreparedCase, logits: torch.Tensor) -> np.ndarray:
-    """The prediction [X, Y, Z] on the case's original grid from logits [1, output_channels, ...]: class values (uint8)
-    in segmentation.
+def predict_values(kind: Objective, case: PreparedCase, logits: torch.Tensor) -> np.ndarray:
+    """The activated values [K, X, Y, Z] on the case's original grid from logits [1, output_channels, ...]: in
+    segmentation the probabilities of the regions.
 
     Activated values, not predictions, are brought to the original grid; outside the prepared image they are 0.
     """
-    return predict_activated(kind, case, kind.activate(logits))
+    return to_grid(kind.activate(logits)[0].numpy(), case.grid, case.original)
 
 
-def predict_activated(kind: Objective, case: PreparedCase, activated: torch.Tensor) -> np.ndarray:
-    """The same from activated values [1, K, ...], such as the mean of the probabilities of several models."""
-    predicted = kind.decide(to_grid(activated[0].numpy(), case.grid, case.original))
-    return kind.refine(predicted, case.original.spacing)
+def decide_case(kind: Objective, case: PreparedCase, values: np.ndarray) -> np.ndarray:
+    """The prediction [X, Y, Z] from the values [K, X, Y, Z] on the case's original grid: class values (uint8) in
+    segmentation."""
+    return kind.refine(kind.decide(values), case.original.spacing)
+
+
+def predict_case(kind: Objective, case: PreparedCase, logits: torch.Tensor) -> np.ndarray:
+    """The prediction [X, Y, Z] on the case's original grid from logits [1, output_channels, ...]."""
+    return decide_case(kind, case, predict_values(kind, case, logits))

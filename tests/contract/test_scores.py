@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from fedseg.contract.scores import scores_fault
+from fedseg.contract.scores import few, is_withheld, rare_outputs, scores_fault, withheld_words, without_rare
 from fedseg.tasks.objective import objective_of
 from fedseg.tasks.task import parse_task
 from fedseg.workflows.run.scores import readable
@@ -59,3 +59,55 @@ def test_scores_that_could_not_be_pooled_with_those_of_others_are_refused_at_onc
     assert scores_fault(KIND, honest) == ""
     if set(changed) != {"dice"} or None not in own["dice"].values():
         assert scores_fault(KIND, own) != ""
+
+
+def test_too_few_cases_or_patients_are_told_as_a_limit_only():
+    assert few("test", None, 1, 1) is None
+    assert few("test", 5, 5, 5) is None
+    assert few("test", 5, 0, 0) is None, "no cases are no secret"
+    assert few("test", 5, 4, 4) == {"split": "test", "withheld": True, "fewer_than": 5, "of": "cases"}
+    assert withheld_words(few("test", 5, 9, 4)) == "cases of fewer than 5 patients"
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"split": "test", "cases": 3, "withheld": True, "dice": {}},
+        {"split": "test", "withheld": True},
+        {"split": "test", "withheld": True, "fewer_than": 5, "of": "cases", "cases": 3},
+        {"split": "test", "withheld": True, "fewer_than": 5.5, "of": "cases"},
+        {"split": "test", "withheld": True, "fewer_than": 5, "of": "someone by name"},
+        {"split": 3, "withheld": True, "fewer_than": 5, "of": "cases"},
+        {"split": "test", "withheld": 1, "fewer_than": 5, "of": "cases"},
+        [],
+    ],
+)
+def test_only_two_forms_say_that_scores_are_withheld(part):
+    assert not is_withheld(part)
+    assert not readable({"final": part}, KIND)
+    good = {"split": "test", "withheld": True, "fewer_than": 5, "of": "cases"}
+    assert is_withheld(good)
+    assert readable({"final": good, "validation": {**good, "split": "validation"}}, KIND)
+
+
+def test_means_over_too_few_cases_are_left_out_of_a_summary_and_of_its_mean():
+    summary = {
+        "cases": 6,
+        "dice": {"inner": 0.9, "whole": 0.5, "mean": 0.7},
+        "hd95": {"inner": 1.0, "whole": 2.0},
+        "defined": {"inner": 1, "whole": 6},
+        "empty": {},
+    }
+    assert rare_outputs(summary, 3) == {"inner"}
+    told = without_rare(KIND, summary, 3)
+    assert told["dice"] == {"inner": None, "whole": 0.5, "mean": 0.5}
+    assert told["hd95"] == {"inner": None, "whole": 2.0}
+    assert told["defined"] == {"inner": 0, "whole": 6}
+    assert rare_outputs(told, 3) == set()
+    assert (
+        KIND.pool(
+            [{**told, "empty": {n: dict.fromkeys(("both", "reference", "prediction"), 0) for n in ("inner", "whole")}}]
+        )["dice"]["mean"]
+        == 0.5
+    )
+    assert without_rare(KIND, summary, None) == summary

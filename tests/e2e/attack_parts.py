@@ -19,6 +19,7 @@ from fedseg.screening.job_store import ScreeningJobStore
 from stolen_ciphertexts import encrypted_job, without_encryption
 
 SECRET, SMUGGLED, SOCKETS = "FEDSEG_TEST_SECRET", "FEDSEG_TEST_SMUGGLED", "FEDSEG_TEST_SOCKETS"
+WIRE = "FEDSEG_TEST_WIRE"
 HERE = Path(__file__).parent
 
 
@@ -48,6 +49,7 @@ def watch(patch, folder):
     patch.setenv(SECRET, "MARKER-OF-THE-ENVIRONMENT")
     patch.setenv(SOCKETS, str(folder / "sockets.jsonl"))
     patch.setenv(SMUGGLED, str(folder / "smuggled.zip"))
+    patch.setenv(WIRE, str(folder / "wire.jsonl"))
     return folder / "sockets.jsonl"
 
 

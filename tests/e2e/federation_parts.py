@@ -30,12 +30,16 @@ def fedseg(*arguments):
     return SimpleNamespace(code=code, out=out.getvalue(), err=" ".join(err.getvalue().split()))
 
 
-def tiny_job(name, folder, rounds):
-    """A job of this repository with the smallest network and few steps, checked and written into ``folder``."""
+def tiny_job(name, folder, rounds, **settings):
+    """A job of this repository with the smallest network and few steps, checked and written into ``folder``.
+
+    ``settings`` are arguments of its workflow.
+    """
     job = read_job(ROOT / "jobs" / name)
     for key in ("task", "network", "training"):
         job.set(key, PLAN[key])
-    job.set("workflow.num_rounds", rounds)
+    for key, value in {"num_rounds": rounds, **settings}.items():
+        job.set(f"workflow.{key}", value)
     job.check()
     return read_job(job.write(folder / name))
 

@@ -22,18 +22,33 @@ from fedseg.deployment.local.federation import PROCESSES_FILE, STATE, running
 from fedseg.deployment.local.processes import listens
 from fedseg.provenance.run_log import RECORD_FILE
 from fedseg.simulation.in_process import InProcessFederation
+from fedseg.tasks.objective import objective_of
+from fedseg.tasks.task import parse_task
 from stolen_ciphertexts import said_by
-from tiny import make_sites
+from tiny import TASK, make_sites
 
 ROUNDS, SECONDS = 2, 240
 # gamma takes the first job only.
 LIMITS = {"gamma": {"jobs": ["*_fedcostwavg"]}}
+# What the sites say before the last job: gamma scores only, beta tells no scores of so few cases.
+LATER = {"alpha": {"submit_model": True}, "beta": {"min_scored_cases": 5}, "gamma": {"evaluate_only": True}}
 
 
 # With this address FLARE finds out its own one: it connects a datagram socket, which sends nothing.
 FLARES_OWN = ["10.255.255.255", 1]
 KINDS = ("client asks", "server asks", "meta asks", "meta reads", "client reads", "environment", "kit")
 KINDS += ("hocon environment", "more configuration")
+
+
+# What a site says of a model: means, counts, and intervals that it has made of its own cases.
+KIND = objective_of(parse_task(TASK))
+AGGREGATES = {"split", "cases", "loss", "defined", "intervals", *KIND.counts, *(score.name for score in KIND.scores)}
+
+
+def change_policy(kit, rules):
+    """Write a site's policy anew while the site runs."""
+    path = kit / "local" / "fedseg.json"
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), "policy": rules}), "utf-8")
 
 
 def hostile_job(folder, trace):
@@ -97,6 +112,12 @@ def seen(tmp_path_factory):
                 seen.second_run, seen.second_failure = fetch_into(coordinator, second, folder / "second")
                 seen.third_fetch = fedseg("fetch", third, "--kit", kit, "--out", folder / "third")
                 seen.jobs = fedseg("jobs", "--kit", kit)
+                for site, rules in LATER.items():
+                    change_policy(kits[site], rules)
+                across = tiny_job("hippocampus_cross_site_evaluation", folder / "jobs", 1, leave_one_out=False)
+                seen.across = coordinator.submit(across)
+                seen.status[seen.across] = coordinator.wait(seen.across, timeout=SECONDS)
+                seen.across_fetch = fedseg("fetch", seen.across, "--kit", kit, "--out", folder / "across")
         except Exception as error:
             pytest.fail(f"{type(error).__name__}: {error}\n{local.tails()}")
         seen.alive = [process.pid for process in local.processes()]
@@ -262,6 +283,61 @@ def test_a_kit_of_a_site_is_no_kit_of_a_person(seen, tmp_path):
     refused = fedseg("jobs", "--kit", seen.kits["alpha"])
     assert refused.code == 2
     assert "is no kit of a person" in refused.err
+
+
+@pytest.fixture(scope="module")
+def wire(seen):
+    """What the sites of the cross-site evaluation sent to the server: site, task and decoded result."""
+    lines = [json.loads(line) for line in (seen.folder / "wire.jsonl").read_text("utf-8").splitlines()]
+    payloads = [(line["site"], line["payload"]) for line in lines if line["topic"] == "submit_update"]
+    sent = [(site, payload) for site, payload in payloads if isinstance(payload, dict)]
+    of_job = [(s, p) for s, p in sent if p["__headers__"]["__peer_ctx__"]["__run_num__"] == seen.across]
+    assert of_job
+    return [(site, payload["__headers__"]["__task_name__"], payload) for site, payload in of_job]
+
+
+def test_a_site_that_scores_only_fills_its_column_and_says_why_it_does_not_train(seen):
+    assert seen.status[seen.across] == "FINISHED:COMPLETED", seen.across_fetch.err
+    summary = json.loads((seen.folder / "across" / "report" / "summary.json").read_text("utf-8"))
+    found = summary["cross_site_evaluation"]
+    assert (found["sites"], found["evaluators"]) == (["alpha", "beta"], ["gamma"])
+    cells = found["cells"]
+    assert {name: cells[name]["gamma"]["cases"] for name in ("last", "best", "local-alpha")} == {
+        "last": 1, "best": 1, "local-alpha": 1,
+    }  # fmt: skip
+    assert {name: cells[name]["beta"] for name in ("last", "local-alpha")} == {
+        name: {"withheld": "fewer than 5 cases"} for name in ("last", "local-alpha")
+    }
+    told = {event["site"]: event["what"] for event in summary["events"]}
+    assert told["gamma"] == "scores models only, and does not train: its policy says evaluate_only"
+    assert "rule submit_model: the job asks for this site's own model" in told["beta"]
+    assert [sorted(entry["sites"]) for entry in summary["rounds"]] == [["alpha", "beta"]]
+    page = (seen.folder / "across" / "report" / "report.html").read_text("utf-8")
+    assert "beta: withheld: fewer than 5 cases." in page
+
+
+def test_nothing_but_permitted_aggregates_leaves_such_a_site(seen, wire):
+    own = [(task, payload) for site, task, payload in wire if site == "gamma"]
+    assert [task for task, _ in own] == ["prepare", *["validate"] * (len(own) - 1)]
+    assert own[0][1]["DXO"]["data"] == {"evaluates": True}
+    for _, payload in own[1:]:
+        assert set(payload) == {"__headers__", "DXO"}
+        assert payload["DXO"]["kind"] == "METRICS"
+        assert payload["DXO"]["meta"] == {}
+        (part,) = payload["DXO"]["data"].values()
+        assert set(part) <= AGGREGATES
+        assert not re.search(r"array|object|nii|gamma-|/", json.dumps(part))
+    state = seen.out / "state" / "gamma" / seen.across
+    kinds = [json.loads(line)["kind"] for line in (state / "record.jsonl").read_text("utf-8").splitlines()]
+    assert set(kinds) == {"opened", "accepted", "sent", "scored"}
+
+
+def test_a_site_below_its_minimum_tells_neither_scores_nor_counts_of_them(wire):
+    own = [payload["DXO"]["data"] for site, task, payload in wire if (site, task) == ("beta", "validate")]
+    assert own
+    for data in own:
+        for part in data.values():
+            assert part == {"split": "validation", "withheld": True, "fewer_than": 5, "of": "cases"}
 
 
 def test_nothing_is_left_running(seen):

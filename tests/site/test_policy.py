@@ -17,7 +17,9 @@ EVERY_RULE = {
     "tasks": ["brats"],
     "jobs": ["brats_*"],
     "min_patients": 7,
+    "evaluate_only": True,
     "min_cases": 20,
+    "min_scored_cases": 5,
     "max_fraction": 0.1,
     "require_clip": True,
     "max_clip_norm": 1,
@@ -32,6 +34,7 @@ EVERY_RULE = {
     "statistics": True,
     "features": True,
     "submit_model": True,
+    "submit_personal_model": True,
     "max_bytes": 1000,
 }
 CLIP = {"filter": "NormClip", "stage": Stage.CLIP, "norm": 2.0}
@@ -52,7 +55,7 @@ def test_every_rule_is_read():
 def test_an_empty_policy_limits_less_than_any_rule_but_lets_no_event_or_model_out():
     policy = parse_policy({})
     check_protection(policy, [], 1.0, False, "brats")
-    for name in ("events", "statistics", "features", "submit_model"):
+    for name in ("events", "statistics", "features", "submit_model", "submit_personal_model"):
         assert (getattr(policy, name), getattr(OPEN, name)) == (False, True), name
 
 
@@ -85,6 +88,9 @@ def test_an_empty_policy_limits_less_than_any_rule_but_lets_no_event_or_model_ou
         ("statistics", 1, "true or false"),
         ("features", [], "true or false"),
         ("submit_model", "x", "true or false"),
+        ("submit_personal_model", None, "true or false"),
+        ("evaluate_only", "yes", "true or false"),
+        ("min_scored_cases", 0, "a whole number, at least 1"),
         ("max_bytes", 1e6, "a whole number"),
     ],
 )

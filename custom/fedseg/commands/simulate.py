@@ -52,6 +52,7 @@ def add_parser(subparsers: Any) -> None:
     after = "with --resume: go on after this round (from 1; default: last)"
     command.value("--from-round", after, int, metavar="N")
     command.path("--initial", "model file to start from, of the job's task and network", "MODEL")
+    command.path("--models", "folder of model files that are scored at every site, with workflow.cross_site", "DIR")
     ledger = "keep the sites' privacy ledgers here, so that runs spend one budget (default: in the run's folder)"
     command.path("--ledger", ledger, "DIR")
     command.value("--gpu", "GPU ids for FLARE's simulator, e.g. 0 or 0,1")
@@ -102,6 +103,7 @@ def _run(options: argparse.Namespace, job: Job) -> int:
         check_reads(options.out, options.data)
     else:
         needed = {"JOB": options.job, "--data": options.data, "--initial": options.initial}
+        needed["--models"] = options.models
         prepare_output(options.out, options.overwrite, needed)
     ledger = ledger_folder(options.out, options.ledger, options.resume)
     where = job, options.data, options.out, sites, show_event, ledger
@@ -186,10 +188,13 @@ def _new_job(options: argparse.Namespace) -> Job:
     if options.from_round is not None:
         raise UsageError(f"--from-round {options.from_round}: only together with --resume.")
     from fedseg.jobs.job import apply_settings, read_job
+    from fedseg.jobs.scored_models import models_in
 
     job = read_job(options.job)
     if options.initial is not None:
         job.initial = options.initial.resolve()
+    if options.models is not None:
+        job.models |= models_in(options.models.resolve())
     apply_settings(job, options.rounds, options.threads, options.seed, options.set)
     if options.keep_updates:
         job.workflow["keep_updates"] = True
@@ -200,6 +205,7 @@ def _stopped_job(options: argparse.Namespace) -> Job:
     changes = {
         "--rounds": options.rounds,
         "--initial": options.initial,
+        "--models": options.models,
         "--threads": options.threads,
         "--seed": options.seed,
         "--keep-updates": options.keep_updates or None,
@@ -239,7 +245,9 @@ def show_event(event: Event) -> None:
         err().print(f"asking {', '.join(event['sites'])} to take part")
     elif kind == "accepted":
         counts = ", ".join(f"{n} {split}" for split, n in event["cases"].items() if n)
-        err().print(f"  {site} accepts the job ({counts})")
+        err().print(f"  {site} accepts the job ({counts or 'scores models only'})")
+    elif kind == "without":
+        err().print(f"training without {site}, which scores the models")
     elif kind == "round":
         err().print(f"round {nth(event['round'])}/{event['total']}")
         for name in sorted(set(event["selection"]) - set(event["sites"])):
@@ -258,6 +266,11 @@ def show_event(event: Event) -> None:
     elif kind == "count":
         err().print(f"counting cases at {', '.join(event['sites'])}")
     elif kind == "evaluate":
-        err().print(f"scoring the {event['model']} model at every site")
+        what = (
+            f"{event['model']} at {', '.join(event['at'])}"
+            if "at" in event
+            else f"the {event['model']} model at every site"
+        )
+        err().print(escape(f"scoring {what}"))
     elif kind in ("site", "failed"):
         err().print(f"  [yellow]{site or 'server'}: {escape(event['what'])}[/yellow]")

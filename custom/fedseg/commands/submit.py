@@ -21,6 +21,7 @@ def add_parser(subparsers: Any) -> None:
     command.path("job", "job folder, e.g. jobs/brats_fedcostwavg")
     command.kit()
     command.settings()
+    command.path("--models", "folder of model files that are scored at every site, with workflow.cross_site", "DIR")
     command.wait()
 
 
@@ -32,8 +33,11 @@ def run(options: argparse.Namespace) -> int:
     example: fedseg submit jobs/brats_fedcostwavg --kit coordinator@example.org --wait
     """
     from fedseg.jobs.job import apply_settings, read_job
+    from fedseg.jobs.scored_models import models_in
 
     job = read_job(options.job)
+    if options.models is not None:
+        job.models |= models_in(options.models)
     apply_settings(job, None, None, None, options.set)
     job.check()
     with connect(options.kit) as coordinator:

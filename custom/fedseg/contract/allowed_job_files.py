@@ -22,9 +22,11 @@ from zipfile import BadZipFile, ZipFile
 from fedseg.contract.protocol import CLIENT_FILE, PLAN_FILE
 from fedseg.errors import ConfigurationError
 from fedseg.files.documents import parse_json
-from fedseg.files.names import JOB
+from fedseg.files.names import JOB, SITE
 
 META_FILE, SERVER_FILE, INITIAL_FILE = "meta.json", "config_fed_server.json", "initial.safetensors"
+MODELS_FOLDER, MODEL_ENDING = "models", ".safetensors"
+"""Where a job brings models to be scored, and how their files end."""
 MOST_BYTES = 2**20
 """Of one JSON file of a job; those of fedseg have a few thousand."""
 # FLARE packs jobs without compressing them. What unpacks to more than this would fill the disk of whoever unpacks it.
@@ -105,14 +107,32 @@ def _check_app_file(file: JobFile) -> None:
     # Whether code may come with a job is a right that FLARE asks for; what it may not be is another form of a job.
     elif not (
         file.name == f"config/{INITIAL_FILE}"
+        or (folder == f"config/{MODELS_FOLDER}" and is_model_file(name))
         or (name in _SIGNATURES and top in _FOLDERS)
         or (top == "custom" and not _OTHER_FORMS.search(name) and not _leads_out(file.name))
     ):
         raise _unknown(file)
 
 
+def is_model_file(name: str) -> bool:
+    """Whether this may be the name of a model that a job brings: that of the model, and the ending."""
+    return name.endswith(MODEL_ENDING) and SITE.fits(name.removesuffix(MODEL_ENDING))
+
+
+def model_files(config: Path) -> dict[str, Path]:
+    """The models that a job brings to be scored, by name.
+
+    Args:
+        config: the job's configuration folder.
+    """
+    found = sorted((config / MODELS_FOLDER).glob(f"*{MODEL_ENDING}"))
+    return {path.name.removesuffix(MODEL_ENDING): path for path in found}
+
+
 def _unknown(file: JobFile) -> ConfigurationError:
-    known = f"a job holds {META_FILE} and, in app/config, {', '.join(_JSON)} and {INITIAL_FILE}"
+    known = (
+        f"a job holds {META_FILE} and, in app/config, {', '.join(_JSON)}, {INITIAL_FILE} and models/NAME{MODEL_ENDING}"
+    )
     why = "A job is written in JSON; no other form of configuration is read, and nothing is included."
     return ConfigurationError(f"The job's file {_short(file.name)}", file.name, f"absent: {known}", why)
 

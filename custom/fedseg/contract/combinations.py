@@ -27,6 +27,7 @@ VALUES, SCALING, ONE_START, SAME_SITES = "values", "scaling", "one_start", "same
 EVERY_COORDINATE, LOCAL_STEPS, PLAIN_STEPS = "every_coordinate", "local_steps", "plain_steps"
 COUNTED_STEPS, KNOWN_DRAWS, COUNTED_DRAWS = "counted_steps", "known_draws", "counted_draws"
 EVERY_CASE = "every_case"
+OWN_MODELS = "own_models"
 
 MEANINGS: Mapping[str, str] = {
     TRAIN_LOSS: "the training loss of every site",
@@ -45,6 +46,7 @@ MEANINGS: Mapping[str, str] = {
     COUNTED_STEPS: "local steps whose number says how far a site went",
     KNOWN_DRAWS: "sites that are all drawn with known probabilities",
     EVERY_CASE: "every training case in each local epoch",
+    OWN_MODELS: "a model of each site that may leave as it is",
     COUNTED_DRAWS: "a rule that counts a site as often as it was drawn, whatever its size",
 }
 """The closed list of what a part can need of the sites, as the end of a sentence."""

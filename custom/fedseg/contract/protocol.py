@@ -37,6 +37,12 @@ MODE = "fedseg_mode"
 # meta of an update: what the site's filters did, see privacy/update.py
 STEPS = "fedseg_privacy"
 
+# meta of `prepare`: names of the sites that are to score models only; and of `submit_model`: which model is asked for
+EVALUATE = "fedseg_evaluate"
+OWN_MODEL = "fedseg_own_model"
+
+# in the answer to `prepare`, in the place of all counts: the site scores models and never trains
+EVALUATES = "evaluates"
 # in the answer to `prepare`, beside the counts of cases
 STATISTICS = "statistics"
 # there, too: whether the site's images were drawn by a program

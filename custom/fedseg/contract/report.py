@@ -136,7 +136,17 @@ class SiteReport:
 REPORT_FIELDS = tuple(f.name for f in fields(SiteReport) if f.name != "extras")
 """Names of the fields that every report has."""
 SHARE = ReportField("a share", 0, 1)
+_OF_SCORING = ("val_loss", "val_scores", "val_loss_after", "val_score_after")
 _OPTIONAL = {f.name for f in fields(SiteReport) if f.default is None or f.name in ("train_loss", "val_loss")}
+
+
+def tells_scores(name: str) -> bool:
+    """Whether a field of the report is a mean over scored cases.
+
+    >>> tells_scores("val_loss"), tells_scores("personal_score"), tells_scores("train_loss")
+    (True, True, False)
+    """
+    return name in _OF_SCORING or name.endswith(_SCORE)
 
 
 def parse_report(

@@ -6,10 +6,75 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedseg.allowed import is_count, is_number
-from fedseg.tasks.objective import Objective
+from fedseg.tasks.objective import MEAN, Objective, mean
 
 PERSONAL = "personal"
 """Key of the scores of a site's personal model, see ``TrainingHook.personal_model``, beside those of the global one."""
+
+
+WITHHELD, FEWER_THAN, OF = "withheld", "fewer_than", "of"
+_KEPT = {frozenset({"split", "cases", WITHHELD}), frozenset({"split", FEWER_THAN, OF, WITHHELD})}
+_UNITS = {"cases": "fewer than {} cases", "patients": "cases of fewer than {} patients"}
+
+
+def few(split: str, least: int | None, cases: int, patients: int) -> dict[str, Any] | None:
+    """What a site says of a split whose scores would tell of too few: that there are fewer, and not how many.
+
+    Args:
+        split: the split.
+        least: fewest cases, and patients, of which scores may leave; None for no limit.
+        cases, patients: how many there are.
+
+    Returns:
+        None where there are enough, or none at all.
+    """
+    if least is None or not cases or patients >= least:
+        return None
+    return {"split": split, WITHHELD: True, FEWER_THAN: least, OF: "cases" if cases < least else "patients"}
+
+
+def is_withheld(part: Any) -> bool:
+    """Whether a site says, in one of the two forms that there are, that it keeps the scores of a split to itself."""
+    if not isinstance(part, Mapping) or part.get(WITHHELD) is not True or frozenset(part) not in _KEPT:
+        return False
+    fewer = FEWER_THAN not in part or (is_count(part[FEWER_THAN]) and part[OF] in _UNITS)
+    return isinstance(part["split"], str) and is_count(part.get("cases", 0)) and fewer
+
+
+def withheld_words(part: Mapping[str, Any]) -> str:
+    """Why scores are withheld.
+
+    >>> withheld_words(few("test", 5, cases=3, patients=3))
+    'fewer than 5 cases'
+    """
+    if FEWER_THAN not in part:
+        return "kept by the site's policy, or by the job's guarantee"
+    return _UNITS[part[OF]].format(part[FEWER_THAN])
+
+
+def without_rare(kind: Objective, summary: Mapping[str, Any], least: int | None) -> dict[str, Any]:
+    """A summary without the means of outputs that too few cases have; the mean over outputs is that of the others.
+
+    Args:
+        kind: of the task.
+        summary: see ``Objective.summarise``.
+        least: fewest cases of which a mean may leave; None for no limit.
+    """
+    rare = rare_outputs(summary, least)
+    if not rare:
+        return dict(summary)
+    told = {**summary, "defined": {name: 0 if name in rare else n for name, n in summary["defined"].items()}}
+    for score in kind.scores:
+        values = {name: None if name in rare else value for name, value in summary[score.name].items()}
+        if MEAN in values:
+            values[MEAN] = mean([value for name, value in values.items() if name != MEAN])
+        told[score.name] = values
+    return told
+
+
+def rare_outputs(summary: Mapping[str, Any], least: int | None) -> set[str]:
+    """Outputs with a mean over fewer cases than may be told."""
+    return {name for name, count in summary.get("defined", {}).items() if 0 < count < (least or 0)}
 
 
 def models_of(part: Mapping[str, Any]) -> list[Mapping[str, Any]]:

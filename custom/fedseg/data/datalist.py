@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,12 @@ class Datalist:
     def final_split(self) -> str:
         """The split on which the finished model is scored: ``test`` if it has cases, else ``validation``."""
         return "test" if self.test else "validation"
+
+    @property
+    def scored_only(self) -> Datalist:
+        """The same list with those cases only on which a finished model is scored."""
+        validation = () if self.test else self.validation
+        return replace(self, training=(), validation=validation)
 
 
 def find_datalist(path: Path) -> Path:

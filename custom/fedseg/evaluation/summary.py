@@ -10,6 +10,7 @@ from fedseg import allowed
 from fedseg.contract.plan import Plan
 from fedseg.contract.report import job_fields, told_name
 from fedseg.errors import DataError
+from fedseg.evaluation.cross_site import CROSS_SITE
 from fedseg.evaluation.privacy_summary import privacy_summary
 from fedseg.files.documents import load_json, write_json
 from fedseg.tasks.objective import MEAN, Objective, mean, objective_of
@@ -74,6 +75,7 @@ def describe_run(
         "threads_per_site": plan.training.threads,
         "simulated": simulated,
         "sites": results["sites"],
+        "evaluators": results.get("evaluators", []),
         "cases": results.get("cases", {}),
         "phantoms": results.get("phantoms", []),
         **_components(job),
@@ -82,6 +84,7 @@ def describe_run(
         "final": _with_folder(results["final"]),
         "best": _with_folder(results["best"]),
         "events": results["events"],
+        **{key: results[key] for key in (CROSS_SITE,) if key in results},
         "privacy": privacy_summary(rounds, job.meanings()),
         "stopped": results["stopped"],
         "cost": {"wall_seconds": seconds, **traffic, "peak_rss_mb": peak_rss_mb},

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from fedseg.contract.plan import Plan
-from fedseg.data.checks.datalist_check import check_datalist
+from fedseg.data.checks.datalist_check import NO_CASES, check_datalist
 from fedseg.data.datalist import Datalist, read_datalist
 from fedseg.data.grid import Grid
 from fedseg.data.label_convention import settled, with_convention
@@ -17,7 +17,7 @@ from fedseg.data.reading import read_label
 from fedseg.errors import ConfigurationError, DataError, RefusalError
 from fedseg.site.profile import SiteProfile
 from fedseg.tasks.objective import objective_of
-from fedseg.training.demand import check_training
+from fedseg.training.demand import check_scoring, check_training
 from fedseg.training.hooks import TrainingHook
 from fedseg.training.inference import choose_device
 from fedseg.version import __version__
@@ -40,13 +40,17 @@ def check_plan(plan: Plan, digest: str | None) -> None:
         raise RefusalError("plan", "The server's plan differs from the one in this site's copy of the job.")
 
 
-def admit_data(plan: Plan, profile: SiteProfile, hooks: Sequence[TrainingHook] = ()) -> Datalist:
+def admit_data(
+    plan: Plan, profile: SiteProfile, hooks: Sequence[TrainingHook] = (), evaluates: bool = False
+) -> Datalist:
     """The site's datalist, once it is known to fit the task.
 
     Args:
         plan: of the job.
         profile: of the site.
         hooks: of the job's method, which may take memory.
+        evaluates: whether the site scores models only. Then the list has the cases alone on which they are scored, and
+            no file of another case is opened.
 
     Raises:
         RefusalError: the data is missing or damaged (``data``), its channels or labels are not the task's (``task``),
@@ -56,28 +60,41 @@ def admit_data(plan: Plan, profile: SiteProfile, hooks: Sequence[TrainingHook] =
     path = profile.datalist(plan.dataset)
     try:
         datalist = read_datalist(path)
+        if evaluates:
+            datalist = _scored_only(datalist)
         report = check_datalist(plan.task, datalist, quick=True)
     except DataError as error:
         logger.error("The site's datalist cannot be used: %s", error)
         raise RefusalError("data", "The site's datalist is missing or cannot be read.") from None
-    for finding in report.errors:
+    errors = [f for f in report.errors if not (evaluates and f.code == NO_CASES)]
+    for finding in errors:
         logger.error("%s", finding)
-    channels = [f for f in report.errors if f.code in ("channel-count", "channel-missing")]
+    channels = [f for f in errors if f.code in ("channel-count", "channel-missing")]
     if channels:
         raise RefusalError("task", f"{len(channels)} case(s) do not have the channels {list(plan.task.channels)}.")
-    if report.errors:
-        raise RefusalError(
-            "data", f"The site's data has {len(report.errors)} error(s); `fedseg check-data` lists them."
-        )
-    _check_memory(plan, profile, report.grids, hooks)
+    if errors:
+        raise RefusalError("data", f"The site's data has {len(errors)} error(s); `fedseg check-data` lists them.")
+    _check_memory(plan, profile, report.grids, hooks, evaluates)
     return _check_labels(plan, datalist)
 
 
-def _check_memory(plan: Plan, profile: SiteProfile, grids: Sequence[Grid], hooks: Sequence[TrainingHook]) -> None:
+def _scored_only(datalist: Datalist) -> Datalist:
+    found = datalist.scored_only
+    if not found.split(found.final_split):
+        raise RefusalError("data", "This site has no test or validation cases on which a model could be scored.")
+    return found
+
+
+def _check_memory(
+    plan: Plan, profile: SiteProfile, grids: Sequence[Grid], hooks: Sequence[TrainingHook], evaluates: bool
+) -> None:
     device = choose_device(profile.device)
     on_gpu = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
     try:
-        check_training(plan, grids, profile.memory, on_gpu, hooks)
+        if evaluates:
+            check_scoring(plan, grids, profile.memory, on_gpu)
+        else:
+            check_training(plan, grids, profile.memory, on_gpu, hooks)
     except ConfigurationError as error:
         raise RefusalError("memory", str(error)) from None
 
@@ -90,7 +107,7 @@ def _check_labels(plan: Plan, datalist: Datalist) -> Datalist:
     except DataError as error:
         logger.error("%s", error)
         raise RefusalError("task", f"Label files do not follow one convention of the task {plan.task.name}.") from None
-    for case in (*datalist.training, *datalist.validation)[:LABELS_LOOKED_AT]:
+    for case in (*datalist.training, *datalist.validation, *datalist.test)[:LABELS_LOOKED_AT]:
         try:
             if case.label is not None:
                 objective_of(task).check_label(read_label(case.label)[0])

@@ -153,16 +153,40 @@ def check_patients(policy: SitePolicy | None, patients: int) -> None:
         raise broken("min_patients", "asks for statistics of fewer patients", f"tells those of {least} at least")
 
 
-def check_submission(policy: SitePolicy | None, terms: JobTerms | None) -> None:
-    """Refuse to send the site's own model, which no filter of updates sees.
+def check_trains(policy: SitePolicy | None, asked_to_evaluate: bool) -> None:
+    """Refuse to train, or to send anything but scores, at a site that scores models only.
+
+    Args:
+        policy: of the site.
+        asked_to_evaluate: whether the job itself leaves the site out of the training.
 
     Raises:
-        RefusalError: the job's updates are filtered (reason ``privacy``), or rule ``submit_model`` (``policy``).
+        RefusalError: rule ``evaluate_only`` (reason ``policy``), or what the job asked for before (``state``).
+    """
+    if (policy or OPEN).evaluate_only:
+        raise broken("evaluate_only", "asks it to train, or for more than scores", "scores models and never trains")
+    if asked_to_evaluate:
+        raise RefusalError("state", "The job asked this site to score models only, so it does not train in this run.")
+
+
+def check_submission(policy: SitePolicy | None, terms: JobTerms | None, personal: bool = False) -> None:
+    """Refuse to send the site's own model, which no filter of updates sees.
+
+    Args:
+        policy: of the site.
+        terms: of the job.
+        personal: whether it is the model that a method keeps beside the global one.
+
+    Raises:
+        RefusalError: the job's updates are filtered (reason ``privacy``), or rule ``submit_model`` or
+            ``submit_personal_model`` (``policy``).
     """
     if terms is None or terms.filtered:
         raise RefusalError("privacy", "The job filters updates or keeps arrays at its sites: no whole model leaves.")
     if not (policy or OPEN).submit_model:
         raise broken("submit_model", "asks for this site's own model", "does not give it")
+    if personal and not (policy or OPEN).submit_personal_model:
+        raise broken("submit_personal_model", "asks for this site's personal model", "does not give it")
 
 
 def check_statistics(guaranteed: bool, statistics: Collection[str]) -> None:

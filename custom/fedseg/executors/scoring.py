@@ -11,7 +11,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 
 from fedseg.contract.protocol import MODEL_NAME, SPLITS
-from fedseg.contract.scores import PERSONAL
+from fedseg.contract.scores import PERSONAL, is_withheld, without_rare
 from fedseg.executors.site_session import SiteSession
 from fedseg.filters.encrypt import encrypts
 from fedseg.models.model_file import write_model
@@ -54,10 +54,10 @@ def score_model(
     write_case_scores(session.folder, name, trainer.datalist, scored)
     own = _score_personal_model(session, trainer) if name == LAST and "final" in splits else []
     if session.policy.scores_leave(session.guaranteed):
-        kind = trainer.objective
-        data = {asked: {"split": split, **_summary(kind, scored[split])} for asked, split in splits.items()}
-        if own:
-            data["final"][PERSONAL] = _summary(kind, own)
+        told = {split: _told(session, trainer.objective, split, scored[split]) for split in scored}
+        data = {asked: dict(told[split]) for asked, split in splits.items()}
+        if own and not is_withheld(data["final"]):
+            data["final"][PERSONAL] = _summary(session, trainer.objective, own)
     else:
         split = trainer.datalist.final_split
         data = {"final": {"split": split, "cases": trainer.count(split), "withheld": True}}
@@ -74,8 +74,14 @@ def _score_personal_model(session: SiteSession, trainer: SiteTrainer) -> list[Sc
     return scored
 
 
-def _summary(kind: Objective, scored: list[ScoredCase]) -> dict[str, Any]:
+def _told(session: SiteSession, kind: Objective, split: str, scored: list[ScoredCase]) -> dict[str, Any]:
+    """What leaves of a split: a summary, or that its cases are too few for one."""
+    return session.withheld(split) or {"split": split, **_summary(session, kind, scored)}
+
+
+def _summary(session: SiteSession, kind: Objective, scored: list[ScoredCase]) -> dict[str, Any]:
     loss = mean_loss(scored)
     # A loss that is no number any more is not sent: the score beside it still counts.
     finite = loss if loss is not None and math.isfinite(loss) else None
-    return {"loss": finite, **kind.summarise([case.score for case in scored])}
+    summary = kind.summarise([case.score for case in scored])
+    return {"loss": finite, **without_rare(kind, summary, session.policy.min_scored_cases)}

@@ -21,6 +21,9 @@ from fedseg.contract.plan import Plan
 from fedseg.contract.protocol import (
     BYTES_DOWN,
     BYTES_UP,
+    EVALUATE,
+    EVALUATES,
+    OWN_MODEL,
     PHANTOMS,
     PLAN_DIGEST,
     PREPARE,
@@ -30,6 +33,7 @@ from fedseg.contract.protocol import (
     TEXT,
 )
 from fedseg.contract.report import SiteReport
+from fedseg.contract.scores import PERSONAL
 from fedseg.errors import AbortedError, DataError, FedsegError, RefusalError
 from fedseg.executors.admission import check_plan, check_version
 from fedseg.executors.curves import send_curves
@@ -48,6 +52,7 @@ from fedseg.training.trainer import SiteTrainer
 
 logger = logging.getLogger(__name__)
 Answer = Callable[[Shareable, FLContext], Shareable]
+_OF_EVALUATORS = (PREPARE, AppConstants.TASK_VALIDATION)
 _CODES = {"weights": ReturnCode.BAD_TASK_DATA, "loss": ReturnCode.EXECUTION_RESULT_ERROR}
 
 
@@ -118,6 +123,8 @@ class SiteExecutor(Executor, ABC):
             return refusal(str(reason), str(shareable.get_header(TEXT)), ReturnCode.TASK_DATA_FILTER_ERROR)
         self.session.abort = abort_signal
         try:
+            if task_name not in _OF_EVALUATORS:
+                self.session.check_trains(fl_ctx)
             return tasks[task_name](shareable, fl_ctx)
         except AbortedError:
             return make_reply(ReturnCode.TASK_ABORTED)
@@ -149,14 +156,18 @@ class SiteExecutor(Executor, ABC):
         check_version(plan)
         meta = from_shareable(shareable).meta
         check_plan(plan, meta.get(PLAN_DIGEST))
+        self.session.asked_to_evaluate = fl_ctx.get_identity_name() in (meta.get(EVALUATE) or ())
         trainer = self.load_run(plan, meta.get(RUN_ID), fl_ctx)
         counts = {split: trainer.count(split) for split in ("training", "validation", "test")}
         logger.info("Job accepted: %s, plan %s", counts, plan.digest[:12])
-        statistics = trainer.statistics()
+        # Of a site that only scores the number of cases comes with their scores, if these may be told at all.
+        statistics = {} if self.session.evaluates else trainer.statistics()
         check_statistics(self.session.guaranteed, statistics)
         workspace = fl_ctx.get_engine().get_workspace()
         self.session.record.accepted(job_facts(fl_ctx, workspace), plan.digest, counts)
-        answer: dict[str, Any] = {**counts, **({STATISTICS: statistics} if statistics else {})}
+        answer: dict[str, Any] = {EVALUATES: True} if self.session.evaluates else dict(counts)
+        if statistics:
+            answer[STATISTICS] = statistics
         if trainer.datalist.phantoms:
             answer[PHANTOMS] = True
         return DXO(DataKind.METRICS, data=answer).to_shareable()
@@ -169,13 +180,19 @@ class SiteExecutor(Executor, ABC):
         return score_model(self.session, trainer, self.whole_model(received_arrays(dxo.data)), dxo.meta, fl_ctx)
 
     def _submit_model(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
-        """This site's own weights after its last finished round, for FLARE's cross-site evaluation."""
-        state = self.load_run(job_plan(fl_ctx), from_shareable(shareable).meta.get(RUN_ID), fl_ctx).state
-        check_submission(self.session.policy, self.session.terms)
-        saved = state.load(2**31) if state is not None else None
+        """This site's own weights after its last finished round, or its personal ones, for a cross-site evaluation."""
+        meta = from_shareable(shareable).meta
+        trainer, personal = self.load_run(job_plan(fl_ctx), meta.get(RUN_ID), fl_ctx), meta.get(OWN_MODEL) == PERSONAL
+        check_submission(self.session.policy, self.session.terms, personal)
+        if personal:
+            weights = trainer.personal_model()
+            if weights is None:
+                raise RefusalError("weights", "This site keeps no personal model.")
+            return DXO(DataKind.WEIGHTS, data=weights, meta={OWN_MODEL: PERSONAL}).to_shareable()
+        saved = trainer.state.load(2**31) if trainer.state is not None else None
         if saved is None:
             raise RefusalError("weights", "This site has trained no model yet.")
-        weights = {name: value.numpy() for name, value in saved["network"].items()}
+        weights = {name: value.cpu().numpy() for name, value in saved["network"].items()}
         return DXO(DataKind.WEIGHTS, data=weights).to_shareable()
 
 

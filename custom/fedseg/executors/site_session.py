@@ -11,12 +11,13 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.signal import Signal
 
 from fedseg.contract.plan import Plan
-from fedseg.contract.report import SiteReport, declared_fields
+from fedseg.contract.report import SiteReport, declared_fields, tells_scores
+from fedseg.contract.scores import few
 from fedseg.errors import ConfigurationError, FedsegError, RefusalError
 from fedseg.executors.admission import admit_data, check_version
 from fedseg.executors.disclosures import MODELLED
 from fedseg.executors.job_identity import job_fingerprint
-from fedseg.executors.refusals import JobTerms, check_cases, check_job, curves_leave, job_terms
+from fedseg.executors.refusals import JobTerms, check_cases, check_job, check_trains, curves_leave, job_terms
 from fedseg.executors.site_record import SiteRecord
 from fedseg.filters.base import hooks_of, own_names
 from fedseg.filters.chain import update_chain
@@ -48,6 +49,7 @@ class SiteSession:
         terms: what the job asks; None before the first task.
         trainer: of the run; None before the first task.
         run_id: keys the site's state.
+        asked_to_evaluate: whether the job asks this site to score models only, see ``evaluates``.
         abort: FLARE's signal of the present task.
     """
 
@@ -56,7 +58,7 @@ class SiteSession:
         self.profile: SiteProfile | None = None
         self.terms: JobTerms | None = None
         self.trainer: SiteTrainer | None = None
-        self.run_id = ""
+        self.run_id, self.asked_to_evaluate = "", False
         self.abort: Signal | None = None
 
     def load_run(self, plan: Plan, run_id: str | None, fl_ctx: FLContext) -> SiteTrainer:
@@ -78,8 +80,22 @@ class SiteSession:
         if self.trainer is None or (run_id and run_id != self.run_id):
             self.run_id, self.trainer = run_id or fl_ctx.get_job_id(), None
             self.trainer = self._new_trainer(plan, self.profile, fl_ctx)
-        check_cases(self.profile.policy, self.trainer.count("training"))
+        if not self.evaluates:
+            check_cases(self.profile.policy, self.trainer.count("training"))
         return self.trainer
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether this site scores models only, by its own policy or since the job leaves it out of the training."""
+        return self.policy.evaluate_only or self.asked_to_evaluate
+
+    def check_trains(self, fl_ctx: FLContext) -> None:
+        """Refuse a task that is not answered by counts or scores, where the site scores models only.
+
+        Raises:
+            RefusalError: rule ``evaluate_only`` of the policy (``policy``), or the job asked for it before (``state``).
+        """
+        check_trains(site_profile(fl_ctx).policy, self.asked_to_evaluate)
 
     @property
     def policy(self) -> SitePolicy:
@@ -108,7 +124,21 @@ class SiteSession:
     def permitted(self, report: SiteReport) -> SiteReport:
         """The report with those fields only that may leave this site."""
         hooks = self.trainer.hooks if self.trainer is not None else ()
-        return report.only(self.policy.report_fields(self.guaranteed, declared_fields(hooks)))
+        fields = self.policy.report_fields(self.guaranteed, declared_fields(hooks))
+        if self.trainer is not None and self.withheld("validation") is not None:
+            fields = frozenset(name for name in fields if not tells_scores(name))
+        return report.only(fields)
+
+    def withheld(self, split: str) -> dict[str, Any] | None:
+        """What is said in the place of scores of a split with fewer cases than the policy asks for; None with enough.
+
+        Raises:
+            RefusalError: the task came before the run was opened (reason ``state``).
+        """
+        if self.trainer is None:
+            raise RefusalError("state", "The task came before the run was opened at this site.")
+        cases = self.trainer.datalist
+        return few(split, self.policy.min_scored_cases, len(cases.split(split)), cases.patients(split))
 
     @property
     def curves_leave(self) -> bool:
@@ -178,7 +208,7 @@ class SiteSession:
         self.record.open(state.folder, site)
         chain = update_chain(fl_ctx)
         hooks = [*(_hook(name, fl_ctx) for name in self.hooks), *hooks_of(chain)]
-        datalist, (private, frozen) = admit_data(plan, profile, hooks), own_names(chain, plan)
+        datalist, (private, frozen) = admit_data(plan, profile, hooks, self.evaluates), own_names(chain, plan)
         setup = TrainerSetup(
             state=state,
             device=profile.device,

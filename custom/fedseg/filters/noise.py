@@ -15,7 +15,16 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from fedseg import allowed
-from fedseg.contract.combinations import COUNTED_STEPS, DURATION, EPSILON, SCORES, STATISTICS, TRAIN_LOSS, VAL_LOSS
+from fedseg.contract.combinations import (
+    COUNTED_STEPS,
+    DURATION,
+    EPSILON,
+    OWN_MODELS,
+    SCORES,
+    STATISTICS,
+    TRAIN_LOSS,
+    VAL_LOSS,
+)
 from fedseg.contract.update import DENSE, Stage, Update
 from fedseg.filters.base import UpdateFilter
 from fedseg.filters.charging import charge_ledger, delta_at
@@ -57,7 +66,7 @@ class GuaranteedFilter(UpdateFilter):
     guarantees: ClassVar[bool] = True
     provides = frozenset({EPSILON})
     # The steps that are told are those of one case of each patient, and a clip bounds how far any number of them goes.
-    withholds = frozenset({TRAIN_LOSS, VAL_LOSS, SCORES, DURATION, STATISTICS, COUNTED_STEPS})
+    withholds = frozenset({TRAIN_LOSS, VAL_LOSS, SCORES, DURATION, STATISTICS, COUNTED_STEPS, OWN_MODELS})
     words: ClassVar[frozenset[str]] = frozenset({*NEIGHBOURS, *MECHANISMS, *UNITS})
 
     def __init__(self, delta: float, neighbours: str) -> None:

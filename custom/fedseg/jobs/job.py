@@ -5,11 +5,20 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedseg.contract.allowed_job_files import INITIAL_FILE, META_FILE, SERVER_FILE, check_job_folder, check_values
+from fedseg.contract.allowed_job_files import (
+    INITIAL_FILE,
+    META_FILE,
+    MODEL_ENDING,
+    MODELS_FOLDER,
+    SERVER_FILE,
+    check_job_folder,
+    check_values,
+    model_files,
+)
 from fedseg.contract.combinations import check_parts
 from fedseg.contract.plan import Plan, parse_plan
 from fedseg.contract.protocol import CLIENT_FILE, PLAN_FILE, SHARE
@@ -32,6 +41,7 @@ from fedseg.jobs.filter_chain import (
     filters_of,
     restores,
 )
+from fedseg.jobs.scored_models import check_models
 from fedseg.jobs.shape import check_shape
 from fedseg.models.model_file import initial_weights
 from fedseg.training.hooks import check_hooks
@@ -53,6 +63,7 @@ class Job:
         declaration: content of the plan file.
         server, client: contents of FLARE's two configuration files.
         initial: a model file to start from; None for the plan's seeded network.
+        models: model files that are scored across sites, by name.
     """
 
     folder: Path
@@ -61,6 +72,7 @@ class Job:
     server: dict[str, Any]
     client: dict[str, Any]
     initial: Path | None = None
+    models: dict[str, Path] = field(default_factory=dict)
 
     @property
     def plan(self) -> Plan:
@@ -183,6 +195,7 @@ class Job:
             self._check_before_rounds(parts.tasks)
         if self.initial is not None:
             initial_weights(plan, self.initial)
+        check_models(plan, self.models, workflow.settings)
 
     def _check_before_rounds(self, tasks: Sequence[str]) -> None:
         """Refuse a job in which sites could not send arrays before the first round, or would send them unprotected."""
@@ -251,6 +264,11 @@ class Job:
         config = folder / "app" / "config"
         if self.initial is not None and self.initial != self.folder / "app" / "config" / INITIAL_FILE:
             shutil.copyfile(self.initial, config / INITIAL_FILE)
+        for name, path in self.models.items():
+            target = config / MODELS_FOLDER / f"{name}{MODEL_ENDING}"
+            if not target.exists():
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, target)
         for name, content in self._files():
             write_json(config / name, content)
         # FLARE reads no other encoding.
@@ -280,7 +298,8 @@ def read_job(folder: Path) -> Job:
             raise ConfigurationError(path.name, type(content).__name__, "a JSON object")
     check_shape(SERVER_FILE, server, CLIENT_FILE, client)
     initial = config / INITIAL_FILE if (config / INITIAL_FILE).is_file() else None
-    return Job(folder, str(meta.get("name", folder.name)), declaration, copy.deepcopy(server), client, initial)
+    name = str(meta.get("name", folder.name))
+    return Job(folder, name, declaration, copy.deepcopy(server), client, initial, model_files(config))
 
 
 def parse_setting(text: str) -> tuple[str, Any]:

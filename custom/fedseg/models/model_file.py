@@ -149,18 +149,30 @@ def initial_weights(plan: Plan, initial: Path | None = None) -> Arrays:
     Raises:
         DataError: the file cannot be read, or its model is of another task or network than the plan's.
     """
-    if initial is None:
-        return get_weights(plan.build_network())
-    model = read_model(initial)
+    return get_weights(plan.build_network()) if initial is None else fitting_weights(plan, initial, "initial model")
+
+
+def fitting_weights(plan: Plan, path: Path, what: str = "model") -> Arrays:
+    """The weights of a model file that fits a job.
+
+    Args:
+        plan: the job's plan.
+        path: a model file.
+        what: how messages call it.
+
+    Raises:
+        DataError: the file cannot be read, or its model is of another task or network than the plan's.
+    """
+    model = read_model(path)
     if model.network.to_dict() != plan.network.to_dict():
         raise DataError(
-            f"The initial model {initial} is of another network than the job's: {model.network.to_dict()}, "
+            f"The {what} {path} is of another network than the job's: {model.network.to_dict()}, "
             f"and the job has {plan.network.to_dict()}."
         )
     # Not only as many channels and outputs: the same ones, in the same order.
     mine, its = (f"{', '.join(t.channels)} to {', '.join(map(_words, t.regions))}" for t in (plan.task, model.task))
     if mine != its:
-        raise DataError(f"The initial model {initial} was made for {its}; the job needs one for {mine}.")
+        raise DataError(f"The {what} {path} was made for {its}; the job needs one for {mine}.")
     return {name: np.array(model.weights[name]) for name in get_weights(model.build())}
 
 

@@ -27,6 +27,7 @@ from fedseg.site.profile import CONTEXT_FILE, DATA_VARIABLE, LEDGER_VARIABLE, ST
 from fedseg.version import __version__
 from fedseg.workflows.run.checkpoint import Checkpoints
 from fedseg.workflows.run.record import BEST_MODEL, FOLDER, LAST_MODEL, PROGRESS_FILE, RESULTS_FILE
+from fedseg.workflows.run.workflow import Workflow
 
 Event = dict[str, Any]
 MARKER = "job"
@@ -117,8 +118,11 @@ def check_enough_sites(job: Job, data: Path, sites: Sequence[str]) -> None:
     Raises:
         UsageError: says how many sites there are, which of them cannot train, and how many the job needs.
     """
+    workflow = job.build_workflow()
+    if isinstance(workflow, Workflow) and not workflow.settings.num_rounds:
+        return
     idle = [site for site in sites if not all(map(read_datalist(data / site).split, ("training", "validation")))]
-    able, needed = len(sites) - len(idle), job.build_workflow().settings.min_sites
+    able, needed = len(sites) - len(idle), workflow.settings.min_sites
     if able < needed:
         without = f", and {', '.join(idle)} without training or validation cases" if idle else ""
         raise UsageError(

@@ -39,8 +39,10 @@ class SitePolicy:
     Attributes:
         tasks: names of what may be segmented.
         jobs: patterns of job names, with ``*`` and ``?``.
+        evaluate_only: whether the site scores models and never trains.
         min_cases: fewest training cases with which the site takes part.
         min_patients: fewest patients behind any number of a job of statistics, and of the site for such a job.
+        min_scored_cases: fewest cases, and patients, of which means of scores may leave.
         max_fraction: largest fraction of the model's parameters that may leave in one update.
         require_clip: whether an update must be clipped.
         max_clip_norm: largest clipping norm (L2) of an update; implies ``require_clip``.
@@ -58,14 +60,17 @@ class SitePolicy:
         statistics: whether statistics of the data may leave: those of a method with the answer to ``prepare``, and
             those of a job of statistics.
         features: whether activations may leave in split training.
-        submit_model: whether the site's own model may leave for FLARE's cross-site evaluation.
+        submit_model: whether the site's own model may leave for a cross-site evaluation.
+        submit_personal_model: whether its personal model may, too, where a method keeps one.
         max_bytes: largest size of one result.
     """
 
     tasks: tuple[str, ...] | None = None
     jobs: tuple[str, ...] | None = None
+    evaluate_only: bool = False
     min_cases: int | None = None
     min_patients: int = FEWEST_PATIENTS
+    min_scored_cases: int | None = None
     max_fraction: float | None = None
     require_clip: bool = False
     max_clip_norm: float | None = None
@@ -80,6 +85,7 @@ class SitePolicy:
     statistics: bool = False
     features: bool = False
     submit_model: bool = False
+    submit_personal_model: bool = False
     max_bytes: int | None = None
 
     @property
@@ -109,7 +115,7 @@ class SitePolicy:
         return self.scores if self.scores is not None else not guaranteed
 
 
-OPEN = SitePolicy(events=True, statistics=True, features=True, submit_model=True)
+OPEN = SitePolicy(events=True, statistics=True, features=True, submit_model=True, submit_personal_model=True)
 """What holds at a site without a policy: no limit but those that come with a guarantee."""
 
 
@@ -157,8 +163,10 @@ _count = partial(allowed.whole, allowed="a whole number, at least 1")
 _RULES: dict[str, Callable[[str, Any], Any]] = {
     "tasks": allowed.texts,
     "jobs": allowed.texts,
+    "evaluate_only": allowed.switch,
     "min_cases": _count,
     "min_patients": _count,
+    "min_scored_cases": _count,
     "max_fraction": _real(above=0, most=1),
     "require_clip": allowed.switch,
     "max_clip_norm": _real(above=0),
@@ -173,5 +181,6 @@ _RULES: dict[str, Callable[[str, Any], Any]] = {
     "statistics": allowed.switch,
     "features": allowed.switch,
     "submit_model": allowed.switch,
+    "submit_personal_model": allowed.switch,
     "max_bytes": _count,
 }

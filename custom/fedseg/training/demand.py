@@ -98,3 +98,12 @@ def check_training(
     what = f"training with batches of {plan.training.batch_size} patches of {size} voxels"
     check_memory(what, network, limit if on_gpu is None else on_gpu)
     check_memory(f"{what} and the images", images + (network if on_gpu is None else 0), limit)
+
+
+def check_scoring(plan: Plan, grids: Sequence[Grid], limit: int | None = None, on_gpu: int | None = None) -> None:
+    """Refuse a job whose models could not be scored at a site that does not train; see ``check_training``."""
+    task = plan.task
+    needs = demand(plan.network, len(task.channels), plan.objective.output_channels, task.patch_size)
+    network = (needs.weights + needs.largest) * NUMBER_BYTES
+    check_memory("scoring models", network, limit if on_gpu is None else on_gpu)
+    check_memory("scoring models and the images", cases_bytes(plan, grids) + (network if on_gpu is None else 0), limit)

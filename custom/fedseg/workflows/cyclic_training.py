@@ -11,14 +11,14 @@ from nvflare.app_common.abstract.fl_model import FLModel
 
 from fedseg.contract.arguments import takes_arguments_of
 from fedseg.contract.protocol import MODEL_NAME, SPLITS
+from fedseg.contract.scores import is_withheld
 from fedseg.contract.update import Update
 from fedseg.errors import RefusalError
-from fedseg.workflows.run.last_evaluation import UNREADABLE
 from fedseg.workflows.run.method_parts import MethodParts, take_parts
 from fedseg.workflows.run.plain_model import PlainModel
 from fedseg.workflows.run.round_protocol import RoundProtocol
 from fedseg.workflows.run.run_state import RunState
-from fedseg.workflows.run.scores import readable
+from fedseg.workflows.run.scores import UNREADABLE, readable
 from fedseg.workflows.run.settings import RunSettings, refuse_given
 from fedseg.workflows.run.workflow import Workflow
 
@@ -72,7 +72,7 @@ class InTurn(RoundProtocol):
 def _accept_scores(run: RunState, site: str, answer: FLModel) -> None:
     """Accept a site's scores of a round if they can be compared, or that it withholds them."""
     metrics = answer.metrics or {}
-    if _SCORED not in metrics and readable(metrics, run.plan.objective):
+    if is_withheld(metrics.get(_SCORED, metrics.get("final"))):
         return
     scores = {"final": metrics.get(_SCORED)}
     if not readable(scores, run.plan.objective) or metrics[_SCORED]["cases"] != run.facts[site].val_cases:

@@ -6,7 +6,7 @@ from typing import Any
 
 from fedseg.aggregators.base import Aggregator
 from fedseg.contract.arguments import takes_arguments_of
-from fedseg.contract.combinations import EPSILON, SCALING, VALUES
+from fedseg.contract.combinations import EPSILON, OWN_MODELS, SCALING, VALUES
 from fedseg.errors import ConfigurationError
 from fedseg.workflows.encrypted.model import LEAST_SITES, EncryptedRunModel
 from fedseg.workflows.encrypted.two_step import TwoStep
@@ -33,7 +33,7 @@ class EncryptedTraining(Workflow):
     The models that the run leaves are encrypted; ``fedseg decrypt-model`` decrypts them at a site.
     """
 
-    withholds = frozenset({VALUES, SCALING, EPSILON})
+    withholds = frozenset({VALUES, SCALING, EPSILON, OWN_MODELS})
 
     @takes_arguments_of(MethodParts, RunSettings)
     def __init__(

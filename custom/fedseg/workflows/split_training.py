@@ -6,7 +6,7 @@ from typing import Any
 
 from fedseg.allowed import whole
 from fedseg.contract.arguments import takes_arguments_of
-from fedseg.contract.combinations import EVERY_CASE
+from fedseg.contract.combinations import EVERY_CASE, OWN_MODELS
 from fedseg.workflows.run.method_parts import MethodParts, take_parts
 from fedseg.workflows.run.settings import RunSettings, refuse_given
 from fedseg.workflows.run.workflow import Workflow
@@ -26,6 +26,7 @@ class SplitTraining(Workflow):
     """
 
     needs = frozenset({EVERY_CASE})
+    withholds = frozenset({OWN_MODELS})
 
     @takes_arguments_of(MethodParts, RunSettings)
     def __init__(self, num_rounds: int, message_timeout: int = 60, start_timeout: int = 600, **arguments: Any) -> None:

@@ -303,6 +303,11 @@ def changed(content, kind, **values):
         (lambda p: changed(p, "server", admin_port="8003"), "admin_port is '8003', but must be"),
         (lambda p: changed(p, "server", listening_host={"port": 65536}), "port is 65536, but must be"),
         (lambda p: changed(p, "admin", name="ada"), "'ada', but must be the name of a person: an e-mail address"),
+        (
+            lambda p: changed(p, "client", evaluate_only="yes"),
+            "hospital-a: evaluate_only is 'yes', but must be true or",
+        ),
+        (lambda p: changed(p, "server", evaluate_only=True), "evaluate_only is True, but must be left out but at a"),
         (lambda p: {**p, "name": "../x"}, "'../x', but must be the name of a project"),
         (lambda p: {**p, "builders": []}, "builders is"),
         (lambda p: [], "a mapping with name, participants and builders"),
@@ -311,6 +316,16 @@ def changed(content, kind, **values):
 def test_a_project_that_could_not_train_is_refused(change, message):
     with pytest.raises(ConfigurationError, match=message):
         check_project(change(project()))
+
+
+def test_the_kit_of_a_site_that_scores_only_says_so(tmp_path):
+    made = provision(changed(project(), "client", evaluate_only=True), POLICY, tmp_path / "out", with_wheel=False)
+    profiles = {site: read_profile(site, kit(made, site).folder / "local", tmp_path) for site in SITES}
+    assert {site: profile.policy.evaluate_only for site, profile in profiles.items()} == {
+        site: site == "hospital-a" for site in SITES
+    }
+    said = {site: "never trains" in (kit(made, site).folder / "readme.txt").read_text("utf-8") for site in SITES}
+    assert said == {site: site == "hospital-a" for site in SITES}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""Python runs this at the start of every process that has this folder on its path: each address asked for is noted."""
+"""Python runs this at the start of every process that has this folder on its path.
+
+Each address that is asked for is noted, and at the server each message that a job's process receives.
+"""
 
 import json
 import os
@@ -20,3 +23,7 @@ def note(event, arguments):
 
 if FILE:
     sys.addaudithook(note)
+if os.environ.get("FEDSEG_TEST_WIRE") and "nvflare.private.fed.app.server.runner_process" in sys.orig_argv:
+    from wiretap import WireTap
+
+    WireTap(os.environ["FEDSEG_TEST_WIRE"])

@@ -441,6 +441,59 @@ def test_the_sites_own_model(site):
     assert_emptied(site.look(model(), "submit_model"), "policy", "rule submit_model")
 
 
+def test_a_site_that_scores_only_lets_out_that_it_does_and_means(site):
+    def answer(**data):
+        return DXO(DataKind.METRICS, data=data).to_shareable()
+
+    site.policy(evaluate_only=True)
+    assert_passes(site.look(answer(evaluates=True), "prepare"))
+    assert_passes(site.look(answer(evaluates=True, phantoms=True), "prepare"))
+    for wrong in (
+        COUNTS,
+        {"evaluates": True, "test": 3},
+        {"evaluates": True, "statistics": {"x": 1.0}},
+        {"evaluates": 1.5},
+    ):
+        assert_emptied(site.look(answer(**wrong), "prepare"), "guard", "more than that the site scores models only")
+    assert_passes(site.look(answer(final=SUMMARY), "validate"))
+    model = DXO(DataKind.WEIGHTS, data=site.weights()).to_shareable()
+    for task, result in (("train", model), ("share", model), ("upload", model), ("submit_model", model)):
+        assert_emptied(site.look(result, task), "policy", "rule evaluate_only")
+
+
+def test_scores_of_too_few_cases_do_not_leave_whoever_made_them(site):
+    def answer(part):
+        return DXO(DataKind.METRICS, data={"final": part}).to_shareable()
+
+    few = {"split": SUMMARY["split"], "withheld": True, "fewer_than": 9, "of": "cases"}
+    site.policy(min_scored_cases=9)
+    assert_passes(site.look(answer(few), "validate"))
+    assert_emptied(site.look(answer(SUMMARY), "validate"), "policy", "rule min_scored_cases")
+    # The site has fewer patients than the message claims cases.
+    assert_emptied(site.look(answer({**SUMMARY, "cases": 90}), "validate"), "policy", "rule min_scored_cases")
+    assert_emptied(site.look(answer({**few, "cases": 3}), "validate"), "guard", "unknown parts")
+
+
+def test_an_update_tells_no_score_of_too_few_cases(site):
+    update = site.update()
+    assert_passes(site.look(update))
+    site.policy(min_scored_cases=100)
+    assert_emptied(site.look(update), "policy", "rule min_scored_cases")
+
+
+def test_a_personal_model_leaves_by_a_rule_of_its_own(site):
+    def model(**meta):
+        return DXO(DataKind.WEIGHTS, data=site.weights(), meta=meta).to_shareable()
+
+    site.policy(submit_model=True)
+    assert_emptied(
+        site.look(model(fedseg_own_model="personal"), "submit_model"), "policy", "rule submit_personal_model"
+    )
+    site.policy(submit_model=True, submit_personal_model=True)
+    assert_passes(site.look(model(fedseg_own_model="personal"), "submit_model"))
+    assert_emptied(site.look(model(fedseg_own_model="another"), "submit_model"), "guard", "it is no model")
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -34,6 +34,12 @@ class UpdateSpool:
         self._places: dict[str, dict[str, Place]] = {}
         self._end = 0
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> UpdateSpool:
+        """An empty one, since rules are copied before their first round: each copy has a spool of its own."""
+        if self._places:
+            raise ValueError("A spool that holds updates cannot be copied.")
+        return UpdateSpool()
+
     @property
     def sites(self) -> list[str]:
         """Sites with an update, sorted by name: the order in which everything is summed."""

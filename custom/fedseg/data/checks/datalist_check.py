@@ -17,6 +17,7 @@ from fedseg.data.progress import Progress, silent
 from fedseg.data.splits import by_patient, patients_in_two_splits, spelled_alike
 from fedseg.tasks.task import Task
 
+NO_CASES = "no-cases"
 FEW_PATIENTS = {"training": 10, "validation": 3}
 
 
@@ -77,7 +78,7 @@ def _about_list(task: Task, datalist: Datalist) -> list[Finding]:
     for split, few in FEW_PATIENTS.items():
         patients = len(by_patient(datalist.split(split)))
         if not patients:
-            add("no-cases", "error", f"There is no {split} case.", f"Move some patients to {split}.", split)
+            add(NO_CASES, "error", f"There is no {split} case.", f"Move some patients to {split}.", split)
         elif patients < few:
             are, ending = ("is", "") if patients == 1 else ("are", "s")
             message = f"There {are} only {patients} {split} patient{ending}; results from fewer than {few} say little."

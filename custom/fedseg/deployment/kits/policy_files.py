@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.deployment.kits.installed_kit import LOCAL, RESOURCES_FILE
-from fedseg.deployment.kits.project_file import SERVER, SITE
+from fedseg.deployment.kits.project_file import EVALUATE_ONLY, SERVER, SITE
 from fedseg.deployment.kits.storage_folders import SERVER_STORAGE, place_server, write_local
 from fedseg.errors import UsageError
 from fedseg.files.documents import read_json
@@ -73,3 +73,9 @@ def write_policy(kit: Path, role: str, policy: Path) -> None:
         shutil.copyfile(policy / name, kit / LOCAL / name)
     if role == SERVER:
         place_server(kit, SERVER_STORAGE)
+
+
+def forbid_training(kit: Path) -> None:
+    """Let the policy of a site's kit say that the site scores models and never trains."""
+    profile: dict[str, Any] = read_json(kit / LOCAL / PROFILE_FILE, "the profile of a kit")
+    write_local(kit, PROFILE_FILE, {**profile, "policy": {**profile.get("policy", {}), EVALUATE_ONLY: True}})

@@ -16,6 +16,8 @@ PROJECT_FILE = "project.yml"
 SERVER, SITE, PERSON = "server", "client", "admin"
 COORDINATOR = "project_admin"
 HOST = "localhost"
+EVALUATE_ONLY = "evaluate_only"
+"""Of a site in a project file: it scores models and never trains. The rule of its policy has the same name."""
 
 
 def read_project(template: Path) -> dict[str, Any]:
@@ -86,6 +88,10 @@ def _check_participant(entry: Mapping[str, Any]) -> None:
         )
     rule.check(f"{PROJECT_FILE}: name", entry["name"])
     whose = f"{PROJECT_FILE}: {entry['name']}"
+    if EVALUATE_ONLY in entry:
+        fits = allowed.switch(f"{whose}: {EVALUATE_ONLY}", entry[EVALUATE_ONLY])
+        if fits and kind != SITE:
+            raise ConfigurationError(f"{whose}: {EVALUATE_ONLY}", True, f"left out but at a {SITE}")
     names.ORGANISATION.check(f"{whose}: org", entry.get("org"))
     for place in (entry, *(part for part in entry.values() if isinstance(part, dict))):
         for key, value in place.items():

@@ -19,8 +19,8 @@ from nvflare.lighter.provisioner import Provisioner
 
 from fedseg.deployment.kits.authority import AUTHORITY, authority_of
 from fedseg.deployment.kits.manifest import write_manifest
-from fedseg.deployment.kits.policy_files import check_policy_folder, write_policy
-from fedseg.deployment.kits.project_file import PROJECT_FILE, check_project, role_of
+from fedseg.deployment.kits.policy_files import check_policy_folder, forbid_training, write_policy
+from fedseg.deployment.kits.project_file import EVALUATE_ONLY, PROJECT_FILE, check_project, role_of
 from fedseg.deployment.kits.provisioned_kits import KITS, Federation, describe_federation, pack_kits
 from fedseg.deployment.kits.readme import write_readme
 from fedseg.deployment.kits.wheel import build_wheel, check_wheel
@@ -89,6 +89,8 @@ def complete_kit(
     """
     write_readme(kit, entry, project)
     write_policy(kit, entry["type"], policy)
+    if entry.get(EVALUATE_ONLY):
+        forbid_training(kit)
     if wheel is not None:
         shutil.copy2(wheel, kit)
     write_manifest(kit, entry["name"], role_of(entry), root_key)

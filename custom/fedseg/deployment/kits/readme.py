@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedseg.deployment.kits.project_file import EVALUATE_ONLY
 from fedseg.version import __version__
 
 README_FILE = "readme.txt"
@@ -23,6 +24,10 @@ _SITE = """1. Install what the federation runs, once:      pip install ./fedseg-
                                                 fedseg site stop
 
 Do not use startup/start.sh: it starts FLARE without the checks, and without what brings a job back after a crash.
+"""
+_EVALUATOR = """This site scores models of the federation on its own cases and never trains: its local/fedseg.json says
+evaluate_only. Beside the fact that it takes part, means of scores and numbers of cases leave it, and nothing else.
+
 """
 _FILL = {
     "client": "Say where the data is, and what may leave:   local/fedseg.json",
@@ -50,5 +55,7 @@ def write_readme(kit: Path, entry: Mapping[str, Any], project: str) -> None:
     """
     kind = str(entry["type"])
     steps = _SITE.format(fill=_FILL[kind]) if kind in _FILL else _PERSON
+    if entry.get(EVALUATE_ONLY):
+        steps = _EVALUATOR + steps
     facts = {"name": entry["name"], "project": project, "version": __version__}
     (kit / README_FILE).write_text(_START.format(**facts) + steps + _END.format(**facts), "utf-8")

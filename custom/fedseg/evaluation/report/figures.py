@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedseg.evaluation.report import curves, overlays
+from fedseg.evaluation.report.cross_site import compared_figure, matrix_figure, run_matrix
 from fedseg.evaluation.report.drawing import (
     ACCENT,
     INK,
@@ -30,7 +31,6 @@ from fedseg.evaluation.report.tables import (
     MEAN_OF_CASES,
     MEAN_OF_SITES,
     comparison_frame,
-    cross_site_frame,
     score_frame,
 )
 from fedseg.evaluation.report.wording import counted
@@ -61,7 +61,8 @@ def draw_figures(summary: Summary, report_dir: Path, task: Task, cases: pd.DataF
         "cost": lambda: curves.cost(summary),
         "epsilon": lambda: curves.epsilon(summary),
         "comparison": lambda: comparison(summary),
-        "cross_site": lambda: cross_site(summary),
+        "cross_site": lambda: compared_figure(summary),
+        "cross_site_evaluation": lambda: matrix_figure(run_matrix(summary)),
         "overlays": lambda: overlays.draw_overlays(overlays.read_list(report_dir / "overlays.json"), task),
         "gallery": lambda: overlays.draw_gallery(overlays.read_gallery(report_dir / "gallery.json"), task),
     }
@@ -156,36 +157,3 @@ def draw_means(
     axes.invert_yaxis()
     axes.set_xlim(0, score.highest if math.isfinite(score.highest) else None)
     grid(axes, "x")
-
-
-def cross_site(summary: Summary) -> Figure | None:
-    """Heat map: the score of each site's own model at each site, and the federated model's below."""
-    frame = cross_site_frame(summary)
-    if frame.empty or not frame.notna().any().any():
-        return None
-    figure = new_figure(2.4 + min(0.95 * frame.shape[1], 7.2), 1.4 + 0.45 * frame.shape[0])
-    axes = figure.subplots()
-    _heat_map(axes, frame.to_numpy())
-    if "federated" in frame.index and len(frame) > 1:
-        axes.axhline(len(frame) - 1.5, color="white", linewidth=4)
-    names = [str(c) for c in frame.columns]
-    crowded = max(len(name) for name in names) > 12
-    axes.set_xticks(range(len(names)), names, rotation=35 if crowded else 0, ha="left" if crowded else "center")
-    axes.set_yticks(range(frame.shape[0]), [str(i) for i in frame.index])
-    axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
-    axes.spines[:].set_visible(False)
-    axes.set_ylabel("Trained at", labelpad=9, fontweight="bold")
-    axes.set_xlabel("Scored at", labelpad=9, fontweight="bold")
-    axes.xaxis.set_label_position("top")
-    return figure
-
-
-def _heat_map(axes: Axes, values: np.ndarray) -> None:
-    """Values [rows, columns] as blue squares with their numbers."""
-    low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    limits = (max(0.0, low - 0.15), max(high, low + 0.1))
-    axes.imshow(np.ma.masked_invalid(values), cmap="Blues", vmin=limits[0], vmax=limits[1], aspect="auto")
-    for (row, column), value in np.ndenumerate(values):
-        known = not np.isnan(value)
-        colour = "white" if known and value > limits[0] + 0.6 * (limits[1] - limits[0]) else INK
-        axes.text(column, row, f"{value:.2f}" if known else "n/a", ha="center", va="center", color=colour)

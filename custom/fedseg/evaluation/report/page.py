@@ -16,7 +16,7 @@ from PIL import Image
 
 from fedseg.contract.round_numbers import nth
 from fedseg.evaluation.case_tables import final_case_facts
-from fedseg.evaluation.report import decisions, overlays, spread, verdict, wording
+from fedseg.evaluation.report import cross_site, decisions, overlays, spread, verdict, wording
 from fedseg.evaluation.report.drawing import DPI
 from fedseg.evaluation.report.figures import draw_figures
 from fedseg.evaluation.report.inversion import PICTURE, inversion_table, inversion_verdict, inversion_words
@@ -44,6 +44,7 @@ def write_report(out: Path) -> Path:
     task = task_of(summary)
     cases = final_case_facts(out, summary) if summary.get("simulated") else pd.DataFrame()
     figures = draw_figures(summary, out / "report", task, cases)
+    cross_site.write_matrix_table(cross_site.run_matrix(summary), out / "report")
     picture = out / "report" / PICTURE
     if part(summary, "inversion") and picture.is_file():
         figures["inversion"] = picture
@@ -104,7 +105,7 @@ def report_context(
 
 def _results(summary: Summary) -> dict[str, Any]:
     """What came out: scores, comparisons, and what the run cost."""
-    final = part(summary, "final")
+    final, matrix = part(summary, "final"), cross_site.run_matrix(summary)
     return {
         "final": wording.score_table(summary, "final"),
         "best": wording.TextTable(()) if verdict.best_is_last(summary) else wording.score_table(summary, "best"),
@@ -116,6 +117,9 @@ def _results(summary: Summary) -> dict[str, Any]:
         "comparison": wording.comparison_table(summary),
         "alike": wording.ALIKE,
         "cross_site": wording.cross_site_table(summary),
+        "matrix": cross_site.matrix_table(matrix),
+        "left_out": cross_site.left_out_table(matrix),
+        "matrix_sites": len(matrix.worst_first()) if matrix else 0,
         "cost": wording.cost_table(summary),
         "memory": wording.memory_table(summary),
     }

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedseg.contract.events import when
+from fedseg.evaluation.cross_site import CROSS_SITE
 from fedseg.evaluation.report.tables import (
     MEAN_OF_CASES,
     comparison_frame,
@@ -24,7 +25,7 @@ ALIKE = 0.005  # difference in the mean score below which a report calls two way
 # Shown in sections of their own; whatever else a summary holds is listed under the configuration.
 _SECTIONS = (
     *("rounds", "final", "best", "comparison", "cross_site", "events", "privacy", "cost", "stopped"),
-    *("task_declaration", "inversion", "reports", "cases", "phantoms", "voxels"),
+    *("task_declaration", "inversion", "reports", "cases", "phantoms", "voxels", CROSS_SITE, "evaluators"),
 )
 
 

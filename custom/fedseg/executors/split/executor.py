@@ -78,6 +78,8 @@ class SplitExecutor(SiteExecutor):
                 (``privacy``).
         """
         trainer = super().load_run(plan, run_id, fl_ctx)
+        if self.session.evaluates:
+            raise RefusalError("state", "In split training a site that does not train has no part of the network.")
         check_features(self.session.policy)
         if self.session.terms is not None and self.session.terms.filtered:
             raise RefusalError("privacy", "The job filters updates, but features and their gradients pass no filter.")

@@ -19,6 +19,8 @@ from fedseg.contract.protocol import (
     BYTES_DOWN,
     BYTES_UP,
     COUNT,
+    EVALUATES,
+    OWN_MODEL,
     PHANTOMS,
     PREPARE,
     REASON,
@@ -28,8 +30,9 @@ from fedseg.contract.protocol import (
     UPLOAD,
 )
 from fedseg.contract.report import MOST_STATISTICS
-from fedseg.contract.scores import scores_fault
+from fedseg.contract.scores import PERSONAL, few, is_withheld, models_of, rare_outputs, scores_fault
 from fedseg.contract.shapes import has_private_arrays
+from fedseg.data.datalist import read_datalist
 from fedseg.errors import DataError, RefusalError
 from fedseg.filters.base import result_filters
 from fedseg.filters.chain import UPDATE_TASKS, is_guaranteed, update_chain
@@ -79,6 +82,8 @@ def check_result(result: Shareable, profile: SiteProfile, plan: Plan, fl_ctx: FL
         return
     if task not in _TASKS:
         raise unknown("it answers a task that fedseg does not have")
+    if policy.evaluate_only and task not in (PREPARE, AppConstants.TASK_VALIDATION):
+        raise broken("evaluate_only", "asks for more than scores", "scores models and never trains")
     guaranteed = is_guaranteed(update_chain(fl_ctx))
     _TASKS[task](Leaving(result, profile, policy, plan, fl_ctx, task, guaranteed))
 
@@ -136,6 +141,10 @@ def _check_failure(result: Shareable, profile: SiteProfile, plan: Plan) -> None:
 def _check_acceptance(leaving: Leaving) -> None:
     """Counts of cases per split, the statistics of a method, and whether the images are phantoms."""
     content = _metrics(leaving)
+    if EVALUATES in content or leaving.policy.evaluate_only:
+        if dict(content) not in ({EVALUATES: True}, {EVALUATES: True, PHANTOMS: True}):
+            raise unknown("it tells more than that the site scores models only")
+        return
     statistics = content.get(STATISTICS, {})
     known = set(content) <= {*_SPLITS, STATISTICS, PHANTOMS} and content.get(PHANTOMS, True) is True
     if not known or not isinstance(statistics, Mapping):
@@ -190,14 +199,26 @@ def _check_scores(leaving: Leaving) -> None:
     for asked, part in _metrics(leaving).items():
         if asked not in ("final", *_SPLITS) or not isinstance(part, Mapping) or part.get("split") not in _SPLITS:
             raise unknown("its scores are of no split")
+        if is_withheld(part):
+            continue
         if not is_count(part.get("cases")):
             raise unknown("its scores do not count their cases")
-        if part.get("withheld") is True and set(part) == {"split", "cases", "withheld"}:
-            continue
         if not leave:
             raise broken("scores", "asks for scores", "does not give them")
         if fault := scores_fault(leaving.plan.objective, part):
             raise unknown(fault)
+        _check_enough(leaving, part)
+
+
+def _check_enough(leaving: Leaving, part: Mapping[str, Any]) -> None:
+    """No mean over fewer cases or patients than the policy asks for."""
+    least = leaving.policy.min_scored_cases
+    if least is None:
+        return
+    datalist = read_datalist(leaving.profile.datalist(leaving.plan.dataset))
+    too_few = few(part["split"], least, part["cases"], datalist.patients(part["split"]))
+    if too_few or any(rare_outputs(each, least) for each in models_of(part)):
+        raise broken("min_scored_cases", "asks for scores of few cases", f"tells those of {least} at least")
 
 
 def _check_submission(leaving: Leaving) -> None:
@@ -205,8 +226,10 @@ def _check_submission(leaving: Leaving) -> None:
     if not leaving.policy.submit_model or filtered:
         raise broken("submit_model", "asks for this site's own model", "does not give it")
     dxo = _read(leaving.result)
-    if dxo.data_kind != DataKind.WEIGHTS or dxo.meta:
+    if dxo.data_kind != DataKind.WEIGHTS or dict(dxo.meta) not in ({}, {OWN_MODEL: PERSONAL}):
         raise unknown("it is no model")
+    if dxo.meta and not leaving.policy.submit_personal_model:
+        raise broken("submit_personal_model", "asks for this site's personal model", "does not give it")
 
 
 def _metrics(leaving: Leaving) -> Mapping[str, Any]:

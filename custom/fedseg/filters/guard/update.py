@@ -13,7 +13,7 @@ from nvflare.apis.shareable import Shareable
 
 from fedseg.contract.plan import Plan
 from fedseg.contract.protocol import STEPS
-from fedseg.contract.report import META_KEY, task_fields
+from fedseg.contract.report import META_KEY, task_fields, tells_scores
 from fedseg.contract.shapes import update_shapes, withheld_names
 from fedseg.contract.update import DENSE, ENCRYPTED, QUANTISED, SPARSE, Update, check_dense
 from fedseg.errors import RefusalError
@@ -61,6 +61,9 @@ def check_update(
         raise _unknown("has meta that fedseg does not set")
     if extra := sorted(update.report.told() - policy.report_fields(guaranteed, declared)):
         raise broken("scalars", f"reports {', '.join(extra)}", "does not tell them")
+    if update.report.val_cases < (policy.min_scored_cases or 0) and any(map(tells_scores, update.report.told())):
+        few = f"tells those of {policy.min_scored_cases} at least"
+        raise broken("min_scored_cases", "reports scores of few cases", few)
     check_epsilon(policy, update.report.epsilon, plan.dataset)
     if guaranteed and update.arrays and update.report.epsilon is None:
         raise _unknown("states no epsilon")

@@ -11,7 +11,7 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from fedseg.aggregators.base import AggregationError
 from fedseg.allowed import is_count
 from fedseg.contract.plan import Plan
-from fedseg.contract.protocol import PHANTOMS, STATISTICS, STEPS
+from fedseg.contract.protocol import EVALUATES, PHANTOMS, STATISTICS, STEPS
 from fedseg.contract.report import MOST_STATISTICS, ReportField, SiteReport, parse_report
 from fedseg.contract.update import Update, parse_steps
 from fedseg.errors import RefusalError
@@ -29,11 +29,13 @@ class Acceptance:
         cases: number of cases by split.
         statistics: numbers that are added up over all sites, see ``TrainingHook.statistics``.
         phantoms: whether its images were drawn by a program.
+        evaluates: whether the site scores models only; then it tells no numbers of cases.
     """
 
     cases: Mapping[str, int]
     statistics: Mapping[str, float] = field(default_factory=dict)
     phantoms: bool = False
+    evaluates: bool = False
 
 
 def read_update(site: str, answer: FLModel, declared: Mapping[str, ReportField]) -> Update:
@@ -87,6 +89,8 @@ def read_acceptance(answer: Any) -> Acceptance:
         RefusalError: a count or a statistic is missing, negative or not finite (reason ``report``).
     """
     content = answer if isinstance(answer, Mapping) else {}
+    if content.get(EVALUATES) is True:
+        return Acceptance({}, phantoms=content.get(PHANTOMS) is True, evaluates=True)
     cases: dict[str, Any] = {split: content.get(split) for split in _SPLITS}
     if not all(map(is_count, cases.values())) or not cases["training"]:
         raise RefusalError("report", "The site's numbers of cases are missing, or it has no training cases.")

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from nvflare.app_common.abstract.fl_model import FLModel
-
 from fedseg.contract.protocol import MODEL_NAME, SPLITS
-from fedseg.errors import FedsegError, RefusalError
-from fedseg.tasks.objective import MEAN, Objective
+from fedseg.contract.scores import is_withheld
+from fedseg.errors import FedsegError
+from fedseg.evaluation.cross_site import BEST, LAST
+from fedseg.tasks.objective import MEAN
+from fedseg.workflows.run.cross_site import CrossSiteScoring, Known
 from fedseg.workflows.run.record import BEST_MODEL, LAST_MODEL
 from fedseg.workflows.run.round_protocol import RoundProtocol
 from fedseg.workflows.run.run_state import RunState
-from fedseg.workflows.run.scores import Scored, is_better, readable, summarise_final, validation_scores
-
-UNREADABLE = "sent scores that cannot be read; they were left out"
+from fedseg.workflows.run.scores import Scored, accept_scores, is_better, summarise_final, validation_scores
 
 
 def beats_best(run: RunState, scored: Scored) -> bool:
@@ -28,41 +29,84 @@ def beats_best(run: RunState, scored: Scored) -> bool:
     return is_better(scored, validation_scores(run.rounds[run.best_round + 1], score), score) is True
 
 
-def evaluate_run(run: RunState, protocol: RoundProtocol) -> None:
-    """Score the last model, then the best one where it is another, and write the results."""
+@dataclass(frozen=True)
+class Evaluated:
+    """One model after the rounds.
+
+    Attributes:
+        content: of the results.
+        told: what each site that takes part in the training said of its final split.
+        on_validation: each site's primary score on its validation cases.
+    """
+
+    content: dict[str, Any]
+    told: dict[str, dict[str, Any]]
+    on_validation: Scored
+
+
+def evaluate_run(run: RunState, protocol: RoundProtocol) -> CrossSiteScoring | None:
+    """Score the last model, then the best one where it is another; then all that is to be scored across sites.
+
+    Returns:
+        The evaluation across sites; None where the run has none.
+    """
+    scored = _evaluate_rounds(run, protocol) if run.rounds else {}
+    if not run.rounds:
+        run.write_results(final={"model": None, **summarise_final({}, -1, run.plan.objective)}, best={"model": None})
+    if not run.settings.cross_site and not run.participants.evaluators:
+        return None
+    across = CrossSiteScoring(run, protocol, lambda: run.write_results(**across.to_dict()))
+    for kind, (number, told) in scored.items():
+        across.add_global(kind, number, told)
+    if run.settings.cross_site:
+        if scored:
+            across.add_sites(scored[LAST][1])
+        across.add_files(run.place.models)
+    return across
+
+
+def conclude(run: RunState) -> None:
+    """Tell that the run is complete."""
+    means = (f"{which}_{run.plan.objective.primary.name}" for which in ("mean", "pooled"))
+    run.record.finished(**{key: run.outcome["final"][key] for key in means})
+
+
+def _evaluate_rounds(run: RunState, protocol: RoundProtocol) -> Mapping[str, tuple[int, Known]]:
+    """Score what the rounds have made; gives after which round each model was made, and what sites said of it."""
     last_round = len(run.rounds) - 1
     saved = run.save_final(LAST_MODEL, last_round)
     run.record.event("evaluate", model="last")
-    last, on_validation = _evaluate(run, protocol, "last", last_round)
-    last |= saved
+    last = _evaluate(run, protocol, LAST, last_round)
+    final, scored = {**last.content, **saved}, {LAST: (last_round, last.told)}
+    run.write_results(final=final, best={"model": None})
     best: dict[str, Any] = {"model": None}
-    run.write_results(final=last, best=best)
-    if beats_best(run, on_validation):
-        best = {**last, "round": last_round, **run.save_final(BEST_MODEL, last_round)}
+    if beats_best(run, last.on_validation):
+        best = {**final, "round": last_round, **run.save_final(BEST_MODEL, last_round)}
+        scored[BEST] = last_round, last.told
     elif run.best_round is not None:
         run.record.event("evaluate", model="best")
         saved = run.save_final(BEST_MODEL, run.best_round)
-        best = {**_evaluate(run, protocol, "best", run.best_round)[0], "round": run.best_round, **saved}
-    run.write_results(final=last, best=best)
-    means = (f"{which}_{run.plan.objective.primary.name}" for which in ("mean", "pooled"))
-    run.record.finished(**{key: last[key] for key in means})
+        found = _evaluate(run, protocol, BEST, run.best_round)
+        best = {**found.content, "round": run.best_round, **saved}
+        scored[BEST] = run.best_round, found.told
+    run.write_results(final=final, best=best)
+    return scored
 
 
-def _evaluate(run: RunState, protocol: RoundProtocol, name: str, number: int) -> tuple[dict[str, Any], Scored]:
-    """Scores on the final split of every site, and each site's primary score on its validation cases."""
+def _evaluate(run: RunState, protocol: RoundProtocol, name: str, number: int) -> Evaluated:
+    """Have every site that takes part in the training score a model on its final split, the last one also on its
+    validation cases."""
     kind = run.plan.objective
-    splits = ["final", "validation"] if name == "last" else ["final"]
+    splits = ["final", "validation"] if name == LAST else ["final"]
     meta = {SPLITS: splits, MODEL_NAME: name, **run.kept_meta()}
-    answers = protocol.score(run, number, sorted(run.facts), meta, partial(_accept_scores, kind))
+    answers = protocol.score(run, number, sorted(run.facts), meta, partial(accept_scores, kind))
     if not answers:
         raise FedsegError(f"No site scored the {name} model; it is kept unscored.")
-    content = summarise_final({site: answers[site].metrics["final"] for site in sorted(answers)}, number, kind)
-    validation = {site: a.metrics["validation"] for site, a in sorted(answers.items()) if "validation" in a.metrics}
-    told = ("loss", kind.primary.name)
-    content["validation"] = {site: {key: part[key] for key in told if key in part} for site, part in validation.items()}
-    return content, {site: (part[kind.primary.name][MEAN], part["cases"]) for site, part in validation.items()}
-
-
-def _accept_scores(kind: Objective, site: str, answer: FLModel) -> None:
-    if not readable(answer.metrics, kind):
-        raise RefusalError("report", UNREADABLE)
+    told = {site: answers[site].metrics["final"] for site in sorted(answers)}
+    content = summarise_final(told, number, kind)
+    parts = {site: answer.metrics.get("validation", {}) for site, answer in sorted(answers.items())}
+    validation = {site: part for site, part in parts.items() if part and not is_withheld(part)}
+    names = ("loss", kind.primary.name)
+    content["validation"] = {site: {k: part[k] for k in names if k in part} for site, part in validation.items()}
+    scores = {site: (part[kind.primary.name][MEAN], part["cases"]) for site, part in validation.items()}
+    return Evaluated(content, told, scores)

@@ -73,6 +73,12 @@ class RunRecord:
         self._sites: dict[int, set[str]] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
+    def beside(self, name: str) -> RunRecord:
+        """The record of another run of the same job, in a folder of this one."""
+        other = RunRecord(self.folder / name, self.job, self._on_event)
+        other.own_arrays = self.own_arrays
+        return other
+
     def keep_in(self, log: RunLog) -> None:
         """From now on, write the run's record there; what a former start of the run wrote is gone on with.
 
@@ -94,7 +100,7 @@ class RunRecord:
 
     def _learn(self, entry: Entry) -> None:
         """Remember which line names a model, and who took part; a run that goes back forgets the rounds after."""
-        if "model" in entry:
+        if "model" in entry and "round" in entry:
             self._lines[entry["model"], entry["round"]] = entry["number"], entry["hash"]
         if entry["kind"] == "round":
             self._sites[entry["round"]] = set(entry["sites"])

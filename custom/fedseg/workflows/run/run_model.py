@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,13 @@ class RunPlace:
         state: its state folder; the run has a folder of its own in it.
         config: the server's ``local`` folder, beside which keys and contexts may lie.
         initial: a model file to start from; None for the plan's seeded network.
+        models: model files that are scored at the end, by name.
     """
 
     state: Path
     config: Path
     initial: Path | None = None
+    models: Mapping[str, Path] = field(default_factory=dict)
 
 
 class RunModel(ABC):

@@ -13,6 +13,7 @@ from fedseg.contract.protocol import FRESH, KEEP, LAST, LINEAGE, START, TOTALS
 from fedseg.contract.report import ReportField
 from fedseg.contract.round_numbers import listed, nth
 from fedseg.contract.round_settings import RoundSettings
+from fedseg.models.model_file import fitting_weights
 from fedseg.provenance.run_log import RECORD_FILE, SERVER_SIDE, RunLog
 from fedseg.version import __version__
 from fedseg.workflows.run.checkpoint import CheckpointError, Checkpoints
@@ -38,6 +39,8 @@ class RunState:
         site_settings: what holds at single sites in the round at hand in the place of its settings.
         totals: sums of what sites stated when they accepted the job.
         best_round: the round after which the best model so far was made; None before it is known.
+        outcome: what the results say of models that were scored after the rounds.
+        place: the server's folders.
         stopped: the round and the reason where a stopping rule ended the training.
         start_id: of this start of the server; ``lineage`` names for each finished round the start that made it.
     """
@@ -45,6 +48,7 @@ class RunState:
     plan: Plan
     report_fields: Mapping[str, ReportField]
     checkpoints: Checkpoints
+    place: RunPlace
 
     def __init__(
         self, settings: RunSettings, model: RunModel, selection: SiteSelection, sites: Sites, record: RunRecord
@@ -57,6 +61,7 @@ class RunState:
         self.totals: dict[str, float] = {}
         self.best_round: int | None = None
         self.stopped: dict[str, Any] | None = None
+        self.outcome: dict[str, Any] = {}
         self.start_id = uuid.uuid4().hex[:12]
         self.lineage: list[str] = []
         self._start = time.time()
@@ -116,6 +121,9 @@ class RunState:
         self.report_fields = report_fields or {}
         self.plan, self._start, run_id, resume = plan, time.time(), self.sites.run_id, self.settings.resume
         self.checkpoints = Checkpoints(place.state / run_id, self.settings.keep_checkpoints)
+        self.place = place
+        for path in place.models.values():
+            fitting_weights(plan, path)  # refused now, and not after all rounds
         self.model.load(plan, place, self.checkpoints)
         self.checkpoints.lock()
         rounds = self.checkpoints.resumable()
@@ -215,20 +223,22 @@ class RunState:
         return self.model.save(self.record, self.plan, name, number, final=True)
 
     def write_results(self, **parts: Any) -> None:
-        """Write everything that is known so far for the summary of the run."""
+        """Write everything that is known so far for the summary of the run; ``parts`` are added to the outcome."""
         told = self.participants.answers
+        self.outcome |= parts
         content = {
             "run_id": self.sites.run_id,
             "plan": self.plan.to_dict(),
             "num_rounds": self.settings.num_rounds,
             "sites": sorted(self.facts),
-            "cases": {site: dict(told[site].cases) for site in sorted(told)},
+            "evaluators": sorted(self.participants.evaluators),
+            "cases": {site: dict(told[site].cases) for site in sorted(self.facts)},
             "phantoms": [site for site in sorted(told) if told[site].phantoms],
             "selection": self.selection.describe(),
             "rounds": self.rounds,
             "events": self.events,
             "stopped": self.stopped,
             "seconds": self.hours() * 3600,
-            **parts,
+            **self.outcome,
         }
         self.record.results(content)

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from fedseg.allowed import is_count
+from nvflare.app_common.abstract.fl_model import FLModel
+
 from fedseg.contract.report import SiteReport, told_name
-from fedseg.contract.scores import PERSONAL, models_of, scores_fault
+from fedseg.contract.scores import PERSONAL, is_withheld, models_of, scores_fault
+from fedseg.errors import RefusalError
 from fedseg.tasks.objective import MEAN, Objective, Score
 from fedseg.workflows.run.run_model import RunModel
 from fedseg.workflows.run.selection_base import Selection
+
+UNREADABLE = "sent scores that cannot be read; they were left out"
 
 
 def describe_round(
@@ -105,7 +109,7 @@ def summarise_final(final: Mapping[str, Mapping[str, Any]], round_number: int, k
 
     Sites without cases are left out; those that keep their scores to themselves are named under ``withheld``.
     """
-    scored = {site: part for site, part in final.items() if part["cases"] and not part.get("withheld")}
+    scored = {site: part for site, part in final.items() if not is_withheld(part) and part["cases"]}
     name = kind.primary.name
     personal = [part[PERSONAL] for part in scored.values() if PERSONAL in part]
     return {
@@ -115,7 +119,7 @@ def summarise_final(final: Mapping[str, Mapping[str, Any]], round_number: int, k
         **({f"mean_personal_{name}": _mean_of_sites(personal, name)} if personal else {}),
         f"pooled_{name}": kind.pool(scored.values())[name][MEAN] if scored else None,
         "after_round": round_number,
-        "withheld": sorted(site for site, part in final.items() if part.get("withheld")),
+        "withheld": sorted(site for site, part in final.items() if is_withheld(part)),
     }
 
 
@@ -127,9 +131,7 @@ def _mean_of_sites(parts: Collection[Mapping[str, Any]], name: str) -> float | N
 def readable(metrics: Any, kind: Objective) -> bool:
     """Whether a site's scores can be pooled and written as JSON."""
     try:
-        if set(metrics or ()) == {"final"} and metrics["final"].get("withheld") is True:
-            return is_count(metrics["final"]["cases"]) and isinstance(metrics["final"]["split"], str)
-        parts = list((metrics or {}).values())
+        parts = [part for part in (metrics or {}).values() if not is_withheld(part)]
         models = [each for part in parts for each in models_of(part)]
         if any(scores_fault(kind, part) for part in parts):
             return False
@@ -138,6 +140,16 @@ def readable(metrics: Any, kind: Objective) -> bool:
         return "final" in metrics and all(part["split"] for part in parts) and sound
     except (KeyError, TypeError, ValueError, AttributeError):
         return False
+
+
+def accept_scores(kind: Objective, site: str, answer: FLModel) -> None:
+    """Accept what a site says of a model, see ``Sites.ask``.
+
+    Raises:
+        RefusalError: it cannot be read (reason ``report``).
+    """
+    if not readable(answer.metrics, kind):
+        raise RefusalError("report", UNREADABLE)
 
 
 def mean_over_cases(scores: list[tuple[float | None, int]]) -> float | None:

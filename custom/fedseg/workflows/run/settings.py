@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from fedseg.allowed import number, setting, switch, whole
+from fedseg.allowed import number, setting, switch, texts, whole
 from fedseg.contract.arguments import takes_arguments_of
-from fedseg.contract.combinations import EPSILON, SAME_SITES, SCORES
+from fedseg.contract.combinations import EPSILON, OWN_MODELS, SAME_SITES, SCORES
 from fedseg.errors import ConfigurationError
 from fedseg.site.state import check_run_id
 from fedseg.workflows.run.stopping import StoppingRules, check_fields
@@ -27,7 +28,7 @@ class RunSettings:
     fedseg.errors.ConfigurationError: workflow.num_rounds is 0, but must be a whole number of at least 1.
 
     Attributes:
-        num_rounds: training rounds.
+        num_rounds: training rounds; 0 only with ``cross_site``, for a run that scores the models that the job brings.
         min_sites: sites that must accept the job, and answer in each round (in a round that asks fewer sites, all of
             them); with fewer the job fails.
         round_timeout: seconds after which a round's training, or the last evaluation, ends without the sites that
@@ -41,6 +42,9 @@ class RunSettings:
         keep_checkpoints: how many of the last rounds server and sites keep to continue from; 0 keeps all.
         fresh_states: let sites that have lost what they kept of the run (private layers, personal models, and the like)
             go on without it; a site that has lost its optimizer's state only goes on in any case. Both is noted.
+        cross_site: whether at the end all models (the last and the best global one, each site's own last one, personal
+            ones, and those that the job brings as files) are scored at all sites.
+        evaluate_only: names of sites that do not train in this run, and score the models only.
         run_id: keys the state of server and sites; if None it is made at the first start. In a federation it is the id
             of that job, so that whoever knows the job can continue the run.
         resume: continue the stopped run ``run_id`` from its checkpoint at the server.
@@ -48,7 +52,7 @@ class RunSettings:
         task_check_period: seconds between looks at FLARE's tasks; small, since rounds may be short.
     """
 
-    num_rounds: int = field(metadata={"check": whole})
+    num_rounds: int = field(metadata={"check": partial(whole, least=0)})
     min_sites: int = setting(1, whole)
     round_timeout: int = setting(0, whole, least=0, allowed=_COUNT)
     prepare_timeout: int | None = setting(None, whole, least=0, allowed=_COUNT)
@@ -60,6 +64,8 @@ class RunSettings:
     keep_updates: bool = setting(False, switch)
     keep_checkpoints: int = setting(2, whole, least=0, allowed=_COUNT)
     fresh_states: bool = setting(False, switch)
+    cross_site: bool = setting(False, switch)
+    evaluate_only: tuple[str, ...] | None = setting(None, texts)
     run_id: str | None = None
     resume: bool = setting(False, switch)
     resume_round: int | None = setting(None, whole, least=0, allowed=_COUNT)
@@ -68,6 +74,8 @@ class RunSettings:
     def __post_init__(self) -> None:
         check_fields(self, "workflow")
         _ = self.stopping
+        if not self.num_rounds and not self.cross_site:
+            raise ConfigurationError("workflow.num_rounds", self.num_rounds, "a whole number of at least 1")
         if self.run_id is not None:
             check_run_id(self.run_id)
         elif self.resume:
@@ -86,6 +94,11 @@ class RunSettings:
         scores = {SCORES, SAME_SITES} if self._has("target_dice") or self._has("patience") else set()
         return frozenset(scores | ({EPSILON} if self._has("max_epsilon") else set()))
 
+    @property
+    def parts(self) -> tuple[object, ...]:
+        """What else needs something of the sites, beside these settings themselves."""
+        return (_CrossSite(),) if self.cross_site else ()
+
     def _has(self, name: str) -> bool:
         return getattr(self, name) is not None
 
@@ -98,6 +111,13 @@ class RunSettings:
     def stopping(self) -> StoppingRules:
         """When the run ends before its last round."""
         return StoppingRules(self.target_dice, self.patience, self.max_hours, self.max_epsilon)
+
+
+class _CrossSite:
+    """What an evaluation across sites needs, see ``contract.combinations``."""
+
+    part_title = "workflow.cross_site"
+    needs = frozenset({OWN_MODELS})
 
 
 takes_run_settings = takes_arguments_of(RunSettings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,8 @@ from fedseg.errors import FedsegError
 from fedseg.memory import give_back
 from fedseg.networks.weights import Arrays
 from fedseg.workflows.run.acceptance import read_update
-from fedseg.workflows.run.last_evaluation import beats_best, evaluate_run
+from fedseg.workflows.run.cross_site import CrossSiteScoring
+from fedseg.workflows.run.last_evaluation import beats_best, conclude, evaluate_run
 from fedseg.workflows.run.record import BEST_MODEL, LAST_MODEL, RunRecord, round_line
 from fedseg.workflows.run.round_protocol import RoundProtocol
 from fedseg.workflows.run.run_model import RunModel, RunPlace
@@ -91,11 +92,12 @@ class TrainingRun:
             FedsegError: too few do.
         """
         run, settings = self.state, self.state.settings
-        accepted = run.participants.prepare(run.plan.digest, settings.prepare_seconds)
-        if len(accepted) < settings.min_sites:
-            alone = f"No site but {', '.join(sorted(accepted))} answered." if accepted else "No site answered."
-            reasons = "; ".join(f"{e['site']}: {e['what']}" for e in run.events) or alone
-            raise FedsegError(f"{len(accepted)} site(s) accepted the job, but {settings.min_sites} must. {reasons}")
+        asked_to_evaluate = settings.evaluate_only or ()
+        accepted = run.participants.prepare(run.plan.digest, settings.prepare_seconds, asked_to_evaluate)
+        if len(accepted) < settings.min_sites and (settings.num_rounds or not run.participants.evaluators):
+            raise FedsegError(self._too_few_accepted(sorted(accepted)))
+        if not settings.num_rounds:
+            return
         if run.rounds:
             for _ in set(accepted) - set(run.participants.former):
                 run.model.add_site()
@@ -107,6 +109,16 @@ class TrainingRun:
             if run.model.before_rounds:
                 self._share()
         self.protocol.begin(run)
+
+    def _too_few_accepted(self, accepted: Sequence[str]) -> str:
+        """Why a run cannot begin."""
+        run, scoring = self.state, sorted(self.state.participants.evaluators)
+        alone = (
+            f"No site but {', '.join((*accepted, *scoring))} answered." if accepted or scoring else "No site answered."
+        )
+        reasons = "; ".join(f"{e['site']}: {e['what']}" for e in run.events) or alone
+        only = f" {', '.join(scoring)} score(s) models only." if scoring else ""
+        return f"{len(accepted)} site(s) accepted the job, but {run.settings.min_sites} must. {reasons}{only}"
 
     def run_rounds(self) -> None:
         """All rounds that are still to run, as long as no stopping rule speaks.
@@ -158,8 +170,13 @@ class TrainingRun:
 
     def finish(self) -> None:
         """Collect what is still missing, and have the models scored."""
+        self.evaluate()
+        conclude(self.state)
+
+    def evaluate(self) -> CrossSiteScoring | None:
+        """See ``finish``; gives the evaluation across sites where there is one."""
         self.protocol.finish(self.state)
-        evaluate_run(self.state, self.protocol)
+        return evaluate_run(self.state, self.protocol)
 
     def progress(self) -> dict[str, Any]:
         """How far the run is: ``round`` (from 0) of ``rounds`` during a round, the latest events, and see

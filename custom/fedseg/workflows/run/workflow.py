@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nvflare.apis.fl_context import FLContext
 
-from fedseg.contract.allowed_job_files import INITIAL_FILE
+from fedseg.contract.allowed_job_files import INITIAL_FILE, model_files
 from fedseg.contract.combinations import check_parts
 from fedseg.contract.plan import read_plan
 from fedseg.contract.protocol import PLAN_FILE
@@ -51,7 +51,15 @@ class Workflow(FlareWorkflow):
     @property
     def parts(self) -> tuple[object, ...]:
         """Everything at the server with which the parts at the sites have to work together."""
-        return (self, self.settings, self.protocol, self.selection, self.model, *self.model.components)
+        return (
+            self,
+            self.settings,
+            *self.settings.parts,
+            self.protocol,
+            self.selection,
+            self.model,
+            *self.model.components,
+        )
 
     def training_run(self, sites: Sites, record: RunRecord) -> TrainingRun:
         """A run of these parts over any port to sites."""
@@ -62,7 +70,7 @@ class Workflow(FlareWorkflow):
         state, site_config, config = self.begin(sites, record, fl_ctx)
         check_parts([*self.parts, *site_parts(fl_ctx)])
         initial = config / INITIAL_FILE
-        place = RunPlace(state, site_config, initial if initial.is_file() else None)
+        place = RunPlace(state, site_config, initial if initial.is_file() else None, model_files(config))
         run, plan = self.training_run(sites, record), read_plan(config / PLAN_FILE)
         record.own_arrays = private_arrays(plan) | layers_of_sites(sites_part(fl_ctx), plan)
         run.state.load(plan, place, report_fields(fl_ctx))

@@ -83,6 +83,30 @@ def test_a_policy_is_told_in_plain_sentences():
     assert policy_sentences(parse_policy(budget))[1] == "Updates leave with noise alone, within the privacy budget."
 
 
+def test_the_policy_of_a_site_that_scores_only_says_so():
+    assert policy_sentences(parse_policy({"evaluate_only": True, "min_scored_cases": 10, "tasks": ["brats"]})) == [
+        "Takes jobs that segment brats.",
+        "Scores models and never trains.",
+        "May leave: means of scores over its cases with the numbers of these, if they are 10 at least, of as many "
+        "patients.",
+        "Never leave: images, labels, names of patients, scores of single cases, updates, models of this site.",
+    ]
+    limited = policy_sentences(parse_policy({"min_scored_cases": 10, "submit_model": True}))
+    assert "Scores of fewer than 10 cases or patients are withheld." in limited
+    assert limited[-1].endswith(", its personal model.")
+
+
+def test_a_site_that_scores_only_needs_no_training_case(kit, server):
+    folder = Path(json.loads((kit / "local" / "fedseg.json").read_text())["datasets"]["tiny"])
+    edit(kit / "local" / "fedseg.json", lambda c: {**c, "policy": {"evaluate_only": True, "min_cases": 99}})
+    edit(folder / "datalist.json", lambda c: {**c, "test": c["training"], "training": [], "validation": []})
+    page = check(kit)
+    assert found(page) == {}
+    assert "least cases: tiny" not in found(page, Colour.YELLOW)
+    edit(folder / "datalist.json", lambda c: {**c, "training": c["test"], "test": []})
+    assert "no-cases" in found(check(kit))["data: tiny"]
+
+
 def test_a_rule_that_refuses_every_job_and_a_missing_budget_are_remarks(kit, server):
     edit(kit / "local" / "fedseg.json", lambda c: {**c, "policy": {"min_cases": 20}})
     yellow = found(check(kit), Colour.YELLOW)

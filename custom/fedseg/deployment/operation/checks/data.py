@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from fedseg.data.checks.datalist_check import check_datalist
+from fedseg.data.checks.datalist_check import NO_CASES, check_datalist
 from fedseg.data.checks.findings import CheckReport
 from fedseg.data.datalist import SPLITS, Datalist, find_datalist, read_datalist
 from fedseg.deployment.kits.container_runtime import runtime_of
@@ -47,7 +48,7 @@ def check_data(kit: InstalledKit, options: CheckOptions) -> Iterator[CheckResult
             how = "fedseg check-data TASK, with the same folder as this machine calls it, and --quick for headers only"
             yield yellow(f"data: {name}", found, f"Check it by hand: {how}.")
         else:
-            yield _datalist(name, path, options)
+            yield _datalist(name, path, options, bool(profile and profile.policy and profile.policy.evaluate_only))
 
 
 def listed_files(kit: InstalledKit) -> list[Path]:
@@ -68,7 +69,8 @@ def _profile(kit: InstalledKit) -> SiteProfile | None:
         return None
 
 
-def _datalist(name: str, path: Path, options: CheckOptions) -> CheckResult:
+def _datalist(name: str, path: Path, options: CheckOptions, evaluates: bool) -> CheckResult:
+    """Of a site that scores only, the cases on which it scores."""
     check = f"data: {name}"
     try:
         datalist = read_datalist(path)
@@ -81,7 +83,11 @@ def _datalist(name: str, path: Path, options: CheckOptions) -> CheckResult:
     task = _task_of(name, datalist, options)
     if task is None:
         return _unchecked(check, name, datalist)
+    if evaluates:
+        datalist = datalist.scored_only
     report = check_datalist(task, datalist, quick=not options.full_data)
+    if evaluates and datalist.split(datalist.final_split):
+        report = replace(report, findings=tuple(f for f in report.findings if f.code != NO_CASES))
     return _judged(check, path, datalist, report, options)
 
 

@@ -130,7 +130,7 @@ def check_policy(kit: InstalledKit, options: CheckOptions) -> Iterator[CheckResu
         return
     yield green("policy", " ".join(policy_sentences(profile.policy)))
     yield from _records(profile)
-    yield from _least_cases(profile, profile.policy.min_cases or 0)
+    yield from _least_cases(profile, 0 if profile.policy.evaluate_only else profile.policy.min_cases or 0)
     yield from _budgets(profile, profile.policy)
 
 

@@ -16,7 +16,10 @@ def policy_sentences(policy: SitePolicy) -> list[str]:
         "statistics of the data": policy.statistics,
         "activations in split training": policy.features,
         "the site's own model": policy.submit_model,
+        **({"its personal model": policy.submit_personal_model} if policy.submit_model else {}),
     }
+    if policy.evaluate_only:
+        return _of_evaluator(policy, which)
     may = [what for what, allowed in leaves.items() if allowed]
     never = "".join(f", {what}" for what, allowed in leaves.items() if not allowed)
     return [
@@ -30,11 +33,24 @@ def policy_sentences(policy: SitePolicy) -> list[str]:
     ]
 
 
+def _of_evaluator(policy: SitePolicy, which: str) -> list[str]:
+    """The same for a site that scores models and never trains."""
+    least = policy.min_scored_cases
+    return [
+        f"Takes jobs {which}." if which else "Takes every job.",
+        "Scores models and never trains.",
+        "May leave: means of scores over its cases with the numbers of these"
+        + (f", if they are {least} at least, of as many patients." if least else "."),
+        "Never leave: images, labels, names of patients, scores of single cases, updates, models of this site.",
+    ]
+
+
 def _limits(policy: SitePolicy) -> list[str]:
     megabytes = None if policy.max_bytes is None else policy.max_bytes / 1e6
     sentences = (
         ("Takes part with {} training cases at least.", policy.min_cases),
         ("Statistics of {} patients at least leave.", policy.min_patients if policy.statistics else None),
+        ("Scores of fewer than {} cases or patients are withheld.", policy.min_scored_cases),
         ("An update holds {:.1%} of the model's parameters at most.", policy.max_fraction),
         ("Updates are clipped to the norm {:g} at most.", policy.max_clip_norm),
         ("Updates are clipped.", (policy.require_clip and policy.max_clip_norm is None) or None),

@@ -28,7 +28,7 @@ from fedseg.evaluation.report.drawing import (
 )
 from fedseg.evaluation.report.experiment import numbers
 from fedseg.evaluation.report.experiment.subject import regions_of
-from fedseg.evaluation.report.figures import _heat_map
+from fedseg.evaluation.report.heat_map import heat_map
 from fedseg.evaluation.report.statistics import intensities_figure
 from fedseg.tasks.objective import Score
 
@@ -176,18 +176,9 @@ def draw_matrix(experiment: Experiment, arm: str, score: Score) -> Figure | None
     means, counts = numbers.matrix(experiment, arm, score)
     if means.empty:
         return None
-    figure = new_figure(2.4 + min(0.95 * means.shape[1], 7.2), 1.5 + 0.45 * means.shape[0])
-    axes = figure.subplots()
-    _heat_map(axes, means.to_numpy())
     names = [f"{site}\n({int(count)})" for site, count in counts.items()]
-    axes.set_xticks(range(len(names)), names)
-    axes.set_yticks(range(len(means)), [str(name) for name in means.index])
-    axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
-    axes.spines[:].set_visible(False)
-    axes.set_ylabel("Model of", labelpad=9, fontweight="bold")
-    axes.set_xlabel("On the cases of (how many)", labelpad=9, fontweight="bold")
-    axes.xaxis.set_label_position("top")
-    return figure
+    titles = "Model of", "On the cases of (how many)"
+    return heat_map(means.to_numpy(), [str(name) for name in means.index], names, score, titles=titles)
 
 
 def draw_left_out(left_out: pd.DataFrame, score: Score) -> Figure | None:

@@ -30,6 +30,8 @@ PLACES = {
     "statistics": {"--out"},
     "plan": {"--out"},
     "rank": {"--out"},
+    "statistics": {"--out"},
+    "plan": {"--out"},
     "package": {"--out"},
     "files": {"--out"},
     "decrypt-model": {"--out"},

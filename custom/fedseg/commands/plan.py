@@ -12,6 +12,7 @@ from fedseg.console import out, tell
 from fedseg.contract.proposal import VOXELS
 from fedseg.errors import UsageError
 from fedseg.files.folders import new_folder
+from fedseg.files.names import JOB
 from fedseg.files.outputs import check_new_folder
 
 SMALLEST_PATCH = 16**3
@@ -48,9 +49,9 @@ def run(options: argparse.Namespace) -> int:
     source = inside if (inside / FILE).is_file() else options.statistics
     statistics = read_statistics(source)
     check_new_folder("--out", options.out, {"STATISTICS": options.statistics})
-    proposed = propose_job(statistics, options.voxels)
-    name = options.name or f"{statistics.task.name}_planned"
+    name = JOB.check("--name", options.name or f"{statistics.task.name}_planned")
     with new_folder(options.out) as folder:
+        proposed = propose_job(statistics, options.voxels)
         read_job(write_job(proposed, name, folder)).check()
     for text in proposed.reasons:
         out().print(escape(text))

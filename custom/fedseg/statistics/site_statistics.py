@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedseg.allowed import is_count, is_number
 from fedseg.errors import DataError
 from fedseg.statistics.histogram import Group, Histogram, added
-from fedseg.statistics.measuring import Tallies
 from fedseg.statistics.moments import Moments
 from fedseg.statistics.quantities import Quantities, quantities
 from fedseg.statistics.tally import OTHER
 from fedseg.tasks.task import Task
+
+if TYPE_CHECKING:
+    from fedseg.statistics.measuring import Tallies  # needs torch, which readers of statistics need not wait for
 
 _KEYS = ("cases", "patients", "minimum", "fine", "noise", "histograms", "moments", "categories")
 _NOISE_KEYS = ("mechanism", "epsilon", "delta", "sensitivity", "scale", "variance")

@@ -53,7 +53,7 @@ def statistics_tables(statistics: FederationStatistics) -> dict[str, TextTable]:
         "Cases and their geometry: medians over the cases; sizes along right-left, front-back, foot-head.": _geometry,
         "Intensities as they stand in the files, of the voxels that the normalisation counts: median (0.5 to 99.5 "
         "percentile).": lambda p: _intensity_table(p, task.channels),
-        "Labelled regions: median volume in ml (10 to 90 percentile), median number of connected parts, share of cases "
+        "Labelled regions: mean volume in ml (standard deviation), median number of connected parts, share of cases "
         "that have the region.": lambda p: _region_table(p, regions),
         "Shares of the classes in all that is labelled.": lambda p: _class_table(p, task.classes),
         "Orientation of the stored axes, maker and field strength, where they are known.": _scanner_table,
@@ -86,6 +86,14 @@ def _middle(histogram: Histogram | None, form: str) -> str:
     return NOT_AVAILABLE if found is None else shown(found.value, form)
 
 
+def _mean(part: Statistics, name: str) -> str:
+    """Mean and deviation of the values themselves; the mean of the bins where nothing else is told."""
+    if (moments := part.moments.get(name)) is not None:
+        return f"{shown(moments.mean, '.3g')} ({shown(moments.deviation, '.3g')})"
+    found = part.histograms[name].mean() if name in part.histograms else None
+    return NOT_AVAILABLE if found is None else f"{shown(found.value, '.3g')} +- {found.error:.2g}"
+
+
 def _span(histogram: Histogram | None, low: float, high: float) -> str:
     if histogram is None or (middle := histogram.quantile(0.5)) is None:
         return NOT_AVAILABLE
@@ -106,8 +114,8 @@ def _region_table(parts: Mapping[str, Statistics], regions: Sequence[str]) -> Te
     for site, p in parts.items():
         cells = [site]
         for region in regions:
-            volume, count = (p.histograms.get(named(what, region)) for what in (q.VOLUME, q.COMPONENTS))
-            cells += [_span(volume, 0.1, 0.9), _middle(count, ".3g"), _share(p, named(q.PRESENT, region), q.YES)]
+            count = _middle(p.histograms.get(named(q.COMPONENTS, region)), ".3g")
+            cells += [_mean(p, named(q.VOLUME, region)), count, _share(p, named(q.PRESENT, region), q.YES)]
         rows.append(cells)
     header = [cell for region in regions for cell in (f"{region} (ml)", "Parts", "Cases with it")]
     return TextTable(("Site", *header), rows if regions else [], int(ALL_SITES in parts))
@@ -115,7 +123,7 @@ def _region_table(parts: Mapping[str, Statistics], regions: Sequence[str]) -> Te
 
 def _class_table(parts: Mapping[str, Statistics], classes: Sequence[str]) -> TextTable:
     rows = [[site, *(_share(p, q.CLASSES, name) for name in classes)] for site, p in parts.items()]
-    return TextTable(("Site", *classes), rows if classes else [], int(ALL_SITES in parts))
+    return TextTable(("Site", *classes), rows if len(classes) > 1 else [], int(ALL_SITES in parts))
 
 
 def _share(part: Statistics, name: str, category: str) -> str:
@@ -147,30 +155,35 @@ def _pair_table(statistics: FederationStatistics) -> TextTable:
     for pair in statistics.pairs:
         distances = [pair.intensities.get(c) for c in task.channels] + [pair.volumes.get(r) for r in regions]
         cells = [NOT_AVAILABLE if d is None else f"{shown(d.value, '.3g')} +- {d.error:.2g}" for d in distances]
-        shift = [] if not regions else [shown(pair.labels and pair.labels.total_variation, ".3f")]
+        shift = [] if len(task.classes) < 2 else [shown(pair.labels and pair.labels.total_variation, ".3f")]
         rows.append([" and ".join(pair.sites), *cells, *shift])
-    header = ("Sites", *task.channels, *(f"{region} (ml)" for region in regions), *(["Labels"] if regions else []))
+    header = (
+        "Sites",
+        *task.channels,
+        *(f"{region} (ml)" for region in regions),
+        *(["Labels"] if len(task.classes) > 1 else []),
+    )
     return TextTable(header, rows)
 
 
 def intensities_figure(statistics: FederationStatistics) -> Figure | None:
-    """Normalised intensities of each channel, a line for each site."""
+    """How much of the normalised intensities of each channel lies below a value, a line for each site."""
     channels = [c for c in statistics.task.channels if _any(statistics, named(q.NORMALISED, c))]
     if not channels:
         return None
-    figure = new_figure(7.4, 0.6 + 1.7 * len(channels))
+    figure = new_figure(7.4, 0.6 + 1.9 * len(channels))
     panels = figure.subplots(len(channels), 1, squeeze=False)[:, 0]
     windowed = statistics.task.normalisation == "window"
     for axes, channel in zip(panels, channels, strict=True):
         for index, site in enumerate(sorted(statistics.sites)):
             found = statistics.sites[site].histograms.get(named(q.NORMALISED, channel))
-            if found is not None and found.bins:
-                places, heights = _density(found)
-                axes.plot(places, heights, **{**line_style(index), "marker": "", "label": site})
+            if found is not None and (line := _share_below(found)):
+                axes.plot(*zip(*line, strict=True), **{**line_style(index), "marker": "", "label": site})
         axes.set_title(channel)
-        axes.set_yticks([])
-        axes.set_xlim((0, 1) if windowed else (-4, 6))
-        grid(axes, "x")
+        axes.set_ylim(0, 1)
+        axes.set_ylabel("Share below")
+        axes.set_xlim((0, 1) if windowed else (-3, 4))
+        grid(axes, "both")
     panels[-1].set_xlabel("Part of the window" if windowed else "Normalised intensity (standard deviations)")
     legend_below(figure, panels[0])
     return figure
@@ -180,17 +193,15 @@ def _any(statistics: FederationStatistics, name: str) -> bool:
     return any(name in part.histograms for part in statistics.sites.values())
 
 
-def _density(histogram: Histogram, points: int = 120) -> tuple[list[float], list[float]]:
-    """Centres and weight by width, of about so many intervals of neighbouring groups."""
-    groups = sorted(histogram.bins)
-    step = max(1, len(groups) // points)
-    places, heights = [], []
-    for start in range(0, len(groups), step):
-        some = groups[start : start + step]
-        low, high = histogram.scale.bounds(some[0][0], max(last for _, last in some))
-        places.append((low + high) / 2)
-        heights.append(max(0.0, sum(histogram.bins[group] for group in some)) / (high - low))
-    return places, heights
+def _share_below(histogram: Histogram) -> list[tuple[float, float]]:
+    """Upper bounds of the groups of bins, and the share of the weight up to each."""
+    kept = {group: weight for group, weight in sorted(histogram.bins.items()) if weight > 0}
+    total, below, line = sum(kept.values()), 0.0, list[tuple[float, float]]()
+    for (first, last), weight in kept.items():
+        low, high = histogram.scale.bounds(first, last)
+        line += [(low, below / total), (high, (below + weight) / total)]
+        below += weight
+    return line
 
 
 def _context(statistics: FederationStatistics, picture: Path | None) -> dict[str, Any]:

@@ -82,8 +82,8 @@ def compare(task: Task, names: tuple[str, str], one: Statistics, other: Statisti
 def label_shift(one: Mapping[str, float], other: Mapping[str, float]) -> LabelShift | None:
     """The shift between two weightings of classes; those that only one of them names count under ``other`` in both.
 
-    >>> label_shift({"a": 1, "b": 1}, {"a": 3, "b": 1})
-    LabelShift(total_variation=0.25, jensen_shannon=0.04879494069539847)
+    >>> label_shift({"a": 1, "b": 0}, {"a": 0, "b": 3})
+    LabelShift(total_variation=1.0, jensen_shannon=1.0)
     """
     common = [name for name in one if name in other and name != OTHER]
     both = []

@@ -16,7 +16,7 @@ class Moments:
     variances" (1979), in any order and grouping, up to rounding.
 
     >>> Moments.of(np.array([1.0, 3.0])).merge(Moments.of(np.array([5.0])))
-    Moments(weight=2.0, mean=3.5, m2=3.5)
+    Moments(weight=2.0, mean=3.5, m2=5.5)
 
     Attributes:
         weight: how many cases these are; a case weighs 1 however many values it has.

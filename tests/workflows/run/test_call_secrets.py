@@ -64,7 +64,7 @@ def test_no_other_message_carries_it():
 
 def test_the_workflow_hands_them_out_and_still_hears_its_sites(monkeypatch):
     loop, communicator = SplitTraining(1), Communicator("train")
-    monkeypatch.setattr("fedseg.workflows.run.workflow.ModelController.set_communicator", lambda *a: None)
+    monkeypatch.setattr("fedseg.workflows.run.flare_workflow.ModelController.set_communicator", lambda *a: None)
     loop.set_communicator(communicator)
     assert isinstance(loop.communicator, Listening)
     assert loop.sites.secrets.of("a")

@@ -86,6 +86,9 @@ class FlareWorkflow(ModelController):
             ConfigurationError: the job's files are none that a job may have, or its parts cannot work together.
         """
 
+    def check_sites_part(self, fl_ctx: FLContext) -> None:
+        """Refuse a job whose parts at the sites cannot work together with this workflow (ConfigurationError)."""
+
     def begin(self, sites: Sites, record: RunRecord, fl_ctx: FLContext) -> tuple[Path, Path, Path]:
         """What every run begins with: a look at the job's files, the facts of the job, and the run's id.
 
@@ -96,6 +99,7 @@ class FlareWorkflow(ModelController):
             The server's state folder, its own configuration folder, and that of the job.
         """
         check_job_files(fl_ctx)
+        self.check_sites_part(fl_ctx)
         workspace, job_id = fl_ctx.get_engine().get_workspace(), str(fl_ctx.get_job_id())
         record.job = job_facts(fl_ctx, workspace)
         site_config, config = Path(workspace.get_site_config_dir()), Path(workspace.get_app_config_dir(job_id))

@@ -65,10 +65,12 @@ class Workflow(FlareWorkflow):
         """A run of these parts over any port to sites."""
         return TrainingRun(self.settings, self.model, self.protocol, self.selection, sites, record)
 
+    def check_sites_part(self, fl_ctx: FLContext) -> None:
+        check_parts([*self.parts, *site_parts(fl_ctx)])
+
     def load(self, sites: Sites, record: RunRecord, fl_ctx: FLContext) -> TrainingRun:
         """See ``FlareWorkflow``: the run at its start, or as its checkpoint has it."""
         state, site_config, config = self.begin(sites, record, fl_ctx)
-        check_parts([*self.parts, *site_parts(fl_ctx)])
         initial = config / INITIAL_FILE
         place = RunPlace(state, site_config, initial if initial.is_file() else None, model_files(config))
         run, plan = self.training_run(sites, record), read_plan(config / PLAN_FILE)

@@ -27,8 +27,6 @@ PLACES = {
     "evaluate": {"--out"},
     "predict": {"--out"},
     "report": {"--out"},
-    "statistics": {"--out"},
-    "plan": {"--out"},
     "rank": {"--out"},
     "statistics": {"--out"},
     "plan": {"--out"},

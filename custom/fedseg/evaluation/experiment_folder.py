@@ -28,6 +28,8 @@ GLOBAL = "-"
 """In the column ``site``: the one model of all sites. In ``fold``: there are no folds."""
 LEFT_OUT = "loso-"
 """How a fold begins that leaves out the site whose name follows."""
+OWN = " (own)"
+"""After the name of an arm that has both a model of all sites and own models of sites: the latter, as an arm apart."""
 _NUMBERS = ("seed", "round", "samples")
 _WORDS = {"neither", "both", "reference", "prediction", ""}
 
@@ -40,7 +42,8 @@ class Experiment:
         folder: where it lies.
         facts: content of ``experiment.json``.
         results: the long table, one row a value: ``RESULT_COLUMNS``. ``value`` is NaN where the convention for empty
-            regions leaves a case out.
+            regions leaves a case out. Own models of an arm that has a model of all sites, too, are an arm apart: see
+            ``OWN``.
         costs: one row a quantity of a trained arm: ``COST_COLUMNS``; empty where there is no such file.
         curves: one row a point of a curve: ``CURVE_COLUMNS``; empty where there is no such file.
         statistics: of the sites' data, of ``statistics.json``; None where there is none.
@@ -105,6 +108,8 @@ def read_experiment(folder: Path) -> Experiment:
     results = _read_table(folder / RESULTS, RESULT_COLUMNS)
     if results.empty:
         raise DataError(f"{folder / RESULTS} has no rows: no part of the experiment is done. Run it first.")
+    both = set(results["arm"][results["site"] == GLOBAL])
+    results["arm"] = results["arm"].mask((results["site"] != GLOBAL) & results["arm"].isin(both), results["arm"] + OWN)
     if unknown := set(results["empty"]) - _WORDS:
         raise DataError(f"{folder / RESULTS}, column empty: {sorted(unknown)[0]!r} is not one of {sorted(_WORDS)}.")
     costs, curves = (

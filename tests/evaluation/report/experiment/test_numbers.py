@@ -172,6 +172,32 @@ def test_where_every_fold_leaves_a_site_out_that_site_counts() -> None:
     assert frame["with"].isna().all()
 
 
+def test_a_site_that_was_left_out_has_the_mean_of_the_others_own_models() -> None:
+    experiment = by_hand(
+        [
+            ("local", "loso-a", "b", "a", "1", 0.4),
+            ("local", "loso-a", "c", "a", "1", 0.6),
+            ("fedavg", "loso-a", "-", "a", "1", 0.7),
+        ]
+    )
+    frame = numbers.arm_frame(experiment, DICE)
+    assert frame["macro"].to_dict() == pytest.approx({"local": 0.5, "fedavg": 0.7})
+    assert frame["cases"].to_dict() == {"local": 1, "fedavg": 1}
+    assert numbers.left_out_frame(experiment, DICE)["cases"].tolist() == [1, 1]
+
+
+def test_own_models_beside_a_shared_one_are_an_arm_apart(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path / "e", arms=("fedavg", "ditto"), seeds=1, left_out=False)
+    text = (folder / "results.csv").read_text("utf-8")
+    (folder / "results.csv").write_text(text.replace(",fedavg,", ",ditto,"), "utf-8")
+    found = read_experiment(folder)
+    assert found.arms == ["ditto", "ditto (own)"]
+    frame = numbers.arm_frame(found, DICE)
+    assert frame["cases"].to_dict() == dict.fromkeys(frame.index, 32)
+    assert math.isnan(frame.loc["ditto", "elsewhere"]), "it has one model"
+    assert frame.loc["ditto (own)", "elsewhere"] < frame.loc["ditto (own)", "macro"]
+
+
 def test_one_patient_has_no_interval() -> None:
     row = numbers.arm_frame(by_hand([("fedavg", "-", "-", "a", "1", 0.5)]), DICE).loc["fedavg"]
     assert row["macro"] == 0.5

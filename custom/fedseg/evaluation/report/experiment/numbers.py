@@ -43,9 +43,27 @@ def elsewhere(scores: pd.DataFrame) -> pd.DataFrame:
     return scores[(scores["model"] != GLOBAL) & (scores["model"] != scores["site"])]
 
 
+def per_case(scores: pd.DataFrame) -> pd.DataFrame:
+    """``case_scores`` with one row a case and arm: the mean over the models of an arm."""
+    return scores.groupby(["arm", "site", "patient", "case"], sort=False)["value"].mean().reset_index()
+
+
+def judged(experiment: Experiment, rows: pd.DataFrame, metric: str, region: str = MEAN) -> pd.DataFrame:
+    """By which scores an arm is judged: those at home; where every fold leaves a site out, those at that site, of an
+    arm with a model of each other site the mean over these.
+
+    Args:
+        experiment: what was read.
+        rows: out of its ``main_rows``.
+        metric, region: see ``case_scores``.
+    """
+    scores = case_scores(rows, metric, region)
+    return per_case(scores) if experiment.whole_rows.empty else at_home(scores)
+
+
 def comparable(experiment: Experiment, metric: str, region: str = MEAN) -> pd.DataFrame:
-    """``at_home`` at the sites where every arm has a score, so that all arms are judged on the same cases."""
-    scores = at_home(case_scores(experiment.main_rows, metric, region))
+    """``judged`` at the sites where every arm has a score, so that all arms are judged on the same cases."""
+    scores = judged(experiment, experiment.main_rows, metric, region)
     if scores.empty:
         return scores
     sites = set.intersection(*(set(group["site"]) for _, group in scores.groupby("arm")))
@@ -95,7 +113,7 @@ def _over_seeds(experiment: Experiment, arm: str, score: Score, sites: Sequence[
     rows = experiment.main_rows
     chosen = rows[(rows["arm"] == arm) & rows["evaluated_at"].isin(sites)]
     means = [
-        at_home(case_scores(group, score.name)).groupby("site")["value"].mean().mean()
+        judged(experiment, group, score.name).groupby("site")["value"].mean().mean()
         for _, group in chosen.groupby("seed")
     ]
     return {"seeds": len(means), "seed_sd": float(pd.Series(means, dtype=float).std())}
@@ -104,7 +122,7 @@ def _over_seeds(experiment: Experiment, arm: str, score: Score, sites: Sequence[
 def site_frame(experiment: Experiment, score: Score, region: str = MEAN) -> pd.DataFrame:
     """One row an arm and site at home: ``arm``, ``site``, ``cases``, ``patients``, ``mean``, ``low`` and ``high``."""
     records = []
-    scores = at_home(case_scores(experiment.main_rows, score.name, region))
+    scores = judged(experiment, experiment.main_rows, score.name, region)
     for (arm, site), group in scores.groupby(["arm", "site"], sort=False):
         own = interval(group)
         counts = {"cases": len(group), "patients": group["patient"].nunique()}
@@ -138,9 +156,8 @@ def external_frame(experiment: Experiment, score: Score, sites: Sequence[str]) -
     """
     scores = case_scores(experiment.main_rows, score.name)
     scores = scores[scores["site"].isin(sites)]
-    means = scores.groupby(["arm", "site", "patient", "case"], sort=False)["value"].mean().reset_index()
     records = []
-    for (arm, site), group in means.groupby(["arm", "site"], sort=False):
+    for (arm, site), group in per_case(scores).groupby(["arm", "site"], sort=False):
         own = interval(group)
         records.append(
             {"arm": arm, "site": site, "cases": len(group), "mean": own.mean, "low": own.low, "high": own.high}
@@ -177,7 +194,7 @@ def left_out_frame(experiment: Experiment, score: Score) -> pd.DataFrame:
     One row an arm and site: ``arm``, ``site``, ``cases``, ``without`` with ``low`` and ``high``, ``with`` (the same arm
     on the same cases with all sites; NaN where it was not trained so) and ``difference`` (without minus with).
     """
-    apart = case_scores(experiment.left_out_rows, score.name)
+    apart = per_case(case_scores(experiment.left_out_rows, score.name))
     together = at_home(case_scores(experiment.whole_rows, score.name))
     records = []
     for (arm, site), group in apart.groupby(["arm", "site"], sort=False):
@@ -191,7 +208,7 @@ def left_out_frame(experiment: Experiment, score: Score) -> pd.DataFrame:
 def worst_cases(experiment: Experiment, arm: str, score: Score, count: int = 3) -> pd.DataFrame:
     """The ``count`` worst cases of each site under an arm: ``site``, ``rank`` (from 1), ``case``, ``patient``,
     ``value``."""
-    scores = at_home(case_scores(experiment.main_rows, score.name))
+    scores = judged(experiment, experiment.main_rows, score.name)
     scores = scores[scores["arm"] == arm].sort_values(
         ["site", "value", "case"], ascending=[True, score.higher_is_better, True], kind="stable"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fedseg.errors import ConfigurationError
-from fedseg.evaluation.experiment_folder import Experiment
+from fedseg.evaluation.experiment_folder import OWN, Experiment
 from fedseg.evaluation.report.wording import plain
 from fedseg.evaluation.summary import part
 from fedseg.tasks.objective import MEAN, Score, objective_of
@@ -49,14 +49,20 @@ def regions_of(experiment: Experiment) -> list[str]:
 
 def arm_kind(experiment: Experiment, arm: str) -> str:
     """The kind of an arm: ``central``, ``local``, ``ensemble``, ``iil``, ``ciil``, or else ``federated``."""
-    kind = part(experiment.facts, "arms", arm).get("kind", arm)
+    kind = _declared(experiment, arm).get("kind", arm)
     return kind if kind in _MEANINGS else FEDERATED
 
 
 def arm_words(experiment: Experiment, arm: str) -> str:
     """What an arm is, in a few words."""
-    job = part(experiment.facts, "arms", arm).get("job")
-    return _MEANINGS.get(arm_kind(experiment, arm)) or (f"federated, job {job}" if job else FEDERATED)
+    job = _declared(experiment, arm).get("job")
+    words = _MEANINGS.get(arm_kind(experiment, arm)) or (f"federated, job {job}" if job else FEDERATED)
+    return f"{words}: each site's own model" if arm.endswith(OWN) else words
+
+
+def _declared(experiment: Experiment, arm: str) -> dict[str, Any]:
+    """What the definition says of an arm."""
+    return part(experiment.facts, "arms", arm.removesuffix(OWN))
 
 
 def arms_of_kind(experiment: Experiment, kind: str) -> list[str]:

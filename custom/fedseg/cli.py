@@ -48,6 +48,11 @@ COMMANDS = (
     "local-federation",
 )
 
+_GO_ON = {
+    "simulate": " Add --resume to go on after the last finished round.",
+    "experiment": " The same command goes on with what is not done.",
+}
+
 
 def build_parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
     """The command line; each module in ``fedseg.commands`` adds its own part by ``add_parser(subparsers)``.
@@ -96,8 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         err().print(f"[red]fedseg {options.command}:[/red] {said}")
         return 1
     except KeyboardInterrupt:
-        hint = " Add --resume to go on after the last finished round." if options.command == "simulate" else ""
-        err().print(f"[red]fedseg {options.command}:[/red] interrupted.{hint}")
+        err().print(f"[red]fedseg {options.command}:[/red] interrupted.{_GO_ON.get(options.command, '')}")
         return 130
     return int(code or 0)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,9 +70,10 @@ def _run(options: argparse.Namespace, experiment: Experiment) -> int:
     jobs, costs = _jobs(options, experiment), _costs(experiment)
     record = describe(experiment, describe_costs(costs, jobs))
     write_json(options.out / FACTS, record)
-    kept = sum(is_done(options.out, unit) for unit in experiment.units)
-    tell(f"{experiment.definition.name}: {len(experiment.units)} units, of which {kept} are done; {jobs} at a time")
-    with _Watch(experiment.units, options.out, costs, jobs) as watch:
+    kept = [unit.name for unit in experiment.units if is_done(options.out, unit)]
+    count = len(experiment.units)
+    tell(f"{experiment.definition.name}: {count} units, of which {len(kept)} are done; {jobs} at a time")
+    with _Watch(experiment.units, options.out, costs, jobs, kept) as watch:
         failed = run_units(experiment.units, options.out, experiment.definition.watts, jobs, watch.look)
     summary = finish(experiment, options.out, record, failed, track)
     _print_summary(summary, options.out)
@@ -95,9 +96,11 @@ def _costs(experiment: Experiment) -> dict[str, UnitCost]:
 class _Watch:
     """A bar with the time that is left; where stderr is no terminal, a line for each unit that is done."""
 
-    def __init__(self, units: Sequence[Unit], folder: Path, costs: Mapping[str, UnitCost], jobs: int) -> None:
+    def __init__(
+        self, units: Sequence[Unit], folder: Path, costs: Mapping[str, UnitCost], jobs: int, kept: Collection[str]
+    ) -> None:
         self._units, self._folder, self._costs, self._jobs = units, folder, costs, jobs
-        self._said: set[str] = set()
+        self._said = set(kept)
         columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}")
         terminal = err().is_terminal
         self._bar = Progress(*columns, console=err(), transient=True, disable=not terminal)
@@ -171,11 +174,11 @@ def _print_summary(summary: Mapping[str, Any], folder: Path) -> None:
 
     rows = []
     for row in table_rows(summary, MEAN):
-        numbers = [f"{row['macro']:.3f}", f"{row['pooled']:.3f}", f"{row['worst_site']} {row['worst']:.3f}"]
         arm = row["arm"] if row["model"] == SHARED else f"{row['arm']} (own)"
-        counts = [f"{row['spread']:.3f}", str(row["cases"])]
-        rows.append([arm, row["scope"].replace("_", " "), *numbers, *counts])
+        means = [f"{row[name]:.3f}" for name in ("macro", "pooled", "worst")]
+        about = [row["worst_site"], f"{row['spread']:.3f}", str(row["cases"])]
+        rows.append([arm, row["scope"].replace("_", " "), *means, *about])
     out().print(f"{summary['primary']}, mean over regions")
-    print_table(["arm", "tested", "over sites", "over cases", "worst", "spread", "cases"], rows, 2)
+    print_table(["arm", "tested", "by site", "by case", "worst", "at", "spread", "cases"], rows, 2)
     out().print(f"every value: {folder / RESULTS}\nsummary:     {folder / 'summary.json'}")
     out().print(f"page:        {folder / 'report' / 'report.html'}")

@@ -110,12 +110,15 @@ def test_intervals_hold_their_means_and_are_those_of_the_bootstrap():
 
     generator = np.random.default_rng(0)
     values = generator.uniform(0.5, 0.9, 12)
-    rows = [row("fedavg", "-", "ab"[i % 2], f"c{i:02}", float(v)) for i, v in enumerate(values)]
+    rows = [row("fedavg", "-", "abcd"[i // 3], f"c{i:02}", float(v)) for i, v in enumerate(values)]
     (found,) = lines(rows)
-    ordered = [*values[::2], *values[1::2]]
-    expected = bootstrap_mean(ordered, ["a"] * 6 + ["b"] * 6, samples=2000)
+    expected = bootstrap_mean(values.tolist())
     assert (found["pooled_low"], found["pooled_high"]) == (pytest.approx(expected.low), pytest.approx(expected.high))
-    assert found["macro_low"] < found["macro"] < found["macro_high"]
+    expected = bootstrap_mean(values.tolist(), [*"aaabbbcccddd"], over="groups")
+    assert (found["macro_low"], found["macro_high"]) == (pytest.approx(expected.low), pytest.approx(expected.high))
+    (few,) = lines(rows[:9])
+    assert (few["macro_low"], few["macro_high"]) == (None, None)
+    assert few["pooled_low"] < few["pooled"] < few["pooled_high"]
 
 
 def test_arms_are_compared_with_the_reference_patient_by_patient():
@@ -126,7 +129,7 @@ def test_arms_are_compared_with_the_reference_patient_by_patient():
         for i, value in enumerate(several)
     ]
     frame = results_frame(definition_of(), FOLDS, rows)
-    found = {line["arm"]: line for line in compare_with_reference(definition_of(), frame)}
+    found = {line["arm"]: line for line in compare_with_reference(definition_of(), KIND, frame)}
     assert set(found) == {"local", "ciil"}
     assert found["local"]["difference"] == pytest.approx(-0.2)
     assert found["local"]["patients"] == 3
@@ -134,5 +137,5 @@ def test_arms_are_compared_with_the_reference_patient_by_patient():
     assert found["local"]["p"] == pytest.approx(0.25)
     assert found["local"]["p_holm"] == pytest.approx(0.5)
     assert (found["ciil"]["difference"], found["ciil"]["p"]) == (0.0, 1.0)
-    turned = compare_with_reference(definition_of(reference="local"), frame)
+    turned = compare_with_reference(definition_of(reference="local"), KIND, frame)
     assert {line["arm"]: round(line["difference"], 6) for line in turned} == {"fedavg": 0.2, "ciil": 0.2}

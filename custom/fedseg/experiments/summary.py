@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 
 from fedseg.evaluation.experiment_folder import GLOBAL, RESULT_COLUMNS
-from fedseg.evaluation.intervals import LEVEL, Over, bootstrap_mean
+from fedseg.evaluation.intervals import LEVEL, SAMPLES, bootstrap_mean
 from fedseg.evaluation.paired_tests import compare_arms, holm
+from fedseg.evaluation.report.experiment.numbers import FEWEST_CLUSTERS
 from fedseg.experiments.definition import Definition
 from fedseg.experiments.folds import Fold
 from fedseg.experiments.rows import Row, as_csv
@@ -29,7 +30,7 @@ COLUMNS = (
     "worst_site", "worst", "spread", "seeds", "seed_deviation",
 )  # fmt: skip
 _SAMPLES = 2000
-"""Draws of each interval and test: there are hundreds of them."""
+"""Draws of each interval and test that are not of the primary score: there are hundreds of them."""
 
 
 def write_summary(
@@ -56,7 +57,7 @@ def write_summary(
         "primary": kind.primary.name,
         "level": LEVEL,
         "rows": lines,
-        "comparisons": compare_with_reference(definition, frame),
+        "comparisons": compare_with_reference(definition, kind, frame),
     }
     write_whole(out / SUMMARY_CSV, as_csv(COLUMNS, lines))
     write_json(out / SUMMARY_JSON, content)
@@ -88,12 +89,13 @@ def summarise(definition: Definition, kind: Objective, frame: pd.DataFrame) -> l
     found = []
     for key, group in frame.groupby(_GROUP, sort=False):
         about = dict(zip(_GROUP, key, strict=True))
-        found.append({**about, **_numbers(group, better[about["metric"]])})
+        samples = SAMPLES if about["metric"] == kind.primary.name else _SAMPLES
+        found.append({**about, **_numbers(group, better[about["metric"]], samples)})
     arms = list(definition.arms)
     return sorted(found, key=lambda row: (arms.index(row["arm"]), row["model"] == OWN, SCOPES.index(row["scope"])))
 
 
-def _numbers(group: pd.DataFrame, higher_is_better: bool) -> Row:
+def _numbers(group: pd.DataFrame, higher_is_better: bool, samples: int) -> Row:
     """Means over seeds, models and folds first, so that every case counts once; then over cases and over sites."""
     cases = group.groupby(["evaluated_at", "patient", "case"])["value"].mean()
     sites = cases.groupby("evaluated_at").mean()
@@ -101,8 +103,7 @@ def _numbers(group: pd.DataFrame, higher_is_better: bool) -> Row:
     by_seed = group.groupby(["seed", "evaluated_at", "patient", "case"])["value"].mean()
     seeds = by_seed.groupby(["seed", "evaluated_at"]).mean().groupby("seed").mean()
     return {
-        **_interval("macro", cases),
-        **_interval("pooled", cases),
+        **_intervals(cases, samples),
         "sites": len(sites),
         "cases": len(cases),
         "patients": int(cases.groupby(["evaluated_at", "patient"]).ngroups),
@@ -114,15 +115,24 @@ def _numbers(group: pd.DataFrame, higher_is_better: bool) -> Row:
     }
 
 
-def _interval(name: str, cases: pd.Series) -> Row:
-    """A mean over sites or over cases, by bootstrap over sites and their patients."""
+def _intervals(cases: pd.Series, samples: int) -> Row:
+    """Means over sites and over cases: the first by bootstrap over sites and their patients, the second over patients.
+
+    They are those of the page; with few sites nothing can be said of others.
+    """
     sites, patients = (cases.index.get_level_values(level).tolist() for level in ("evaluated_at", "patient"))
-    over: Over = "groups" if name == "macro" else "cases"
-    found = bootstrap_mean(cases.tolist(), sites, patients=patients, over=over, samples=_SAMPLES)
-    return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+    own = [*zip(sites, patients, strict=True)]
+    pooled = bootstrap_mean(cases.tolist(), patients=own, samples=samples)
+    macro = bootstrap_mean(cases.tolist(), sites, patients=patients, over="groups", samples=samples)
+    enough = macro.groups >= FEWEST_CLUSTERS
+    return {
+        **{"macro": macro.mean, "macro_low": macro.low if enough else None},
+        **{"macro_high": macro.high if enough else None},
+        **{"pooled": pooled.mean, "pooled_low": pooled.low, "pooled_high": pooled.high},
+    }
 
 
-def compare_with_reference(definition: Definition, frame: pd.DataFrame) -> list[Row]:
+def compare_with_reference(definition: Definition, kind: Objective, frame: pd.DataFrame) -> list[Row]:
     """Every arm less the reference, on the same patients, for the mean over regions of each metric.
 
     Returns:
@@ -137,8 +147,10 @@ def compare_with_reference(definition: Definition, frame: pd.DataFrame) -> list[
         named = [key for key in ((definition.reference, SHARED), (definition.reference, OWN)) if key in tables]
         if not named:
             continue
+        samples = SAMPLES if metric == kind.primary.name else _SAMPLES
+        reference = tables[named[0]]
         lines = [
-            {"arm": key[0], "model": key[1], "scope": scope, "metric": metric, **_compared(table, tables[named[0]])}
+            {"arm": key[0], "model": key[1], "scope": scope, "metric": metric, **_compared(table, reference, samples)}
             for key, table in tables.items()
             if key != named[0]
         ]
@@ -147,8 +159,8 @@ def compare_with_reference(definition: Definition, frame: pd.DataFrame) -> list[
     return found
 
 
-def _compared(table: pd.DataFrame, reference: pd.DataFrame) -> Row:
-    test = compare_arms(table, reference, samples=_SAMPLES)
+def _compared(table: pd.DataFrame, reference: pd.DataFrame, samples: int) -> Row:
+    test = compare_arms(table, reference, samples=samples)
     bounds = {"low": test.interval.low, "high": test.interval.high}
     return {"difference": test.difference, **bounds, "p": test.p, "p_wilcoxon": test.p_wilcoxon, "patients": test.cases}
 

@@ -52,8 +52,11 @@ def rewritten(job, name, target, change):
 
 
 def telling(client, text):
-    """The sites' part of a job with a filter whose argument would carry ``text`` into the privacy record."""
-    filters = [{"path": PATTERNS, "args": {"patterns": ["*", text]}}]
+    """The sites' part of a job with a filter whose argument would carry ``text`` into the privacy record.
+
+    Version 0.5.0 took sets of letters in patterns, so that this one fits most arrays, whatever the text has become.
+    """
+    filters = [{"path": PATTERNS, "args": {"patterns": ["*", f"*[!{text}]*"]}}]
     return {**client, "task_result_filters": [{"tasks": ["train"], "filters": filters}]}
 
 

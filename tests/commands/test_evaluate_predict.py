@@ -7,6 +7,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -16,9 +17,11 @@ from fedseg.cli import main
 from fedseg.data.datalist import read_datalist
 from fedseg.data.intake.image_folders import read_cases
 from fedseg.errors import DataError, UsageError
+from fedseg.evaluation.intervals import bootstrap_mean
 from fedseg.files.digest import model_digest
 from fedseg.models.model_file import read_model
 from fedseg.tasks.registry import resolve_task
+from fedseg.tasks.segmentation.objective import Segmentation
 from tiny import make_model_and_site
 
 FOUR = {
@@ -69,6 +72,44 @@ def test_the_table_of_cases_has_what_the_file_has(folder: Path) -> None:
         assert float(row["dice"]) == case["dice"]["inner"]
         assert float(row["reference_ml"]) == case["volumes"]["inner"]["reference"]
         assert int(row["lesions"]) == case["lesions"]["inner"]["lesions"]
+
+
+def test_every_score_stands_in_file_table_and_terminal(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert use("evaluate", "a", "--split", "all") == 0
+    content = json.loads((folder / "out" / "evaluation.json").read_text())
+    names = [score.name for score in Segmentation.scores]
+    header = (folder / "out" / "evaluation.csv").read_text().splitlines()[0].split(",")
+    assert header[: 3 + len(names)] == ["case", "patient", "region", *names]
+    for name in names:
+        values = [case[name]["whole"] for case in content["cases"]]
+        known = [value for value in values if value is not None]
+        assert content["mean"][name]["whole"] == (pytest.approx(np.mean(known)) if known else None)
+    assert content["mean"]["ece"]["whole"] is not None, "probabilities reach the scores"
+    low, high = content["intervals"]["dice"]["whole"]
+    assert low <= content["mean"]["dice"]["whole"] <= high
+    patients = [case["patient"] for case in content["cases"]]
+    expected = bootstrap_mean([case["dice"]["whole"] for case in content["cases"]], patients=patients)
+    assert (low, high) == (expected.low, expected.high)
+    printed = capsys.readouterr().out
+    assert "95% interval" in printed
+    for title in ("NSD", "difference", "Lesion-wise", "Calibration"):
+        assert title in printed
+
+
+def test_pictures_are_drawn_where_they_are_asked_for(folder: Path) -> None:
+    assert use("evaluate", "a", "--split", "all") == 0
+    assert sorted(path.name for path in (folder / "out").iterdir()) == ["evaluation.csv", "evaluation.json"]
+    assert use("evaluate", "a", "--split", "all", "--pictures") == 0
+    assert (folder / "out" / "overlays.png").read_bytes().startswith(b"\x89PNG")
+    content = json.loads((folder / "out" / "evaluation.json").read_text())
+    best = max(content["cases"], key=lambda case: (sum(case["dice"].values()), case["id"]))["id"]
+    assert use("predict", "a", "--split", "all") == 0
+    masks = {path.name: path.read_bytes() for path in (folder / "out" / "overlays").iterdir()}
+    assert set(masks) == {"best.nii.gz", "median.nii.gz", "worst.nii.gz"}
+    np.testing.assert_array_equal(
+        nib.load(folder / "out" / "overlays" / "best.nii.gz").get_fdata(),
+        nib.load(folder / "out" / f"{best}.nii.gz").get_fdata(),
+    )
 
 
 @pytest.mark.parametrize("data", ["images", "images/a-1.nii.gz"])

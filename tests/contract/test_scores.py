@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from fedseg.contract.scores import few, is_withheld, rare_outputs, scores_fault, withheld_words, without_rare
+from fedseg.contract.scores import FEWEST, few, is_withheld, rare_outputs, scores_fault, withheld_words, without_rare
 from fedseg.tasks.objective import objective_of
 from fedseg.tasks.task import parse_task
 from fedseg.workflows.run.scores import readable
@@ -111,3 +111,65 @@ def test_means_over_too_few_cases_are_left_out_of_a_summary_and_of_its_mean():
         == 0.5
     )
     assert without_rare(KIND, summary, None) == summary
+
+
+def told(cases: int, **intervals):
+    counts = {"inner": cases, "whole": cases}
+    part = {"split": "test", "loss": 0.5, "cases": cases, "dice": {"inner": 0.5, "whole": 0.7, "mean": 0.6}}
+    further = {"volume_error": {"inner": -0.1, "whole": 0.2}, "scored": {"volume_error": {"inner": 1, "whole": cases}}}
+    empty = {region: {"both": 0, "reference": 0, "prediction": 0} for region in counts}
+    return {**part, **further, "defined": counts, "empty": empty, "intervals": intervals}
+
+
+@pytest.mark.parametrize(
+    ("intervals", "said"),
+    [
+        ({}, ""),
+        ({"dice": {"inner": [0.4, 0.6], "mean": [0.5, 0.5], "whole": None}}, ""),
+        ({"volume_error": {"whole": [-0.3, 0.4]}}, ""),
+        ({"volume_error": {"inner": [-0.3, 0.4]}}, "fewer than 5"),
+        ({"dice": {"inner": [0.6, 0.4]}}, "end before they begin"),
+        ({"dice": {"inner": [0.4]}}, "no pairs"),
+        ({"dice": {"inner": [0.4, 1.6]}}, "no pairs"),
+        ({"dice": {"inner": [0.4, float("nan")]}}, "no pairs"),
+        ({"dice": {"inner": [0.1, 0.2, 0.3, 0.4, 0.5]}}, "no pairs"),
+        ({"dice": {"inner": "0.4"}}, "no pairs"),
+        ({"dice": {"patient-7": None}}, "no output"),
+        ({"dice": [0.4, 0.6]}, "no output"),
+        ({"patient-7": {}}, "no score"),
+    ],
+)
+def test_intervals_are_pairs_of_numbers_over_enough_cases(intervals, said):
+    found = scores_fault(KIND, told(FEWEST, **intervals))
+    assert (said in found) if said else found == ""
+    assert readable({"final": told(FEWEST, **intervals)}, KIND) is (not said)
+    own = {**told(FEWEST), "personal": {k: v for k, v in told(FEWEST, **intervals).items() if k != "split"}}
+    assert (said in scores_fault(KIND, own)) if said else scores_fault(KIND, own) == ""
+
+
+@pytest.mark.parametrize("cases", [2, FEWEST - 1])
+def test_an_interval_of_few_cases_would_tell_single_ones(cases):
+    assert "fewer than 5" in scores_fault(KIND, told(cases, dice={"mean": [0.4, 0.6]}))
+    assert scores_fault(KIND, told(cases, dice={"mean": None})) == ""
+
+
+def test_cases_are_counted_for_every_output():
+    assert scores_fault(KIND, {**told(3), "defined": {"inner": 3}}) == "its defined lacks numbers"
+    assert scores_fault(KIND, {**told(3), "scored": {"volume_error": {"inner": 3}}}) == "its scored lacks numbers"
+
+
+def test_few_cases_of_a_further_score_are_left_out_with_its_interval():
+    """Both regions have six cases; the volume error of one, whose reference is mostly empty, has one."""
+    summary = told(6, dice={"inner": [0.4, 0.6], "mean": [0.5, 0.7]}, volume_error={"inner": None, "whole": [0.1, 0.3]})
+    assert rare_outputs(summary, 3) == {"inner"}
+    kept = without_rare(KIND, summary, 3)
+    assert kept["volume_error"] == {"inner": None, "whole": 0.2}
+    assert kept["scored"]["volume_error"] == {"inner": 0, "whole": 6}
+    assert (kept["dice"], kept["defined"]) == (summary["dice"], summary["defined"])
+    assert kept["intervals"] == summary["intervals"]
+    assert rare_outputs(kept, 3) == set()
+    assert scores_fault(KIND, kept) == ""
+    none = without_rare(KIND, summary, 7)
+    assert none["intervals"]["dice"] == {"inner": None, "mean": None}
+    assert none["intervals"]["volume_error"] == {"inner": None, "whole": None}
+    assert rare_outputs(none, 7) == set()

@@ -25,6 +25,7 @@ from fedseg.jobs import allowed_components as component_policy
 from fedseg.jobs.job import read_job
 from fedseg.simulation.run_folder import prepare_output
 from fedseg.simulation.simulator import simulate
+from fedseg.tasks.segmentation.objective import Segmentation
 from tiny import PLAN, make_sites
 
 ROOT = Path(__file__).parents[2]
@@ -184,8 +185,13 @@ def test_a_site_without_a_policy_tells_its_report_and_its_scores(watched):
         assert set(answer["DXO"]["meta"]) == {META_KEY, "NUM_STEPS_CURRENT_ROUND"}
         assert answer["DXO"]["meta"][META_KEY]["train_loss"] > 0
     (scores,) = results(watched, "open", "validate")
-    assert set(scores["DXO"]["data"]["final"]) == {"split", "cases", "loss", "dice", "hd95", "defined", "empty"}
-    assert not any(isinstance(value, list) for value in scores["DXO"]["data"]["final"].values()), "no single cases"
+    final = scores["DXO"]["data"]["final"]
+    names = {score.name for score in Segmentation.scores}
+    assert set(final) == {"split", "cases", "loss", "defined", "scored", "empty", "intervals"} | names
+    assert not any(isinstance(value, list) for value in final.values()), "no single cases"
+    bounds = [each for part in final["intervals"].values() for each in part.values()]
+    assert bounds
+    assert not any(bounds), "an interval over one case would be that case"
     assert set(events(watched, "open")) == {"fed.analytix_log_stats"}
 
 

@@ -55,11 +55,12 @@ def slow_mean(values):
 def test_a_summary_equals_slow_loops(seed):
     scored = cases(np.random.default_rng(seed), 7)
     summary = Errors.summarise(scored)
-    assert set(summary) == {"cases", "error", "worst", "defined", "kind"}
+    assert set(summary) == {"cases", "error", "worst", "defined", "scored", "kind"}
     for output in ("left", "right"):
         assert summary["error"][output] == slow_mean([case.error[output] for case in scored])
         assert summary["worst"][output] == slow_mean([case.worst[output] for case in scored])
         assert summary["defined"][output] == sum(case.error[output] is not None for case in scored)
+        assert summary["scored"]["worst"][output] == sum(case.worst[output] is not None for case in scored)
         for kind in ("low", "high"):
             assert summary["kind"][output][kind] == sum(case.kind[output] == kind for case in scored)
     assert summary["error"]["mean"] == slow_mean([summary["error"]["left"], summary["error"]["right"]])
@@ -70,15 +71,22 @@ def test_a_summary_equals_slow_loops(seed):
 @pytest.mark.parametrize("seed", range(5))
 def test_pooled_sites_are_the_summary_of_all_their_cases(seed):
     generator = np.random.default_rng(seed)
-    # The weight of a site's mean is its cases with a primary score, so further scores are defined where that is.
+    # Each score is weighed by the cases that have it, which differ between scores.
     sites = [cases(generator, count) for count in (4, 0, 1, 6)]
-    for case in (case for site in sites for case in site):
-        case.worst = {name: None if case.error[name] is None else case.error[name] + 1 for name in case.error}
     pooled = Errors.pool([Errors.summarise(site) for site in sites])
     together = Errors.summarise([case for site in sites for case in site])
-    assert (pooled["cases"], pooled["defined"], pooled["kind"]) == (11, together["defined"], together["kind"])
+    assert pooled["cases"] == 11
+    for name in ("defined", "scored", "kind"):
+        assert pooled[name] == together[name]
     for name in ("error", "worst"):
         assert pooled[name] == pytest.approx(together[name])
+
+
+def test_a_summary_without_counts_of_further_scores_is_weighed_by_the_primary_one():
+    one, other = changed(), changed(error={"left": 3.0, "right": None, "mean": 3.0}, defined={"left": 3, "right": 0})
+    for each in (one, other):
+        del each["scored"]
+    assert Errors.pool([one, {**other, "worst": {"left": 5.0, "right": 1.0}}])["worst"]["left"] == (1 + 3 * 5) / 4
 
 
 def test_a_score_that_not_every_case_has_is_not_summarised():
@@ -96,7 +104,7 @@ def changed(**parts):
     ("summary", "said"),
     [
         (changed(), ""),
-        (changed(error={}), ""),
+        (changed(error={}), "its error lacks numbers"),
         (changed(split="test"), "unknown parts"),
         (changed(error=[1.0]), "numbers by name"),
         (changed(error={"patient-7": 1.0}), "unknown names"),
@@ -110,6 +118,12 @@ def changed(**parts):
         (changed(kind={"left": {"low": -1}}), "finite numbers"),
         (changed(kind={"left": 1}), "finite numbers"),
         (changed(kind=1), "numbers by name"),
+        (changed(scored=[1]), "numbers by name"),
+        (changed(scored={"patient-7": {"left": 1}}), "unknown names"),
+        (changed(scored={"worst": {"patient-7": 1}}), "unknown names"),
+        (changed(scored={"worst": {"left": 0.5}}), "finite numbers"),
+        (changed(scored={"worst": {"left": 1}}), "lacks numbers"),
+        (changed(defined={"left": 1}), "lacks numbers"),
     ],
 )
 def test_what_came_from_elsewhere_is_checked(summary, said):

@@ -44,5 +44,5 @@ class Intensity(Objective):
     def decide(self, values):
         return values[0]
 
-    def score(self, predicted, reference, spacing, settings, full=True):
+    def score(self, predicted, reference, spacing, settings, full=True, values=None):
         return Errors({"intensity": float(100 * np.abs(predicted - reference).mean())})

@@ -6,10 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedseg.allowed import is_count, is_number
-from fedseg.tasks.objective import MEAN, Objective, mean
+from fedseg.tasks.objective import MEAN, SCORED, Objective, cases_with, mean
 
 PERSONAL = "personal"
 """Key of the scores of a site's personal model, see ``TrainingHook.personal_model``, beside those of the global one."""
+
+INTERVALS = "intervals"
+"""Key of the 95% intervals of the means: score -> output -> ``[low, high]``, or null where there are too few cases."""
+FEWEST = 5
+"""Patients of whom an interval may leave a site. With two or three its bounds would be the scores of single cases."""
 
 
 WITHHELD, FEWER_THAN, OF = "withheld", "fewer_than", "of"
@@ -53,28 +58,42 @@ def withheld_words(part: Mapping[str, Any]) -> str:
 
 
 def without_rare(kind: Objective, summary: Mapping[str, Any], least: int | None) -> dict[str, Any]:
-    """A summary without the means of outputs that too few cases have; the mean over outputs is that of the others.
+    """A summary without the means, and their intervals, of outputs that too few cases have; the mean over outputs is
+    that of the others.
 
     Args:
         kind: of the task.
         summary: see ``Objective.summarise``.
         least: fewest cases of which a mean may leave; None for no limit.
     """
-    rare = rare_outputs(summary, least)
-    if not rare:
+    if not rare_outputs(summary, least):
         return dict(summary)
-    told = {**summary, "defined": {name: 0 if name in rare else n for name, n in summary["defined"].items()}}
+    told = {**summary, SCORED: dict(summary.get(SCORED, {})), INTERVALS: dict(summary.get(INTERVALS, {}))}
     for score in kind.scores:
+        rare = _rare(summary, score.name, least)
+        if not rare or not summary.get(score.name):
+            continue
+        counts = {name: 0 if name in rare else cases_with(summary, score.name, name) for name in summary["defined"]}
         values = {name: None if name in rare else value for name, value in summary[score.name].items()}
         if MEAN in values:
             values[MEAN] = mean([value for name, value in values.items() if name != MEAN])
         told[score.name] = values
+        # The interval of the mean over outputs is of all of them.
+        bounds = told[INTERVALS].get(score.name, {})
+        told[INTERVALS][score.name] = {n: None if n in rare | {MEAN} else found for n, found in bounds.items()}
+        told |= {"defined": counts} if score == kind.primary else {SCORED: {**told[SCORED], score.name: counts}}
     return told
 
 
 def rare_outputs(summary: Mapping[str, Any], least: int | None) -> set[str]:
-    """Outputs with a mean over fewer cases than may be told."""
-    return {name for name, count in summary.get("defined", {}).items() if 0 < count < (least or 0)}
+    """Outputs with a mean, of any score, over fewer cases than may be told."""
+    counted = ("", *summary.get(SCORED, {}))
+    return {name for score in counted for name in _rare(summary, score, least)}
+
+
+def _rare(summary: Mapping[str, Any], score: str, least: int | None) -> set[str]:
+    """Outputs with a mean of a score over fewer cases than may be told; of the primary one where there is none such."""
+    return {name for name in summary.get("defined", {}) if 0 < cases_with(summary, score, name) < (least or 0)}
 
 
 def models_of(part: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -91,8 +110,8 @@ def scores_fault(kind: Objective, part: Mapping[str, Any]) -> str:
 
     Args:
         kind: of the task.
-        part: ``split``, ``loss`` and what ``Objective.summarise`` gives, of the global model; under ``personal`` the
-            same without ``split`` of the site's personal one.
+        part: ``split``, ``loss``, ``intervals`` and what ``Objective.summarise`` gives, of the global model; under
+            ``personal`` the same without ``split`` of the site's personal one.
     """
     if not all(isinstance(each, Mapping) for each in models_of(part)):
         return "the scores of its personal model are no numbers by name"
@@ -101,7 +120,32 @@ def scores_fault(kind: Objective, part: Mapping[str, Any]) -> str:
             return "its scores do not count their cases"
         if each.get("loss") is not None and not is_number(each["loss"]):
             return "its loss is something else than a finite number"
-        further = ("loss", "split", PERSONAL) if each is part else ("loss",)
-        if fault := kind.fault(each, further):
+        further = ("loss", INTERVALS, "split", PERSONAL) if each is part else ("loss", INTERVALS)
+        if fault := kind.fault(each, further) or _interval_fault(kind, each):
             return fault
     return ""
+
+
+def _interval_fault(kind: Objective, summary: Mapping[str, Any]) -> str:
+    """What is wrong with the intervals of a summary that is sound otherwise."""
+    told, scores = summary.get(INTERVALS, {}), {score.name: score for score in kind.scores}
+    if not isinstance(told, Mapping) or not set(told) <= set(scores):
+        return "its intervals are of no score"
+    for name, part in told.items():
+        if not isinstance(part, Mapping) or not set(part) <= {*kind.outputs, MEAN}:
+            return "its intervals are of no output"
+        for output, bounds in part.items():
+            if bounds is None:
+                continue
+            if not isinstance(bounds, list) or len(bounds) != 2 or not all(map(scores[name].in_range, bounds)):
+                return "its intervals are no pairs of numbers in their range"
+            if bounds[0] > bounds[1]:
+                return "its intervals end before they begin"
+            if _cases(summary, name, output) < FEWEST:
+                return f"its intervals are of fewer than {FEWEST} cases"
+    return ""
+
+
+def _cases(summary: Mapping[str, Any], score: str, output: str) -> int:
+    """Cases that can have a value; the mean over outputs counts a case that has any of them."""
+    return int(summary["cases"] if output == MEAN else cases_with(summary, score, output))

@@ -24,8 +24,8 @@ def read_case_scores(run: Path, summary: Summary) -> pd.DataFrame:
 
     Returns:
         One row per case, sorted; index ``site``, ``split`` and ``label`` (path of the reference); columns ``<score>
-        <output>`` (``Dice <region>``, ``HD95 <region>`` in mm); NaN where the convention for empty regions leaves a
-        case out.
+        <output>`` of the main scores (``Dice <region>``, ``HD95 <region>`` in mm); NaN where the convention for empty
+        regions leaves a case out.
 
     Raises:
         DataError: there are no scores of single cases, or they lack an output or a score.
@@ -47,9 +47,9 @@ def final_case_facts(run: Path, summary: Summary) -> pd.DataFrame:
     """What is known of every case and output of the final split under the last model, for how scores spread.
 
     Returns:
-        One row per case and output: ``site``, ``case``, ``output``, one column for each score by its title, and where
-        the sites' files tell them ``reference``, ``predicted`` and ``common`` (volumes in ml) and ``lesions``,
-        ``found`` and ``invented`` (counts). Empty where there are no scores of single cases.
+        One row per case and output: ``site``, ``case``, ``patient``, ``output``, a column for each score by its
+        title, and where the sites' files tell them ``reference``, ``predicted`` and ``common`` (volumes in ml) and
+        ``lesions``, ``found`` and ``invented`` (counts). Empty where there are no scores of single cases.
     """
     kind, records = objective_of_run(summary), []
     for site in part(summary, "final", "sites"):
@@ -61,7 +61,8 @@ def final_case_facts(run: Path, summary: Summary) -> pd.DataFrame:
             for output in kind.outputs:
                 scores = {score.title: _value(part(case, score.name).get(output)) for score in kind.scores}
                 facts = part(case, "volumes", output) | part(case, "lesions", output)
-                records.append({"site": site, "case": str(case.get("id")), "output": output, **scores, **facts})
+                names = {"site": site, "case": str(case.get("id")), "patient": str(case.get("patient", case.get("id")))}
+                records.append({**names, "output": output, **scores, **facts})
     return pd.DataFrame.from_records(records)
 
 
@@ -114,7 +115,7 @@ def _read_site(run: Path, summary: Summary, site: str) -> dict[str, list[Any]]:
 def _scores(case: Mapping[str, Any], kind: Objective, site: str) -> dict[str, float | None]:
     """One case's numbers by column; a distance may be infinite and a score undefined, but none may be missing."""
     result: dict[str, float | None] = {}
-    for score in kind.scores:
+    for score in kind.main_scores:
         found = part(case, score.name)
         for output in kind.outputs:
             if output not in found:

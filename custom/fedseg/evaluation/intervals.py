@@ -66,8 +66,8 @@ def bootstrap_mean(
     Patients are drawn with replacement, as many as there are; all values of a patient (both sides, several seeds) move
     together. With groups, sites are drawn first and then patients within each drawn site (Davison and Hinkley,
     Bootstrap Methods and their Application, 1997, section 3.8), so that the interval is about other sites, too. A
-    percentile interval is somewhat narrow where patients are few: 95% means about 92% with 15 patients, and less with
-    few sites, which show little of how sites differ.
+    percentile interval is somewhat narrow where patients are few: 95% means about 91% with 15 patients, 83% with 5, and
+    less with few sites, which show little of how sites differ.
 
     - No value: everything is None.
     - One patient in all: the mean without bounds.

@@ -15,12 +15,13 @@ import numpy as np
 from fedseg.data.datalist import SPLITS, Case, Datalist, case_names
 from fedseg.data.grid import write_mask
 from fedseg.errors import DataError, UsageError
+from fedseg.evaluation.case_intervals import score_intervals
 from fedseg.files.documents import whole_file, write_json, write_whole
 from fedseg.models.model_file import ModelFile
 from fedseg.tasks.objective import Objective, objective_of
 from fedseg.tasks.segmentation.labels import to_values
 from fedseg.tasks.task import Task
-from fedseg.training.inference import choose_device, infer_logits, predict_case
+from fedseg.training.inference import choose_device, decide_case, infer_logits, predict_values
 from fedseg.training.prepare import PreparedCase, prepare_case
 
 EVALUATION, EVALUATION_TABLE = "evaluation.json", "evaluation.csv"
@@ -76,7 +77,14 @@ class Predictor:
     def predict(
         self, cases: Iterable[Case], with_labels: bool = True, failed: dict[Case, str] | None = None
     ) -> Iterator[tuple[Case, PreparedCase, np.ndarray]]:
-        """The case, as prepared, and the prediction on its original grid.
+        """The case, as prepared, and the prediction on its original grid; arguments as of ``activated``."""
+        for case, prepared, values in self.activated(cases, with_labels, failed):
+            yield case, prepared, decide_case(objective_of(self.model.task), prepared, values)
+
+    def activated(
+        self, cases: Iterable[Case], with_labels: bool = True, failed: dict[Case, str] | None = None
+    ) -> Iterator[tuple[Case, PreparedCase, np.ndarray]]:
+        """The case, as prepared, and the activated values [K, X, Y, Z] on its original grid.
 
         Args:
             cases: one after the other.
@@ -97,7 +105,7 @@ class Predictor:
                 failed[case] = str(error)
                 continue
             logits = infer_logits(network, task, prepared.image, self.overlap, place)
-            yield case, prepared, predict_case(objective_of(task), prepared, logits)
+            yield case, prepared, predict_values(objective_of(task), prepared, logits)
 
 
 def evaluate(
@@ -120,8 +128,8 @@ def evaluate(
         about: what else the file is to say: of which model, which cases.
 
     Returns:
-        The written content: ``cases[]{id, dice, hd95, empty}`` and ``mean{dice, hd95}``, or the scores of another kind;
-        and ``failed``, the reason for each case that is left out.
+        The written content: ``cases[]`` with every score, ``mean``, ``intervals`` and ``spread`` of each, and
+        ``failed``, the reason for each case that is left out.
 
     Raises:
         DataError: a case has no label, or none can be read; nothing is written.
@@ -131,9 +139,10 @@ def evaluate(
     names = dict(zip(cases, case_names(cases), strict=True))
     if kind.needs_label and (bare := [names[case] for case in cases if case.label is None]):
         raise DataError(f"{bare[0]} has no label; use `fedseg predict` for cases without one.")
-    for case, prepared, predicted in predictor.predict(cases, failed=failed):
-        scores.append(kind.score(predicted, prepared.reference, prepared.original.spacing, settings))
-        entries.append({"id": names[case], **asdict(scores[-1])})
+    for case, prepared, values in predictor.activated(cases, failed=failed):
+        predicted, spacing = decide_case(kind, prepared, values), prepared.original.spacing
+        scores.append(kind.score(predicted, prepared.reference, spacing, settings, values=values))
+        entries.append({"id": names[case], "patient": case.patient, **asdict(scores[-1])})
     reasons = _told(failed, cases, names)
     mean = kind.summarise(scores)
     content = {
@@ -142,8 +151,9 @@ def evaluate(
         "task": predictor.model.task.name,
         "overlap": predictor.overlap,
     }
-    content |= {"cases": entries, "mean": mean, "spread": _spread(kind, scores), "empty_convention": empty}
-    content |= {"hd95_form": hd95, "failed": reasons}
+    intervals = score_intervals(kind, scores, [entry["patient"] for entry in entries])
+    content |= {"cases": entries, "mean": mean, "intervals": intervals, "spread": _spread(kind, scores)}
+    content |= {"empty_convention": empty, "hd95_form": hd95, "failed": reasons}
     table = _case_table(kind, entries)
     write_json(out / EVALUATION, content)
     write_whole(out / EVALUATION_TABLE, table)
@@ -158,8 +168,7 @@ def _spread(kind: Objective, scores: Sequence[Any]) -> dict[str, Any]:
             values = [v for each in scores if (v := getattr(each, score.name).get(output)) is not None]
             quartiles = np.percentile(values, [25, 50, 75]) if values else [None] * 3
             low, median, high = (None if q is None else float(q) for q in quartiles)
-            weakest = (min if score.higher_is_better else max)(values, default=None)
-            told = {"median": median, "quartiles": [low, high], "weakest": weakest}
+            told = {"median": median, "quartiles": [low, high], "weakest": score.worst(values)}
             found.setdefault(score.name, {})[output] = told
     return found
 
@@ -173,12 +182,12 @@ def _case_table(kind: Objective, entries: Sequence[Mapping[str, Any]]) -> str:
     table = csv.writer(file, lineterminator="\n")
     units = {"volumes": "_ml"}
     header = [f"{key}{units.get(name, '')}" for name in more for key in facts[name]]
-    table.writerow(["case", kind.output, *scores, *header])
+    table.writerow(["case", "patient", kind.output, *scores, *header])
     for entry in entries:
         for output in kind.outputs:
             values = [entry[name].get(output) for name in scores]
             values += [entry[name][output][key] for name in more for key in facts[name]]
-            table.writerow([entry["id"], output, *values])
+            table.writerow([entry["id"], entry["patient"], output, *values])
     return file.getvalue()
 
 

@@ -11,7 +11,8 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 
 from fedseg.contract.protocol import MODEL_NAME, SPLITS
-from fedseg.contract.scores import PERSONAL, is_withheld, without_rare
+from fedseg.contract.scores import FEWEST, PERSONAL, is_withheld, without_rare
+from fedseg.evaluation.case_intervals import summarise_cases
 from fedseg.executors.site_session import SiteSession
 from fedseg.filters.encrypt import encrypts
 from fedseg.models.model_file import write_model
@@ -83,5 +84,5 @@ def _summary(session: SiteSession, kind: Objective, scored: list[ScoredCase]) ->
     loss = mean_loss(scored)
     # A loss that is no number any more is not sent: the score beside it still counts.
     finite = loss if loss is not None and math.isfinite(loss) else None
-    summary = kind.summarise([case.score for case in scored])
+    summary = summarise_cases(kind, scored, FEWEST)
     return {"loss": finite, **without_rare(kind, summary, session.policy.min_scored_cases)}

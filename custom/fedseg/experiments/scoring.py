@@ -72,8 +72,9 @@ def _ensemble_scores(plan: Plan, files: Sequence[ModelFile], datalist: Datalist,
             with autocast(settings, device):
                 logits = infer_logits(network, task, case.image, settings.overlap, device)
             found.append(predict_values(kind, case, logits))
-        predicted = decide_case(kind, case, np.mean(found, axis=0, dtype=found[0].dtype))
-        yield kind.score(predicted, case.reference, case.original.spacing, settings.to_dict())
+        values = np.mean(found, axis=0, dtype=found[0].dtype)
+        predicted = decide_case(kind, case, values)
+        yield kind.score(predicted, case.reference, case.original.spacing, settings.to_dict(), values=values)
 
 
 def _rows(kind: Objective, site: str, place: str, datalist: Datalist, scores: Sequence[Any]) -> Iterator[Row]:

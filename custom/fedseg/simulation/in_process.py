@@ -25,9 +25,10 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.app_common.app_constant import AppConstants
 
-from fedseg.contract.scores import PERSONAL
+from fedseg.contract.scores import FEWEST, PERSONAL
 from fedseg.data.datalist import FILE_NAME, Datalist, write_datalist
 from fedseg.errors import UsageError
+from fedseg.evaluation.case_intervals import summarise_cases
 from fedseg.jobs.job import Job
 from fedseg.networks.weights import Arrays
 from fedseg.processes import MemoryWatch
@@ -186,7 +187,7 @@ class InProcessFederation:
         """Score the present model on every site's final split; the form of ``final`` in ``summary.json``.
 
         Args:
-            distances: also HD95, which takes longer.
+            distances: also the scores that take longer: all but Dice and volumes.
 
         Raises:
             UsageError: the server has no weights of the whole network, as in encrypted and in split training.
@@ -206,7 +207,7 @@ def score_sites(
         trainers: by site.
         weights: of the model that a site uses.
         last_round: after which the models are these.
-        distances: also HD95, which takes longer.
+        distances: also the scores that take longer: all but Dice and volumes.
     """
     parts = {}
     kind = next(iter(trainers.values())).objective
@@ -214,7 +215,7 @@ def score_sites(
         split = trainer.datalist.final_split
         models = {"": weights(site), PERSONAL: trainer.personal_model()}
         scored = {name: trainer.validate(w, split, distances) for name, w in models.items() if w is not None}
-        found = {name: kind.summarise([case.score for case in cases]) for name, cases in scored.items()}
+        found = {name: summarise_cases(kind, cases, FEWEST) for name, cases in scored.items()}
         parts[site] = {"split": split, **found.pop(""), **found}
     return summarise_final(parts, last_round, kind)
 

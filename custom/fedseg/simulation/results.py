@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.attacks.probe import Tell, probe_after_run
-from fedseg.contract.scores import PERSONAL
+from fedseg.contract.scores import FEWEST, INTERVALS, PERSONAL
 from fedseg.data.datalist import read_datalist
 from fedseg.data.reading import open_image
 from fedseg.errors import DataError
+from fedseg.evaluation.case_intervals import score_intervals
 from fedseg.evaluation.comparison import compare
 from fedseg.evaluation.report.page import write_report
 from fedseg.evaluation.summary import OWN, describe_run, last_models, write_summary
@@ -152,9 +153,10 @@ def _kept_scores(kind: Objective, site: str, path: Path) -> Summary:
         content = load_json(path)
         split = "test" if content.get("test") else "validation"
         scores = [kind.read_case(case) for case in content[split]]
+        patients = [str(case["patient"]) for case in content[split]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"The scores that {site} kept cannot be read from {path}: {error}.") from None
-    return {"split": split, **kind.summarise(scores)}
+    return {"split": split, **kind.summarise(scores), INTERVALS: score_intervals(kind, scores, patients, FEWEST)}
 
 
 def _write_overlays(job: Job, summary: Summary, out: Path) -> None:

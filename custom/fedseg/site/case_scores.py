@@ -13,13 +13,14 @@ from fedseg.tasks.objective import ScoredCase
 
 
 def write_case_scores(folder: Path, model: str, datalist: Datalist, scored: Mapping[str, Sequence[ScoredCase]]) -> Path:
-    """Write ``evaluation-<model>.json``: per split each case's files, loss, Dice, HD95, volumes and lesions."""
+    """Write ``evaluation-<model>.json``: per split each case's patient, files, loss, scores, volumes and lesions."""
     content: dict[str, Any] = {}
     for split, results in scored.items():
         cases = datalist.split(split)
         content[split] = [
             {
                 "id": name,
+                "patient": case.patient,
                 "images": [None if p is None else str(p) for p in case.channels],
                 "label": str(case.label),
                 "loss": result.loss,

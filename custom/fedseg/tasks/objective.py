@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _LARGEST = 1e12
 MEAN = "mean"
 """Beside the outputs: the mean over those that have a score."""
+SCORED = "scored"
+"""Key of a summary: how many cases have each score but the primary one."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Score:
         title: what people call it.
         unit: of the number; empty for a share.
         higher_is_better: which way is up.
+        zero_is_best: whether values on both sides of 0 are worse than 0, as of a signed error.
+        main: whether it is one of those that figures show and runs are ranked by; tables have the others apart.
         lowest, highest: its range.
         form: how reports print it.
         hint: how to read it, in a few words.
@@ -48,6 +52,8 @@ class Score:
     title: str
     unit: str = ""
     higher_is_better: bool = True
+    zero_is_best: bool = False
+    main: bool = True
     lowest: float = 0.0
     highest: float = math.inf
     form: str = ".3f"
@@ -59,21 +65,31 @@ class Score:
     def axis(self) -> str:
         """What stands at an axis of a figure."""
         unit = f" in {self.unit}" if self.unit else ""
-        return f"{self.title}{unit}{'' if self.higher_is_better else ' (smaller is better)'}"
+        better = "0 is best" if self.zero_is_best else "" if self.higher_is_better else "smaller is better"
+        return f"{self.title}{unit}{better and f' ({better})'}"
 
     @property
     def short_form(self) -> str:
         """How figures print it."""
         return self.form if self.unit else ".2f"
 
+    def goodness(self, value: float) -> float:
+        """A number that is larger, the better the value is."""
+        if self.zero_is_best:
+            return -abs(value)
+        return value if self.higher_is_better else -value
+
     def better(self, value: float, other: float) -> bool:
         """Whether a value is better than another one."""
-        return value > other if self.higher_is_better else value < other
+        return self.goodness(value) > self.goodness(other)
 
     def best(self, values: Iterable[float | None]) -> float | None:
         """The best of the values that are defined; None where none is."""
-        known = [value for value in values if value is not None]
-        return (max if self.higher_is_better else min)(known, default=None)
+        return max((value for value in values if value is not None), key=self.goodness, default=None)
+
+    def worst(self, values: Iterable[float | None]) -> float | None:
+        """The worst of the values that are defined; None where none is."""
+        return min((value for value in values if value is not None), key=self.goodness, default=None)
 
     def in_range(self, value: Any) -> bool:
         """Whether this is a number in the score's range, and none beyond reason."""
@@ -82,11 +98,12 @@ class Score:
 
 @dataclass(frozen=True)
 class ScoredCase:
-    """One case scored: its name, its loss on the prepared grid, and its scores on the original grid."""
+    """One case scored: its name, its loss on the prepared grid, its scores on the original grid, and its patient."""
 
     id: str
     loss: float
     score: Any
+    patient: str
 
 
 class Objective(ABC):
@@ -131,6 +148,11 @@ class Objective(ABC):
     def primary(self) -> Score:
         """The score by which models of a run are compared."""
         return self.scores[0]
+
+    @property
+    def main_scores(self) -> tuple[Score, ...]:
+        """Those that figures show and runs are ranked by."""
+        return tuple(score for score in self.scores if score.main)
 
     @property
     @abstractmethod
@@ -200,15 +222,18 @@ class Objective(ABC):
         spacing: tuple[float, float, float],
         settings: Mapping[str, Any],
         full: bool = True,
+        values: np.ndarray | None = None,
     ) -> Any:
         """Judge one case, on the grid of the files.
 
         Args:
-            predicted: as ``decide`` gave it.
+            predicted: as ``refine`` gave it.
             reference: as ``reference`` gave it.
             spacing: size of a voxel in mm.
             settings: of the plan's ``training``.
             full: also the scores that take long; the primary one is always there.
+            values: the activated values [K, X, Y, Z] of which it was decided, for scores that need them; None: without
+                these scores.
 
         Returns:
             A dataclass with a mapping output -> value or None for each of ``scores`` (empty where it was not asked
@@ -221,15 +246,18 @@ class Objective(ABC):
 
         Returns:
             ``cases``; the primary score per output and its ``mean`` over the outputs that have a value; each further
-            score per output ({} unless every case has it); ``defined``: cases per output that have a primary score; for
-            each of ``counts``, per output, in how many cases it was of which kind. An output without any scored case
-            has None, never NaN.
+            score per output ({} unless every case has it); ``defined``: cases per output that have a primary score;
+            ``scored``: of each further score that there is, cases per output that have it; for each of ``counts``, per
+            output, in how many cases it was of which kind. An output without any scored case has None, never NaN.
         """
         first, *others = (score.name for score in cls.scores)
         outputs = list(getattr(scores[0], first)) if scores else []
 
         def means(name: str) -> dict[str, float | None]:
             return {r: mean([getattr(s, name)[r] for s in scores]) for r in outputs}
+
+        def defined(name: str) -> dict[str, int]:
+            return {r: sum(getattr(s, name)[r] is not None for s in scores) for r in outputs}
 
         def count(name: str, output: str) -> dict[str, int]:
             found = [getattr(s, name).get(output) for s in scores]
@@ -241,7 +269,8 @@ class Objective(ABC):
             "cases": len(scores),
             first: {**primary, MEAN: mean(list(primary.values()))},
             **{name: means(name) if measured[name] else {} for name in others},
-            "defined": {r: sum(getattr(s, first)[r] is not None for s in scores) for r in outputs},
+            "defined": defined(first),
+            SCORED: {name: defined(name) for name in others if measured[name]},
             **{name: {r: count(name, r) for r in outputs} for name in cls.counts},
         }
 
@@ -261,6 +290,9 @@ class Objective(ABC):
         first, *others = (score.name for score in cls.scores)
         outputs = list(parts[0]["defined"]) if parts else []
 
+        def defined(name: str, output: str) -> int:
+            return sum(cases_with(s, name, output) for s in parts)
+
         def means(name: str) -> dict[str, float | None]:
             return {r: _weighted_mean(parts, name, r) for r in outputs}
 
@@ -268,12 +300,13 @@ class Objective(ABC):
             return {kind: sum(s[name][output][kind] for s in parts) for kind in cls.counts[name]}
 
         primary = means(first)
-        measured = {name: bool(parts) and all(s[name] for s in parts) for name in others}
+        measured = {name: bool(parts) and all(s.get(name) for s in parts) for name in others}
         return {
             "cases": sum(s["cases"] for s in parts),
             first: {**primary, MEAN: mean(list(primary.values()))},
             **{name: means(name) if measured[name] else {} for name in others},
-            "defined": {r: sum(s["defined"][r] for s in parts) for r in outputs},
+            "defined": {r: defined(first, r) for r in outputs},
+            SCORED: {name: {r: defined(name, r) for r in outputs} for name in others if measured[name]},
             **{name: {r: count(name, r) for r in outputs} for name in cls.counts},
         }
 
@@ -285,10 +318,13 @@ class Objective(ABC):
             further: keys that may stand beside those of ``summarise``.
         """
         numbers = {"defined": is_count, **{score.name: score.in_range for score in self.scores}}
-        if set(summary) - {"cases", *numbers, *self.counts, *further}:
+        if set(summary) - {"cases", SCORED, *numbers, *self.counts, *further}:
             return "its scores have unknown parts"
         names = {*self.outputs, MEAN}
         found = [_fault(summary.get(name, {}), names, fits) for name, fits in numbers.items()]
+        scored = summary.get(SCORED, {})
+        found.append(_fault(scored, {score.name for score in self.scores}, lambda each: isinstance(each, Mapping)))
+        found += [_fault(each, names, is_count) for each in (scored.values() if not found[-1] else ())]
         for name, kinds in self.counts.items():
             part = summary.get(name, {})
             found.append(_fault(part, names, lambda count: isinstance(count, Mapping)))
@@ -299,8 +335,10 @@ class Objective(ABC):
         """What a summary of cases lacks, with which it could not be pooled with those of other sites."""
         first, *others = (score.name for score in self.scores)
         needed = ("defined", *self.counts, *(name for name in others if summary.get(name)))
-        whole = {first: {*self.outputs, MEAN}, **{name: {*self.outputs} for name in needed}}
-        lacking = [name for name, names in whole.items() if summary.get("cases") and names - set(summary.get(name, {}))]
+        parts = [(first, summary.get(first, {}), {*self.outputs, MEAN})]
+        parts += [(name, summary.get(name, {}), {*self.outputs}) for name in needed]
+        parts += [(SCORED, counts, {*self.outputs}) for counts in summary.get(SCORED, {}).values()]
+        lacking = [name for name, part, names in parts if summary.get("cases") and names - set(part)]
         return f"its {lacking[0]} lacks numbers" if lacking else ""
 
 
@@ -320,8 +358,15 @@ def mean(values: Sequence[float | None]) -> float | None:
     return math.fsum(defined) / len(defined) if defined else None
 
 
+def cases_with(summary: Mapping[str, Any], score: str, output: str) -> int:
+    """How many cases of a summary have a score of an output."""
+    counts: Mapping[str, int] = summary.get(SCORED, {}).get(score, summary["defined"])
+    return counts[output]
+
+
 def _weighted_mean(parts: Sequence[Mapping[str, Any]], metric: str, output: str) -> float | None:
-    pairs = [(s[metric][output], s["defined"][output]) for s in parts if s["defined"][output]]
+    counted = [(s, cases_with(s, metric, output)) for s in parts]
+    pairs = [(s[metric][output], count) for s, count in counted if count]
     total = sum(count for _, count in pairs)
     return math.fsum(value * count for value, count in pairs) / total if total else None
 

@@ -49,6 +49,8 @@ PANCREAS = Task(
     spacing_range=(0.3, 10.0),
     patch_size=(96, 96, 64),
     sampling={"background": 1, "pancreas": 1, "tumour": 1},
+    # That of FLARE 2022 (Ma et al., Lancet Digit Health 2024) for the pancreas; CT slices are up to 2.5 mm apart.
+    tolerance=5.0,
 )
 
 # Hippocampus: Medical Segmentation Decathlon Task04; whole volumes fit in one patch.

@@ -9,6 +9,7 @@ from typing import Any
 
 from fedseg import allowed
 from fedseg.errors import ConfigurationError
+from fedseg.tasks.lesion_rule import LesionRule
 
 NORMALISATIONS = ("zscore_nonzero", "zscore", "window")
 MODALITIES = ("MR", "CT")
@@ -17,6 +18,7 @@ FOREGROUND, LARGEST = "foreground", "largest"
 # Far beyond any image: what is declared beyond them is a slip, or made to exhaust whoever reads it.
 MOST_CHANNELS, MOST_REGIONS, LARGEST_PATCH = 64, 255, 1024
 SMALLEST_SPACING, LARGEST_SPACING, LARGEST_INTENSITY = 0.01, 1000, 1e9
+TOLERANCE = 1.0  # mm: a voxel of the images of BraTS and of the hippocampus, whose borders are not known better
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ class Task:
         mirrored: whether a prediction is the mean over the image and its mirror images along ``flip_axes``.
         display: channels on which reports draw references and predictions, those that a reader looks at; empty: in
             each case the channel in which its regions stand out most.
+        tolerance: distance in mm between two surfaces that does not matter, for the normalised surface distance.
+        lesions: which lesions count in lesion-wise scores.
     """
 
     name: str
@@ -93,6 +97,8 @@ class Task:
     components: Mapping[str, str | float] = field(default_factory=dict)
     mirrored: bool = False
     display: tuple[str, ...] = ()
+    tolerance: float = TOLERANCE
+    lesions: LesionRule = field(default_factory=LesionRule)
 
     def __post_init__(self) -> None:
         _check(self)
@@ -138,6 +144,9 @@ class Task:
             del result["objective"]
         for name in ("components", "mirrored", "optional_channels", "display"):
             if not result[name]:
+                del result[name]
+        for name, usual in (("tolerance", TOLERANCE), ("lesions", asdict(LesionRule()))):
+            if result[name] == usual:
                 del result[name]
         return result
 
@@ -191,6 +200,8 @@ def parse_task(declaration: Mapping[str, Any], where: str = "task") -> Task:
             values[key] = _sequence(values[key], f"{where}.{key}")
     for key in ("sampling", "components"):
         values[key] = _mapping(values.get(key, {}), f"{where}.{key}")
+    if "lesions" in values:
+        values["lesions"] = allowed.settings(LesionRule, values["lesions"], f"{where}.lesions")
     return Task(**values)
 
 
@@ -304,6 +315,7 @@ def _check_numbers(task: Task) -> None:
     require(fine, "sampling", f"non-negative frequencies for some of {sorted(classes)}")
     require(not task.sampling or sum(task.sampling.values()) > 0, "sampling", "frequencies that are not all zero")
     require(all(a in (0, 1, 2) for a in task.flip_axes), "flip_axes", "a list of axes out of 0, 1, 2")
+    allowed.number("task.tolerance", task.tolerance, least=0, most=LARGEST_SPACING)
     allowed.switch("task.crop_to_foreground", task.crop_to_foreground)
     allowed.switch("task.mirrored", task.mirrored)
 

@@ -24,7 +24,7 @@ from fedseg.tasks.objective import ScoredCase
 from fedseg.training.cache import CaseCache
 from fedseg.training.companions import Companion
 from fedseg.training.hooks import TrainingHook, check_hooks, replaces
-from fedseg.training.inference import choose_device, infer_logits, predict_case
+from fedseg.training.inference import choose_device, decide_case, infer_logits, predict_values
 from fedseg.training.optimisation import new_optimizer
 from fedseg.training.steps import LocalSteps
 
@@ -263,7 +263,7 @@ class SiteTrainer(LocalSteps):
         Args:
             weights: the model.
             split: ``validation`` or ``test``.
-            distances: also HD95, which takes longer.
+            distances: also the scores that take longer: all but Dice and volumes.
 
         Raises:
             RefusalError: the weights do not fit.
@@ -282,9 +282,10 @@ class SiteTrainer(LocalSteps):
             logits = infer_logits(self.network, self.task, case.image, overlap, self.device, self.check_abort)
         with torch.inference_mode():
             loss = float(self._scoring_loss(logits, self.objective.targets(case.batch())))
-        predicted, spacing = predict_case(self.objective, case, logits), case.original.spacing
-        score = self.objective.score(predicted, case.reference, spacing, self.settings.to_dict(), full=distances)
-        return ScoredCase(case.id, loss, score)
+        values = predict_values(self.objective, case, logits)
+        predicted, settings = decide_case(self.objective, case, values), self.settings.to_dict()
+        score = self.objective.score(predicted, case.reference, case.original.spacing, settings, distances, values)
+        return ScoredCase(case.id, loss, score, cases.cases[index].patient)
 
     def _freeze(self, round_number: int) -> frozenset[str]:
         """Let training change what this site trains in a round; returns the names that parts keep as they are."""

@@ -14,6 +14,7 @@ import pytest
 from evaluation.report.test_page import words
 from evaluation.synthetic_run import SITES, make_summary, write_case_scores, write_run
 from fedseg.evaluation.case_tables import final_case_facts
+from fedseg.evaluation.intervals import bootstrap_mean
 from fedseg.evaluation.report import spread
 from fedseg.evaluation.report.page import write_report
 from fedseg.evaluation.report.verdict import verdict
@@ -30,16 +31,31 @@ def cases_of(dice: list[float | None], **more: list[Any]) -> pd.DataFrame:
     count = len(dice)
     rest = {"HD95": [1.0] * count, **more}
     return pd.DataFrame(
-        {"site": ["a"] * count, "case": list(range(count)), "output": ["lesion"] * count, "Dice": dice, **rest}
+        {
+            "site": ["a"] * count,
+            "case": list(range(count)),
+            "patient": [f"p{i}" for i in range(count)],
+            "output": ["lesion"] * count,
+            "Dice": dice,
+            **rest,
+        }
     )
 
 
-def test_the_confidence_interval_by_hand() -> None:
-    """Student's t for 4 degrees of freedom is 2.776 at 95%."""
-    low, high = spread.confidence_interval(pd.Series([0.5, 0.6, 0.7, 0.8, 0.9]))
-    half = 2.7764 * math.sqrt(0.025) / math.sqrt(5)
-    assert (low, high) == pytest.approx((0.7 - half, 0.7 + half), abs=1e-4)
-    assert all(map(math.isnan, spread.confidence_interval(pd.Series([0.5, None]))))
+def test_the_confidence_interval_is_the_bootstrap_over_patients_and_over_sites_first() -> None:
+    of_a, of_b = [0.5, 0.6, 0.7, None, 0.9], [0.2, 0.3]
+    table = spread.spread_table(pd.concat([cases_of(of_a), cases_of(of_b).assign(site="b")]), objective_of(LESION))
+    alone, both = bootstrap_mean(of_a), bootstrap_mean([*of_a, *of_b], ["a"] * 5 + ["b"] * 2)
+    for row, expected in ((table.rows[0], alone), (table.rows[2], both)):
+        assert row[3] == f"{expected.mean:.3f} ({expected.low:.3f} to {expected.high:.3f})"
+
+
+def test_cases_of_one_patient_are_one_patient() -> None:
+    values = [0.1, 0.3, 0.8, 0.9]
+    twice = pd.concat([cases_of(values), cases_of(values)])
+    (row,) = spread.spread_table(twice, objective_of(LESION)).rows
+    (once,) = spread.spread_table(cases_of(values), objective_of(LESION)).rows
+    assert (row[2], row[3]) == ("8", once[3])
 
 
 def test_the_spread_by_hand() -> None:
@@ -210,7 +226,7 @@ def test_a_lesion_file_with_an_infinite_distance_is_no_crash(tmp_path: Path) -> 
 
 def test_an_interval_does_not_leave_the_range_of_its_score() -> None:
     (row,) = spread.spread_table(cases_of([0.05, 0.95]), objective_of(LESION)).rows
-    assert row[3] == "0.500 (0.000 to 1.000)"
+    assert row[3] == "0.500 (0.050 to 0.950)"
 
 
 @pytest.mark.parametrize(

@@ -349,7 +349,8 @@ def test_an_update_that_waits_leaves_only_its_report(site):
 # ------------------------------------------------- other results, errors
 
 COUNTS = {"training": 3, "validation": 2, "test": 0}
-SUMMARY = {"split": "test", "cases": 2, "loss": 0.5, "dice": {"inner": 0.5, "mean": None}, "hd95": {}, "defined": {}}
+SUMMARY = {"split": "test", "cases": 2, "loss": 0.5, "dice": {"inner": 0.5, "mean": None}, "hd95": {}}
+SUMMARY |= {"defined": {"inner": 2, "whole": 2}}
 PERSONAL = {name: value for name, value in SUMMARY.items() if name != "split"}
 
 
@@ -368,6 +369,10 @@ PERSONAL = {name: value for name, value in SUMMARY.items() if name != "split"}
         ("validate", {"final": {"split": "test", "cases": 2, "withheld": True}}, None),
         ("validate", {"final": {**SUMMARY, "dice": {"inner": [0.5, 0.6]}}}, "finite numbers"),
         ("validate", {"final": {**SUMMARY, "dice": {"a-0": 0.5}}}, "unknown names"),
+        ("validate", {"final": {**SUMMARY, "intervals": {"dice": {"inner": None}}}}, None),
+        ("validate", {"final": {**SUMMARY, "intervals": {"dice": {"inner": [0.4, 0.6]}}}}, "fewer than 5 cases"),
+        ("validate", {"final": {**SUMMARY, "intervals": {"a-0": {}}}}, "of no score"),
+        ("validate", {"final": {**SUMMARY, "scored": {"a-0": {"inner": 1}}}}, "unknown names"),
         ("validate", {"final": {**SUMMARY, "per_case": 1}}, "unknown parts"),
         ("validate", {"final": {**SUMMARY, "empty": {"inner": {"a-0": 1}}}}, "unknown names"),
         ("validate", {"final": {**SUMMARY, "personal": PERSONAL}}, None),

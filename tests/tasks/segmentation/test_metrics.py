@@ -1,4 +1,4 @@
-"""Metrics against hand-computed values, a slow loop, MONAI, and the two conventions for empty regions."""
+"""All scores of a case by hand, the two conventions for empty regions, and summaries."""
 
 from __future__ import annotations
 
@@ -7,113 +7,16 @@ import math
 
 import numpy as np
 import pytest
-import torch
-from monai.metrics import compute_hausdorff_distance
-from scipy import ndimage
 
 from fedseg.errors import ConfigurationError, DataError
-from fedseg.tasks.registry import BRATS, PANCREAS
-from fedseg.tasks.segmentation import metrics
-from fedseg.tasks.segmentation.metrics import CaseScore, count_lesions, hd95, score_case, surface_points
+from fedseg.tasks.registry import BRATS, PANCREAS, resolve_task
+from fedseg.tasks.segmentation.metrics import CaseScore, score_case
 from fedseg.tasks.segmentation.objective import Segmentation
+from masks import blobs, cube
 
 summarise, pool = Segmentation.summarise, Segmentation.pool
 
 SPACING = (1.0, 2.0, 3.0)
-
-
-def cube(shape: tuple[int, int, int], corner: tuple[int, int, int], size: int) -> np.ndarray:
-    mask = np.zeros(shape, bool)
-    mask[tuple(slice(c, c + size) for c in corner)] = True
-    return mask
-
-
-def blobs(seed: int, shape: tuple[int, int, int] = (24, 20, 16), scatter: float = 0.0) -> np.ndarray:
-    generator = np.random.default_rng(seed)
-    smooth = ndimage.gaussian_filter(generator.normal(size=shape), 2.0)
-    return (smooth > np.quantile(smooth, 0.8)) | (generator.random(shape) < scatter)
-
-
-def slow_hd95(
-    predicted: np.ndarray, reference: np.ndarray, spacing: tuple[float, float, float], pooled: bool = False
-) -> float:
-    """The definition, voxel by voxel."""
-
-    def surface(mask: np.ndarray) -> list[np.ndarray]:
-        points = []
-        for point in np.argwhere(mask):
-            for axis in range(3):
-                for step in (-1, 1):
-                    q = point.copy()
-                    q[axis] += step
-                    if not (0 <= q[axis] < mask.shape[axis]) or not mask[tuple(q)]:
-                        points.append(tuple(point))
-        return [np.array(p) * spacing for p in sorted(set(points))]
-
-    a, b = surface(predicted), surface(reference)
-    there = [min(math.dist(p, q) for q in b) for p in a]
-    back = [min(math.dist(p, q) for q in a) for p in b]
-    return np.percentile(there + back, 95) if pooled else max(np.percentile(there, 95), np.percentile(back, 95))
-
-
-@pytest.mark.parametrize(("axis", "shift", "distance"), [(0, 3, 3.0), (1, 3, 6.0), (2, 3, 9.0), (2, 0, 0.0)])
-def test_shifted_cube_by_hand(axis: int, shift: int, distance: float) -> None:
-    # A face of the 6-cube (36 of its 152 surface voxels, 24 %) lies `shift` voxels from the other cube's nearest
-    # face; every 95th percentile above 76 % therefore is the shift itself in mm.
-    corner = [2, 2, 2]
-    corner[axis] += shift
-    a, b = cube((16, 16, 16), (2, 2, 2), 6), cube((16, 16, 16), tuple(corner), 6)
-    assert hd95(a, b, SPACING) == pytest.approx(distance)
-    assert metrics.dice(a, b) == pytest.approx((6 - shift) / 6)
-
-
-def test_both_directions_count() -> None:
-    # A small cube inside a large one: from the small one every distance is short, from the large one long.
-    small, large = cube((20, 20, 20), (8, 8, 8), 2), cube((20, 20, 20), (2, 2, 2), 14)
-    assert hd95(small, large, (1, 1, 1)) == hd95(large, small, (1, 1, 1)) > 8
-
-
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("many_points", [0, 100_000], ids=["distance map", "tree"])
-def test_equals_monai(seed: int, many_points: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "MANY_POINTS", many_points)
-    a, b = blobs(seed), blobs(seed + 100, scatter=0.01)
-    tensors = [torch.from_numpy(m)[None, None] for m in (a, b)]
-    expected = compute_hausdorff_distance(*tensors, include_background=True, percentile=95, spacing=SPACING)
-    assert hd95(a, b, SPACING) == pytest.approx(float(expected), rel=1e-6)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_equals_a_slow_loop(seed: int) -> None:
-    a, b = blobs(seed, (7, 6, 5)), blobs(seed + 50, (7, 6, 5))
-    assert hd95(a, b, (0.7, 1.0, 2.5)) == pytest.approx(slow_hd95(a, b, (0.7, 1.0, 2.5)))
-    pooled = slow_hd95(a, b, (0.7, 1.0, 2.5), pooled=True)
-    assert hd95(a, b, (0.7, 1.0, 2.5), "pooled") == pytest.approx(pooled)
-
-
-def test_forms_of_hd95_by_hand() -> None:
-    """A single voxel and a row of eleven: 0 there, 0 to 10 mm back; MedPy and GaNDLF take one percentile of all."""
-    point, row = np.zeros((1, 1, 11), bool), np.ones((1, 1, 11), bool)
-    point[0, 0, 0] = True
-    assert hd95(point, row, (1, 1, 1)) == pytest.approx(9.5)  # of 0, 1 ... 10: at 0.95 * 10
-    assert hd95(point, row, (1, 1, 1), "pooled") == pytest.approx(9.45)  # of 0, 0, 1 ... 10: at 0.95 * 11 = 10.45
-    with pytest.raises(ConfigurationError, match="pooled"):
-        hd95(point, row, (1, 1, 1), "mean")
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_pooled_is_the_percentile_of_distance_maps(seed: int) -> None:
-    """By distance maps of the whole image instead of trees between surfaces."""
-    a, b = blobs(seed), blobs(seed + 100, scatter=0.01)
-    borders = [mask & ~ndimage.binary_erosion(mask) for mask in (a, b)]
-    maps = [ndimage.distance_transform_edt(~border, sampling=SPACING) for border in borders]
-    expected = np.percentile(np.concatenate([maps[1][borders[0]], maps[0][borders[1]]]), 95)
-    assert hd95(a, b, SPACING, "pooled") == pytest.approx(expected)
-    assert hd95(a, b, SPACING, "pooled") <= hd95(a, b, SPACING)
-
-
-def test_surface_of_a_mask_that_touches_the_edge() -> None:
-    assert len(surface_points(np.ones((4, 4, 4), bool))) == 64 - 8
 
 
 def test_brats_regions_are_nested() -> None:
@@ -123,6 +26,8 @@ def test_brats_regions_are_nested() -> None:
     score = score_case(BRATS, predicted, reference, (1, 1, 1))
     assert score.dice == {"ET": 0.0, "TC": 1.0, "WT": 1.0}
     assert score.hd95 == {"ET": pytest.approx(math.sqrt(3 * 64)), "TC": 0.0, "WT": 0.0}
+    assert score.nsd == {"ET": 0.0, "TC": 1.0, "WT": 1.0}
+    assert score.volume_error == {"ET": -1.0, "TC": 0.0, "WT": 0.0}
     assert score.empty == {"ET": "prediction", "TC": "neither", "WT": "neither"}
 
 
@@ -157,8 +62,9 @@ def test_empty_regions(
 
 def test_without_distances() -> None:
     score = score_case(PANCREAS, np.ones((3, 3, 3)), np.ones((3, 3, 3)), (1, 1, 1), distances=False)
-    assert score.hd95 == {}
+    assert score.hd95 == score.nsd == score.lesion_dice == score.ece == score.lesions == {}
     assert summarise([score])["hd95"] == {}
+    assert set(summarise([score])["scored"]) == {"volume_error", "volume_difference"}
 
 
 def test_wrong_input_is_refused() -> None:
@@ -169,12 +75,14 @@ def test_wrong_input_is_refused() -> None:
         score_case(PANCREAS, array, array, (1, 1, 1), empty="skip")
     with pytest.raises(ConfigurationError, match="spacing"):
         score_case(PANCREAS, array, array, (1, 1, 0))
+    with pytest.raises(DataError, match="probabilities"):
+        score_case(PANCREAS, array, array, (1, 1, 1), probabilities=np.zeros((2, 3, 3, 2)))
 
 
 def test_summary_by_hand() -> None:
     scores = [
-        CaseScore({"a": 0.5, "b": None}, {"a": 2.0, "b": None}, {"a": "neither", "b": "both"}),
-        CaseScore({"a": 0.7, "b": None}, {"a": 4.0, "b": None}, {"a": "prediction", "b": "reference"}),
+        CaseScore({"a": 0.5, "b": None}, {"a": 2.0, "b": None}, empty={"a": "neither", "b": "both"}),
+        CaseScore({"a": 0.7, "b": None}, {"a": 4.0, "b": None}, empty={"a": "prediction", "b": "reference"}),
     ]
     summary = summarise(scores)
     assert summary["cases"] == 2
@@ -185,7 +93,7 @@ def test_summary_by_hand() -> None:
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
 
 
-def random_scores(seed: int, count: int) -> list[CaseScore]:
+def random_scores(seed: int, count: int, empty: str) -> list[CaseScore]:
     generator = np.random.default_rng(seed)
     scores = []
     for _ in range(count):
@@ -195,7 +103,7 @@ def random_scores(seed: int, count: int) -> list[CaseScore]:
         predicted[:5] *= int(generator.integers(0, 3))
         if generator.random() < 0.4:
             reference[reference == 2] = 0
-        scores.append(score_case(PANCREAS, predicted, reference, SPACING, empty="exclude"))
+        scores.append(score_case(PANCREAS, predicted, reference, SPACING, empty=empty))
     return scores
 
 
@@ -208,15 +116,18 @@ def assert_close(a: object, b: object) -> None:
         assert a == (pytest.approx(b) if isinstance(b, float) else b)
 
 
-def test_pool_equals_the_summary_of_all_cases() -> None:
-    sites = [random_scores(1, 3), random_scores(2, 7), [], random_scores(3, 1)]
+@pytest.mark.parametrize("empty", ["brats", "exclude"])
+def test_pool_equals_the_summary_of_all_cases(empty: str) -> None:
+    sites = [random_scores(1, 3, empty), random_scores(2, 7, empty), [], random_scores(3, 1, empty)]
     everything = [score for site in sites for score in site]
-    assert 0 < summarise(everything)["defined"]["tumour"] < 11, "the comparison needs cases that are left out"
+    assert 0 < summarise(everything)["scored"]["volume_error"]["tumour"] < 11, "some cases have to be left out"
+    assert (summarise(everything)["defined"]["tumour"] < 11) is (empty == "exclude")
     assert_close(pool(summarise(site) for site in sites), summarise(everything))
 
 
 def test_no_cases_at_all() -> None:
-    nothing = {"cases": 0, "dice": {"mean": None}, "hd95": {}, "defined": {}, "empty": {}}
+    nothing = {"cases": 0, "dice": {"mean": None}, "defined": {}, "scored": {}, "empty": {}}
+    nothing |= {score.name: {} for score in Segmentation.scores[1:]}
     assert summarise([]) == pool([]) == pool([summarise([])]) == nothing
 
 
@@ -232,35 +143,58 @@ def test_volumes_in_millilitres_by_hand():
     assert score.dice["pancreas"] == pytest.approx(sensitivity), "equal volumes: Dice is the sensitivity"
 
 
-def test_lesions_by_hand():
-    """Three lesions, one of which is two voxels that touch by a corner; two are met, and two pieces are invented."""
-    reference, predicted = np.zeros((2, 12, 12, 4), bool)
-    reference[1, 1, 1] = reference[2, 2, 2] = True
-    reference[6:8, 1, 1] = reference[1:3, 8:10, 1] = True
-    predicted[2, 2, 2] = predicted[7, 1, 1] = predicted[10, 10, 3] = predicted[0, 0, 0] = True
-    assert count_lesions(predicted, reference) == {"lesions": 3, "found": 2, "invented": 2}
-    assert count_lesions(~reference & False, reference) == {"lesions": 3, "found": 0, "invented": 0}
-    assert count_lesions(predicted, reference & False) == {"lesions": 0, "found": 0, "invented": 4}
+@pytest.mark.parametrize(
+    ("convention", "predicted", "reference", "expected"),
+    [
+        ("brats", 0, 0, {"nsd": 1, "volume_error": None, "volume_difference": 0, "lesion_dice": 1, "lesion_hd95": 0,
+                         "lesion_f1": 1, "lesions_found": None, "lesions_invented": 0, "ece": None}),
+        ("brats", 2, 0, {"nsd": 0, "volume_error": None, "volume_difference": 0.192, "lesion_dice": 0,
+                         "lesion_hd95": 27, "lesion_f1": 0, "lesions_found": None, "lesions_invented": 1, "ece": 1}),
+        ("brats", 0, 2, {"nsd": 0, "volume_error": -1, "volume_difference": -0.192, "lesion_dice": 0,
+                         "lesion_hd95": 27, "lesion_f1": 0, "lesions_found": 0, "lesions_invented": 0, "ece": 1}),
+        ("brats", 2, 2, {"nsd": 1, "volume_error": 0, "volume_difference": 0, "lesion_dice": 1, "lesion_hd95": 0,
+                         "lesion_f1": 1, "lesions_found": 1, "lesions_invented": 0, "ece": 1}),
+        ("exclude", 0, 0, {}),
+        ("exclude", 2, 0, {}),
+        ("exclude", 0, 2, {"nsd": 0, "volume_error": -1, "lesion_dice": 0, "lesion_f1": 0, "ece": 1}),
+    ],
+)  # fmt: skip
+def test_empty_regions_of_further_scores(
+    convention: str, predicted: int, reference: int, expected: dict[str, float | None]
+) -> None:
+    """A cube of 64 voxels of 3 mm3 in an image with a diagonal of 26.5 mm, and probabilities that are all wrong."""
+    p, r = (np.where(cube((8, 8, 8), (2, 2, 2), 4), value, 0) for value in (predicted, reference))
+    wrong = np.stack([1 - (r == value) for value in (1, 2)]).astype(np.float32)
+    score = score_case(PANCREAS, p, r, (1.0, 1.0, 3.0), convention, probabilities=wrong)
+    told = {name: getattr(score, name)["tumour"] for name in expected}
+    assert told == {name: value if value is None else pytest.approx(value, abs=1e-9)
+                    for name, value in expected.items()}  # fmt: skip
+    if not expected:
+        left_out = [getattr(score, each.name)["tumour"] for each in Segmentation.scores]
+        assert left_out == [None] * len(Segmentation.scores)
 
 
-def test_lesions_are_what_a_slow_search_finds():
-    generator = np.random.default_rng(5)
-    reference, predicted = (generator.random((2, 9, 8, 7)) < 0.08).astype(bool)
+def test_volume_errors_by_hand() -> None:
+    """A cube of 27 voxels for one of 64, each of 6 mm3; and the other way round."""
+    small, large = (cube((8, 8, 8), (1, 1, 1), size).astype(np.uint8) for size in (3, 4))
+    missed, invented = score_case(PANCREAS, small, large, SPACING), score_case(PANCREAS, large, small, SPACING)
+    assert missed.volume_error["pancreas"] == pytest.approx(27 / 64 - 1)
+    assert missed.volume_difference["pancreas"] == pytest.approx(-37 * 6 / 1000)
+    assert invented.volume_error["pancreas"] == pytest.approx(64 / 27 - 1)
+    assert invented.volume_difference["pancreas"] == pytest.approx(37 * 6 / 1000)
 
-    def pieces(mask):
-        left, found = {tuple(place) for place in np.argwhere(mask)}, []
-        while left:
-            piece, edge = set(), [left.pop()]
-            while edge:
-                place = edge.pop()
-                piece.add(place)
-                near = [p for p in left if max(abs(a - b) for a, b in zip(p, place, strict=True)) <= 1]
-                edge += near
-                left -= set(near)
-            found.append(piece)
-        return found
 
-    ours, theirs = pieces(predicted), pieces(reference)
-    touched = {tuple(place) for place in np.argwhere(predicted & reference)}
-    expected = {"lesions": len(theirs), "found": sum(bool(p & touched) for p in theirs)}
-    assert count_lesions(predicted, reference) == {**expected, "invented": sum(not p & touched for p in ours)}
+def test_every_score_of_the_kind_is_a_field_of_the_case() -> None:
+    fields = set(CaseScore.__dataclass_fields__)
+    assert {score.name for score in Segmentation.scores} == fields - {"empty", "volumes", "lesions"}
+    assert [score.name for score in Segmentation.scores if score.main] == ["dice", "hd95"]
+
+
+def test_the_task_says_what_distances_and_lesions_count() -> None:
+    p, r = (cube((16, 16, 16), corner, 6).astype(np.uint8) for corner in ((2, 2, 2), (4, 2, 2)))
+    near = resolve_task({"name": "pancreas", "tolerance": 2, "lesions": {"dilation": 0, "smallest": 216}})
+    far = resolve_task({"name": "pancreas", "tolerance": 1.9})
+    assert score_case(near, p, r, (1, 1, 1)).nsd["pancreas"] == 1.0
+    assert score_case(far, p, r, (1, 1, 1)).nsd["pancreas"] < 1.0
+    assert score_case(near, p, r, (1, 1, 1)).lesions["pancreas"] == {"lesions": 0, "found": 0, "invented": 0}
+    assert score_case(far, p, r, (1, 1, 1)).lesions["pancreas"] == {"lesions": 1, "found": 1, "invented": 0}

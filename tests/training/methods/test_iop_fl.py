@@ -12,8 +12,10 @@ from nvflare.apis.fl_constant import ReturnCode
 from executors.test_training import Site
 from fedseg.contract.plan import parse_plan
 from fedseg.contract.protocol import MODEL_NAME, RUN_ID, SPLITS
+from fedseg.contract.scores import FEWEST
 from fedseg.data.datalist import read_datalist
 from fedseg.errors import ConfigurationError
+from fedseg.evaluation.case_intervals import summarise_cases
 from fedseg.executors.training import SegmentationExecutor
 from fedseg.filters.guard.guard import Guard
 from fedseg.jobs.job import read_job
@@ -233,8 +235,8 @@ def test_the_last_evaluation_scores_the_personal_model_beside_the_global_one(dat
         weights = read_model(folder / PERSONAL_MODEL).weights
         kind, split = trainer.objective, datalists[site].final_split
         alone = make_trainer(datalists[site])
-        scored = [case.score for case in alone.validate(weights, split, distances=True)]
-        assert json.dumps(final["sites"][site]["personal"]) == json.dumps(kind.summarise(scored))
+        scored = alone.validate(weights, split, distances=True)
+        assert json.dumps(final["sites"][site]["personal"]) == json.dumps(summarise_cases(kind, scored, FEWEST))
     means = [values["personal"]["dice"]["mean"] for values in final["sites"].values()]
     assert final["mean_personal_dice"] == pytest.approx(sum(means) / len(means))
 

@@ -55,7 +55,7 @@ def draw_figures(summary: Summary, report_dir: Path, task: Task, cases: pd.DataF
         "learning_curves": lambda: curves.learning_curves(summary),
         **{
             f"{score.name}_by_site": partial(scores_by_site, summary, score, cases)
-            for score in objective_of_run(summary).scores
+            for score in objective_of_run(summary).main_scores
         },
         "weights": lambda: curves.weights(summary),
         "cost": lambda: curves.cost(summary),

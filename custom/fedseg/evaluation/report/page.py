@@ -19,6 +19,7 @@ from fedseg.evaluation.case_tables import final_case_facts
 from fedseg.evaluation.report import cross_site, decisions, overlays, spread, verdict, wording
 from fedseg.evaluation.report.drawing import DPI
 from fedseg.evaluation.report.figures import draw_figures
+from fedseg.evaluation.report.further_scores import fairness_words, further_table, further_words, interval_table
 from fedseg.evaluation.report.inversion import PICTURE, inversion_table, inversion_verdict, inversion_words
 from fedseg.evaluation.report.split_words import leaving_words, own_models, unmeasured_words
 from fedseg.evaluation.report.tables import MEAN_OF_CASES, MEAN_OF_SITES, mean_column, score_frame
@@ -80,7 +81,7 @@ def report_context(
         "job": summary.get("job") or "Run",
         "kind": kind,
         "score": kind.primary.title,
-        "hints": " ".join(f"{score.title}: {score.hint}." for score in kind.scores if score.hint),
+        "hints": " ".join(f"{score.title}: {score.hint}." for score in kind.main_scores if score.hint),
         "title": f"Federated {kind.title}: {task.description or task.name}",
         "facts": _facts(summary, task),
         "verdict": verdict.verdict(summary, cases),
@@ -110,6 +111,10 @@ def _results(summary: Summary) -> dict[str, Any]:
         "final": wording.score_table(summary, "final"),
         "best": wording.TextTable(()) if verdict.best_is_last(summary) else wording.score_table(summary, "best"),
         "best_round": nth(int(number(part(summary, "best").get("round")) or 0)),
+        "further": further_table(summary),
+        "further_hints": further_words(summary),
+        "intervals": interval_table(summary),
+        "fairness": fairness_words(summary),
         "split": final.get("split") or "held-out",
         "withheld": final.get("withheld") or [],
         "personal": wording.personal_table(summary),

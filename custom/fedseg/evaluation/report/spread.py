@@ -9,30 +9,20 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.stats import t as student
 
+from fedseg.evaluation.intervals import bootstrap_mean
 from fedseg.evaluation.report.drawing import INK, REGIONS, grid, name_ticks, new_figure
 from fedseg.evaluation.report.wording import NOT_AVAILABLE, TextTable, counted, shown
 from fedseg.tasks.objective import Objective, Score
 
 POOR = 0.05  # a Dice below it means that the region was as good as missed
 ALL_SITES = "All cases"
-_CONFIDENCE = 0.95
-
-
-def confidence_interval(values: pd.Series) -> tuple[float, float]:
-    """95% confidence interval of a mean over cases, by Student's t; NaN for fewer than two cases."""
-    known = values.dropna()
-    if len(known) < 2:
-        return math.nan, math.nan
-    half = float(student.ppf((1 + _CONFIDENCE) / 2, len(known) - 1)) * float(known.std()) / math.sqrt(len(known))
-    return float(known.mean()) - half, float(known.mean()) + half
 
 
 def spread_table(cases: pd.DataFrame, kind: Objective) -> TextTable:
-    """Mean with its confidence interval, median, quartiles and the weakest case of the primary score, per site and
-    output; the medians of the others."""
-    primary, others = kind.scores[0], kind.scores[1:]
+    """Mean with its confidence interval (by bootstrap over patients, over sites first where there are several), median,
+    quartiles and the weakest case of the primary score, per site and output; the medians of the other main scores."""
+    primary, *others = kind.main_scores
     header = [
         "Site",
         kind.output.capitalize(),
@@ -44,14 +34,14 @@ def spread_table(cases: pd.DataFrame, kind: Objective) -> TextTable:
     header += [f"Median {score.title}" + (f" ({score.unit})" if score.unit else "") for score in others]
     body = []
     for (site, output), group in _groups(cases):
-        values, form = group[primary.title].dropna().clip(upper=1e6), primary.form
-        low, high = np.clip(confidence_interval(values), primary.lowest, primary.highest)
+        known, form = group[group[primary.title].notna()], primary.form
+        values = known[primary.title].clip(upper=1e6)
+        interval = bootstrap_mean(values.tolist(), known["site"].tolist(), patients=known["patient"].tolist())
         quartiles = [shown(values.quantile(q), form) for q in (0.25, 0.75)]
-        weakest = values.min() if primary.higher_is_better else values.max()
         cells = [
-            f"{shown(values.mean(), form)} ({shown(low, form)} to {shown(high, form)})",
+            f"{shown(values.mean(), form)} ({shown(interval.low, form)} to {shown(interval.high, form)})",
             f"{shown(values.median(), form)} ({' to '.join(quartiles)})",
-            shown(weakest, form),
+            shown(primary.worst(values), form),
         ]
         cells += [shown(group[score.title].median(), score.form) for score in others if score.title in group]
         body.append([site, output, str(len(values)), *cells])

@@ -11,7 +11,7 @@ from rich.table import Table
 from fedseg.contract.round_numbers import nth
 from fedseg.contract.scores import PERSONAL
 from fedseg.evaluation.summary import Summary, mean_score, number, objective_of_run, part, rows, site_names
-from fedseg.tasks.objective import MEAN, Objective, mean
+from fedseg.tasks.objective import MEAN, SCORED, Objective, mean
 
 MEAN_OF_SITES, MEAN_OF_CASES = "Mean over sites", "Mean over cases"
 
@@ -80,15 +80,21 @@ def _add_mean_of_cases(
     sites = frame.index[:-1]
     result = {"Cases": frame.loc[MEAN_OF_SITES, "Cases"]}
     for output in kind.outputs:
-        counts = pd.Series({s: number(part(scored[s], "defined").get(output)) for s in sites}, dtype=float)
-        counts = counts.fillna(frame.loc[sites, "Cases"])
-        for column in (f"{score.title} {output}" for score in kind.scores):
+        for score in kind.scores:
+            counts = pd.Series({s: _cases_with(scored[s], score.name, output) for s in sites}, dtype=float)
+            counts = counts.fillna(frame.loc[sites, "Cases"])
+            column = f"{score.title} {output}"
             values = frame.loc[sites, column]
             weights = counts.where(values.notna())
             result[column] = (values * weights).sum() / weights.sum() if weights.sum() > 0 else float("nan")
     over_outputs = pd.Series([result[f"{kind.primary.title} {output}"] for output in kind.outputs]).mean()
     frame.loc[MEAN_OF_CASES] = {**result, mean_column(kind): over_outputs if pooled is None else pooled}
     return frame
+
+
+def _cases_with(scored: Any, score: str, output: str) -> float | None:
+    """How many cases of a site have a score of an output; None where its summary does not say."""
+    return number((part(scored, SCORED, score) or part(scored, "defined")).get(output))
 
 
 def history_frame(summary: Summary) -> pd.DataFrame:

@@ -85,7 +85,7 @@ def score_table(summary: Summary, model: str) -> TextTable:
     if len(kind.outputs) == 1:
         frame = frame.drop(columns=mean_column(kind))  # the same number again
     forms, header, notes = {"Cases": ".0f"}, ["Site", "Cases"], []
-    for score in kind.scores:
+    for score in kind.main_scores:
         columns = [c for c in frame.columns if str(c).startswith(f"{score.title} ")]
         if score != kind.primary and not frame[columns].notna().any().any():
             notes.append(f"{score.title} was not measured in this run.")

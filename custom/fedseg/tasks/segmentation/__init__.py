@@ -1,1 +1,2 @@
-"""Segmentation as a kind of task: label conventions, the loss, Dice and HD95."""
+"""Segmentation as a kind of task: label conventions, the loss, and the scores: overlap, distances, volumes, lesions,
+calibration."""

@@ -1,4 +1,4 @@
-"""Dice and 95th percentile Hausdorff distance of one case."""
+"""All scores of one case: overlap, distances, volumes, lesions and calibration, region by region."""
 
 from __future__ import annotations
 
@@ -8,38 +8,52 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from scipy import ndimage
-from scipy.spatial import KDTree
 
 from fedseg import allowed
 from fedseg.errors import ConfigurationError, DataError
+from fedseg.tasks.segmentation.calibration import border_calibration_error
+from fedseg.tasks.segmentation.distances import hd95, surface_dice, surface_distances
 from fedseg.tasks.segmentation.labels import to_regions
+from fedseg.tasks.segmentation.lesions import match_lesions
 from fedseg.tasks.task import Task
 
 Emptiness = Literal["neither", "both", "reference", "prediction"]
 EMPTY_CONVENTIONS = ("brats", "exclude")
-HD95_FORMS = ("larger", "pooled")
-PERCENTILE = 95.0
-MANY_POINTS = 100_000  # surface voxels; a whole tumour has some 20 000
+Numbers = dict[str, float | None]
 
 
 @dataclass(frozen=True)
 class CaseScore:
-    """Scores of one case.
+    """Scores of one case, per region; None where the convention leaves the case out, or where nothing is defined; {}
+    where a score was not asked for.
 
     Attributes:
-        dice: Dice coefficient in [0, 1] per region; None where the convention leaves the case out.
-        hd95: 95th percentile Hausdorff distance in mm per region; None likewise; {} where it was not asked for.
-        empty: per region, which of the two masks has no voxel.
-        volumes: per region, in ml: of the ``reference``, of the prediction (``predicted``), and what both have in
-            ``common``.
-        lesions: per region, pieces that touch by faces, edges or corners: of the reference (``lesions``), of these
-            those that share a voxel with the prediction (``found``), and those of the prediction that share none
-            with the reference (``invented``); {} where HD95 was not asked for.
+        dice: Dice coefficient from 0 to 1.
+        hd95: 95th percentile Hausdorff distance in mm.
+        nsd: normalised surface distance at the task's tolerance, from 0 to 1.
+        volume_error: volume of the prediction minus that of the reference, over that of the reference; -1 or more.
+        volume_difference: the same difference in ml.
+        lesion_dice, lesion_hd95: lesion-wise Dice and HD95 (mm), see ``fedseg.tasks.segmentation.lesions``.
+        lesion_f1: F1 of detection of lesions, from 0 to 1.
+        lesions_found: share of the reference's lesions that were found.
+        lesions_invented: how many predicted pieces belong to no lesion.
+        ece: expected calibration error around the borders, from 0 to 1; also {} where no probabilities were given.
+        empty: which of the two masks has no voxel.
+        volumes: in ml: of the ``reference``, of the prediction (``predicted``), and what both have in ``common``.
+        lesions: lesions of the reference that count (``lesions``), the ``found`` ones of these, ``invented`` pieces.
     """
 
-    dice: dict[str, float | None]
-    hd95: dict[str, float | None] = field(default_factory=dict)
+    dice: Numbers = field(default_factory=dict)
+    hd95: Numbers = field(default_factory=dict)
+    nsd: Numbers = field(default_factory=dict)
+    volume_error: Numbers = field(default_factory=dict)
+    volume_difference: Numbers = field(default_factory=dict)
+    lesion_dice: Numbers = field(default_factory=dict)
+    lesion_hd95: Numbers = field(default_factory=dict)
+    lesion_f1: Numbers = field(default_factory=dict)
+    lesions_found: Numbers = field(default_factory=dict)
+    lesions_invented: Numbers = field(default_factory=dict)
+    ece: Numbers = field(default_factory=dict)
     empty: dict[str, Emptiness] = field(default_factory=dict)
     volumes: dict[str, dict[str, float]] = field(default_factory=dict)
     lesions: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -53,48 +67,49 @@ def score_case(
     empty: str = "brats",
     distances: bool = True,
     form: str = "larger",
+    probabilities: np.ndarray | None = None,
 ) -> CaseScore:
     """Compare a segmentation with its reference, region by region, on the image's own grid.
 
     What an empty region counts is a convention, and it moves means a lot:
 
-    - ``brats`` (Baid et al., 2021, arXiv 2107.02314): both empty: Dice 1, HD95 0; only one empty: Dice 0, HD95 the
-      diagonal of the image in mm (373.1 for 240 x 240 x 155 voxels of 1 mm).
+    - ``brats`` (Baid et al., 2021, arXiv 2107.02314): both empty: Dice and NSD 1, HD95 0; only one empty: Dice and NSD
+      0, HD95 the diagonal of the image in mm (373.1 for 240 x 240 x 155 voxels of 1 mm).
     - ``exclude``: a case whose reference is empty has no score (None). A region that the prediction misses entirely
       counts as in ``brats``, so that predicting nothing never pays.
 
+    In both a volume error and a share of found lesions need a reference, and a calibration error needs a border.
+
     Args:
-        task: names the regions.
+        task: names the regions; its ``tolerance`` and ``lesions`` say how distances and lesions count.
         predicted: internal class values, shape [X, Y, Z].
         reference: likewise, the same shape.
         spacing: size of a voxel in mm along X, Y, Z.
         empty: one of ``EMPTY_CONVENTIONS``.
-        distances: also compute HD95, and count lesions.
-        form: one of ``HD95_FORMS``, see ``hd95``.
+        distances: also compute what takes long: everything but Dice and volumes.
+        form: of HD95, one of ``distances.HD95_FORMS``.
+        probabilities: of the regions, shape [R, X, Y, Z], for the calibration error; None: without it.
 
     Raises:
-        DataError: the two arrays differ in shape.
+        DataError: the arrays differ in shape.
         ConfigurationError: an unknown convention, or a spacing that is not three positive numbers.
     """
-    _check(predicted, reference, spacing, empty)
-    diagonal = math.dist((0.0, 0.0, 0.0), [n * s for n, s in zip(predicted.shape, spacing, strict=True)])
-    millilitres = math.prod(spacing) / 1000
-    score = CaseScore({})
-    for name, p, r in zip(task.region_names, to_regions(task, predicted), to_regions(task, reference), strict=True):
+    _check(predicted, reference, spacing, empty, probabilities)
+    score = CaseScore()
+    masks = zip(task.region_names, to_regions(task, predicted), to_regions(task, reference), strict=True)
+    for index, (name, p, r) in enumerate(masks):
         state = emptiness(p, r)
-        left_out = empty == "exclude" and state in ("reference", "both")
         score.empty[name] = state
-        score.dice[name] = None if left_out else dice(p, r)
-        sizes = {"reference": r, "predicted": p, "common": p & r}
-        score.volumes[name] = {of: millilitres * np.count_nonzero(mask) for of, mask in sizes.items()}
+        score.volumes[name] = volumes(p, r, spacing)
+        found = {"dice": dice(p, r), **_volume_errors(score.volumes[name])}
         if distances:
-            score.lesions[name] = count_lesions(p, r)
-        if distances and left_out:
-            score.hd95[name] = None
-        elif distances:
-            score.hd95[name] = {"neither": None, "both": 0.0}.get(state, diagonal)
-            if state == "neither":
-                score.hd95[name] = hd95(p, r, spacing, form)
+            found |= _surface_scores(p, r, spacing, state, task.tolerance, form)
+            found |= _lesion_scores(score, name, p, r, spacing, task)
+        if distances and probabilities is not None:
+            found["ece"] = border_calibration_error(probabilities[index], p, r, spacing)
+        left_out = empty == "exclude" and state in ("reference", "both")
+        for metric, value in found.items():
+            getattr(score, metric)[name] = None if left_out else value
     return score
 
 
@@ -111,60 +126,67 @@ def dice(predicted: np.ndarray, reference: np.ndarray) -> float:
     return 2.0 * np.count_nonzero(predicted & reference) / total if total else 1.0
 
 
-def count_lesions(predicted: np.ndarray, reference: np.ndarray) -> dict[str, int]:
-    """Pieces of two boolean masks; see ``CaseScore.lesions``."""
-    pieces, total = ndimage.label(reference, np.ones((3,) * reference.ndim))
-    others, claimed = ndimage.label(predicted, np.ones((3,) * predicted.ndim))
-    found, confirmed = np.unique(pieces[predicted & reference]), np.unique(others[predicted & reference])
-    return {"lesions": int(total), "found": len(found), "invented": int(claimed) - len(confirmed)}
+def volumes(predicted: np.ndarray, reference: np.ndarray, spacing: Sequence[float]) -> dict[str, float]:
+    """Volumes in ml, see ``CaseScore.volumes``."""
+    millilitres = math.prod(spacing) / 1000
+    sizes = {"reference": reference, "predicted": predicted, "common": predicted & reference}
+    return {of: millilitres * np.count_nonzero(mask) for of, mask in sizes.items()}
 
 
-def hd95(predicted: np.ndarray, reference: np.ndarray, spacing: Sequence[float], form: str = "larger") -> float:
-    """95th percentile Hausdorff distance in mm of two boolean masks that both have voxels.
-
-    The distances from each surface voxel of one mask to the nearest surface voxel of the other, in both directions.
-    ``larger``: of each direction the 95th percentile (interpolated linearly), and the larger of the two; MONAI's
-    ``compute_hausdorff_distance(percentile=95)``. ``pooled``: one percentile over the distances of both directions;
-    that of MedPy and of GaNDLF, with which FeTS was scored. Others weight surface elements by their area.
-
-    Raises:
-        ConfigurationError: an unknown form.
-    """
-    allowed.one_of("hd95", form, HD95_FORMS)
-    a, b = surface_points(predicted), surface_points(reference)
-    there, back = _nearest(a, b, spacing), _nearest(b, a, spacing)
-    if form == "pooled":
-        return float(np.percentile(np.concatenate([there, back]), PERCENTILE))
-    return float(max(np.percentile(there, PERCENTILE), np.percentile(back, PERCENTILE)))
+def _volume_errors(sizes: dict[str, float]) -> Numbers:
+    difference = sizes["predicted"] - sizes["reference"]
+    relative = difference / sizes["reference"] if sizes["reference"] else None
+    return {"volume_error": relative, "volume_difference": difference}
 
 
-def surface_points(mask: np.ndarray) -> np.ndarray:
-    """Indices, shape [N, 3], of the voxels of a boolean mask that face the outside (6-neighbourhood).
-
-    The edge of the image counts as outside, as in MONAI.
-    """
-    # find_objects gives the bounding box of the voxels: erosion then touches few of the voxels of a whole image.
-    box = ndimage.find_objects(mask.astype(np.uint8))[0]
-    inside = mask[box]
-    surface = inside & ~ndimage.binary_erosion(inside)
-    return np.argwhere(surface) + np.array([axis.start for axis in box])
-
-
-def _nearest(origins: np.ndarray, targets: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
-    """Exact distance in mm, shape [N], from each of the indices ``origins`` [N, 3] to the nearest of ``targets``."""
-    if max(len(origins), len(targets)) <= MANY_POINTS:
-        return KDTree(targets * np.asarray(spacing, float)).query(origins * np.asarray(spacing, float))[0]
-    # Scattered predictions of an untrained network: a tree takes minutes, a distance map the same 2 s for any mask.
-    low = np.minimum(origins.min(0), targets.min(0))
-    outside = np.ones(np.maximum(origins.max(0), targets.max(0)) - low + 1, bool)
-    outside[tuple((targets - low).T)] = False
-    distances = ndimage.distance_transform_edt(outside, sampling=tuple(spacing))
-    return distances[tuple((origins - low).T)]
+def _surface_scores(
+    predicted: np.ndarray,
+    reference: np.ndarray,
+    spacing: tuple[float, float, float],
+    state: Emptiness,
+    tolerance: float,
+    form: str,
+) -> Numbers:
+    if state == "both":
+        return {"hd95": 0.0, "nsd": 1.0}
+    if state != "neither":
+        diagonal = math.dist((0.0, 0.0, 0.0), [n * s for n, s in zip(predicted.shape, spacing, strict=True)])
+        return {"hd95": diagonal, "nsd": 0.0}
+    found = surface_distances(predicted, reference, spacing)
+    return {"hd95": hd95(found, form), "nsd": surface_dice(found, tolerance)}
 
 
-def _check(predicted: np.ndarray, reference: np.ndarray, spacing: Sequence[float], empty: str) -> None:
+def _lesion_scores(
+    score: CaseScore,
+    region: str,
+    predicted: np.ndarray,
+    reference: np.ndarray,
+    spacing: tuple[float, float, float],
+    task: Task,
+) -> Numbers:
+    """Lesion-wise scores of a region, whose counts go into the case's score."""
+    match = match_lesions(predicted, reference, spacing, task.lesions)
+    score.lesions[region] = {"lesions": len(match.lesions), "found": match.found, "invented": match.invented}
+    return {
+        "lesion_dice": match.dice,
+        "lesion_hd95": match.hd95,
+        "lesion_f1": match.f1,
+        "lesions_found": match.sensitivity,
+        "lesions_invented": float(match.invented),
+    }
+
+
+def _check(
+    predicted: np.ndarray,
+    reference: np.ndarray,
+    spacing: Sequence[float],
+    empty: str,
+    probabilities: np.ndarray | None,
+) -> None:
     if predicted.shape != reference.shape:
         raise DataError(f"the prediction has shape {predicted.shape}, but its reference has {reference.shape}.")
+    if probabilities is not None and probabilities.shape[1:] != reference.shape:
+        raise DataError(f"the probabilities have shape {probabilities.shape[1:]}, not that of the reference.")
     allowed.one_of("empty", empty, EMPTY_CONVENTIONS)
     if len(spacing) != predicted.ndim or not all(math.isfinite(s) and s > 0 for s in spacing):
         raise ConfigurationError("spacing", tuple(spacing), f"{predicted.ndim} positive numbers of mm")

@@ -1,4 +1,4 @@
-"""Segmentation: regions judged by their overlap with a reference, and by the distance between the two surfaces."""
+"""Segmentation: regions judged beside a reference."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from fedseg.tasks.objective import Objective, Score
+from fedseg.tasks.objective import Objective
 from fedseg.tasks.segmentation.components import keep_components
 from fedseg.tasks.segmentation.labels import paint_regions, to_classes
 from fedseg.tasks.segmentation.losses import SegmentationLoss, predict_regions
 from fedseg.tasks.segmentation.metrics import CaseScore, score_case
+from fedseg.tasks.segmentation.scores import GLOSSARY, SCORES
 
 
 class Segmentation(Objective):
@@ -20,28 +21,7 @@ class Segmentation(Objective):
 
     title = "segmentation"
     output = "region"
-    scores = (
-        Score(
-            "dice",
-            "Dice",
-            highest=1.0,
-            hint="1 is perfect, 0 is no overlap",
-            meaning="Twice the shared volume of prediction and reference over the sum of their volumes. It is "
-            "unforgiving to small structures: one voxel matters more there.",
-        ),
-        Score(
-            "hd95",
-            "HD95",
-            "mm",
-            higher_is_better=False,
-            form=".1f",
-            hint="smaller is better",
-            meaning="The distance in millimetres within which 95\N{NO-BREAK SPACE}% of one surface lies from the "
-            "other; computed in both directions, the larger counts. Always on the image's original grid.",
-            caveat="A region that was missed or invented altogether counts as a very large distance and dominates such "
-            "a mean.",
-        ),
-    )
+    scores = SCORES
     counts: ClassVar[Mapping[str, Mapping[str, str]]] = {
         "empty": {
             "both": "in both (agreement)",
@@ -51,12 +31,7 @@ class Segmentation(Objective):
     }
     discrete = True
     masks = True
-    glossary: ClassVar[Mapping[str, str]] = {
-        "Empty regions": "A patient may have no voxel of a region, such as no enhancing tumour. The BraTS convention: "
-        "if prediction and reference are both empty, Dice is 1 and HD95 is 0; if only one is, Dice is 0 and HD95 is "
-        'the diagonal of the image (373\N{NO-BREAK SPACE}mm for a BraTS image). The convention "exclude" leaves '
-        "cases with an empty reference out of the means instead."
-    }
+    glossary = GLOSSARY
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -101,7 +76,8 @@ class Segmentation(Objective):
         spacing: tuple[float, float, float],
         settings: Mapping[str, Any],
         full: bool = True,
+        values: np.ndarray | None = None,
     ) -> CaseScore:
         assert reference is not None
         form = settings.get("hd95", "larger")
-        return score_case(self.task, predicted, reference, spacing, settings["empty"], distances=full, form=form)
+        return score_case(self.task, predicted, reference, spacing, settings["empty"], full, form, values)

@@ -403,3 +403,14 @@ def test_an_outlier_trains_on_a_part_of_its_cases_in_each_round(tmp_path):
         # Mean 4, quantile 8: of its nine cases the large site has three in an epoch, so two batches instead of five.
         assert {site: part["num_steps"] for site, part in entry["sites"].items()} == {"large": 2, "small": 1, "tiny": 1}
         assert entry["weights"] == pytest.approx({"large": 9 / 12, "small": 2 / 12, "tiny": 1 / 12})
+
+
+def test_prepared_cases_are_kept_in_a_folder_that_is_not_there_yet(datalists, tmp_path):
+    job = tiny_job(ROOT / "jobs" / "hippocampus_fedavg", rounds=1)
+    job.set("training.cache", "disk")
+    federation = InProcessFederation(job, datalists, cache=tmp_path / "new" / "cache")
+    federation.run()
+    assert federation.events == []
+    assert len([path for path in (tmp_path / "new" / "cache").rglob("*") if path.is_file()]) >= sum(
+        map(sum, SITES.values())
+    )

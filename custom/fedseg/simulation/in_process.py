@@ -150,7 +150,8 @@ class InProcessFederation:
         for site, datalist in datalists.items():
             write_datalist(datalist, out / "data" / site / FILE_NAME)
             if cache is not None:
-                (state / site).mkdir(parents=True, exist_ok=True)
+                for folder in (cache, state / site):
+                    folder.mkdir(parents=True, exist_ok=True)
                 (state / site / "cache").symlink_to(cache.resolve(), target_is_directory=True)
         job = copy.deepcopy(job)
         job.workflow["run_id"] = uuid.uuid4().hex

@@ -67,34 +67,36 @@ TASKS: dict[str, Any] = {
     "brats": {"name": "brats", "spacing": [2.0, 2.0, 2.0], "patch_size": [64, 64, 64]},
 }
 JOB_OF = {"pancreas": "pancreas_fedavg", "brats": "brats_fedavg"}
-FINE = {"task": {"name": "pancreas", "patch_size": [64, 64, 32]}, "training.overlap": 0.25}
-BETWEEN = {"task": {"name": "pancreas", "spacing": [1.5, 1.5, 4.0], "patch_size": [80, 80, 24]}}
-PLANE = {"task": {"name": "pancreas", "spacing": [1.6, 1.6, 4.0], "patch_size": [80, 80, 32]}}
-SLICES = {
-    "task": {"name": "pancreas", "spacing": [2.0, 2.0, 2.5], "patch_size": [64, 64, 48]},
-    "training.overlap": 0.25,
+FULL, LIGHT = {"training.augmentation": "full"}, {"training.augmentation": "intensity"}
+
+
+def pancreas(spacing: list[float], patch_size: list[int], overlap: float, **fields: Any) -> dict[str, Any]:
+    """Settings of another grid of the pancreas, in mm, with patches in voxels."""
+    task = {"name": "pancreas", "spacing": spacing, "patch_size": patch_size, **fields}
+    return {"task": task, "training.overlap": overlap}
+
+
+SLICES: tuple[Any, ...] = [2.0, 2.0, 2.5], [64, 64, 48], 0.25
+GRIDS: dict[str, dict[str, Any]] = {
+    "coarse": pancreas([2.0, 2.0, 4.0], [64, 64, 32], 0.5),
+    # In patches of about as many voxels, which see less of the abdomen.
+    "fine": pancreas([1.5, 1.5, 2.5], [64, 64, 32], 0.25),
+    "between": pancreas([1.5, 1.5, 4.0], [80, 80, 24], 0.5),
+    # In patches of about as many mm.
+    "plane": pancreas([1.6, 1.6, 4.0], [80, 80, 32], 0.5),
+    "slices": pancreas(*SLICES),
+    "slices_organs": pancreas(*SLICES, sampling={"background": 1, "pancreas": 2, "tumour": 2}),
 }
-FULL = {"training.augmentation": "full"}
 ARMS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "lr_4": {"training.learning_rate": 4e-3},
     "full_lr_4": {**FULL, "training.learning_rate": 4e-3},
-    "light": {"training.augmentation": "intensity"},
+    "light": LIGHT,
     "full": FULL,
-    # Of the pancreas: other voxels than the job's in patches of as many.
-    "fine": {**FINE, **FULL},
-    "fine_light": {**FINE, "training.augmentation": "intensity"},
-    "between_light": {**BETWEEN, "training.augmentation": "intensity"},
-    # Other voxels in patches of as many mm, which see as much of the abdomen in as many samples.
-    "plane_light": {**PLANE, "training.augmentation": "intensity"},
-    "slices_light": {**SLICES, "training.augmentation": "intensity"},
-    "slices_organs": {
-        **SLICES,
-        "task": {**SLICES["task"], "sampling": {"background": 1, "pancreas": 2, "tumour": 2}},
-        "training.augmentation": "intensity",
-    },
-    # Of BraTS: what its jobs had in version 0.5.0.
-    "light_lr_1": {"training.augmentation": "intensity", "training.learning_rate": 1e-3},
+    # What the BraTS jobs had in version 0.5.0.
+    "light_lr_1": {**LIGHT, "training.learning_rate": 1e-3},
+    **{f"{name}_light": {**settings, **LIGHT} for name, settings in GRIDS.items()},
+    **{f"{name}_full": {**settings, **FULL} for name, settings in GRIDS.items()},
 }
 # Ways to predict with a model that is there.
 PREDICTIONS: dict[str, dict[str, Any]] = {

@@ -50,3 +50,16 @@ def test_one_process_equals_the_simulator(name, tmp_path):
         assert lines[0] == lines[1]
     names = [{path.name for path in out.iterdir()} for out in runs.values()]
     assert names[0] == names[1]
+
+
+@pytest.mark.full
+def test_a_cross_site_evaluation_in_one_process_equals_the_simulator(tmp_path):
+    data = make_sites(tmp_path / "data", golden_models.SITES)
+    job = golden_models.job_folder("hippocampus_cross_site_evaluation", tmp_path / "jobs")
+    found = {}
+    for kind in ("simulator", "process"):
+        assert "failed" not in golden_models.run(job, data, tmp_path / kind, kind == "process")
+        found[kind] = json.loads((tmp_path / kind / "report" / "summary.json").read_text("utf-8"))
+    one, other = (summary["cross_site_evaluation"] for summary in found.values())
+    assert one == other
+    assert {model["kind"] for model in one["models"]} == {"last", "best", "local", "without"}

@@ -19,6 +19,7 @@ from fedseg.jobs.scored_models import models_in
 from fedseg.models.model_file import read_model, write_model
 from fedseg.networks.weights import get_weights
 from fedseg.privacy.accounting.ledger import Ledger
+from fedseg.provenance.audit import audit
 from fedseg.simulation.in_process import InProcessFederation, simulate_in_process
 from fedseg.simulation.results import build_summary
 from fedseg.simulation.run_folder import prepare_output
@@ -227,6 +228,13 @@ def test_in_a_run_without_a_site_no_training_file_of_it_is_opened(data, tmp_path
     own = {path for path in opened if path.is_relative_to(data / "gamma" / "images")}
     assert own == {file for case in read_datalist(data / "gamma").test for file in case.files}
     assert {file for case in read_datalist(data / "alpha").training for file in case.files} <= opened
+
+
+def test_the_records_of_server_and_sites_agree(run):
+    _, out, _, _ = run
+    findings = audit([out])
+    assert [finding.text for finding in findings if not finding.good] == []
+    assert any("model(s) scored are models of the run" in finding.text for finding in findings)
 
 
 def test_every_release_without_a_guarantee_is_in_the_ledgers(run):

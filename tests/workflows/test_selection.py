@@ -27,7 +27,7 @@ from fedseg.workflows.buffered_training import BufferedTraining
 from fedseg.workflows.cyclic_training import CyclicTraining
 from fedseg.workflows.encrypted_training import EncryptedTraining
 from fedseg.workflows.federated_training import FederatedTraining
-from fedseg.workflows.run import site_selection
+from fedseg.workflows.run import selection_base
 from fedseg.workflows.run.selection_base import SiteFacts
 from fedseg.workflows.selection import AllSites, DropSlow, LargestSites, PoissonBySize, RandomSites, SitesBySize
 from fedseg.workflows.split_training import SplitTraining
@@ -251,7 +251,7 @@ def average_factors(policy, rule, sizes, monkeypatch):
     averages, total = dict.fromkeys(sizes, 0.0), 0.0
     facts = {site: SiteFacts(size) for site, size in sizes.items()}
     for probability, outcome in outcomes(policy, sizes):
-        monkeypatch.setattr(site_selection, "generator", lambda *key, outcome=outcome: outcome)
+        monkeypatch.setattr(selection_base, "generator", lambda *key, outcome=outcome: outcome)
         chosen = policy.select(facts, 0, 0)
         rule.draw = chosen.draw
         reports = {site: SiteReport(sizes[site], 1, 0.5, None) for site in chosen.sites}

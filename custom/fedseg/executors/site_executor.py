@@ -160,12 +160,14 @@ class SiteExecutor(Executor, ABC):
         trainer = self.load_run(plan, meta.get(RUN_ID), fl_ctx)
         counts = {split: trainer.count(split) for split in ("training", "validation", "test")}
         logger.info("Job accepted: %s, plan %s", counts, plan.digest[:12])
-        # Of a site that only scores the number of cases comes with their scores, if these may be told at all.
         statistics = {} if self.session.evaluates else trainer.statistics()
+        if self.session.evaluates:
+            # The number of cases comes with their scores, if these may be told at all.
+            counts = {}
         check_statistics(self.session.guaranteed, statistics)
         workspace = fl_ctx.get_engine().get_workspace()
         self.session.record.accepted(job_facts(fl_ctx, workspace), plan.digest, counts)
-        answer: dict[str, Any] = {EVALUATES: True} if self.session.evaluates else dict(counts)
+        answer: dict[str, Any] = dict(counts) or {EVALUATES: True}
         if statistics:
             answer[STATISTICS] = statistics
         if trainer.datalist.phantoms:

@@ -17,6 +17,7 @@ def add_parser(subparsers: Any) -> None:
     command.job_id()
     command.kit()
     command.value("--from-round", after, int, metavar="N")
+    command.several("--set", "change when a round or the run ends; may be repeated", "KEY=VALUE")
     command.wait()
 
 
@@ -32,5 +33,6 @@ def run(options: argparse.Namespace) -> int:
         # Imported here, since a kit that is none needs no network.
         from fedseg.deployment.coordination.resumed_job import resume
 
-        submit_and_follow(coordinator, lambda: resume(coordinator, options.job_id, options.from_round), options.wait)
+        asked = options.job_id, options.from_round, options.set
+        submit_and_follow(coordinator, lambda: resume(coordinator, *asked), options.wait)
     return 0

@@ -23,14 +23,6 @@ if TYPE_CHECKING:
     from fedseg.simulation.run_folder import Event
 
 COMMAND = "fedseg simulate"
-# What decides when a round or the run ends, but not what a round makes.
-_CHANGEABLE = tuple(
-    f"workflow.{name}"
-    for name in (
-        "round_timeout", "prepare_timeout", "site_silence", "min_sites", "target_dice", "patience", "max_hours",
-        "max_epsilon", "keep_updates", "fresh_states", "message_timeout", "start_timeout",
-    )
-)  # fmt: skip
 
 
 def add_parser(subparsers: Any) -> None:
@@ -214,18 +206,12 @@ def _stopped_job(options: argparse.Namespace) -> Job:
     for name, value in changes.items():
         if value is not None:
             raise UsageError(f"{name} cannot be given with --resume: a run goes on with the job as it was.")
-    from fedseg.jobs.job import parse_setting, read_job
+    from fedseg.jobs.changes import change_stopped
+    from fedseg.jobs.job import read_job
     from fedseg.simulation.run_folder import prepare_resume
 
     job = prepare_resume(options.out, read_job(options.job).name, options.from_round)
-    for text in options.set:
-        key, value = parse_setting(text)
-        if key not in _CHANGEABLE:
-            raise UsageError(
-                f"--set {text}: a run goes on with the job as it was; with --resume only {', '.join(_CHANGEABLE)} may "
-                "change."
-            )
-        job.set(key, value)
+    change_stopped(job, options.set)
     return job
 
 

@@ -70,3 +70,15 @@ def test_a_job_without_a_finished_round_is_not_resumed():
     with pytest.raises(UsageError, match="No round of the job first was finished, so there is nothing to continue"):
         resume(server, "first")
     assert not hasattr(server, "submitted")
+
+
+def test_limits_of_time_and_of_sites_may_change_and_nothing_that_a_round_makes():
+    server = Server("FINISHED:ABORTED", ["round", "round_done", "round"])
+    settings = ["workflow.min_sites=2", "workflow.round_timeout=600", "workflow.min_sites=3"]
+    assert resume(server, "first", None, settings) == "second"
+    assert (server.submitted["min_sites"], server.submitted["round_timeout"]) == (3, 600)
+    assert (server.submitted["run_id"], server.submitted["resume"]) == ("first", True)
+    server = Server("FINISHED:ABORTED", ["round", "round_done", "round"])
+    with pytest.raises(UsageError, match=r"as it was; only workflow\.round_timeout, .*fresh_states.* may change"):
+        resume(server, "first", None, ["training.learning_rate=0.1"])
+    assert not hasattr(server, "submitted")

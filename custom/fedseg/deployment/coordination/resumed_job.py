@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from fedseg.contract.round_numbers import from_nth
 from fedseg.deployment.coordination.fetched_run import finished_rounds, submitted_job
 from fedseg.deployment.coordination.session import FINISHED, Coordinator
 from fedseg.errors import UsageError
+from fedseg.jobs.changes import change_stopped
 from fedseg.jobs.job import Job
 
 
-def resume(coordinator: Coordinator, job_id: str, from_round: int | None = None) -> str:
-    """Submit a job that has ended too early once more, as it was, so that its run goes on.
+def resume(coordinator: Coordinator, job_id: str, from_round: int | None = None, settings: Sequence[str] = ()) -> str:
+    """Submit a job that has ended too early once more, so that its run goes on.
 
     The server finds the run's checkpoints and every site its state by the run's id, which is the id of the first of
     its jobs where the job itself names none. What server and sites have kept is checked there: a run goes on with the
@@ -23,12 +25,14 @@ def resume(coordinator: Coordinator, job_id: str, from_round: int | None = None)
         coordinator: a session.
         job_id: of the job, or of one that resumed it before.
         from_round: the finished round to continue after, from 1; None for the last one.
+        settings: each ``key=value``: what shall be otherwise than before, of what decides when a round or the run ends.
 
     Returns:
         The id of the new job.
 
     Raises:
-        UsageError: the job has ended well or without a finished round, or ``from_round`` is below 1.
+        UsageError: the job has ended well or without a finished round, ``from_round`` is below 1, or a setting may not
+            change.
         FederationError: there is no such job, it still runs, or this person may not fetch or submit it.
     """
     if from_round is not None and from_round < 1:
@@ -46,6 +50,7 @@ def resume(coordinator: Coordinator, job_id: str, from_round: int | None = None)
                 f"No round of the job {job_id} was finished, so there is nothing to continue. `fedseg fetch {job_id}` "
                 "brings the reason; submit the job anew."
             )
+        change_stopped(job, settings)
         return coordinator.submit(continued(job, job_id, None if from_round is None else from_nth(from_round)))
 
 

@@ -34,4 +34,7 @@ def test_few_cases_are_a_remark(kit, server, tmp_path):
     edit(kit / "local" / "fedseg.json", lambda c: {**c, "datasets": {"tiny": str(few / "alpha")}})
     page = check(kit)
     assert found(page) == {}
-    assert "few-cases" in found(page, Colour.YELLOW)["data: tiny"]
+    said = found(page, Colour.YELLOW)["data: tiny"]
+    assert "few-cases" in said
+    # The name of a task that is not built in would be no argument of the command.
+    assert f"fedseg check-data JOB_FOLDER_OR_FILE {few / 'alpha' / 'datalist.json'} --quick" in said

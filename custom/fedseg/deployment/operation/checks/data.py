@@ -20,6 +20,7 @@ from fedseg.tasks.registry import get_task, task_names
 from fedseg.tasks.task import Task
 
 _PROFILE = f"{LOCAL}/{PROFILE_FILE}"
+_ANY_TASK = "JOB_FOLDER_OR_FILE"
 _HOW = "docs/reference/site-profile.md says what belongs there."
 
 
@@ -102,7 +103,9 @@ def _task_of(name: str, datalist: Datalist, options: CheckOptions) -> Task | Non
 def _judged(check: str, path: Path, datalist: Datalist, report: CheckReport, options: CheckOptions) -> CheckResult:
     depth = "every voxel" if options.full_data else "files and headers"
     found = f"{_counts(datalist)}; {depth} against the task {report.task}: {report.summary}."
-    command = ["fedseg", "check-data", report.task, str(find_datalist(path))]
+    # A task that is not built in is known by its name here, and to the command by its file or job only.
+    task = report.task if report.task in task_names() else _ANY_TASK
+    command = ["fedseg", "check-data", task, str(find_datalist(path))]
     details = shlex.join(command if options.full_data else [*command, "--quick"])
     if not report.ok:
         codes = ", ".join(f"{code} ({count})" for code, count in report.error_counts().items())
@@ -122,7 +125,7 @@ def _unchecked(check: str, name: str, datalist: Datalist) -> CheckResult:
     found = (
         f"{_counts(datalist)}; all {len(files)} files are there. The task {datalist.task or 'of it'} is not built in."
     )
-    return yellow(check, found, f"Check it against the job's task: --task {shlex.quote(name)}=JOB_FOLDER_OR_FILE")
+    return yellow(check, found, f"Check it against the job's task: --task {shlex.quote(name)}={_ANY_TASK}")
 
 
 def _counts(datalist: Datalist) -> str:

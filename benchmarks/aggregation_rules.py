@@ -131,7 +131,7 @@ RULES: dict[str, dict] = {
     "FedAvgM (0.2)": part("server_optimizer", "aggregators.server_optimizers.FedAvgM", learning_rate=0.2, momentum=0.9),
     "FedAdam (0.05)": part("server_optimizer", "aggregators.server_optimizers.FedAdam", learning_rate=0.05),
     "FedAdam": part("server_optimizer", "aggregators.server_optimizers.FedAdam", learning_rate=0.01),
-    "FedAdam (0.001, default)": part("server_optimizer", "aggregators.server_optimizers.FedAdam"),
+    "FedAdam (0.001)": part("server_optimizer", "aggregators.server_optimizers.FedAdam", learning_rate=0.001),
     "FedAdam (0.003)": part("server_optimizer", "aggregators.server_optimizers.FedAdam", learning_rate=0.003),
     "FedAdam (0.01, tau 0.001)": part(
         "server_optimizer", "aggregators.server_optimizers.FedAdam", learning_rate=0.01, tau=1e-3

@@ -37,9 +37,9 @@ def moved_by_torch(make, rounds):
         (FedAvgM(1.0), lambda p: torch.optim.SGD(p, lr=1.0, momentum=0.9)),
         (FedAvgM(momentum=0.8), lambda p: torch.optim.SGD(p, lr=0.2, momentum=0.8)),
         (FedAvgM(0.3, 0.5), lambda p: torch.optim.SGD(p, lr=0.3, momentum=0.5)),
-        (FedAdam(), lambda p: torch.optim.Adam(p)),
+        (FedAdam(), lambda p: torch.optim.Adam(p, lr=0.01)),
         (FedAdam(0.1, 0.8, 0.95, 1e-3), lambda p: torch.optim.Adam(p, lr=0.1, betas=(0.8, 0.95), eps=1e-3)),
-        (FedAdagrad(), lambda p: torch.optim.Adagrad(p, eps=1e-8)),
+        (FedAdagrad(), lambda p: torch.optim.Adagrad(p, lr=0.03, eps=1e-8)),
         (
             FedAdagrad(0.1, tau=1e-3, initial=0.25),
             lambda p: torch.optim.Adagrad(p, lr=0.1, eps=1e-3, initial_accumulator_value=0.25),
@@ -229,11 +229,11 @@ def test_wrong_arguments_are_refused(kind, arguments, message):
 def test_descriptions_name_every_argument():
     assert FedAvgM().describe() == {"name": "FedAvgM", "learning_rate": pytest.approx(0.1), "momentum": 0.9}
     common = {"beta1": 0.9, "tau": 1e-8, "initial": 0.0, "beta2": 0.999, "bias_correction": True}
-    assert FedAdam().describe() == {"name": "FedAdam", "learning_rate": 1e-3, **common}
+    assert FedAdam().describe() == {"name": "FedAdam", "learning_rate": 1e-2, **common}
     assert FedYogi(0.01).describe() == {"name": "FedYogi", "learning_rate": 0.01, **common}
     assert FedAdagrad().describe() == {
         "name": "FedAdagrad",
-        "learning_rate": 0.01,
+        "learning_rate": 0.03,
         "beta1": 0.0,
         "tau": 1e-8,
         "initial": 0.0,

@@ -156,14 +156,15 @@ class _Adaptive(ServerOptimizer):
 class FedAdam(_Adaptive):
     """Adam at the server: v = beta2 v + (1 - beta2) u^2 (Reddi et al., ICLR 2021, algorithm 2).
 
-    The defaults are those of Adam itself (Kingma & Ba, ICLR 2015), as most implementations have them: v starts at 0,
-    and m and v are divided by 1 - beta^n at an array's n-th step. The paper corrects nothing and starts v at tau^2 or
-    more, with beta2 = 0.99 and tau = 1e-3: ``bias_correction`` false, ``initial`` = tau^2.
+    The defaults but the rate are those of Adam itself (Kingma & Ba, ICLR 2015), as most implementations have them:
+    v starts at 0, and m and v are divided by 1 - beta^n at an array's n-th step. Adam's rate of 1e-3 is made for
+    thousands of steps; in a federation's few rounds hardly a weight moves. The paper corrects nothing and starts v
+    at tau^2 or more, with beta2 = 0.99 and tau = 1e-3: ``bias_correction`` false, ``initial`` = tau^2.
     """
 
     def __init__(
         self,
-        learning_rate: float = 1e-3,
+        learning_rate: float = 1e-2,
         beta1: float = 0.9,
         beta2: float = 0.999,
         tau: float = 1e-8,
@@ -207,11 +208,11 @@ class FedYogi(FedAdam):
 class FedAdagrad(_Adaptive):
     """Adagrad at the server: v = v + u^2 (Reddi et al., ICLR 2021, algorithm 2), so that steps only become shorter.
 
-    The paper starts v at tau^2 or more, with tau = 1e-3; the defaults here are those of Adagrad itself: ``initial`` 0.
+    The paper starts v at tau^2 or more, with tau = 1e-3; here ``initial`` is 0 as in Adagrad itself.
     """
 
     def __init__(
-        self, learning_rate: float = 1e-2, beta1: float = 0.0, tau: float = 1e-8, initial: float = 0.0
+        self, learning_rate: float = 3e-2, beta1: float = 0.0, tau: float = 1e-8, initial: float = 0.0
     ) -> None:
         """Set the rate; the arguments mean what they mean in ``FedAdam``."""
         super().__init__(learning_rate, beta1, tau, initial)

@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,12 +30,21 @@ def units_of(out: Path) -> set[str]:
     return {path.name for path in (out / "units").glob("*")}
 
 
-def kill_after_progress(process: subprocess.Popen[bytes], out: Path, delay: float) -> bool:
-    """Kill a run once one more unit is done, or something has begun where nothing was; False where it ended before."""
-    before = units_of(out)
-    while process.poll() is None and not units_of(out) - before:
+def under_way(out: Path, since: float) -> bool:
+    """Whether a unit has begun, or has told how far it is."""
+    found = False
+    for path in (out / "work").glob("*"):
+        with suppress(FileNotFoundError):  # it may be finished meanwhile
+            found = found or path.stat().st_mtime > since
+    return found
+
+
+def kill_at_random(process: subprocess.Popen[bytes], out: Path, generator: np.random.Generator) -> bool:
+    """Kill a run somewhere within a unit, or after one more is done; False where it ended before."""
+    before, begun, further = units_of(out), time.time(), generator.uniform() < 0.4
+    while process.poll() is None and not (units_of(out) - before if further else under_way(out, begun)):
         time.sleep(0.02)
-    time.sleep(delay)
+    time.sleep(generator.uniform(0, 0.4))
     killed = process.poll() is None
     if killed:
         os.kill(process.pid, signal.SIGKILL)
@@ -41,14 +52,12 @@ def kill_after_progress(process: subprocess.Popen[bytes], out: Path, delay: floa
     return killed
 
 
-def killed_again_and_again(tmp_path: Path, kills: int, jobs: int) -> None:
+def killed_again_and_again(tmp_path: Path, kills: int, jobs: int, **definition: Any) -> None:
     """The tables after so many kills at random times, against those of a run that nobody stopped."""
-    arms = {name: ARMS[name] for name in ("central", "local", "ensemble", "fedavg")}
-    file = write_experiment(tmp_path, arms=arms, sites=["alpha", "beta"])
+    file = write_experiment(tmp_path, **definition)
     assert main(["experiment", str(file), "--out", str(tmp_path / "whole"), "--jobs", "1"]) == 0
     out, generator = tmp_path / "stopped", np.random.default_rng(kills)
-    stopped = sum(kill_after_progress(start(file, out, jobs), out, generator.uniform(0, 0.7)) for _ in range(kills))
-    assert stopped
+    assert sum(kill_at_random(start(file, out, jobs), out, generator) for _ in range(kills)) == kills
     assert main(["experiment", str(file), "--out", str(out), "--jobs", "1"]) == 0
     for name in FILES:
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
@@ -56,12 +65,13 @@ def killed_again_and_again(tmp_path: Path, kills: int, jobs: int) -> None:
 
 
 def test_an_experiment_that_is_killed_twice_gives_the_same_tables(tmp_path):
-    killed_again_and_again(tmp_path, kills=2, jobs=1)
+    arms = {name: ARMS[name] for name in ("local", "ensemble", "fedavg")}
+    killed_again_and_again(tmp_path, 2, 1, arms=arms, budget={"rounds": 1})
 
 
 @pytest.mark.full
 def test_an_experiment_that_is_killed_ten_times_gives_the_same_tables(tmp_path):
-    killed_again_and_again(tmp_path, kills=10, jobs=2)
+    killed_again_and_again(tmp_path, 10, 2, arms=ARMS, seeds=[3, 4])
 
 
 def test_a_unit_that_fails_stops_no_other_and_is_made_up_for(tmp_path, capsys):

@@ -50,6 +50,12 @@ def test_the_worst_distance_is_the_largest():
     assert found["worst_site"] == "b"
 
 
+def test_the_worst_of_a_signed_error_is_the_farthest_from_zero():
+    rows = [row("fedavg", "-", place, f"{place}0", v, metric="volume_error") for place, v in (("a", 0.2), ("b", -0.5))]
+    (found,) = lines(rows)
+    assert (found["worst_site"], found["worst"]) == ("b", -0.5)
+
+
 def test_a_case_counts_once_however_many_seeds_there_are():
     rows = [row("fedavg", "-", "a", "a0", v, seed=seed) for seed, v in enumerate((0.6, 0.8, 0.7))]
     rows += [row("fedavg", "-", "a", "a1", v, seed=seed) for seed, v in enumerate((0.2, 0.2, 0.2))]

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from fedseg.evaluation.experiment_folder import GLOBAL, RESULT_COLUMNS
+from fedseg.evaluation.fairness import fairness
 from fedseg.evaluation.intervals import LEVEL, SAMPLES, bootstrap_mean
 from fedseg.evaluation.paired_tests import compare_arms, holm
 from fedseg.evaluation.report.experiment.numbers import FEWEST_CLUSTERS
@@ -16,7 +17,7 @@ from fedseg.experiments.definition import Definition
 from fedseg.experiments.folds import Fold
 from fedseg.experiments.rows import Row, as_csv
 from fedseg.files.documents import write_json, write_whole
-from fedseg.tasks.objective import MEAN, Objective
+from fedseg.tasks.objective import MEAN, Objective, Score
 
 SUMMARY_JSON, SUMMARY_CSV = SUMMARY_FILES = ("summary.json", "summary.csv")
 SCHEMA = "fedseg-experiment-summary-1"
@@ -85,31 +86,31 @@ def _scope(definition: Definition, left_out: str, site: str, place: str) -> str:
 
 def summarise(definition: Definition, kind: Objective, frame: pd.DataFrame) -> list[Row]:
     """One row for each arm, kind of model, scope, metric and region; arms, metrics and regions keep their order."""
-    better = {score.name: score.higher_is_better for score in kind.scores}
+    scores = {score.name: score for score in kind.scores}
     found = []
     for key, group in frame.groupby(_GROUP, sort=False):
         about = dict(zip(_GROUP, key, strict=True))
         samples = SAMPLES if about["metric"] == kind.primary.name else _SAMPLES
-        found.append({**about, **_numbers(group, better[about["metric"]], samples)})
+        found.append({**about, **_numbers(group, scores[about["metric"]], samples)})
     arms = list(definition.arms)
     return sorted(found, key=lambda row: (arms.index(row["arm"]), row["model"] == OWN, SCOPES.index(row["scope"])))
 
 
-def _numbers(group: pd.DataFrame, higher_is_better: bool, samples: int) -> Row:
+def _numbers(group: pd.DataFrame, score: Score, samples: int) -> Row:
     """Means over seeds, models and folds first, so that every case counts once; then over cases and over sites."""
     cases = group.groupby(["evaluated_at", "patient", "case"])["value"].mean()
-    sites = cases.groupby("evaluated_at").mean()
-    worst = sites.idxmin() if higher_is_better else sites.idxmax()
+    sites = cases.groupby("evaluated_at")
+    fair = fairness(score, sites.mean().to_dict(), sites.size().to_dict())
     by_seed = group.groupby(["seed", "evaluated_at", "patient", "case"])["value"].mean()
     seeds = by_seed.groupby(["seed", "evaluated_at"]).mean().groupby("seed").mean()
     return {
         **_intervals(cases, samples),
-        "sites": len(sites),
+        "sites": fair.sites,
         "cases": len(cases),
         "patients": int(cases.groupby(["evaluated_at", "patient"]).ngroups),
-        "worst_site": str(worst),
-        "worst": float(sites[worst]),
-        "spread": float(sites.std(ddof=0)),
+        "worst_site": fair.worst,
+        "worst": fair.worst_value,
+        "spread": fair.spread,
         "seeds": len(seeds),
         "seed_deviation": float(seeds.std(ddof=1)) if len(seeds) > 1 else None,
     }

@@ -2,11 +2,14 @@
 
 import json
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from fedseg.cli import main
 from fedseg.commands.experiment import words_of
 from fedseg.files.locks import locked
+from tiny import TASK
 from tiny_experiment import write_experiment
 
 ARMS = {"central": {"kind": "central"}, "local": {"kind": "local"}}
@@ -34,7 +37,7 @@ def test_a_plan_tells_the_cost_and_leaves_nothing(tmp_path, capsys):
 
 def test_a_run_prints_the_table_and_says_what_it_did(tmp_path, capsys):
     file = write_experiment(tmp_path, arms=ARMS, description="Which is better?")
-    assert run(file, "--out", tmp_path / "out", "--jobs", 1) == 0
+    assert run(file, "--out", tmp_path / "out", "--jobs", 1, "--pictures") == 0
     shown = capsys.readouterr()
     assert "central" in shown.out
     assert "elsewhere" in shown.out
@@ -49,6 +52,24 @@ def test_a_run_prints_the_table_and_says_what_it_did(tmp_path, capsys):
     assert about["plan"]["total"]["samples"] == 32
     assert about["machine"]["cores"] >= 1
     assert about["folds"]["-"]["tests"] == {"alpha": 1, "beta": 1, "gamma": 1}
+    check_pictures(tmp_path / "out")
+
+
+def check_pictures(out):
+    """Each site's one test case was drawn under the best arm, whose model has just the score that is told."""
+    entries = json.loads((out / "report" / "overlays.json").read_text("utf-8"))
+    assert [(entry["site"], entry["rank"]) for entry in entries] == [(s, "best") for s in ("alpha", "beta", "gamma")]
+    for entry in entries:
+        predicted, reference = (np.asarray(nib.load(entry[name]).dataobj) for name in ("prediction", "label"))
+        regions = [
+            (predicted == TASK["labels"]["inner"], reference == TASK["labels"]["inner"]),
+            (predicted > 0, reference > 0),
+        ]
+        scores = [2 * (one & other).sum() / max(1, one.sum() + other.sum()) for one, other in regions]
+        assert entry["dice"] == pytest.approx(np.mean(scores))
+    pages = {path.stem: path.read_text("utf-8") for path in (out / "report" / "sites").glob("*.html")}
+    drawn = {name: page.count("data:image/png") for name, page in pages.items()}
+    assert set(drawn.values()) == {(out / "report" / "report.html").read_text("utf-8").count("data:image/png") + 1}
 
 
 def test_another_folder_is_not_touched(tmp_path, capsys):

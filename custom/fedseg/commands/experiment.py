@@ -32,6 +32,7 @@ def add_parser(subparsers: Any) -> None:
     command.path("--data", "folder from which paths of data count (default: the file's)", "DIR")
     command.value("--jobs", "units at a time (default: as cores allow)", int, metavar="N")
     command.flag("--dry-run", "tell what it will cost, and stop")
+    command.flag("--pictures", "also draw the best, median and worst case of each site, for that site's own page")
     command.flag("--overwrite", "remove a former experiment in --out first")
 
 
@@ -75,7 +76,7 @@ def _run(options: argparse.Namespace, experiment: Experiment) -> int:
     tell(f"{experiment.definition.name}: {count} units, of which {len(kept)} are done; {jobs} at a time")
     with _Watch(experiment.units, options.out, costs, jobs, kept) as watch:
         failed = run_units(experiment.units, options.out, experiment.definition.watts, jobs, watch.look)
-    summary = finish(experiment, options.out, record, failed, track)
+    summary = finish(experiment, options.out, record, failed, track, options.pictures)
     _print_summary(summary, options.out)
     return 0
 

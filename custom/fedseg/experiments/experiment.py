@@ -22,6 +22,7 @@ from fedseg.experiments.arms import JOB_ARM
 from fedseg.experiments.cohort import Cohort, read_cohort
 from fedseg.experiments.definition import Definition, read_definition
 from fedseg.experiments.folds import Fold, make_folds
+from fedseg.experiments.pictures import write_pictures
 from fedseg.experiments.site_statistics import KEPT, leave_statistics
 from fedseg.experiments.summary import SUMMARY_FILES, write_summary
 from fedseg.experiments.tables import TABLES, finished, write_tables
@@ -138,6 +139,7 @@ def finish(
     record: Mapping[str, Any],
     failed: Mapping[str, str],
     progress: Progress = silent,
+    pictures: bool = False,
 ) -> dict[str, Any]:
     """Write the tables, the summary and the page of what is done, and what became of each unit.
 
@@ -147,6 +149,7 @@ def finish(
         record: see ``describe``.
         failed: why units failed, by their names.
         progress: shows how far long reading is.
+        pictures: whether the pages of sites show cases.
 
     Returns:
         The summary.
@@ -168,6 +171,8 @@ def finish(
     if experiment.definition.statistics is not None:
         task, minimum = experiment.base.plan.task, experiment.definition.statistics
         leave_statistics(task, experiment.cohort, minimum, out, progress)
+    if rows and pictures:
+        write_pictures(experiment.base.plan, done, out, progress)
     if rows:
         write_experiment_report(out)
     if failed:

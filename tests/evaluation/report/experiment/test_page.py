@@ -41,7 +41,7 @@ def test_everything_is_there(tmp_path: Path) -> None:
         assert heading in text.replace("&#39;", "'"), heading
     assert all(site in text for site in SITES)
     assert all(arm in text for arm in GAIN)
-    for phrase in ("15 W for a busy core", "3b3b3b", "2.13.0", "Wilcoxon", "volume_error", "NSD", "32 patients"):
+    for phrase in ("15 W for a busy core", "3b3b3b", "2.13.0", "Wilcoxon", "volume error", "NSD", "32 patients"):
         assert phrase.lower() in text.lower(), phrase
     html = page.read_text("utf-8")
     assert not re.search(r"<script|<link|<iframe|https?://", html)

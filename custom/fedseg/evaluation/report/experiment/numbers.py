@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from fedseg.evaluation.experiment_folder import GLOBAL, Experiment
+from fedseg.evaluation.fairness import fairness
 from fedseg.evaluation.intervals import Interval, bootstrap_mean
 from fedseg.evaluation.paired_tests import compare_arms, holm
 from fedseg.tasks.objective import MEAN, Score
@@ -89,16 +90,16 @@ def arm_frame(experiment: Experiment, score: Score) -> pd.DataFrame:
     away = elsewhere(case_scores(experiment.main_rows, score.name))
     records = {}
     for arm, group in scores.groupby("arm", sort=False):
-        means = group.groupby("site")["value"].mean()
-        worst = means.idxmin() if score.higher_is_better else means.idxmax()
-        own, wide = interval(group), interval(group, by_site=True) if len(means) >= FEWEST_CLUSTERS else None
+        groups = group.groupby("site")["value"]
+        line = fairness(score, groups.mean().to_dict(), groups.size().to_dict())
+        own, wide = interval(group), interval(group, by_site=True) if line.sites >= FEWEST_CLUSTERS else None
         records[arm] = {
-            **{"sites": len(means), "cases": len(group), "patients": own.patients},
-            **{"macro": means.mean(), "pooled": own.mean, "low": own.low, "high": own.high},
+            **{"sites": line.sites, "cases": line.cases, "patients": own.patients},
+            **{"macro": line.macro, "pooled": line.pooled, "low": own.low, "high": own.high},
             **{"wide_low": wide and wide.low, "wide_high": wide and wide.high},
-            **{"worst_site": worst, "worst": means[worst], "spread": means.std(ddof=0)},
+            **{"worst_site": line.worst, "worst": line.worst_value, "spread": line.spread},
             "elsewhere": _macro(away[away["arm"] == arm]),
-            **_over_seeds(experiment, str(arm), score, list(means.index)),
+            **_over_seeds(experiment, str(arm), score, list(groups.groups)),
         }
     return pd.DataFrame.from_dict(records, orient="index")
 

@@ -133,7 +133,7 @@ def _cases(content: Content, site: str = "") -> dict[str, Any]:
     picture = _pictures(content.experiment, site)
     figures = {name: embed(path) for name, path in (content.figures | picture).items()}
     table = tables.worst_table(worst, content.scores[0], names=bool(site))
-    return {"site": site, "figures": figures, "worst": table}
+    return {"site": site, "figures": figures, "worst": table, "drawn": _drawn_arm(content.experiment)}
 
 
 def _results(content: Content) -> dict[str, Any]:
@@ -198,6 +198,12 @@ def _highlights(content: Content) -> list[tuple[str, str]]:
         (str(len(content.experiment.sites)), "sites"),
         (str(len(patients)), "patients tested"),
     ]
+
+
+def _drawn_arm(experiment: Experiment) -> str:
+    """Under which arm cases were drawn; empty where nothing tells."""
+    entries = overlays.read_list(experiment.folder / "report" / "overlays.json")
+    return str(next((entry["arm"] for entry in entries if entry.get("arm")), ""))
 
 
 def _pictures(experiment: Experiment, site: str) -> dict[str, Path]:

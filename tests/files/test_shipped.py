@@ -11,7 +11,10 @@ from fedseg.files.shipped import FOLDER, SHIPPED, find_shipped_files
 from fedseg.jobs.job import read_job
 
 ROOT = Path(__file__).parents[2]
-FILES = ("docs/index.md", "jobs/hippocampus_fedavg/meta.json", "workspace_templates/three_hospitals/project.yml")
+FILES = (
+    "docs/index.md", "jobs/hippocampus_fedavg/meta.json", "workspace_templates/three_hospitals/project.yml",
+    "experiments/hippocampus_ten_sites.yaml",
+)  # fmt: skip
 
 
 def installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

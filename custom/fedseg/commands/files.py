@@ -26,8 +26,8 @@ def add_parser(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """``fedseg files``: write the pages, job folders and templates of this version.
 
-    Write docs, jobs and workspace_templates into a folder, as they lie in fedseg's repository. In that folder the
-    commands of the pages can be called as they stand.
+    Write docs, jobs, experiments and workspace_templates into a folder, as they lie in fedseg's repository. In that
+    folder the commands of the pages can be called as they stand.
 
     example: fedseg files --out fedseg-files
     """
@@ -35,6 +35,7 @@ def run(options: argparse.Namespace) -> int:
     where = {
         "pages": "docs/index.md",
         "job folders": "jobs",
+        "experiments": "experiments",
         "templates of kits and policies": "workspace_templates",
     }
     for what, path in where.items():

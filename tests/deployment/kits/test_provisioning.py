@@ -437,7 +437,8 @@ def test_the_wheel_is_this_package(tmp_path):
     sources = ROOT / "custom" / "fedseg"
     wanted = [p for pattern in ("*.py", "*.j2", "py.typed") for p in sources.rglob(pattern)]
     shipped = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE")]
-    shipped += [p for name in ("docs", "jobs", "workspace_templates") for p in (ROOT / name).rglob("*") if p.is_file()]
+    folders = ("docs", "jobs", "experiments", "workspace_templates")
+    shipped += [p for name in folders for p in (ROOT / name).rglob("*") if p.is_file()]
     assert packed == {f"fedseg/{p.relative_to(sources)}" for p in wanted} | {
         f"fedseg/shipped/{p.relative_to(ROOT)}" for p in shipped
     }

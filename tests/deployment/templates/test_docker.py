@@ -9,6 +9,7 @@ import yaml
 from nvflare.app_opt.job_launcher.study_runtime import load_study_runtime_file, resolve_study_runtime
 
 from fedseg.site.profile import read_profile
+from fedseg.version import __version__
 from prepared_kits import DOCKER, KUBERNETES, PROGRAMS, ROOT, SERVER, SITE, SLURM, USER, instructions, load, run
 
 
@@ -41,6 +42,14 @@ def test_the_image_installs_the_pinned_requirements_without_those_of_tests(tmp_p
     project = (ROOT / "pyproject.toml").read_text("utf-8")
     wanted = re.search(r"^dependencies = \[(.*?)\]", project, re.MULTILINE | re.DOTALL).group(1)
     assert set(packages) == set(re.findall(r'"([^"]+)"', wanted))
+
+
+def test_templates_and_pages_name_the_image_of_this_version():
+    """A site refuses jobs of another version, so an image is called after the one that is in it."""
+    files = [p for folder in (DOCKER, KUBERNETES, ROOT / "docs" / "how-to") for p in folder.iterdir() if p.is_file()]
+    tags = [tag for path in files for tag in re.findall(r"\bfedseg:(\d[\w.]*\w)", path.read_text("utf-8"))]
+    assert len(tags) >= 10
+    assert set(tags) == {__version__}
 
 
 def test_the_image_is_made_of_sources_only():

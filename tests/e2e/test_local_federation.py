@@ -22,7 +22,7 @@ from fedseg.deployment.local.federation import PROCESSES_FILE, STATE, running
 from fedseg.deployment.local.processes import listens
 from fedseg.provenance.run_log import RECORD_FILE
 from fedseg.simulation.in_process import InProcessFederation
-from fedseg.tasks.objective import objective_of
+from fedseg.tasks.objective import SCORED, objective_of
 from fedseg.tasks.task import parse_task
 from stolen_ciphertexts import said_by
 from tiny import TASK, make_sites
@@ -42,7 +42,8 @@ KINDS += ("hocon environment", "more configuration")
 
 # What a site says of a model: means, counts, and intervals that it has made of its own cases.
 KIND = objective_of(parse_task(TASK))
-AGGREGATES = {"split", "cases", "loss", "defined", "intervals", *KIND.counts, *(score.name for score in KIND.scores)}
+AGGREGATES = {"split", "cases", "loss", "defined", SCORED, "intervals", *KIND.counts}
+AGGREGATES |= {score.name for score in KIND.scores}
 
 
 def change_policy(kit, rules):

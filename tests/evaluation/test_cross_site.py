@@ -52,15 +52,12 @@ def test_the_worst_site_of_the_last_model_comes_first_and_those_without_a_score_
 
 def test_how_evenly_a_model_serves_the_sites_is_the_hand_computed_number():
     matrix = filled()
-    spread = matrix.spread(MatrixModel("last"))
-    assert spread["macro"] == pytest.approx((0.8 + 0.5 + 0.6) / 3)
-    assert spread["pooled"] == pytest.approx((0.8 * 10 + 0.5 * 2 + 0.6 * 4) / 16)
-    assert (spread["sites"], spread["cases"], spread["worst"], spread["lowest"]) == (3, 16, "beta", 0.5)
-    mean = 1.9 / 3
-    assert spread["deviation"] == pytest.approx(
-        math.sqrt(((0.8 - mean) ** 2 + (0.5 - mean) ** 2 + (0.6 - mean) ** 2) / 3)
-    )
-    assert set(matrix.spread(MatrixModel("local", "alpha")).values()) == {None}
+    fair, mean = matrix.fairness(MatrixModel("last")), 1.9 / 3
+    assert fair.macro == pytest.approx(mean)
+    assert fair.pooled == pytest.approx((0.8 * 10 + 0.5 * 2 + 0.6 * 4) / 16)
+    assert (fair.sites, fair.cases, fair.worst, fair.worst_value) == (3, 16, "beta", 0.5)
+    assert fair.spread == pytest.approx(math.sqrt(((0.8 - mean) ** 2 + (0.5 - mean) ** 2 + (0.6 - mean) ** 2) / 3))
+    assert matrix.fairness(MatrixModel("local", "alpha")).macro is None
 
 
 def test_counts_and_what_is_withheld_are_told_by_name():

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fedseg.contract.scores import is_withheld, withheld_words
+from fedseg.evaluation.case_intervals import told_bounds
+from fedseg.evaluation.fairness import Fairness, fairness
 from fedseg.tasks.objective import MEAN, Objective
 
 CROSS_SITE = "cross_site_evaluation"
@@ -80,8 +82,7 @@ class Cell:
 
     def interval(self, name: str, output: str = MEAN) -> tuple[float, float] | None:
         """The site's own confidence interval of the mean; None where it made none."""
-        found = self.scores.get("intervals", {}).get(name, {}).get(output)
-        return None if not found else (float(found[0]), float(found[1]))
+        return told_bounds(self.scores, name, output)
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in a summary."""
@@ -149,7 +150,7 @@ class CrossSiteMatrix:
         names, primary = sorted({*self.sites, *self.evaluators}), self.objective.primary
         row = next((self.cells[m.name] for m in self.ordered() if self._scored(self.cells[m.name])), {})
         known = {site: value for site in names if (value := _score(row, site, primary.name)) is not None}
-        order = sorted(known, key=lambda site: known[site], reverse=not primary.higher_is_better)
+        order = sorted(known, key=lambda site: primary.goodness(known[site]))
         return [*order, *(site for site in names if site not in known)]
 
     def _scored(self, row: Mapping[str, Cell]) -> bool:
@@ -172,29 +173,11 @@ class CrossSiteMatrix:
             and "" not in texts
         }
 
-    def spread(self, model: MatrixModel) -> dict[str, Any]:
-        """How evenly a model serves the sites.
-
-        Returns:
-            ``macro`` (mean over sites) with ``sites``, ``pooled`` (mean over cases) with ``cases``, the ``worst`` site
-            and its ``lowest`` score, and the population ``deviation`` over sites; None where no site has a score.
-        """
+    def fairness(self, model: MatrixModel) -> Fairness:
+        """How evenly a model serves the sites that have a score."""
         primary, row = self.objective.primary, self.cells[model.name]
-        values = {site: value for site in self.worst_first() if (value := _score(row, site, primary.name)) is not None}
-        if not values:
-            return dict.fromkeys(("macro", "sites", "pooled", "cases", "worst", "lowest", "deviation"))
-        pooled = self.objective.pool([row[site].scores for site in values])
-        macro = sum(values.values()) / len(values)
-        worst = (min if primary.higher_is_better else max)(values, key=lambda site: values[site])
-        return {
-            "macro": macro,
-            "sites": len(values),
-            "pooled": pooled[primary.name][MEAN],
-            "cases": pooled["cases"],
-            "worst": worst,
-            "lowest": values[worst],
-            "deviation": (sum((value - macro) ** 2 for value in values.values()) / len(values)) ** 0.5,
-        }
+        means = {site: cell.score(primary.name) for site, cell in row.items()}
+        return fairness(primary, means, {site: cell.cases or 0 for site, cell in row.items()})
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One line for each model, site, score and output: the long form, for files.
@@ -233,7 +216,7 @@ class CrossSiteMatrix:
                 m.name: {site: self.cells[m.name][site].to_dict() for site in self.worst_first()}
                 for m in self.ordered()
             },
-            "spread": {m.name: self.spread(m) for m in self.ordered()},
+            "fairness": {m.name: self.fairness(m).to_dict() for m in self.ordered()},
         }
 
 

@@ -349,8 +349,8 @@ def test_an_update_that_waits_leaves_only_its_report(site):
 # ------------------------------------------------- other results, errors
 
 COUNTS = {"training": 3, "validation": 2, "test": 0}
-SUMMARY = {"split": "test", "cases": 2, "loss": 0.5, "dice": {"inner": 0.5, "mean": None}, "hd95": {}}
-SUMMARY |= {"defined": {"inner": 2, "whole": 2}}
+SUMMARY = {"split": "test", "cases": 2, "loss": 0.5, "dice": {"inner": 0.5, "whole": 0.25, "mean": None}, "hd95": {}}
+SUMMARY |= {"defined": {"inner": 2, "whole": 2}, "empty": {"inner": {"both": 0}, "whole": {"both": 0}}}
 PERSONAL = {name: value for name, value in SUMMARY.items() if name != "split"}
 
 
@@ -365,7 +365,7 @@ PERSONAL = {name: value for name, value in SUMMARY.items() if name != "split"}
         ("prepare", {**COUNTS, "training": [1, 2]}, "no whole number"),
         ("prepare", {**COUNTS, "statistics": {"voxels": [1.0]}}, "finite numbers"),
         ("prepare", {**COUNTS, "statistics": dict.fromkeys(map(str, range(1001)), 1)}, "more than 1000"),
-        ("validate", {"final": {**SUMMARY, "empty": {"inner": {"both": 1}}}}, None),
+        ("validate", {"final": {**SUMMARY, "empty": {"inner": {"both": 1}, "whole": {}}}}, None),
         ("validate", {"final": {"split": "test", "cases": 2, "withheld": True}}, None),
         ("validate", {"final": {**SUMMARY, "dice": {"inner": [0.5, 0.6]}}}, "finite numbers"),
         ("validate", {"final": {**SUMMARY, "dice": {"a-0": 0.5}}}, "unknown names"),

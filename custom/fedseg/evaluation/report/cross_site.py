@@ -116,11 +116,11 @@ def matrix_table(matrix: CrossSiteMatrix | None) -> TextTable:
     primary, sites = matrix.objective.primary, matrix.worst_first()
     body = []
     for model in matrix.ordered():
-        spread = matrix.spread(model)
+        fair = matrix.fairness(model)
         cells = [_cell_words(matrix.cells[model.name][site], primary) for site in sites]
-        totals = [shown(spread["macro"], primary.form), shown(spread["pooled"], primary.form)]
-        worst = f"{spread['worst']} ({shown(spread['lowest'], primary.form)})" if spread["worst"] else NOT_AVAILABLE
-        body.append([model.title, *cells, *totals, worst, shown(spread["deviation"], primary.form)])
+        totals = [shown(fair.macro, primary.form), shown(fair.pooled, primary.form)]
+        worst = f"{fair.worst} ({shown(fair.worst_value, primary.form)})" if fair.worst else NOT_AVAILABLE
+        body.append([model.title, *cells, *totals, worst, shown(fair.spread, primary.form)])
     header = ("Model", *sites, "Mean over sites", "Mean over cases", "Worst site", "Spread")
     return TextTable(header, body, notes=_notes(matrix))
 

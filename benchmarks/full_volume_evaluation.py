@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--job", type=Path, default=ROOT / "jobs" / "brats_fedavg")
     parser.add_argument("--epochs", type=int, default=2, help="0: an untrained network")
+    parser.add_argument("--overlap", type=float, default=0.5, help="of the windows; less is quicker, in equal memory")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -69,6 +70,7 @@ def main() -> None:
         make_model(options.job, datalist, options.epochs, model)
     start, result = time.monotonic(), options.out / "result"
     common = ["--task", "brats", "--data", options.out / "site", "--split", "all", "--out", result]
+    common += ["--overlap", options.overlap]
     fedseg("evaluate", model, *common, "--pictures", "--threads", options.threads)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     content = json.loads((result / "evaluation.json").read_text("utf-8"))

@@ -69,7 +69,8 @@ def run(options: argparse.Namespace) -> int:
 def _table(kind: Objective, content: Mapping[str, Any]) -> Table:
     """One line for each score and output."""
     mean, spread = content["mean"], content["spread"]
-    table = Table("score", title=f"{len(content['cases'])} cases", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=f"{len(content['cases'])} cases", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("score", min_width=len("Calibration"))
     for column in (kind.output, "cases", "mean", "95% interval", "median", "weakest"):
         table.add_column(column, no_wrap=True)
     for score in kind.scores:

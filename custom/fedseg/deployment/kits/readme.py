@@ -23,7 +23,7 @@ _SITE = """1. Install what the federation runs, once:      pip install ./fedseg-
 5. See whether it runs, and end it:             fedseg site status
                                                 fedseg site stop
 
-Do not use startup/start.sh: it starts FLARE without the checks, and without what brings a job back after a crash.
+Do not use startup/start.sh: it starts FLARE without the checks, whatever is red.
 """
 _EVALUATOR = """This site scores models of the federation on its own cases and never trains: its local/fedseg.json says
 evaluate_only. Beside the fact that it takes part, means of scores and numbers of cases leave it, and nothing else.

@@ -1,5 +1,6 @@
 """What a site says of the models that it scored, as guard and server check it."""
 
+import copy
 import math
 
 import pytest
@@ -53,6 +54,11 @@ def test_scores_that_could_not_be_pooled_with_those_of_others_are_refused_at_onc
     """Else one site ends the run of all when the last model has been scored."""
     assert readable({"final": full()}, KIND)
     assert not readable({"final": full(**changed)}, KIND)
+    # Beside an honest site, whose outputs the pool goes by, most of them would have been an error.
+    honest, own = full(), copy.deepcopy(full(**changed))
+    assert scores_fault(KIND, honest) == ""
+    if set(changed) != {"dice"} or None not in own["dice"].values():
+        assert scores_fault(KIND, own) != ""
 
 
 def test_too_few_cases_or_patients_are_told_as_a_limit_only():
@@ -148,10 +154,8 @@ def test_an_interval_of_few_cases_would_tell_single_ones(cases):
 
 
 def test_cases_are_counted_for_every_output():
-    for changed in ({"defined": {"inner": 3}}, {"scored": {"volume_error": {"inner": 3}}}):
-        assert KIND.gap({**told(3), **changed}) == f"its {next(iter(changed))} lacks numbers"
-        assert not readable({"final": {**told(3), **changed}}, KIND)
-    assert KIND.gap(told(3)) == ""
+    assert scores_fault(KIND, {**told(3), "defined": {"inner": 3}}) == "its defined lacks numbers"
+    assert scores_fault(KIND, {**told(3), "scored": {"volume_error": {"inner": 3}}}) == "its scored lacks numbers"
 
 
 def test_few_cases_of_a_further_score_are_left_out_with_its_interval():

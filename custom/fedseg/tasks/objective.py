@@ -329,14 +329,10 @@ class Objective(ABC):
             part = summary.get(name, {})
             found.append(_fault(part, names, lambda count: isinstance(count, Mapping)))
             found += [_fault(count, kinds, is_count) for count in (part.values() if not found[-1] else ())]
-        return next(filter(None, found), "")
+        return next(filter(None, found), "") or self._gap(summary)
 
-    def gap(self, summary: Mapping[str, Any]) -> str:
-        """What a summary of cases lacks, without which it cannot be pooled with those of other sites; empty if nothing.
-
-        Args:
-            summary: without a ``fault``.
-        """
+    def _gap(self, summary: Mapping[str, Any]) -> str:
+        """What a summary of cases lacks, with which it could not be pooled with those of other sites."""
         first, *others = (score.name for score in self.scores)
         needed = ("defined", *self.counts, *(name for name in others if summary.get(name)))
         parts = [(first, summary.get(first, {}), {*self.outputs, MEAN})]

@@ -147,7 +147,7 @@ def readable(metrics: Any, kind: Objective) -> bool:
     try:
         parts = [part for part in (metrics or {}).values() if not is_withheld(part)]
         models = [each for part in parts for each in models_of(part)]
-        if any(scores_fault(kind, part) for part in parts) or any(map(kind.gap, models)):
+        if any(scores_fault(kind, part) for part in parts):
             return False
         kind.pool([each for each in models if each["cases"]])
         sound = all(MEAN in each[kind.primary.name] for each in models)

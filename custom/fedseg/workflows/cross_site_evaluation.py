@@ -55,13 +55,14 @@ class CrossSiteEvaluation(Workflow):
         self.leave_one_out = switch("workflow.leave_one_out", leave_one_out)
         model = WeightedModel(aggregator, parts.server_optimizer, parts.shared_arrays)
         super().__init__(settings, model, Broadcast(), parts.asked)
+        # Taken before FLARE connects the parts with its engine, which cannot be copied.
+        self._blank = copy.deepcopy((self.model, self.protocol, self.selection))
 
     def training_run(self, sites: Sites, record: RunRecord) -> TrainingRun:
         if not self.leave_one_out:
             return super().training_run(sites, record)
-        blank = copy.deepcopy((self.model, self.protocol, self.selection))
 
         def parts() -> tuple[RunModel, RoundProtocol, SiteSelection]:
-            return copy.deepcopy(blank)
+            return copy.deepcopy(self._blank)
 
         return LeaveOneOutRun(self.settings, parts, sites, record)

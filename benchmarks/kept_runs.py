@@ -18,7 +18,7 @@ def kept(out: Path, *name: Any) -> Path:
 
 def keep(path: Path, result: dict[str, Any]) -> Path:
     """Write a result, as a whole or not at all."""
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(json.dumps(result))
     temporary.rename(path)

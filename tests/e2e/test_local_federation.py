@@ -20,10 +20,14 @@ from fedseg.deployment.coordination.fetched_run import fetch_into
 from fedseg.deployment.kits.project_file import read_project
 from fedseg.deployment.local.federation import PROCESSES_FILE, STATE, running
 from fedseg.deployment.local.processes import listens
+from fedseg.jobs.job import read_job
+from fedseg.privacy.accounting.ledger import Ledger
 from fedseg.provenance.run_log import RECORD_FILE
 from fedseg.simulation.in_process import InProcessFederation
+from fedseg.statistics.document import read_statistics
 from fedseg.tasks.objective import SCORED, objective_of
 from fedseg.tasks.task import parse_task
+from job_kinds import FOLDER
 from stolen_ciphertexts import said_by
 from tiny import TASK, make_sites
 
@@ -32,6 +36,12 @@ ROUNDS, SECONDS = 2, 240
 LIMITS = {"gamma": {"jobs": ["*_fedcostwavg"]}}
 # What the sites say before the last job: gamma scores only, beta tells no scores of so few cases.
 LATER = {"alpha": {"submit_model": True}, "beta": {"min_scored_cases": 5}, "gamma": {"evaluate_only": True}}
+# What they say before the job of statistics: alpha and gamma tell theirs, beta has fewer patients than five.
+TELLING = {
+    "alpha": {"statistics": True, "min_patients": 4},
+    "beta": {"statistics": True},
+    "gamma": {"statistics": True, "min_patients": 3},
+}
 
 
 # With this address FLARE finds out its own one: it connects a datagram socket, which sends nothing.
@@ -60,6 +70,14 @@ def hostile_job(folder, trace):
         {"id": "x", "path": "fedseg.cli.main", "args": {"arguments": arguments}}
     )
     return job
+
+
+def statistics_job(folder):
+    """The job of statistics, of the tiny task."""
+    job = read_job(FOLDER / "hippocampus_statistics")
+    job.set("task", TASK)
+    job.check()
+    return read_job(job.write(folder / job.name))
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +137,11 @@ def seen(tmp_path_factory):
                 seen.across = coordinator.submit(across)
                 seen.status[seen.across] = coordinator.wait(seen.across, timeout=SECONDS)
                 seen.across_fetch = fedseg("fetch", seen.across, "--kit", kit, "--out", folder / "across")
+                for site, rules in TELLING.items():
+                    change_policy(kits[site], rules)
+                seen.counting = coordinator.submit(statistics_job(folder / "jobs"))
+                seen.status[seen.counting] = coordinator.wait(seen.counting, timeout=SECONDS)
+                seen.counting_fetch = fedseg("fetch", seen.counting, "--kit", kit, "--out", folder / "counting")
         except Exception as error:
             pytest.fail(f"{type(error).__name__}: {error}\n{local.tails()}")
         seen.alive = [process.pid for process in local.processes()]
@@ -347,3 +370,31 @@ def test_nothing_is_left_running(seen):
     assert seen.listens is False
     assert seen.after.code == 1
     assert "Is the server running" in seen.after.err
+
+
+def test_a_job_of_statistics_brings_sums_of_those_sites_that_tell_them(seen):
+    assert seen.counting_fetch.code == 0, seen.counting_fetch.err
+    found = read_statistics(seen.folder / "counting")
+    assert {site: (part.cases, part.minimum) for site, part in found.sites.items()} == {
+        "alpha": (5, 4),
+        "gamma": (3, 3),
+    }
+    assert "rule min_patients" in found.left_out["beta"]
+    assert found.pooled.cases == 8
+    page = (seen.folder / "counting" / "report" / "statistics.html").read_text("utf-8")
+    assert "beta" in page
+
+
+def test_what_the_server_keeps_of_statistics_names_no_patient_and_no_file(seen):
+    kept = [path for path in (seen.folder / "counting" / "workspace").rglob("*") if path.is_file()]
+    names = {case.patient for site in SITES for case in read_datalist(seen.data / site).training}
+    for path in kept:
+        content = path.read_bytes()
+        assert not any(name.encode() in content for name in names), path
+        assert str(seen.data).encode() not in content, path
+
+
+def test_statistics_without_noise_stand_in_the_ledgers_of_the_sites_that_told_them(seen):
+    entries = {site: Ledger(seen.out / STATE / site / "ledger").history(guaranteed=False) for site in SITES}
+    told = {site: [e["what"] for e in found if e["job"] == "hippocampus_statistics"] for site, found in entries.items()}
+    assert told == {"alpha": ["statistics"], "beta": [], "gamma": ["statistics"]}

@@ -54,6 +54,8 @@ class StatisticsRun:
         start = time.monotonic()
         participants = Participants(self._sites, self._record.event)
         accepted = sorted(participants.prepare(self._plan.digest, self._timeout))
+        for site in sorted(participants.evaluators):
+            self._record.note_site(site, "scores models only, and tells no statistics")
         self._check_enough(accepted, "accepted the job")
         message = FLModel(metrics={COUNT: 1.0}, meta={})
         self._record.event("count", sites=accepted)

@@ -61,7 +61,7 @@ def _split(cases: list[Case], seed: int) -> Datalist:
     order = generator(seed, "held out").permutation(len(cases))
     count = max(1, round(HELD_OUT * len(cases)))
     test, rest = [cases[i] for i in order[:count]], [cases[i] for i in order[count:]]
-    return Datalist(tuple(rest), tuple(test[:1]), tuple(test))
+    return Datalist(tuple(rest[1:]), tuple(rest[:1]), tuple(test))
 
 
 def plan_of(name: str, sites: Mapping[str, Datalist]) -> ProposedJob:

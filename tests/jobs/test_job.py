@@ -256,6 +256,16 @@ def test_filters_are_built_in_order_and_fresh(tmp_path):
     assert read_job(ROOT / "jobs" / "brats_fedavg").build_filters() == []
 
 
+def test_a_setting_reaches_the_sites_executor():
+    job = read_job(ROOT / "jobs" / "hippocampus_statistics")
+    job.set("executor.noise", {"epsilon": 2.0})
+    job.check()
+    assert job.client["executors"][0]["executor"]["args"] == {"noise": {"epsilon": 2.0}}
+    job.set("executor.noize", 1)
+    with pytest.raises(ConfigurationError, match="noize"):
+        job.check()
+
+
 def test_a_setting_reaches_a_filter(tmp_path):
     job = filtered(tmp_path, SHARE)
     apply_settings(job, None, None, None, ["filter.ShareFraction.fraction=0.01", "filter.ShareFraction.clip=0.5"])

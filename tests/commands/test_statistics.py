@@ -50,7 +50,7 @@ def test_one_datalist_is_one_site(place, tmp_path):
 
 def test_a_site_below_the_minimum_is_named(place, tmp_path, capsys):
     assert call("statistics", place, "--task", place / "task.json", "--minimum", 4, "--out", tmp_path) == 0
-    assert read_statistics(tmp_path).left_out == {"beta": "fewer than 4 patients (--minimum)"}
+    assert read_statistics(tmp_path).left_out == {"beta": "fewer than 4 patients"}
     assert "beta told nothing" in capsys.readouterr().err
     assert call("statistics", place, "--task", place / "task.json") == 1
     assert "No site has 5 patients" in capsys.readouterr().err

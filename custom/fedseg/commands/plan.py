@@ -39,15 +39,12 @@ def run(options: argparse.Namespace) -> int:
     if options.voxels < SMALLEST_PATCH:
         raise UsageError(f"--voxels is {options.voxels}, but must be at least {SMALLEST_PATCH}.")
     # Imported here: a wrong call needs no network.
-    from fedseg.commands.statistics import REPORT
     from fedseg.jobs.job import read_job
     from fedseg.planning.job_folder import write_job
     from fedseg.planning.proposed_job import propose_job
-    from fedseg.statistics.document import FILE, read_statistics
+    from fedseg.statistics.document import read_statistics
 
-    inside = options.statistics / REPORT
-    source = inside if (inside / FILE).is_file() else options.statistics
-    statistics = read_statistics(source)
+    statistics = read_statistics(options.statistics)
     check_new_folder("--out", options.out, {"STATISTICS": options.statistics})
     name = JOB.check("--name", options.name or f"{statistics.task.name}_planned")
     with new_folder(options.out) as folder:

@@ -16,9 +16,7 @@ from fedseg.data.site_folders import find_sites
 from fedseg.errors import UsageError
 from fedseg.files.documents import read_json
 from fedseg.files.outputs import check_outputs
-from fedseg.statistics.document import FILE, FederationStatistics, parse_document, read_statistics
-
-REPORT = "report"
+from fedseg.statistics.document import REPORT, FederationStatistics, find_statistics, parse_document, read_statistics
 
 
 def add_parser(subparsers: Any) -> None:
@@ -85,7 +83,8 @@ def _file(source: Path) -> Path | None:
     if source.is_file():
         content = read_json(source, "statistics, or a datalist")
         return source if isinstance(content, dict) and "schema" in content else None
-    return next((path for path in (source / FILE, source / REPORT / FILE) if path.is_file()), None)
+    found = find_statistics(source)
+    return found if found.is_file() else None
 
 
 def _check_out(folder: Path | None, inputs: list[Path]) -> None:

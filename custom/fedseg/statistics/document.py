@@ -15,7 +15,7 @@ from fedseg.tasks.registry import resolve_task
 from fedseg.tasks.task import Task
 from fedseg.version import versions
 
-FILE = "statistics.json"
+FILE, REPORT = "statistics.json", "report"
 SCHEMA = "fedseg-statistics-1"
 
 
@@ -67,13 +67,24 @@ def write_statistics(statistics: FederationStatistics, path: Path) -> Path:
     return write_json(path, statistics.to_dict())
 
 
+def find_statistics(path: Path) -> Path:
+    """The file that is meant: the path itself, the one in that folder, or in the report of that run."""
+    if not path.is_dir():
+        return path
+    inside = path / REPORT / FILE
+    return inside if inside.is_file() else path / FILE
+
+
 def read_statistics(path: Path) -> FederationStatistics:
-    """Read the file, or the one in a folder; what follows from the sites' parts is made again, not believed.
+    """Read the file that is meant; what follows from the sites' parts is made again, not believed.
+
+    Args:
+        path: see ``find_statistics``.
 
     Raises:
         DataError: it is missing or no such file.
     """
-    path = path / FILE if path.is_dir() else path
+    path = find_statistics(path)
     try:
         content = load_json(path)
     except FileNotFoundError:

@@ -19,6 +19,7 @@ from fedseg.filters.base import UpdateFilter
 from fedseg.jobs.allowed_components import bases, component_classes
 from fedseg.jobs.job import Job
 from fedseg.version import __version__
+from fedseg.workflows.run.workflow import Workflow
 
 PAGE = "docs/reference/combinations.md"
 RULES, OPTIMIZERS, SELECTIONS, HOOKS = "rule", "server optimizer", "selection", "local objective"
@@ -93,7 +94,7 @@ def parts() -> list[MethodPart]:
         SELECTIONS: bases()["selection of sites"],
         HOOKS: bases()["training hook"],
         FILTERS: UpdateFilter,
-        ROUNDS: bases()["workflow"],
+        ROUNDS: Workflow,
     }
     found = []
     for kind, base in kinds.items():

@@ -6,14 +6,14 @@ case "${1:-}" in
   --full) marks="" ;;
   *) echo "usage: bash scripts/test.sh [--full]" >&2; exit 2 ;;
 esac
-source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 # Pages are looked at in a browser. Where there is none and none can be installed, those tests are skipped and say so.
+browser=""
 if ! command -v chromium >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-  echo "== chromium"
-  { apt-get -qq update && apt-get -qq install --no-install-recommends -y chromium; } >/dev/null 2>&1 ||
-    echo "it cannot be installed here"
+  { apt-get -qq update && apt-get -qq install --no-install-recommends -y chromium; } >/dev/null 2>&1 &
+  browser=$!
 fi
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 export FEDSEG_TEST_DATA="${FEDSEG_TEST_DATA:-../shared/data}"
 # One command a line: with && a failure of all but the last would not end the script.
@@ -22,6 +22,9 @@ ruff check .
 ruff format --check .
 echo "== mypy"
 mypy
+if [ -n "$browser" ]; then
+  wait "$browser" || echo "chromium cannot be installed here"
+fi
 echo "== pytest"
 # Two workers, a file to each: tests of whole runs wait for processes most of the time. They come first (conftest.py).
 python -m pytest -m "$marks" -n 2 --dist loadfile --no-loadscope-reorder --durations=8

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedseg.errors import ConfigurationError
-from fedseg.files.documents import parse_json, read_json, whole_file, write_json, write_whole
+from fedseg.files.documents import parse_json, private_files, read_json, whole_file, write_json, write_whole
 
 DIES = """
 import os, signal, sys
@@ -157,3 +157,14 @@ def test_json_is_read_in_each_encoding_and_with_infinity():
     for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32"):
         assert parse_json(text.encode(encoding)) == {"ü": [float("inf"), float("-inf"), "😀"]}
     assert parse_json("[" * 100 + "]" * 100) is not None
+
+
+def test_private_files_are_the_owners_only_and_later_ones_as_before(tmp_path):
+    former = os.umask(0o022)
+    try:
+        with private_files():
+            write_whole(tmp_path / "private", b"a")
+        write_whole(tmp_path / "open", b"b")
+    finally:
+        os.umask(former)
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("private", "open")] == [0o600, 0o644]

@@ -30,6 +30,7 @@ def run(options: argparse.Namespace) -> int:
 
     example: fedseg decrypt-model last.encrypted --context startup/client_context.tenseal --out last.safetensors
     """
+    from fedseg.files.documents import private_files
     from fedseg.models.encrypted_file import read_encrypted_file
     from fedseg.privacy.encryption.context import secret_context
 
@@ -40,8 +41,8 @@ def run(options: argparse.Namespace) -> int:
     context = secret_context(options.context.read_bytes())
     encrypted = read_encrypted_file(options.file)
     note = origin(options.file, encrypted.model.ids()[-1], options.accept_changed_model)
-    model = encrypted.decrypt(context, options.out, note)
-    options.out.chmod(0o600)
+    with private_files():
+        model = encrypted.decrypt(context, options.out, note)
     rounds = len(encrypted.model.rounds)
     out().print(f"{model.task.name}, {model.network.name}, after {rounds} round(s): written to {options.out}")
     return 0

@@ -141,6 +141,16 @@ def whole_file(path: Path) -> Iterator[Path]:
     sync(path.parent)
 
 
+@contextmanager
+def private_files() -> Iterator[None]:
+    """Nobody but their owner can read the files that this process makes meanwhile, from the first byte on."""
+    former = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(former)
+
+
 def sync(path: Path) -> None:
     """Force a file, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)

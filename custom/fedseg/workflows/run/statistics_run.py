@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,6 +53,9 @@ class StatisticsRun:
             FedsegError: too few sites take part, or tell their statistics; the text names each with its reason.
         """
         start = time.monotonic()
+        # As of a training before its first round; a job of statistics has no model that could be named.
+        place = {"start": uuid.uuid4().hex, "round": -1, "model": ""}
+        self._record.append("start", **self._record.job, plan=self._plan.digest, num_rounds=0, **place)
         participants = Participants(self._sites, self._record.event)
         accepted = sorted(participants.prepare(self._plan.digest, self._timeout))
         for site in sorted(participants.evaluators):

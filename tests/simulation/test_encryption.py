@@ -73,6 +73,7 @@ def test_an_opened_model_says_where_it_comes_from(model):
     opened = model.parent / "model.safetensors"
     note = check_against_note(opened, model_digest(read_model(opened).weights))
     assert (note.opened_from, note.run_id, note.line) == (name, "run", 2)
+    assert opened.stat().st_mode & 0o077 == 0
 
 
 def test_an_encrypted_model_that_was_exchanged_is_not_opened_unless_told(model, capsys):

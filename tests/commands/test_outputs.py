@@ -41,7 +41,7 @@ PLACES = {
 }
 READ = {
     "--task", "--data", "--csv", "--initial", "--profiles", "--context", "--wheel", "--site-policy", "--kit", "--job",
-    "--template",
+    "--template", "--models",
 }  # fmt: skip
 
 

@@ -342,13 +342,15 @@ def test_too_few_sites_are_told_before_anything_starts(data, tmp_path, capsys):
 @pytest.mark.parametrize(("accepted", "said"), [((), "No site answered."), (("b", "a"), "No site but a, b answered.")])
 def test_a_server_without_enough_sites_says_who_answered(accepted, said):
     state = SimpleNamespace(
-        settings=SimpleNamespace(prepare_seconds=1, min_sites=3),
-        participants=SimpleNamespace(prepare=lambda digest, seconds: dict.fromkeys(accepted)),
+        settings=SimpleNamespace(prepare_seconds=1, min_sites=3, num_rounds=1, evaluate_only=None),
+        participants=SimpleNamespace(evaluators=(), prepare=lambda *arguments: dict.fromkeys(accepted)),
         plan=SimpleNamespace(digest=""),
         events=[],
     )
+    run = object.__new__(TrainingRun)
+    run.state = state
     with pytest.raises(FedsegError, match=f"but 3 must. {said}"):
-        TrainingRun.prepare(SimpleNamespace(state=state))
+        run.prepare()
 
 
 def test_a_gpu_for_each_site_is_refused(data, tmp_path, capsys):

@@ -1,5 +1,7 @@
 """What training takes, counted by hand for a plan whose numbers are small, and beside what torch really holds."""
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -118,6 +120,7 @@ METHODS |= {"HarmoFL": (HarmoFL,), "SCAFFOLD": (Scaffold,), "DP-SGD": (PatientDP
 
 def most_held(work):
     """The most bytes that torch held at one time while it worked, by its own profiler."""
+    gc.collect()  # what earlier tests left would be freed meanwhile, and counted
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
         work()
     held = most = 0

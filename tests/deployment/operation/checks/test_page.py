@@ -105,7 +105,7 @@ FAULTS = {
     ),
     "an image is missing": (
         lambda kit, other: without_an_image(kit),
-        {"data: tiny": r"missing-file \(1\).*fedseg check-data tiny"},
+        {"data: tiny": r"missing-file \(1\).*fedseg check-data JOB_FOLDER_OR_FILE"},
     ),
     "the list of classes is longer": (
         lambda kit, other: edit(

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from fedseg.data.datalist import read_datalist
+from fedseg.data.datalist import SPLITS, read_datalist
 from fedseg.errors import FedsegError
 from fedseg.experiments.cohort import Cohort, read_cohort
 from fedseg.experiments.definition import read_definition
@@ -134,6 +134,27 @@ def test_a_pool_is_spread_once_and_found_again(folder, tmp_path):
     assert {site: tuple(map(len, (p.training, p.validation, p.test))) for site, p in first.sites.items()} == {
         "site-1": (2, 1, 1), "site-2": (2, 1, 1),
     }  # fmt: skip
+
+
+def test_labels_that_mean_something_else_are_other_data(folder):
+    definition = read_definition(write_experiment(folder))
+    cohort = read_cohort(definition, resolve_task(TASK), folder, folder / "sites")
+    one = cohort.sites["alpha"]
+    digests = {cohort.digest(replace(one, convention=name)) for name in (None, "BraTS 2021", "BraTS 2023")}
+    assert len(digests) == 3
+
+
+def test_a_table_that_was_changed_spreads_the_cases_anew(tmp_path):
+    definition = read_definition(
+        write_experiment(tmp_path, sizes=SIZES, data={"source": "data/alpha", "csv": "table.csv", "test": 0.25})
+    )
+    names = sorted(patients(read_datalist(tmp_path / "data" / "alpha"), *SPLITS))
+    for turn in (0, 4):
+        order = [*names[turn:], *names[:turn]]
+        lines = [f"{1 if order.index(name) < 4 else 2},{name}" for name in names]
+        (tmp_path / "table.csv").write_text("\n".join(["Partition_ID,Subject_ID", *lines]), "utf-8")
+        cohort = read_cohort(definition, resolve_task(TASK), tmp_path, tmp_path / "sites")
+        assert patients(cohort.sites["site-1"], *SPLITS) == set(order[:4])
 
 
 def test_each_site_may_have_a_source_of_its_own(folder, tmp_path):

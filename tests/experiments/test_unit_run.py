@@ -1,5 +1,7 @@
 """Arms against each other where they must be equal, and what a unit leaves."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -8,8 +10,11 @@ from fedseg.data.datalist import read_datalist
 from fedseg.errors import FedsegError
 from fedseg.experiments.definition import Watts
 from fedseg.experiments.experiment import load_experiment
+from fedseg.experiments.trained import _run_costs, _run_curves
 from fedseg.experiments.unit_run import is_done, read_done, run_unit
 from fedseg.networks.weights import apply_difference, get_weights
+from fedseg.tasks.objective import objective_of
+from fedseg.tasks.registry import BRATS
 from fedseg.training.trainer import SiteTrainer
 from tiny_experiment import ARMS, write_experiment, write_job
 
@@ -142,6 +147,20 @@ def test_costs_are_as_trained(three):
     assert done["fedavg_seed3"].costs["bytes_sent"] > 6 * size
     files = [f for site in ("alpha", "beta", "gamma") for f in used(folder / "data" / site)]
     assert done["central_seed3"].costs["bytes_sent"] == sum(file.stat().st_size for file in files)
+
+
+def test_epochs_that_a_selection_shortened_count_as_they_were():
+    """Three passes a round: 10 cases of which each pass has 2, and all 4 of the other site; later all of both."""
+    sites = {"a": (10, 2), "b": (4, None)}
+    told = {"num_steps": 3, "val_dice": {"mean": 0.5}, "val_loss": 1.0, "train_loss": 1.0}
+    shortened = {site: {**told, "num_samples": n, "epoch_cases": each} for site, (n, each) in sites.items()}
+    whole = {site: {**part, "epoch_cases": None} for site, part in shortened.items()}
+    rounds = [{"round": 0, "val_dice": 0.5, "sites": shortened}, {"round": 1, "val_dice": 0.5, "sites": whole}]
+    summary = {"rounds": rounds, "cost": {"bytes_up": 1, "bytes_down": 1}, "final": {}}
+    plan = SimpleNamespace(training=SimpleNamespace(local_epochs=3), objective=objective_of(BRATS))
+    unit = SimpleNamespace(job=SimpleNamespace(plan=plan))
+    assert _run_costs(summary, unit)["samples"] == 3 * (2 + 4) + 3 * (10 + 4)
+    assert {row["samples"] for row in _run_curves(summary, unit) if row["round"] == 1} == {18, 18 + 30}
 
 
 def used(site):

@@ -9,6 +9,7 @@ from fedseg.experiments.arms import Arm
 from fedseg.experiments.cost_plan import Speed, unit_cost
 from fedseg.experiments.experiment import load_experiment
 from fedseg.experiments.units import planned
+from tiny import make_sites
 from tiny_experiment import JOBS, SITES, write_experiment
 
 
@@ -113,6 +114,14 @@ def test_an_arm_that_cannot_run_is_refused_by_its_name(folder, arms, said):
     with pytest.raises(FedsegError) as found:
         units(folder, arms=arms)
     assert str(found.value).startswith(said)
+
+
+def test_an_arm_does_not_choose_its_model_on_the_cases_that_test_it(tmp_path):
+    make_sites(tmp_path / "data", SITES, with_test=False)
+    arms = {"iil": {"kind": "iil", "patience": 2}}
+    with pytest.raises(FedsegError, match=r"arms\.iil\.patience is 2, but must be left out.* cases of alpha"):
+        units(tmp_path, arms=arms)
+    assert units(tmp_path, arms={"iil": {"kind": "iil"}})
 
 
 def test_a_digest_changes_with_what_decides_about_results_and_with_nothing_else(folder, tmp_path):

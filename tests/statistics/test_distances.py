@@ -26,6 +26,17 @@ def test_classes_that_one_site_joined_count_together():
     assert label_shift({"a": 1}, {}) is None
 
 
+def test_classes_that_one_site_does_not_have_count_there_as_nothing():
+    """Half of what is labelled is of another class at the other site; of three shares (1/2, 1/2, 0) and (1/2, 0, 1/2)
+    the divergence is half a bit. No category was joined, so that nothing is unknown."""
+    found = label_shift({"a": 2, "b": 2}, {"a": 3, "c": 3})
+    assert (found.total_variation, found.jensen_shannon) == (pytest.approx(0.5), pytest.approx(0.5))
+    assert found == label_shift({"a": 2, "b": 2, "c": 0}, {"a": 3, "b": 0, "c": 3})
+    # c may be among the joined ones of the first site; b is known to be nothing at the second one.
+    found = label_shift({"a": 2, "b": 2, "other": 4}, {"a": 4, "c": 4})
+    assert found.total_variation == pytest.approx(0.25)
+
+
 def test_alike_sites_have_no_distance_and_need_no_advice(tmp_path):
     part = measured(tiny_cases(tmp_path, range(3)))
     (pair,) = pairs(TINY, {"b": part, "a": part})

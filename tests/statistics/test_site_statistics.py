@@ -56,6 +56,9 @@ WRONG = {
     "category not finite": lambda c: c["categories"].update({"maker": {"GE": float("nan")}}),
     "moments of nothing": lambda c: c["moments"].update({"volume: inner": [0.0, 1.0, 1.0]}),
     "negative deviation": lambda c: c["moments"].update({"volume: inner": [1.0, 1.0, -1.0]}),
+    "mean beyond reason": lambda c: c["moments"].update({"volume: inner": [1.0, -1e308, 0.0]}),
+    "deviation beyond reason": lambda c: c["moments"].update({"volume: inner": [5e-324, 0.0, 1e30]}),
+    "noise beyond reason": lambda c: c.update(noise={"variance": 1e308}),
     "unknown noise": lambda c: c.update(noise={"mechanism": "hope", "variance": 1.0}),
     "noise with more": lambda c: c.update(noise={"variance": 1.0, "site": 3}),
 }

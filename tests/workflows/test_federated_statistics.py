@@ -20,6 +20,11 @@ from tiny import PLAN
 
 PARTS = {"a": with_spacings([1.0] * 6), "b": with_spacings([2.0] * 5), "c": with_spacings([3.0] * 7)}
 
+COARSE = {
+    **{"cases": 9, "patients": 9, "minimum": 0, "fine": False, "noise": {"variance": 2.0}, "moments": {}},
+    **{"histograms": {"spacing: foot-head": [[4, 4, 9.0]]}, "categories": {}},
+}
+
 
 def answers(task, site, message):
     if task == PREPARE:
@@ -65,6 +70,17 @@ def test_a_site_that_tells_nothing_is_named_and_left_out(tmp_path, when, answer,
     with pytest.raises(FedsegError, match=r"but 3 must.*b: "):
         run(script, tmp_path / "again", min_sites=3)
     assert not (tmp_path / "again" / RESULTS_FILE).exists()
+
+
+def test_a_site_with_other_bins_than_most_ends_the_run_for_nobody(tmp_path):
+    def script(task, site, message):
+        found = answers(task, site, message)
+        return found if task == PREPARE or site != "a" else FLModel(metrics={STATISTICS: COARSE})
+
+    _, found = run(script, tmp_path, min_sites=2)
+    assert set(found.sites) == {"b", "c"}
+    assert "other bins than most sites" in found.left_out["a"]
+    assert found.pooled.cases == 12
 
 
 def test_without_any_site_the_run_fails(tmp_path):

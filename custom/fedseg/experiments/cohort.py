@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fedseg.data.datalist import SPLITS, Case, Datalist, read_datalist
 from fedseg.data.intake.sources import convention_of, origin_note, read_source
@@ -35,11 +36,13 @@ class Cohort:
     digests: Mapping[Path, str]
 
     def digest(self, datalist: Datalist) -> str:
-        """SHA-256 of the cases of a datalist, split by split: patients, and the contents of all files in order."""
-        content = [
+        """SHA-256 of the cases of a datalist, split by split: patients, and the contents of all files in order; and of
+        the convention that says what their labels mean, where there are several."""
+        content: list[Any] = [
             [name, [[case.patient, case.missing, [self.digests[file] for file in case.files]] for case in cases]]
             for name, cases in ((split, datalist.split(split)) for split in SPLITS)
         ]
+        content += [] if datalist.convention is None else [datalist.convention]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -69,7 +72,7 @@ def read_cohort(definition: Definition, task: Task, data: Path, out: Path, progr
     external = {name: _external(task, data / path, settings) for name, path in definition.external.items()}
     every = [case for part in (*lists.values(), *external.values()) for name in SPLITS for case in part.split(name)]
     require_files(every)
-    return Cohort(lists, external, _digests(every, progress))
+    return Cohort(lists, external, _digests((file for case in every for file in case.files), progress))
 
 
 def _settled(task: Task, datalist: Datalist, settings: DataSettings) -> Datalist:
@@ -85,7 +88,9 @@ def _external(task: Task, path: Path, settings: DataSettings) -> Datalist:
 
 def _written(settings: DataSettings, task: Task, data: Path, out: Path, progress: Progress) -> Path:
     """The folder with the sites of a pool, or of one data set for each site; made where it is missing."""
-    said = json.dumps([asdict(settings), task.to_dict(), str(data.resolve())], sort_keys=True)
+    # A table that says something else since then spreads the cases in another way.
+    table = [] if settings.csv is None else [*_digests([data / settings.csv], silent).values()]
+    said = json.dumps([asdict(settings), task.to_dict(), str(data.resolve()), *table], sort_keys=True)
     folder = out / hashlib.sha256(said.encode()).hexdigest()[:16]
     if folder.is_dir():
         return folder
@@ -120,10 +125,9 @@ def _spread(
     return draw_sites(cases, names, settings.sizes, settings.dirichlet, settings.seed, least, progress)
 
 
-def _digests(cases: Iterable[Case], progress: Progress) -> dict[Path, str]:
-    files = list(dict.fromkeys(file for case in cases for file in case.files))
-    found = {}
-    for file in progress(files, "Reading files", len(files)):
+def _digests(files: Iterable[Path], progress: Progress) -> dict[Path, str]:
+    every, found = list(dict.fromkeys(files)), {}
+    for file in progress(every, "Reading files", len(every)):
         try:
             with file.open("rb") as stream:
                 found[file] = hashlib.file_digest(stream, "sha256").hexdigest()

@@ -119,7 +119,8 @@ def _numbers(group: pd.DataFrame, score: Score, samples: int) -> Row:
 def _intervals(cases: pd.Series, samples: int) -> Row:
     """Means over sites and over cases: the first by bootstrap over sites and their patients, the second over patients.
 
-    They are those of the page; with few sites nothing can be said of others.
+    The second is that of the page, whose interval with other sites is of the mean over cases. With few sites nothing
+    can be said of others.
     """
     sites, patients = (cases.index.get_level_values(level).tolist() for level in ("evaluated_at", "patient"))
     own = [*zip(sites, patients, strict=True)]

@@ -159,10 +159,15 @@ def _run_costs(summary: Mapping[str, Any], unit: Unit) -> dict[str, float]:
     return {
         "rounds": len(summary["rounds"]),
         "steps": sum(part["num_steps"] for part in parts),
-        "samples": epochs * sum(part["num_samples"] for part in parts),
+        "samples": epochs * sum(_epoch_cases(part) for part in parts),
         "bytes_sent": summary["cost"]["bytes_up"],
         "bytes_received": summary["cost"]["bytes_down"],
     }
+
+
+def _epoch_cases(told: Mapping[str, Any]) -> int:
+    """Training cases of each of a site's local epochs in a round, which a selection may have shortened."""
+    return min(int(told["num_samples"]), int(told.get("epoch_cases") or told["num_samples"]))
 
 
 def _run_curves(summary: Mapping[str, Any], unit: Unit) -> list[Row]:
@@ -180,7 +185,7 @@ def _run_curves(summary: Mapping[str, Any], unit: Unit) -> list[Row]:
                 "train_loss": found["train_loss"],
             }
             rows += [{**about, "site": site, "metric": n, "value": value} for n, value in own.items()]
-            seen += epochs * found["num_samples"]
+            seen += epochs * _epoch_cases(found)
     for site, found in part(summary["final"], "validation").items():
         about = {"round": len(summary["rounds"]), "samples": seen, "site": site}
         rows.append({**about, "metric": name, "value": part(found, name).get(MEAN)})

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from fedseg.contract.round_settings import round_steps
 from fedseg.contract.settings import TrainingSettings
 from fedseg.contract.task_argument import task_declaration
-from fedseg.errors import FedsegError
+from fedseg.errors import ConfigurationError, FedsegError
 from fedseg.evaluation.experiment_folder import GLOBAL
 from fedseg.experiments.arms import CENTRAL, ENSEMBLE, LOCAL, Arm, check_order
 from fedseg.experiments.cohort import Cohort
@@ -104,6 +104,8 @@ def make_units(definition: Definition, base: Job, folds: list[Fold], cohort: Coh
     found: dict[str, Unit] = {}
     for arm in sorted(definition.arms.values(), key=lambda arm: arm.kind == ENSEMBLE):
         check_order(arm, list(cohort.sites))
+        if arm.patience is not None:
+            _check_patience(arm, folds)
         for seed in definition.seeds:
             try:
                 job = _arm_job(definition, base, arm, seed)
@@ -113,6 +115,19 @@ def make_units(definition: Definition, base: Job, folds: list[Fold], cohort: Coh
                 for unit in _of_fold(definition.budget, base, arm, seed, fold, job):
                     found[unit.name] = replace(unit, digest=_digest(unit, cohort, found))
     return list(found.values())
+
+
+def _check_patience(arm: Arm, folds: list[Fold]) -> None:
+    """Refuse to choose an arm's model on the cases on which it is tested then, which is easier than for other arms.
+
+    Raises:
+        ConfigurationError: names the arm.
+    """
+    for fold in folds:
+        for site, datalist in fold.training.items():
+            if set(datalist.validation) & set(fold.tests[site].test):
+                remedy = f"Validation cases of {site} are its tests, too. Give it test cases, or choose other folds."
+                raise ConfigurationError(f"arms.{arm.name}.patience", arm.patience, "left out", remedy)
 
 
 def _arm_job(definition: Definition, base: Job, arm: Arm, seed: int) -> Job:

@@ -80,15 +80,21 @@ def compare(task: Task, names: tuple[str, str], one: Statistics, other: Statisti
 
 
 def label_shift(one: Mapping[str, float], other: Mapping[str, float]) -> LabelShift | None:
-    """The shift between two weightings of classes; those that only one of them names count under ``other`` in both.
+    """The shift between two weightings of classes.
+
+    A class that one of them does not name has no weight there, unless it joined rare classes under ``other``: then it
+    counts under ``other`` in both.
 
     >>> label_shift({"a": 1, "b": 0}, {"a": 0, "b": 3})
     LabelShift(total_variation=1.0, jensen_shannon=1.0)
+    >>> label_shift({"a": 1, "b": 1}, {"a": 1, "c": 1})
+    LabelShift(total_variation=0.5, jensen_shannon=0.5)
     """
-    common = [name for name in one if name in other and name != OTHER]
+    named_ones = [name for name in dict.fromkeys((*one, *other)) if name != OTHER]
+    common = [name for name in named_ones if all(name in known or OTHER not in known for known in (one, other))]
     both = []
     for weights in (one, other):
-        kept = [max(0.0, weights[name]) for name in common]
+        kept = [max(0.0, weights.get(name, 0.0)) for name in common]
         rest = sum(max(0.0, weight) for name, weight in weights.items() if name not in common)
         total = sum(kept) + rest
         if not total:

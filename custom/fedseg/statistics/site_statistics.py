@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 _KEYS = ("cases", "patients", "minimum", "fine", "noise", "histograms", "moments", "categories")
 _NOISE_KEYS = ("mechanism", "epsilon", "delta", "sensitivity", "scale", "variance")
-_MOST_WEIGHT = 1e12
+_MOST = 1e12
+"""Of a weight and of a mean; of a variance its square. Sums over sites and squares of differences stay finite."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def _histogram(name: str, value: Any, what: Quantities) -> Histogram:
 
 def _moments(value: Any) -> Moments:
     sound = isinstance(value, list) and len(value) == 3 and all(map(is_number, value))
-    if not sound or not 0 < value[0] <= _MOST_WEIGHT or value[2] < 0:
+    if not sound or not 0 < value[0] <= _MOST or abs(value[1]) > _MOST or not 0 <= value[2] <= value[0] * _MOST**2:
         raise _wrong("moments are something else than [weight, mean, squared deviations]")
     return Moments(*map(float, value))
 
@@ -178,14 +179,14 @@ def _noise(value: Any) -> Mapping[str, Any] | None:
         raise _wrong("what they say of noise is not known")
     numbers = [v for name, v in value.items() if name != "mechanism"]
     if value.get("mechanism", "laplace") not in ("laplace", "gaussian") or not all(
-        is_number(number) and number >= 0 for number in numbers
+        is_number(number) and 0 <= number <= _MOST**2 for number in numbers
     ):
         raise _wrong("what they say of noise is no mechanism with numbers")
     return dict(value)
 
 
 def _is_weight(value: object) -> bool:
-    return is_number(value) and abs(value) <= _MOST_WEIGHT
+    return is_number(value) and abs(value) <= _MOST
 
 
 def _wrong(what: str) -> DataError:

@@ -55,7 +55,8 @@ class BinTally(Tally):
     def histogram(self, minimum: int) -> Histogram:
         """What may leave: neighbouring bins are joined until at least ``minimum`` patients are behind each group.
 
-        Without that many patients in all, nothing is left.
+        Without that many patients in all, nothing is left. A group begins and ends at bins in which there is a value,
+        so that its bounds show the smallest and the largest of its values, each to the width of a bin.
         """
         groups: list[tuple[int, int, float, set[str]]] = []
         for number in sorted(key for key in self.weights if isinstance(key, int)):

@@ -52,9 +52,9 @@ class StatisticsSettings:
 class FederatedStatistics(FlareWorkflow):
     """Ask every site what its cases are like, and merge the answers; see ``StatisticsRun``.
 
-    Pooled numbers are those of all cases in one place: moments by Chan's rule, histograms by adding bins. No image, no
-    name and no number of a single patient leaves a site; its policy says how many patients must be behind each number
-    (``min_patients``), and the job whether noise is added (``StatisticsExecutor``).
+    Pooled numbers are those of all cases in one place: moments by Chan's rule, histograms by adding bins. No image and
+    no name leaves a site; its policy says how many patients must be behind each number (``min_patients``), and the job
+    whether noise is added (``StatisticsExecutor``).
     """
 
     result = STATISTICS

@@ -22,8 +22,8 @@ from fedseg.workflows.run.sites import Sites
 class StatisticsRun:
     """Ask who takes part, ask for statistics, merge them, and write ``results.json``.
 
-    Sites that refuse, stay silent or send something else are named with the reason, and left out; with fewer than
-    ``min_sites`` the run fails.
+    Sites that refuse, stay silent or send something else are named with the reason, and left out, and so are those that
+    counted in other bins than most; with fewer than ``min_sites`` the run fails.
 
     >>> def count(sites, plan, folder):  # sites: a ``Sites``
     ...     run = StatisticsRun(plan, sites, RunRecord(folder), min_sites=2)
@@ -64,6 +64,7 @@ class StatisticsRun:
         message = FLModel(metrics={COUNT: 1.0}, meta={})
         self._record.event("count", sites=accepted)
         self._sites.ask(COUNT, message, accepted, self._timeout, self._accept)
+        self._leave_out_other_bins()
         self._check_enough(sorted(self.found), "told their statistics")
         left_out = {event["site"]: event["what"] for event in self._record.events if event["site"] not in self.found}
         statistics = FederationStatistics(self._plan.task, self.found, left_out)
@@ -91,6 +92,14 @@ class StatisticsRun:
             self.found[site] = parse_statistics(content.get(STATISTICS), self._plan.task)
         except DataError as error:
             raise RefusalError("report", str(error)) from None
+
+    def _leave_out_other_bins(self) -> None:
+        """Whether bins are fine follows from the job; who says otherwise could be merged with nobody."""
+        fine = sum(part.fine for part in self.found.values())
+        usual = 2 * fine >= len(self.found)
+        for site in [site for site, part in self.found.items() if part.fine != usual]:
+            del self.found[site]
+            self._record.note_site(site, "counted in other bins than most sites; its statistics were left out")
 
     def _check_enough(self, sites: list[str], what: str) -> None:
         if len(sites) < self._min_sites:

@@ -135,11 +135,11 @@ def test_costs_are_those_of_one_training(experiment: Experiment) -> None:
     assert (row["trainings"], row["samples"]) == (3, 7200)
 
 
-def by_hand(lines: list[tuple[str, str, str, str, str, float]]) -> Experiment:
+def by_hand(lines: list[tuple[str, str, str, str, str, float]], **facts: object) -> Experiment:
     """An experiment of ``(arm, fold, site, evaluated_at, case, dice)``, a patient a case."""
     table = [["e", a, 0, f, s, at, c, c, "mean", "dice", v, "neither"] for a, f, s, at, c, v in lines]
     nothing = pd.DataFrame()
-    return Experiment(Path(), {}, pd.DataFrame(table, columns=list(RESULT_COLUMNS)), nothing, nothing)
+    return Experiment(Path(), facts, pd.DataFrame(table, columns=list(RESULT_COLUMNS)), nothing, nothing)
 
 
 def test_arms_are_compared_where_all_have_a_score() -> None:
@@ -156,6 +156,31 @@ def test_arms_are_compared_where_all_have_a_score() -> None:
     assert frame.loc["local", "elsewhere"] == pytest.approx(0.1)
     outside = numbers.external_frame(experiment, DICE, ["outside"]).set_index("arm")
     assert outside["mean"].to_dict() == pytest.approx({"fedavg": 0.2, "local": 0.1})
+
+
+def test_sites_that_only_test_are_not_in_the_means_of_shared_models_either() -> None:
+    scores = [("fedavg", "a", 0.8), ("fedavg", "outside", 0.2), ("central", "a", 0.9), ("central", "outside", 0.5)]
+    lines = [(arm, "-", "-", site, site, value) for arm, site, value in scores]
+    experiment = by_hand(lines, external={"outside": {"test": 1}})
+    frame = numbers.arm_frame(experiment, DICE)
+    assert frame["macro"].to_dict() == pytest.approx({"fedavg": 0.8, "central": 0.9})
+    assert frame["sites"].to_dict() == {"fedavg": 1, "central": 1}
+    outside = numbers.external_frame(experiment, DICE, ["outside"]).set_index("arm")
+    assert outside["mean"].to_dict() == pytest.approx({"fedavg": 0.2, "central": 0.5})
+
+
+def test_arms_of_an_incomplete_experiment_are_judged_on_the_same_cases() -> None:
+    """Without the second case, which one arm has not been tested on; where no case is common, on what each has."""
+    lines = [
+        ("fedavg", "-", "-", "a", "1", 0.8),
+        ("fedavg", "-", "-", "a", "2", 0.2),
+        ("central", "-", "-", "a", "1", 0.6),
+    ]
+    frame = numbers.arm_frame(by_hand(lines), DICE)
+    assert frame["pooled"].to_dict() == pytest.approx({"fedavg": 0.8, "central": 0.6})
+    assert frame["cases"].to_dict() == {"fedavg": 1, "central": 1}
+    frame = numbers.arm_frame(by_hand(lines[1:]), DICE)
+    assert frame["pooled"].to_dict() == pytest.approx({"fedavg": 0.2, "central": 0.6})
 
 
 def test_where_every_fold_leaves_a_site_out_that_site_counts() -> None:

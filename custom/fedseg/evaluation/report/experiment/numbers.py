@@ -14,6 +14,7 @@ from fedseg.evaluation.experiment_folder import GLOBAL, Experiment
 from fedseg.evaluation.fairness import fairness
 from fedseg.evaluation.intervals import Interval, bootstrap_mean
 from fedseg.evaluation.paired_tests import compare_arms, holm
+from fedseg.evaluation.report.experiment.subject import external_sites
 from fedseg.tasks.objective import MEAN, Score
 
 CASE = ["arm", "model", "site", "patient", "case"]
@@ -63,12 +64,15 @@ def judged(experiment: Experiment, rows: pd.DataFrame, metric: str, region: str 
 
 
 def comparable(experiment: Experiment, metric: str, region: str = MEAN) -> pd.DataFrame:
-    """``judged`` at the sites where every arm has a score, so that all arms are judged on the same cases."""
-    scores = judged(experiment, experiment.main_rows, metric, region)
-    if scores.empty:
-        return scores
-    sites = set.intersection(*(set(group["site"]) for _, group in scores.groupby("arm")))
-    return scores[scores["site"].isin(sites)]
+    """``judged`` on the cases of sites that train of which every arm has a score, so that all are judged on the same.
+
+    Where an experiment is so incomplete that there is no such case, each arm is judged on what it has.
+    """
+    every = judged(experiment, experiment.main_rows, metric, region)
+    scores = every[~every["site"].isin(external_sites(experiment))]
+    arms = scores.groupby(["site", "patient", "case"])["arm"].transform("nunique")
+    common = scores[arms == every["arm"].nunique()]
+    return every if common.empty else common
 
 
 def interval(scores: pd.DataFrame, by_site: bool = False) -> Interval:

@@ -204,7 +204,8 @@ def _evaluation_words(experiment: Experiment, scores: list[Score], reference: st
     names = ", ".join(f"{score.title}{f' ({score.unit})' if score.unit else ''}" for score in scores)
     tests = (
         f"Arms were compared with {reference} on the same patients by sign-flip permutation tests of the mean "
-        f"difference, two-sided, with Holm's correction over {counted(len(experiment.arms) - 1, 'comparison')}."
+        f"difference, two-sided, with Holm's correction over {counted(len(experiment.arms) - 1, 'comparison')}; "
+        "intervals of differences are over sites and patients, however few the sites are."
     )
     return (
         f"Evaluation. Scores, per case and region on the grid of the original image: {names}. The primary score is "

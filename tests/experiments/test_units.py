@@ -124,6 +124,13 @@ def test_an_arm_does_not_choose_its_model_on_the_cases_that_test_it(tmp_path):
     assert units(tmp_path, arms={"iil": {"kind": "iil"}})
 
 
+def test_statistics_that_no_site_could_tell_are_refused_before_anything_is_trained(folder):
+    """The largest site has 4 training patients and 1 for validation."""
+    with pytest.raises(FedsegError, match="statistics is 6, but must be at most 5"):
+        units(folder, statistics=6)
+    assert units(folder, statistics=5)
+
+
 def test_a_digest_changes_with_what_decides_about_results_and_with_nothing_else(folder, tmp_path):
     base = {name: unit.digest for name, unit in units(folder).items()}
     assert {name: unit.digest for name, unit in units(folder, description="x", watts={"cpu": 9}).items()} == base

@@ -23,7 +23,7 @@ from fedseg.experiments.cohort import Cohort, read_cohort
 from fedseg.experiments.definition import Definition, read_definition
 from fedseg.experiments.folds import Fold, make_folds
 from fedseg.experiments.pictures import write_pictures
-from fedseg.experiments.site_statistics import KEPT, leave_statistics
+from fedseg.experiments.site_statistics import KEPT, check_minimum, leave_statistics
 from fedseg.experiments.summary import SUMMARY_FILES, write_summary
 from fedseg.experiments.tables import TABLES, finished, write_tables
 from fedseg.experiments.unit_run import CACHE, UNITS, WORK
@@ -82,6 +82,7 @@ def load_experiment(file: Path, data: Path | None, sites: Path, progress: Progre
     base = base_job(definition)
     place = file.parent if data is None else data
     cohort = read_cohort(definition, base.plan.task, place, sites, progress)
+    check_minimum(cohort, definition.statistics)
     folds = make_folds(definition, cohort)
     return Experiment(file, place, definition, base, cohort, folds, make_units(definition, base, folds, cohort))
 

@@ -7,14 +7,26 @@ import json
 from pathlib import Path
 
 from fedseg.data.progress import Progress, silent
+from fedseg.errors import ConfigurationError
 from fedseg.experiments.cohort import Cohort
 from fedseg.files.documents import write_whole
 from fedseg.statistics.document import FILE, write_statistics
-from fedseg.statistics.of_datalists import statistics_of
+from fedseg.statistics.of_datalists import counted_patients, statistics_of
 from fedseg.tasks.task import Task
 from fedseg.version import versions
 
 KEPT = "statistics"
+
+
+def check_minimum(cohort: Cohort, minimum: int | None) -> None:
+    """Refuse a minimum that no site reaches, before anything is trained.
+
+    Raises:
+        ConfigurationError: says how many patients the largest site has.
+    """
+    most = max(map(counted_patients, cohort.sites.values()))
+    if minimum is not None and minimum > most:
+        raise ConfigurationError("statistics", minimum, f"at most {most}, what the largest site has, or left out")
 
 
 def leave_statistics(task: Task, cohort: Cohort, minimum: int, out: Path, progress: Progress = silent) -> Path:

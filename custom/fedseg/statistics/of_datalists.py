@@ -32,14 +32,18 @@ def statistics_of(
     """
     sites, left_out = {}, {}
     for site, datalist in datalists.items():
-        patients = {case.patient for split in SPLITS for case in datalist.split(split)}
-        if len(patients) < minimum:
+        if counted_patients(datalist) < minimum:
             left_out[site] = f"fewer than {minimum} patients"
         else:
             sites[site] = _statistics(task, datalist, minimum, progress)
     if not sites:
         raise DataError(f"No site has {minimum} patients. Add cases, or lower the minimum where nothing leaves.")
     return FederationStatistics(task, sites, left_out)
+
+
+def counted_patients(datalist: Datalist) -> int:
+    """How many patients the statistics of a site are of."""
+    return len({case.patient for split in SPLITS for case in datalist.split(split)})
 
 
 def _statistics(task: Task, datalist: Datalist, minimum: int, progress: Progress) -> Statistics:

@@ -11,7 +11,11 @@ from executors.test_training import Site, assert_refused
 from fedseg.contract.protocol import EVALUATE, OWN_MODEL, PLAN_DIGEST, REASON, RUN_ID, SPLITS, TEXT
 from fedseg.contract.report import META_KEY
 from fedseg.data.datalist import Datalist, read_datalist, write_datalist
+from fedseg.executors.training import SegmentationExecutor
 from fedseg.filters.guard.guard import Guard
+from fedseg.tasks.objective import ScoredCase
+from fedseg.tasks.segmentation.metrics import CaseScore
+from fedseg.training.trainer import SiteTrainer
 from tiny import make_sites
 
 
@@ -116,6 +120,49 @@ def test_a_report_of_a_round_tells_no_score_of_too_few_cases(site, tmp_path):
     assert report["train_loss"] is not None
     allow(tmp_path, min_scored_cases=2)
     assert from_shareable(site.train(round_number=1)).meta[META_KEY]["val_scores"]["mean"] is not None
+
+
+def test_a_report_of_a_round_tells_no_mean_of_a_region_that_too_few_cases_have(site, tmp_path, monkeypatch):
+    """Two validation cases, one without the inner region: its mean over one case would be that patient's score."""
+    scored = [
+        ScoredCase("one", 0.5, CaseScore(dice={"inner": 0.9, "whole": 0.6}, empty={}), "one"),
+        ScoredCase("two", 0.7, CaseScore(dice={"inner": None, "whole": 0.2}, empty={}), "two"),
+    ]
+    monkeypatch.setattr(SiteTrainer, "validate", lambda *a, **k: scored)
+    report = from_shareable(site.train()).meta[META_KEY]
+    assert report["val_scores"] == {"inner": 0.9, "whole": pytest.approx(0.4), "mean": pytest.approx(0.65)}
+    allow(tmp_path, min_scored_cases=2)
+    report = from_shareable(site.train(round_number=1)).meta[META_KEY]
+    assert report["val_scores"] == {"inner": None, "whole": pytest.approx(0.4), "mean": pytest.approx(0.4)}
+    assert report["val_loss"] == pytest.approx(0.6), "over both"
+
+
+def test_a_number_of_too_few_cases_does_not_leave_where_scores_are_withheld_anyway(site, tmp_path):
+    allow(tmp_path, scores=False)
+    assert from_shareable(score(site)).data == {"final": {"split": "test", "cases": 1, "withheld": True}}
+    allow(tmp_path, scores=False, min_scored_cases=2)
+    few = {"split": "test", "withheld": True, "fewer_than": 2, "of": "cases"}
+    assert from_shareable(score(site)).data == {"final": few}
+
+
+def test_a_site_that_is_left_out_opens_no_training_case_though_its_process_was_started_anew(site):
+    assert from_shareable(prepare(site, ["a"])).data == {"evaluates": True}
+    site.executor = SegmentationExecutor()
+    meta = {RUN_ID: "run", SPLITS: ["final"], EVALUATE: ["a"]}
+    reply = site.ask("validate", DXO(DataKind.WEIGHTS, data=site.weights(), meta=meta))
+    assert from_shareable(reply).data["final"]["cases"] == 1
+    trainer = site.executor.session.trainer
+    assert [trainer.count(split) for split in ("training", "validation", "test")] == [0, 0, 1]
+    assert site.train().get_return_code() != ReturnCode.OK
+
+
+def test_a_model_that_lacks_layers_is_not_scored_where_nothing_is_trained(site, tmp_path):
+    assert score(site, ["final"]).get_return_code() == ReturnCode.OK
+    allow(tmp_path, evaluate_only=True)
+    assert prepare(site).get_return_code() == ReturnCode.OK
+    trainer = site.executor.session.trainer
+    trainer.private = frozenset(list(site.weights())[:1])
+    assert_refused(score(site, ["final"]), "state", "has layers that stay at the sites that train", tmp_path)
 
 
 def test_a_personal_model_needs_a_method_that_keeps_one_and_a_rule_of_its_own(site, tmp_path):

@@ -25,6 +25,7 @@ from fedseg.executors.refusals import (
     curves_leave,
     job_terms,
 )
+from fedseg.executors.statistics import StatisticsExecutor
 from fedseg.executors.training import SegmentationExecutor
 from fedseg.filters.dp_sgd import DPSGD
 from fedseg.filters.encrypt import EncryptUpdate
@@ -191,6 +192,22 @@ def test_a_method_that_tells_statistics_needs_the_policys_word():
     assert "rule statistics: the job asks for statistics" in refusal({}, asks)
     check_job(SitePolicy(statistics=True), asks)
     check_job(SitePolicy(), job_terms(plan, context(components=[Guard(), FedProx(0.1)])))
+
+
+@pytest.mark.parametrize("noise", [None, {"epsilon": 1.0}])
+def test_an_executor_that_counts_lifts_no_rule_of_one_that_trains_beside_it(noise):
+    plan, fl_ctx = parse_plan(PLAN), context(components=[Guard()])
+    table = fl_ctx.get_prop(FLContextKey.RUNNER).task_router.task_table
+    table["count"] = StatisticsExecutor(noise)
+    both = job_terms(plan, fl_ctx)
+    assert (both.updates, both.guaranteed, both.statistics) == (True, False, True)
+    assert "rule max_fraction" in refusal({"statistics": True, "max_fraction": 0.1}, both)
+    assert "rule require_clip" in refusal({"statistics": True, "require_clip": True}, both)
+    assert "rule epsilon_budget" in refusal({"statistics": True, "epsilon_budget": {"*": BUDGET["*"]}}, both)
+    del table["train"]
+    alone = job_terms(plan, fl_ctx)
+    assert (alone.updates, alone.guaranteed) == (False, noise is not None)
+    check_job(parse_policy({"statistics": True, "max_fraction": 0.1, "require_clip": True}), alone)
 
 
 def test_an_encrypted_job_needs_the_scale_of_its_updates():

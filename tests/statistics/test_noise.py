@@ -35,6 +35,15 @@ def test_exchanging_a_patient_moves_all_counts_by_the_sensitivity_at_most(tmp_pa
         assert math.sqrt(sum((d**2).sum() for d in apart)) <= gaussian
 
 
+def test_what_leaves_without_noise_is_equal_where_one_patient_has_more_cases(tmp_path):
+    """Neighbours by replacement: four patients with a case each, and the first of them with three cases."""
+    cases = tiny_cases(tmp_path / "a", range(4))
+    more = [Case(case.images, case.label, cases[0].patient) for case in tiny_cases(tmp_path / "b", [7, 8])]
+    for part in (cases, [*cases, *more]):
+        found = protected(coarse(part), NoiseSetting(1.0), SeededNoise(1))
+        assert (found.cases, found.patients, found.minimum) == (4, 4, 0)
+
+
 def test_the_worst_exchange_reaches_the_sensitivity():
     a, b = np.eye(2)
     assert np.abs(a - b).sum() == NoiseSetting(1.0).sensitivity(1)

@@ -96,6 +96,27 @@ def test_a_training_that_fails_without_a_site_has_a_row_that_says_why(tmp_path):
     assert rows["b"] == rows["c"] == ""
 
 
+def test_a_job_that_asks_for_all_sites_asks_for_all_others_where_one_is_left_out(tmp_path):
+    run = scripted(tmp_path, answers, min_sites=3, num_rounds=1)
+    run.train()
+    matrix = matrix_of(KIND, json.loads((tmp_path / "results.json").read_text("utf-8"))[CROSS_SITE])
+    rows = {model.of: model.missing for model in matrix.models if model.kind == "without"}
+    assert rows == {"a": "", "b": "", "c": ""}
+
+
+def test_who_is_left_out_is_told_so_with_every_model_and_may_have_forgotten_it(tmp_path):
+    told = {}
+
+    def script(task, site, message):
+        if task == "validate" and "-without-" in message.meta["fedseg_run_id"]:
+            told.setdefault(message.meta["fedseg_run_id"][-1], []).append(message.meta["fedseg_evaluate"])
+        return answers(task, site, message)
+
+    scripted(tmp_path, script, num_rounds=1).train()
+    assert sorted(told) == ["a", "b", "c"]
+    assert all(each == [site] for site, given in told.items() for each in given)
+
+
 def test_each_training_begins_with_parts_of_its_own(tmp_path):
     run = scripted(tmp_path, answers)
     models = [run._parts()[0] for _ in range(2)]

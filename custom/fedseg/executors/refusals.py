@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import prod
 
+from nvflare.apis.executor import Executor
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 
@@ -67,7 +68,8 @@ def job_terms(plan: Plan, fl_ctx: FLContext) -> JobTerms:
     """Read what a job asks from its components, as FLARE has built them at this site."""
     chain, every = sending_chain(fl_ctx), update_chain(fl_ctx)
     components = list(_components(fl_ctx))
-    protected = any(getattr(component, "protects_statistics", False) for component in components)
+    counters = _only_counters(components)
+    protected = any(getattr(executor, "protects_statistics", False) for executor in counters)
     guaranteed = is_guaranteed(every) or protected
     steps, withheld = tuple(f.step() for f in chain), withheld_names(plan, fl_ctx.get_identity_name(), LAST_ROUND)
     kept = _kept(plan, withheld.union(*own_names(chain, plan)))
@@ -83,7 +85,7 @@ def job_terms(plan: Plan, fl_ctx: FLContext) -> JobTerms:
         foreign=tuple(sorted({name for c in components if (name := _foreign(c))})),
         misplaced=is_guaranteed(every) and not is_guaranteed(chain),
         statistics=any(_tells_statistics(hook) for hook in (*components, *hooks_of(every))),
-        updates=not any(getattr(component, "only_counts", False) for component in components),
+        updates=not counters,
         array_bytes=_array_bytes(plan, steps, kept),
     )
 
@@ -240,6 +242,15 @@ def _components(fl_ctx: FLContext) -> Iterable[object]:
         yield from runner.task_router.task_table.values()
         for filters in (*runner.task_result_filters.values(), *runner.task_data_filters.values()):
             yield from filters
+
+
+def _only_counters(components: Iterable[object]) -> list[Executor]:
+    """The executors of a job of statistics; none where one of the job's executors does something else.
+
+    What stands beside an executor that trains must not lift a rule of updates.
+    """
+    executors = [component for component in components if isinstance(component, Executor)]
+    return executors if all(getattr(executor, "only_counts", False) for executor in executors) else []
 
 
 def _tells_statistics(component: object) -> bool:

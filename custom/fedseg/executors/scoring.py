@@ -11,7 +11,8 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 
 from fedseg.contract.protocol import MODEL_NAME, SPLITS
-from fedseg.contract.scores import FEWEST, PERSONAL, is_withheld, without_rare
+from fedseg.contract.scores import FEWEST, PERSONAL, WITHHELD, is_withheld, without_rare
+from fedseg.errors import RefusalError
 from fedseg.evaluation.case_intervals import summarise_cases
 from fedseg.executors.site_session import SiteSession
 from fedseg.filters.encrypt import encrypts
@@ -41,7 +42,14 @@ def score_model(
         received: the model.
         meta: of the task: the splits, and how the server calls the model.
         fl_ctx: of the task.
+
+    Raises:
+        RefusalError: the site lacks layers of the model that stay where they are trained (reason ``state``).
     """
+    if session.evaluates and trainer.private:
+        # In the server's model these are as the run began, so its scores here would be those of no model.
+        text = "The model has layers that stay at the sites that train; this site does not train, and has none."
+        raise RefusalError("state", text)
     weights = trainer.own_model(received)
     name = str(meta.get(MODEL_NAME, "model"))
     if name == LAST and trainer.private:
@@ -61,7 +69,8 @@ def score_model(
             data["final"][PERSONAL] = _summary(session, trainer.objective, own)
     else:
         split = trainer.datalist.final_split
-        data = {"final": {"split": split, "cases": trainer.count(split), "withheld": True}}
+        kept = {"split": split, "cases": trainer.count(split), WITHHELD: True}
+        data = {"final": session.withheld(split) or kept}
     return DXO(DataKind.METRICS, data=data).to_shareable()
 
 

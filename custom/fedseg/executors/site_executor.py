@@ -156,7 +156,7 @@ class SiteExecutor(Executor, ABC):
         check_version(plan)
         meta = from_shareable(shareable).meta
         check_plan(plan, meta.get(PLAN_DIGEST))
-        self.session.asked_to_evaluate = fl_ctx.get_identity_name() in (meta.get(EVALUATE) or ())
+        self.session.asked_to_evaluate = _is_left_out(meta, fl_ctx)
         trainer = self.load_run(plan, meta.get(RUN_ID), fl_ctx)
         counts = {split: trainer.count(split) for split in ("training", "validation", "test")}
         logger.info("Job accepted: %s, plan %s", counts, plan.digest[:12])
@@ -177,6 +177,9 @@ class SiteExecutor(Executor, ABC):
     def _validate(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         """Score a model on the splits asked for."""
         dxo = from_shareable(shareable)
+        if EVALUATE in dxo.meta:
+            # This process may have been started anew, and then was told nothing before.
+            self.session.asked_to_evaluate = _is_left_out(dxo.meta, fl_ctx)
         trainer = self.load_run(job_plan(fl_ctx), dxo.meta.get(RUN_ID), fl_ctx)
         expect_state(trainer.state, dxo.meta, trainer.site)
         return score_model(self.session, trainer, self.whole_model(received_arrays(dxo.data)), dxo.meta, fl_ctx)
@@ -196,6 +199,11 @@ class SiteExecutor(Executor, ABC):
             raise RefusalError("weights", "This site has trained no model yet.")
         weights = {name: value.cpu().numpy() for name, value in saved["network"].items()}
         return DXO(DataKind.WEIGHTS, data=weights).to_shareable()
+
+
+def _is_left_out(meta: Mapping[str, Any], fl_ctx: FLContext) -> bool:
+    """Whether the job asks this site to score models only."""
+    return fl_ctx.get_identity_name() in (meta.get(EVALUATE) or ())
 
 
 def _failure(task: str, error: Exception) -> Shareable:

@@ -80,6 +80,7 @@ class SiteSession:
         if self.trainer is None or (run_id and run_id != self.run_id):
             self.run_id, self.trainer = run_id or fl_ctx.get_job_id(), None
             self.trainer = self._new_trainer(plan, self.profile, fl_ctx)
+        self.trainer.least_scored = self.policy.min_scored_cases
         if not self.evaluates:
             check_cases(self.profile.policy, self.trainer.count("training"))
         return self.trainer

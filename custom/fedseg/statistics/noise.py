@@ -4,7 +4,8 @@ Every patient weighs 1 in each histogram and each count of categories, however m
 voxels these have, or 0 where nothing is told. So exchanging one patient for another moves each of the H counts by 2 at
 most in the L1 norm, and by sqrt(2) at most in the L2 norm, because two vectors without negative numbers whose sums are
 at most 1 are no further apart. All counts leave as one release, whose sensitivity is 2 H (L1) or sqrt(2 H) (L2) under
-replacement. The number of patients is not hidden: sites tell their counts of cases in any job. Moments do not leave.
+replacement. The number of patients is not hidden: it is equal in data sets that differ in what one patient is. Their
+numbers of cases are not, so this number stays, and so do moments.
 
 Dwork et al., "Calibrating noise to sensitivity in private data analysis" (TCC 2006); for Gaussian noise see
 ``privacy.accounting``.
@@ -81,9 +82,10 @@ def protected(tallies: Tallies, setting: NoiseSetting, source: NoiseSource) -> S
     scale = setting.multiplier * sensitivity
     draw = source.laplace if setting.mechanism == LAPLACE else source.normal
     noisy = {name: tally.dense() + draw(tally.dense().shape, scale) for name, tally in counts.items()}
+    patients = len(tallies.patients)
     return Statistics(
-        tallies.cases,
-        len(tallies.patients),
+        patients,
+        patients,
         0,
         False,
         {name: _histogram(tallies.what, name, noisy[name]) for name in tallies.bins},

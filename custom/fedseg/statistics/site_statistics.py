@@ -28,7 +28,7 @@ class Statistics:
     """What is known of the cases of a site, or of several sites together.
 
     Attributes:
-        cases, patients: how many were counted.
+        cases, patients: how many were counted; with noise both are the number of patients.
         minimum: fewest patients behind any group of bins and any category; 0 with noise, which protects instead.
         fine: whether bins are the fine ones, see ``quantities``.
         histograms: by the names of ``quantities``; of what no case told there is none.

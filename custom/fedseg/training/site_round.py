@@ -9,6 +9,7 @@ import numpy as np
 
 from fedseg.contract.report import SiteReport
 from fedseg.contract.round_settings import RoundSettings
+from fedseg.contract.scores import without_rare
 from fedseg.networks.weights import Arrays, is_averaged, join_shared, split_shared
 from fedseg.tasks.objective import MEAN, Objective, ScoredCase
 from fedseg.training.trainer import SiteTrainer
@@ -69,20 +70,29 @@ def report_round(
         num_steps=num_steps,
         train_loss=train_loss,
         val_loss=mean_loss(scored),
-        val_scores=scores_by_output(trainer.objective, scored),
+        val_scores=scores_by_output(trainer.objective, scored, trainer.least_scored),
         val_cases=trainer.count("validation"),
         seconds=time.perf_counter() - start,
         seconds_training=seconds_training,
         val_loss_after=mean_loss(after),
         fresh_state=int(trainer.state is not None and trainer.state.lost),
-        val_score_after=scores_by_output(trainer.objective, after)[MEAN] if after else None,
+        val_score_after=scores_by_output(trainer.objective, after, trainer.least_scored)[MEAN] if after else None,
         extras=told,
     )
 
 
-def scores_by_output(kind: Objective, scored: Sequence[ScoredCase]) -> dict[str, float | None]:
-    """The primary score per output, and its ``mean``."""
-    scores: dict[str, float | None] = kind.summarise([case.score for case in scored])[kind.primary.name]
+def scores_by_output(
+    kind: Objective, scored: Sequence[ScoredCase], least: int | None = None
+) -> dict[str, float | None]:
+    """The primary score per output, and its ``mean``.
+
+    Args:
+        kind: of the task.
+        scored: the cases.
+        least: fewest cases of which a mean may be told; None for no limit, see ``contract.scores.without_rare``.
+    """
+    summary = without_rare(kind, kind.summarise([case.score for case in scored]), least)
+    scores: dict[str, float | None] = summary[kind.primary.name]
     return scores
 
 

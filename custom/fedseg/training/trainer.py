@@ -98,6 +98,8 @@ class SiteTrainer(LocalSteps):
         check_hooks(setup.hooks, plan)
         self.state, self.private, self.simulated = setup.state, setup.private, setup.simulated
         self._counts_patients = setup.counts_patients
+        # Fewest cases of which a mean of scores is told; a policy may change during a run.
+        self.least_scored: int | None = None
         self._owners, self._frozen = array_owners(plan), setup.frozen
         self.private |= {name for name, owner in self._owners.items() if owner.private}
         network = plan.build_network()

@@ -477,6 +477,9 @@ def test_scores_of_too_few_cases_do_not_leave_whoever_made_them(site):
     # The site has fewer patients than the message claims cases.
     assert_emptied(site.look(answer({**SUMMARY, "cases": 90}), "validate"), "policy", "rule min_scored_cases")
     assert_emptied(site.look(answer({**few, "cases": 3}), "validate"), "guard", "unknown parts")
+    counted = {"split": SUMMARY["split"], "cases": 3, "withheld": True}
+    assert_emptied(site.look(answer(counted), "validate"), "policy", "rule min_scored_cases")
+    assert_passes(site.look(answer({**counted, "cases": 9}), "validate"))
 
 
 def test_an_update_tells_no_score_of_too_few_cases(site):

@@ -331,6 +331,22 @@ def test_another_ledger_of_the_same_length_is_refused_and_one_without_the_note_i
     assert charge(Ledger(tmp_path / "ledger")).releases == 2
 
 
+def test_a_reader_is_not_misled_by_a_release_that_another_job_enters_meanwhile(tmp_path, monkeypatch):
+    folder = tmp_path / "ledger"
+    charge(Ledger(folder))
+    reader, read = Ledger(folder), HashChain.read
+
+    def overtaken(chain):
+        entries = read(chain)
+        charge(Ledger(folder), number=1)
+        return entries
+
+    monkeypatch.setattr(HashChain, "read", overtaken)
+    assert [entry["round"] for entry in reader.history()] == [0]
+    monkeypatch.undo()
+    assert [entry["round"] for entry in reader.history()] == [0, 1]
+
+
 def tamper_change(rows):
     rows[2] = rows[2].replace(b'"noise_multiplier":20.0', b'"noise_multiplier":99.0')
 

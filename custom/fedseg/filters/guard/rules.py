@@ -200,6 +200,8 @@ def _check_scores(leaving: Leaving) -> None:
         if asked not in ("final", *_SPLITS) or not isinstance(part, Mapping) or part.get("split") not in _SPLITS:
             raise unknown("its scores are of no split")
         if is_withheld(part):
+            if 0 < part.get("cases", 0) < (leaving.policy.min_scored_cases or 0):
+                raise _few_scored(leaving)
             continue
         if not is_count(part.get("cases")):
             raise unknown("its scores do not count their cases")
@@ -218,7 +220,12 @@ def _check_enough(leaving: Leaving, part: Mapping[str, Any]) -> None:
     datalist = read_datalist(leaving.profile.datalist(leaving.plan.dataset))
     too_few = few(part["split"], least, part["cases"], datalist.patients(part["split"]))
     if too_few or any(rare_outputs(each, least) for each in models_of(part)):
-        raise broken("min_scored_cases", "asks for scores of few cases", f"tells those of {least} at least")
+        raise _few_scored(leaving)
+
+
+def _few_scored(leaving: Leaving) -> RefusalError:
+    fewest = f"tells those of {leaving.policy.min_scored_cases} at least"
+    return broken("min_scored_cases", "asks for scores of few cases", fewest)
 
 
 def _check_submission(leaving: Leaving) -> None:

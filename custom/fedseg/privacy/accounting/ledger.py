@@ -224,8 +224,10 @@ class Ledger:
 
     def _read(self) -> Book:
         with _refusals():
+            # Before the entries: another process may enter more in between.
+            noted = self._noted()
             entries = self._chain.read()
-            self._refuse_older(entries)
+            _refuse_older(entries, noted)
             return Book(entries, self.simulated)
 
     @contextmanager
@@ -236,28 +238,37 @@ class Ledger:
                 "docs/how-to/trouble.md says what to do if there is no copy."
             )
         with _refusals(), self._chain.exclusive() as writer:
-            self._refuse_older(writer.entries)
+            _refuse_older(writer.entries, self._noted())
             yield writer
             last = writer.entries[-1]["hash"] if writer.entries else ORIGIN
             write_json(self._marker, {"count": len(writer.entries), "hash": last})
 
-    def _refuse_older(self, entries: Sequence[Entry]) -> None:
-        """Refuse a ledger that is an older copy, such as of a backup: it has forgotten what left since.
-
-        Raises:
-            LedgerError: the note beside the ledger's folder knows of entries that are not there.
-        """
+    def _noted(self) -> tuple[int, str]:
+        """How many entries the note beside the ledger's folder knows, and the hash of the last; 0 without a note."""
         try:
             noted = load_json(self._marker)
-            count, last = int(noted["count"]), str(noted["hash"])
+            return int(noted["count"]), str(noted["hash"])
         except (OSError, ValueError, KeyError, TypeError):
             # Of a version before this note, or written only in part; then the chain's own head has to do.
-            return
-        if count and (len(entries) < count or entries[count - 1]["hash"] != last):
-            raise LedgerError(
-                f"The site's privacy ledger is not the one that was written last, of {count} entries, so nothing "
-                "leaves. Bring back the newest copy; docs/how-to/trouble.md says what to do if there is none."
-            )
+            return 0, ORIGIN
+
+
+def _refuse_older(entries: Sequence[Entry], noted: tuple[int, str]) -> None:
+    """Refuse a ledger that is an older copy, such as of a backup: it has forgotten what left since.
+
+    Args:
+        entries: of the ledger.
+        noted: how many there were when it was written last, and the hash of the last of them.
+
+    Raises:
+        LedgerError: they are not all there.
+    """
+    count, last = noted
+    if count and (len(entries) < count or entries[count - 1]["hash"] != last):
+        raise LedgerError(
+            f"The site's privacy ledger is not the one that was written last, of {count} entries, so nothing "
+            "leaves. Bring back the newest copy; docs/how-to/trouble.md says what to do if there is none."
+        )
 
 
 @contextmanager

@@ -80,6 +80,8 @@ class LeaveOneOutRun(TrainingRun):
         run_id = f"{run.sites.run_id}-without-{site}"
         settings = replace(
             run.settings,
+            # There is one site less: a job that asks for all of them would have no such training at all.
+            min_sites=min(run.settings.min_sites, len(run.facts) - 1),
             cross_site=False,
             evaluate_only=(*(run.settings.evaluate_only or ()), site),
             run_id=run_id,

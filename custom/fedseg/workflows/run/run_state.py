@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.contract.plan import Plan
-from fedseg.contract.protocol import FRESH, KEEP, LAST, LINEAGE, START, TOTALS
+from fedseg.contract.protocol import EVALUATE, FRESH, KEEP, LAST, LINEAGE, START, TOTALS
 from fedseg.contract.report import ReportField
 from fedseg.contract.round_numbers import listed, nth
 from fedseg.contract.round_settings import RoundSettings
@@ -106,7 +106,9 @@ class RunState:
         for entry in self.rounds:
             late = entry.get("notes", {}).get(STALENESS, {})
             last |= {site: max(last.get(site, -1), entry["round"] - late.get(site, 0)) for site in entry["sites"]}
-        return {LAST: [list(pair) for pair in sorted(last.items())], FRESH: self.settings.fresh_states}
+        # A site whose process was started anew must not forget that it is left out.
+        asked = {EVALUATE: sorted(self.settings.evaluate_only)} if self.settings.evaluate_only else {}
+        return {LAST: [list(pair) for pair in sorted(last.items())], FRESH: self.settings.fresh_states, **asked}
 
     # ------------------------------------------------------------------ start and resumption
 

@@ -66,10 +66,11 @@ def whole(request, folder, data):
 
 
 def test_going_back_to_an_earlier_round_gives_the_same_model(whole, folder, data):
+    """A run of FLARE's simulator goes on in one process."""
     job, out = whole
     again = folder / f"{out.name}-again"
     shutil.copytree(out, again)
-    result = simulate(job, data, again, "--resume", "--from-round", 2)
+    result = simulate(job, data, again, "--in-process", "--resume", "--from-round", 2)
     assert result.returncode == 0, result.stderr
     assert "going on after round 2" in result.stderr
     assert "round 3/4" in result.stderr

@@ -230,6 +230,7 @@ def plain_model(workspace):
     return (workspace / "server" / "simulate_job" / "fedseg" / "last.safetensors").read_bytes()
 
 
+@pytest.mark.full
 def test_flares_own_simulator_with_our_workspace_gives_the_same_bytes(run, data, folder):
     """Also: the same seed twice gives identical bytes, and the template's allow-list suffices."""
     import shutil

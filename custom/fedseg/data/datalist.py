@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.errors import DataError
-from fedseg.files.documents import load_json, write_json
+from fedseg.files.documents import load_data, write_json
 
 SPLITS = ("training", "validation", "test")
 FILE_NAME = "datalist.json"
@@ -182,12 +182,8 @@ def read_datalist(path: Path | str) -> Datalist:
         DataError: the file is missing, not JSON, an entry lacks what a case needs, or cases stand under another name.
     """
     path = find_datalist(Path(path))
-    try:
-        content = load_json(path)
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist. Make a datalist with `fedseg import-data` or `partition`.") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is not a datalist in JSON: {error}.") from None
+    missing = "does not exist. Make a datalist with `fedseg import-data` or `partition`."
+    content = load_data(path, missing, "is not a datalist in JSON")
     if not isinstance(content, dict) or not any(isinstance(content.get(s), list) for s in SPLITS):
         raise DataError(f"{path} is not a datalist: it has none of the lists {', '.join(SPLITS)}.")
     refuse_other_lists(content, SPLITS, path)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from fedseg.errors import DataError
 from fedseg.evaluation.summary import Summary, number, objective_of_run, part, site_names
-from fedseg.files.documents import load_json
+from fedseg.files.documents import load_data
 from fedseg.tasks.objective import Objective
 
 
@@ -101,12 +101,8 @@ def _path(run: Path, summary: Summary, site: str) -> Path:
 
 def _read_site(run: Path, summary: Summary, site: str) -> dict[str, list[Any]]:
     path = _path(run, summary, site)
-    try:
-        content = load_json(path)
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing: ranks need simulated runs that still have their state folder.") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is not readable as JSON: {error}.") from None
+    missing = "is missing: ranks need simulated runs that still have their state folder."
+    content = load_data(path, missing, "is not readable as JSON")
     if not isinstance(content, dict) or not all(isinstance(cases, list) for cases in content.values()):
         raise DataError(f"{path} does not hold lists of cases by split.")
     return content

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedseg.errors import ConfigurationError
+from fedseg.errors import ConfigurationError, DataError
 
 LEFTOVER = ".tmp-"
 DEEPEST = 100
@@ -79,6 +79,25 @@ def load_json(path: Path) -> Any:
         ValueError: as of ``parse_json``.
     """
     return parse_json(path.read_bytes())
+
+
+def load_data(path: Path, missing: str, unreadable: str) -> Any:
+    """The content of a JSON file that holds data.
+
+    Args:
+        path: of the file.
+        missing: what is said after its path where there is no such file, with what to do.
+        unreadable: what is said after its path, and before the cause, where it cannot be read.
+
+    Raises:
+        DataError: it is missing or cannot be read.
+    """
+    try:
+        return load_json(path)
+    except FileNotFoundError:
+        raise DataError(f"{path} {missing}") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} {unreadable}: {error}.") from None
 
 
 def read_json(path: Path, what: str) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.errors import ConfigurationError, DataError
-from fedseg.files.documents import load_json, write_json
+from fedseg.files.documents import load_data, write_json
 from fedseg.statistics.distances import SitePair, advice, pairs
 from fedseg.statistics.site_statistics import Statistics, parse_statistics, pooled
 from fedseg.tasks.registry import resolve_task
@@ -85,12 +85,7 @@ def read_statistics(path: Path) -> FederationStatistics:
         DataError: it is missing or no such file.
     """
     path = find_statistics(path)
-    try:
-        content = load_json(path)
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist. `fedseg statistics` writes it.") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as JSON: {error}.") from None
+    content = load_data(path, "does not exist. `fedseg statistics` writes it.", "cannot be read as JSON")
     return parse_document(content, str(path))
 
 

@@ -1,11 +1,12 @@
-"""The claims of the defining papers beside figures of this software on real images: two experiments, and their tables.
+"""The claims of the defining papers beside figures of this software on real images: three experiments, and their tables.
 
     python benchmarks/headline.py --data ../shared/data --out runs/headline
 
 - ``hippocampus_ten_sites``: 200 hippocampi at ten sites of unequal sizes, each with a scanner of its own;
-- ``lgg_institutions``: lower-grade glioma of four institutions, a third of their patients held out.
+- ``lgg_institutions``: lower-grade glioma of four institutions, a third of their patients held out;
+- ``lgg_left_out``: each of these institutions in turn takes no part, and all its patients are tests.
 
-Both definitions lie in ``experiments/``. A run that was stopped goes on where it was. ``--small`` trains one round with
+The definitions lie in ``experiments/``. A run that was stopped goes on where it was. ``--small`` trains one round with
 one seed, to see that everything works; its figures mean nothing. The tables are written to OUT/tables.md.
 """
 
@@ -22,10 +23,11 @@ from fedseg.cli import main as fedseg
 from fedseg.files.yaml_documents import read_yaml
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-NAMES = ("hippocampus_ten_sites", "lgg_institutions")
+NAMES = ("hippocampus_ten_sites", "lgg_institutions", "lgg_left_out")
 SMALL = {
     "hippocampus_ten_sites": {"budget": {"rounds": 1}, "seeds": [0], "sites": ["site-8", "site-9", "site-10"]},
     "lgg_institutions": {"budget": {"rounds": 1}, "seeds": [0]},
+    "lgg_left_out": {"budget": {"rounds": 1}, "seeds": [0]},
 }
 PUBLISHED = {
     "fedavg / central": "0.988 (Sheller et al., 2018, 32 institutions); 0.99 (Sheller et al., 2020, 10 institutions)",

@@ -1,4 +1,4 @@
-"""The claims of the defining papers beside figures of this software on real images: three experiments, and their tables.
+"""The claims of the defining papers beside figures of this software on real images: three experiments and their tables.
 
     python benchmarks/headline.py --data ../shared/data --out runs/headline
 
@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 
@@ -55,17 +56,17 @@ def run(name: str, data: Path, out: Path, jobs: int | None, small: bool) -> Path
 
 
 def table(folder: Path) -> list[str]:
-    """Each arm's primary score: where it was tested, over sites and cases, the worst site, and over seeds."""
-    rows = primary(folder)
+    """Each arm's primary score: where it was tested, over sites and cases with intervals, worst site, seeds."""
     lines = [
-        "| arm | model | tested | mean over sites | mean over cases | worst site | spread over sites | "
+        "| arm | model | tested | mean over sites (95%) | mean over cases (95%) | worst site | spread over sites | "
         "deviation over seeds | sites | cases |",
         "|---" * 10 + "|",
     ]
-    for row in rows:
+    for row in primary(folder):
         deviation = "" if row["seed_deviation"] is None else f"{row['seed_deviation']:.4f}"
-        numbers = [number(row["macro"]), number(row["pooled"]), f"{row['worst_site']} {row['worst']:.3f}"]
-        cells = [row["arm"], row["model"], row["scope"].replace("_", " "), *numbers, number(row["spread"]), deviation]
+        means = [f"{row[of]:.4f}{bounds(row[f'{of}_low'], row[f'{of}_high'])}" for of in ("macro", "pooled")]
+        numbers = [*means, f"{row['worst_site']} {row['worst']:.3f}", f"{row['spread']:.4f}", deviation]
+        cells = [row["arm"], row["model"], row["scope"].replace("_", " "), *numbers]
         lines.append(f"| {' | '.join([*cells, str(row['sites']), str(row['cases'])])} |")
     return lines
 
@@ -76,29 +77,95 @@ def primary(folder: Path) -> Summary:
     return [row for row in summary["rows"] if row["metric"] == summary["primary"] and row["region"] == "mean"]
 
 
+def bounds(low: float | None, high: float | None) -> str:
+    """An interval in brackets; nothing where there is none."""
+    return "" if low is None or high is None else f" ({low:.4f} to {high:.4f})"
+
+
+def tests(folder: Path) -> list[str]:
+    """Every arm less the reference on the same patients."""
+    summary = json.loads((folder / "summary.json").read_text("utf-8"))
+    lines = ["| arm | model | tested | less the reference (95%) | p, corrected | patients |", "|---" * 6 + "|"]
+    for row in summary["comparisons"]:
+        if row["metric"] == summary["primary"]:
+            difference = f"{row['difference']:+.4f}{bounds(row['low'], row['high'])}"
+            cells = [row["arm"], row["model"], row["scope"].replace("_", " "), difference, f"{row['p_holm']:.4f}"]
+            lines.append(f"| {' | '.join([*cells, str(row['patients'])])} |")
+    return lines if len(lines) > 2 else []
+
+
+def sites(folder: Path) -> list[str]:
+    """The primary score of each arm at each site, as mean over its cases and seeds.
+
+    A site's own models are told at home; where an arm has a shared model, that one.
+    """
+    frame = results(folder)
+    places = list(dict.fromkeys(frame["evaluated_at"]))
+    counts = frame.groupby("evaluated_at")["case"].nunique()
+    lines = [f"| arm | {' | '.join(f'{place} ({counts[place]} cases)' for place in places)} |"]
+    lines.append("|---" * (len(places) + 1) + "|")
+    for arm, part in frame.groupby("arm", sort=False):
+        shared = part[part["site"] == "-"]
+        own = shared if len(shared) else part[part["site"] == part["evaluated_at"]]
+        means = own.groupby("evaluated_at")["value"].mean()
+        lines.append(f"| {arm} | {' | '.join(f'{means[place]:.3f}' for place in places)} |")
+    return lines
+
+
+def results(folder: Path) -> pd.DataFrame:
+    """Values of the primary score, mean over regions, one row for each model and case."""
+    summary = json.loads((folder / "summary.json").read_text("utf-8"))
+    frame = pd.read_csv(folder / "results.csv", dtype={"site": str, "case": str, "patient": str})
+    chosen = (frame["metric"] == summary["primary"]) & (frame["region"] == "mean")
+    return frame[chosen].dropna(subset=["value"])
+
+
 def claims(folder: Path) -> list[str]:
     """Ratios that papers give, beside theirs."""
     home: dict[str, dict[str, Any]] = {}
     for row in primary(folder):
         if row["scope"] == "home":
             home.setdefault(row["arm"], row)  # the shared model stands first; some methods have own models only
-    found: dict[str, float | None] = {"fedavg / central": ratio(home, "fedavg", "central", "macro")}
+    found: dict[str, str] = {"fedavg / central": of_means(folder, "fedavg", "central")}
     for arm in ("iil", "ciil"):
-        found[f"deviation over seeds, {arm} / fedavg"] = ratio(home, arm, "fedavg", "seed_deviation")
-        found[f"{arm} / fedavg"] = ratio(home, arm, "fedavg", "macro")
-    for arm in ("fedcostwavg", "fedcostwavg_half_uniform", "fedprox", "scaffold", "fedbn", "ensemble"):
-        if arm in home:
-            found[f"{arm} / fedavg"] = ratio(home, arm, "fedavg", "macro")
-    lines = ["| what | here | published |", "|---|---|---|"]
-    for name, value in found.items():
-        lines.append(f"| {name} | {'' if value is None else f'{value:.4f}'} | {PUBLISHED.get(name, '')} |")
-    return lines
+        found[f"deviation over seeds, {arm} / fedavg"] = of_deviations(home, arm, "fedavg")
+    for arm in home:
+        if arm not in ("fedavg", "central"):
+            found[f"{arm} / fedavg"] = of_means(folder, arm, "fedavg")
+    lines = ["| what | here (95%) | published |", "|---|---|---|"]
+    return lines + [f"| {name} | {value} | {PUBLISHED.get(name, '')} |" for name, value in found.items()]
 
 
-def ratio(rows: Mapping[str, Mapping[str, Any]], one: str, other: str, key: str) -> float | None:
-    """Of a key of two arms; None where an arm or its number is missing."""
-    values = [rows.get(arm, {}).get(key) for arm in (one, other)]
-    return None if None in values or not values[1] else values[0] / values[1]
+def of_deviations(rows: Mapping[str, Mapping[str, Any]], one: str, other: str) -> str:
+    """Ratio of the standard deviations over seeds; nothing where an arm or its number is missing."""
+    values = [rows.get(arm, {}).get("seed_deviation") for arm in (one, other)]
+    return "" if None in values or not values[1] else f"{values[0] / values[1]:.2f}"
+
+
+def of_means(folder: Path, one: str, other: str, samples: int = 10_000) -> str:
+    """Ratio of the means over sites of two arms at home, with an interval: patients of each site are drawn with
+    replacement, the same for both arms. Nothing where an arm is missing.
+    """
+    frame = results(folder)
+    frame = frame[(frame["site"] == "-") | (frame["site"] == frame["evaluated_at"])]
+    parts = []
+    for arm in (one, other):
+        part = frame[frame["arm"] == arm]
+        part = part[part["site"] == "-"] if (part["site"] == "-").any() else part
+        parts.append(part.groupby(["evaluated_at", "patient"])["value"].mean())
+    pairs = pd.concat(parts, axis=1, join="inner", keys=("one", "other"))
+    if pairs.empty:
+        return ""
+    random = np.random.default_rng(0)
+    means = np.zeros((2, samples))
+    exact = np.zeros(2)
+    groups = [group.to_numpy() for _, group in pairs.groupby(level="evaluated_at")]
+    for group in groups:
+        drawn = group[random.integers(len(group), size=(samples, len(group)))].mean(axis=1)
+        means += drawn.T / len(groups)
+        exact += group.mean(axis=0) / len(groups)
+    low, high = np.quantile(means[0] / means[1], [0.025, 0.975])
+    return f"{exact[0] / exact[1]:.4f}{bounds(low, high)}"
 
 
 def costs(folder: Path) -> list[str]:
@@ -116,10 +183,6 @@ def costs(folder: Path) -> list[str]:
     return lines
 
 
-def number(value: float) -> str:
-    return f"{value:.4f}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
@@ -132,7 +195,9 @@ def main() -> None:
     lines = ["Figures of a small run mean nothing.", ""] if options.small else []
     for name in options.only:
         folder = run(name, options.data.resolve(), options.out, options.jobs, options.small)
-        lines += [f"## {name}", "", *table(folder), "", *claims(folder), "", *costs(folder), ""]
+        lines += [f"## {name}", ""]
+        for part in (table, tests, claims, sites, costs):
+            lines += [*part(folder), ""]
     (options.out / "tables.md").write_text("\n".join(lines), "utf-8")
     print("\n".join(lines))
 

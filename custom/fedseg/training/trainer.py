@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,11 +20,9 @@ from fedseg.privacy.mechanisms.noise import NoiseSource, SecureNoise, SeededNois
 from fedseg.site.state import SiteState
 from fedseg.tasks.objective import ScoredCase
 from fedseg.training.cache import CaseCache
-from fedseg.training.companions import Companion
 from fedseg.training.hooks import TrainingHook, check_hooks, replaces
 from fedseg.training.inference import choose_device, decide_case, infer_logits, predict_values
-from fedseg.training.optimisation import new_optimizer
-from fedseg.training.steps import LocalSteps
+from fedseg.training.kept_steps import KeptSteps
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,7 @@ class RoundResult:
     weights: Arrays
 
 
-class SiteTrainer(LocalSteps):
+class SiteTrainer(KeptSteps):
     """One site's cases, network and optimizer. Knows nothing of other sites or of FLARE."""
 
     def __init__(self, plan: Plan, site: str, datalist: Datalist, setup: TrainerSetup | None = None) -> None:
@@ -96,7 +92,7 @@ class SiteTrainer(LocalSteps):
         """
         setup = setup or TrainerSetup()
         check_hooks(setup.hooks, plan)
-        self.state, self.private, self.simulated = setup.state, setup.private, setup.simulated
+        self.private, self.simulated = setup.private, setup.simulated
         self._counts_patients = setup.counts_patients
         # Fewest cases of which a mean of scores is told; a policy may change during a run.
         self.least_scored: int | None = None
@@ -108,21 +104,14 @@ class SiteTrainer(LocalSteps):
         cases = CaseCache(task, datalist.training, True, folder)
         self._scored = {s: CaseCache(task, datalist.split(s), False, folder) for s in ("validation", "test")}
         device = choose_device(setup.device)
-        super().__init__(plan, site, datalist, cases, network, setup.hooks, device, setup.aborted)
+        super().__init__(plan, site, datalist, cases, network, setup.hooks, device, setup.aborted, setup.state)
         self._freeze(0)
         if not any(p.requires_grad for p in network.parameters()):
             raise ConfigurationError("frozen", len(setup.frozen), "fewer than all parameters of the network")
         # A hook may put another loss in the place of `loss`; scores stay comparable between rounds and methods.
         self._scoring_loss = self.loss
-        self.companions = self._new_companions()
-        self._received: Arrays = {}
         self._own: Arrays = {}
         self.received_shared_arrays, self.totals = {}, {}
-
-    @property
-    def folder(self) -> Path | None:
-        """The site's folder of this run; None where nothing is kept on disk."""
-        return self.state.folder if self.state is not None else None
 
     def noise_source(self, round_number: int, epoch: int) -> NoiseSource:
         """Where a hook gets noise that protects patients."""
@@ -178,7 +167,7 @@ class SiteTrainer(LocalSteps):
         """
         for hook in self.hooks:
             if replaces(hook, "personal_model"):
-                self._restore(2**31)
+                self.restore(2**31)
                 return hook.personal_model(self)
         return None
 
@@ -219,7 +208,7 @@ class SiteTrainer(LocalSteps):
         withheld = self.withheld(round_number)
         update = {name: value for name, value in difference(own, weights).items() if name not in withheld}
         sent = {name: array for hook in self.hooks for name, array in hook.shared_arrays(self).items()}
-        self._save(round_number)
+        self.save(round_number)
         mean = sum(losses) / len(losses)
         seconds = time.perf_counter() - start
         return RoundResult(update, len(self.training_cases), len(losses), mean, seconds, sent, own)
@@ -229,35 +218,12 @@ class SiteTrainer(LocalSteps):
         if not len(self.training_cases):
             raise RefusalError("data", "This site has no training cases.")
         set_weights(self.network, weights)
-        self._received, self.settings = weights, settings.applied(self.plan.training)
+        self.received, self.settings = weights, settings.applied(self.plan.training)
         self.epoch_cases = settings.epoch_cases
         self.round_number, self.total_rounds = round_number, total_rounds
         fixed = self._freeze(round_number)
-        self._restore(round_number)
+        self.restore(round_number)
         return fixed
-
-    def train_companion(self, name: str, hooks: Sequence[TrainingHook] = (), epochs: int | None = None) -> float:
-        """Train a companion in the place of the network: its own optimizer, the round's batches, loss and schedule.
-
-        Args:
-            name: of the companion; it must have an optimizer.
-            hooks: in the place of the job's; their ``before_round`` gets the weights that the round started from.
-            epochs: in the place of the round's local epochs.
-
-        Returns:
-            The mean loss over its steps, without what hooks add.
-        """
-        companion, beside = self.companions[name], copy.copy(self)
-        if companion.optimizer is None:
-            raise ValueError(f"{name} has no optimizer.")
-        beside.network, beside.optimizer, beside.hooks = companion.network, companion.optimizer, tuple(hooks)
-        beside.settings = replace(self.settings, local_epochs=epochs or self.settings.local_epochs)
-        for hook in hooks:
-            hook.before_round(beside, self._received, self.round_number)
-        losses = beside.train_epochs()
-        for hook in hooks:
-            hook.after_round(beside, self._received, self.round_number)
-        return sum(losses) / len(losses)
 
     def validate(self, weights: Arrays, split: str = "validation", distances: bool = False) -> list[ScoredCase]:
         """Score weights on every case of a split.
@@ -295,53 +261,3 @@ class SiteTrainer(LocalSteps):
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(name not in self._frozen | fixed)
         return fixed
-
-    def _new_companions(self) -> dict[str, Companion]:
-        """The companions of all hooks, fresh and on the device.
-
-        Raises:
-            ConfigurationError: two hooks use one name.
-        """
-        found: dict[str, Companion] = {}
-        for hook in self.hooks:
-            for name, companion in hook.companions(self.plan).items():
-                if name in found:
-                    raise ConfigurationError(f"{type(hook).__name__}: companion", name, "a name of its own in the job")
-                companion.move(self.device)
-                found[name] = companion
-        return found
-
-    def _restore(self, round_number: int) -> None:
-        """Optimizer, companions and hooks as this site's last finished round left them, or fresh ones."""
-        state = self.state
-        saved = state.load_or_lose(round_number, self._keeps_optimizer_only) if state is not None else None
-        reset = bool(self.settings.reset_optimizer)
-        if reset or self.state is not None:
-            self.optimizer = new_optimizer(self.settings, self.network.parameters())
-        if saved is not None and not reset:
-            self.optimizer.load_state_dict(saved["optimizer"])
-        if self.state is not None and saved is None:
-            self.companions = self._new_companions()
-        for name, companion in self.companions.items():
-            companion.restore(saved["companions"][name] if saved is not None else None, reset)
-        if self.state is not None:
-            for position, hook in enumerate(self.hooks):
-                hook.load_state(saved["hooks"][position] if saved is not None else None)
-
-    @property
-    def _keeps_optimizer_only(self) -> bool:
-        """Whether nothing of this site's own would be lost with its state, but how the optimizer had moved."""
-        return not self.private and not self.companions and not any(replaces(hook, "state") for hook in self.hooks)
-
-    def _save(self, round_number: int) -> None:
-        """Keep what the next round starts from."""
-        for companion in self.companions.values():
-            companion.started = True
-        if self.state is not None:
-            kept: dict[str, Any] = {
-                "optimizer": self.optimizer.state_dict(),
-                "network": self.network.state_dict(),
-                "hooks": [hook.state() for hook in self.hooks],
-                "companions": {name: companion.state() for name, companion in self.companions.items()},
-            }
-            self.state.save(round_number, kept)

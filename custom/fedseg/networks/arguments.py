@@ -1,0 +1,89 @@
+"""What every network takes, and how its arguments are checked."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from torch import nn
+
+from fedseg import allowed
+from fedseg.errors import ConfigurationError
+
+Steps = tuple[int | tuple[int, int, int], ...]
+"""For each level a number for all three axes, or one for each axis (x, y, z): thick slices need fewer steps across."""
+
+NORMS = ("instance", "group")
+INSTANCE = ("instance", {"affine": True})
+# Far above every network that is used, and far below what a machine could not count or build in a moment.
+MOST_LEVELS, MOST_CHANNELS, MOST_STEP, MOST_UNITS = 12, 4096, 15, 32
+
+
+@dataclass(frozen=True)
+class NetworkArguments(ABC):
+    """What every network takes.
+
+    Attributes:
+        norm: ``instance`` (default: statistics of one image, none to share between sites) or ``group``.
+    """
+
+    norm: str = "instance"
+
+    @property
+    @abstractmethod
+    def divisor(self) -> tuple[int, int, int]:
+        """The factors by which each axis of a patch must be divisible (the product of the strides)."""
+
+    @abstractmethod
+    def build(self, in_channels: int, out_channels: int) -> nn.Module:
+        """The network with instance normalisation and fresh weights from torch's current generator.
+
+        It maps [B, in, X, Y, Z] to logits [B, out, X, Y, Z].
+        """
+
+    @abstractmethod
+    def bottleneck(self, network: nn.Module) -> nn.Module:
+        """The module of a network that was built with these arguments whose output is the coarsest representation.
+
+        For an image [B, in, X, Y, Z] it gives [B, features, X/d, Y/d, Z/d] with d the ``divisor``.
+        """
+
+    def check(self, where: str) -> None:
+        """Refuse arguments that cannot be built."""
+        allowed.one_of(f"{where}.norm", self.norm, NORMS)
+
+
+def as_lists(value: Any) -> Any:
+    """Tuples, also within tuples, as lists."""
+    return [as_lists(entry) for entry in value] if isinstance(value, tuple) else value
+
+
+def product(strides: Steps) -> tuple[int, int, int]:
+    """By how much all levels together shrink each axis."""
+    x, y, z = (prod(step if isinstance(step, int) else step[axis] for step in strides) for axis in range(3))
+    return x, y, z
+
+
+def check_levels(name: str, values: Any, levels: int, why: str = "", odd: bool = False) -> None:
+    """Refuse what is not for each level a positive whole number, or three of them."""
+
+    def fits(value: Any) -> bool:
+        return type(value) is int and 0 < value <= MOST_STEP and not (odd and value % 2 == 0)
+
+    given = values if isinstance(values, tuple) else ()
+    triples = [value if isinstance(value, tuple) else (value,) * 3 for value in given]
+    if len(given) != levels or not all(len(triple) == 3 and all(map(fits, triple)) for triple in triples):
+        kind = "odd whole number" if odd else "positive whole number"
+        many = f"{levels} entries, {why}, each " if why else ""
+        raise ConfigurationError(name, as_lists(values), f"{many}a {kind} or three (x, y, z), e.g. 3 or [3, 3, 1]")
+
+
+def check_counts(name: str, values: Any, least: int, most: int) -> None:
+    """Refuse what is not at least so many positive whole numbers, none of them too large."""
+    ok = isinstance(values, Sequence) and least <= len(values) <= MOST_LEVELS
+    if not ok or not all(type(v) is int and 0 < v <= most for v in values):
+        allowed = f"at least {least} positive whole number(s), at most {MOST_LEVELS} and none above {most}"
+        raise ConfigurationError(name, values, allowed)

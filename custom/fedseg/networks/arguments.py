@@ -12,6 +12,7 @@ from torch import nn
 
 from fedseg import allowed
 from fedseg.errors import ConfigurationError
+from fedseg.networks.parts.part import DecoderLevel
 
 Steps = tuple[int | tuple[int, int, int], ...]
 """For each level a number for all three axes, or one for each axis (x, y, z): thick slices need fewer steps across."""
@@ -50,6 +51,11 @@ class NetworkArguments(ABC):
 
         For an image [B, in, X, Y, Z] it gives [B, features, X/d, Y/d, Z/d] with d the ``divisor``.
         """
+
+    @property
+    def decoder(self) -> tuple[DecoderLevel, ...]:
+        """Levels of the decoder below full resolution, finest first; none unless a network says so."""
+        return ()
 
     def check(self, where: str) -> None:
         """Refuse arguments that cannot be built."""

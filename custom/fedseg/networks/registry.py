@@ -64,7 +64,7 @@ class Network:
             if self.arguments.norm == "group":
                 network = _with_group_norm(network)
             for part in self.parts:
-                part.add(network, Place(in_channels, out_channels, patch_size))
+                part.add(network, Place(in_channels, out_channels, patch_size, self.arguments.decoder))
         return network
 
     def owners(self, network: nn.Module) -> dict[str, Ownership]:
@@ -108,6 +108,8 @@ def parse_network(declaration: str | Mapping[str, Any], where: str = "network") 
             raise ConfigurationError(f"{where}.{key}", value, f"absent: {name} takes {sorted({*known, 'parts'})}")
     arguments = NETWORKS[name](**{key: _as_tuples(value) for key, value in values.items()})
     arguments.check(where)
+    for number, part in enumerate(parts):
+        part.check(arguments.decoder, f"{where}.parts[{number}]")
     return Network(name, arguments, parts)
 
 

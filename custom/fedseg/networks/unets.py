@@ -21,6 +21,7 @@ from fedseg.networks.arguments import (
     check_levels,
     product,
 )
+from fedseg.networks.parts.part import DecoderLevel
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,12 @@ class ResidualUNet(NetworkArguments):
         last = [m for m in network.modules() if isinstance(m, nn.Conv3d)][-1]
         last.bias = nn.Parameter(torch.zeros(out_channels))
         return network
+
+    @property
+    def decoder(self) -> tuple[DecoderLevel, ...]:
+        # What a level gives to the one above it has the channels of that one.
+        finer = enumerate(self.channels[:-2], start=1)
+        return tuple(DecoderLevel(f"model{'.1.submodule' * depth}.2", count) for depth, count in finer)
 
     def bottleneck(self, network: nn.Module) -> nn.Module:
         assert isinstance(network, UNet)
@@ -110,6 +117,11 @@ class DynamicUNet(NetworkArguments):
             res_block=self.residual,
         )
 
+    @property
+    def decoder(self) -> tuple[DecoderLevel, ...]:
+        levels = len(self.filters) - 1
+        return tuple(DecoderLevel(f"upsamples.{levels - 1 - i}", self.filters[i]) for i in range(1, levels))
+
     def bottleneck(self, network: nn.Module) -> nn.Module:
         assert isinstance(network, DynUNet)
         return network.bottleneck
@@ -151,6 +163,11 @@ class ResidualSegmentation(NetworkArguments):
             blocks_up=self.blocks_up,
             norm=INSTANCE,
         )
+
+    @property
+    def decoder(self) -> tuple[DecoderLevel, ...]:
+        levels = len(self.blocks_up)
+        return tuple(DecoderLevel(f"up_layers.{levels - 1 - i}", self.init_filters << i) for i in range(1, levels))
 
     def bottleneck(self, network: nn.Module) -> nn.Module:
         assert isinstance(network, SegResNet)

@@ -6,7 +6,7 @@ import importlib
 import inspect
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -82,6 +82,19 @@ class Objective(Scored):
             batch: ``image`` [B, C, ...], and ``classes`` [B, 1, ...] where there is a reference.
         """
         return batch["classes"]
+
+    def coarser(self, targets: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+        """``targets`` as the loss compares them with a coarser output: classes of the nearest voxel, as nnU-Net has
+        them, values as means over the area.
+
+        Args:
+            targets: [B, 1, ...].
+            size: of the output, along each axis.
+        """
+        from torch.nn import functional
+
+        mode = "nearest-exact" if self.discrete else "area"
+        return functional.interpolate(targets.float(), tuple(size), mode=mode).to(targets.dtype)
 
     @abstractmethod
     def loss(self, settings: Mapping[str, Any]) -> nn.Module:

@@ -88,6 +88,9 @@ class LocalTraining(Protocol):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits [B, out, ...] of the network in training for images [B, C, ...] on the device."""
 
+    def supervise(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The loss of what ``forward`` gave, that of coarser outputs included where the network has them."""
+
     def compute_gradients(self, batch: Sample) -> float:
         """Gradients of the loss and of every hook's term for a batch; returns the loss without the terms."""
 

@@ -132,7 +132,7 @@ class PatientDPSGD(TrainingHook):
         """Add the gradient of one case [1, ...] to those of its patient; returns its loss."""
         where = (training.plan.seed, training.site, self._round, self._epoch, "network")
         torch.manual_seed(derive_seed(*where, *self._draws[self._seen]))
-        loss = training.loss(training.forward(case["image"]).float(), training.objective.targets(case))
+        loss = training.supervise(training.forward(case["image"]), training.objective.targets(case))
         for total, gradient in zip(self._patient, torch.autograd.grad(loss, _trained(training)), strict=True):
             total.add_(gradient)
         self._seen += 1

@@ -13,6 +13,7 @@ from fedseg.contract.plan import Plan
 from fedseg.contract.round_settings import round_steps
 from fedseg.data.datalist import Datalist
 from fedseg.errors import AbortedError, ConfigurationError
+from fedseg.networks.parts.deep_supervision import take_coarser
 from fedseg.randomness import derive_seed, generator
 from fedseg.training.cache import CaseCache
 from fedseg.training.hooks import LocalTraining, Loss, TrainingHook
@@ -82,6 +83,15 @@ class LocalSteps(LocalTraining):
         with self.autocast():
             return self.network(images)
 
+    def supervise(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The loss of what ``forward`` gave: of the logits alone, or with deep supervision a weighted mean with that of
+        the network's coarser outputs in the same pass."""
+        weight, coarser = take_coarser(self.network)
+        loss = weight * self.loss(logits.float(), targets)
+        for share, output in coarser:
+            loss = loss + share * self.loss(output.float(), self.objective.coarser(targets, output.shape[2:]))
+        return loss
+
     def compute_gradients(self, batch: Sample) -> float:
         """Gradients of the loss and of every hook's term for a batch on the device.
 
@@ -94,7 +104,7 @@ class LocalSteps(LocalTraining):
         images, targets = batch["image"], self.objective.targets(batch)
         self.optimizer.zero_grad(set_to_none=True)
         logits = self.forward(images)
-        loss = self.loss(logits.float(), targets)
+        loss = self.supervise(logits, targets)
         alone = float(loss.detach())
         for hook in self.hooks:
             term = hook.loss(self, images, logits, targets)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
@@ -51,17 +51,32 @@ Owners = Mapping[str, Ownership]
 
 
 @dataclass(frozen=True)
+class DecoderLevel:
+    """A level of a network's decoder.
+
+    Attributes:
+        module: name of the module whose output [B, features, ...] it is.
+        features: feature maps of that output.
+    """
+
+    module: str
+    features: int
+
+
+@dataclass(frozen=True)
 class Place:
     """What a part is added to.
 
     Attributes:
         in_channels, out_channels: of the whole network.
         patch_size: of the images that it sees, [X, Y, Z].
+        decoder: levels of the decoder below full resolution, finest first; empty where the network tells none.
     """
 
     in_channels: int
     out_channels: int
     patch_size: tuple[int, int, int]
+    decoder: tuple[DecoderLevel, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,6 +113,17 @@ class Part(ABC):
     def owners(self, network: nn.Module) -> Owners:
         """Of the arrays that are not shared by all sites from the first round: by name, given the whole network."""
         return {}
+
+    def check(self, decoder: Sequence[DecoderLevel], where: str) -> None:
+        """Refuse a network to which it cannot be added.
+
+        Args:
+            decoder: see ``Place``.
+            where: how the user calls the part, for messages.
+
+        Raises:
+            ConfigurationError: names the argument, or the network.
+        """
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON form of name and arguments."""

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fedseg.allowed import number, one_of, setting, settings, switch, whole
+from fedseg.tasks.segmentation.loss_terms import LOSSES
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,9 @@ class TrainingSettings:
             fall), ``cosine``, ``polynomial`` (power 0.9) or ``constant``.
         warmup: fraction of all steps over which ``one_cycle`` rises.
         gradient_clip: largest L2 norm of a step's gradient.
-        dice_weight: weight of the Dice loss beside the cross-entropy.
+        loss: terms of the loss, see ``tasks.segmentation.loss_terms``; other kinds of tasks have their own loss.
+        dice_weight: weight of the term of regions (Dice, Tversky) beside that of voxels (cross-entropy, focal).
+        focal_gamma, tversky_alpha, tversky_beta, gce_q: of these terms, see ``LossTerms``.
         batch_dice: Dice over the whole batch instead of the mean over its patches; steadier on small structures.
         reset_optimizer: start every round with a fresh optimizer instead of the site's saved one; None does so where
             rounds ask only some sites, since moments of a site that was away belong to an old model.
@@ -46,7 +49,12 @@ class TrainingSettings:
     schedule: str = setting("one_cycle", one_of, choices=("one_cycle", "cosine", "polynomial", "constant"))
     warmup: float = setting(0.1, number, least=0, below=1)
     gradient_clip: float = setting(1.0, number, above=0)
+    loss: str = setting("dice_ce", one_of, choices=tuple(LOSSES))
     dice_weight: float = setting(1.0, number, above=0)
+    focal_gamma: float = setting(2.0, number, least=0, most=10)
+    tversky_alpha: float = setting(0.3, number, least=0, most=10)
+    tversky_beta: float = setting(0.7, number, least=0, most=10)
+    gce_q: float = setting(0.7, number, above=0, most=1)
     batch_dice: bool = setting(True, switch)
     reset_optimizer: bool | None = setting(None, switch)
     augmentation: str = setting("full", one_of, choices=("none", "intensity", "full"))

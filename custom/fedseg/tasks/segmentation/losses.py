@@ -1,12 +1,15 @@
-"""The segmentation loss of a task: soft Dice plus cross-entropy."""
+"""The segmentation loss of a task: soft Dice plus cross-entropy, or other terms by name."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
-from monai.losses import DiceLoss
 from torch import nn
 from torch.nn import functional
 
+from fedseg.tasks.segmentation.loss_terms import LOSSES, LossTerms, true_entropy
 from fedseg.tasks.task import Task
 
 
@@ -17,24 +20,33 @@ def region_targets(task: Task, classes: torch.Tensor) -> torch.Tensor:
 
 
 class SegmentationLoss(nn.Module):
-    """Soft Dice (Milletari et al., 2016) over the regions plus cross-entropy.
+    """Soft Dice (Milletari et al., 2016) over the regions plus cross-entropy, or other terms in their places.
 
     Exclusive regions: softmax over background and regions; overlapping ones: a sigmoid each, binary cross-entropy.
     """
 
     def __init__(
-        self, task: Task, dice_weight: float = 1.0, batch_dice: bool = True, class_weights: torch.Tensor | None = None
+        self,
+        task: Task,
+        dice_weight: float = 1.0,
+        batch_dice: bool = True,
+        class_weights: torch.Tensor | None = None,
+        terms: LossTerms | None = None,
     ) -> None:
         """Build the parts.
 
         Args:
             task: its regions.
-            dice_weight: of the Dice loss beside the cross-entropy.
-            batch_dice: Dice over the whole batch instead of the mean over its patches.
+            dice_weight: of the term of regions (the Dice loss) beside that of voxels (the cross-entropy).
+            batch_dice: the term of regions over the whole batch instead of the mean over its patches.
             class_weights: how much a voxel counts in the cross-entropy, by its true class: [output_channels] for
                 exclusive regions (background first), [R, 2] (outside, inside) for overlapping ones. The entropy is
                 then the weighted mean over the voxels (for overlapping regions: the mean over the regions of it).
                 The Dice loss is a ratio within each region and stays as it is. None weighs all voxels alike.
+            terms: None for Dice and cross-entropy.
+
+        Raises:
+            ValueError: class weights, and no cross-entropy.
         """
         super().__init__()
         self.task, self.dice_weight, self.class_weights = task, dice_weight, class_weights
@@ -42,25 +54,36 @@ class SegmentationLoss(nn.Module):
         for index, region in enumerate(task.regions):
             table[task.region_values(region)[0]] = index + 1
         self.channel_of_class = table
-        self.dice = DiceLoss(
-            include_background=not task.exclusive,
-            softmax=task.exclusive,
-            sigmoid=not task.exclusive,
-            batch=batch_dice,
-            smooth_nr=1e-5,
-            smooth_dr=1e-5,
-        )
+        terms = terms or LossTerms()
+        if class_weights is not None and not terms.weighs_classes:
+            raise ValueError(f"{terms.name} takes no class weights.")
+        self.regions, self.voxels = terms.of_regions(task.exclusive, batch_dice), terms.of_voxels()
+        self.has_voxels = LOSSES[terms.name][1] is not None
+        self.over_batch = self.regions is not None and batch_dice and dice_weight != 0
 
     def forward(self, logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         """Scalar loss of logits [B, output_channels, ...] and internal class values [B, 1, ...]."""
         if not self.task.exclusive:
             regions = region_targets(self.task, classes)
-            return self.dice_weight * self.dice(logits, regions) + self._binary_entropy(logits, regions)
+            return self._sum(logits, regions, regions)
         channel = self.channel_of_class.to(classes.device)[classes.long()]
         target = torch.cat([channel == c for c in range(self.task.output_channels)], dim=1).float()
+        return self._sum(logits, target, channel[:, 0])
+
+    def _sum(self, logits: torch.Tensor, masks: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        """Both terms, of masks of the channels and of what is true of each voxel."""
+        if self.regions is None:
+            return self._of_voxels(logits, truth)
+        overlap: torch.Tensor = self.dice_weight * self.regions(logits, masks)
+        return overlap + self._of_voxels(logits, truth) if self.has_voxels else overlap
+
+    def _of_voxels(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        if self.voxels is not None:
+            return self.voxels(true_entropy(logits, truth, self.task.exclusive)).mean()
+        if not self.task.exclusive:
+            return self._binary_entropy(logits, truth)
         weights = None if self.class_weights is None else self.class_weights.to(logits)
-        entropy = functional.cross_entropy(logits, channel[:, 0], weight=weights)
-        return self.dice_weight * self.dice(logits, target) + entropy
+        return functional.cross_entropy(logits, truth, weight=weights)
 
     def _binary_entropy(self, logits: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
         if self.class_weights is None:
@@ -70,6 +93,27 @@ class SegmentationLoss(nn.Module):
         entropy = functional.binary_cross_entropy_with_logits(logits, regions, reduction="none")
         voxels = (0, 2, 3, 4)
         return ((weights * entropy).sum(voxels) / weights.sum(voxels)).mean()
+
+
+def loss_of_settings(
+    task: Task, settings: Mapping[str, Any], class_weights: torch.Tensor | None = None
+) -> SegmentationLoss:
+    """The loss that a plan's ``training`` names.
+
+    Args:
+        task: its regions.
+        settings: of the plan's ``training``, all of them.
+        class_weights: see ``SegmentationLoss``.
+    """
+    return SegmentationLoss(
+        task, settings["dice_weight"], settings["batch_dice"], class_weights, terms_of_settings(settings)
+    )
+
+
+def terms_of_settings(settings: Mapping[str, Any]) -> LossTerms:
+    """The terms that a plan's ``training`` names."""
+    names = ("focal_gamma", "tversky_alpha", "tversky_beta", "gce_q")
+    return LossTerms(settings["loss"], **{name: settings[name] for name in names})
 
 
 def predict_regions(task: Task, logits: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch
 from fedseg.tasks.objective import Objective
 from fedseg.tasks.segmentation.components import keep_components
 from fedseg.tasks.segmentation.labels import paint_regions, to_classes
-from fedseg.tasks.segmentation.losses import SegmentationLoss, predict_regions
+from fedseg.tasks.segmentation.losses import SegmentationLoss, loss_of_settings, predict_regions
 from fedseg.tasks.segmentation.metrics import CaseScore, score_case
 from fedseg.tasks.segmentation.scores import GLOSSARY, SCORES
 
@@ -46,10 +46,10 @@ class Segmentation(Objective):
         return None if label is None else to_classes(self.task, label)
 
     def loss(self, settings: Mapping[str, Any]) -> SegmentationLoss:
-        return SegmentationLoss(self.task, settings["dice_weight"], settings["batch_dice"])
+        return loss_of_settings(self.task, settings)
 
     def losses(self, settings: Mapping[str, Any]) -> tuple[float, float]:
-        """Far above what cross-entropy and Dice loss together can be."""
+        """Far above what a term of regions and one of voxels together can be."""
         return 0.0, 1000.0 * max(1.0, settings["dice_weight"])
 
     def activate(self, logits: torch.Tensor) -> torch.Tensor:

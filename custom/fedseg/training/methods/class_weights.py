@@ -7,9 +7,11 @@ from collections.abc import Mapping
 import torch
 
 from fedseg.contract.combinations import STATISTICS
-from fedseg.errors import RefusalError
+from fedseg.contract.plan import Plan
+from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.networks.weights import Arrays
-from fedseg.tasks.segmentation.losses import SegmentationLoss
+from fedseg.tasks.segmentation.loss_terms import LOSSES, LossTerms
+from fedseg.tasks.segmentation.losses import loss_of_settings, terms_of_settings
 from fedseg.tasks.task import Task
 from fedseg.training.hooks import LocalTraining, TrainingHook
 
@@ -32,15 +34,20 @@ class ClassWeights(TrainingHook):
 
     needs = TrainingHook.needs | {STATISTICS}
 
+    def check_plan(self, plan: Plan) -> None:
+        """Refuse a loss without the cross-entropy."""
+        if not terms_of_settings(plan.training.to_dict()).weighs_classes:
+            known = sorted(name for name in LOSSES if LossTerms(name).weighs_classes)
+            raise ConfigurationError("training.loss", plan.training.loss, f"one of {known} with class weights")
+
     def statistics(self, training: LocalTraining) -> dict[str, float]:
         return count_voxels(training)
 
     def before_round(self, training: LocalTraining, global_weights: Arrays, round_number: int) -> None:
         weights = weights_from_totals(training.task, training.totals)
-        settings = training.settings
         # Equal weights are no weights: the plain mean then gives the same bits as without this hook.
         chosen = None if bool((weights == 1).all()) else weights
-        training.loss = SegmentationLoss(training.task, settings.dice_weight, settings.batch_dice, chosen)
+        training.loss = loss_of_settings(training.task, training.settings.to_dict(), chosen)
 
 
 def count_voxels(training: LocalTraining) -> dict[str, float]:

@@ -71,7 +71,7 @@ def check_mean_over_samples(loss: nn.Module | None) -> None:
         allowed = "SegmentationLoss where labels stay at the sites"
         raise ConfigurationError("loss", type(loss).__name__, allowed, "Of others it is not known whether they are a "
                                  "mean over samples.")  # fmt: skip
-    if loss.dice.batch and loss.dice_weight:
+    if loss.over_batch:
         raise ConfigurationError("training.batch_dice", True, "false where labels stay at the sites", _REMEDY)
     if loss.class_weights is not None:
         raise ConfigurationError("class weights", loss.class_weights.tolist(), "none where labels stay at the sites",

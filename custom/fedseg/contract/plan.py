@@ -53,6 +53,12 @@ class Plan:
         """What the kind of task gives training, validation and reports."""
         return objective_of(self.task)
 
+    @property
+    def largest_patch(self) -> tuple[int, int, int]:
+        """The size of patches that has the most voxels."""
+        sizes = [each.size for each in self.training.patch_sizes] or [self.task.patch_size]
+        return max(sizes, key=prod)
+
     def build_network(self) -> nn.Module:
         """The network for the task's channels and outputs, with the weights that the job's seed gives."""
         channels, outputs = len(self.task.channels), self.objective.output_channels
@@ -91,7 +97,9 @@ def parse_plan(declaration: Mapping[str, Any]) -> Plan:
             raise ConfigurationError(key, None, "given in the job's plan")
     task = resolve_task(declaration["task"])
     network = parse_network(declaration.get("network", "residual_unet"))
-    check_patch(task, network)
+    training = parse_training(declaration.get("training", {}))
+    split = parse_split(declaration["split"]) if "split" in declaration else None
+    check_patches(task, network, training, split is not None)
     return Plan(
         fedseg_version=str(declaration["fedseg_version"]),
         method=str(declaration.get("method", "fedavg")),
@@ -99,21 +107,44 @@ def parse_plan(declaration: Mapping[str, Any]) -> Plan:
         dataset=str(declaration.get("dataset", task.name)),
         task=task,
         network=network,
-        training=parse_training(declaration.get("training", {})),
-        split=parse_split(declaration["split"]) if "split" in declaration else None,
+        training=training,
+        split=split,
     )
 
 
-def check_patch(task: Task, network: Network) -> None:
+def check_patches(task: Task, network: Network, training: TrainingSettings, split: bool) -> None:
+    """Refuse patches that this network, kind of task or kind of training cannot have.
+
+    Args:
+        task, network, training: of a plan.
+        split: whether the network is trained in two parts.
+    """
+    check_patch(task.patch_size, network)
+    if split and (training.patch_sizes or training.patches_per_case > 1):
+        name = "patch_sizes" if training.patch_sizes else "patches_per_case"
+        raise ConfigurationError(f"training.{name}", getattr(training, name), "left out in split training")
+    fixed = [part.name for part in network.parts if part.one_size]
+    if training.patch_sizes and fixed:
+        why = f"The part {fixed[0]} of the network is made for one size."
+        raise ConfigurationError("training.patch_sizes", training.to_dict()["patch_sizes"], "left out", why)
+    for number, each in enumerate(training.patch_sizes):
+        check_patch(each.size, network, f"training.patch_sizes[{number}].size")
+    if training.forced_foreground and not (task.classes and objective_of(task).discrete):
+        raise ConfigurationError(
+            "training.forced_foreground", training.forced_foreground, "0 in a task without classes"
+        )
+
+
+def check_patch(patch_size: tuple[int, int, int], network: Network, where: str = "task.patch_size") -> None:
     """Refuse patches that the network cannot halve often enough, or would halve to a single voxel."""
     divisor = network.arguments.divisor
-    for size, factor in zip(task.patch_size, divisor, strict=True):
+    for size, factor in zip(patch_size, divisor, strict=True):
         if size % factor:
-            raise ConfigurationError("task.patch_size", task.patch_size, f"divisible by {divisor} for this network")
-    if prod(s // f for s, f in zip(task.patch_size, divisor, strict=True)) < 2:
+            raise ConfigurationError(where, patch_size, f"divisible by {divisor} for this network")
+    if prod(s // f for s, f in zip(patch_size, divisor, strict=True)) < 2:
         raise ConfigurationError(
-            "task.patch_size",
-            task.patch_size,
+            where,
+            patch_size,
             f"larger than {divisor} on some axis for this network",
             "Its coarsest level would be a single voxel, which cannot be normalised.",
         )

@@ -14,7 +14,7 @@ _MOST_EPOCHS, _MOST_CASES = 1000, 1_000_000
 
 
 def round_steps(settings: TrainingSettings, cases: int, epoch_cases: int | None = None) -> int:
-    """Optimizer steps of a round at a site: ``local_epochs`` times the batches that the cases of an epoch fill.
+    """Optimizer steps of a round at a site: ``local_epochs`` times the batches that the patches of an epoch fill.
 
     Args:
         settings: of the round.
@@ -22,7 +22,7 @@ def round_steps(settings: TrainingSettings, cases: int, epoch_cases: int | None 
         epoch_cases: see ``RoundSettings``.
     """
     each = cases if epoch_cases is None else min(cases, epoch_cases)
-    return settings.local_epochs * -(-each // settings.batch_size)
+    return settings.local_epochs * -(-each * settings.patches_per_case // settings.batch_size)
 
 
 @dataclass(frozen=True)

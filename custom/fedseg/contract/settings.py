@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fedseg.allowed import number, one_of, setting, settings, switch, whole
+from fedseg.contract.patch_sizes import PatchSize, forced_count, patch_sizes
+from fedseg.errors import ConfigurationError
 from fedseg.tasks.segmentation.loss_terms import LOSSES
 
 
@@ -14,7 +16,11 @@ class TrainingSettings:
     """Settings of the training at a site, the same at every site of a job.
 
     Attributes:
-        local_epochs: passes over the training cases in each round; one patch per case and pass.
+        local_epochs: passes over the training cases in each round.
+        patches_per_case: patches of each case and pass, one after the other.
+        patch_sizes: sizes of patches, one drawn for each batch by its share; empty: the task's ``patch_size``.
+        forced_foreground: share of each batch, the last patches of it, that have a voxel of a class in their centre,
+            every class that the case has as often; the others lie anywhere. 0: the task's ``sampling`` frequencies.
         batch_size: patches per optimizer step.
         optimizer: ``adamw`` or ``sgd``.
         momentum: of ``sgd``, in Nesterov's form; 0 for none. ``adamw`` has its own and ignores it.
@@ -41,6 +47,9 @@ class TrainingSettings:
     """
 
     local_epochs: int = setting(1, whole, most=100_000)
+    patches_per_case: int = setting(1, whole, most=1000)
+    patch_sizes: tuple[PatchSize, ...] = setting((), patch_sizes)
+    forced_foreground: float = setting(0.0, number, least=0, most=1)
     batch_size: int = setting(2, whole, most=4096)
     optimizer: str = setting("adamw", one_of, choices=("adamw", "sgd"))
     momentum: float = setting(0.9, number, least=0, below=1)
@@ -76,4 +85,8 @@ def parse_training(declaration: Any) -> TrainingSettings:
     Raises:
         ConfigurationError: a name is unknown or a value is not allowed.
     """
-    return settings(TrainingSettings, declaration, "training")
+    found = settings(TrainingSettings, declaration, "training")
+    if found.forced_foreground and not forced_count(found.forced_foreground, found.batch_size):
+        why = f"Of a batch of {found.batch_size} no patch would be forced."
+        raise ConfigurationError("training.forced_foreground", found.forced_foreground, "0, or a larger share", why)
+    return found

@@ -155,7 +155,7 @@ def _models_of(summary: Mapping[str, Any]) -> dict[str, str]:
 
 def _run_costs(summary: Mapping[str, Any], unit: Unit) -> dict[str, float]:
     parts = [part for entry in summary["rounds"] for part in entry["sites"].values()]
-    epochs = unit.job.plan.training.local_epochs
+    epochs = unit.job.plan.training.local_epochs * unit.job.plan.training.patches_per_case
     return {
         "rounds": len(summary["rounds"]),
         "steps": sum(part["num_steps"] for part in parts),
@@ -172,7 +172,8 @@ def _epoch_cases(told: Mapping[str, Any]) -> int:
 
 def _run_curves(summary: Mapping[str, Any], unit: Unit) -> list[Row]:
     """A round's scores are those of the model that it began with; those of the last model come after them."""
-    name, epochs = unit.job.plan.objective.primary.name, unit.job.plan.training.local_epochs
+    name, settings = unit.job.plan.objective.primary.name, unit.job.plan.training
+    epochs = settings.local_epochs * settings.patches_per_case
     rows: list[Row] = []
     seen = 0
     for entry in summary["rounds"]:

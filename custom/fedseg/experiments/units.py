@@ -172,7 +172,7 @@ def _per_round(settings: TrainingSettings, cases: Mapping[str, int], unit: str) 
     """Steps or samples of a round, summed over all places."""
     if unit == "steps":
         return sum(round_steps(settings, count) for count in cases.values())
-    return settings.local_epochs * sum(cases.values())
+    return settings.local_epochs * settings.patches_per_case * sum(cases.values())
 
 
 def planned(unit: Unit) -> dict[str, int]:

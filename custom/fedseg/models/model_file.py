@@ -132,7 +132,7 @@ def read_model(path: Path | str) -> ModelFile:
 def _check_size(model: ModelFile) -> None:
     """Refuse a header that promises more than the file holds or this machine could, before anything is built."""
     task, outputs = model.task, objective_of(model.task).output_channels
-    check_patch(task, model.network)
+    check_patch(task.patch_size, model.network)
     with torch.device("meta"):
         empty = model.network.build(len(task.channels), outputs, 0, task.patch_size).state_dict()
     check_weights(empty, model.weights)

@@ -32,12 +32,12 @@ def training_bytes(plan: Plan, cases: int, hooks: Sequence[TrainingHook] = (), o
         on_gpu: whether it is trained on a GPU, which alone computes in half precision.
     """
     task, settings = plan.task, plan.training
-    needs = demand(plan.network, len(task.channels), plan.objective.output_channels, task.patch_size)
-    batch = min(settings.batch_size, max(1, cases))
+    needs = demand(plan.network, len(task.channels), plan.objective.output_channels, plan.largest_patch)
+    batch = min(settings.batch_size, settings.patches_per_case * max(1, cases))
     at_once = 1 if any(hook.case_by_case for hook in hooks) else batch
     return (
         NUMBER_BYTES * _weights(plan, needs, hooks)
-        + NUMBER_BYTES * batch * _PATCHES * (len(task.channels) + 1) * prod(task.patch_size)
+        + NUMBER_BYTES * batch * _PATCHES * (len(task.channels) + 1) * prod(plan.largest_patch)
         + at_once * _pass_bytes(plan, needs, on_gpu)
         + (NUMBER_BYTES * needs.unfolded if at_once == 1 and settings.threads == 1 and not on_gpu else 0)
     )
@@ -59,7 +59,7 @@ def _weights(plan: Plan, needs: Demand, hooks: Sequence[TrainingHook]) -> int:
 def _pass_bytes(plan: Plan, needs: Demand, on_gpu: bool) -> int:
     """What one patch takes on its way through the network, the loss and back."""
     number = _HALF if on_gpu and plan.training.precision != "float32" else NUMBER_BYTES
-    loss = _LOSS * plan.objective.output_channels * prod(plan.task.patch_size)
+    loss = _LOSS * plan.objective.output_channels * prod(plan.largest_patch)
     return (needs.kept + needs.largest) * number + loss * NUMBER_BYTES
 
 
@@ -93,7 +93,7 @@ def check_training(
     Raises:
         ConfigurationError: names the estimate and the limit.
     """
-    size = "x".join(map(str, plan.task.patch_size))
+    size = "x".join(map(str, plan.largest_patch))
     network, images = training_bytes(plan, len(grids), hooks, on_gpu is not None), cases_bytes(plan, grids)
     what = f"training with batches of {plan.training.batch_size} patches of {size} voxels"
     check_memory(what, network, limit if on_gpu is None else on_gpu)

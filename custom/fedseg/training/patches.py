@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,29 +16,52 @@ from fedseg.training.cache import CaseCache
 from fedseg.training.prepare import PreparedCase
 
 
+class PatchItem(NamedTuple):
+    """A patch to be cut.
+
+    Attributes:
+        case: its index.
+        seed: of all that is drawn for it.
+        size: voxels along each axis; None is the task's.
+        foreground: whether a voxel of a class lies in its centre, see ``choose_corner``.
+    """
+
+    case: int
+    seed: int
+    size: tuple[int, int, int] | None = None
+    foreground: bool | None = None
+
+
 class PatchDataset(Dataset[Sample]):
-    """Patches from cached cases; an item is asked for by ``(case index, seed)``."""
+    """Patches from cached cases; an item is asked for as a ``PatchItem`` or by its first entries alone."""
 
     def __init__(self, task: Task, cases: CaseCache, augmentation: str) -> None:
-        self.task, self.cases = task, cases
-        self.augmentation = Augmentation(task, augmentation)
+        self.task, self.cases, self.kind = task, cases, augmentation
+        self._augmentations: dict[tuple[int, int, int], Augmentation] = {}
 
     def __len__(self) -> int:
         return len(self.cases)
 
-    def __getitem__(self, item: tuple[int, int]) -> Sample:
+    def __getitem__(self, item: tuple[Any, ...]) -> Sample:
         """``image`` [C, *patch] float32 and, where there is a reference, ``classes`` [1, *patch] (uint8 in
         segmentation), cut and augmented as the seed says."""
-        index, seed = item
-        case = self.cases[index]
-        generator = np.random.default_rng(seed)
-        corner, size = choose_corner(self.task, case, generator), self.task.patch_size
-        matrix = self.augmentation.draw_turn(case.grid.spacing, generator)
-        margin = (0, 0, 0) if matrix is None else self.augmentation.margin(matrix)
+        asked = PatchItem(*item)
+        case, generator = self.cases[asked.case], np.random.default_rng(asked.seed)
+        size = asked.size or self.task.patch_size
+        augmentation = self._augmentation(size)
+        corner = choose_corner(augmentation.task, case, generator, asked.foreground)
+        matrix = augmentation.draw_turn(case.grid.spacing, generator)
+        margin = (0, 0, 0) if matrix is None else augmentation.margin(matrix)
         sample = {name: cut(values[0], corner, size, margin) for name, values in case.batch().items()}
         if matrix is not None:
-            sample = self.augmentation.turn(sample, matrix)
-        return self.augmentation.change(sample, generator)
+            sample = augmentation.turn(sample, matrix)
+        return augmentation.change(sample, generator)
+
+    def _augmentation(self, size: tuple[int, int, int]) -> Augmentation:
+        """That of patches of a size, which decides how they are turned."""
+        if size not in self._augmentations:
+            self._augmentations[size] = Augmentation(replace(self.task, patch_size=size), self.kind)
+        return self._augmentations[size]
 
 
 def cut(values: torch.Tensor, corner: Sequence[int], size: Sequence[int], margin: Sequence[int]) -> torch.Tensor:
@@ -56,23 +81,32 @@ def cut(values: torch.Tensor, corner: Sequence[int], size: Sequence[int], margin
     return torch.nn.functional.pad(values[(slice(None), *inside)].clone(), ends)
 
 
-def choose_corner(task: Task, case: PreparedCase, generator: np.random.Generator) -> tuple[int, ...]:
-    """First voxel of a patch.
+def choose_corner(
+    task: Task, case: PreparedCase, generator: np.random.Generator, foreground: bool | None = None
+) -> tuple[int, ...]:
+    """First voxel of a patch; on an axis on which it is larger than the image it has the image in its middle.
 
-    A class is drawn by the task's sampling frequencies among those present, then one of its voxels, and the patch is
-    centred there as far as the image allows; without frequencies the corner is uniform.
+    A class is drawn among those present, then one of its voxels, and the patch is centred there as far as the image
+    allows; without classes to draw from the corner is uniform.
+
+    Args:
+        task: its patch size, and its sampling frequencies of the classes.
+        case: its image and the voxels of its classes.
+        generator: of the patch.
+        foreground: None draws classes by these frequencies; True every class but the background as often; False none.
     """
     shape = case.image.shape[1:]
     room = [have - want for have, want in zip(shape, task.patch_size, strict=True)]
-    if not case.indices:
-        return tuple(int(generator.integers(r + 1)) for r in room)
     names = ("background", *task.classes)
-    weights = np.array([task.sampling.get(n, 0.0) * (len(i) > 0) for n, i in zip(names, case.indices, strict=True)])
+    frequencies = task.sampling if foreground is None else dict.fromkeys(task.classes if foreground else (), 1.0)
+    present = zip(names, case.indices, strict=False)
+    weights = np.array([frequencies.get(n, 0.0) * (len(i) > 0) for n, i in present])
     if weights.sum() == 0:
-        return tuple(int(generator.integers(r + 1)) for r in room)
+        return tuple(int(generator.integers(r + 1)) if r >= 0 else r // 2 for r in room)
     chosen = case.indices[int(generator.choice(len(names), p=weights / weights.sum()))]
     voxel = np.unravel_index(int(chosen[int(generator.integers(len(chosen)))]), shape)
-    return tuple(int(np.clip(v - size // 2, 0, r)) for v, size, r in zip(voxel, task.patch_size, room, strict=True))
+    places = zip(voxel, task.patch_size, room, strict=True)
+    return tuple(int(np.clip(v - size // 2, 0, r)) if r >= 0 else r // 2 for v, size, r in places)
 
 
 def collate(samples: Sequence[Sample]) -> Sample:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedseg import allowed
+from fedseg.contract.plan import Plan
 from fedseg.errors import ConfigurationError
 from fedseg.networks.weights import Arrays
 from fedseg.privacy.accounting.epsilon import PATIENT, Release, relative_to_sensitivity
@@ -68,6 +70,12 @@ class PatientDPSGD(TrainingHook):
         self._draws: Sequence[Draw] = ()
         self._sum: list[torch.Tensor] = []
         self._patient: list[torch.Tensor] = []
+
+    def check_plan(self, plan: Plan) -> None:
+        """Refuse patches that follow from where in its batch a case stands: it follows from other patients."""
+        for name, usual in (("patches_per_case", 1), ("patch_sizes", ()), ("forced_foreground", 0.0)):
+            if (value := getattr(plan.training, name)) != usual:
+                raise ConfigurationError(f"training.{name}", value, f"{json.dumps(usual)} with DP-SGD")
 
     def release(self, epochs: int) -> Release:
         """What local epochs cost each patient."""

@@ -15,6 +15,7 @@ from fedseg.data.datalist import Datalist
 from fedseg.errors import AbortedError, ConfigurationError
 from fedseg.networks.parts.deep_supervision import take_coarser
 from fedseg.randomness import derive_seed, generator
+from fedseg.training.batches import epoch_batches
 from fedseg.training.cache import CaseCache
 from fedseg.training.hooks import LocalTraining, Loss, TrainingHook
 from fedseg.training.optimisation import autocast, check_loss, check_norm, new_optimizer, place, plan_loss, set_rate
@@ -72,9 +73,7 @@ class LocalSteps(LocalTraining):
         order = self._order(round_number, epoch)
         given = (hook.draws(self, order) for hook in self.hooks)
         draws = next((found for found in given if found is not None), [(place,) for place in range(len(order))])
-        items = [(i, derive_seed(*where, "patch", *draw)) for i, draw in zip(order, draws, strict=True)]
-        size = self.settings.batch_size
-        batches = [items[i : i + size] for i in range(0, len(items), size)]
+        batches = epoch_batches(self.task, self.settings, list(zip(order, draws, strict=True)), where)
         dataset = PatchDataset(self.task, self.training_cases, self.settings.augmentation)
         return iter(DataLoader(dataset, batch_sampler=batches, collate_fn=collate))
 

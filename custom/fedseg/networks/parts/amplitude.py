@@ -75,6 +75,7 @@ class Amplitude(Part):
     """
 
     name: ClassVar[str] = AMPLITUDE
+    one_size: ClassVar[bool] = True
     mode: str = setting("dc", one_of, choices=("dc", "window", "full"))
     window: int = setting(1, whole, least=1)
 

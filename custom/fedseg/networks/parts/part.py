@@ -99,9 +99,11 @@ class Part(ABC):
 
     Attributes:
         name: under which plans name it.
+        one_size: whether it takes images of the task's patch size only.
     """
 
     name: ClassVar[str]
+    one_size: ClassVar[bool] = False
 
     @abstractmethod
     def add(self, network: nn.Module, place: Place) -> None:

@@ -28,6 +28,7 @@ EVERY_COORDINATE, LOCAL_STEPS, PLAIN_STEPS = "every_coordinate", "local_steps", 
 COUNTED_STEPS, KNOWN_DRAWS, COUNTED_DRAWS = "counted_steps", "known_draws", "counted_draws"
 EVERY_CASE = "every_case"
 OWN_MODELS = "own_models"
+OWN_LAYERS = "own_layers"
 
 MEANINGS: Mapping[str, str] = {
     TRAIN_LOSS: "the training loss of every site",
@@ -47,12 +48,13 @@ MEANINGS: Mapping[str, str] = {
     KNOWN_DRAWS: "sites that are all drawn with known probabilities",
     EVERY_CASE: "every training case in each local epoch",
     OWN_MODELS: "a model of each site that may leave as it is",
+    OWN_LAYERS: "layers that each site keeps for itself",
     COUNTED_DRAWS: "a rule that counts a site as often as it was drawn, whatever its size",
 }
 """The closed list of what a part can need of the sites, as the end of a sentence."""
 COMPARED_UPDATES = frozenset({VALUES, ONE_START})
 """What a rule needs that looks at the updates of a round side by side."""
-PROVIDED = frozenset({EPSILON, COUNTED_DRAWS})
+PROVIDED = frozenset({EPSILON, COUNTED_DRAWS, OWN_LAYERS})
 """What no job has unless one of its parts provides it; everything else is there unless a part withholds it."""
 
 

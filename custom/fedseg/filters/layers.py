@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from fedseg import allowed
+from fedseg.contract.combinations import OWN_LAYERS
 from fedseg.contract.plan import Plan
 from fedseg.contract.shapes import update_shapes
 from fedseg.contract.update import Stage, Update
@@ -38,6 +39,7 @@ class LayerFilter(UpdateFilter):
     ``SiteTrainer.own_model``), so they come back after a restart.
     """
 
+    provides = frozenset({OWN_LAYERS})
     stage = Stage.LAYERS
     words = frozenset({NORM})
 
@@ -140,7 +142,8 @@ class LayerFilter(UpdateFilter):
 class PrivateLayers(LayerFilter):
     """The chosen layers stay at the site; all others are shared.
 
-    ``last=1`` is FLOP with the output convolution, ``kind="norm"`` is FedBN.
+    ``last=1`` is FLOP with the output convolution, ``kind="norm"`` is FedBN, and the last modules under the average by
+    cases are FedPer (Arivazhagan et al., "Federated learning with personalization layers", 2019).
     """
 
     meaning = "keeps some layers at the site: nothing of them can be looked into, no guarantee for the rest"

@@ -55,6 +55,7 @@ class LocalTraining(Protocol):
         device: where the networks are.
         hooks: of this training, in their order.
         companions: further networks by name, see ``TrainingHook.companions``.
+        private: names of the network's arrays that are the site's own.
         received_shared_arrays: arrays that the server sent beside the weights.
         totals: sums over all sites of ``TrainingHook.statistics``.
         round_number: from 0, of ``total_rounds``.
@@ -74,6 +75,7 @@ class LocalTraining(Protocol):
     device: torch.device
     hooks: tuple[TrainingHook, ...]
     companions: dict[str, Companion]
+    private: frozenset[str]
     received_shared_arrays: Arrays
     totals: dict[str, float]
     round_number: int
@@ -99,6 +101,9 @@ class LocalTraining(Protocol):
 
     def batches(self, round_number: int, epoch: int) -> Iterator[Sample]:
         """The batches of an epoch, on the CPU; the same at each call."""
+
+    def train_alone(self, epochs: int) -> None:
+        """Train further epochs of the network on the round's first batches, without hooks."""
 
     def train_companion(self, name: str, hooks: Sequence[TrainingHook] = (), epochs: int | None = None) -> float:
         """Train a companion in the place of the network, with hooks of its own; returns its mean loss."""

@@ -50,6 +50,17 @@ class KeptSteps(LocalSteps):
         """The site's folder of this run; None where nothing is kept on disk."""
         return self.state.folder if self.state is not None else None
 
+    def train_alone(self, epochs: int) -> None:
+        """Train the network with its optimizer for epochs beside those of the round: its first batches, loss and
+        schedule, but no hooks.
+
+        Args:
+            epochs: as many; the batches are those of the round's epochs of the same numbers.
+        """
+        beside = copy.copy(self)
+        beside.hooks, beside.settings = (), replace(self.settings, local_epochs=epochs)
+        beside.train_epochs()
+
     def train_companion(self, name: str, hooks: Sequence[TrainingHook] = (), epochs: int | None = None) -> float:
         """Train a companion in the place of the network: its own optimizer, the round's batches, loss and schedule.
 

@@ -1,0 +1,59 @@
+"""FedRep: a site's own layers are trained first, then those that all sites share (Collins et al., ICML 2021)."""
+
+from __future__ import annotations
+
+import torch
+
+from fedseg import allowed
+from fedseg.contract.combinations import OWN_LAYERS
+from fedseg.errors import ConfigurationError
+from fedseg.networks.weights import Arrays
+from fedseg.training.hooks import LocalTraining, TrainingHook
+
+
+class FedRep(TrainingHook):
+    """In each round ``head_epochs`` epochs change the site's own layers (the head) alone, then the round's
+    ``local_epochs`` change the shared layers (the body) alone.
+
+    A filter such as ``PrivateLayers`` says which layers are the site's own. Without this hook the job is FedPer, which
+    trains both at once. With ``head_epochs`` 0 the head stays as the run began, the same at all sites (the body of
+    FedBABU, Oh et al., ICLR 2022). The steps that a site reports are those of the body. The head's epochs have the
+    loss, the schedule and the first batches of the round, but none of the job's hooks.
+    """
+
+    needs = TrainingHook.needs | {OWN_LAYERS}
+
+    def __init__(self, head_epochs: int = 1) -> None:
+        """Choose how long the head is trained.
+
+        Args:
+            head_epochs: from 0 up, beside the plan's ``local_epochs``, which are those of the body.
+        """
+        self.head_epochs = allowed.whole("head_epochs", head_epochs, least=0)
+        self._trained: list[tuple[str, torch.nn.Parameter]] = []
+
+    def before_round(self, training: LocalTraining, global_weights: Arrays, round_number: int) -> None:
+        """Train the head; only the body is left to the steps of the round.
+
+        Raises:
+            ConfigurationError: the site has no layers of its own to train, or no others.
+        """
+        self._trained = [(name, p) for name, p in training.network.named_parameters() if p.requires_grad]
+        own = [name in training.private for name, _ in self._trained]
+        if all(own) or not any(own):
+            found = f"{sum(own)} of {len(own)} trained arrays"
+            raise ConfigurationError("FedRep: a site's own", found, "some arrays and not all", "Name them by a filter.")
+        if self.head_epochs:
+            self._train_only(training, head=True)
+            training.train_alone(self.head_epochs)
+        self._train_only(training, head=False)
+
+    def after_round(self, training: LocalTraining, global_weights: Arrays, round_number: int) -> None:
+        """Let both be trained again."""
+        for _, parameter in self._trained:
+            parameter.requires_grad_(True)
+
+    def _train_only(self, training: LocalTraining, head: bool) -> None:
+        for name, parameter in self._trained:
+            parameter.requires_grad_((name in training.private) is head)
+            parameter.grad = None

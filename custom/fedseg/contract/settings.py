@@ -37,7 +37,7 @@ class TrainingSettings:
         reset_optimizer: start every round with a fresh optimizer instead of the site's saved one; None does so where
             rounds ask only some sites, since moments of a site that was away belong to an old model.
         augmentation: ``none``, ``intensity`` (scale, shift, noise, the task's mirror axes) or ``full`` (also turns
-            and zooms in mm, blur, contrast, gamma, lower resolution).
+            and zooms in mm, blur, contrast, gamma, lower resolution) or ``nnunet`` (as nnU-Net's trainer draws them).
         threads: torch threads; equal results need equal thread counts.
         precision: ``auto`` or ``bfloat16`` (mixed on a GPU, float32 on a CPU), or ``float32``.
         cache: where pre-processed cases are kept: ``memory`` or ``disk`` (the site's cache folder).
@@ -66,7 +66,7 @@ class TrainingSettings:
     gce_q: float = setting(0.7, number, above=0, most=1)
     batch_dice: bool = setting(True, switch)
     reset_optimizer: bool | None = setting(None, switch)
-    augmentation: str = setting("full", one_of, choices=("none", "intensity", "full"))
+    augmentation: str = setting("full", one_of, choices=("none", "intensity", "full", "nnunet"))
     threads: int = setting(1, whole, most=1024)
     precision: str = setting("auto", one_of, choices=("auto", "float32", "bfloat16"))
     cache: str = setting("memory", one_of, choices=("memory", "disk"))

@@ -37,7 +37,7 @@ FLAT = 3.0
 
 
 class Augmentation:
-    """The random changes that ``TrainingSettings.augmentation`` names."""
+    """The random changes ``intensity`` and ``full``, or none."""
 
     def __init__(self, task: Task, kind: str) -> None:
         self.task, self.turns, self.discrete = task, kind == "full", objective_of(task).discrete
@@ -90,22 +90,29 @@ class Augmentation:
         half = (np.array(self.task.patch_size) - 1) / 2
         return tuple(int(n) for n in np.ceil(np.maximum(np.abs(matrix) @ half - half, 0)))
 
-    def change(self, sample: Sample, generator: np.random.Generator) -> Sample:
-        """Mirror a patch, and change its intensities, each channel by itself.
+    def change(self, sample: Sample, generator: np.random.Generator, spacing: Sequence[float] = (1, 1, 1)) -> Sample:
+        """Mirror a patch, and change its intensities, each channel by itself; ``something`` stays nothing.
 
-        A channel of zeros is one that the case lacks, and stays. Where a task normalises over the non-zero voxels, zero
-        says that there is nothing, and stays, too.
+        Args:
+            sample: a patch of ``image`` and ``classes``.
+            generator: of the patch.
+            spacing: size of a voxel in mm; matters where thick slices are changed in their plane only.
         """
         for steps in (self._mirror, self._show):
             steps.set_random_state(seed=int(generator.integers(2**31)))
         changed = {name: as_plain_tensor(values) for name, values in self._mirror(sample).items()}
         image = changed["image"]
         shown = torch.stack([as_plain_tensor(self._show(channel[None]))[0] for channel in image])
+        changed["image"] = shown * self.something(image)
+        return changed
+
+    def something(self, image: torch.Tensor) -> torch.Tensor:
+        """Where an image [C, X, Y, Z] holds something: everywhere but in channels of zeros, which are those that the
+        case lacks. Where a task normalises over the non-zero voxels, any zero says that there is nothing."""
         something = image != 0
         if self.task.normalisation != "zscore_nonzero":
             something = something.flatten(1).any(dim=1)[:, None, None, None]
-        changed["image"] = shown * something
-        return changed
+        return something
 
 
 def turn_in_mm(angles: ArrayLike, zoom: ArrayLike, spacing: ArrayLike) -> np.ndarray:

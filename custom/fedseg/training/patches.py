@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from fedseg.tasks.task import Task
 from fedseg.training.augmentation import Augmentation, Sample
 from fedseg.training.cache import CaseCache
+from fedseg.training.nnunet_augmentation import NnunetAugmentation
 from fedseg.training.prepare import PreparedCase
 
 
@@ -55,13 +56,18 @@ class PatchDataset(Dataset[Sample]):
         sample = {name: cut(values[0], corner, size, margin) for name, values in case.batch().items()}
         if matrix is not None:
             sample = augmentation.turn(sample, matrix)
-        return augmentation.change(sample, generator)
+        return augmentation.change(sample, generator, case.grid.spacing)
 
     def _augmentation(self, size: tuple[int, int, int]) -> Augmentation:
         """That of patches of a size, which decides how they are turned."""
         if size not in self._augmentations:
-            self._augmentations[size] = Augmentation(replace(self.task, patch_size=size), self.kind)
+            self._augmentations[size] = _augmentation_of(replace(self.task, patch_size=size), self.kind)
         return self._augmentations[size]
+
+
+def _augmentation_of(task: Task, kind: str) -> Augmentation:
+    """The random changes that ``TrainingSettings.augmentation`` names."""
+    return NnunetAugmentation(task, kind) if kind == "nnunet" else Augmentation(task, kind)
 
 
 def cut(values: torch.Tensor, corner: Sequence[int], size: Sequence[int], margin: Sequence[int]) -> torch.Tensor:

@@ -13,6 +13,7 @@ import pytest
 from fedseg.contract import allowed_job_files
 from fedseg.contract.allowed_job_files import check_app_archive, check_app_folder, check_job_archive, check_job_folder
 from fedseg.errors import ConfigurationError, UsageError
+from fedseg.files.archives import Limits
 from fedseg.jobs.job import apply_settings, read_job
 
 JOB = Path(__file__).parents[2] / "jobs" / "hippocampus_partial"
@@ -70,7 +71,6 @@ OTHERS = (
     "config/readme.txt",
     "config_fed_client.json",
     "resources.json",
-    "../config/fedseg.json",
     "custom/config_fed_client.conf",
     "custom/deep/settings.yaml",
     "cust/x.py",
@@ -232,10 +232,45 @@ def test_nor_does_a_folder_lead_elsewhere(tmp_path):
         check_job_folder(job)
 
 
-@pytest.mark.parametrize("name", ["custom/../../../x.py", "/custom/x.py", "custom/..\\..\\x.py", "custom/../x"])
+LEADING_OUT = (
+    "custom/../../../x.py",
+    "/custom/x.py",
+    "custom/..\\..\\x.py",
+    "custom/../x",
+    "custom//x.py",
+    "../config/fedseg.json",
+    "../../folder/",
+)
+
+
+@pytest.mark.parametrize("name", LEADING_OUT)
 def test_an_archive_holds_no_name_that_leads_out_of_its_folder(name):
-    with pytest.raises(ConfigurationError, match="is not known: a job holds"):
-        check_app_archive(archive({**contents(APP), name: b"x = 1"}))
+    for check, files in ((check_app_archive, contents(APP)), (check_job_archive, contents(JOB, "job/"))):
+        with pytest.raises(ConfigurationError, match="must be that of a place inside of it"):
+            check(archive({**files, name: b"x = 1"}))
+
+
+@pytest.mark.parametrize("folder", ["..", "", "."])
+def test_nor_is_the_folder_of_a_job_another_place(folder):
+    with pytest.raises(ConfigurationError, match="must be that of a place inside of it"):
+        check_job_archive(archive(contents(JOB, f"{folder}/")))
+
+
+def test_a_job_has_so_many_files_and_bytes_at_most(tmp_path, monkeypatch):
+    """As an archive, and as a folder that somebody is about to simulate, package or submit."""
+    job = Path(shutil.copytree(JOB, tmp_path / "job"))
+    (job / "app" / "custom").mkdir()
+    for number in range(30):
+        (job / "app" / "custom" / f"m{number}.py").write_bytes(bytes(100))
+    content = archive(contents(job, "job/"))
+    checks = (lambda: check_job_folder(job), lambda: read_job(job), lambda: check_job_archive(content))
+    for check in checks:
+        check()
+    for limits, why in ((Limits("the job", 30), "30 at most"), (Limits("the job", 99, 3000), "3000 bytes at most")):
+        monkeypatch.setattr(allowed_job_files, "LIMITS", limits)
+        for check in checks:
+            with pytest.raises(ConfigurationError, match=why):
+                check()
 
 
 def test_an_archive_that_would_fill_a_disk_is_refused_before_it_is_unpacked():

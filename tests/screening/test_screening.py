@@ -5,18 +5,24 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from nvflare.apis.fl_constant import FLContextKey, SiteType, WorkspaceConstants
 from nvflare.apis.fl_context import FLContext
+from nvflare.apis.impl import job_def_manager
 from nvflare.apis.impl.job_def_manager import SimpleJobDefManager
 from nvflare.apis.job_def import Job
 from nvflare.apis.workspace import Workspace
 from nvflare.fuel.utils.config_factory import ConfigFactory
 from nvflare.fuel.utils.zip_utils import zip_directory_to_bytes
+from nvflare.private.admin_defs import Message
+from nvflare.private.defs import RequestHeader, TrainingTopic
 from nvflare.private.fed.app.fl_app_validator import FLAppValidator
+from nvflare.private.fed.client import training_cmds
+from nvflare.private.fed.client.client_engine_internal_spec import ClientEngineInternalSpec
 from nvflare.private.fed.server import job_cmds
 from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
 from nvflare.private.fed.utils.app_deployer import AppDeployer
@@ -39,12 +45,14 @@ PARENTS = [Path(fedseg.__file__).parent / name for name in ("screening", "resili
 PLAIN = ("environment", "kit", "more configuration")
 # Before any test has changed it.
 LOADERS = dict(ConfigFactory._fmt2Loader)
+PROCESS = training_cmds.DeployProcessor.process
 
 
 @pytest.fixture
 def open_process(monkeypatch):
     """FLARE as it is; what a test changes in it is put back."""
     monkeypatch.setattr(job_cmds, "JobMetaValidator", JobMetaValidator)
+    monkeypatch.setattr(training_cmds.DeployProcessor, "process", PROCESS)
     monkeypatch.setattr(ConfigFactory, "_fmt2Loader", dict(LOADERS))
 
 
@@ -169,6 +177,82 @@ def test_a_site_unpacks_no_such_job(open_process, hostile, kind, tmp_path, monke
     assert hostile.asked == []
     assert ScreeningDeployer().deploy(workspace, "1", {}, "app", app(JOB), FLContext()) is None
     assert len(deployed) == 1
+
+
+def bombs(tmp_path):
+    """Apps that would fill the disk of a site, by what they do."""
+    whole = {p.relative_to(JOB / "app").as_posix(): p.read_bytes() for p in (JOB / "app").rglob("*") if p.is_file()}
+    many = {f"custom/m{number}.py": b"" for number in range(10_000)}
+    small = {f"custom/m{number}.py": bytes(2**20) for number in range(100)}
+    deep = {"custom/" + "d/" * 500 + "x.py": b""}
+    for kind, files in {"many": many, "small": small, "deep": deep, "twice": {"custom/./x.py": b""}}.items():
+        path = tmp_path / f"{kind}.zip"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as content:
+            for name, data in {**whole, **files}.items():
+                content.writestr(name, data)
+        yield kind, path.read_bytes()
+
+
+class Engine:
+    """As much of FLARE's client as a deployment asks."""
+
+    def __init__(self, kit):
+        self.args, self.deployed = SimpleNamespace(workspace=str(kit)), []
+
+    def get_client_name(self):
+        return "alpha"
+
+    def deploy_app(self, **facts):
+        self.deployed.append(facts["app_data"])
+        return ""
+
+
+ClientEngineInternalSpec.register(Engine)
+
+
+def test_a_site_has_nothing_of_an_archive_on_its_disk_before_it_is_looked_at(open_process, tmp_path, monkeypatch):
+    """FLARE's client unpacks an app to look for a signature, before it asks any component to deploy it."""
+    for folder in (WorkspaceConstants.STARTUP_FOLDER_NAME, WorkspaceConstants.SITE_FOLDER_NAME):
+        (tmp_path / "kit" / folder).mkdir(parents=True)
+    (tmp_path / "kit" / "startup" / "fed_client.json").write_text("{}")
+    unpacked, engine = [], Engine(tmp_path / "kit")
+    monkeypatch.setattr(training_cmds, "unzip_all_from_bytes", lambda data, folder: unpacked.append(data))
+
+    def sent(content):
+        request = Message(TrainingTopic.DEPLOY, content)
+        headers = {RequestHeader.JOB_ID: "1", RequestHeader.JOB_META: {"name": "x"}, RequestHeader.APP_NAME: "app"}
+        for name, value in headers.items():
+            request.set_header(name, value)
+        return training_cmds.DeployProcessor().process(request, engine)
+
+    content = dict(bombs(tmp_path))
+    sent(content["many"])
+    assert len(unpacked) == 1, "FLARE by itself"
+    unpacked.clear()
+    engine.deployed.clear()
+    ScreeningDeployer()
+    ScreeningDeployer()
+    whys = {kind: sent(data).body for kind, data in content.items()}
+    assert unpacked == engine.deployed == []
+    assert "10000 at most" in whys["many"]
+    assert "at most 20 times what it takes in the archive" in whys["small"]
+    assert "at most 20 folders deep" in whys["deep"]
+    assert "a place inside of it" in whys["twice"]
+    sent(app(JOB))
+    assert unpacked == engine.deployed == [app(JOB)]
+
+
+def test_the_server_unpacks_no_stored_job_that_would_fill_its_disk(open_process, tmp_path, monkeypatch):
+    """One that came into its store another way than by submission."""
+    monkeypatch.chdir(tmp_path)
+    bomb = dict(bombs(tmp_path))["small"]
+    monkeypatch.setattr(SimpleJobDefManager, "get_content", lambda *facts: bomb)
+    monkeypatch.setattr(job_def_manager, "unzip_all_from_bytes", lambda *facts: pytest.fail("unpacked"))
+    context, detail = FLContext(), []
+    context.set_prop(FLContextKey.JOB_DEPLOY_DETAIL, detail)
+    with pytest.raises(ConfigurationError, match="20 times"):
+        ScreeningJobStore(str(tmp_path / "store")).get_app(Job("1", {}, {}, {}), "app", context)
+    assert len(detail) == 1
 
 
 @pytest.mark.parametrize("name", ["hippocampus_p\u0430rtial", "a\x1b[2J", "../x"])

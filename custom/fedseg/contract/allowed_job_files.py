@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from zipfile import BadZipFile, ZipFile
 
 from fedseg.contract.protocol import CLIENT_FILE, PLAN_FILE
 from fedseg.errors import ConfigurationError
+from fedseg.files.archives import Limits, check_archive, files_below, shortened
 from fedseg.files.documents import parse_json
 from fedseg.files.names import JOB, SITE
 
@@ -29,9 +29,7 @@ MODELS_FOLDER, MODEL_ENDING = "models", ".safetensors"
 """Where a job brings models to be scored, and how their files end."""
 MOST_BYTES = 2**20
 """Of one JSON file of a job; those of fedseg have a few thousand."""
-# FLARE packs jobs without compressing them. What unpacks to more than this would fill the disk of whoever unpacks it.
-_TIGHTEST, _MOST_FILES = 20, 10_000
-_LOOSE = f"at most {_TIGHTEST} times what it takes in the archive"
+LIMITS = Limits("the job", files=10_000, size=4 * 2**30)
 _FOLDERS = ("", "config", "custom")
 _JSON = (PLAN_FILE, SERVER_FILE, CLIENT_FILE)
 # FLARE signs every folder of a job that is submitted.
@@ -41,7 +39,6 @@ _APP = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 # FLARE's word for all sites, in `meta.json` only.
 _ALL_SITES = "@ALL"
 _SUBSTITUTED = re.compile(r"[{}$@]")
-_LONGEST = 60
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,7 @@ def _check_app_file(file: JobFile) -> None:
         file.name == f"config/{INITIAL_FILE}"
         or (folder == f"config/{MODELS_FOLDER}" and is_model_file(name))
         or (name in _SIGNATURES and top in _FOLDERS)
-        or (top == "custom" and not _OTHER_FORMS.search(name) and not _leads_out(file.name))
+        or (top == "custom" and not _OTHER_FORMS.search(name))
     ):
         raise _unknown(file)
 
@@ -134,7 +131,7 @@ def _unknown(file: JobFile) -> ConfigurationError:
         f"a job holds {META_FILE} and, in app/config, {', '.join(_JSON)}, {INITIAL_FILE} and models/NAME{MODEL_ENDING}"
     )
     why = "A job is written in JSON; no other form of configuration is read, and nothing is included."
-    return ConfigurationError(f"The job's file {_short(file.name)}", file.name, f"absent: {known}", why)
+    return ConfigurationError(f"The job's file {shortened(file.name)}", file.name, f"absent: {known}", why)
 
 
 def check_name(name: Any) -> None:
@@ -159,7 +156,7 @@ def _check_json(file: JobFile) -> dict[str, Any]:
     except (OSError, BadZipFile, zlib.error, RuntimeError) as error:
         raise ConfigurationError(f"The job's file {name}", type(error).__name__, "one that can be read") from None
     except ValueError as error:
-        raise ConfigurationError(f"The job's file {name}", _short(str(error)), "JSON") from None
+        raise ConfigurationError(f"The job's file {name}", shortened(str(error)), "JSON") from None
     if not isinstance(content, dict):
         raise ConfigurationError(f"The job's file {name}", type(content).__name__, "a JSON object")
     check_values(name, content)
@@ -179,7 +176,7 @@ def check_values(name: str, content: Any) -> None:
     for place, text in _texts(content, name):
         if _SUBSTITUTED.search(text) and not (text == _ALL_SITES and name == META_FILE):
             why = "FLARE would put values of the machine that reads the job in their place."
-            raise ConfigurationError(_short(place), _short(text), "a text without {, }, $ and @", why)
+            raise ConfigurationError(shortened(place), shortened(text), "a text without {, }, $ and @", why)
 
 
 def _texts(value: Any, place: str) -> Iterator[tuple[str, str]]:
@@ -200,43 +197,21 @@ def _in_utf8(file: JobFile) -> bytes:
     return content.decode(json.detect_encoding(content)).encode()
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
-
-
 def _files_of(folder: Path) -> Iterator[JobFile]:
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_symlink():
-            # What it points to would be sent with the job, from wherever it lies.
-            raise ConfigurationError("The job's file", _short(name), "a file of its own, and no link to another place")
-        if not path.is_dir():
-            yield JobFile(name, path.stat().st_size if path.is_file() else 0, path.read_bytes)
+    for name, path, size in files_below(folder, LIMITS):
+        yield JobFile(name, size, path.read_bytes)
 
 
 def _files_in(content: bytes | Path) -> Iterator[JobFile]:
     """The files of an archive, each once: what is looked at is what will be unpacked."""
     try:
         with ZipFile(BytesIO(content) if isinstance(content, bytes) else content) as archive:
-            names = set()
-            for entry in archive.infolist():
-                if stat.S_ISLNK(entry.external_attr >> 16) or entry.filename in names:
-                    raise ConfigurationError("The job's file", _short(entry.filename), "a plain file, and there once")
-                if entry.file_size > MOST_BYTES and entry.file_size > _TIGHTEST * entry.compress_size:
-                    raise ConfigurationError("The size of the job's file", entry.file_size, _LOOSE)
-                names.add(entry.filename)
-                if len(names) > _MOST_FILES:
-                    raise ConfigurationError("The job's files", f"more than {_MOST_FILES}", f"{_MOST_FILES} at most")
+            for entry in check_archive(archive, LIMITS):
                 if not entry.is_dir():
-                    yield JobFile(entry.filename, entry.file_size, lambda entry=entry: archive.read(entry))  # type: ignore[misc]
+                    yield JobFile(entry.filename, entry.file_size, partial(archive.read, entry))
     except (BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
         # An encrypted archive is a RuntimeError.
         raise ConfigurationError("The job", type(error).__name__, "a readable ZIP file") from None
-
-
-def _leads_out(name: str) -> bool:
-    """Whether a name could be that of a place outside of the folder into which an archive is unpacked."""
-    return "\\" in name or name.startswith("/") or ".." in name.split("/")
 
 
 def _below_one_folder(files: Iterable[JobFile]) -> Iterator[JobFile]:
@@ -244,6 +219,6 @@ def _below_one_folder(files: Iterable[JobFile]) -> Iterator[JobFile]:
     for file in files:
         folder, _, rest = file.name.partition("/")
         if not rest or first not in (None, folder):
-            raise ConfigurationError("The job's file", _short(file.name), "in the one folder of the job")
+            raise ConfigurationError("The job's file", shortened(file.name), "in the one folder of the job")
         first = folder
         yield JobFile(rest, file.size, file.read)

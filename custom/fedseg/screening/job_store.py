@@ -60,14 +60,25 @@ class ScreeningJobStore(SimpleJobDefManager):
         Raises:
             ConfigurationError: see ``create``.
         """
-        app: bytes = super().get_app(job, app_name, fl_ctx)
         try:
+            app: bytes = super().get_app(job, app_name, fl_ctx)
             check_app_archive(app)
         except ConfigurationError as error:
             # What the coordinator gets to read of a job that could not be deployed.
             fl_ctx.get_prop(FLContextKey.JOB_DEPLOY_DETAIL, []).append(f"server: {error}")
             raise
         return app
+
+    def get_content(self, meta: dict[str, Any], fl_ctx: FLContext) -> bytes | None:
+        """A stored job as a ZIP file, which FLARE unpacks to get at an app of it.
+
+        Raises:
+            ConfigurationError: see ``create``.
+        """
+        content: bytes | None = super().get_content(meta, fl_ctx)
+        if content is not None:
+            check_job_archive(content)
+        return content
 
 
 def _archive(content: bytes | str) -> bytes | Path:

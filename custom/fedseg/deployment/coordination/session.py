@@ -25,6 +25,7 @@ from nvflare.fuel.flare_api.api_spec import (
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
 from fedseg.contract.events import event_words
+from fedseg.deployment.coordination.received_archives import look_before_unpacking
 from fedseg.errors import FedsegError, UsageError
 from fedseg.files.documents import load_json
 from fedseg.files.names import JOB
@@ -225,6 +226,7 @@ def connect(kit: Path, timeout: float = CONNECT_SECONDS) -> Iterator[Coordinator
     (kit / "transfer").mkdir(exist_ok=True)
     # Or FLARE's attempts to connect would stand between the lines of whoever waits for a restarting server.
     logging.getLogger().addHandler(_QUIET)
+    look_before_unpacking()
 
     def open_session() -> Session:
         with _explained(user, f"connect to {server}"):

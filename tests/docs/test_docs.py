@@ -135,6 +135,17 @@ def test_scripts_and_jobs_that_are_named_exist():
     assert {name for name in named if not (ROOT / name).exists()} <= made
 
 
+def test_python_files_that_are_named_exist():
+    """From the root or the package. The changelog tells of former ones, and one guide of some that a reader writes."""
+    found = 0
+    for page in set(PAGES) - {ROOT / "CHANGELOG.md", DOCS / "how-to" / "add-a-method.md"}:
+        for name in re.findall(r"`((?:[\w-]+/)+\w+\.py)`", page.read_text("utf-8")):
+            found += 1
+            places = [base / name for base in (ROOT, ROOT / "custom", ROOT / "custom" / "fedseg")]
+            assert any(place.is_file() for place in places), f"{relative(page)}: {name}"
+    assert found > 50
+
+
 def test_the_reference_names_every_command_and_option():
     text = COMMAND_PAGE.read_text("utf-8")
     sections = dict(re.findall(r"^## fedseg ([^\n]+)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))

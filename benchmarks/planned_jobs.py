@@ -23,11 +23,12 @@ import torch
 from kept_runs import keep, kept, load, spread
 from multi_institution import JOBS, institutions
 
-from fedseg.data.datalist import Case, Datalist
+from fedseg.data.datalist import Datalist
 from fedseg.data.intake.sources import read_source
+from fedseg.data.partition import partition_by_sizes
+from fedseg.data.splits import split_by_patient
 from fedseg.jobs.job import Job, read_job
 from fedseg.planning.proposed_job import ProposedJob, propose_job
-from fedseg.randomness import generator
 from fedseg.simulation.in_process import InProcessFederation
 from fedseg.statistics.document import FederationStatistics
 from fedseg.statistics.measuring import measure
@@ -36,32 +37,23 @@ from fedseg.tasks.registry import get_task
 
 ARMS = ("hand-made", "planned")
 SIZES = (30, 20, 10)  # training cases of the hippocampus at its sites
-HELD_OUT = 0.25
+HELD_OUT = 0.25  # of the patients of each site
+WATCHED = 0.01  # of them, at least one
 VOXELS = {"hippocampus": 96**3, "pancreas": 96 * 96 * 64, "brats": 64**3}
 CHANGES: dict[str, dict[str, Any]] = {"hippocampus": {}, "pancreas": {}, "brats": {"task.patch_size": [64, 64, 64]}}
 MINIMUM = 5
 
 
 def sites_of(name: str, data: Path, out: Path, seed: int) -> dict[str, Datalist]:
-    """Training and test cases of each site; the test cases are drawn anew for every seed."""
+    """Training, validation and test cases of each site; patients are drawn anew for every seed."""
     if name == "hippocampus":
         cases = list(read_source(data / "Task04_Hippocampus", get_task(name)))
-        order = generator(seed, "order").permutation(len(cases))
-        shuffled, groups, start = [cases[i] for i in order], {}, 0
-        for number, size in enumerate(SIZES):
-            count = round(size / (1 - HELD_OUT))
-            groups[f"site-{number + 1}"] = shuffled[start : start + count]
-            start += count
+        counts = {f"site-{number + 1}": round(size / (1 - HELD_OUT)) for number, size in enumerate(SIZES)}
+        groups = partition_by_sizes(cases, counts, seed)
     else:
         groups = institutions(name, data, out)
-    return {site: _split(found, seed) for site, found in groups.items()}
-
-
-def _split(cases: list[Case], seed: int) -> Datalist:
-    order = generator(seed, "held out").permutation(len(cases))
-    count = max(1, round(HELD_OUT * len(cases)))
-    test, rest = [cases[i] for i in order[:count]], [cases[i] for i in order[count:]]
-    return Datalist(tuple(rest[1:]), tuple(rest[:1]), tuple(test))
+    shares = {"validation": WATCHED, "test": HELD_OUT}
+    return {site: Datalist(**split_by_patient(found, shares, seed)) for site, found in groups.items()}
 
 
 def plan_of(name: str, sites: Mapping[str, Datalist]) -> ProposedJob:

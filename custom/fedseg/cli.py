@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Modules of other commands, which take seconds to import, are not needed.
     first = next(iter(arguments), "")
     names = [first] if first in COMMANDS else [] if first == "--version" else COMMANDS
-    options = build_parser(names).parse_args(arguments)
+    options = _parse(build_parser(names), arguments)
     if threading.current_thread() is threading.main_thread():
         # A terminated command cleans up like an interrupted one: it ends its processes and removes what is half done.
         signal.signal(signal.SIGTERM, _interrupt)
@@ -104,6 +104,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         err().print(f"[red]fedseg {options.command}:[/red] interrupted.{_GO_ON.get(options.command, '')}")
         return 130
     return int(code or 0)
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of a command line; what its command does not know is refused with the usage of that command."""
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return options
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from fedseg.cli import main
+
 HEAVY = ("torch", "monai", "matplotlib")
 COUNT = f"""
 import sys
@@ -41,3 +43,20 @@ def test_what_needs_no_network_imports_none(line, said):
     done = subprocess.run([sys.executable, "-c", COUNT, *line.split()], capture_output=True, text=True, timeout=120)
     assert done.stdout.splitlines()[-1] == "imported:", done.stdout
     assert said in " ".join((done.stdout + done.stderr).split())
+
+
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        ("experiment file --out o --wrong", "fedseg experiment"),
+        ("export mlflow run --wrong", "fedseg export mlflow"),
+        ("audit-log show log one-more", "fedseg audit-log show"),
+    ],
+)
+def test_an_unknown_argument_gets_the_usage_of_its_command(line, command, capsys):
+    with pytest.raises(SystemExit) as found:
+        main(line.split())
+    said = capsys.readouterr().err
+    assert found.value.code == 2
+    assert said.startswith(f"usage: {command} [-h]")
+    assert f"{command}: error: unrecognized arguments: {line.split()[-1]}" in said

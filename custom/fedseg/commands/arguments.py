@@ -62,7 +62,7 @@ class Command:
         )
         self._target: argparse._ActionsContainer = self.parser
         if run is not None:
-            self.parser.set_defaults(run=run)
+            self.parser.set_defaults(run=run, parser=self.parser)
 
     def actions(self, help_text: str) -> Any:
         """Give the command commands of its own; returns what they are added to."""

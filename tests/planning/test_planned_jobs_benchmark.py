@@ -1,0 +1,31 @@
+"""The benchmark of proposed jobs draws patients: all cases of one stay on one side."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import planned_jobs  # noqa: E402
+
+from fedseg.data.datalist import SPLITS, Case  # noqa: E402
+
+CASES = [Case((Path(f"{i}_image.nii.gz"),), Path(f"{i}.nii.gz"), f"p{i // 3}") for i in range(300)]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("name", ["hippocampus", "brats"])
+def test_no_patient_is_on_two_sides(name, seed, tmp_path, monkeypatch):
+    halves = {"one": CASES[:150], "two": [replace(case, patient=f"q{case.patient}") for case in CASES[150:]]}
+    monkeypatch.setattr(planned_jobs, "read_source", lambda path, task: tuple(CASES))
+    monkeypatch.setattr(planned_jobs, "institutions", lambda name, data, out: halves)
+    sides = [
+        {case.patient for case in datalist.split(split)}
+        for datalist in planned_jobs.sites_of(name, tmp_path, tmp_path, seed).values()
+        for split in SPLITS
+    ]
+    assert all(sides)
+    assert sum(map(len, sides)) == len(set().union(*sides))

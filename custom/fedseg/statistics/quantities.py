@@ -1,6 +1,7 @@
 """What is counted of the cases of a task, and in which bins: the same at every site, and a closed list.
 
-Bins come in two kinds. Fine ones leave with their counts once bins with too few patients are joined. Coarse ones are
+Bins come in two kinds. Fine ones leave with their counts once bins with too few patients are joined, to cells and
+more (``joining``). Coarse ones are
 for counts with noise: every bin of the scale leaves, full or empty, since the choice of bins would tell something too.
 """
 
@@ -24,14 +25,14 @@ YES, NO = "yes", "no"
 
 UNITS = {SPACING: "mm", SHAPE: "voxels", EXTENT: "mm", VOLUME: "ml", FIELD_STRENGTH: "T", NORMALISED: "", INTENSITY: ""}
 _FINE: dict[str, Scale] = {
-    SPACING: Linear(0.001, 0, 50),
-    SHAPE: Linear(1, 1, 4096),
-    EXTENT: Linear(0.1, 0, 5000),
-    INTENSITY: Relative(0.005, 1e-3, 1e9),
-    VOLUME: Relative(0.005, 1e-3, 1e5),
-    COMPONENTS: Linear(1, 0, 1000),
-    KEPT: Linear(0.01, 0, 1),
-    FIELD_STRENGTH: Linear(0.1, 0, 21),
+    SPACING: Linear(0.001, 0, 50, cell=64),
+    SHAPE: Linear(1, 1, 4096, cell=8),
+    EXTENT: Linear(0.1, 0, 5000, cell=64),
+    INTENSITY: Relative(0.005, 1e-3, 1e9, cell=16),
+    VOLUME: Relative(0.005, 1e-3, 1e5, cell=16),
+    COMPONENTS: Linear(1, 0, 1000, cell=4),
+    KEPT: Linear(0.01, 0, 1, cell=4),
+    FIELD_STRENGTH: Linear(0.1, 0, 21, cell=4),
 }
 _COARSE: dict[str, Scale] = {
     SPACING: Linear(0.25, 0, 10),
@@ -44,9 +45,9 @@ _COARSE: dict[str, Scale] = {
     FIELD_STRENGTH: Linear(0.5, 0, 8),
 }
 # In standard deviations; fine and coarse.
-_DEVIATIONS = (Linear(0.02, -10, 10), Linear(0.5, -5, 5))
+_DEVIATIONS = (Linear(0.02, -10, 10, cell=4), Linear(0.5, -5, 5))
 # In parts of the window.
-_PARTS = (Linear(0.002, 0, 1), Linear(0.05, 0, 1))
+_PARTS = (Linear(0.002, 0, 1, cell=16), Linear(0.05, 0, 1))
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,11 @@ from fedseg import allowed
 class Scale(ABC):
     """Bins with whole numbers; a value outside of all bins counts in the nearest one.
 
-    A group of neighbouring bins is named by its first and its last number.
+    A group of neighbouring bins is named by its first and its last number. Cell n has the bins from n * cell on; bounds
+    of joined bins lie between cells, see ``joining.joined``.
     """
+
+    cell: int
 
     @property
     @abstractmethod
@@ -55,11 +58,13 @@ class Linear(Scale):
     Attributes:
         width: of a bin.
         lowest, highest: multiples of it on which the first and the last bin are centred.
+        cell: how many bins have one cell, a power of two.
     """
 
     width: float
     lowest: float
     highest: float
+    cell: int = 1
 
     def __post_init__(self) -> None:
         allowed.number("width", self.width, above=0)
@@ -92,11 +97,13 @@ class Relative(Scale):
     Attributes:
         accuracy: above 0.
         smallest, largest: sizes between which bins tell values apart.
+        cell: how many bins have one cell, a power of two.
     """
 
     accuracy: float
     smallest: float
     largest: float
+    cell: int = 1
 
     def __post_init__(self) -> None:
         allowed.number("accuracy", self.accuracy, above=0)

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from fedseg.statistics.histogram import Group, Histogram
+from fedseg.statistics.histogram import Histogram
+from fedseg.statistics.joining import joined
 from fedseg.statistics.scales import Scale, unique_shares
 
 OTHER = "other"
@@ -37,11 +38,11 @@ class BinTally(Tally):
     """Values of cases, counted in bins.
 
     >>> from fedseg.statistics.scales import Linear
-    >>> tally = BinTally(Linear(1, 0, 100))
+    >>> tally = BinTally(Linear(1, 0, 100, cell=8))
     >>> for patient, size in (("a", 40), ("b", 40), ("c", 43)):
     ...     tally.count(np.array([size]), patient)
     >>> tally.histogram(1).bins, tally.histogram(2).bins
-    ({(40, 40): 2.0, (43, 43): 1.0}, {(40, 43): 3.0})
+    ({(40, 40): 2.0, (43, 43): 1.0}, {(40, 47): 3.0})
     """
 
     def __init__(self, scale: Scale) -> None:
@@ -53,24 +54,12 @@ class BinTally(Tally):
         self.add(unique_shares(self.scale, values), patient, weight)
 
     def histogram(self, minimum: int) -> Histogram:
-        """What may leave: neighbouring bins are joined until at least ``minimum`` patients are behind each group.
+        """What may leave: at least ``minimum`` patients are behind each group of bins; see ``joining.joined``.
 
-        Without that many patients in all, nothing is left. A group begins and ends at bins in which there is a value,
-        so that its bounds show the smallest and the largest of its values, each to the width of a bin.
+        Without that many patients in all, nothing is left.
         """
-        groups: list[tuple[int, int, float, set[str]]] = []
-        for number in sorted(key for key in self.weights if isinstance(key, int)):
-            weight, patients = self.weights[number], set(self.patients[number])
-            if groups and len(groups[-1][3]) < minimum:
-                first, _, before, others = groups.pop()
-                groups.append((first, number, before + weight, others | patients))
-            else:
-                groups.append((number, number, weight, patients))
-        while len(groups) > 1 and len(groups[-1][3]) < minimum:
-            (first, _, before, others), (_, last, weight, patients) = groups[-2:]
-            groups[-2:] = [(first, last, before + weight, others | patients)]
-        bins: dict[Group, float] = {(a, b): w for a, b, w, patients in groups if len(patients) >= minimum}
-        return Histogram(self.scale, bins)
+        counts = {n: (self.weights[n], frozenset(self.patients[n])) for n in self.weights if isinstance(n, int)}
+        return Histogram(self.scale, joined(self.scale, counts, minimum))
 
     def dense(self) -> np.ndarray:
         first, last = self.scale.ends

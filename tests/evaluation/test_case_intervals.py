@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from fedseg.contract.scores import FEWEST, INTERVALS, scores_fault
 from fedseg.evaluation.case_intervals import score_intervals, summarise_cases, told_bounds
-from fedseg.evaluation.intervals import bootstrap_mean
+from fedseg.evaluation.intervals import bootstrap_mean, bootstrap_mean_of_means
 from fedseg.tasks.objective import ScoredCase, objective_of
 from fedseg.tasks.segmentation.metrics import CaseScore
 from fedseg.tasks.task import parse_task
@@ -39,9 +40,31 @@ def test_each_mean_has_the_interval_of_its_values() -> None:
     assert set(found) == {"dice", "hd95"}
     assert found["dice"]["inner"] == pair(INNER, patients)
     assert found["hd95"]["whole"] == pair([3.0, 2.0, 5.0, 4.0, 9.0, 1.0], patients)
-    means = [0.55, 0.85, 0.9, 0.6, 0.65, 0.2]
-    assert found["dice"]["mean"] == pytest.approx(pair(means, patients))
     assert "mean" not in found["hd95"]
+
+
+def test_where_every_case_has_every_output_the_mean_has_the_interval_of_the_cases_means() -> None:
+    chosen, patients = [0, 1, 3, 4, 5], [f"p{i}" for i in range(5)]
+    found = score_intervals(KIND, [scores()[i] for i in chosen], patients)
+    assert found["dice"]["mean"] == pytest.approx(pair([0.55, 0.85, 0.6, 0.65, 0.2], patients))
+
+
+def test_the_interval_of_the_mean_is_of_the_number_beside_it() -> None:
+    """All 27 ways to draw three patients, of whom two lack a region; the rarest is likelier than 2.5 %."""
+    cases = [CaseScore(dice={"inner": a, "whole": b}) for a, b in ((0.1, 0.9), (None, 0.2), (None, 0.5), (0.3, 0.8))]
+    patients = ["a", "b", "c", "a"]
+    of_patient = {"a": [cases[0], cases[3]], "b": [cases[1]], "c": [cases[2]]}
+    drawn = [
+        KIND.summarise([case for patient in each for case in of_patient[patient]])["dice"]["mean"]
+        for each in itertools.product("abc", repeat=3)
+    ]
+    low, high = score_intervals(KIND, cases, patients)["dice"]["mean"] or (None, None)
+    assert (low, high) == (pytest.approx(min(drawn)), pytest.approx(max(drawn)))
+    summary = summarise_cases(KIND, [ScoredCase("c", 1.0, c, p) for c, p in zip(cases, patients, strict=True)], 2)
+    columns = [[case.dice[region] for case in cases] for region in ("inner", "whole")]
+    assert bootstrap_mean_of_means(columns, patients).mean == pytest.approx(summary["dice"]["mean"]) == 0.4
+    assert bootstrap_mean_of_means([[None], [None]], ["a"]).mean is None
+    assert bootstrap_mean_of_means([[0.5], [None]], ["a"]).low is None
 
 
 def test_a_score_that_not_every_case_has_has_no_interval() -> None:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedseg.contract.scores import INTERVALS
-from fedseg.evaluation.intervals import bootstrap_mean
-from fedseg.tasks.objective import MEAN, Objective, ScoredCase, mean
+from fedseg.evaluation.intervals import Interval, bootstrap_mean, bootstrap_mean_of_means
+from fedseg.tasks.objective import MEAN, Objective, ScoredCase
 
 Bounds = list[float] | None
 
@@ -24,8 +24,8 @@ def score_intervals(
         fewest: patients with a value below which there is no interval.
 
     Returns:
-        Score -> output (and ``mean``, of the primary score: of the cases' means over their outputs) -> ``[low, high]``,
-        or None where there are too few patients. Scores that not every case has are absent.
+        Score -> output (and ``mean``, of the primary score: of the mean over the outputs' means) -> ``[low, high]``, or
+        None where there are too few patients. Scores that not every case has are absent.
     """
     found: dict[str, dict[str, Bounds]] = {}
     for score in kind.scores:
@@ -33,9 +33,10 @@ def score_intervals(
         if not values or not all(values):
             continue
         columns = {output: [value[output] for value in values] for output in kind.outputs}
+        intervals = {output: bootstrap_mean(column, patients=patients) for output, column in columns.items()}
         if score == kind.primary:
-            columns[MEAN] = [mean([value[output] for output in kind.outputs]) for value in values]
-        found[score.name] = {output: _bounds(column, patients, fewest) for output, column in columns.items()}
+            intervals[MEAN] = bootstrap_mean_of_means(list(columns.values()), patients)
+        found[score.name] = {output: _bounds(each, fewest) for output, each in intervals.items()}
     return found
 
 
@@ -51,8 +52,7 @@ def told_bounds(summary: Mapping[str, Any], score: str, output: str) -> tuple[fl
     return (float(bounds[0]), float(bounds[1])) if bounds else None
 
 
-def _bounds(values: Sequence[float | None], patients: Sequence[str], fewest: int) -> Bounds:
-    found = bootstrap_mean(values, patients=patients)
+def _bounds(found: Interval, fewest: int) -> Bounds:
     if found.low is None or found.high is None or found.patients < fewest:
         return None
     return [found.low, found.high]

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedseg.contract.scores import is_withheld, withheld_words
 from fedseg.evaluation.case_intervals import told_bounds
-from fedseg.evaluation.fairness import Fairness, fairness
+from fedseg.evaluation.fairness import Fairness, fairness_of_sites
 from fedseg.tasks.objective import MEAN, Objective
 
 CROSS_SITE = "cross_site_evaluation"
@@ -175,9 +175,8 @@ class CrossSiteMatrix:
 
     def fairness(self, model: MatrixModel) -> Fairness:
         """How evenly a model serves the sites that have a score."""
-        primary, row = self.objective.primary, self.cells[model.name]
-        means = {site: cell.score(primary.name) for site, cell in row.items()}
-        return fairness(primary, means, {site: cell.cases or 0 for site, cell in row.items()})
+        row = self.cells[model.name]
+        return fairness_of_sites(self.objective, {site: cell.scores for site, cell in row.items() if cell.scores})
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One line for each model, site, score and output: the long form, for files.

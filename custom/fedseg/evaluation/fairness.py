@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from fedseg.tasks.objective import Score, mean
+from fedseg.tasks.objective import MEAN, Objective, Score, mean
 
 
 @dataclass(frozen=True)
@@ -54,3 +54,21 @@ def fairness(score: Score, means: Mapping[str, float | None], cases: Mapping[str
     spread = math.sqrt(math.fsum((value - macro) ** 2 for value in known.values()) / len(known))
     pooled = math.fsum(value * cases[site] for site, value in known.items()) / total if total else None
     return Fairness(worst, known[worst], spread, macro, pooled, len(known), total)
+
+
+def fairness_of_sites(kind: Objective, scored: Mapping[str, Mapping[str, Any]]) -> Fairness:
+    """How fair a model is by the mean over outputs of the primary score; ``pooled`` is that of ``Objective.pool``.
+
+    Not every case has a score of every output, so the pooled mean is made of the pooled means of the outputs.
+
+    Args:
+        kind: of task.
+        scored: of each site with cases what ``Objective.summarise`` gives.
+    """
+    name = kind.primary.name
+    found = fairness(
+        kind.primary,
+        {site: part[name].get(MEAN) for site, part in scored.items()},
+        {site: part["cases"] for site, part in scored.items()},
+    )
+    return replace(found, pooled=kind.pool(scored.values())[name][MEAN] if scored else None)

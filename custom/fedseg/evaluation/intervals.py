@@ -106,6 +106,69 @@ def bootstrap_mean(
     return Interval(mean, low, high, len(kept), len(parts), known)
 
 
+def bootstrap_mean_of_means(
+    columns: Sequence[Sequence[float | None]],
+    patients: Sequence[Hashable],
+    *,
+    level: float = LEVEL,
+    samples: int = SAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """The mean over columns of each column's mean over cases, and its percentile interval over patients.
+
+    Of each draw of patients the same number is made: a column's mean is over the drawn cases that have a value in it,
+    and a column without any is left out. Where every case has a value in every column, this is ``bootstrap_mean`` of
+    the cases' means.
+
+    Args:
+        columns: of each column (output) one value for each case; None and NaN do not count.
+        patients: of the cases.
+        level, samples, seed: as of ``bootstrap_mean``.
+
+    Raises:
+        ConfigurationError: as of ``bootstrap_mean``.
+    """
+    for column in columns:
+        _check(column, None, patients, "cases", level, samples)
+    values = np.array(columns, float).reshape(len(columns), len(patients))
+    some = np.isfinite(values).any(axis=0)
+    values, names = values[:, some], [name for name, has in zip(patients, some, strict=True) if has]
+    known = len(set(names))
+    centres = [_mean(column[np.isfinite(column)]) for column in values if np.isfinite(column).any()]
+    if not centres:
+        return Interval(None, None, None, 0, 0, 0)
+    mean = _mean(centres)
+    if known < 2:
+        return Interval(mean, None, None, len(names), 1, known)
+    means = _drawn_means(values[np.isfinite(values).any(axis=1)], names, centres, samples, np.random.default_rng(seed))
+    low, high = (float(q) for q in np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))
+    return Interval(mean, low, high, len(names), 1, known)
+
+
+def _drawn_means(
+    values: np.ndarray,
+    patients: Sequence[Hashable],
+    centres: Sequence[float],
+    samples: int,
+    generator: np.random.Generator,
+) -> np.ndarray:
+    """Of each draw of patients the mean over columns [K] of the means over cases [K, N] of these patients."""
+    places = {patient: place for place, patient in enumerate(dict.fromkeys(patients))}
+    index = [places[patient] for patient in patients]
+    there = np.isfinite(values)
+    parts = np.where(there, values - np.array(centres)[:, None], 0.0)
+    sums, counts = (
+        np.stack([np.bincount(index, row) for row in rows], axis=1) for rows in (parts, there.astype(float))
+    )
+    found, block = [], max(1, _MOST_NUMBERS // sums.size)
+    for start in range(0, samples, block):
+        drawn = generator.integers(len(places), size=(min(block, samples - start), len(places)))
+        total, count = sums[drawn].sum(axis=1), counts[drawn].sum(axis=1)
+        means = np.where(count > 0, np.array(centres) + total / np.maximum(count, 1), np.nan)
+        found.append(np.nanmean(means, axis=1))
+    return np.concatenate(found)
+
+
 def _mean(values: Sequence[float] | np.ndarray) -> float:
     """The mean, exact where all values are equal."""
     first = float(values[0])

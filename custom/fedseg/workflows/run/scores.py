@@ -10,7 +10,7 @@ from nvflare.app_common.abstract.fl_model import FLModel
 from fedseg.contract.report import SiteReport, told_name
 from fedseg.contract.scores import PERSONAL, is_withheld, models_of, scores_fault
 from fedseg.errors import RefusalError
-from fedseg.evaluation.fairness import fairness
+from fedseg.evaluation.fairness import fairness, fairness_of_sites
 from fedseg.tasks.objective import MEAN, Objective, Score
 from fedseg.workflows.run.run_model import RunModel
 from fedseg.workflows.run.selection_base import Selection
@@ -127,12 +127,10 @@ def summarise_final(final: Mapping[str, Mapping[str, Any]], round_number: int, k
 
 def _fairness(scored: Mapping[str, Mapping[str, Any]], kind: Objective) -> dict[str, Any]:
     """Worst site, spread and means of the primary score, of each output and of their mean."""
-    name, told = kind.primary.name, {}
-    for output in (MEAN, *kind.outputs):
+    name, told = kind.primary.name, {MEAN: fairness_of_sites(kind, scored).to_dict()}
+    for output in kind.outputs:
         means = {site: part[name].get(output) for site, part in scored.items()}
-        counts = {
-            site: part["cases"] if output == MEAN else part["defined"].get(output, 0) for site, part in scored.items()
-        }
+        counts = {site: part["defined"].get(output, 0) for site, part in scored.items()}
         told[output] = fairness(kind.primary, means, counts).to_dict()
     return told
 

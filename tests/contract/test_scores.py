@@ -5,8 +5,18 @@ import math
 
 import pytest
 
-from fedseg.contract.scores import FEWEST, few, is_withheld, rare_outputs, scores_fault, withheld_words, without_rare
-from fedseg.tasks.objective import objective_of
+from fedseg.contract.scores import (
+    FEWEST,
+    few,
+    is_withheld,
+    patients_with,
+    rare_outputs,
+    scores_fault,
+    withheld_words,
+    without_rare,
+)
+from fedseg.tasks.objective import ScoredCase, objective_of
+from fedseg.tasks.segmentation.metrics import CaseScore
 from fedseg.tasks.task import parse_task
 from fedseg.workflows.run.scores import readable
 from tiny import TASK
@@ -99,7 +109,7 @@ def test_means_over_too_few_cases_are_left_out_of_a_summary_and_of_its_mean():
         "empty": {},
     }
     assert rare_outputs(summary, 3) == {"inner"}
-    told = without_rare(KIND, summary, 3)
+    told = without_rare(KIND, summary, 3, {})
     assert told["dice"] == {"inner": None, "whole": 0.5, "mean": 0.5}
     assert told["hd95"] == {"inner": None, "whole": 2.0}
     assert told["defined"] == {"inner": 0, "whole": 6}
@@ -110,7 +120,7 @@ def test_means_over_too_few_cases_are_left_out_of_a_summary_and_of_its_mean():
         )["dice"]["mean"]
         == 0.5
     )
-    assert without_rare(KIND, summary, None) == summary
+    assert without_rare(KIND, summary, None, {}) == summary
 
 
 def told(cases: int, **intervals):
@@ -147,6 +157,19 @@ def test_intervals_are_pairs_of_numbers_over_enough_cases(intervals, said):
     assert (said in scores_fault(KIND, own)) if said else scores_fault(KIND, own) == ""
 
 
+def test_cases_of_too_few_patients_are_too_few_for_a_mean_of_a_region():
+    score = {"inner": 0.9, "whole": 0.5}
+    cases = [("p", score), ("p", score), ("p", score), ("q", {"inner": None, "whole": 0.1}), ("r", {"whole": 0.2})]
+    scored = [ScoredCase(str(i), 0.5, CaseScore(dice=dice), patient) for i, (patient, dice) in enumerate(cases)]
+    patients = patients_with(KIND, scored)
+    assert patients == {"dice": {"inner": 1, "whole": 3}}
+    summary = {**told(5), "defined": {"inner": 3, "whole": 5}, "scored": {}, "volume_error": {}}
+    assert rare_outputs(summary, 3) == set()
+    assert rare_outputs(summary, 3, patients) == {"inner"}
+    assert without_rare(KIND, summary, 3, patients)["dice"]["inner"] is None
+    assert without_rare(KIND, summary, 1, patients) == summary
+
+
 @pytest.mark.parametrize("cases", [2, FEWEST - 1])
 def test_an_interval_of_few_cases_would_tell_single_ones(cases):
     assert "fewer than 5" in scores_fault(KIND, told(cases, dice={"mean": [0.4, 0.6]}))
@@ -162,14 +185,14 @@ def test_few_cases_of_a_further_score_are_left_out_with_its_interval():
     """Both regions have six cases; the volume error of one, whose reference is mostly empty, has one."""
     summary = told(6, dice={"inner": [0.4, 0.6], "mean": [0.5, 0.7]}, volume_error={"inner": None, "whole": [0.1, 0.3]})
     assert rare_outputs(summary, 3) == {"inner"}
-    kept = without_rare(KIND, summary, 3)
+    kept = without_rare(KIND, summary, 3, {})
     assert kept["volume_error"] == {"inner": None, "whole": 0.2}
     assert kept["scored"]["volume_error"] == {"inner": 0, "whole": 6}
     assert (kept["dice"], kept["defined"]) == (summary["dice"], summary["defined"])
     assert kept["intervals"] == summary["intervals"]
     assert rare_outputs(kept, 3) == set()
     assert scores_fault(KIND, kept) == ""
-    none = without_rare(KIND, summary, 7)
+    none = without_rare(KIND, summary, 7, {})
     assert none["intervals"]["dice"] == {"inner": None, "mean": None}
     assert none["intervals"]["volume_error"] == {"inner": None, "whole": None}
     assert rare_outputs(none, 7) == set()

@@ -72,10 +72,21 @@ def test_arms_are_compared_patient_by_patient() -> None:
     assert found.difference == pytest.approx(0.15)
     assert (found.cases, found.unpaired) == (3, 2)
     assert found.p == 2 / 8
-    expected = bootstrap_mean(differences, ["s", "s", "t"])
+    expected = bootstrap_mean(differences)
     assert found.interval.low == pytest.approx(expected.low)
     assert found.interval.high == pytest.approx(expected.high)
     assert compare_arms(table(b), table(a)).difference == pytest.approx(-0.15)
+
+
+@pytest.mark.parametrize("sites", [2, 3, 4, 5])
+def test_sites_are_drawn_from_four_on(sites: int) -> None:
+    """With fewer an interval of other sites says nothing, so that it is of other patients alone."""
+    keys = [(f"s{i}", f"p{j}") for i in range(sites) for j in range(3)]
+    values = [0.1 * i + 0.01 * j for i in range(sites) for j in range(3)]
+    found = compare_arms(table(dict(zip(keys, values, strict=True))), table(dict.fromkeys(keys, 0.0)))
+    expected = bootstrap_mean(values, [site for site, _ in keys] if sites >= 4 else None)
+    assert (found.interval.low, found.interval.high) == pytest.approx((expected.low, expected.high))
+    assert found.interval.groups == (sites if sites >= 4 else 1)
 
 
 def test_a_patient_counts_once_however_often_it_was_scored() -> None:

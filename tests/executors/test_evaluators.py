@@ -2,15 +2,17 @@
 
 import json
 
+import numpy as np
 import pytest
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.app_common.abstract.fl_model import FLModel
 
 from executors.test_training import Site, assert_refused
-from fedseg.contract.protocol import EVALUATE, OWN_MODEL, PLAN_DIGEST, REASON, RUN_ID, SPLITS, TEXT
+from fedseg.contract.protocol import AS_IT_IS, EVALUATE, OWN_MODEL, PLAN_DIGEST, REASON, RUN_ID, SPLITS, TEXT
 from fedseg.contract.report import META_KEY
 from fedseg.data.datalist import Datalist, read_datalist, write_datalist
+from fedseg.executors.scoring import _summary
 from fedseg.executors.training import SegmentationExecutor
 from fedseg.filters.guard.guard import Guard
 from fedseg.tasks.objective import ScoredCase
@@ -137,6 +139,21 @@ def test_a_report_of_a_round_tells_no_mean_of_a_region_that_too_few_cases_have(s
     assert report["val_loss"] == pytest.approx(0.6), "over both"
 
 
+def test_a_report_of_a_round_tells_no_mean_of_a_region_that_too_few_patients_have(site, tmp_path, monkeypatch):
+    """Three cases of two patients; the inner region is in both cases of one patient only."""
+    scored = [
+        ScoredCase("one", 0.5, CaseScore(dice={"inner": 0.9, "whole": 0.6}, empty={}), "p"),
+        ScoredCase("two", 0.7, CaseScore(dice={"inner": 0.5, "whole": 0.2}, empty={}), "p"),
+        ScoredCase("three", 0.6, CaseScore(dice={"inner": None, "whole": 0.1}, empty={}), "q"),
+    ]
+    monkeypatch.setattr(SiteTrainer, "validate", lambda *a, **k: scored)
+    allow(tmp_path, min_scored_cases=2)
+    report = from_shareable(site.train()).meta[META_KEY]
+    assert report["val_scores"] == {"inner": None, "whole": pytest.approx(0.3), "mean": pytest.approx(0.3)}
+    told = _summary(site.executor.session, site.executor.session.trainer.objective, scored)
+    assert (told["dice"]["inner"], told["defined"]) == (None, {"inner": 0, "whole": 3})
+
+
 def test_a_number_of_too_few_cases_does_not_leave_where_scores_are_withheld_anyway(site, tmp_path):
     allow(tmp_path, scores=False)
     assert from_shareable(score(site)).data == {"final": {"split": "test", "cases": 1, "withheld": True}}
@@ -163,6 +180,30 @@ def test_a_model_that_lacks_layers_is_not_scored_where_nothing_is_trained(site, 
     trainer = site.executor.session.trainer
     trainer.private = frozenset(list(site.weights())[:1])
     assert_refused(score(site, ["final"]), "state", "has layers that stay at the sites that train", tmp_path)
+
+
+def test_a_model_that_is_to_be_scored_as_it_is_gets_no_layer_of_the_site(site, tmp_path, monkeypatch):
+    """The site's own layers are zeros; of a model of the run they take the places of what was sent."""
+    prepare(site)
+    trainer, sent, scored = site.executor.session.trainer, site.weights(), []
+    name = next(iter(sent))
+    trainer.private, trainer.state, trainer._own = frozenset({name}), None, {name: np.zeros_like(sent[name])}
+    validate = SiteTrainer.validate
+
+    def noting(self, weights, *more, **named):
+        scored.append(weights)
+        return validate(self, weights, *more, **named)
+
+    monkeypatch.setattr(SiteTrainer, "validate", noting)
+    for as_it_is in (False, True):
+        meta = {RUN_ID: "run", SPLITS: ["final"], AS_IT_IS: as_it_is}
+        assert site.ask("validate", DXO(DataKind.WEIGHTS, data=sent, meta=meta)).get_return_code() == ReturnCode.OK
+    assert not scored[0][name].any()
+    np.testing.assert_array_equal(scored[1][name], sent[name])
+    allow(tmp_path, evaluate_only=True)
+    prepare(site)
+    site.executor.session.trainer.private = frozenset({name})
+    assert site.ask("validate", DXO(DataKind.WEIGHTS, data=sent, meta=meta)).get_return_code() == ReturnCode.OK
 
 
 def test_a_personal_model_needs_a_method_that_keeps_one_and_a_rule_of_its_own(site, tmp_path):

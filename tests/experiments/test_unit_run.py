@@ -11,7 +11,7 @@ from fedseg.errors import FedsegError
 from fedseg.experiments.definition import Watts
 from fedseg.experiments.experiment import load_experiment
 from fedseg.experiments.trained import _run_costs, _run_curves
-from fedseg.experiments.unit_run import is_done, read_done, run_unit
+from fedseg.experiments.unit_run import _Meter, is_done, read_done, run_unit
 from fedseg.networks.weights import apply_difference, get_weights
 from fedseg.tasks.objective import objective_of
 from fedseg.tasks.registry import BRATS
@@ -176,6 +176,29 @@ def test_energy_is_the_measured_seconds_at_the_stated_power(three, tmp_path):
         assert each.costs["peak_memory_mib"] > 50
     _, unstated = run_all(tmp_path, watts=Watts(), arms={"central": {"kind": "central"}})
     assert all("kwh" not in each.costs for each in unstated.values())
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_energy_needs_the_power_of_every_part_that_worked(monkeypatch, gpu):
+    """Against sums by hand: two seconds of a processor at 20 W, and three of the clock of a GPU at 300 W."""
+    clock = SimpleNamespace(wall=10.0, busy=1.0)
+    monkeypatch.setattr("fedseg.experiments.unit_run.torch.cuda.is_available", lambda: gpu)
+    monkeypatch.setattr("fedseg.experiments.unit_run.time.monotonic", lambda: clock.wall)
+    monkeypatch.setattr("fedseg.experiments.unit_run.time.process_time", lambda: clock.busy)
+    watch = SimpleNamespace(stop=lambda: None, peak_total=100.0)
+    monkeypatch.setattr("fedseg.experiments.unit_run.MemoryWatch", lambda *_, **__: watch)
+    meter = _Meter()
+    clock.wall, clock.busy = 13.0, 3.0
+    meter.stop()
+    both, cpu_only, gpu_only, none = (
+        meter.costs(Watts(cpu=cpu, gpu=card))
+        for cpu, card in ((20.0, 300.0), (20.0, None), (None, 300.0), (None, None))
+    )
+    assert (both["cpu_seconds"], both["wall_seconds"]) == (2.0, 3.0)
+    assert both.get("gpu_seconds") == (3.0 if gpu else None)
+    assert both["kwh"] == pytest.approx((40 + 900 * gpu) / 3.6e6)
+    assert ("kwh" in cpu_only) is not gpu
+    assert "kwh" not in gpu_only | none
 
 
 def test_curves_count_the_samples_that_lie_behind(three):

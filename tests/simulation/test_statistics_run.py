@@ -97,6 +97,22 @@ def test_a_site_with_too_few_patients_sends_nothing_and_is_named(plain):
     assert not Ledger(out / "state" / "gamma" / "ledger", simulated=True).history(guaranteed=False)
 
 
+def test_a_site_that_has_answered_as_often_as_it_allows_refuses_with_its_reason(data, tmp_path):
+    """The earlier answer was of one case less, under another name; their difference would be that case."""
+    folder = with_policies(data, tmp_path / "data", {"alpha": {"statistics": True, "max_statistics": 1}})
+    out = tmp_path / "out"
+    prepare_output(out, False)
+    earlier = [case.patient for case in counted(data, "alpha")][1:]
+    ledger = Ledger(out / "state" / "alpha" / "ledger", simulated=True)
+    ledger.enter("elsewhere", earlier, "statistics", job="j", run_id="r", round_number=-1)
+    results = simulate_in_process(job(), folder, out, sorted(SIZES), lambda event: None).results
+    found = parse_document(results["statistics"], "results")
+    assert set(found.sites) == {"beta"}
+    assert "1 answer(s) with statistics without noise have left" in found.left_out["alpha"]
+    assert "allows 1 (max_statistics of its policy)" in found.left_out["alpha"]
+    assert len(ledger.history(guaranteed=False)) == 1
+
+
 def test_what_left_stands_in_the_ledger_as_a_release_without_guarantee(data, plain):
     out, _ = plain
     for site, (training, validation) in list(SIZES.items())[:2]:

@@ -32,6 +32,7 @@ EVERY_RULE = {
     "scores": False,
     "events": True,
     "statistics": True,
+    "max_statistics": 2,
     "features": True,
     "submit_model": True,
     "submit_personal_model": True,

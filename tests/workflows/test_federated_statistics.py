@@ -10,7 +10,7 @@ from fedseg.contract.protocol import COUNT, PREPARE, STATISTICS
 from fedseg.errors import ConfigurationError, FedsegError, RefusalError
 from fedseg.jobs.job import read_job
 from fedseg.statistics.document import parse_document
-from fedseg.workflows.federated_statistics import FederatedStatistics
+from fedseg.workflows.federated_statistics import EXECUTOR, FederatedStatistics, _noise
 from fedseg.workflows.run.record import RESULTS_FILE, RunRecord
 from fedseg.workflows.run.statistics_run import StatisticsRun
 from job_kinds import FOLDER
@@ -32,9 +32,9 @@ def answers(task, site, message):
     return FLModel(metrics={STATISTICS: PARTS[site].to_dict()})
 
 
-def run(script, folder, min_sites=1):
-    sites = ScriptedSites(script)
-    found = StatisticsRun(parse_plan(PLAN), sites, RunRecord(folder), min_sites)
+def run(script, folder, min_sites=1, fine=True, names="abc"):
+    sites = ScriptedSites(script, names)
+    found = StatisticsRun(parse_plan(PLAN), sites, RunRecord(folder), fine, min_sites)
     found.execute()
     return sites, parse_document(json.loads((folder / RESULTS_FILE).read_text("utf-8"))[STATISTICS], "results")
 
@@ -72,15 +72,34 @@ def test_a_site_that_tells_nothing_is_named_and_left_out(tmp_path, when, answer,
     assert not (tmp_path / "again" / RESULTS_FILE).exists()
 
 
-def test_a_site_with_other_bins_than_most_ends_the_run_for_nobody(tmp_path):
+@pytest.mark.parametrize(("fine", "kept", "asked"), [(True, "b", "no noise"), (False, "a", "noise")])
+def test_of_two_sites_the_one_counts_that_did_what_the_job_asks_for(tmp_path, fine, kept, asked):
     def script(task, site, message):
         found = answers(task, site, message)
         return found if task == PREPARE or site != "a" else FLModel(metrics={STATISTICS: COARSE})
 
-    _, found = run(script, tmp_path, min_sites=2)
-    assert set(found.sites) == {"b", "c"}
-    assert "other bins than most sites" in found.left_out["a"]
-    assert found.pooled.cases == 12
+    _, found = run(script, tmp_path, fine=fine, names="ab")
+    assert set(found.sites) == {kept}
+    (left_out,) = found.left_out.values()
+    assert f"The job asks for {asked}, and" in left_out
+
+
+def test_fine_bins_with_noise_are_nobodys_answer(tmp_path):
+    def script(task, site, message):
+        odd = {**PARTS["a"].to_dict(), "noise": {"variance": 1.0}}
+        return answers(task, site, message) if task == PREPARE else FLModel(metrics={STATISTICS: odd})
+
+    with pytest.raises(FedsegError, match="asks for no noise"):
+        run(script, tmp_path)
+
+
+def test_what_the_job_asks_for_stands_in_the_sites_part():
+    executor = {"path": EXECUTOR, "args": {"noise": {"epsilon": 2.0}}}
+    assert _noise({"executors": [{"executor": executor}]}).epsilon == 2.0
+    assert _noise({"executors": [{"executor": {"path": EXECUTOR}}]}) is None
+    for wrong in ([], [{"executor": executor}] * 2, [{"executor": {"path": "other"}}]):
+        with pytest.raises(ConfigurationError, match="executors"):
+            _noise({"executors": wrong})
 
 
 def test_without_any_site_the_run_fails(tmp_path):

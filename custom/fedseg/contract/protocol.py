@@ -18,6 +18,8 @@ RUN_ID = "fedseg_run_id"
 PLAN_DIGEST = "fedseg_plan"
 SPLITS = "fedseg_splits"
 MODEL_NAME = "fedseg_model"
+# whether a model is scored as it is, without layers that sites keep for themselves
+AS_IT_IS = "fedseg_as_it_is"
 TOTALS = "fedseg_totals"
 KEEP = "fedseg_keep"
 START = "fedseg_start"

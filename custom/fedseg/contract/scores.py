@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from fedseg.allowed import is_count, is_number
-from fedseg.tasks.objective import MEAN, SCORED, Objective, cases_with, mean
+from fedseg.tasks.objective import MEAN, SCORED, Objective, ScoredCase, cases_with, mean
 
 PERSONAL = "personal"
 """Key of the scores of a site's personal model, see ``TrainingHook.personal_model``, beside those of the global one."""
@@ -57,20 +58,35 @@ def withheld_words(part: Mapping[str, Any]) -> str:
     return _UNITS[part[OF]].format(part[FEWER_THAN])
 
 
-def without_rare(kind: Objective, summary: Mapping[str, Any], least: int | None) -> dict[str, Any]:
-    """A summary without the means, and their intervals, of outputs that too few cases have; the mean over outputs is
-    that of the others.
+Patients = Mapping[str, Mapping[str, int]]
+"""Score -> output -> how many patients have a value."""
+
+
+def patients_with(kind: Objective, scored: Sequence[ScoredCase]) -> dict[str, dict[str, int]]:
+    """Of each score that some case has, and of each output, how many patients have a case with a value."""
+
+    def count(score: str, output: str) -> int:
+        return len({case.patient for case in scored if getattr(case.score, score).get(output) is not None})
+
+    names = [score.name for score in kind.scores if any(getattr(case.score, score.name) for case in scored)]
+    return {name: {output: count(name, output) for output in kind.outputs} for name in names}
+
+
+def without_rare(kind: Objective, summary: Mapping[str, Any], least: int | None, patients: Patients) -> dict[str, Any]:
+    """A summary without the means, and their intervals, of outputs that cases of too few patients have; the mean over
+    outputs is that of the others.
 
     Args:
         kind: of the task.
         summary: see ``Objective.summarise``.
-        least: fewest cases of which a mean may leave; None for no limit.
+        least: fewest cases, and patients, of which a mean may leave; None for no limit.
+        patients: see ``patients_with``; where a score or an output is absent, every case is of another patient.
     """
-    if not rare_outputs(summary, least):
+    if not rare_outputs(summary, least, patients):
         return dict(summary)
     told = {**summary, SCORED: dict(summary.get(SCORED, {})), INTERVALS: dict(summary.get(INTERVALS, {}))}
     for score in kind.scores:
-        rare = _rare(summary, score.name, least)
+        rare = _rare(summary, score.name, least, patients.get(score.name, {}))
         if not rare or not summary.get(score.name):
             continue
         counts = {name: 0 if name in rare else cases_with(summary, score.name, name) for name in summary["defined"]}
@@ -85,15 +101,17 @@ def without_rare(kind: Objective, summary: Mapping[str, Any], least: int | None)
     return told
 
 
-def rare_outputs(summary: Mapping[str, Any], least: int | None) -> set[str]:
-    """Outputs with a mean, of any score, over fewer cases than may be told."""
-    counted = ("", *summary.get(SCORED, {}))
-    return {name for score in counted for name in _rare(summary, score, least)}
+def rare_outputs(summary: Mapping[str, Any], least: int | None, patients: Patients = MappingProxyType({})) -> set[str]:
+    """Outputs with a mean, of any score, over fewer cases or patients than may be told; see ``without_rare``."""
+    counted = ("", *summary.get(SCORED, {}), *patients)
+    return {name for score in counted for name in _rare(summary, score, least, patients.get(score, {}))}
 
 
-def _rare(summary: Mapping[str, Any], score: str, least: int | None) -> set[str]:
-    """Outputs with a mean of a score over fewer cases than may be told; of the primary one where there is none such."""
-    return {name for name in summary.get("defined", {}) if 0 < cases_with(summary, score, name) < (least or 0)}
+def _rare(summary: Mapping[str, Any], score: str, least: int | None, patients: Mapping[str, int]) -> set[str]:
+    """Outputs with a mean of a score over fewer cases or patients than may be told; of the primary one where there is
+    none such."""
+    counts = {name: cases_with(summary, score, name) for name in summary.get("defined", {})}
+    return {name for name, cases in counts.items() if cases and min(cases, patients.get(name, cases)) < (least or 0)}
 
 
 def models_of(part: Mapping[str, Any]) -> list[Mapping[str, Any]]:

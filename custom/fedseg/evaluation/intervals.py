@@ -14,6 +14,8 @@ from fedseg.errors import ConfigurationError
 
 LEVEL = 0.95
 SAMPLES = 10_000
+FEWEST_SITES = 4
+"""With fewer sites an interval that draws sites anew says nothing."""
 _MOST_NUMBERS = 4_000_000  # drawn at a time: 32 MB
 Over = Literal["cases", "groups"]
 

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.stats import wilcoxon
 
 from fedseg.errors import ConfigurationError, DataError
-from fedseg.evaluation.intervals import LEVEL, SAMPLES, Interval, bootstrap_mean
+from fedseg.evaluation.intervals import FEWEST_SITES, LEVEL, SAMPLES, Interval, bootstrap_mean
 
 MOST_EXACT = 14
 """Patients up to which all sign flips are tried, 2**14 of them; above that they are drawn."""
@@ -23,7 +23,7 @@ class PairedTest:
 
     Attributes:
         difference: mean over patients, in the unit of the values; None without a pair.
-        interval: of the difference, by bootstrap over patients, clustered by site where there are several.
+        interval: of the difference, by bootstrap over patients; from ``FEWEST_SITES`` sites on over sites, too.
         p: two-sided p-value of the sign-flip permutation test; None without a pair.
         p_wilcoxon: two-sided p-value of Wilcoxon's signed-rank test; None without a pair.
         cases: patients with a value in both arms.
@@ -61,7 +61,9 @@ def compare_arms(
     paired = joined.dropna()
     differences = (paired["a"] - paired["b"]).to_numpy(float)
     sites = paired.index.get_level_values("evaluated_at").tolist()
-    interval = bootstrap_mean(differences.tolist(), sites, level=level, samples=samples, seed=seed)
+    # Each difference is that of a patient of its own.
+    groups = sites if len(set(sites)) >= FEWEST_SITES else None
+    interval = bootstrap_mean(differences.tolist(), groups, level=level, samples=samples, seed=seed)
     return PairedTest(
         interval.mean,
         interval,

@@ -10,8 +10,8 @@ from nvflare.apis.dxo import DXO, DataKind
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 
-from fedseg.contract.protocol import MODEL_NAME, SPLITS
-from fedseg.contract.scores import FEWEST, PERSONAL, WITHHELD, is_withheld, without_rare
+from fedseg.contract.protocol import AS_IT_IS, MODEL_NAME, SPLITS
+from fedseg.contract.scores import FEWEST, PERSONAL, WITHHELD, is_withheld, patients_with, without_rare
 from fedseg.errors import RefusalError
 from fedseg.evaluation.case_intervals import summarise_cases
 from fedseg.executors.site_session import SiteSession
@@ -34,7 +34,9 @@ def score_model(
 ) -> Shareable:
     """Summaries over the cases of each split asked for; the scores of single cases stay at the site.
 
-    The site's personal model, where the method keeps one, is scored beside the last global one on the final split.
+    A model that the job brings as a file is scored as it is; every other one with the layers that the site keeps for
+    itself in it. The site's personal model, where the method keeps one, is scored beside the last global one on the
+    final split.
 
     Args:
         session: of the run.
@@ -46,11 +48,12 @@ def score_model(
     Raises:
         RefusalError: the site lacks layers of the model that stay where they are trained (reason ``state``).
     """
-    if session.evaluates and trainer.private:
+    as_it_is = meta.get(AS_IT_IS) is True
+    if session.evaluates and trainer.private and not as_it_is:
         # In the server's model these are as the run began, so its scores here would be those of no model.
         text = "The model has layers that stay at the sites that train; this site does not train, and has none."
         raise RefusalError("state", text)
-    weights = trainer.own_model(received)
+    weights = received if as_it_is else trainer.own_model(received)
     name = str(meta.get(MODEL_NAME, "model"))
     if name == LAST and trainer.private:
         # The file of the server has in these arrays what the run began with.
@@ -94,4 +97,5 @@ def _summary(session: SiteSession, kind: Objective, scored: list[ScoredCase]) ->
     # A loss that is no number any more is not sent: the score beside it still counts.
     finite = loss if loss is not None and math.isfinite(loss) else None
     summary = summarise_cases(kind, scored, FEWEST)
-    return {"loss": finite, **without_rare(kind, summary, session.policy.min_scored_cases)}
+    least = session.policy.min_scored_cases
+    return {"loss": finite, **without_rare(kind, summary, least, patients_with(kind, scored))}

@@ -11,6 +11,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.signal import Signal
 
 from fedseg.contract.plan import Plan
+from fedseg.contract.protocol import STATISTICS
 from fedseg.contract.report import SiteReport, declared_fields, tells_scores
 from fedseg.contract.scores import few
 from fedseg.errors import ConfigurationError, FedsegError, RefusalError
@@ -156,14 +157,16 @@ class SiteSession:
             splits: from whose patients it was made.
 
         Raises:
-            RefusalError: it cannot be entered, so nothing may leave (reason ``privacy``).
+            RefusalError: it cannot be entered, or has left as often as the policy allows, so nothing may leave (reason
+                ``privacy``).
         """
         assert self.profile is not None
         assert self.trainer is not None
         datalist, job = self.trainer.datalist, job_name(fl_ctx)
         patients = {case.patient for split in splits for case in datalist.split(split)}
         ledger, place = Ledger(self.profile.ledger, self.profile.simulated), {"job": job, "run_id": self.run_id}
-        ledger.enter(self.trainer.plan.dataset, patients, what, **place, round_number=round_number)
+        most = self.policy.max_statistics if what == STATISTICS else None
+        ledger.enter(self.trainer.plan.dataset, patients, what, **place, round_number=round_number, most=most)
 
     def attach(
         self, trainer: SiteTrainer, round_number: int, received: Arrays, meta: Mapping[str, Any], fl_ctx: FLContext

@@ -49,7 +49,7 @@ def _arm(results: Results, score: Score) -> str:
     """The best arm that is one model at a site."""
     macro = numbers.arm_frame(results, score)["macro"]
     single = macro[[arm_kind(results, str(arm)) != ENSEMBLE for arm in macro.index]]
-    return str(single.idxmax() if score.higher_is_better else single.idxmin())
+    return str(score.order(single.dropna().to_dict())[0])
 
 
 def _picks(results: Results, arm: str, kind: Objective) -> list[tuple[str, str, Entry]]:

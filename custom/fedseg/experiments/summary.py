@@ -10,9 +10,8 @@ import pandas as pd
 
 from fedseg.evaluation.experiment_folder import GLOBAL, RESULT_COLUMNS
 from fedseg.evaluation.fairness import fairness
-from fedseg.evaluation.intervals import LEVEL, SAMPLES, bootstrap_mean
+from fedseg.evaluation.intervals import FEWEST_SITES, LEVEL, SAMPLES, bootstrap_mean
 from fedseg.evaluation.paired_tests import compare_arms, holm
-from fedseg.evaluation.report.experiment.numbers import FEWEST_CLUSTERS
 from fedseg.experiments.definition import Definition
 from fedseg.experiments.folds import Fold
 from fedseg.experiments.rows import Row, as_csv
@@ -126,7 +125,7 @@ def _intervals(cases: pd.Series, samples: int) -> Row:
     own = [*zip(sites, patients, strict=True)]
     pooled = bootstrap_mean(cases.tolist(), patients=own, samples=samples)
     macro = bootstrap_mean(cases.tolist(), sites, patients=patients, over="groups", samples=samples)
-    enough = macro.groups >= FEWEST_CLUSTERS
+    enough = macro.groups >= FEWEST_SITES
     return {
         **{"macro": macro.mean, "macro_low": macro.low if enough else None},
         **{"macro_high": macro.high if enough else None},

@@ -59,6 +59,7 @@ class SitePolicy:
         events: whether curves may leave as events during training; never in jobs with a guarantee.
         statistics: whether statistics of the data may leave: those of a method with the answer to ``prepare``, and
             those of a job of statistics.
+        max_statistics: most answers with statistics without noise that may leave of the same patients, over all jobs.
         features: whether activations may leave in split training.
         submit_model: whether the site's own model may leave for a cross-site evaluation.
         submit_personal_model: whether its personal model may, too, where a method keeps one.
@@ -83,6 +84,7 @@ class SitePolicy:
     scores: bool | None = None
     events: bool = False
     statistics: bool = False
+    max_statistics: int | None = None
     features: bool = False
     submit_model: bool = False
     submit_personal_model: bool = False
@@ -179,6 +181,7 @@ _RULES: dict[str, Callable[[str, Any], Any]] = {
     "scores": allowed.switch,
     "events": allowed.switch,
     "statistics": allowed.switch,
+    "max_statistics": _count,
     "features": allowed.switch,
     "submit_model": allowed.switch,
     "submit_personal_model": allowed.switch,

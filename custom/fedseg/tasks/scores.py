@@ -7,10 +7,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from fedseg.allowed import is_count, is_number
 
+Name = TypeVar("Name")
 # Of a score: what is above could not be summed over all cases.
 _LARGEST = 1e12
 MEAN = "mean"
@@ -79,6 +80,10 @@ class Score:
     def worst(self, values: Iterable[float | None]) -> float | None:
         """The worst of the values that are defined; None where none is."""
         return min((value for value in values if value is not None), key=self.goodness, default=None)
+
+    def order(self, values: Mapping[Name, float], worst_first: bool = False) -> list[Name]:
+        """Names by how good their values are, the best first; equal ones keep their order."""
+        return sorted(values, key=lambda name: self.goodness(values[name]) * (1 if worst_first else -1))
 
     def in_range(self, value: Any) -> bool:
         """Whether this is a number in the score's range, and none beyond reason."""

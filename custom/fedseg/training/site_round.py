@@ -9,7 +9,7 @@ import numpy as np
 
 from fedseg.contract.report import SiteReport
 from fedseg.contract.round_settings import RoundSettings
-from fedseg.contract.scores import without_rare
+from fedseg.contract.scores import patients_with, without_rare
 from fedseg.networks.weights import Arrays, is_averaged, join_shared, split_shared
 from fedseg.tasks.objective import MEAN, Objective, ScoredCase
 from fedseg.training.trainer import SiteTrainer
@@ -89,9 +89,11 @@ def scores_by_output(
     Args:
         kind: of the task.
         scored: the cases.
-        least: fewest cases of which a mean may be told; None for no limit, see ``contract.scores.without_rare``.
+        least: fewest cases, and patients, of which a mean may be told; None for no limit, see
+            ``contract.scores.without_rare``.
     """
-    summary = without_rare(kind, kind.summarise([case.score for case in scored]), least)
+    told = kind.summarise([case.score for case in scored])
+    summary = without_rare(kind, told, least, patients_with(kind, scored))
     scores: dict[str, float | None] = summary[kind.primary.name]
     return scores
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,10 @@ from fedseg.contract.arguments import takes_arguments_of
 from fedseg.contract.plan import read_plan
 from fedseg.contract.protocol import COUNT, PLAN_FILE, PREPARE, STATISTICS
 from fedseg.errors import ConfigurationError
+from fedseg.messages.job import sites_part
 from fedseg.provenance.run_log import RECORD_FILE, SERVER_SIDE, RunLog
 from fedseg.site.state import check_run_id
+from fedseg.statistics.noise import NoiseSetting, parse_noise
 from fedseg.workflows.run.flare_workflow import FlareWorkflow
 from fedseg.workflows.run.record import RunRecord
 from fedseg.workflows.run.round_protocol import JobParts
@@ -90,4 +93,20 @@ class FederatedStatistics(FlareWorkflow):
         settings, plan = self.settings, read_plan(config / PLAN_FILE)
         sites.run_id = settings.run_id or sites.run_id or uuid.uuid4().hex
         record.keep_in(RunLog(state / sites.run_id / RECORD_FILE, SERVER_SIDE, "server", sites.run_id))
-        return StatisticsRun(plan, sites, record, settings.min_sites, settings.timeout)
+        fine = _noise(sites_part(fl_ctx)) is None
+        return StatisticsRun(plan, sites, record, fine, settings.min_sites, settings.timeout)
+
+
+def _noise(client: Mapping[str, Any]) -> NoiseSetting | None:
+    """What noise the sites' part of a job asks for.
+
+    >>> _noise({"executors": [{"executor": {"path": EXECUTOR, "args": {"noise": {"epsilon": 2.0}}}}]}).epsilon
+    2.0
+    >>> _noise({"executors": [{"executor": {"path": EXECUTOR}}]}) is None
+    True
+    """
+    found = [entry["executor"] for entry in client.get("executors", [])]
+    args = [each.get("args", {}) for each in found if each.get("path") == EXECUTOR]
+    if len(args) != 1:
+        raise ConfigurationError("executors", [each.get("path") for each in found], f"[{EXECUTOR!r}]")
+    return parse_noise(args[0].get("noise"))

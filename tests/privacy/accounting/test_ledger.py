@@ -19,7 +19,7 @@ from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.files.hash_chain import HashChain
 from fedseg.privacy.accounting.epsilon import ADAPTIVE, PATIENT, REPLACE, SITE_UPDATE, Release, epsilon
 from fedseg.privacy.accounting.ledger import Ledger, Spent, spent_words
-from fedseg.privacy.accounting.ledger_errors import BudgetError, LedgerError
+from fedseg.privacy.accounting.ledger_errors import BudgetError, CountError, LedgerError
 
 GAUSSIAN = Release("gaussian", 20.0)
 DELTA = 1e-5
@@ -444,3 +444,18 @@ def test_a_killed_site_forgets_nothing_that_it_released(tmp_path):
     assert total > 3
     spent = charge(Ledger(tmp_path), release=Release("gaussian", 200.0), budget=50.0)
     assert spent.epsilon == cost(Release("gaussian", 200.0, count=total + 1))
+
+
+def test_what_left_as_often_as_allowed_leaves_no_more_of_any_of_these_patients(tmp_path):
+    ledger = Ledger(tmp_path / "ledger")
+    place = {"job": "j", "run_id": "r", "round_number": -1}
+    ledger.enter("brain", ["p1", "p2"], "statistics", **place, most=2)
+    ledger.enter("brain", ["p1", "p2"], "scores", **place)
+    ledger.enter("renamed", ["p2", "p3"], "statistics", **place, most=2)
+    with pytest.raises(CountError, match=r"2 answer\(s\) with statistics .* allows 2 \(max_statistics"):
+        ledger.enter("brain", ["p2", "p4"], "statistics", **place, most=2)
+    assert len(ledger.history(guaranteed=False)) == 3
+    ledger.enter("brain", ["p4"], "statistics", **place, most=1)
+    ledger.enter("brain", ["p1"], "statistics", **place)
+    error = CountError("statistics", 2, 2)
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)

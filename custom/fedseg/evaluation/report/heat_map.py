@@ -59,15 +59,14 @@ def heat_map(
 def _draw_squares(
     axes: Axes, values: np.ndarray, words: Sequence[Sequence[str]], score: Score, home: Collection[tuple[int, int]]
 ) -> None:
-    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    goods = np.vectorize(score.goodness, otypes=[float])(values)
+    low, high = float(np.nanmin(goods)), float(np.nanmax(goods))
     least = (high - low) * 0.35 or 0.1 * (abs(high) or 1.0)
     limits = (low - least, high + least * 0.1)
-    colours = "Blues" if score.higher_is_better else "Blues_r"
-    axes.imshow(np.ma.masked_invalid(values), cmap=colours, vmin=limits[0], vmax=limits[1], aspect="auto")
-    for (row, column), value in np.ndenumerate(values):
-        known = not np.isnan(value)
-        depth = (value - limits[0]) / (limits[1] - limits[0])
-        dark = known and (depth if score.higher_is_better else 1 - depth) > 0.6
+    axes.imshow(np.ma.masked_invalid(goods), cmap="Blues", vmin=limits[0], vmax=limits[1], aspect="auto")
+    for (row, column), good in np.ndenumerate(goods):
+        known = not np.isnan(good)
+        dark = known and (good - limits[0]) / (limits[1] - limits[0]) > 0.6
         if not known:
             place = (column - 0.5, row - 0.5)
             axes.add_patch(Rectangle(place, 1, 1, facecolor="white", edgecolor=FAINT, hatch="///", linewidth=0))

@@ -71,14 +71,14 @@ def _extremes(kind: Objective, sites: pd.DataFrame) -> list[str]:
     # A site without any case of a hard region is no better for it: rank sites that have every region, if there are two.
     complete = sites.dropna(subset=[f"{score.title} {output}" for output in kind.outputs])
     means = (complete if len(complete) > 1 else sites)[mean_column(kind)].dropna()
-    ranked = means.sort_values(ascending=not score.higher_is_better)
+    ranked = means.loc[score.order(means.to_dict())]
     if len(ranked) > 1:
         best, weakest = (format(ranked.iloc[place], score.form) for place in (0, -1))
         sentences.append(f"It is best at {ranked.index[0]} ({best}) and weakest at {ranked.index[-1]} ({weakest}).")
     outputs = {output: number(sites[f"{score.title} {output}"].mean()) for output in kind.outputs}
     known = {output: value for output, value in outputs.items() if value is not None}
     if len(known) > 1:
-        worst = min(known, key=lambda output: known[output] * (1 if score.higher_is_better else -1))
+        worst = min(known, key=lambda output: score.goodness(known[output]))
         found = format(known[worst], score.form)
         sentences.append(f"The hardest {kind.output} is {worst} (mean {score.title} {found}).")
     return sentences

@@ -43,7 +43,7 @@ from fedseg.privacy.accounting.ledger_entries import (
     normal,
     release_of,
 )
-from fedseg.privacy.accounting.ledger_errors import BudgetError, LedgerError
+from fedseg.privacy.accounting.ledger_errors import BudgetError, CountError, LedgerError
 
 FOLDER, FILE = "ledger", "ledger.jsonl"
 SCHEMA = "fedseg-ledger-1"
@@ -147,19 +147,32 @@ class Ledger:
         return spent
 
     def enter(
-        self, dataset: str, patients: Iterable[str], what: str, *, job: str, run_id: str, round_number: int
+        self,
+        dataset: str,
+        patients: Iterable[str],
+        what: str,
+        *,
+        job: str,
+        run_id: str,
+        round_number: int,
+        most: int | None = None,
     ) -> None:
         """Enter what is about to leave without a guarantee.
 
         Args:
             dataset, patients, job, run_id, round_number: see ``charge``.
             what: it is, in a word or two.
+            most: how often this may leave of any of these patients; None for no limit.
 
         Raises:
+            CountError: it has left as often already; nothing is entered.
             LedgerError: see ``charge``; nothing may leave.
         """
         place = {"dataset": dataset, "job": job, "run_id": run_id, "round": round_number}
-        with self._entering(patients) as (_, _, append):
+        with self._entering(patients) as (book, members, append):
+            earlier = sum(entry["what"] == what for entry in book.on(members)[1])
+            if most is not None and earlier >= most:
+                raise CountError(what, earlier, most)
             append({"kind": WITHOUT, **place, "what": what})
 
     @contextmanager

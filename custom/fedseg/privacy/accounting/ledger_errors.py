@@ -19,6 +19,22 @@ class LedgerError(RefusalError):
         return type(self), (str(self),)
 
 
+class CountError(RefusalError):
+    """There were as many answers of this kind as the site allows (reason ``privacy``)."""
+
+    def __init__(self, what: str, earlier: int, most: int) -> None:
+        super().__init__(
+            REASON,
+            f"{earlier} answer(s) with {what} without noise have left of these patients, and the site allows {most} "
+            f"(max_{what} of its policy), so nothing leaves: the difference of two answers tells of the patients who "
+            "came between. Ask with noise, or ask the site for another answer.",
+        )
+        self.what, self.earlier, self.most = what, earlier, most
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.what, self.earlier, self.most)
+
+
 class BudgetError(RefusalError):
     """A release would cost more than the site allows (reason ``privacy``).
 

@@ -13,7 +13,7 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.app_constant import AppConstants
 from torch import nn
 
-from fedseg.contract.protocol import MODEL_NAME, OWN_MODEL, SPLITS
+from fedseg.contract.protocol import AS_IT_IS, MODEL_NAME, OWN_MODEL, SPLITS
 from fedseg.contract.scores import PERSONAL as OF_METHOD
 from fedseg.evaluation.cross_site import (
     CROSS_SITE,
@@ -27,7 +27,7 @@ from fedseg.evaluation.cross_site import (
 )
 from fedseg.files.arrays import read_sealed, save_sealed
 from fedseg.files.digest import model_digest
-from fedseg.models.model_file import fitting_weights
+from fedseg.models.model_file import fitting_weights, read_model
 from fedseg.networks.weights import Arrays, get_weights, set_weights
 from fedseg.workflows.run.round_protocol import RoundProtocol
 from fedseg.workflows.run.run_state import RunState
@@ -76,9 +76,14 @@ class CrossSiteScoring:
         self._score(MatrixModel(kind, digest=self._run.model.digest_after(number)), send, known)
 
     def add_files(self, files: Mapping[str, Path]) -> None:
-        """Add models that the job brings, by name."""
+        """Add models that the job brings, by name: scored as they are, whatever layers sites keep for themselves."""
         for name, path in sorted(files.items()):
-            self._score_arrays(FILE, name, fitting_weights(self._run.plan, path), {})
+            arrays = fitting_weights(self._run.plan, path)
+            if own := read_model(path).notes.get("own_arrays"):
+                lacks = f"the file is a model without the layers that its sites kept for themselves ({len(own)} arrays)"
+                self.add_row(MatrixModel(FILE, name, model_digest(arrays), missing=lacks), {})
+            else:
+                self._score_arrays(FILE, name, arrays, {})
 
     def add_row(self, model: MatrixModel, cells: Mapping[str, Cell]) -> None:
         """Add a model that was scored elsewhere."""
@@ -142,7 +147,8 @@ class CrossSiteScoring:
         run = self._run
 
         def send(sites: Sequence[str], meta: Mapping[str, Any], accept: Accept) -> dict[str, FLModel]:
-            message = FLModel(params_type=ParamsType.FULL, params=arrays, meta=dict(meta))
+            whole = {AS_IT_IS: True} if kind == FILE else {}
+            message = FLModel(params_type=ParamsType.FULL, params=arrays, meta={**meta, **whole})
             return run.sites.ask(AppConstants.TASK_VALIDATION, message, sites, run.settings.round_timeout, accept, "")
 
         self._score(MatrixModel(kind, of, model_digest(arrays)), send, known)
@@ -150,7 +156,9 @@ class CrossSiteScoring:
     def _score(self, model: MatrixModel, send: Send, known: Known) -> None:
         """Add a row: what is known, and what the sites say that have not scored the model."""
         cells = {site: cell_of(part) for site, part in known.items()}
-        twin = self.matrix.twin(model.digest)
+        # Sites score a model of the run with their own layers in it, and one from a file without.
+        apart = model.kind == FILE and bool(self._run.record.own_arrays)
+        twin = None if apart else self.matrix.twin(model.digest)
         if twin is not None:
             cells = self.matrix.cells[twin.name] | cells
             model = MatrixModel(model.kind, model.of, model.digest, same_as=twin.name)

@@ -23,27 +23,30 @@ class StatisticsRun:
     """Ask who takes part, ask for statistics, merge them, and write ``results.json``.
 
     Sites that refuse, stay silent or send something else are named with the reason, and left out, and so are those that
-    counted in other bins than most; with fewer than ``min_sites`` the run fails.
+    counted in other bins than the job asks for; with fewer than ``min_sites`` the run fails.
 
     >>> def count(sites, plan, folder):  # sites: a ``Sites``
-    ...     run = StatisticsRun(plan, sites, RunRecord(folder), min_sites=2)
+    ...     run = StatisticsRun(plan, sites, RunRecord(folder), fine=True, min_sites=2)
     ...     run.execute()
     ...     return run.found
     """
 
-    def __init__(self, plan: Plan, sites: Sites, record: RunRecord, min_sites: int, timeout: int = 0) -> None:
+    def __init__(
+        self, plan: Plan, sites: Sites, record: RunRecord, fine: bool, min_sites: int, timeout: int = 0
+    ) -> None:
         """Take the parts.
 
         Args:
             plan: of the job.
             sites: the port to the sites.
             record: where the run writes down what happens.
+            fine: whether the job asks for fine bins; it does where it asks for no noise.
             min_sites: fewest sites whose statistics are needed.
             timeout: seconds after which a task ends without the sites that have not answered; 0 waits for all.
         """
         self.found: dict[str, Statistics] = {}
         self._plan, self._sites, self._record = plan, sites, record
-        self._min_sites, self._timeout = min_sites, timeout
+        self._fine, self._min_sites, self._timeout = fine, min_sites, timeout
         sites.note = record.note_site
 
     def execute(self) -> None:
@@ -64,7 +67,6 @@ class StatisticsRun:
         message = FLModel(metrics={COUNT: 1.0}, meta={})
         self._record.event("count", sites=accepted)
         self._sites.ask(COUNT, message, accepted, self._timeout, self._accept)
-        self._leave_out_other_bins()
         self._check_enough(sorted(self.found), "told their statistics")
         left_out = {event["site"]: event["what"] for event in self._record.events if event["site"] not in self.found}
         statistics = FederationStatistics(self._plan.task, self.found, left_out)
@@ -89,17 +91,14 @@ class StatisticsRun:
     def _accept(self, site: str, answer: FLModel) -> None:
         content = answer.metrics if isinstance(answer.metrics, Mapping) else {}
         try:
-            self.found[site] = parse_statistics(content.get(STATISTICS), self._plan.task)
+            found = parse_statistics(content.get(STATISTICS), self._plan.task)
         except DataError as error:
             raise RefusalError("report", str(error)) from None
-
-    def _leave_out_other_bins(self) -> None:
-        """Whether bins are fine follows from the job; who says otherwise could be merged with nobody."""
-        fine = sum(part.fine for part in self.found.values())
-        usual = 2 * fine >= len(self.found)
-        for site in [site for site, part in self.found.items() if part.fine != usual]:
-            del self.found[site]
-            self._record.note_site(site, "counted in other bins than most sites; its statistics were left out")
+        # Noise, and so the bins, follow from the job; who counted otherwise could be merged with nobody.
+        if found.fine != self._fine or (found.noise is None) != self._fine:
+            asked = "no noise" if self._fine else "noise"
+            raise RefusalError("report", f"The job asks for {asked}, and these statistics are otherwise.")
+        self.found[site] = found
 
     def _check_enough(self, sites: list[str], what: str) -> None:
         if len(sites) < self._min_sites:

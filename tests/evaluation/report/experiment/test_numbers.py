@@ -135,6 +135,26 @@ def test_costs_are_those_of_one_training(experiment: Experiment) -> None:
     assert (row["trainings"], row["samples"]) == (3, 7200)
 
 
+def test_a_signed_score_is_best_at_zero() -> None:
+    """Names, sites and cases by how far they are from 0, whichever side: by hand."""
+    error = Score("dice", "Error", lowest=-1.0, zero_is_best=True, higher_is_better=False)
+    found = by_hand(
+        [
+            ("one", "-", "-", "x", "a", -0.3), ("one", "-", "-", "x", "b", 0.2), ("one", "-", "-", "y", "c", 0.9),
+            ("two", "-", "x", "x", "a", 0.1), ("two", "-", "x", "y", "c", -0.6), ("two", "-", "y", "x", "a", 0.4),
+            ("two", "-", "y", "y", "c", -0.05),
+        ]
+    )  # fmt: skip
+    assert error.order({"a": -0.3, "b": 0.2, "c": 0.9}) == ["b", "a", "c"]
+    assert error.order({"a": -0.3, "b": 0.2, "c": 0.9}, worst_first=True) == ["c", "a", "b"]
+    assert list(numbers.worst_cases(found, "one", error, 2)["case"]) == ["a", "b", "c"]
+    means, _ = numbers.matrix(found, "two", error)
+    assert (list(means.index), list(means.columns)) == (["x", "y"], ["y", "x"]), "0.25 at x and -0.325 at y"
+    arms = numbers.arm_frame(found, error)
+    assert (arms.loc["one", "worst_site"], arms.loc["one", "worst"]) == ("y", pytest.approx(0.9))
+    assert error.order(arms["macro"].to_dict()) == ["two", "one"]
+
+
 def by_hand(lines: list[tuple[str, str, str, str, str, float]], **facts: object) -> Experiment:
     """An experiment of ``(arm, fold, site, evaluated_at, case, dice)``, a patient a case."""
     table = [["e", a, 0, f, s, at, c, c, "mean", "dice", v, "neither"] for a, f, s, at, c, v in lines]

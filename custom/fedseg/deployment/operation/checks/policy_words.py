@@ -50,6 +50,7 @@ def _limits(policy: SitePolicy) -> list[str]:
     sentences = (
         ("Takes part with {} training cases at least.", policy.min_cases),
         ("Statistics of {} patients at least leave.", policy.min_patients if policy.statistics else None),
+        ("Statistics without noise leave {} times at most of the same patients.", policy.max_statistics),
         ("Scores of fewer than {} cases or patients are withheld.", policy.min_scored_cases),
         ("An update holds {:.1%} of the model's parameters at most.", policy.max_fraction),
         ("Updates are clipped to the norm {:g} at most.", policy.max_clip_norm),

@@ -12,14 +12,12 @@ import pandas as pd
 
 from fedseg.evaluation.experiment_folder import GLOBAL, Experiment
 from fedseg.evaluation.fairness import fairness
-from fedseg.evaluation.intervals import Interval, bootstrap_mean
+from fedseg.evaluation.intervals import FEWEST_SITES, Interval, bootstrap_mean
 from fedseg.evaluation.paired_tests import compare_arms, holm
 from fedseg.evaluation.report.experiment.subject import external_sites
 from fedseg.tasks.objective import MEAN, Score
 
 CASE = ["arm", "model", "site", "patient", "case"]
-FEWEST_CLUSTERS = 4
-"""With fewer sites an interval that draws sites anew says nothing."""
 
 
 def case_scores(rows: pd.DataFrame, metric: str, region: str = MEAN) -> pd.DataFrame:
@@ -96,7 +94,7 @@ def arm_frame(experiment: Experiment, score: Score) -> pd.DataFrame:
     for arm, group in scores.groupby("arm", sort=False):
         groups = group.groupby("site")["value"]
         line = fairness(score, groups.mean().to_dict(), groups.size().to_dict())
-        own, wide = interval(group), interval(group, by_site=True) if line.sites >= FEWEST_CLUSTERS else None
+        own, wide = interval(group), interval(group, by_site=True) if line.sites >= FEWEST_SITES else None
         records[arm] = {
             **{"sites": line.sites, "cases": line.cases, "patients": own.patients},
             **{"macro": line.macro, "pooled": line.pooled, "low": own.low, "high": own.high},
@@ -188,8 +186,8 @@ def matrix(experiment: Experiment, arm: str, score: Score) -> tuple[pd.DataFrame
     scores = scores[(scores["arm"] == arm) & (scores["model"] != GLOBAL)]
     means = scores.pivot_table(index="model", columns="site", values="value")
     away = elsewhere(scores).groupby("model")["value"].mean().reindex(means.index)
-    rows = away.sort_values(ascending=score.higher_is_better, kind="stable", na_position="last").index
-    columns = means.mean().sort_values(ascending=score.higher_is_better, kind="stable").index
+    rows = [*score.order(away.dropna().to_dict(), worst_first=True), *away.index[away.isna()]]
+    columns = score.order(means.mean().to_dict(), worst_first=True)
     return means.loc[rows, columns], scores.groupby("site")["case"].nunique().reindex(columns)
 
 
@@ -214,8 +212,9 @@ def worst_cases(experiment: Experiment, arm: str, score: Score, count: int = 3) 
     """The ``count`` worst cases of each site under an arm: ``site``, ``rank`` (from 1), ``case``, ``patient``,
     ``value``."""
     scores = judged(experiment, experiment.main_rows, score.name)
-    scores = scores[scores["arm"] == arm].sort_values(
-        ["site", "value", "case"], ascending=[True, score.higher_is_better, True], kind="stable"
+    scores = scores[scores["arm"] == arm]
+    scores = scores.assign(good=scores["value"].map(score.goodness)).sort_values(
+        ["site", "good", "case"], kind="stable"
     )
     taken = scores.groupby("site").head(count)
     return taken.assign(rank=taken.groupby("site").cumcount() + 1)[["site", "rank", "case", "patient", "value"]]

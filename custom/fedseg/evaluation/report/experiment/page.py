@@ -53,8 +53,7 @@ class Content:
     @property
     def best(self) -> str:
         """The arm with the best mean over sites."""
-        macro = self.arms["macro"]
-        return str(macro.idxmax() if self.scores[0].higher_is_better else macro.idxmin())
+        return str(self.scores[0].order(self.arms["macro"].dropna().to_dict())[0])
 
 
 @dataclass(frozen=True)

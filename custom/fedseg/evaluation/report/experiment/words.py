@@ -45,7 +45,7 @@ def verdict(
     """
     told = [_best(arms, score), _fair(arms, score)]
     compared = [*_against_central(experiment, arms, score), *_against_local(experiment, arms, score)]
-    compared += [*_significance(pairs, reference, score), *_unseen(left_out, score)]
+    compared += [*_significance(pairs, arms, reference, score), *_unseen(left_out, score)]
     return [" ".join(sentences) for sentences in (told, compared) if sentences]
 
 
@@ -61,7 +61,7 @@ def warnings(experiment: Experiment) -> list[str]:
 
 
 def _best(arms: pd.DataFrame, score: Score) -> str:
-    ordered = arms.sort_values("macro", ascending=not score.higher_is_better, kind="stable")
+    ordered = arms.loc[score.order(arms["macro"].to_dict())]
     best = ordered.iloc[0]
     where = f"{counted(int(best['sites']), 'site')}, {counted(int(best['patients']), 'patient')}"
     if len(ordered) == 1:
@@ -76,7 +76,7 @@ def _best(arms: pd.DataFrame, score: Score) -> str:
 
 
 def _fair(arms: pd.DataFrame, score: Score) -> str:
-    best = arms["worst"].idxmax() if score.higher_is_better else arms["worst"].idxmin()
+    best = score.order(arms["worst"].to_dict())[0]
     row = arms.loc[best]
     return (
         f"The worst-off site fares best under {best}: {row['worst_site']} has {shown(row['worst'], score.form)} there. "
@@ -88,7 +88,7 @@ def _fair(arms: pd.DataFrame, score: Score) -> str:
 def _against_central(experiment: Experiment, arms: pd.DataFrame, score: Score) -> list[str]:
     """How much of pooled training each federated arm reaches; a share means something for scores from 0 up only."""
     pooled, federated = arms_of_kind(experiment, CENTRAL), arms_of_kind(experiment, FEDERATED)
-    if not pooled or not score.higher_is_better or not number(arms["macro"].get(pooled[0])):
+    if not pooled or not score.higher_is_better or score.lowest < 0 or not number(arms["macro"].get(pooled[0])):
         return []
     of = arms.loc[pooled[0], "macro"]
     shares = [f"{arm} {arms.loc[arm, 'macro'] / of:.1%}" for arm in federated if arm in arms.index]
@@ -106,7 +106,7 @@ def _against_local(experiment: Experiment, arms: pd.DataFrame, score: Score) -> 
     return [text + (f" and {shown(away, score.form)} at the other sites." if away is not None else ".")]
 
 
-def _significance(pairs: pd.DataFrame, reference: str, score: Score) -> list[str]:
+def _significance(pairs: pd.DataFrame, arms: pd.DataFrame, reference: str, score: Score) -> list[str]:
     if pairs.empty:
         return []
     sure = pairs[pairs["adjusted"].astype(float) < SIGNIFICANT]
@@ -114,9 +114,15 @@ def _significance(pairs: pd.DataFrame, reference: str, score: Score) -> list[str
         return [f"No arm differs from {reference} by more than chance explains (paired tests, corrected)."]
     told = []
     for word, better in (("better", True), ("worse", False)):
-        names = [row.arm for row in sure.itertuples() if score.better(row.difference, 0) == better]
+        names = [row.arm for row in sure.itertuples() if _is_better(row, arms["pooled"], reference, score) == better]
         told += [f"{_listed(names)} {'are' if len(names) > 1 else 'is'} {word}"] if names else []
     return [f"Against {reference}, on the same patients and corrected for {len(pairs)} tests: {'; '.join(told)}."]
+
+
+def _is_better(row: Any, means: pd.Series, reference: str, score: Score) -> bool:
+    """Whether an arm is the better one of a pair; of a signed error a difference does not say it, the means do."""
+    pair = (means[row.arm], means[reference]) if score.zero_is_best else (row.difference, 0.0)
+    return score.better(*pair)
 
 
 def _listed(names: Sequence[str]) -> str:

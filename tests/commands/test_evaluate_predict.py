@@ -131,6 +131,19 @@ def test_masks_of_images_without_a_datalist_are_those_with_one(data: str, folder
         assert found[name] == expected[name]
 
 
+def test_a_task_of_ones_own_may_be_named_as_in_the_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Who gets a model of a task that is not built in need not have its declaration."""
+    (folder / "task.json").unlink()
+    named = ["model.safetensors", "--data", "a", "--out", "out"]
+    assert main(["predict", *named, "--task", "tiny"]) == 0
+    assert main(["evaluate", *named, "--task", "tiny"]) == 0
+    for other in ("brats", "smaller", "task.json"):
+        assert main(["predict", *named, "--task", other]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "--task is brats" in said
+    assert "--task smaller: the model's task is called tiny. Write that, or name one of brats" in said
+
+
 def images(folder: Path, *names: str) -> Path:
     for name in names:
         save_nifti(folder / f"{name}.nii.gz", np.random.default_rng(1).normal(size=(4, 4, 4)).astype(np.float32))

@@ -68,6 +68,24 @@ def test_a_missing_channel_is_zero_where_the_network_sees_it_and_changes_no_othe
         assert np.abs(whole[channel]).max() > 0
 
 
+@pytest.mark.parametrize(
+    ("images", "label", "patient", "name"),
+    [
+        (["TCGA_HT_1_t1.nii.gz", "TCGA_HT_1_flair.nii.gz"], None, "p7", "TCGA_HT_1"),
+        (["TCGA_HT_1_flair.nii.gz"], "TCGA_HT_1_seg.nii.gz", "p7", "TCGA_HT_1"),
+        (["TCGA_HT_1_flair.nii.gz"], None, "TCGA_HT_1", "TCGA_HT_1"),
+        (["TCGA_HT_1_flair.nii.gz"], None, "p7", "TCGA_HT_1_flair"),
+        (["flair.nii.gz"], "label.nii.gz", "p7", "label"),
+        (["p7_flair.nii.gz"], None, "p7", "p7"),
+        (["p7_t1.nii.gz", "p7_flair.nii.gz"], None, "p7", "p7"),
+        (["a_t1.nii.gz", "a_flair.nii.gz"], None, "p7", "a_t1"),
+    ],
+)
+def test_a_case_with_one_image_left_is_called_as_its_like_are(images, label, patient, name):
+    case = Case(tuple(map(Path, images)), Path(label) if label else None, patient, tuple(range(3 - len(images))))
+    assert case.id == name
+
+
 def test_a_channel_that_the_task_requires_is_refused(make_case):
     case = without(make_case(channels=3), 1)
     with pytest.raises(DataError, match="lacks t2, without which the task tiny takes no case"):
@@ -171,3 +189,7 @@ def test_a_site_that_never_has_a_channel_takes_part_and_its_cases_are_scored_and
     said = capsys.readouterr().out
     assert "4 of 4 cases lack t1" in said
     assert '"patch_size"' in said
+    assert fedseg(["import-data", datalist, "--task", declared, "--out", str(tmp_path / "imported")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "4 of 4 cases lack t1; null stands in its place" in said
+    assert "lack flair" not in said

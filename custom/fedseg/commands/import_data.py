@@ -13,6 +13,7 @@ from rich.markup import escape
 from fedseg.commands.arguments import CONVENTION_HELP, Command
 from fedseg.console import out, track
 from fedseg.contract.task_argument import TASK_HELP, task_from_argument
+from fedseg.data.checks.datalist_check import without_channel
 from fedseg.data.datalist import FILE_NAME, SPLITS, Case, Datalist, read_datalist, write_datalist
 from fedseg.data.intake.sources import convention_of, find_layout, origin_note, read_source
 from fedseg.data.splits import check_fractions, check_seed, patients_in_two_splits, split_by_patient
@@ -54,6 +55,10 @@ def run(options: argparse.Namespace) -> int:
     write_datalist(datalist, target)
     counts = ", ".join(f"{len(datalist.split(split))} {split}" for split in SPLITS)
     out().print(f"{escape(str(target))}: {counts} cases for the task {task.name}")
+    total = sum(len(datalist.split(split)) for split in SPLITS)
+    for name, count in without_channel(task, datalist).items():
+        if count:
+            out().print(f"{count} of {total} cases lack {name}; null stands in its place")
     if convention:
         out().print(f"labels follow {escape(convention)}")
     out().print(f"Next: fedseg check-data {escape(options.task)} {escape(str(target))}")

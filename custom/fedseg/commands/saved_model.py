@@ -22,13 +22,14 @@ from fedseg.version import __version__
 
 if TYPE_CHECKING:
     from fedseg.models.model_file import ModelFile
+    from fedseg.tasks.task import Task
 
 
 def add_model_arguments(command: Command, default_split: str) -> None:
     """Add a model, a task, a datalist, a folder for the result, and how to compute."""
     windows = "overlap of sliding windows (default: as in the run that made the model)"
     command.path("model", "model file (.safetensors) of a run")
-    command.value("--task", TASK_HELP, required=True)
+    command.value("--task", f"{TASK_HELP}; or the name of the model's own task", required=True)
     command.path("--data", "a datalist or its folder; a folder of images; or one image", required=True)
     command.path("--out", "folder for the result", required=True)
     command.value("--split", "which cases", choices=("final", "all", *SPLITS), default=default_split)
@@ -49,7 +50,7 @@ def load(options: argparse.Namespace) -> tuple[ModelFile, Datalist, tuple[Case, 
         raise UsageError(f"--overlap {options.overlap}: give a fraction from 0 to below 1.")
     if options.threads is not None and options.threads < 1:
         raise UsageError(f"--threads {options.threads}: give a whole number of at least 1.")
-    task = task_from_argument(options.task)
+    stated = _stated_task(options)
     import torch
 
     from fedseg.evaluation.scoring import check_model_task, choose_cases
@@ -66,7 +67,11 @@ def load(options: argparse.Namespace) -> tuple[ModelFile, Datalist, tuple[Case, 
         ) from None
     model = read_model(options.model)
     origin(options.model, model_digest(model.weights), options.accept_changed_model)
-    check_model_task(model, task)
+    if stated is None and options.task != model.task.name:
+        raise UsageError(
+            f"--task {options.task}: the model's task is called {model.task.name}. Write that, or name {TASK_HELP}."
+        )
+    check_model_task(model, stated or model.task)
     if own := model.notes.get("own_arrays"):
         tell(
             f"{options.model.name} is the global model of a job in which each site keeps {len(own)} of its arrays for "
@@ -78,6 +83,16 @@ def load(options: argparse.Namespace) -> tuple[ModelFile, Datalist, tuple[Case, 
         options.overlap = model.overlap
     datalist = read_cases(options.data, model.task, options.out)
     return model, datalist, choose_cases(datalist, options.split)
+
+
+def _stated_task(options: argparse.Namespace) -> Task | None:
+    """The task that the user names; None where that may be the name of the task which the model file holds."""
+    try:
+        return task_from_argument(options.task)
+    except UsageError:
+        if options.model.is_file():
+            return None
+        raise
 
 
 def describe(options: argparse.Namespace, model: ModelFile, datalist: Datalist) -> dict[str, Any]:

@@ -73,6 +73,7 @@ def _run(options: argparse.Namespace, job: Job) -> int:
     """The run in its folder."""
     from fedseg.commands.probing import probe_progress
     from fedseg.data.site_folders import find_sites
+    from fedseg.evaluation.report.wording import counted
     from fedseg.simulation.in_process import simulate_in_process
     from fedseg.simulation.results import write_results
     from fedseg.simulation.run_folder import (
@@ -102,8 +103,9 @@ def _run(options: argparse.Namespace, job: Job) -> int:
     if job.build_workflow().result == STATISTICS:
         return _count(options, where)
     err().print(
-        f"{job.name}: {len(sites)} sites, {job.workflow['num_rounds']} rounds of {plan.training.local_epochs} local "
-        f"epoch(s), patch {'x'.join(map(str, plan.task.patch_size))}, {plan.training.threads} thread(s) per site, "
+        f"{job.name}: task {plan.task.name}, {counted(len(sites), 'site')}, "
+        f"{counted(job.workflow['num_rounds'], 'round')} of {counted(plan.training.local_epochs, 'local epoch')}, "
+        f"patch {'x'.join(map(str, plan.task.patch_size))}, {counted(plan.training.threads, 'thread')} per site, "
         f"seed {plan.seed}"
     )
     result = simulate_in_process(*where) if options.in_process else simulate(*where, gpu=options.gpu)

@@ -47,7 +47,8 @@ def task_from_argument(argument: str) -> Task:
 def task_files(argument: str) -> tuple[Path, ...]:
     """The file that ``task_declaration`` reads, where it reads one."""
     path = Path(argument)
-    return () if argument in task_names() else (path / JOB_CONFIGURATION if path.is_dir() else path,)
+    path = path / JOB_CONFIGURATION if path.is_dir() else path
+    return (path,) if argument not in task_names() and path.is_file() else ()
 
 
 def _read(path: Path) -> Any:

@@ -57,11 +57,17 @@ class Case:
         """A name for the case, not unique by itself; see ``case_names``.
 
         What the names of its images have in common (``BraTS2021_00006``), in whole words, if that is four letters or
-        more; else the name of the label file, or of the image where there is none.
+        more, or the patient's id; else the name of the label file, or of the image where there is none. The only image
+        of a case that lacks others is compared with the label file, or with the patient, so that the case is called as
+        its like are.
         """
         stems = [_stem(path) for path in self.images]
+        if self.missing and len(stems) == 1:
+            stems.append(_stem(self.label) if self.label else self.patient)
         common = _common_words(stems) if len(stems) > 1 else ""
-        return common if len(common) >= 4 else _stem(self.label) if self.label else stems[0]
+        if len(common) >= 4 or (common and common == self.patient):
+            return common
+        return _stem(self.label) if self.label else stems[0]
 
 
 def case_of(channels: Sequence[Path | None], label: Path | None) -> Case:

@@ -86,7 +86,7 @@ def _about_list(task: Task, datalist: Datalist) -> list[Finding]:
     return findings
 
 
-def _without_channel(task: Task, datalist: Datalist) -> dict[str, int]:
+def without_channel(task: Task, datalist: Datalist) -> dict[str, int]:
     """How many cases lack each channel that a case may lack."""
     missing = Counter(i for split in SPLITS for case in datalist.split(split) for i in case.missing)
     return {name: missing[i] for i, name in enumerate(task.channels) if name in task.optional_channels}
@@ -99,7 +99,7 @@ def _missing_channels(task: Task, datalist: Datalist) -> list[Finding]:
         Finding(
             "channel-missing", "warning", f"{count} of {cases} cases lack {name}.", remedy, str(datalist.path or "")
         )
-        for name, count in _without_channel(task, datalist).items()
+        for name, count in without_channel(task, datalist).items()
         if count
     ]
 
@@ -236,6 +236,6 @@ def _statistics(task: Task, datalist: Datalist, facts: Sequence[CaseFacts], grid
         "spacing_mm": span([tuple(round(s, 4) for s in g.spacing) for g in grids]),
         "orientations": dict(Counter(g.orientation for g in grids)),
         "label_conventions": dict(_count_conventions(facts)),
-        "cases_without_channel": _without_channel(task, datalist),
+        "cases_without_channel": without_channel(task, datalist),
         "cases_with_class": {name: sum(name in f.classes for f in facts) for name in task.classes},
     }

@@ -1,6 +1,5 @@
-"""Every job runs in one process: two rounds on tiny images, and a repeated run gives the same models."""
+"""A whole federation in one process: its models, what may leave a site, where it starts, and the command."""
 
-import copy
 import json
 import os
 import shutil
@@ -12,30 +11,21 @@ import pytest
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 
-import job_kinds
 from fedseg.cli import main
 from fedseg.data.datalist import read_datalist
 from fedseg.errors import DataError, FedsegError
 from fedseg.jobs.job import read_job
 from fedseg.models.model_file import write_model
-from fedseg.networks.weights import get_weights
 from fedseg.privacy.accounting.epsilon import Release
 from fedseg.privacy.accounting.ledger import Ledger
-from fedseg.simulation.in_process import InProcessFederation, simulate_in_process
-from fedseg.simulation.results import build_summary
-from fedseg.simulation.run_folder import prepare_output
+from fedseg.simulation.in_process import InProcessFederation
 from fedseg.site.profile import DATA_VARIABLE
 from fedseg.workflows.encrypted.model import EncryptedRunModel
 from fedseg.workflows.run.training_run import TrainingRun
+from in_process_runs import SITES, last_models, simulated, tiny_job
 from tiny import PLAN, make_sites
 
 ROOT = Path(__file__).parents[2]
-JOBS = job_kinds.TRAINING
-SITES = {"alpha": (4, 1), "beta": (2, 1), "gamma": (2, 1)}
-EVERY_DAY = (
-    "hippocampus_fedavg", "hippocampus_he", "hippocampus_splitavg", "hippocampus_cyclic", "hippocampus_fedbuff",
-    "hippocampus_gaussian_dp", "hippocampus_harmofl", "brats_scaffold",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -46,76 +36,6 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def datalists(data):
     return {site: read_datalist(data / site) for site in SITES}
-
-
-def tiny_job(folder, rounds=2):
-    """The job with its own rule and training settings on a tiny task."""
-    job = read_job(folder)
-    parts = {key: value for key, value in job.declaration.get("network", {}).items() if key == "parts"}
-    job.set("task", PLAN["task"])
-    job.set("network", {**PLAN["network"], **parts})
-    job.set("workflow.num_rounds", rounds)
-    return job
-
-
-def last_models(folder):
-    """Arrays of the models that a run leaves: one, or one for each site."""
-    found = {path.name: load_file(path) for path in sorted((folder / "models").glob("last*.safetensors"))}
-    assert found
-    return found
-
-
-def simulated(job, data, out):
-    """Run a job in this process; its summary and its last models."""
-    prepare_output(out, False)
-    events = []
-    result = simulate_in_process(job, data, out, sorted(SITES), events.append)
-    assert events[-1]["event"] == "finished"
-    return build_summary(job, result, out / "state"), last_models(out)
-
-
-def trained():
-    """All jobs; of a method that has jobs for several tasks, the one for the hippocampus every day."""
-    for folder in JOBS:
-        task, _, method = folder.name.partition("_")
-        twin = task != "hippocampus" and folder.with_name(f"hippocampus_{method}") in JOBS
-        yield pytest.param(folder, id=folder.name, marks=pytest.mark.full if twin else ())
-
-
-@pytest.mark.parametrize("folder", trained())
-def test_every_job_trains(folder, data, tmp_path):
-    job = tiny_job(folder)
-    start = get_weights(job.check().build_network())
-    summary, models = simulated(job, data, tmp_path / "run")
-    assert [event for event in summary["events"] if event["site"] != "server"] == []
-    assert len(summary["rounds"]) == 2
-    for weights in models.values():
-        assert any(not np.array_equal(weights[array], start[array]) for array in start)
-    for entry in summary["rounds"]:
-        if entry["weights"]:
-            assert sum(entry["weights"].values()) == pytest.approx(1)
-        assert set(entry["selection"]) == set(SITES)
-    assert 0 <= summary["final"]["pooled_dice"] <= 1
-
-
-def repeated():
-    """All jobs but the one that selects sites by the seconds that they took; one of each kind of round every day."""
-    for folder in JOBS:
-        if folder.name != "hippocampus_drop_slow":
-            marks = () if folder.name in EVERY_DAY else pytest.mark.full
-            yield pytest.param(folder, id=folder.name, marks=marks)
-
-
-@pytest.mark.parametrize("folder", repeated())
-def test_a_run_that_is_repeated_gives_the_same_models(folder, data, tmp_path):
-    job = tiny_job(folder)
-    summary, models = simulated(copy.deepcopy(job), data, tmp_path / "one")
-    again, others = simulated(job, data, tmp_path / "two")
-    assert set(models) == set(others)
-    for name, weights in models.items():
-        for array, value in weights.items():
-            np.testing.assert_array_equal(value, others[name][array])
-    assert summary["final"]["pooled_dice"] == again["final"]["pooled_dice"]
 
 
 @pytest.mark.parametrize(("job", "kind"), [("brats_fedbn", "own"), ("hippocampus_ditto", "personal")])

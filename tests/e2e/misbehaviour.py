@@ -1,6 +1,7 @@
 """Components with which tests make sites fail inside a real federation; never part of the product."""
 
 import time
+from pathlib import Path
 
 import numpy as np
 from nvflare.apis.dxo import DataKind
@@ -10,21 +11,19 @@ from fedseg.training.hooks import TrainingHook
 
 
 class Misbehaviour(TrainingHook):
-    """Hangs, raises or is slow at one site.
+    """Hangs, raises or is late at one site.
 
-    ``slow``: seconds that the first answer to ``prepare`` takes; ``hang`` and ``error``: the round in which a task
-    never returns, or raises.
+    ``late``: the server's file of events; the site answers ``prepare`` when a round has begun. ``hang`` and ``error``:
+    the round in which a task never returns, or raises.
     """
 
     def __init__(self, sites):
         self.sites = sites
-        self.waited = False
 
     def statistics(self, trainer):
-        seconds = self.sites.get(trainer.site, {}).get("slow")
-        if seconds and not self.waited:
-            self.waited = True
-            time.sleep(seconds)
+        events = self.sites.get(trainer.site, {}).get("late")
+        while events and '"event": "round"' not in Path(events).read_text("utf-8"):
+            time.sleep(0.1)
         return {}
 
     def before_round(self, trainer, global_weights, round_number):

@@ -13,21 +13,22 @@ from fedseg.jobs import allowed_components as component_policy
 from fedseg.jobs.job import read_job
 from fedseg.models.model_file import read_model
 from fedseg.simulation.results import build_summary
-from fedseg.simulation.run_folder import prepare_output
+from fedseg.simulation.run_folder import SERVER_FOLDER, prepare_output
 from fedseg.simulation.simulator import simulate
+from fedseg.workflows.run.record import PROGRESS_FILE
 from tiny import PLAN, make_sites
 
 ROOT = Path(__file__).parents[2]
 JOB = ROOT / "jobs" / "hippocampus_fedcostwavg"
 SITES = ("alpha", "beta", "gamma", "delta")
-# Four processes start at once, on few cores: the late site needs time to come before the last round begins.
+# Four processes start at once, on few cores: all but the late one must answer in time.
 PREPARE_TIMEOUT, TIMEOUT, ROUNDS = 45, 30, 6
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """alpha works; beta sends NaN in round 1, another shape in round 2, and raises in round 3; gamma does not answer at
-    the start; delta hangs from round 4 on."""
+    """alpha works; beta sends NaN in round 1, another shape in round 2, and raises in round 3; gamma does not answer
+    before the first round has begun; delta hangs from round 4 on."""
     folder = tmp_path_factory.mktemp("faults")
     make_sites(folder / "data", dict.fromkeys(SITES, (2, 1)))
     with pytest.MonkeyPatch.context() as patch:
@@ -41,14 +42,15 @@ def run(tmp_path_factory):
         for key, value in (("num_rounds", ROUNDS), ("round_timeout", TIMEOUT), ("prepare_timeout", PREPARE_TIMEOUT)):
             job.set(f"workflow.{key}", value)
         plan = job.check()
-        faults = {"gamma": {"slow": PREPARE_TIMEOUT + 1}, "beta": {"error": 3}, "delta": {"hang": 4}}
+        out, events = folder / "run", []
+        progress = out / SERVER_FOLDER / PROGRESS_FILE
+        faults = {"gamma": {"late": str(progress)}, "beta": {"error": 3}, "delta": {"hang": 4}}
         job.client.setdefault("components", []).append({"id": "bad", "path": classes[0], "args": {"sites": faults}})
         job.client["executors"][0]["executor"]["args"] = {"hooks": ["bad"]}
         broken = {"beta": {"1": "nan", "2": "shape"}}
         job.client["task_result_filters"] = [
             {"tasks": ["train"], "filters": [{"path": classes[1], "args": {"sites": broken}}]}
         ]
-        out, events = folder / "run", []
         prepare_output(out, False)
         before = set(psutil.pids())
         result = simulate(job, folder / "data", out, list(SITES), events.append)

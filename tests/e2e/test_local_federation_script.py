@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 ROOT = Path(__file__).parents[2]
 # The job as it is, but for its size.
 SETTINGS = ("training.local_epochs=1", "network.channels=[8, 16, 32]", "network.strides=[2, 2]")
-SEED = "7"
+SEED, ROUNDS = "7", "2"
 SIZE = [word for setting in SETTINGS for word in ("--set", setting)]
 
 
@@ -22,7 +22,7 @@ SIZE = [word for setting in SETTINGS for word in ("--set", setting)]
 def out(tmp_path_factory):
     """The folder that the script leaves."""
     out = tmp_path_factory.mktemp("script") / "out"
-    command = ["bash", "scripts/local_federation.sh", "--rounds", "3", "--seed", SEED, "--out", str(out), *SIZE]
+    command = ["bash", "scripts/local_federation.sh", "--rounds", ROUNDS, "--seed", SEED, "--out", str(out), *SIZE]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "all processes have ended" in done.stderr
@@ -32,7 +32,7 @@ def out(tmp_path_factory):
 def test_model_summary_and_processes_are_there(out):
     summary = json.loads((out / "report" / "summary.json").read_text("utf-8"))
     sites = {"hospital-a", "hospital-b", "hospital-c"}
-    assert [set(entry["sites"]) for entry in summary["rounds"]] == [sites] * 3
+    assert [set(entry["sites"]) for entry in summary["rounds"]] == [sites] * int(ROUNDS)
     assert set(summary["final"]["sites"]) == sites
     assert (out / summary["final"]["model"]).is_file()
     assert (out / "report" / "report.html").is_file()
@@ -51,7 +51,7 @@ def test_no_process_is_left(out):
 def test_flares_simulator_makes_the_same_model(out, tmp_path):
     summary = json.loads((out / "report" / "summary.json").read_text("utf-8"))
     job = ROOT / "jobs" / summary["job"]
-    options = ["--data", str(out / "data"), "--out", str(tmp_path / "run"), "--rounds", "3", "--seed", SEED, *SIZE]
+    options = ["--data", str(out / "data"), "--out", str(tmp_path / "run"), "--rounds", ROUNDS, "--seed", SEED, *SIZE]
     command = [sys.executable, "-m", "fedseg", "simulate", str(job), *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, env=dict(os.environ))
     assert done.returncode == 0, done.stderr[-3000:]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from federation_parts import fedseg
 from safetensors.numpy import load_file
 
 from fedseg.data.datalist import read_datalist
@@ -36,6 +37,12 @@ def simulate(folder, out, *options):
     )
     assert result.returncode == 0, result.stderr
     return result
+
+
+def simulate_here(folder, out, *options):
+    """In this very process."""
+    done = fedseg(*command(folder, out, "--in-process", *options)[3:])
+    assert done.code == 0, done.err
 
 
 def history(folder):
@@ -186,7 +193,7 @@ def test_a_stopped_run_goes_on_and_nothing_that_left_is_forgotten(whole, folder)
     for entries in before.values():
         # Round 3 may have been entered already, and may have left.
         assert [entry["round"] for entry in entries] in ([0, 1], [0, 1, 2])
-    simulate(folder, out, "--in-process", "--resume", "--from-round", 1, "--ledger", ledgers)
+    simulate_here(folder, out, "--resume", "--from-round", 1, "--ledger", ledgers)
     assert (out / "models" / "last.safetensors").read_bytes() == (whole / "models" / "last.safetensors").read_bytes()
     last = summary_of(out)["rounds"][-1]
     for site, entries in before.items():
@@ -197,7 +204,7 @@ def test_a_stopped_run_goes_on_and_nothing_that_left_is_forgotten(whole, folder)
         assert not (out / "state" / site / "ledger").exists()
 
     further = folder / "further"
-    simulate(folder, further, "--in-process", "--rounds", 1, "--ledger", ledgers)
+    simulate_here(folder, further, "--rounds", 1, "--ledger", ledgers)
     (entry,) = summary_of(further)["rounds"]
     for site, entries in before.items():
         assert len({e["run_id"] for e in history(ledgers / site)}) == 2

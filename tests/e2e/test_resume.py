@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 from federation_parts import fedseg
 
@@ -15,21 +17,21 @@ from tiny import PLAN, make_sites
 ROOT = Path(__file__).parents[2]
 ROUNDS = 4
 SETTINGS = [f"--set={key}={json.dumps(PLAN[key])}" for key in ("task", "network", "training")]
-METHODS = {
-    "fedcostwavg": ("hippocampus_fedcostwavg", []),
-    "fedpidavg": ("hippocampus_fedpidavg", []),
-    "fedadam": ("brats_fedadam", []),
+JOBS = {
+    name: ROOT / "jobs" / f"{task}_{name}"
+    for name, task in (("fedcostwavg", "hippocampus"), ("fedpidavg", "hippocampus"), ("fedadam", "brats"))
 }
+JOB = JOBS["fedcostwavg"]
 FULL = [pytest.param(name, marks=pytest.mark.full) for name in ("fedpidavg", "fedadam")]
 
 
 def simulate(job, data, out, *options):
-    command = [sys.executable, "-m", "fedseg", "simulate", ROOT / "jobs" / job, "--data", data, "--out", out, *options]
+    command = [sys.executable, "-m", "fedseg", "simulate", job, "--data", data, "--out", out, *options]
     return subprocess.run(list(map(str, command)), capture_output=True, encoding="utf-8", timeout=300, cwd=ROOT)
 
 
-def start(*extra):
-    return ["--rounds", ROUNDS, "--seed", 3, "--set=workflow.keep_checkpoints=0", *SETTINGS, *extra]
+def start():
+    return ["--rounds", ROUNDS, "--seed", 3, "--set=workflow.keep_checkpoints=0", *SETTINGS]
 
 
 def model(out):
@@ -55,51 +57,79 @@ def data(folder):
     return make_sites(folder / "data", {"alpha": (6, 2), "beta": (2, 1), "gamma": (2, 1)})
 
 
-@pytest.fixture(scope="module", params=["fedcostwavg", *FULL])
-def whole(request, folder, data):
-    """The uninterrupted run of a method."""
-    job, options = METHODS[request.param]
-    out = folder / request.param
-    result = simulate(job, data, out, *start(*options))
-    assert result.returncode == 0, result.stderr
-    return job, out
+@pytest.fixture(scope="module")
+def undisturbed(folder, data):
+    """A run in one process that nobody stopped."""
+    out = folder / "undisturbed"
+    result = fedseg("simulate", JOB, "--data", data, "--out", out, "--in-process", *start())
+    assert result.code == 0, result.err
+    return out
 
 
-def test_going_back_to_an_earlier_round_gives_the_same_model(whole, folder, data):
-    """A run of FLARE's simulator goes on in one process."""
-    job, out = whole
-    again = folder / f"{out.name}-again"
-    shutil.copytree(out, again)
-    result = simulate(job, data, again, "--in-process", "--resume", "--from-round", 2)
-    assert result.returncode == 0, result.stderr
-    assert "going on after round 2" in result.stderr
-    assert "round 3/4" in result.stderr
-    assert "round 2/4" not in result.stderr
-    assert model(again) == model(out)
-    assert rounds(again) == rounds(out)
+@pytest.fixture(scope="module")
+def killed(folder, data):
+    """The same run through FLARE's simulator, stopped in its third round; it went on through FLARE's simulator.
 
-
-def test_a_killed_run_goes_on_to_the_same_model(folder, data, request):
-    whole_run = folder / "fedcostwavg"
-    if not whole_run.exists():
-        assert simulate("hippocampus_fedcostwavg", data, whole_run, *start()).returncode == 0
+    Gives the folder, and of the stop: exit code, what the command said, and which of its processes were left.
+    """
     out = folder / "killed"
-    command = [sys.executable, "-m", "fedseg", "simulate", str(ROOT / "jobs" / "hippocampus_fedcostwavg")]
-    command += ["--data", str(data), "--out", str(out), *map(str, start())]
+    command = [sys.executable, "-m", "fedseg", "simulate", str(JOB), "--data", str(data), "--out", str(out)]
+    command += map(str, start())
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, encoding="utf-8", cwd=ROOT)
     try:
         for line in process.stderr:
             if line.startswith("round 3/"):
                 break
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert len(family) >= 4
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
+    _, left = psutil.wait_procs(family, timeout=10)
     assert not (out / "report" / "summary.json").exists()
-    result = simulate("hippocampus_fedcostwavg", data, out, "--resume")
+    result = simulate(JOB, data, out, "--resume")
     assert result.returncode == 0, result.stderr
-    assert model(out) == model(whole_run)
-    assert rounds(out) == rounds(whole_run)
+    return SimpleNamespace(out=out, code=process.returncode, said=errors, left=left)
+
+
+@pytest.fixture(scope="module", params=["fedcostwavg", *FULL])
+def finished(request, folder, data):
+    """A run of FLARE's simulator that has ended: the job and the folder."""
+    job = JOBS[request.param]
+    if job == JOB:
+        return job, request.getfixturevalue("killed").out
+    out = folder / request.param
+    result = simulate(job, data, out, *start())
+    assert result.returncode == 0, result.stderr
+    return job, out
+
+
+def test_termination_ends_every_process(killed):
+    assert killed.code == 130
+    assert "interrupted" in killed.said
+    assert "Traceback" not in killed.said
+    assert killed.left == []
+
+
+def test_a_killed_run_goes_on_to_the_same_model(killed, undisturbed):
+    assert model(killed.out) == model(undisturbed)
+    assert rounds(killed.out) == rounds(undisturbed)
+
+
+def test_going_back_to_an_earlier_round_gives_the_same_model(finished, folder, data):
+    """A run of FLARE's simulator goes on in one process."""
+    job, out = finished
+    again = folder / f"{out.name}-again"
+    shutil.copytree(out, again)
+    more = ("--in-process", "--resume", "--from-round", 2)
+    result = fedseg("simulate", job, "--data", data, "--out", again, *more)
+    assert result.code == 0, result.err
+    assert "going on after round 2" in result.err
+    assert "round 3/4" in result.err
+    assert "round 2/4" not in result.err
+    assert model(again) == model(out)
+    assert rounds(again) == rounds(out)
 
 
 @pytest.mark.parametrize(
@@ -111,10 +141,8 @@ def test_a_killed_run_goes_on_to_the_same_model(folder, data, request):
         ("hippocampus_dos", ["--resume"], "not of hippocampus_dos"),
     ],
 )
-def test_what_cannot_be_continued_is_said_and_nothing_is_lost(folder, data, job, options, said):
-    out = folder / "fedcostwavg"
-    if not out.exists():
-        assert simulate("hippocampus_fedcostwavg", data, out, *start()).returncode == 0
+def test_what_cannot_be_continued_is_said_and_nothing_is_lost(undisturbed, data, job, options, said):
+    out = undisturbed
     before = model(out)
     result = fedseg("simulate", ROOT / "jobs" / job, "--data", data, "--out", out, *options)
     assert result.code == 2
@@ -126,7 +154,7 @@ def test_what_cannot_be_continued_is_said_and_nothing_is_lost(folder, data, job,
 
 def test_a_folder_without_a_finished_round_says_start_anew(folder, data):
     empty = folder / "nothing"
-    result = simulate("hippocampus_fedcostwavg", data, empty, "--resume")
-    assert result.returncode == 2
-    assert "no run that could go on" in result.stderr
+    result = fedseg("simulate", JOB, "--data", data, "--out", empty, "--resume")
+    assert result.code == 2
+    assert "no run that could go on" in result.err
     assert not empty.exists()

@@ -1,4 +1,4 @@
-"""A run of real processes and its records: they hold, tampering is found, and the page's own commands work."""
+"""A run and its records: they hold, tampering is found, and the page's own commands work."""
 
 import re
 import shlex
@@ -23,11 +23,12 @@ SITES = {"site-1": (3, 1), "site-2": (2, 1)}
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A simulated run of two rounds; nobody changes it."""
+    """A run of two rounds in one process; nobody changes it. Records of FLARE's processes: test_simulation.py."""
     base = tmp_path_factory.mktemp("record")
     data = make_sites(base / "data", SITES)
     tiny_job("hippocampus_fedavg", base / "jobs", 2)
-    done = fedseg("simulate", base / "jobs" / "hippocampus_fedavg", "--data", data, "--out", base / "run")
+    job = base / "jobs" / "hippocampus_fedavg"
+    done = fedseg("simulate", job, "--data", data, "--out", base / "run", "--in-process")
     assert done.code == 0, done.err
     return base / "run"
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from fedseg.jobs.job import read_job
+from fedseg.simulation.in_process import simulate_in_process
 from fedseg.simulation.results import build_summary
 from fedseg.simulation.run_folder import prepare_output
-from fedseg.simulation.simulator import simulate
 from tiny import PLAN, make_sites
 
 JOB = Path(__file__).parents[2] / "jobs" / "hippocampus_partial"
@@ -39,10 +39,8 @@ def summary(tmp_path_factory):
         job.set(key, PLAN[key])
     job.set("workflow.num_rounds", 2)
     plan = job.check()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedseg.simulation.simulator.PATIENCE", 5.0)
-        prepare_output(folder / "run", False)
-        result = simulate(job, folder / "data", folder / "run", [*POLICIES, "open"], lambda event: None)
+    prepare_output(folder / "run", False)
+    result = simulate_in_process(job, folder / "data", folder / "run", [*POLICIES, "open"], lambda event: None)
     job.declaration.setdefault("method", plan.method)
     return build_summary(job, result, folder / "run" / "state")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -48,6 +49,14 @@ def demand(network: Network, in_channels: int, out_channels: int, size: Sequence
     Raises:
         ConfigurationError: torch cannot count that far.
     """
+    x, y, z = size
+    return _count(network, in_channels, out_channels, (x, y, z))
+
+
+# All sites of a simulation ask the same.
+@lru_cache(maxsize=32)
+def _count(network: Network, in_channels: int, out_channels: int, size: tuple[int, int, int]) -> Demand:
+    """See ``demand``."""
     counted: list[int] = []
     unfolded = [0]
 
@@ -56,10 +65,9 @@ def demand(network: Network, in_channels: int, out_channels: int, size: Sequence
             counted.extend((output.numel(), output.numel() + sum(i.numel() for i in inputs if torch.is_tensor(i))))
             unfolded.append(_unfolded(module, inputs[0], output))
 
-    x, y, z = size
     try:
         with torch.device("meta"), torch.inference_mode():
-            whole = network.build(in_channels, out_channels, 0, (x, y, z))
+            whole = network.build(in_channels, out_channels, 0, size)
             # Parts look at values, which are not there; what they compute is of the size of the image.
             plain = replace(network, parts=()).build(in_channels, out_channels, 0)
             for module in plain.modules():

@@ -2,8 +2,8 @@
 # Sets up everything and runs every check. --full adds the tests that take too long for every day.
 set -euo pipefail
 case "${1:-}" in
-  "") marks="not full" ;;
-  --full) marks="" ;;
+  "") marks="not full" workers=3 ;;
+  --full) marks="" workers=2 ;;
   *) echo "usage: bash scripts/test.sh [--full]" >&2; exit 2 ;;
 esac
 
@@ -26,5 +26,6 @@ if [ -n "$browser" ]; then
   wait "$browser" || echo "chromium cannot be installed here"
 fi
 echo "== pytest"
-# Two workers, a file to each: tests of whole runs wait for processes most of the time. They come first (conftest.py).
-python -m pytest -m "$marks" -n 2 --dist loadfile --no-loadscope-reorder --durations=8
+# A file to each worker. Tests of whole runs wait for processes half of their time: with three workers two processors
+# are busy. They come first (conftest.py). Some of the full tests measure seconds of slow sites, so those have two.
+python -m pytest -m "$marks" -n "$workers" --dist loadfile --no-loadscope-reorder --durations=8

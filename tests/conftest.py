@@ -22,10 +22,24 @@ settings.load_profile("fedseg")
 DEFAULT_TEST_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+# Files that take a minute and more: first those in which seconds count, beside one that is a single process.
+LONG = (
+    "e2e/test_process_faults.py", "e2e/test_faults.py", "simulation/test_in_process_jobs.py",
+    "e2e/test_local_federation.py", "e2e/test_simulation.py", "e2e/test_refusals.py", "e2e/test_channels.py",
+    "e2e/test_encryption.py", "e2e/test_every_job_runs.py", "e2e/test_resume.py", "e2e/test_privacy_run.py",
+    "e2e/test_local_federation_script.py", "simulation/test_in_process.py",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With several workers the files of whole runs, which are few and long, come first: quick ones fill up the end."""
+    """With several workers long files come first, then others of whole runs: quick ones fill up the end."""
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: "e2e" not in item.path.parts)
+        items.sort(key=lambda item: place(item.nodeid.partition("::")[0].removeprefix("tests/")))
+
+
+def place(file: str) -> int:
+    """Where a file of the folder of tests stands among all."""
+    return LONG.index(file) if file in LONG else len(LONG) + (not file.startswith("e2e/"))
 
 
 @pytest.fixture(scope="session", autouse=True)

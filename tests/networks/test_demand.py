@@ -12,6 +12,7 @@ SMALL = {
     "residual_unet": {"channels": [4, 8, 12], "strides": [2, 2]},
     "dynunet": {"filters": [4, 6, 8], "strides": [1, 2, 2]},
     "segresnet": {"init_filters": 8, "blocks_down": [1, 2], "blocks_up": [1]},
+    "residual_encoder_unet": {"features": [4, 8], "strides": [1, 2], "blocks": [1, 2], "blocks_up": [1]},
 }
 
 

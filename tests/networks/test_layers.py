@@ -13,6 +13,7 @@ OUTPUT = {
     "residual_unet": {"model.2.1.conv.unit0.conv.weight", "model.2.1.conv.unit0.conv.bias"},
     "dynunet": {"output_block.conv.conv.weight", "output_block.conv.conv.bias"},
     "segresnet": {"conv_final.2.conv.weight", "conv_final.2.conv.bias"},
+    "residual_encoder_unet": {"head.weight", "head.bias"},
 }
 
 

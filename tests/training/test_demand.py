@@ -113,6 +113,13 @@ NETWORKS = {
     "residual_unet": {"name": "residual_unet", "channels": [8, 16, 32], "strides": [2, 2]},
     "dynunet": {"name": "dynunet", "filters": [8, 16, 32], "strides": [1, 2, 2]},
     "segresnet": {"name": "segresnet", "init_filters": 8, "blocks_down": [1, 1, 1], "blocks_up": [1, 1]},
+    "residual_encoder_unet": {
+        "name": "residual_encoder_unet",
+        "features": [8, 16, 32],
+        "strides": [1, 2, 2],
+        "blocks": [1, 2, 2],
+        "blocks_up": [1, 1],
+    },
 }
 METHODS = {"none": (), "FedProx": (FedProx, 0.1), "MOON": (MOON,), "Ditto": (Ditto,), "IOP-FL": (IOPFL,)}
 METHODS |= {"HarmoFL": (HarmoFL,), "SCAFFOLD": (Scaffold,), "DP-SGD": (PatientDPSGD, 1.0, 1.0)}

@@ -87,9 +87,9 @@ def check_levels(name: str, values: Any, levels: int, why: str = "", odd: bool =
         raise ConfigurationError(name, as_lists(values), f"{many}a {kind} or three (x, y, z), e.g. 3 or [3, 3, 1]")
 
 
-def check_counts(name: str, values: Any, least: int, most: int) -> None:
+def check_counts(name: str, values: Any, least: int, most: int, longest: int = MOST_LEVELS) -> None:
     """Refuse what is not at least so many positive whole numbers, none of them too large."""
-    ok = isinstance(values, Sequence) and least <= len(values) <= MOST_LEVELS
+    ok = isinstance(values, Sequence) and least <= len(values) <= longest
     if not ok or not all(type(v) is int and 0 < v <= most for v in values):
-        allowed = f"at least {least} positive whole number(s), at most {MOST_LEVELS} and none above {most}"
+        allowed = f"at least {least} positive whole number(s), at most {longest} and none above {most}"
         raise ConfigurationError(name, values, allowed)

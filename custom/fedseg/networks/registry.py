@@ -16,12 +16,14 @@ from fedseg.networks.arguments import NetworkArguments, as_lists
 from fedseg.networks.layers import with_aliases
 from fedseg.networks.parts.part import SHARED, Ownership, Part, Place
 from fedseg.networks.parts.registry import parse_parts
+from fedseg.networks.residual_encoder import ResidualEncoderUNet
 from fedseg.networks.unets import DynamicUNet, ResidualSegmentation, ResidualUNet
 
 NETWORKS: dict[str, type[NetworkArguments]] = {
     "residual_unet": ResidualUNet,
     "dynunet": DynamicUNet,
     "segresnet": ResidualSegmentation,
+    "residual_encoder_unet": ResidualEncoderUNet,
 }
 
 
@@ -118,7 +120,9 @@ def _with_group_norm(network: nn.Module) -> nn.Module:
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.InstanceNorm3d):
-                setattr(parent, name, nn.GroupNorm(gcd(8, child.num_features), child.num_features))
+                grouped = nn.GroupNorm(gcd(8, child.num_features), child.num_features)
+                grouped.load_state_dict(child.state_dict())
+                setattr(parent, name, grouped)
     return network
 
 

@@ -18,6 +18,7 @@ U = {
     "residual_unet": {"channels": [4, 6, 8, 8], "strides": [2, 2, 2]},
     "dynunet": {"filters": [4, 6, 8, 8], "strides": [1, 2, 2, 2]},
     "segresnet": {"init_filters": 8},
+    "residual_encoder_unet": {"features": [4, 6, 8, 8], "blocks": [1, 1, 1, 1]},
 }
 
 

@@ -21,6 +21,13 @@ DECLARATIONS = [
     {"name": "segresnet", "init_filters": 4, "blocks_down": [1, 1], "blocks_up": [1]},
     {"name": "segresnet", "init_filters": 4, "blocks_down": [1, 2, 1], "blocks_up": [1, 2], "norm": "group"},
     {"name": "residual_unet", "channels": [4, 6, 8], "strides": [[2, 2, 1], 2], "kernel": [3, 3, 1]},
+    {
+        "name": "residual_encoder_unet",
+        "features": [4, 6, 8],
+        "strides": [1, [2, 2, 1], 2],
+        "blocks": [1, 2, 1],
+        "blocks_up": [1, 2],
+    },
     {"name": "dynunet", "filters": [4, 6, 8], "strides": [1, [2, 2, 1], 2], "kernels": [[3, 3, 1], 3, 3]},
 ]
 EVERY_CUT = [(d, cut) for d in DECLARATIONS for cut in cut_names(parse_network(d))]

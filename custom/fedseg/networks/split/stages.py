@@ -16,7 +16,10 @@ import torch
 from torch import nn
 
 from fedseg.errors import ConfigurationError
-from fedseg.networks.registry import DynamicUNet, Network, NetworkArguments, ResidualSegmentation, ResidualUNet
+from fedseg.networks.arguments import NetworkArguments
+from fedseg.networks.registry import Network
+from fedseg.networks.residual_encoder import ResidualEncoderUNet
+from fedseg.networks.unets import DynamicUNet, ResidualSegmentation, ResidualUNet
 
 IMAGE = "image"
 
@@ -104,6 +107,11 @@ def _pass_both(modules: Sequence[nn.Module], values: Sequence[torch.Tensor]) -> 
     return modules[0](below, beside)
 
 
+def _raise_and_concatenate(modules: Sequence[nn.Module], values: Sequence[torch.Tensor]) -> torch.Tensor:
+    below, beside = values
+    return modules[1](torch.cat([modules[0](below), beside], dim=1))
+
+
 def _add(modules: Sequence[nn.Module], values: Sequence[torch.Tensor]) -> torch.Tensor:
     below, beside = values
     return modules[1](modules[0](below) + beside)
@@ -132,6 +140,13 @@ def _residual_segmentation(arguments: ResidualSegmentation) -> tuple[Stage, ...]
     return _letter_u(down, f"down_layers.{levels}", up, _add, stem="convInit", head="conv_final")
 
 
+def _residual_encoder_unet(arguments: ResidualEncoderUNet) -> tuple[Stage, ...]:
+    levels = len(arguments.features) - 1
+    down = [f"stages.{i}" for i in range(levels)]
+    up = [(f"ups.{levels - 1 - i}", f"decoder.{levels - 1 - i}") for i in range(levels)]
+    return _letter_u(down, f"stages.{levels}", up, _raise_and_concatenate, stem="stem", head="head")
+
+
 def _letter_u(
     down: Sequence[str],
     bottom: str,
@@ -156,4 +171,5 @@ _STAGES: dict[type[NetworkArguments], Callable[[Any], tuple[Stage, ...]]] = {
     ResidualUNet: _residual_unet,
     DynamicUNet: _dynamic_unet,
     ResidualSegmentation: _residual_segmentation,
+    ResidualEncoderUNet: _residual_encoder_unet,
 }

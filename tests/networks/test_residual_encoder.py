@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -27,7 +29,7 @@ def test_the_plan_l_has_as_many_parameters_as_nnunets():
         total += (inputs * width + 2 * width) * (inputs != width)  # its way around
         total += (depth - 1) * (2 * 27 * width * width + 4 * width)
         inputs = width
-    for fine, coarse in zip(widths, widths[1:], strict=False):
+    for fine, coarse in itertools.pairwise(widths):
         total += 8 * coarse * fine  # transposed convolution
         total += 27 * 2 * fine * fine + 2 * fine
     total += 2 * widths[0] + 2

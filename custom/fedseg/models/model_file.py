@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -144,27 +144,38 @@ def initial_weights(plan: Plan, initial: Path | None = None) -> Arrays:
 
     Args:
         plan: the job's plan.
-        initial: a model file; None for the plan's seeded network.
+        initial: a model file; None for the plan's seeded network. Its network may lack parts that the plan adds, which
+            then begin as the seed makes them.
 
     Raises:
+        ConfigurationError: there is no file, and a part of the network is for one that was trained before.
         DataError: the file cannot be read, or its model is of another task or network than the plan's.
     """
-    return get_weights(plan.build_network()) if initial is None else fitting_weights(plan, initial, "initial model")
+    if initial is not None:
+        return fitting_weights(plan, initial, "initial model", may_lack_parts=True)
+    if needing := [part.name for part in plan.network.parts if part.needs_model]:
+        remedy = f"The part {needing[0]} changes a network that was trained before: name one with --initial."
+        raise ConfigurationError("initial model", None, "a model file", remedy)
+    return get_weights(plan.build_network())
 
 
-def fitting_weights(plan: Plan, path: Path, what: str = "model") -> Arrays:
+def fitting_weights(plan: Plan, path: Path, what: str = "model", may_lack_parts: bool = False) -> Arrays:
     """The weights of a model file that fits a job.
 
     Args:
         plan: the job's plan.
         path: a model file.
         what: how messages call it.
+        may_lack_parts: whether the plan may have added parts to its network.
 
     Raises:
         DataError: the file cannot be read, or its model is of another task or network than the plan's.
     """
     model = read_model(path)
-    if model.network.to_dict() != plan.network.to_dict():
+    wanted = plan.network
+    if may_lack_parts:
+        wanted = replace(wanted, parts=tuple(part for part in wanted.parts if part in model.network.parts))
+    if model.network.to_dict() != wanted.to_dict():
         raise DataError(
             f"The {what} {path} is of another network than the job's: {model.network.to_dict()}, "
             f"and the job has {plan.network.to_dict()}."
@@ -173,7 +184,8 @@ def fitting_weights(plan: Plan, path: Path, what: str = "model") -> Arrays:
     mine, its = (f"{', '.join(t.channels)} to {', '.join(map(_words, t.regions))}" for t in (plan.task, model.task))
     if mine != its:
         raise DataError(f"The {what} {path} was made for {its}; the job needs one for {mine}.")
-    return {name: np.array(model.weights[name]) for name in get_weights(model.build())}
+    fresh = get_weights(plan.build_network() if may_lack_parts else model.build())
+    return {name: np.array(model.weights.get(name, value)) for name, value in fresh.items()}
 
 
 def _words(region: Region) -> str:

@@ -29,9 +29,9 @@ class ConvolutionBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, kernel: Step, stride: Step = 1, active: bool = True) -> None:
         super().__init__()
-        padding = kernel // 2 if isinstance(kernel, int) else tuple(size // 2 for size in kernel)
+        x, y, z = (kernel,) * 3 if isinstance(kernel, int) else kernel
         # A bias would be taken away by the normalisation.
-        self.convolution = nn.Conv3d(inputs, outputs, kernel, stride, padding, bias=False)
+        self.convolution = nn.Conv3d(inputs, outputs, kernel, stride, (x // 2, y // 2, z // 2), bias=False)
         self.normalisation: nn.Module = nn.InstanceNorm3d(outputs, affine=True)
         self.activation = nn.LeakyReLU(_SLOPE, inplace=True) if active else nn.Identity()
 
@@ -67,7 +67,7 @@ class ResidualEncoder(nn.Module):
 
     Attributes:
         stem: a convolution at full resolution.
-        stages: of the encoder, finest first; each is a sequence of residual blocks, the first of which has the stride.
+        encoder: levels of it, finest first; each is a sequence of residual blocks, the first of which has the stride.
         ups, decoder: transposed convolutions and convolutions of the decoder, coarsest first.
         head: of the logits.
     """
@@ -82,7 +82,7 @@ class ResidualEncoder(nn.Module):
             blocks += [ResidualBlock(outputs, outputs, kernel) for _ in range(count - 1)]
             stages.append(nn.Sequential(*blocks))
             inputs = outputs
-        self.stages = nn.ModuleList(stages)
+        self.encoder = nn.ModuleList(stages)
         levels = range(len(features) - 2, -1, -1)
         self.ups = nn.ModuleList(
             nn.ConvTranspose3d(features[i + 1], features[i], strides[i + 1], strides[i + 1], bias=False) for i in levels
@@ -97,7 +97,7 @@ class ResidualEncoder(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Logits [B, out, ...] of an image [B, in, ...]."""
         values, skips = self.stem(image), []
-        for stage in self.stages:
+        for stage in self.encoder:
             values = stage(values)
             skips.append(values)
         for up, block, skip in zip(self.ups, self.decoder, skips[-2::-1], strict=True):
@@ -141,7 +141,7 @@ class ResidualEncoderUNet(NetworkArguments):
 
     def bottleneck(self, network: nn.Module) -> nn.Module:
         assert isinstance(network, ResidualEncoder)
-        return network.stages[-1]
+        return network.encoder[-1]
 
     def check(self, where: str) -> None:
         super().check(where)

@@ -100,10 +100,12 @@ class Part(ABC):
     Attributes:
         name: under which plans name it.
         one_size: whether it takes images of the task's patch size only.
+        needs_model: whether it is for a network that was trained before, so that a job must bring one.
     """
 
     name: ClassVar[str]
     one_size: ClassVar[bool] = False
+    needs_model: ClassVar[bool] = False
 
     @abstractmethod
     def add(self, network: nn.Module, place: Place) -> None:

@@ -142,9 +142,9 @@ def _residual_segmentation(arguments: ResidualSegmentation) -> tuple[Stage, ...]
 
 def _residual_encoder_unet(arguments: ResidualEncoderUNet) -> tuple[Stage, ...]:
     levels = len(arguments.features) - 1
-    down = [f"stages.{i}" for i in range(levels)]
+    down = [f"encoder.{i}" for i in range(levels)]
     up = [(f"ups.{levels - 1 - i}", f"decoder.{levels - 1 - i}") for i in range(levels)]
-    return _letter_u(down, f"stages.{levels}", up, _raise_and_concatenate, stem="stem", head="head")
+    return _letter_u(down, f"encoder.{levels}", up, _raise_and_concatenate, stem="stem", head="head")
 
 
 def _letter_u(

@@ -64,6 +64,9 @@ class FedNova(WeightedAggregator):
 
     def check_plan(self, plan: Plan) -> None:
         settings = plan.training
+        if settings.weight_average:
+            remedy = "FedNova knows how far a site went from its number of steps."
+            raise ConfigurationError("training.weight_average", settings.weight_average, "0 with FedNova", remedy)
         if self.mu and settings.schedule != "constant":
             remedy = "How far FedProx holds steps back depends on the learning rate."
             raise ConfigurationError(

@@ -113,7 +113,7 @@ def parse_plan(declaration: Mapping[str, Any]) -> Plan:
 
 
 def check_patches(task: Task, network: Network, training: TrainingSettings, split: bool) -> None:
-    """Refuse patches that this network, kind of task or kind of training cannot have.
+    """Refuse patches and averages that this network, kind of task or kind of training cannot have.
 
     Args:
         task, network, training: of a plan.
@@ -123,6 +123,8 @@ def check_patches(task: Task, network: Network, training: TrainingSettings, spli
     if split and (training.patch_sizes or training.patches_per_case > 1):
         name = "patch_sizes" if training.patch_sizes else "patches_per_case"
         raise ConfigurationError(f"training.{name}", getattr(training, name), "left out in split training")
+    if split and training.weight_average:
+        raise ConfigurationError("training.weight_average", training.weight_average, "0 in split training")
     fixed = [part.name for part in network.parts if part.one_size]
     if training.patch_sizes and fixed:
         why = f"The part {fixed[0]} of the network is made for one size."

@@ -34,6 +34,8 @@ class TrainingSettings:
         dice_weight: weight of the term of regions (Dice, Tversky) beside that of voxels (cross-entropy, focal).
         focal_gamma, tversky_alpha, tversky_beta, gce_q: of these terms, see ``LossTerms``.
         batch_dice: Dice over the whole batch instead of the mean over its patches; steadier on small structures.
+        weight_average: decay of an exponential moving average of the weights over the steps of a round, which begins
+            with the received ones; its end is the site's model, whose change the site sends. 0: the last weights.
         reset_optimizer: start every round with a fresh optimizer instead of the site's saved one; None does so where
             rounds ask only some sites, since moments of a site that was away belong to an old model.
         augmentation: ``none``, ``intensity`` (scale, shift, noise, the task's mirror axes) or ``full`` (also turns
@@ -65,6 +67,7 @@ class TrainingSettings:
     tversky_beta: float = setting(0.7, number, least=0, most=10)
     gce_q: float = setting(0.7, number, above=0, most=1)
     batch_dice: bool = setting(True, switch)
+    weight_average: float = setting(0.0, number, least=0, below=1)
     reset_optimizer: bool | None = setting(None, switch)
     augmentation: str = setting("full", one_of, choices=("none", "intensity", "full", "nnunet"))
     threads: int = setting(1, whole, most=1024)

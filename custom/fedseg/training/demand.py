@@ -47,7 +47,8 @@ def _weights(plan: Plan, needs: Demand, hooks: Sequence[TrainingHook]) -> int:
     """Numbers of the network, of what is kept for each of its weights, and of the companions."""
     settings = plan.training
     kept = 2 if settings.optimizer == "adamw" else int(settings.momentum > 0)
-    total = needs.weights * (_COPIES + kept + sum(hook.copies for hook in hooks))
+    averaged = int(settings.weight_average > 0)
+    total = needs.weights * (_COPIES + kept + averaged + sum(hook.copies for hook in hooks))
     with torch.device("meta"):
         companions = [each for hook in hooks for each in hook.companions(plan).values()]
     for companion in companions:

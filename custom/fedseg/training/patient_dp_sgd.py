@@ -72,8 +72,10 @@ class PatientDPSGD(TrainingHook):
         self._patient: list[torch.Tensor] = []
 
     def check_plan(self, plan: Plan) -> None:
-        """Refuse patches that follow from where in its batch a case stands: it follows from other patients."""
-        for name, usual in (("patches_per_case", 1), ("patch_sizes", ()), ("forced_foreground", 0.0)):
+        """Refuse what follows from other patients: from where in its batch a case stands, or how many batches there
+        are."""
+        usually = {"patches_per_case": 1, "patch_sizes": (), "forced_foreground": 0.0, "weight_average": 0.0}
+        for name, usual in usually.items():
             if (value := getattr(plan.training, name)) != usual:
                 raise ConfigurationError(f"training.{name}", value, f"{json.dumps(usual)} with DP-SGD")
 

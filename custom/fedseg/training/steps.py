@@ -20,6 +20,7 @@ from fedseg.training.cache import CaseCache
 from fedseg.training.hooks import LocalTraining, Loss, TrainingHook
 from fedseg.training.optimisation import autocast, check_loss, check_norm, new_optimizer, place, plan_loss, set_rate
 from fedseg.training.patches import PatchDataset, Sample, collate
+from fedseg.training.weight_average import WeightAverage
 
 
 class LocalSteps(LocalTraining):
@@ -46,9 +47,11 @@ class LocalSteps(LocalTraining):
         self.epoch_cases: int | None = None
 
     def train_epochs(self) -> list[float]:
-        """Train the local epochs of the present round; returns the loss of every step."""
+        """Train the local epochs of the present round; returns the loss of every step. The network ends as the average
+        of its weights over the steps, where the settings say so."""
         self.network.train()
         losses: list[float] = []
+        average = WeightAverage(self.network, self.settings.weight_average)
         steps = round_steps(self.settings, len(self.training_cases), self.epoch_cases)
         with torch.random.fork_rng(devices=[]):
             # Dropout is the one draw that comes from torch's own generator.
@@ -59,6 +62,8 @@ class LocalSteps(LocalTraining):
                     progress = (self.round_number + len(losses) / steps) / self.total_rounds
                     set_rate(self.optimizer, self.settings, progress)
                     losses.append(self._step(batch))
+                    average.step()
+        average.load()
         return losses
 
     def batches(self, round_number: int, epoch: int) -> Iterator[Sample]:

@@ -49,6 +49,8 @@ class Scaffold(TrainingHook):
             raise ConfigurationError("training.optimizer", plan.training.optimizer, "'sgd' with scaffold", remedy)
         if plan.training.momentum != 0:
             raise ConfigurationError("training.momentum", plan.training.momentum, "0 with scaffold", remedy)
+        if plan.training.weight_average:
+            raise ConfigurationError("training.weight_average", plan.training.weight_average, "0 with scaffold", remedy)
 
     def before_round(self, training: LocalTraining, global_weights: Arrays, round_number: int) -> None:
         named = _parameters(training)

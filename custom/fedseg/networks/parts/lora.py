@@ -44,7 +44,7 @@ class Adapter(nn.Module):
             kind: Any = type(layer)
             self.down = kind(layer.in_channels, rank, layer.kernel_size, **form, bias=False)
             self.up = nn.Conv3d(rank, layer.out_channels, 1, bias=False)
-        nn.init.zeros_(self.up.weight)  # type: ignore[arg-type]
+        nn.init.zeros_(self.up.weight)
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """What is added, of the layer's input."""

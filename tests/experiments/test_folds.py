@@ -11,7 +11,7 @@ from fedseg.experiments.cohort import Cohort, read_cohort
 from fedseg.experiments.definition import read_definition
 from fedseg.experiments.folds import make_folds, pooled
 from fedseg.tasks.registry import resolve_task
-from tiny import TASK, make_sites
+from tiny import TASK, make_sites, write_case
 from tiny_experiment import write_experiment
 
 SIZES = {"alpha": (7, 1), "beta": (5, 1)}
@@ -81,6 +81,25 @@ def test_a_site_that_is_left_out_is_a_test_as_a_whole(folder):
         assert set(fold.tests[fold.left_out].test) == {*said.training, *said.validation, *said.test}
 
 
+def test_a_site_is_tested_on_the_same_patients_without_it_and_with_it(folder):
+    whole, *apart = folds_of(folder, folds={"kind": "leave_one_site_out", "with_it": True})
+    assert (whole.name, whole.left_out) == ("-", "")
+    assert whole == folds_of(folder)[0]
+    assert [fold.left_out for fold in apart] == list(SIZES)
+    for fold in apart:
+        assert fold.tests == whole.tests
+        assert set(fold.training) == set(SIZES) - {fold.left_out}
+        assert all(fold.training[site] == whole.training[site] for site in fold.training)
+    only = {"kind": "leave_one_site_out", "with_it": True, "only": ["-", "loso-beta"]}
+    assert [fold.name for fold in folds_of(folder, folds=only)] == ["-", "loso-beta"]
+
+
+def test_a_site_without_test_cases_is_not_compared_with_itself(tmp_path):
+    make_sites(tmp_path / "data", {"alpha": (3, 1), "beta": (3, 1)})
+    with pytest.raises(FedsegError, match=r"alpha has no test case, on which folds\.with_it compares\. Give it some"):
+        folds_of(tmp_path, folds={"kind": "leave_one_site_out", "with_it": True})
+
+
 def test_single_folds_can_be_run(folder):
     folds = folds_of(folder, folds={"kind": "patients", "k": 3, "only": ["2", "0"]})
     assert [fold.name for fold in folds] == ["0", "2"]
@@ -89,7 +108,7 @@ def test_single_folds_can_be_run(folder):
 
 
 def test_external_sites_are_tested_and_never_trained(folder):
-    make_sites(folder / "elsewhere", {"delta": (2, 1)})
+    make_sites(folder / "elsewhere", {"a": (1, 1), "b": (1, 1), "delta": (2, 1)})
     (fold,) = folds_of(folder, external={"delta": "elsewhere/delta"})
     assert "delta" not in fold.training
     assert len(fold.tests["delta"].test) == 3
@@ -100,6 +119,7 @@ def test_external_sites_are_tested_and_never_trained(folder):
     [
         ({"folds": {"kind": "patients", "k": 8}}, "beta has 7 patient(s), too few for folds.k of 8"),
         ({"sites": ["alpha"], "folds": {"kind": "leave_one_site_out"}}, "there is one site only"),
+        ({"folds": {"kind": "patients", "with_it": True}}, "folds.with_it is True, but must be false where folds.kind"),
         ({"sites": ["omega"]}, "sites is 'omega', but must be one of the sites that there are: ['alpha', 'beta']"),
         ({"external": {"alpha": "data/alpha"}}, "Two sites have the same name"),
         ({"external": {"delta": "nowhere"}}, "does not exist"),
@@ -155,6 +175,23 @@ def test_a_table_that_was_changed_spreads_the_cases_anew(tmp_path):
         (tmp_path / "table.csv").write_text("\n".join(["Partition_ID,Subject_ID", *lines]), "utf-8")
         cohort = read_cohort(definition, resolve_task(TASK), tmp_path, tmp_path / "sites")
         assert patients(cohort.sites["site-1"], *SPLITS) == set(order[:4])
+
+
+@pytest.mark.parametrize("shift", [0, 0.5])
+def test_a_source_that_was_changed_is_spread_anew(tmp_path, shift):
+    data = {"source": "data/alpha", "number": 2, "test": 0.25, "scanner_shift": shift}
+    definition = read_definition(write_experiment(tmp_path, sizes=SIZES, data=data))
+
+    def cohort():
+        return read_cohort(definition, resolve_task(TASK), tmp_path, tmp_path / "sites")
+
+    before = cohort()
+    write_case(tmp_path / "data" / "alpha" / "images", "alpha-0", 999)
+    after = cohort()
+    assert len(list((tmp_path / "sites").iterdir())) == 2
+    changed = [site for site in before.sites if before.digest(before.sites[site]) != after.digest(after.sites[site])]
+    assert len(changed) == 1
+    assert patients(before.sites[changed[0]], *SPLITS) == patients(after.sites[changed[0]], *SPLITS)
 
 
 def test_each_site_may_have_a_source_of_its_own(folder, tmp_path):

@@ -10,10 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from fedseg.cli import main
+from fedseg.experiments import unit_run
+from fedseg.experiments.definition import Watts
+from fedseg.experiments.experiment import load_experiment
+from fedseg.experiments.runner import run_units
 from fedseg.experiments.tables import TABLES
+from fedseg.experiments.unit_run import try_unit
 from tiny_experiment import ARMS, write_experiment
 
 FILES = ("results.csv", "curves.csv", "summary.csv", "summary.json")
@@ -92,6 +98,51 @@ def test_a_unit_that_fails_stops_no_other_and_is_made_up_for(tmp_path, capsys):
     label.write_bytes(good)
     assert main(command) == 0
     assert len(units_of(tmp_path / "out")) == 5
+
+
+def test_a_unit_whose_process_is_killed_fails_alone(tmp_path):
+    arms = {"first": {"kind": "local"}, "second": {"kind": "ensemble", "of": "first"}}
+    experiment = load_experiment(write_experiment(tmp_path, arms=arms, budget={"rounds": 1}), None, tmp_path / "sites")
+    killed: list[str] = []
+
+    def kill_the_second(ended, running):
+        """As a system without memory does."""
+        if len(ended) == 1 and not killed:
+            killed.extend(unit.name for unit in running)
+            for process in psutil.Process().children():
+                if "spawn_main" in " ".join(process.cmdline()):
+                    process.kill()
+
+    failed = run_units(experiment.units, tmp_path, Watts(), 1, kill_the_second)
+    assert killed == ["first_seed3_beta"]
+    assert set(failed) == {"first_seed3_beta", "second_seed3"}
+    assert "ended from outside" in failed["first_seed3_beta"]
+    assert units_of(tmp_path) == {"first_seed3_alpha", "first_seed3_gamma"}
+
+
+def test_an_error_of_any_kind_ends_its_unit_only(tmp_path):
+    arms = {"a": {"kind": "central"}, "b": {"kind": "iil"}}
+    experiment = load_experiment(write_experiment(tmp_path, arms=arms, budget={"rounds": 1}), None, tmp_path / "sites")
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "a_seed3").write_text("where the unit needs a folder")
+    failed = run_units(experiment.units, tmp_path, Watts(), 1, lambda ended, running: None)
+    assert set(failed) == {"a_seed3"}
+    assert "FileExistsError" in failed["a_seed3"]
+    assert units_of(tmp_path) == {"b_seed3"}
+
+
+def test_the_traceback_of_a_unit_lies_beside_its_log(tmp_path, monkeypatch):
+    file = write_experiment(tmp_path, arms={"a": {"kind": "central"}})
+    (unit,) = load_experiment(file, None, tmp_path / "sites").units
+
+    def broken(*arguments):
+        raise ZeroDivisionError("a sum over nothing")
+
+    monkeypatch.setattr(unit_run, "train", broken)
+    reason = try_unit(unit, tmp_path, Watts())
+    told = tmp_path / "work" / "a_seed3" / "error.txt"
+    assert reason == f"ZeroDivisionError: a sum over nothing. Its traceback is in {told}."
+    assert "in broken" in told.read_text("utf-8")
 
 
 def test_only_what_changed_is_done_again(tmp_path):

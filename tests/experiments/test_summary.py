@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fedseg.experiments.summary import compare_with_reference, results_frame, summarise, table_rows
+from fedseg.experiments.with_it import by_site
 from fedseg.tasks.objective import objective_of
 from fedseg.tasks.registry import resolve_task
 from tiny import TASK
@@ -145,3 +146,33 @@ def test_arms_are_compared_with_the_reference_patient_by_patient():
     assert (found["ciil"]["difference"], found["ciil"]["p"]) == (0.0, 1.0)
     turned = compare_with_reference(definition_of(reference="local"), KIND, frame)
     assert {line["arm"]: round(line["difference"], 6) for line in turned} == {"fedavg": 0.2, "ciil": 0.2}
+
+
+def test_a_site_that_is_left_out_stands_beside_itself_in_the_training():
+    values = {"a0": (0.5, 0.7), "b0": (0.6, 0.8), "b1": (0.4, 0.5)}
+    rows = [row("fedavg", "-", case[0], case, with_it) for case, (_, with_it) in values.items()]
+    rows += [row("fedavg", "-", case[0], case, v, fold=f"loso-{case[0]}") for case, (v, _) in values.items()]
+    # At a site that trains in a fold that leaves another one out, a model is neither without the site nor of all.
+    rows += [row("fedavg", "-", "a", "a0", 0.1, fold="loso-b"), row("fedavg", "-", "b", "b7", 0.9)]
+    folds = [*FOLDS, SimpleNamespace(name="loso-a", left_out="a")]
+    definition = definition_of()
+    frame = results_frame(definition, folds, rows)
+    home, apart = summarise(definition, KIND, frame)
+    assert (home["scope"], home["macro"], home["with_it"]) == ("home", pytest.approx((0.7 + 2.2 / 3) / 2), None)
+    assert apart["macro"] == pytest.approx((0.5 + 0.5) / 2)
+    # b7 was not tested without b.
+    assert apart["with_it"] == pytest.approx((0.7 + 0.65) / 2)
+    assert apart["gain"] == pytest.approx((0.2 + 0.2 + 0.1) / 3)
+    assert apart["gain_low"] <= apart["gain"] <= apart["gain_high"]
+    told = by_site(frame, {"dice": KIND.primary}, {"dice": 100})
+    assert [(line["site"], line["patients"]) for line in told] == [("a", 1), ("b", 2)]
+    assert [line["without"] for line in told] == pytest.approx([0.5, 0.5])
+    assert [line["with_it"] for line in told] == pytest.approx([0.7, 0.65])
+    assert [line["gain"] for line in told] == pytest.approx([0.2, 0.15])
+
+
+def test_a_site_that_never_trains_has_nothing_beside_it():
+    definition = definition_of()
+    rows = [row("fedavg", "-", "b", "b0", 0.5, fold="loso-b"), row("local", "a", "b", "b0", 0.5, fold="loso-b")]
+    found = summarise(definition, KIND, results_frame(definition, FOLDS[1:], rows))
+    assert [line["with_it"] for line in found] == [None, None]

@@ -71,6 +71,7 @@ def _run(options: argparse.Namespace, experiment: Experiment) -> int:
     jobs, costs = _jobs(options, experiment), _costs(experiment)
     record = describe(experiment, describe_costs(costs, jobs))
     write_json(options.out / FACTS, record)
+    _warn_of_names(record["names_in_common"])
     kept = [unit.name for unit in experiment.units if is_done(options.out, unit)]
     count = len(experiment.units)
     tell(f"{experiment.definition.name}: {count} units, of which {len(kept)} are done; {jobs} at a time")
@@ -79,6 +80,16 @@ def _run(options: argparse.Namespace, experiment: Experiment) -> int:
     summary = finish(experiment, options.out, record, failed, track, options.pictures)
     _print_summary(summary, options.out)
     return 0
+
+
+def _warn_of_names(names: Mapping[str, Sequence[str]]) -> None:
+    if names:
+        patient, places = next(iter(names.items()))
+        tell(
+            f"{len(names)} name(s) of patients occur at more than one place, first {patient} at {', '.join(places)}. "
+            "Where that is one person, drop one of the two, since a test shall know no one who trains.",
+            warning=True,
+        )
 
 
 def _jobs(options: argparse.Namespace, experiment: Experiment) -> int:

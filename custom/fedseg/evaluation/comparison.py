@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from fedseg.tasks.segmentation.metrics import score_case
 from fedseg.tasks.task import Task
 from fedseg.training.carried import one_site, train_carried
 from fedseg.training.trainer import SiteTrainer
+from fedseg.workers import worker_pool
 
 KINDS = ("local", "threshold")
 Summary = dict[str, Any]
@@ -69,7 +68,7 @@ def train_alone(plan: Plan, data: Path, sites: Sequence[str], num_rounds: int) -
     jobs = [(plan.to_dict(), str(data), site, list(sites), num_rounds) for site in sites]
     workers = max(1, min(len(sites), (os.cpu_count() or 1) // plan.training.threads))
     try:
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with worker_pool(workers) as pool:
             rows = list(pool.map(_train_one, jobs))
     except BrokenProcessPool:
         raise FedsegError("A process that trained a site's own model ended; was there enough memory?") from None

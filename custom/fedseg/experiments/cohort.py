@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,8 +60,11 @@ def read_cohort(definition: Definition, task: Task, data: Path, out: Path, progr
     Raises:
         UsageError, ConfigurationError, DataError: a path leads nowhere, sites are unknown, or cases cannot be used.
     """
-    settings = definition.data
-    folder = data / settings.folder if settings.folder is not None else _written(settings, task, data, out, progress)
+    settings, digests = definition.data, dict[Path, str]()
+    if settings.folder is not None:
+        folder = data / settings.folder
+    else:
+        folder, digests = _written(settings, task, data, out, progress)
     names = find_sites(folder)
     chosen = names if definition.sites is None else list(definition.sites)
     for name in chosen:
@@ -72,7 +75,8 @@ def read_cohort(definition: Definition, task: Task, data: Path, out: Path, progr
     external = {name: _external(task, data / path, settings) for name, path in definition.external.items()}
     every = [case for part in (*lists.values(), *external.values()) for name in SPLITS for case in part.split(name)]
     require_files(every)
-    return Cohort(lists, external, _digests((file for case in every for file in case.files), progress))
+    digests |= _digests((file for case in every for file in case.files if file not in digests), progress)
+    return Cohort(lists, external, digests)
 
 
 def _settled(task: Task, datalist: Datalist, settings: DataSettings) -> Datalist:
@@ -86,21 +90,20 @@ def _external(task: Task, path: Path, settings: DataSettings) -> Datalist:
     return Datalist(test=cases, task=task.name, convention=convention_of(path, task, cases, settings.convention))
 
 
-def _written(settings: DataSettings, task: Task, data: Path, out: Path, progress: Progress) -> Path:
-    """The folder with the sites of a pool, or of one data set for each site; made where it is missing."""
-    # A table that says something else since then spreads the cases in another way.
-    table = [] if settings.csv is None else [*_digests([data / settings.csv], silent).values()]
-    said = json.dumps([asdict(settings), task.to_dict(), str(data.resolve()), *table], sort_keys=True)
-    folder = out / hashlib.sha256(said.encode()).hexdigest()[:16]
+def _written(
+    settings: DataSettings, task: Task, data: Path, out: Path, progress: Progress
+) -> tuple[Path, dict[Path, str]]:
+    """The folder with the sites of a pool, or of one data set for each site, and digests of the files that they come
+    from; made where none is there of the same settings and the same contents."""
+    places = dict(settings.sources or {"": str(settings.source)})
+    found = {site: read_source(data / path, task, settings.convention) for site, path in places.items()}
+    digests = _digests((file for cases in found.values() for case in cases for file in case.files), progress)
+    folder = out / _key(settings, task, data, found, digests)
     if folder.is_dir():
-        return folder
+        return folder, digests
     fractions = {"validation": settings.validation, "test": settings.test}
-    if settings.sources is not None:
-        sites = {site: read_source(data / path, task, settings.convention) for site, path in settings.sources.items()}
-        source = data / next(iter(settings.sources.values()))
-    else:
-        source = data / str(settings.source)
-        sites = _spread(settings, read_source(source, task, settings.convention), data, fractions, progress)
+    sites = _spread(settings, found[""], data, fractions, progress) if settings.sources is None else found
+    source = data / next(iter(places.values()))
     every = [case for cases in sites.values() for case in cases]
     convention = convention_of(source, task, every, settings.convention, progress)
     notes = {"origin": origin_note(source)}
@@ -108,7 +111,20 @@ def _written(settings: DataSettings, task: Task, data: Path, out: Path, progress
         sites, folder, task, fractions, settings.seed, settings.scanner_shift, notes,
         progress=progress, convention=convention,
     )  # fmt: skip
-    return folder
+    return folder, digests
+
+
+def _key(
+    settings: DataSettings, task: Task, data: Path, found: Mapping[str, Sequence[Case]], digests: Mapping[Path, str]
+) -> str:
+    """A name for the sites that follow from settings, the table of a partition, and the contents of all files."""
+    table = [] if settings.csv is None else [*_digests([data / settings.csv], silent).values()]
+    contents = {
+        site: [[case.patient, case.missing, [[str(file), digests[file]] for file in case.files]] for case in cases]
+        for site, cases in found.items()
+    }
+    said = json.dumps([asdict(settings), task.to_dict(), str(data.resolve()), *table, contents], sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
 def _spread(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedseg import allowed
-from fedseg.allowed import one_of, optional, setting, settings, text, texts, whole
+from fedseg.allowed import one_of, optional, setting, settings, switch, text, texts, whole
 from fedseg.errors import ConfigurationError
 from fedseg.experiments.arms import Arm, parse_arms, parse_settings
 from fedseg.files.names import JOB, SITE
@@ -112,12 +112,19 @@ class FoldSettings:
         kind: ``none``: as the datalists say, one test; ``patients``: k-fold over the patients of each site;
             ``leave_one_site_out``: each site is the test of a training without it.
         k: parts of ``patients``.
+        with_it: with ``leave_one_site_out``: only the test cases of each site are tests, and all sites train in one
+            more fold, so that each site is tested on the same patients without it and with it.
         only: names of the folds that are run; None runs all.
     """
 
     kind: str = setting("none", one_of, choices=FOLD_KINDS)
     k: int = setting(5, whole, least=2, most=100)
+    with_it: bool = setting(False, switch)
     only: tuple[str, ...] | None = setting(None, texts)
+
+    def __post_init__(self) -> None:
+        if self.with_it and self.kind != "leave_one_site_out":
+            raise ConfigurationError("folds.with_it", True, "false where folds.kind is not leave_one_site_out")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from fedseg.experiments.cohort import Cohort, read_cohort
 from fedseg.experiments.definition import Definition, read_definition
 from fedseg.experiments.folds import Fold, make_folds
 from fedseg.experiments.pictures import write_pictures
+from fedseg.experiments.same_patients import names_in_common
 from fedseg.experiments.site_statistics import KEPT, check_minimum, leave_statistics
 from fedseg.experiments.summary import SUMMARY_FILES, write_summary
 from fedseg.experiments.tables import TABLES, finished, write_tables
@@ -205,6 +206,7 @@ def describe(experiment: Experiment, plan: Mapping[str, Any]) -> dict[str, Any]:
         "reference": definition.reference,
         "sites": {site: _cases(cohort, datalist) for site, datalist in cohort.sites.items()},
         "external": {site: _cases(cohort, datalist) for site, datalist in cohort.external.items()},
+        "names_in_common": names_in_common({**cohort.sites, **cohort.external}, cohort.digests),
         "folds": {fold.name: _fold(fold) for fold in experiment.folds},
         "arms": _arms(experiment),
         "watts": {"cpu": definition.watts.cpu, "gpu": definition.watts.gpu},

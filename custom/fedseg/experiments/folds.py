@@ -11,6 +11,7 @@ from fedseg.errors import ConfigurationError, DataError, UsageError
 from fedseg.evaluation.experiment_folder import LEFT_OUT
 from fedseg.experiments.cohort import Cohort
 from fedseg.experiments.definition import DataSettings, Definition, FoldSettings
+from fedseg.experiments.same_patients import check_apart
 from fedseg.randomness import derive_seed, generator
 
 SINGLE = "-"
@@ -43,7 +44,7 @@ def make_folds(definition: Definition, cohort: Cohort) -> list[Fold]:
 
     Raises:
         UsageError: there is one site, and it is to be left out.
-        DataError: a site has too few patients, or no cases to train on.
+        DataError: a site has too few patients, or no cases to train on; or an image is a test and trains elsewhere.
         ConfigurationError: ``folds.only`` names another fold than there are.
     """
     settings = definition.folds
@@ -52,7 +53,8 @@ def make_folds(definition: Definition, cohort: Cohort) -> list[Fold]:
     elif settings.kind == "leave_one_site_out":
         if len(cohort.sites) < 2:
             raise UsageError("folds.kind is leave_one_site_out, but there is one site only. Choose patients or none.")
-        folds = [_without(site, cohort) for site in cohort.sites]
+        whole = [_fold(SINGLE, cohort.sites, cohort)] if settings.with_it else []
+        folds = [*whole, *(_without(site, cohort, settings.with_it) for site in cohort.sites)]
     else:
         folds = [_fold(SINGLE, cohort.sites, cohort)]
     names = [fold.name for fold in folds]
@@ -62,6 +64,7 @@ def make_folds(definition: Definition, cohort: Cohort) -> list[Fold]:
     chosen = [fold for fold in folds if settings.only is None or fold.name in settings.only]
     for fold in chosen:
         _check(fold)
+        check_apart(fold.name, fold.training, fold.tests, cohort.digests)
     return chosen
 
 
@@ -75,11 +78,20 @@ def _only_test(datalist: Datalist) -> Datalist:
     return replace(datalist, training=(), validation=(), test=datalist.split(datalist.final_split))
 
 
-def _without(site: str, cohort: Cohort) -> Fold:
-    """A fold in which a site does not train; all its cases are tests."""
+def _without(site: str, cohort: Cohort, same_tests: bool) -> Fold:
+    """A fold in which a site does not train; all its cases are tests, or those that also a training with it spares.
+
+    Raises:
+        DataError: ``same_tests``, and the site has no test case.
+    """
     others = {name: datalist for name, datalist in cohort.sites.items() if name != site}
     fold, datalist = _fold(LEFT_OUT + site, others, cohort), cohort.sites[site]
-    every = tuple(dict.fromkeys(case for split in SPLITS for case in datalist.split(split)))
+    if same_tests and not datalist.test:
+        raise DataError(
+            f"{site} has no test case, on which folds.with_it compares. Give it some, or leave with_it out."
+        )
+    splits = ("test",) if same_tests else SPLITS
+    every = tuple(dict.fromkeys(case for split in splits for case in datalist.split(split)))
     tests = {**fold.tests, site: replace(datalist, training=(), validation=(), test=every)}
     return replace(fold, tests={name: tests[name] for name in sorted(tests)})
 

@@ -12,6 +12,7 @@ from fedseg.evaluation.experiment_folder import GLOBAL, RESULT_COLUMNS
 from fedseg.evaluation.fairness import fairness
 from fedseg.evaluation.intervals import FEWEST_SITES, LEVEL, SAMPLES, bootstrap_mean
 from fedseg.evaluation.paired_tests import compare_arms, holm
+from fedseg.experiments import with_it
 from fedseg.experiments.definition import Definition
 from fedseg.experiments.folds import Fold
 from fedseg.experiments.rows import Row, as_csv
@@ -27,7 +28,7 @@ leaves out; at a site that never trains."""
 _GROUP = ["arm", "model", "scope", "metric", "region"]
 COLUMNS = (
     *_GROUP, "macro", "macro_low", "macro_high", "pooled", "pooled_low", "pooled_high", "sites", "cases", "patients",
-    "worst_site", "worst", "spread", "seeds", "seed_deviation",
+    "worst_site", "worst", "spread", "seeds", "seed_deviation", *with_it.COLUMNS,
 )  # fmt: skip
 _SAMPLES = 2000
 """Draws of each interval and test that are not of the primary score: there are hundreds of them."""
@@ -46,8 +47,8 @@ def write_summary(
         out: folder of the experiment.
 
     Returns:
-        The content of ``summary.json``: ``rows`` with the columns of ``summary.csv``, and ``comparisons``, see
-        ``compare_with_reference``.
+        The content of ``summary.json``: ``rows`` with the columns of ``summary.csv``, ``comparisons``, see
+        ``compare_with_reference``, and ``left_out``, see ``with_it.by_site``.
     """
     frame = results_frame(definition, folds, rows)
     lines = summarise(definition, kind, frame)
@@ -58,6 +59,7 @@ def write_summary(
         "level": LEVEL,
         "rows": lines,
         "comparisons": compare_with_reference(definition, kind, frame),
+        "left_out": with_it.by_site(frame, _scores(kind), {name: _draws(kind, name) for name in _scores(kind)}),
     }
     write_whole(out / SUMMARY_CSV, as_csv(COLUMNS, lines))
     write_json(out / SUMMARY_JSON, content)
@@ -65,13 +67,18 @@ def write_summary(
 
 
 def results_frame(definition: Definition, folds: Sequence[Fold], rows: Sequence[Row]) -> pd.DataFrame:
-    """The rows of the results that have a value, with the columns ``model`` and ``scope`` beside theirs."""
+    """The rows of the results that have a value, with the columns ``model`` and ``scope`` beside theirs.
+
+    Where some folds leave no site out, those that do count at the site that they leave out only.
+    """
     frame = pd.DataFrame.from_records(list(rows), columns=list(RESULT_COLUMNS))
     left_out = {fold.name: fold.left_out for fold in folds}
     frame["value"] = frame["value"].astype(float)
     frame["model"] = [SHARED if site == GLOBAL else OWN for site in frame["site"]]
     where = zip(frame["fold"], frame["site"], frame["evaluated_at"], strict=True)
     frame["scope"] = [_scope(definition, left_out[fold], site, place) for fold, site, place in where]
+    if not all(left_out.values()):
+        frame = frame[(frame["fold"].map(left_out) == "") | (frame["scope"] == LEFT_OUT)]
     return frame.dropna(subset=["value"])
 
 
@@ -85,14 +92,25 @@ def _scope(definition: Definition, left_out: str, site: str, place: str) -> str:
 
 def summarise(definition: Definition, kind: Objective, frame: pd.DataFrame) -> list[Row]:
     """One row for each arm, kind of model, scope, metric and region; arms, metrics and regions keep their order."""
-    scores = {score.name: score for score in kind.scores}
-    found = []
+    scores, found = _scores(kind), []
     for key, group in frame.groupby(_GROUP, sort=False):
         about = dict(zip(_GROUP, key, strict=True))
-        samples = SAMPLES if about["metric"] == kind.primary.name else _SAMPLES
-        found.append({**about, **_numbers(group, scores[about["metric"]], samples)})
+        score, samples = scores[about["metric"]], _draws(kind, about["metric"])
+        beside = dict[str, Any].fromkeys(with_it.COLUMNS)
+        if (about["scope"], about["model"]) == (LEFT_OUT, SHARED):
+            beside = with_it.beside(group, with_it.of_all_sites(frame, group), score, samples)
+        found.append({**about, **_numbers(group, score, samples), **beside})
     arms = list(definition.arms)
     return sorted(found, key=lambda row: (arms.index(row["arm"]), row["model"] == OWN, SCOPES.index(row["scope"])))
+
+
+def _scores(kind: Objective) -> dict[str, Score]:
+    return {score.name: score for score in kind.scores}
+
+
+def _draws(kind: Objective, metric: str) -> int:
+    """Draws of each interval and test of a metric."""
+    return SAMPLES if metric == kind.primary.name else _SAMPLES
 
 
 def _numbers(group: pd.DataFrame, score: Score, samples: int) -> Row:
@@ -148,7 +166,7 @@ def compare_with_reference(definition: Definition, kind: Objective, frame: pd.Da
         named = [key for key in ((definition.reference, SHARED), (definition.reference, OWN)) if key in tables]
         if not named:
             continue
-        samples = SAMPLES if metric == kind.primary.name else _SAMPLES
+        samples = _draws(kind, str(metric))
         reference = tables[named[0]]
         lines = [
             {"arm": key[0], "model": key[1], "scope": scope, "metric": metric, **_compared(table, reference, samples)}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
+import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from fedseg.files.documents import load_json, sync, write_json, write_whole
 from fedseg.processes import MemoryWatch
 
 UNITS, WORK, CACHE = "units", "work", "cache"
-RECORD, ROWS = "unit.json", "rows.json"
+RECORD, ROWS, ERROR = "unit.json", "rows.json", "error.txt"
 PROGRESS = "progress"
 JOULES_PER_KWH = 3.6e6
 _TRAINING_SHARE = 0.9
@@ -84,6 +86,28 @@ def is_done(out: Path, unit: Unit) -> bool:
     """Whether the unit, as it is defined now, is finished."""
     record = read_record(out, unit.name)
     return record is not None and record.digest == unit.digest
+
+
+def try_unit(unit: Unit, out: Path, watts: Watts) -> str:
+    """Do a unit, unless it is done; whatever goes wrong ends this unit only.
+
+    Args:
+        unit, out, watts: as of ``run_unit``.
+
+    Returns:
+        Why it failed; empty where it is done. The traceback lies in ``work/<unit>/error.txt``.
+    """
+    try:
+        run_unit(unit, out, watts)
+    except Exception as error:
+        told = out / WORK / unit.name / ERROR
+        with suppress(OSError):  # on a full disk the reason is all that there is
+            told.parent.mkdir(parents=True, exist_ok=True)
+            told.write_text(traceback.format_exc(), "utf-8")
+        if isinstance(error, FedsegError):
+            return str(error)
+        return f"{type(error).__name__}: {str(error).rstrip('.')}. Its traceback is in {told}."
+    return ""
 
 
 def run_unit(unit: Unit, out: Path, watts: Watts) -> None:

@@ -109,7 +109,7 @@ def test_the_digest_is_that_of_the_content(tmp_path):
 def test_the_experiments_of_the_repository_are_valid(file):
     found = read_definition(file)
     assert found.name == file.stem
-    assert found.arms["central"].kind == "central"
+    assert found.reference in found.arms
     for job in [found.job, *(arm.job for arm in found.arms.values() if arm.job)]:
         assert (job / "meta.json").is_file()
     assert set(found.raw) <= set(KEYS)

@@ -4,12 +4,17 @@ import copy
 
 import pytest
 
+from fedseg.contract.plan import parse_plan
 from fedseg.errors import FedsegError
 from fedseg.experiments.arms import Arm
 from fedseg.experiments.cost_plan import Speed, unit_cost
-from fedseg.experiments.experiment import load_experiment
+from fedseg.experiments.experiment import describe, load_experiment
 from fedseg.experiments.units import planned
-from tiny import make_sites
+from fedseg.files.digest import model_digest
+from fedseg.jobs.job import read_job
+from fedseg.models.model_file import write_model
+from fedseg.networks.weights import get_weights
+from tiny import PLAN, make_sites
 from tiny_experiment import JOBS, SITES, write_experiment
 
 
@@ -164,3 +169,16 @@ def test_a_random_order_follows_from_the_seed():
     assert all(sorted(order) == sorted(sizes) for order in orders)
     assert orders[0] == arm.visited(copy.copy(sizes), 0)
     assert len({tuple(order) for order in orders}) == 3
+
+
+def test_what_an_arm_started_from_is_recorded(tmp_path):
+    file = write_experiment(tmp_path, arms={"central": {"kind": "central"}, "tuned": {"job": "tuned"}})
+    plan = parse_plan(PLAN)
+    weights = get_weights(plan.build_network())
+    job = read_job(tmp_path / "job")
+    job.initial = write_model(tmp_path / "before.safetensors", plan, weights, 4)
+    job.write(tmp_path / "tuned")
+    arms = describe(load_experiment(file, None, tmp_path / "sites"), {})["arms"]
+    assert "initial" not in arms["central"]
+    told = {"digest": model_digest(weights), "method": plan.method, "seed": plan.seed, "round": 4}
+    assert arms["tuned"]["initial"] == told

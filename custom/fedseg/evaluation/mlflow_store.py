@@ -18,6 +18,10 @@ _METRICS, _PARAMETERS, _LONGEST = 1000, 100, 6000
 _SQLITE = "sqlite:///"
 
 
+class ExportedBeforeError(UsageError):
+    """The run is in the experiment of MLflow already."""
+
+
 def local_store(folder: Path) -> str:
     """The URI of a store in a folder: a database of SQLite, with the files of runs in ``mlartifacts`` beside it."""
     return f"{_SQLITE}{folder.resolve() / 'mlflow.db'}"
@@ -27,12 +31,13 @@ def export_run(tracked: Tracked, uri: str, experiment: str) -> str:
     """Write a run, and return the id that MLflow gave it.
 
     Args:
-        tracked: see ``tracked_run``.
+        tracked: see ``tracked_run``, and ``experiments.tracking.tracked_units``.
         uri: of the store, as MLflow names it: ``sqlite:///...``, ``file:///...``, ``https://...``.
         experiment: of MLflow, made if it is missing.
 
     Raises:
-        UsageError: MLflow is not installed, or the run is there already.
+        ExportedBeforeError: the run is there already.
+        UsageError: MLflow is not installed.
         FedsegError: the store cannot be written into; the text is MLflow's.
     """
     try:
@@ -81,7 +86,7 @@ def _refuse_twice(client: Any, number: str, experiment: str, tracked: Tracked) -
     run_id = tracked.tags["run_id"]
     found = client.search_runs([number], f"tags.`{TAG}` = '{run_id}'", max_results=1)
     if run_id and found:
-        raise UsageError(
+        raise ExportedBeforeError(
             f"This run is in the experiment {experiment} already, as {found[0].info.run_id}. Delete it there, or name "
             "another --experiment."
         )

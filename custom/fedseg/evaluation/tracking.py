@@ -16,8 +16,9 @@ from fedseg.tasks.objective import MEAN
 
 PICTURES = ("overlays", "gallery", "inversion")
 """Figures that show images of cases."""
+NESTED = ("network", "training", "workflow", "selection", "split")
+"""Parts of a summary whose settings become parameters."""
 _PARAMETERS = ("job", "task", "method", "seed", "threads_per_site", "empty_convention")
-_NESTED = ("network", "training", "workflow", "selection", "split")
 _SITE_NUMBERS = ("train_loss", "val_loss", "weight", "cases", "bytes_up", "bytes_down", "seconds")
 # What MLflow takes in the name of a metric; Weights & Biases takes more.
 _STRANGE = re.compile(r"[^\w\-. /:]")
@@ -37,12 +38,12 @@ class Point:
 
 @dataclass
 class Tracked:
-    """What a tracker gets of a run.
+    """What a tracker gets of a run, or of a unit of an experiment.
 
     Attributes:
         name: of the run.
         parameters: settings as text.
-        tags: ``run_id``, ``date``, and the versions of packages.
+        tags: ``run_id`` (of a unit its digest), ``date``, and the versions of packages.
         points: numbers, in the order of their steps.
         files: what is attached, by the folder in the tracker.
     """
@@ -77,18 +78,19 @@ def tracked_run(run: Path, pictures: bool = False, models: bool = False) -> Trac
 def _parameters(summary: Summary) -> dict[str, str]:
     history = rows(summary, "rounds")
     chosen: dict[str, Any] = {name: summary[name] for name in _PARAMETERS if name in summary}
-    for name in _NESTED:
-        chosen |= _flat(part(summary, name), name)
-    chosen |= _flat(dict(history[-1].get("rule") or {}) if history else {}, "rule")
+    for name in NESTED:
+        chosen |= flat(part(summary, name), name)
+    chosen |= flat(dict(history[-1].get("rule") or {}) if history else {}, "rule")
     chosen |= {"sites": len(summary.get("sites") or []), "rounds": len(history)}
     return {name: plain(value) for name, value in chosen.items()}
 
 
-def _flat(content: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+def flat(content: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The values of nested objects, by their names joined with points."""
     result: dict[str, Any] = {}
     for key, value in content.items():
         name = f"{prefix}.{key}"
-        result |= _flat(value, name) if isinstance(value, Mapping) else {name: value}
+        result |= flat(value, name) if isinstance(value, Mapping) else {name: value}
     return result
 
 
@@ -100,14 +102,14 @@ def _rounds(summary: Summary) -> Iterator[Point]:
         for name in _SITE_NUMBERS:
             # What was measured on the model that a site received belongs to the round before.
             step = row["made"] if name == "val_loss" else row.get("round")
-            yield from _point(f"{name}/{row['site']}", row.get(name), step)
+            yield from known_point(f"{name}/{row['site']}", row.get(name), step)
         for output in (MEAN, *kind.outputs):
             value = row.get(score.title if output == MEAN else f"{score.title} {output}")
-            yield from _point(f"val_{score.name}/{row['site']}/{output}", value, row["made"])
+            yield from known_point(f"val_{score.name}/{row['site']}/{output}", value, row["made"])
     for entry in rows(summary, "rounds"):
         made = number(entry.get("round"))
-        yield from _point(f"val_{score.name}/pooled/{MEAN}", entry.get(f"val_{score.name}"), made)
-        yield from _point("round_seconds", entry.get("seconds"), None if made is None else nth(int(made)))
+        yield from known_point(f"val_{score.name}/pooled/{MEAN}", entry.get(f"val_{score.name}"), made)
+        yield from known_point("round_seconds", entry.get("seconds"), None if made is None else nth(int(made)))
 
 
 def _final(summary: Summary) -> Iterator[Point]:
@@ -118,13 +120,14 @@ def _final(summary: Summary) -> Iterator[Point]:
         for score in kind.scores:
             for output in (*kind.outputs, MEAN):
                 name = f"final_{score.name}/{means.get(str(site), site)}/{output}"
-                yield from _point(name, row.get(f"{score.title} {output}"), last)
+                yield from known_point(name, row.get(f"{score.title} {output}"), last)
     for name, value in part(summary, "cost").items():
-        yield from _point(f"cost/{name}", value, last)
-    yield from _point(f"best_{kind.primary.name}", part(summary, "best").get(f"mean_{kind.primary.name}"), last)
+        yield from known_point(f"cost/{name}", value, last)
+    yield from known_point(f"best_{kind.primary.name}", part(summary, "best").get(f"mean_{kind.primary.name}"), last)
 
 
-def _point(name: str, value: Any, step: Any) -> Iterator[Point]:
+def known_point(name: str, value: Any, step: Any) -> Iterator[Point]:
+    """A number at a step, under a name that trackers take; nothing where there is no number."""
     known, at = number(value), number(step)
     if known is not None and at is not None:
         yield Point(_STRANGE.sub("_", name), known, int(at))

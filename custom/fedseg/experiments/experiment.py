@@ -29,11 +29,13 @@ from fedseg.experiments.summary import SUMMARY_FILES, write_summary
 from fedseg.experiments.tables import TABLES, finished, write_tables
 from fedseg.experiments.unit_run import CACHE, UNITS, WORK
 from fedseg.experiments.units import Unit, base_job, make_units
+from fedseg.files.digest import model_digest
 from fedseg.files.documents import load_json, write_json
 from fedseg.files.folders import clear_output
 from fedseg.files.outputs import check_new_folder, check_outputs
 from fedseg.jobs.job import Job
 from fedseg.memory import machine_memory
+from fedseg.models.model_file import read_model
 from fedseg.statistics.document import FILE
 from fedseg.version import versions
 
@@ -240,7 +242,15 @@ def _arms(experiment: Experiment) -> dict[str, Any]:
             found[arm.name]["plan"] = unit.job.plan.to_dict()
             if arm.kind == JOB_ARM:
                 found[arm.name] |= {"job": unit.job.name, "server": unit.job.server, "client": unit.job.client}
+                found[arm.name] |= {"initial": _initial(unit.job.initial)} if unit.job.initial else {}
     return {name: found[name] for name in experiment.definition.arms}
+
+
+def _initial(path: Path) -> dict[str, Any]:
+    """The model file from which a job starts: its digest, and what the file says of its making."""
+    model = read_model(path)
+    made = {name: model.notes.get(name) for name in ("method", "seed", "round")}
+    return {"digest": model_digest(model.weights), **made}
 
 
 def machine() -> dict[str, Any]:

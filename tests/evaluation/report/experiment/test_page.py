@@ -145,6 +145,22 @@ def test_every_item_of_a_checklist_has_an_answer_or_an_owner(tmp_path: Path) -> 
         assert {answers[name][item] for item in items} == {AUTHORS}
 
 
+def test_the_checklist_says_from_what_each_arm_started(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path / "e", arms=("local", "fedavg", "ditto"), seeds=2)
+
+    def said() -> str:
+        experiment = read_experiment(folder)
+        rows = checklists(experiment, arm_frame(experiment, scores_of(experiment)[0]))["CLAIM 2024"].rows
+        return next(row[2] for row in rows if row[0] == "24")
+
+    assert said() == "drawn from the seed of the training; 2 seeds"
+    facts = json.loads((folder / "experiment.json").read_text())
+    facts["arms"]["fedavg"]["initial"] = {"digest": "4f" * 32, "method": "fedprox", "seed": 7, "round": 11}
+    (folder / "experiment.json").write_text(json.dumps(facts))
+    started = "a model file, trained before by fedprox to round 12 (seed 7, SHA-256 of its arrays 4f4f4f4f4f4f4f4f...)"
+    assert said() == f"local, ditto: drawn from the seed of the training; fedavg: {started}; 2 seeds"
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_experiment(tmp_path / "e", arms=("local", "fedavg"), seeds=1)
     assert main(["report", str(folder)]) == 0

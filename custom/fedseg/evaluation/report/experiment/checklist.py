@@ -7,9 +7,13 @@ names of items are shortened; the texts in the two papers hold.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pandas as pd
 
-from fedseg.evaluation.experiment_folder import LEFT_OUT, Experiment
+from fedseg.contract.round_numbers import nth
+from fedseg.evaluation.experiment_folder import LEFT_OUT, OWN, Experiment
 from fedseg.evaluation.report.experiment.subject import (
     ENSEMBLE,
     arms_of_kind,
@@ -148,7 +152,7 @@ def _model(experiment: Experiment) -> dict[str, str]:
     settings = ", ".join(f"{name.replace('_', ' ')} {plain(value)}" for name, value in training.items())
     return {
         "model": ", ".join(f"{name.replace('_', ' ')} {plain(value)}" for name, value in network.items()),
-        "initial": f"drawn from the seed of the training; {seeds}",
+        "initial": f"{_initial(experiment)}; {seeds}",
         "training": "; ".join(filter(None, [budget, settings])),
         "selection": "the model after the last round",
         "ensemble": f"{', '.join(ensembles)}: mean of probabilities" if ensembles else "",
@@ -157,6 +161,24 @@ def _model(experiment: Experiment) -> dict[str, str]:
         "details": f"definition with SHA-256 {digest[:16]}..., see versions and hashes" if digest else "",
         "availability": "software: fedseg, Apache-2.0; model and data: the authors'",
     }
+
+
+def _initial(experiment: Experiment) -> str:
+    """From what arms started: weights drawn from the seed, or a model file, and how that was made."""
+    starts: dict[str, list[str]] = {}
+    for arm in experiment.arms:
+        told = part(experiment.facts, "arms", arm.removesuffix(OWN), "initial")
+        starts.setdefault(_file_words(told) if told else "drawn from the seed of the training", []).append(arm)
+    if len(starts) == 1:
+        return next(iter(starts))
+    return "; ".join(f"{', '.join(arms)}: {start}" for start, arms in starts.items())
+
+
+def _file_words(told: Mapping[str, Any]) -> str:
+    """An initial model, as ``experiment.json`` tells it; its round counts from 0, and -1 is before any training."""
+    made = nth(int(told["round"]))
+    how = f"trained before by {told['method']} to round {made}" if made else "not trained"
+    return f"a model file, {how} (seed {told['seed']}, SHA-256 of its arrays {str(told['digest'])[:16]}...)"
 
 
 def _results(experiment: Experiment, arms: pd.DataFrame) -> dict[str, str]:

@@ -179,13 +179,14 @@ def _data_words(experiment: Experiment) -> str:
 
 
 def _fold_words(experiment: Experiment) -> str:
-    folds, definition = experiment.results["fold"].unique(), part(experiment.facts, "definition")
-    kind = str(part(definition, "folds").get("kind", ""))
+    folds = experiment.results["fold"].unique()
     apart = sum(str(fold).startswith("loso-") for fold in folds)
     k = len(folds) - apart
     sentences = [f"Cases were held out by {k}-fold cross-validation over patients."] if k > 1 else []
-    sentences += ["Test cases were fixed before training."] if k == 1 and kind != "leave_one_site_out" else []
+    sentences += ["Test cases were fixed before training."] if k == 1 else []
     sentences += [f"{apart} trainings left out one site each and were tested there."] if apart else []
+    same = part(experiment.facts, "definition", "folds").get("with_it")
+    sentences += ["Sites were tested on the same patients without them and with them in the training."] if same else []
     return " ".join(sentences)
 
 

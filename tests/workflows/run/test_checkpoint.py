@@ -1,5 +1,9 @@
 """Checkpoints come back to the last bit, and only the right ones are kept."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -80,3 +84,27 @@ def test_a_history_larger_than_a_header_may_be_is_stored(tmp_path):
     values = {"best_round": None, "rounds": ["x" * 1000] * 110_000}
     Checkpoints(tmp_path).save(0, ARRAYS, values)
     assert len(Checkpoints(tmp_path).load(0)[1]["rounds"]) == 110_000
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from fedseg.workflows.run.checkpoint import Checkpoints
+held = Checkpoints(Path(sys.argv[1]))
+held.lock()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_run_that_goes_on_elsewhere_is_refused_until_that_process_is_gone(tmp_path):
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "run")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, **pipes) as process:
+        assert process.stdout.readline().strip() == b"held"
+        with pytest.raises(CheckpointError, match="The run run is still going in another process; end that one first"):
+            Checkpoints(tmp_path / "run").lock()
+        process.kill()
+        process.wait()
+    Checkpoints(tmp_path / "run").lock()

@@ -71,6 +71,8 @@ def seen(tmp_path_factory):
             with local.coordinator(SECONDS) as coordinator:
                 job_id = coordinator.submit(job)
                 status = coordinator.wait(job_id, timeout=SECONDS)
+                (folder / "fetched").mkdir()
+                coordinator.download(job_id, folder / "fetched")
         except Exception as error:
             pytest.fail(f"{type(error).__name__}: {error}\n{local.tails()}")
         tails = local.tails()
@@ -85,7 +87,7 @@ def test_the_job_ends_well(seen):
 def test_curves_of_the_site_that_allows_them_lie_in_mlflow(seen):
     from mlflow.tracking import MlflowClient
 
-    (store,) = seen.folder.rglob("mlflow.db")
+    (store,) = (seen.folder / "fetched").rglob("mlflow.db")
     client = MlflowClient(tracking_uri=f"sqlite:///{store}")
     runs = client.search_runs([client.get_experiment_by_name("study").experiment_id])
     told = {run.info.run_name.split("-")[0]: run for run in runs}

@@ -43,6 +43,9 @@ STEPS = "fedseg_privacy"
 EVALUATE = "fedseg_evaluate"
 OWN_MODEL = "fedseg_own_model"
 
+# meta of `validate`: local epochs for which a site goes on with the model for itself, see `workflow.fine_tune`
+FINE_TUNE = "fedseg_fine_tune"
+
 # in the answer to `prepare`, in the place of all counts: the site scores models and never trains
 EVALUATES = "evaluates"
 # in the answer to `prepare`, beside the counts of cases

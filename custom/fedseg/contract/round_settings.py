@@ -10,7 +10,7 @@ from fedseg.contract.settings import TrainingSettings
 from fedseg.errors import RefusalError
 
 META_KEY = "fedseg_round_settings"
-_MOST_EPOCHS, _MOST_CASES = 1000, 1_000_000
+MOST_EPOCHS, _MOST_CASES = 1000, 1_000_000
 
 
 def round_steps(settings: TrainingSettings, cases: int, epoch_cases: int | None = None) -> int:
@@ -80,7 +80,7 @@ def parse_round_settings(meta: Mapping[str, Any]) -> RoundSettings:
     known = {field.name for field in fields(RoundSettings)}
     if not isinstance(content, Mapping) or not set(content) <= known:
         raise RefusalError("plan", f"The settings of the round are not some of {sorted(known)}.")
-    for name, most in (("local_epochs", _MOST_EPOCHS), ("epoch_cases", _MOST_CASES)):
+    for name, most in (("local_epochs", MOST_EPOCHS), ("epoch_cases", _MOST_CASES)):
         count = content.get(name, 1)
         if type(count) is not int or not 1 <= count <= most:
             raise RefusalError("plan", f"The round's {name} is not a whole number from 1 to {most}.")

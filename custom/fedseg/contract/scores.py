@@ -12,6 +12,11 @@ from fedseg.tasks.objective import MEAN, SCORED, Objective, ScoredCase, cases_wi
 PERSONAL = "personal"
 """Key of the scores of a site's personal model, see ``TrainingHook.personal_model``, beside those of the global one."""
 
+FINE_TUNED = "fine_tuned"
+"""Key of the scores of the last model after a site has trained it for itself, see ``workflow.fine_tune``."""
+BESIDE = (PERSONAL, FINE_TUNED)
+"""Models that a site has for itself beside the one that it scores."""
+
 INTERVALS = "intervals"
 """Key of the 95% intervals of the means: score -> output -> ``[low, high]``, or null where there are too few cases."""
 FEWEST = 5
@@ -120,7 +125,7 @@ def models_of(part: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     >>> len(models_of({"split": "test", "cases": 2, "personal": {"cases": 2}}))
     2
     """
-    return [part, part[PERSONAL]] if PERSONAL in part else [part]
+    return [part, *(part[name] for name in BESIDE if name in part)]
 
 
 def scores_fault(kind: Objective, part: Mapping[str, Any]) -> str:
@@ -129,16 +134,16 @@ def scores_fault(kind: Objective, part: Mapping[str, Any]) -> str:
     Args:
         kind: of the task.
         part: ``split``, ``loss``, ``intervals`` and what ``Objective.summarise`` gives, of the global model; under
-            ``personal`` the same without ``split`` of the site's personal one.
+            each of ``BESIDE`` the same without ``split`` of a model that the site has for itself.
     """
     if not all(isinstance(each, Mapping) for each in models_of(part)):
-        return "the scores of its personal model are no numbers by name"
+        return "the scores of its own model are no numbers by name"
     for each in models_of(part):
         if not is_count(each.get("cases")) or each["cases"] != part["cases"]:
             return "its scores do not count their cases"
         if each.get("loss") is not None and not is_number(each["loss"]):
             return "its loss is something else than a finite number"
-        further = ("loss", INTERVALS, "split", PERSONAL) if each is part else ("loss", INTERVALS)
+        further = ("loss", INTERVALS, "split", *BESIDE) if each is part else ("loss", INTERVALS)
         if fault := kind.fault(each, further) or _interval_fault(kind, each):
             return fault
     return ""

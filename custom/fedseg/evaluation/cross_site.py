@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fedseg.contract.scores import is_withheld, withheld_words
+from fedseg.contract.scores import BESIDE, is_withheld, withheld_words
 from fedseg.evaluation.case_intervals import told_bounds
 from fedseg.evaluation.fairness import Fairness, fairness_of_sites
 from fedseg.tasks.objective import MEAN, Objective
@@ -98,7 +98,7 @@ def cell_of(part: Mapping[str, Any]) -> Cell:
         return Cell(withheld=withheld_words(part))
     if not part.get("cases"):
         return Cell(missing="no cases to score")
-    return Cell({key: value for key, value in part.items() if key not in ("split", PERSONAL)})
+    return Cell({key: value for key, value in part.items() if key not in ("split", *BESIDE)})
 
 
 @dataclass

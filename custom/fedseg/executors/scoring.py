@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -10,8 +11,17 @@ from nvflare.apis.dxo import DXO, DataKind
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 
-from fedseg.contract.protocol import AS_IT_IS, MODEL_NAME, SPLITS
-from fedseg.contract.scores import FEWEST, PERSONAL, WITHHELD, is_withheld, patients_with, without_rare
+from fedseg.contract.protocol import AS_IT_IS, FINE_TUNE, MODEL_NAME, SPLITS
+from fedseg.contract.round_settings import MOST_EPOCHS
+from fedseg.contract.scores import (
+    FEWEST,
+    FINE_TUNED,
+    PERSONAL,
+    WITHHELD,
+    is_withheld,
+    patients_with,
+    without_rare,
+)
 from fedseg.errors import RefusalError
 from fedseg.evaluation.case_intervals import summarise_cases
 from fedseg.executors.site_session import SiteSession
@@ -28,6 +38,10 @@ LAST = "last"
 OWN_MODEL = "own.safetensors"
 """The last model with the arrays that the site keeps for itself, in its folder of the run."""
 
+FINE_TUNED_MODEL = "fine-tuned.safetensors"
+"""The last model after the site has trained it for itself, there too."""
+logger = logging.getLogger(__name__)
+
 
 def score_model(
     session: SiteSession, trainer: SiteTrainer, received: Arrays, meta: Mapping[str, Any], fl_ctx: FLContext
@@ -35,8 +49,8 @@ def score_model(
     """Summaries over the cases of each split asked for; the scores of single cases stay at the site.
 
     A model that the job brings as a file is scored as it is; every other one with the layers that the site keeps for
-    itself in it. The site's personal model, where the method keeps one, is scored beside the last global one on the
-    final split.
+    itself in it. What the site has for itself is scored beside the last global model on the final split: its personal
+    model, where the method keeps one, and the last model as it has trained it further, where the job asks for that.
 
     Args:
         session: of the run.
@@ -46,9 +60,10 @@ def score_model(
         fl_ctx: of the task.
 
     Raises:
-        RefusalError: the site lacks layers of the model that stay where they are trained (reason ``state``).
+        RefusalError: the site lacks layers of the model that stay where they are trained (reason ``state``), or the
+            task asks for what no job may (``plan``).
     """
-    as_it_is = meta.get(AS_IT_IS) is True
+    epochs, as_it_is = _epochs_asked(meta), meta.get(AS_IT_IS) is True
     if session.evaluates and trainer.private and not as_it_is:
         # In the server's model these are as the run began, so its scores here would be those of no model.
         text = "The model has layers that stay at the sites that train; this site does not train, and has none."
@@ -64,12 +79,12 @@ def score_model(
     cases = {split: len(scores) for split, scores in scored.items()}
     session.record.scored(name, received, meta, cases, encrypts(fl_ctx))
     write_case_scores(session.folder, name, trainer.datalist, scored)
-    own = _score_personal_model(session, trainer) if name == LAST and "final" in splits else []
+    own = _score_beside(session, trainer, weights, epochs) if name == LAST and "final" in splits else {}
     if session.policy.scores_leave(session.guaranteed):
         told = {split: _told(session, trainer.objective, split, scored[split]) for split in scored}
         data = {asked: dict(told[split]) for asked, split in splits.items()}
         if own and not is_withheld(data["final"]):
-            data["final"][PERSONAL] = _summary(session, trainer.objective, own)
+            data["final"] |= {kind: _summary(session, trainer.objective, cases) for kind, cases in own.items()}
     else:
         split = trainer.datalist.final_split
         kept = {"split": split, "cases": trainer.count(split), WITHHELD: True}
@@ -77,14 +92,44 @@ def score_model(
     return DXO(DataKind.METRICS, data=data).to_shareable()
 
 
-def _score_personal_model(session: SiteSession, trainer: SiteTrainer) -> list[ScoredCase]:
-    """Scores of the site's personal model on its final split, by case also on its disk; empty without such a model."""
-    weights, split = trainer.personal_model(), trainer.datalist.final_split
-    if weights is None:
-        return []
-    scored = trainer.validate(weights, split, distances=True)
-    write_case_scores(session.folder, PERSONAL, trainer.datalist, {split: scored})
-    return scored
+def _epochs_asked(meta: Mapping[str, Any]) -> int:
+    epochs = meta.get(FINE_TUNE, 0)
+    if type(epochs) is not int or not 0 <= epochs <= MOST_EPOCHS:
+        raise RefusalError("plan", f"The epochs of fine-tuning are not a whole number from 0 to {MOST_EPOCHS}.")
+    return epochs
+
+
+def _score_beside(
+    session: SiteSession, trainer: SiteTrainer, weights: Arrays, epochs: int
+) -> dict[str, list[ScoredCase]]:
+    """Scores on its final split of what the site has for itself, by case also on its disk.
+
+    Args:
+        session, trainer: of the run.
+        weights: the last model, as the site uses it.
+        epochs: for which the site trains it further; 0 for no such model.
+    """
+    models = {PERSONAL: trainer.personal_model(), FINE_TUNED: _fine_tuned(session, trainer, weights, epochs)}
+    found, split = {}, trainer.datalist.final_split
+    for kind, model in models.items():
+        if model is not None:
+            found[kind] = trainer.validate(model, split, distances=True)
+            write_case_scores(session.folder, kind, trainer.datalist, {split: found[kind]})
+    return found
+
+
+def _fine_tuned(session: SiteSession, trainer: SiteTrainer, weights: Arrays, epochs: int) -> Arrays | None:
+    """The last model as the site has trained it for itself, also as a file; None where it does not or cannot."""
+    if not epochs or session.evaluates or not trainer.count("training"):
+        return None
+    try:
+        tuned = trainer.fine_tuned(weights, epochs)
+    except RefusalError as error:
+        # The scores of the last model count without it.
+        logger.error("The last model could not be fine-tuned (%s).", error)
+        return None
+    write_model(session.folder / FINE_TUNED_MODEL, trainer.plan, tuned, trainer.round_number, own_arrays=())
+    return tuned
 
 
 def _told(session: SiteSession, kind: Objective, split: str, scored: list[ScoredCase]) -> dict[str, Any]:

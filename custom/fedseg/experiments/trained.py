@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fedseg.contract.scores import PERSONAL
+from fedseg.contract.scores import BESIDE
 from fedseg.data.datalist import FILE_NAME, Datalist, write_datalist
 from fedseg.evaluation.experiment_folder import GLOBAL
 from fedseg.evaluation.summary import last_models, part, write_summary
@@ -146,8 +146,8 @@ def _models_of(summary: Mapping[str, Any]) -> dict[str, str]:
     shared = summary["final"].get("model")
     found = {site: file for site, file in last_models(summary).items() if file != shared}
     for site, files in part(summary["final"], "site_models").items():
-        if PERSONAL in files:
-            found[site] = files[PERSONAL]
+        beside = [files[kind] for kind in BESIDE if kind in files]
+        found |= {site: beside[0]} if beside else {}
     # With arrays that each site has for itself, the file of all sites has them as the run began.
     alone = bool(last_models(summary)) and all(file != shared for file in last_models(summary).values())
     return found if alone or not shared else {GLOBAL: shared, **found}

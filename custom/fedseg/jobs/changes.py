@@ -12,7 +12,7 @@ CHANGEABLE = tuple(
     f"workflow.{name}"
     for name in (
         "round_timeout", "prepare_timeout", "site_silence", "min_sites", "target_dice", "patience", "max_hours",
-        "max_epsilon", "keep_updates", "fresh_states", "message_timeout", "start_timeout",
+        "max_epsilon", "keep_updates", "fine_tune", "fresh_states", "message_timeout", "start_timeout",
     )
 )  # fmt: skip
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.attacks.probe import Tell, probe_after_run
-from fedseg.contract.scores import FEWEST, INTERVALS, PERSONAL
+from fedseg.contract.scores import BESIDE, FEWEST, FINE_TUNED, INTERVALS, PERSONAL
 from fedseg.data.datalist import read_datalist
 from fedseg.data.reading import open_image
 from fedseg.errors import DataError
@@ -18,7 +18,7 @@ from fedseg.evaluation.case_intervals import score_intervals
 from fedseg.evaluation.comparison import compare
 from fedseg.evaluation.report.page import write_report
 from fedseg.evaluation.summary import OWN, describe_run, last_models, write_summary
-from fedseg.executors.scoring import OWN_MODEL
+from fedseg.executors.scoring import FINE_TUNED_MODEL, OWN_MODEL
 from fedseg.files.documents import load_json
 from fedseg.jobs.job import Job
 from fedseg.models.model_file import read_model
@@ -30,6 +30,7 @@ from fedseg.version import versions
 from fedseg.workflows.run.scores import summarise_final
 
 Summary = dict[str, Any]
+_FILES = {OWN: OWN_MODEL, PERSONAL: PERSONAL_MODEL, FINE_TUNED: FINE_TUNED_MODEL}
 
 
 def write_results(
@@ -98,7 +99,7 @@ def _site_models(state: Path, run_id: str, sites: Sequence[str], models: Path) -
     """Copy the models that simulated sites have for themselves beside the run's; their places by site and kind."""
     found: dict[str, dict[str, str]] = {}
     for site in sites:
-        for kind, file in {OWN: OWN_MODEL, PERSONAL: PERSONAL_MODEL}.items():
+        for kind, file in _FILES.items():
             if (kept := state / site / run_id / file).is_file():
                 models.mkdir(exist_ok=True)
                 shutil.copyfile(kept, models / f"{site}-{kind}.safetensors")
@@ -140,9 +141,10 @@ def with_own_scores(final: Summary, kind: Objective, state: Path, run_id: str) -
     parts = {site: {**values, "split": final["split"]} for site, values in final["sites"].items()}
     for site in final["withheld"]:
         parts[site] = _kept_scores(kind, site, state / site / run_id / "evaluation-last.json")
-        own = state / site / run_id / f"evaluation-{PERSONAL}.json"
-        if own.is_file():
-            parts[site][PERSONAL] = {k: v for k, v in _kept_scores(kind, site, own).items() if k != "split"}
+        for name in BESIDE:
+            own = state / site / run_id / f"evaluation-{name}.json"
+            if own.is_file():
+                parts[site][name] = {k: v for k, v in _kept_scores(kind, site, own).items() if k != "split"}
     complete = summarise_final({site: parts[site] for site in sorted(parts)}, final["after_round"], kind)
     return {**final, **complete, "withheld": final["withheld"]}
 

@@ -14,7 +14,7 @@ from torch import nn
 from fedseg.contract.plan import Plan
 from fedseg.data.datalist import Datalist
 from fedseg.errors import ConfigurationError
-from fedseg.networks.weights import Arrays
+from fedseg.networks.weights import Arrays, get_weights, set_weights
 from fedseg.site.state import SiteState
 from fedseg.training.cache import CaseCache
 from fedseg.training.companions import Companion
@@ -60,6 +60,28 @@ class KeptSteps(LocalSteps):
         beside = copy.copy(self)
         beside.hooks, beside.settings = (), replace(self.settings, local_epochs=epochs)
         beside.train_epochs()
+
+    def fine_tuned(self, weights: Arrays, epochs: int) -> Arrays:
+        """The model that this site makes of ``weights`` for itself; nothing of the run changes.
+
+        It is a single round of that many epochs, the only one of its job: a fresh optimizer, the whole schedule, the
+        plan's settings, no hooks, and what training leaves as it is stays so.
+
+        Args:
+            weights: to start from.
+            epochs: passes over the training cases.
+
+        Raises:
+            RefusalError: the weights do not fit (``weights``), or the loss became non-finite (``loss``).
+        """
+        beside = copy.copy(self)
+        beside.network, beside.hooks, beside.epoch_cases = copy.deepcopy(self.network), (), None
+        beside.settings = replace(self.plan.training, local_epochs=epochs)
+        beside.optimizer = new_optimizer(beside.settings, beside.network.parameters())
+        beside.round_number, beside.total_rounds = 0, 1
+        set_weights(beside.network, weights)
+        beside.train_epochs()
+        return get_weights(beside.network)
 
     def train_companion(self, name: str, hooks: Sequence[TrainingHook] = (), epochs: int | None = None) -> float:
         """Train a companion in the place of the network: its own optimizer, the round's batches, loss and schedule.

@@ -130,18 +130,18 @@ def test_a_way_that_knows_one_region_is_compared_on_that_region_only():
 
 def test_personal_models_stand_beside_the_final_one_on_the_same_sites():
     """A site without one is in neither mean."""
-    assert wording.personal_table(two_sites()).rows == []
+    assert wording.beside_table(two_sites(), "personal").rows == []
     summary = two_sites()
     sites = summary["final"]["sites"]
     sites["a"]["personal"] = {"cases": 3, "dice": {"anterior": 0.95, "posterior": 0.75, "mean": 0.85}}
     sites["b"]["personal"] = {"cases": 1, "dice": {"anterior": 0.4, "posterior": None, "mean": 0.4}}
     sites["c"] = {"cases": 1, "dice": {"anterior": 0.1, "posterior": 0.1, "mean": 0.1}}
-    frame = tables.personal_frame(summary)
+    frame = tables.beside_frame(summary, "personal")
     assert list(frame.index) == ["a", "b", MEAN_OF_SITES]
     assert frame.loc[MEAN_OF_SITES, "final"] == pytest.approx(0.65)
-    assert frame.loc[MEAN_OF_SITES, "personal"] == pytest.approx(0.625)
+    assert frame.loc[MEAN_OF_SITES, "own"] == pytest.approx(0.625)
     assert list(frame["difference"]) == pytest.approx([0.05, -0.1, -0.025])
-    table = wording.personal_table(summary)
+    table = wording.beside_table(summary, "personal")
     assert (table.totals, len(table.header)) == (1, 6)
     assert table.rows[1] == ["b", "0.500", "0.400", "\N{MINUS SIGN}0.100", "0.400", "n/a"]
 

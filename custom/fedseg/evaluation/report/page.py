@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from fedseg.contract.round_numbers import nth
+from fedseg.contract.scores import FINE_TUNED, PERSONAL
 from fedseg.evaluation.case_tables import final_case_facts
 from fedseg.evaluation.report import cross_site, decisions, overlays, spread, verdict, wording
 from fedseg.evaluation.report.drawing import DPI
@@ -117,7 +118,8 @@ def _results(summary: Summary) -> dict[str, Any]:
         "fairness": fairness_words(summary),
         "split": final.get("split") or "held-out",
         "withheld": final.get("withheld") or [],
-        "personal": wording.personal_table(summary),
+        "personal": wording.beside_table(summary, PERSONAL),
+        "fine_tuned": wording.beside_table(summary, FINE_TUNED),
         "empty": wording.empty_table(summary, "final"),
         "comparison": wording.comparison_table(summary),
         "alike": wording.ALIKE,

@@ -9,7 +9,6 @@ import pandas as pd
 from rich.table import Table
 
 from fedseg.contract.round_numbers import nth
-from fedseg.contract.scores import PERSONAL
 from fedseg.evaluation.summary import Summary, mean_score, number, objective_of_run, part, rows, site_names
 from fedseg.tasks.objective import MEAN, SCORED, Objective, mean
 
@@ -38,21 +37,25 @@ def score_frame(summary: Summary, model: str = "final") -> pd.DataFrame:
     return _add_mean_of_cases(frame, scored, kind, pooled)
 
 
-def personal_frame(summary: Summary) -> pd.DataFrame:
-    """The primary score of each site's own personal model beside that of the final model, and its mean over the sites.
+def beside_frame(summary: Summary, which: str) -> pd.DataFrame:
+    """The primary score of what each site has for itself beside that of the final model, and its mean over the sites.
 
-    Columns: ``final`` and ``personal`` (means over the outputs), ``difference``, then ``<output>``... of the personal
-    model. Empty where no site has one.
+    Columns: ``final`` and ``own`` (means over the outputs), ``difference``, then ``<output>``... of the own model.
+    Empty where no site has one.
+
+    Args:
+        summary: of the run.
+        which: one of ``contract.scores.BESIDE``.
     """
     kind, records = objective_of_run(summary), {}
     for site, scored in part(summary, "final", "sites").items():
-        if PERSONAL in scored:
-            own = part(scored, PERSONAL, kind.primary.name)
-            records[site] = {"final": mean_score(scored.get(kind.primary.name)), "personal": mean_score(own)}
+        if which in scored:
+            own = part(scored, which, kind.primary.name)
+            records[site] = {"final": mean_score(scored.get(kind.primary.name)), "own": mean_score(own)}
             records[site] |= {output: number(own.get(output)) for output in kind.outputs}
     frame = pd.DataFrame.from_dict(records, orient="index", dtype=float)
     if not frame.empty:
-        frame.insert(2, "difference", frame["personal"] - frame["final"])
+        frame.insert(2, "difference", frame["own"] - frame["final"])
         frame.loc[MEAN_OF_SITES] = frame.mean()
     return frame
 

@@ -10,11 +10,11 @@ from fedseg.contract.events import when
 from fedseg.evaluation.cross_site import CROSS_SITE
 from fedseg.evaluation.report.tables import (
     MEAN_OF_CASES,
+    beside_frame,
     comparison_frame,
     cost_frame,
     cross_site_frame,
     mean_column,
-    personal_frame,
     score_frame,
 )
 from fedseg.evaluation.summary import Summary, number, objective_of_run, part, rows, site_names
@@ -99,12 +99,17 @@ def score_table(summary: Summary, model: str) -> TextTable:
     return TextTable(header, body, 1 + (MEAN_OF_CASES in frame.index), 1, notes)
 
 
-def personal_table(summary: Summary) -> TextTable:
-    """Each site's personal model beside the final one; empty where the method keeps none."""
-    frame, kind = personal_frame(summary), objective_of_run(summary)
+def beside_table(summary: Summary, which: str) -> TextTable:
+    """What each site has for itself beside the final model; empty where no site has such a model.
+
+    Args:
+        summary: of the run.
+        which: one of ``contract.scores.BESIDE``.
+    """
+    frame, kind, word = beside_frame(summary, which), objective_of_run(summary), which.replace("_", "-")
     title, form = kind.primary.title, kind.primary.form
-    outputs = (f"{title} {output} (personal)" for output in kind.outputs)
-    header = ("Site", f"{title}, final model", f"{title}, personal model", "Difference", *outputs)
+    outputs = (f"{title} {output} ({word})" for output in kind.outputs)
+    header = ("Site", f"{title}, final model", f"{title}, {word} model", "Difference", *outputs)
     return TextTable(header, [[str(site), *(shown(v, form) for v in row)] for site, row in frame.iterrows()], 1)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from nvflare.app_common.abstract.fl_model import FLModel
 
 from fedseg.contract.report import SiteReport, told_name
-from fedseg.contract.scores import PERSONAL, is_withheld, models_of, scores_fault
+from fedseg.contract.scores import BESIDE, is_withheld, models_of, scores_fault
 from fedseg.errors import RefusalError
 from fedseg.evaluation.fairness import fairness, fairness_of_sites
 from fedseg.tasks.objective import MEAN, Objective, Score
@@ -112,12 +112,12 @@ def summarise_final(final: Mapping[str, Mapping[str, Any]], round_number: int, k
     """
     scored = {site: part for site, part in final.items() if not is_withheld(part) and part["cases"]}
     name = kind.primary.name
-    personal = [part[PERSONAL] for part in scored.values() if PERSONAL in part]
+    beside = {own: [part[own] for part in scored.values() if own in part] for own in BESIDE}
     return {
         "split": "/".join(sorted({part["split"] for part in scored.values()})) or None,
         "sites": {s: {k: v for k, v in p.items() if k != "split"} for s, p in scored.items()},
         f"mean_{name}": _mean_of_sites(scored.values(), name),
-        **({f"mean_personal_{name}": _mean_of_sites(personal, name)} if personal else {}),
+        **{f"mean_{own}_{name}": _mean_of_sites(parts, name) for own, parts in beside.items() if parts},
         f"pooled_{name}": kind.pool(scored.values())[name][MEAN] if scored else None,
         "fairness": _fairness(scored, kind),
         "after_round": round_number,

@@ -10,6 +10,7 @@ from typing import Any
 from fedseg.allowed import number, setting, switch, texts, whole
 from fedseg.contract.arguments import takes_arguments_of
 from fedseg.contract.combinations import EPSILON, OWN_MODELS, SAME_SITES, SCORES
+from fedseg.contract.round_settings import MOST_EPOCHS
 from fedseg.errors import ConfigurationError
 from fedseg.site.state import check_run_id
 from fedseg.workflows.run.stopping import StoppingRules, check_fields
@@ -44,6 +45,8 @@ class RunSettings:
             go on without it; a site that has lost its optimizer's state only goes on in any case. Both is noted.
         cross_site: whether at the end all models (the last and the best global one, each site's own last one, personal
             ones, and those that the job brings as files) are scored at all sites.
+        fine_tune: local epochs for which each site goes on with the last model after the last round, for itself; the
+            result stays there, and is scored beside the last model. 0 leaves it out.
         evaluate_only: names of sites that do not train in this run, and score the models only.
         run_id: keys the state of server and sites; if None it is made at the first start. In a federation it is the id
             of that job, so that whoever knows the job can continue the run.
@@ -65,6 +68,7 @@ class RunSettings:
     keep_checkpoints: int = setting(2, whole, least=0, allowed=_COUNT)
     fresh_states: bool = setting(False, switch)
     cross_site: bool = setting(False, switch)
+    fine_tune: int = setting(0, whole, least=0, most=MOST_EPOCHS, allowed=f"a whole number from 0 to {MOST_EPOCHS}")
     evaluate_only: tuple[str, ...] | None = setting(None, texts)
     run_id: str | None = None
     resume: bool = setting(False, switch)

@@ -105,6 +105,9 @@ class LocalTraining(Protocol):
     def train_alone(self, epochs: int) -> None:
         """Train further epochs of the network on the round's first batches, without hooks."""
 
+    def companion_gradients(self, name: str, batch: Sample) -> float:
+        """Gradients of the loss for a batch on the device, in a companion's network; returns the loss."""
+
     def train_companion(self, name: str, hooks: Sequence[TrainingHook] = (), epochs: int | None = None) -> float:
         """Train a companion in the place of the network, with hooks of its own; returns its mean loss."""
 

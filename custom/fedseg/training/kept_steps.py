@@ -20,6 +20,7 @@ from fedseg.training.cache import CaseCache
 from fedseg.training.companions import Companion
 from fedseg.training.hooks import TrainingHook, replaces
 from fedseg.training.optimisation import new_optimizer
+from fedseg.training.patches import Sample
 from fedseg.training.steps import LocalSteps
 
 
@@ -82,6 +83,30 @@ class KeptSteps(LocalSteps):
         set_weights(beside.network, weights)
         beside.train_epochs()
         return get_weights(beside.network)
+
+    def companion_gradients(self, name: str, batch: Sample) -> float:
+        """Gradients of the loss alone, without hooks, for a batch on the device in a companion's network.
+
+        What training leaves as it is has no gradient there either. The draws of the network in training (dropout) go on
+        as if nothing had been computed.
+
+        Args:
+            name: of the companion.
+            batch: ``image`` [B, C, ...] and ``classes`` [B, 1, ...].
+
+        Returns:
+            The loss.
+
+        Raises:
+            RefusalError: the loss is not finite (reason ``loss``).
+        """
+        beside, network = copy.copy(self), self.companions[name].network.train()
+        for own, other in zip(network.parameters(), self.network.parameters(), strict=True):
+            own.requires_grad_(other.requires_grad)
+        # An optimizer of no memory, which only takes the former gradients away.
+        beside.network, beside.hooks, beside.optimizer = network, (), torch.optim.SGD(network.parameters(), lr=0.0)
+        with torch.random.fork_rng(devices=[]):
+            return beside.compute_gradients(batch)
 
     def train_companion(self, name: str, hooks: Sequence[TrainingHook] = (), epochs: int | None = None) -> float:
         """Train a companion in the place of the network: its own optimizer, the round's batches, loss and schedule.

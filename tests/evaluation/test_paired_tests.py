@@ -12,7 +12,7 @@ from scipy import stats
 
 from fedseg.errors import ConfigurationError, DataError
 from fedseg.evaluation.intervals import Interval, bootstrap_mean
-from fedseg.evaluation.paired_tests import MOST_EXACT, compare_arms, holm, sign_flip_p, wilcoxon_p
+from fedseg.evaluation.paired_tests import MOST_EXACT, compare_arms, compare_with, holm, sign_flip_p, wilcoxon_p
 
 
 def table(values: dict[tuple[str, str], object], **further: object) -> pd.DataFrame:
@@ -76,6 +76,20 @@ def test_arms_are_compared_patient_by_patient() -> None:
     assert found.interval.low == pytest.approx(expected.low)
     assert found.interval.high == pytest.approx(expected.high)
     assert compare_arms(table(b), table(a)).difference == pytest.approx(-0.15)
+
+
+def test_all_arms_beside_one_are_corrected_together() -> None:
+    keys = [("s", f"p{i}") for i in range(6)]
+    zero = table(dict.fromkeys(keys, 0.0))
+    better = table({key: 0.1 + 0.01 * i for i, key in enumerate(keys)})
+    mixed = table({key: 0.1 * (-1) ** i for i, key in enumerate(keys)})
+    found = compare_with({"better": better, "zero": zero, "mixed": mixed}, "zero")
+    assert list(found) == ["better", "mixed"]
+    assert (found["better"]["p"], found["better"]["p_holm"]) == (2 / 64, 4 / 64), "twice of the smaller of two"
+    assert found["better"]["difference"] == pytest.approx(0.125)
+    alone = compare_arms(mixed, zero)
+    assert [found["mixed"][name] for name in ("p", "low", "high")] == [alone.p, alone.interval.low, alone.interval.high]
+    assert compare_with({"zero": zero}, "zero") == {}
 
 
 @pytest.mark.parametrize("sites", [2, 3, 4, 5])

@@ -68,7 +68,8 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _print(content: Mapping[str, Any]) -> None:
-    from fedseg.evaluation.report.wording import shown
+    from fedseg.evaluation.report.wording import difference_words, shown
+    from fedseg.tasks.segmentation.scores import DICE
 
     title = f"{content['cases']} {content['split']} cases, {content['clock']} clock, {content['horizon_seconds']:.0f} s"
     table = Table(title=title, title_justify="left")
@@ -85,5 +86,7 @@ def _print(content: Mapping[str, Any]) -> None:
         ranks = [shown(entry["mean_case_rank"]), shown(entry["mean_rank"])]
         table.add_row(*(escape(cell) for cell in [*text, *numbers, *ranks]))
     out().print(table)
+    for entry in content["comparisons"]:
+        out().print(escape(difference_words(entry["run"], entry["reference"], DICE, entry)))
     if "profiles" in content:
         out().print(f"Speeds of the sites: {escape(content['profiles'])}")

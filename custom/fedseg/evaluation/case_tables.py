@@ -66,6 +66,21 @@ def final_case_facts(run: Path, summary: Summary) -> pd.DataFrame:
     return pd.DataFrame.from_records(records)
 
 
+def patient_scores(run: Path, summary: Summary) -> pd.DataFrame:
+    """The primary score of every case of the final split under the last model, for paired tests.
+
+    Returns:
+        One row a case: ``evaluated_at`` (its site), ``patient``, ``case`` and ``value``, the mean over the outputs that
+        it has; NaN where it has none.
+    """
+    facts, title = final_case_facts(run, summary), objective_of_run(summary).primary.title
+    keys = ["site", "patient", "case"]
+    if facts.empty:
+        return pd.DataFrame(columns=["evaluated_at", "patient", "case", "value"])
+    means = facts.assign(value=facts[title].astype(float)).groupby(keys, sort=False)["value"].mean()
+    return means.reset_index().rename(columns={"site": "evaluated_at"})
+
+
 def final_cases(scores: pd.DataFrame) -> pd.DataFrame:
     """The rows of each site's final split: its test cases, or its validation cases where it has none."""
     sites, splits = (scores.index.get_level_values(level) for level in ("site", "split"))

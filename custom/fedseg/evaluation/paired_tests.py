@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,8 @@ from fedseg.evaluation.intervals import FEWEST_SITES, LEVEL, SAMPLES, Interval, 
 MOST_EXACT = 14
 """Patients up to which all sign flips are tried, 2**14 of them; above that they are drawn."""
 _KEYS = ["evaluated_at", "patient"]
+Key = TypeVar("Key", bound=Hashable)
+Compared = dict[str, float | int | None]
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,27 @@ def compare_arms(
         len(differences),
         len(joined) - len(paired),
     )
+
+
+def compare_with(tables: Mapping[Key, pd.DataFrame], reference: Key, samples: int = SAMPLES) -> dict[Key, Compared]:
+    """Each other arm less one arm, on the same patients, with a correction for how many there are.
+
+    Args:
+        tables: of each arm, see ``compare_arms``.
+        reference: the one arm.
+        samples: see ``compare_arms``.
+
+    Returns:
+        Of each other arm ``difference`` with ``low`` and ``high``, ``p`` (sign flips), ``p_wilcoxon``, ``p_holm`` (of
+        ``p``, over all of them) and ``patients``.
+    """
+    found: dict[Key, Compared] = {}
+    for arm in (arm for arm in tables if arm != reference):
+        test = compare_arms(tables[arm], tables[reference], samples=samples)
+        told = {"difference": test.difference, "low": test.interval.low, "high": test.interval.high}
+        found[arm] = {**told, "p": test.p, "p_wilcoxon": test.p_wilcoxon, "patients": test.cases}
+    adjusted = holm([each["p"] for each in found.values()])
+    return {arm: {**told, "p_holm": p} for (arm, told), p in zip(found.items(), adjusted, strict=True)}
 
 
 def sign_flip_p(differences: np.ndarray, *, samples: int = SAMPLES, seed: int = 0) -> float:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from fedseg.evaluation.case_means import describe_cases, wide_interval
 from fedseg.evaluation.experiment_folder import GLOBAL, RESULT_COLUMNS
-from fedseg.evaluation.fairness import fairness
-from fedseg.evaluation.intervals import FEWEST_SITES, LEVEL, SAMPLES, bootstrap_mean
-from fedseg.evaluation.paired_tests import compare_arms, holm
+from fedseg.evaluation.intervals import LEVEL, SAMPLES
+from fedseg.evaluation.paired_tests import compare_with
 from fedseg.experiments import with_it
 from fedseg.experiments.definition import Definition
 from fedseg.experiments.folds import Fold
@@ -114,40 +114,23 @@ def _draws(kind: Objective, metric: str) -> int:
 
 
 def _numbers(group: pd.DataFrame, score: Score, samples: int) -> Row:
-    """Means over seeds, models and folds first, so that every case counts once; then over cases and over sites."""
-    cases = group.groupby(["evaluated_at", "patient", "case"])["value"].mean()
-    sites = cases.groupby("evaluated_at")
-    fair = fairness(score, sites.mean().to_dict(), sites.size().to_dict())
+    """Means over seeds, models and folds first, so that every case counts once; then over cases and over sites.
+
+    The interval over cases is that of the page; that over sites is of the mean over sites, and with few sites there is
+    none.
+    """
+    named = group.rename(columns={"site": "trained_at", "evaluated_at": "site"})
+    cases = named.groupby(["site", "patient", "case"])["value"].mean().reset_index()
+    told = describe_cases(cases, score, samples)
+    low, high = wide_interval(cases, "groups", samples)
     by_seed = group.groupby(["seed", "evaluated_at", "patient", "case"])["value"].mean()
     seeds = by_seed.groupby(["seed", "evaluated_at"]).mean().groupby("seed").mean()
     return {
-        **_intervals(cases, samples),
-        "sites": fair.sites,
-        "cases": len(cases),
-        "patients": int(cases.groupby(["evaluated_at", "patient"]).ngroups),
-        "worst_site": fair.worst,
-        "worst": fair.worst_value,
-        "spread": fair.spread,
+        **{"macro": told["macro"], "macro_low": low, "macro_high": high},
+        **{"pooled": told["pooled"], "pooled_low": told["low"], "pooled_high": told["high"]},
+        **{name: told[name] for name in ("sites", "cases", "patients", "worst_site", "worst", "spread")},
         "seeds": len(seeds),
         "seed_deviation": float(seeds.std(ddof=1)) if len(seeds) > 1 else None,
-    }
-
-
-def _intervals(cases: pd.Series, samples: int) -> Row:
-    """Means over sites and over cases: the first by bootstrap over sites and their patients, the second over patients.
-
-    The second is that of the page, whose interval with other sites is of the mean over cases. With few sites nothing
-    can be said of others.
-    """
-    sites, patients = (cases.index.get_level_values(level).tolist() for level in ("evaluated_at", "patient"))
-    own = [*zip(sites, patients, strict=True)]
-    pooled = bootstrap_mean(cases.tolist(), patients=own, samples=samples)
-    macro = bootstrap_mean(cases.tolist(), sites, patients=patients, over="groups", samples=samples)
-    enough = macro.groups >= FEWEST_SITES
-    return {
-        **{"macro": macro.mean, "macro_low": macro.low if enough else None},
-        **{"macro_high": macro.high if enough else None},
-        **{"pooled": pooled.mean, "pooled_low": pooled.low, "pooled_high": pooled.high},
     }
 
 
@@ -167,21 +150,9 @@ def compare_with_reference(definition: Definition, kind: Objective, frame: pd.Da
         if not named:
             continue
         samples = _draws(kind, str(metric))
-        reference = tables[named[0]]
-        lines = [
-            {"arm": key[0], "model": key[1], "scope": scope, "metric": metric, **_compared(table, reference, samples)}
-            for key, table in tables.items()
-            if key != named[0]
-        ]
-        for line, p in zip(lines, holm([line["p"] for line in lines]), strict=True):
-            found.append({**line, "p_holm": p})
+        for (arm, model), told in compare_with(tables, named[0], samples).items():
+            found.append({"arm": arm, "model": model, "scope": scope, "metric": metric, **told})
     return found
-
-
-def _compared(table: pd.DataFrame, reference: pd.DataFrame, samples: int) -> Row:
-    test = compare_arms(table, reference, samples=samples)
-    bounds = {"low": test.interval.low, "high": test.interval.high}
-    return {"difference": test.difference, **bounds, "p": test.p, "p_wilcoxon": test.p_wilcoxon, "patients": test.cases}
 
 
 def table_rows(summary: Mapping[str, Any], region: str) -> list[Row]:

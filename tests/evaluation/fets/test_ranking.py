@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,17 @@ from scipy.stats import rankdata
 from evaluation.synthetic_run import CASES, SITES, make_summary, write_case_scores, write_run
 from fedseg.cli import main
 from fedseg.errors import ConfigurationError, DataError
-from fedseg.evaluation.case_tables import final_cases, last_validation_dice, read_case_scores, validation_counts
+from fedseg.evaluation.case_tables import (
+    final_cases,
+    last_validation_dice,
+    patient_scores,
+    read_case_scores,
+    validation_counts,
+)
 from fedseg.evaluation.fets.convergence import convergence_score
 from fedseg.evaluation.fets.ranking import check_comparable, rank_cases
+from fedseg.evaluation.paired_tests import compare_arms
+from fedseg.evaluation.summary import read_summary
 from fedseg.tasks.registry import resolve_task
 from fedseg.tasks.segmentation.metrics import CaseScore
 from fedseg.tasks.segmentation.objective import Segmentation
@@ -242,6 +251,28 @@ def test_command_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     for entry in content["runs"]:
         assert entry["mean_rank"] == pytest.approx((6 * entry["mean_case_rank"] + 4.5) / 9)
     assert not list(tmp_path.glob("*.tmp"))
+    (compared,) = content["comparisons"]
+    assert (compared["run"], compared["reference"]) == ("worse", "better")
+    tables = [patient_scores(folder, read_summary(folder)) for folder in (worse, better)]
+    expected = compare_arms(*tables)
+    assert [compared[name] for name in ("difference", "p", "patients")] == pytest.approx(
+        [expected.difference, expected.p, expected.cases]
+    )
+    # Of two runs there is one test, so that nothing is corrected.
+    assert compared["p_holm"] == compared["p"] < 0.001
+    assert compared["difference"] < 0
+    assert "worse less better: Dice \N{MINUS SIGN}0." in printed
+
+
+def test_the_primary_score_of_a_case_is_the_mean_over_its_regions(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run")
+    found = patient_scores(folder, read_summary(folder)).set_index(["evaluated_at", "case"])["value"]
+    assert len(found) == 26
+    path = next((folder / "state").glob("*/*/evaluation-last.json"))
+    for case in json.loads(path.read_text("utf-8"))["test"]:
+        values = [value for value in case["dice"].values() if value is not None]
+        told = found.get((path.parts[-3], case["id"]))
+        assert told == pytest.approx(sum(values) / len(values)) if values else math.isnan(told)
 
 
 def test_command_simulated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

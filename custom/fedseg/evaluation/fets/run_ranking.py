@@ -9,10 +9,17 @@ from typing import Any
 import pandas as pd
 
 from fedseg.errors import DataError
-from fedseg.evaluation.case_tables import final_cases, last_validation_dice, read_case_scores, validation_counts
+from fedseg.evaluation.case_tables import (
+    final_cases,
+    last_validation_dice,
+    patient_scores,
+    read_case_scores,
+    validation_counts,
+)
 from fedseg.evaluation.fets.clocks import OWN_PROFILES, read_profiles, simulated_seconds
 from fedseg.evaluation.fets.convergence import WEEK, convergence_score, measured_seconds, validation_dice
 from fedseg.evaluation.fets.ranking import CONVERGENCE_WEIGHT, check_comparable, rank_cases
+from fedseg.evaluation.paired_tests import compare_with
 from fedseg.evaluation.report.decisions import last_rule
 from fedseg.evaluation.summary import Summary, number, part
 
@@ -54,6 +61,7 @@ def rank_runs(
             dice[name].append(last_validation_dice(scores[name]))
             seconds[name].append(0.0)
     convergence = {name: convergence_score(dice[name], seconds[name], horizon) for name in runs}
+    ranked = _ranked(runs, {name: final_cases(frame) for name, frame in scores.items()}, convergence)
     return {
         "schema": "fedseg-rank-1",
         **facts,
@@ -61,8 +69,26 @@ def rank_runs(
         "with_last": with_last,
         "convergence_weight": CONVERGENCE_WEIGHT,
         "split": part(next(iter(runs.values())), "final").get("split"),
-        **_ranked(runs, {name: final_cases(frame) for name, frame in scores.items()}, convergence),
+        **ranked,
+        "comparisons": compare_with_best(folders, runs, [entry["run"] for entry in ranked["runs"]]),
     }
+
+
+def compare_with_best(
+    folders: Mapping[str, Path], runs: Mapping[str, Summary], ordered: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Each other run less the first one, on the same patients: paired tests of the primary score.
+
+    Args:
+        folders, runs: see ``rank_runs``.
+        ordered: names of the runs, the best first.
+
+    Returns:
+        Rows with ``run``, ``reference`` and what ``paired_tests.compare_with`` tells.
+    """
+    tables = {name: patient_scores(folders[name], runs[name]) for name in ordered}
+    best = ordered[0]
+    return [{"run": name, "reference": best, **told} for name, told in compare_with(tables, best).items()]
 
 
 def _seconds(

@@ -54,6 +54,23 @@ def shown(value: Any, form: str = ".3f") -> str:
     return NOT_AVAILABLE if known is None else format(known, form).replace("-", "\N{MINUS SIGN}")
 
 
+def difference_words(name: str, reference: str, score: Score, told: Mapping[str, Any]) -> str:
+    """What a paired test of two ways says, in a sentence.
+
+    Args:
+        name, reference: the two ways; the difference is the first less the second.
+        score: of which it is.
+        told: see ``paired_tests.compare_with``.
+    """
+    patients = counted(int(told["patients"]), "patient")
+    if told["difference"] is None:
+        return f"{name} less {reference}: no patient has a {score.title} in both."
+    bounds = "" if told["low"] is None else f" ({shown(told['low'], score.form)} to {shown(told['high'], score.form)})"
+    p, corrected = shown(told["p"], ".3g"), shown(told["p_holm"], ".3g")
+    difference = f"{score.title} {shown(told['difference'], score.form)}{bounds}"
+    return f"{name} less {reference}: {difference} on {patients}, p {p}, corrected {corrected}."
+
+
 def shown_bytes(value: Any) -> str:
     """Bytes in decimal units: 76.0 MB."""
     known = number(value)

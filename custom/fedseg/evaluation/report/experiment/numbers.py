@@ -10,10 +10,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from fedseg.evaluation.case_means import describe_cases, interval, wide_interval
 from fedseg.evaluation.experiment_folder import GLOBAL, Experiment
-from fedseg.evaluation.fairness import fairness
-from fedseg.evaluation.intervals import FEWEST_SITES, Interval, bootstrap_mean
-from fedseg.evaluation.paired_tests import compare_arms, holm
+from fedseg.evaluation.paired_tests import compare_with
 from fedseg.evaluation.report.experiment.subject import external_sites
 from fedseg.tasks.objective import MEAN, Score
 
@@ -73,12 +72,6 @@ def comparable(experiment: Experiment, metric: str, region: str = MEAN) -> pd.Da
     return every if common.empty else common
 
 
-def interval(scores: pd.DataFrame, by_site: bool = False) -> Interval:
-    """The mean over cases with its 95% interval over other patients, or with ``by_site`` over other sites, too."""
-    patients = (scores["site"] + "/" + scores["patient"]).tolist()
-    return bootstrap_mean(scores["value"].tolist(), scores["site"].tolist() if by_site else None, patients=patients)
-
-
 def arm_frame(experiment: Experiment, score: Score) -> pd.DataFrame:
     """One row an arm: how good it is at home, for whom, and how certainly.
 
@@ -92,16 +85,12 @@ def arm_frame(experiment: Experiment, score: Score) -> pd.DataFrame:
     away = elsewhere(case_scores(experiment.main_rows, score.name))
     records = {}
     for arm, group in scores.groupby("arm", sort=False):
-        groups = group.groupby("site")["value"]
-        line = fairness(score, groups.mean().to_dict(), groups.size().to_dict())
-        own, wide = interval(group), interval(group, by_site=True) if line.sites >= FEWEST_SITES else None
+        wide = dict(zip(("wide_low", "wide_high"), wide_interval(group, "cases"), strict=True))
         records[arm] = {
-            **{"sites": line.sites, "cases": line.cases, "patients": own.patients},
-            **{"macro": line.macro, "pooled": line.pooled, "low": own.low, "high": own.high},
-            **{"wide_low": wide and wide.low, "wide_high": wide and wide.high},
-            **{"worst_site": line.worst, "worst": line.worst_value, "spread": line.spread},
+            **describe_cases(group, score),
+            **wide,
             "elsewhere": _macro(away[away["arm"] == arm]),
-            **_over_seeds(experiment, str(arm), score, list(groups.groups)),
+            **_over_seeds(experiment, str(arm), score, sorted(group["site"].unique())),
         }
     return pd.DataFrame.from_dict(records, orient="index")
 
@@ -140,16 +129,12 @@ def pair_frame(experiment: Experiment, score: Score, reference: str) -> pd.DataF
     ``adjusted`` (the same, Holm over all rows) and ``wilcoxon`` (p-value of the signed-rank test).
     """
     scores = comparable(experiment, score.name)
-    tables = {str(arm): group for arm, group in scores.groupby("arm", sort=False)}
-    records = []
-    for arm in (arm for arm in tables if arm != reference):
-        test = compare_arms(*(tables[name].rename(columns={"site": "evaluated_at"}) for name in (arm, reference)))
-        told = {"difference": test.difference, "low": test.interval.low, "high": test.interval.high}
-        records.append({"arm": arm, **told, "patients": test.cases, "p": test.p, "wilcoxon": test.p_wilcoxon})
-    frame = pd.DataFrame.from_records(records)
-    if not frame.empty:
-        frame["adjusted"] = holm(frame["p"].tolist())
-    return frame
+    named = scores.rename(columns={"site": "evaluated_at"})
+    tables = {str(arm): group for arm, group in named.groupby("arm", sort=False)}
+    compared = compare_with(tables, reference)
+    return pd.DataFrame.from_records([{"arm": arm, **told} for arm, told in compared.items()]).rename(
+        columns={"p_wilcoxon": "wilcoxon", "p_holm": "adjusted"}
+    )
 
 
 def external_frame(experiment: Experiment, score: Score, sites: Sequence[str]) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 
 from fedseg.aggregators.fedavg import FedAvg
 from fedseg.contract.plan import parse_plan
-from fedseg.contract.protocol import EVALUATE, MODEL_NAME, OWN_MODEL
+from fedseg.contract.protocol import AS_IT_IS, EVALUATE, MODEL_NAME, OWN_MODEL
 from fedseg.contract.report import SiteReport
 from fedseg.errors import ConfigurationError, DataError, FedsegError, RefusalError
 from fedseg.evaluation.cross_site import CROSS_SITE, matrix_of
@@ -18,6 +18,7 @@ from fedseg.provenance.reading import named_models, read_record
 from fedseg.tasks.objective import objective_of
 from fedseg.tasks.task import parse_task
 from fedseg.workflows.federated_training import FederatedTraining
+from fedseg.workflows.run.cross_site import CrossSiteScoring
 from fedseg.workflows.run.record import RESULTS_FILE
 from fedseg.workflows.run.run_model import RunPlace
 from scripted_sites import ScriptedSites, accepted, start
@@ -255,6 +256,38 @@ def test_without_rounds_models_from_files_are_validated(tmp_path):
     assert run.state.outcome["final"]["model"] is None
     only, _ = evaluated(tmp_path / "only", names="e", files=files, num_rounds=0)
     assert asked(only, "validate") == [("e",)] * 2
+
+
+def test_a_model_from_a_file_is_scored_as_it_is_or_not_at_all(tmp_path):
+    """One file lacks layers that its sites kept; the job's own models get the layers of each site."""
+    plan, said = parse_plan(PLAN), {}
+    arrays = get_weights(plan.build_network())
+    other = {name: 2 * value for name, value in arrays.items()}
+    files = {"whole": write_model(tmp_path / "whole.safetensors", plan, other, 3)}
+    files["lacking"] = write_model(tmp_path / "lacking.safetensors", plan, arrays, 3, own_arrays=sorted(arrays)[:2])
+
+    def script(task, site, message):
+        if task == "validate":
+            said.setdefault(message.meta[MODEL_NAME], set()).add(message.meta.get(AS_IT_IS, False))
+        return good(task, site, message)
+
+    _, matrix = evaluated(tmp_path / "run", script, files=files)
+    assert said["file-whole"] == {True}
+    assert {flag for name, flags in said.items() if name != "file-whole" for flag in flags} == {False}
+    rows = {model.name: model for model in matrix.models}
+    assert "without the layers that its sites kept for themselves (2 arrays)" in rows["file-lacking"].missing
+    assert "file-lacking" not in said
+    assert matrix.cells["file-lacking"]["a"].missing == rows["file-lacking"].missing
+
+
+def test_where_sites_keep_layers_the_same_arrays_in_a_file_are_another_model(tmp_path):
+    for keeping, same in ((frozenset(), "file-one"), (frozenset({"x"}), "")):
+        run, _ = evaluated(tmp_path / f"run{len(keeping)}", names="a", num_rounds=1)
+        run.state.record.own_arrays = keeping
+        scoring = CrossSiteScoring(run.state, run.protocol, lambda: None)
+        path = write_model(tmp_path / "one.safetensors", parse_plan(PLAN), own("a"), 3, own_arrays=())
+        scoring.add_files({"one": path, "two": path})
+        assert [model.same_as for model in scoring.matrix.models] == ["", same]
 
 
 def test_a_model_file_of_another_task_ends_the_run_before_it_begins(tmp_path):

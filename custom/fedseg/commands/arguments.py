@@ -114,6 +114,11 @@ class Command:
         )
 
 
+def words(text: str) -> list[str]:
+    """The words of a list that is given as ``A,B,...``."""
+    return [word.strip() for word in text.split(",")]
+
+
 def check_report_file(option: str, path: Path, inputs: Iterable[Path]) -> None:
     """Refuse a file for a command's result whose folder is missing, or that the command reads.
 

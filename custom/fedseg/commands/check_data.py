@@ -89,3 +89,6 @@ def _print_statistics(console: Console, report: CheckReport) -> None:
     with_class = report.statistics["cases_with_class"]
     if any(with_class.values()):
         console.print("cases with " + ", ".join(f"{name}: {count}" for name, count in with_class.items()))
+    drawn = report.statistics["cases_drawn"]
+    if any(count < report.cases for count in drawn.values()):
+        console.print("cases in which it is drawn " + ", ".join(f"{name}: {count}" for name, count in drawn.items()))

@@ -10,14 +10,16 @@ from typing import Any
 
 from rich.markup import escape
 
-from fedseg.commands.arguments import CONVENTION_HELP, Command
+from fedseg.commands.arguments import CONVENTION_HELP, Command, words
 from fedseg.console import out, track
 from fedseg.contract.task_argument import TASK_HELP, task_from_argument
 from fedseg.data.checks.datalist_check import without_channel
-from fedseg.data.datalist import FILE_NAME, SPLITS, Case, Datalist, read_datalist, write_datalist
+from fedseg.data.datalist import FILE_NAME, SPLITS, Case, Datalist, parse_drawn, read_datalist, write_datalist
 from fedseg.data.intake.sources import convention_of, find_layout, origin_note, read_source
 from fedseg.data.splits import check_fractions, check_seed, patients_in_two_splits, split_by_patient
 from fedseg.errors import DataError, UsageError
+from fedseg.tasks.drawn import drawn_outputs
+from fedseg.tasks.objective import objective_of
 from fedseg.tasks.task import Task
 
 
@@ -27,6 +29,9 @@ def add_parser(subparsers: Any) -> None:
     command.path("source", "BraTS folders, dataset.json (Decathlon, nnU-Net) or datalist.json", "SOURCE")
     command.value("--task", TASK_HELP, metavar="TASK", required=True)
     command.value("--convention", CONVENTION_HELP, metavar="NAME")
+    command.value(
+        "--drawn", "regions drawn in these labels, where some are not (default: all)", words, metavar="A,B,..."
+    )
     command.path("--out", "folder for datalist.json", "DIR", required=True)
     command.value("--validation-fraction", "share of the patients (default 0.2)", float, default=0.2)
     command.value("--test-fraction", "share of the patients (default 0)", float, default=0.0)
@@ -51,7 +56,10 @@ def run(options: argparse.Namespace) -> int:
     check_seed(options.seed)
     cases = read_source(options.source, task, options.convention)
     convention = convention_of(options.source, task, cases, options.convention, track)
-    datalist = replace(_make(options.source, task, cases, fractions, options.seed), convention=convention)
+    made = _make(options.source, task, cases, fractions, options.seed).with_drawn(parse_drawn(options.drawn, "--drawn"))
+    for case in (*made.training, *made.validation, *made.test):
+        drawn_outputs(objective_of(task), case.drawn)
+    datalist = replace(made, convention=convention)
     write_datalist(datalist, target)
     counts = ", ".join(f"{len(datalist.split(split))} {split}" for split in SPLITS)
     out().print(f"{escape(str(target))}: {counts} cases for the task {task.name}")
@@ -59,6 +67,8 @@ def run(options: argparse.Namespace) -> int:
     for name, count in without_channel(task, datalist).items():
         if count:
             out().print(f"{count} of {total} cases lack {name}; null stands in its place")
+    if options.drawn:
+        out().print(f"drawn: {escape(', '.join(options.drawn))}")
     if convention:
         out().print(f"labels follow {escape(convention)}")
     out().print(f"Next: fedseg check-data {escape(options.task)} {escape(str(target))}")

@@ -11,7 +11,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from fedseg.commands.arguments import CONVENTION_HELP, Command
+from fedseg.commands.arguments import CONVENTION_HELP, Command, words
 from fedseg.console import out, track
 from fedseg.contract.task_argument import TASK_HELP, task_from_argument
 from fedseg.data.datalist import SPLITS, Case, Datalist
@@ -39,7 +39,7 @@ def add_parser(subparsers: Any) -> None:
     command.value("--task", f"{TASK_HELP} (default: told from SOURCE)", metavar="TASK")
     command.value("--convention", CONVENTION_HELP, metavar="NAME")
     command.value("--sites", "number of sites; with --csv: the N largest", int, metavar="N")
-    command.value("--names", "names of the sites; with --csv: only these", _words, metavar="A,B,...")
+    command.value("--names", "names of the sites; with --csv: only these", words, metavar="A,B,...")
     with command.only_one():
         command.path("--csv", "table with Partition_ID,Subject_ID, as of FeTS 2022", "FILE")
         command.value("--sizes", "cases per site", _numbers, metavar="N,N,...")
@@ -76,10 +76,6 @@ def run(options: argparse.Namespace) -> int:
     _print_sites(datalists, len(cases), without_images, options.out)
     _print_next(options.task or task.name, options.out, next(iter(datalists)))
     return 0
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",")]
 
 
 def _numbers(text: str) -> list[int]:

@@ -26,7 +26,7 @@ STATISTICS, EPSILON = "statistics", "epsilon"
 VALUES, SCALING, ONE_START, SAME_SITES = "values", "scaling", "one_start", "same_sites"
 EVERY_COORDINATE, LOCAL_STEPS, PLAIN_STEPS = "every_coordinate", "local_steps", "plain_steps"
 COUNTED_STEPS, KNOWN_DRAWS, COUNTED_DRAWS = "counted_steps", "known_draws", "counted_draws"
-EVERY_CASE = "every_case"
+EVERY_CASE, EVERY_REGION = "every_case", "every_region"
 OWN_MODELS = "own_models"
 OWN_LAYERS = "own_layers"
 
@@ -47,6 +47,7 @@ MEANINGS: Mapping[str, str] = {
     COUNTED_STEPS: "local steps whose number says how far a site went",
     KNOWN_DRAWS: "sites that are all drawn with known probabilities",
     EVERY_CASE: "every training case in each local epoch",
+    EVERY_REGION: "cases in which every region is drawn",
     OWN_MODELS: "a model of each site that may leave as it is",
     OWN_LAYERS: "layers that each site keeps for itself",
     COUNTED_DRAWS: "a rule that counts a site as often as it was drawn, whatever its size",

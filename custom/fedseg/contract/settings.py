@@ -8,7 +8,7 @@ from typing import Any
 from fedseg.allowed import number, one_of, setting, settings, switch, whole
 from fedseg.contract.patch_sizes import PatchSize, forced_count, patch_sizes
 from fedseg.errors import ConfigurationError
-from fedseg.tasks.segmentation.loss_terms import LOSSES
+from fedseg.tasks.segmentation.loss_terms import LOSSES, MARGINAL, UNDRAWN
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class TrainingSettings:
         loss: terms of the loss, see ``tasks.segmentation.loss_terms``; other kinds of tasks have their own loss.
         dice_weight: weight of the term of regions (Dice, Tversky) beside that of voxels (cross-entropy, focal).
         focal_gamma, tversky_alpha, tversky_beta, gce_q: of these terms, see ``LossTerms``.
+        undrawn: the loss of cases in which regions are not drawn: ``marginal`` leaves them open, ``exclusion`` also
+            keeps them off the drawn ones, see ``tasks.segmentation.partial``.
         batch_dice: Dice over the whole batch instead of the mean over its patches; steadier on small structures.
         weight_average: decay of an exponential moving average of the weights over the steps of a round, which begins
             with the received ones; its end is the site's model, whose change the site sends. 0: the last weights.
@@ -66,6 +68,7 @@ class TrainingSettings:
     tversky_alpha: float = setting(0.3, number, least=0, most=10)
     tversky_beta: float = setting(0.7, number, least=0, most=10)
     gce_q: float = setting(0.7, number, above=0, most=1)
+    undrawn: str = setting(MARGINAL, one_of, choices=UNDRAWN)
     batch_dice: bool = setting(True, switch)
     weight_average: float = setting(0.0, number, least=0, below=1)
     reset_optimizer: bool | None = setting(None, switch)

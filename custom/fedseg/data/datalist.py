@@ -17,6 +17,7 @@ from fedseg.files.documents import load_data, write_json
 SPLITS = ("training", "validation", "test")
 FILE_NAME = "datalist.json"
 CONVENTION = "label_convention"
+DRAWN = "drawn"
 LONGEST_NAME = 160
 
 
@@ -30,12 +31,14 @@ class Case:
         label: the label file; None only where masks are to be predicted.
         patient: identifies the patient; all cases of a patient lie in one split.
         missing: which channels were not acquired, as positions in the task's order, increasing.
+        drawn: names of the regions that somebody has drawn in the label; None: all of the task, see ``tasks.drawn``.
     """
 
     images: tuple[Path, ...]
     label: Path | None
     patient: str
     missing: tuple[int, ...] = ()
+    drawn: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "patient", same_patient(self.patient))
@@ -175,6 +178,19 @@ class Datalist:
         validation = () if self.test else self.validation
         return replace(self, training=(), validation=validation)
 
+    def with_drawn(self, names: Sequence[str] | None) -> Datalist:
+        """The same list, whose cases have these regions drawn where they do not say it themselves."""
+        if names is None:
+            return self
+        training, validation, test = (
+            tuple(_drawn_by_default(case, tuple(names)) for case in self.split(name)) for name in SPLITS
+        )
+        return replace(self, training=training, validation=validation, test=test)
+
+
+def _drawn_by_default(case: Case, names: tuple[str, ...]) -> Case:
+    return replace(case, drawn=names) if case.drawn is None else case
+
 
 def find_datalist(path: Path) -> Path:
     """The datalist meant by ``path``: the file itself, or ``datalist.json`` in that folder."""
@@ -193,6 +209,7 @@ def read_datalist(path: Path | str) -> Datalist:
     if not isinstance(content, dict) or not any(isinstance(content.get(s), list) for s in SPLITS):
         raise DataError(f"{path} is not a datalist: it has none of the lists {', '.join(SPLITS)}.")
     refuse_other_lists(content, SPLITS, path)
+    drawn = parse_drawn(content.pop(DRAWN, None), f"{path}: {DRAWN}")
     splits = {}
     for split in SPLITS:
         entries = content.pop(split, [])
@@ -203,7 +220,8 @@ def read_datalist(path: Path | str) -> Datalist:
     if not isinstance(convention, str | None):
         raise DataError(f"{path}: {CONVENTION!r} must be the name of a label convention of the task.")
     task = task if isinstance(task, str) else None
-    return Datalist(**splits, path=path, task=task, convention=convention, notes=content)
+    datalist = Datalist(**splits, path=path, task=task, convention=convention, notes=content)
+    return datalist.with_drawn(drawn)
 
 
 def write_datalist(datalist: Datalist, path: Path | str) -> Path:
@@ -211,9 +229,30 @@ def write_datalist(datalist: Datalist, path: Path | str) -> Path:
     path = Path(path)
     stated = {"task": datalist.task, CONVENTION: datalist.convention}
     content: dict[str, Any] = {**{name: value for name, value in stated.items() if value}, **datalist.notes}
+    several = {case.drawn for split in SPLITS for case in datalist.split(split)}
+    shared = next(iter(several)) if len(several) == 1 else None
+    if shared is not None:
+        content[DRAWN] = list(shared)
     for split in SPLITS:
-        content[split] = [_format_case(case, path.parent) for case in datalist.split(split)]
+        content[split] = [_format_case(case, path.parent, shared) for case in datalist.split(split)]
     return write_json(path, content)
+
+
+def parse_drawn(value: Any, where: str) -> tuple[str, ...] | None:
+    """Names of drawn regions, as a datalist or a profile has them; None where it says nothing.
+
+    Raises:
+        DataError: it is no list of different names, or an empty one.
+    """
+    if value is None:
+        return None
+    names = value if isinstance(value, list) else []
+    if not names or not all(isinstance(n, str) and n for n in names) or len(set(names)) != len(names):
+        raise DataError(
+            f"{where} is {value!r}, but must be a list of different names of regions, at least one. "
+            "Take it out if all regions are drawn; take cases out that have none."
+        )
+    return tuple(names)
 
 
 def refuse_other_lists(content: Mapping[str, Any], known: Sequence[str], path: Path) -> None:
@@ -250,7 +289,8 @@ def _parse_case(entry: Any, path: Path, where: str) -> Case:
         raise DataError(f"{path}: {where}.label must be a path.")
     patient = _parse_patient(entry.get("patient"), f"{path}: {where}")
     missing = tuple(position for position, image in enumerate(images) if image is None)
-    return Case(tuple(base / i for i in images if i), base / label if label else None, patient, missing)
+    drawn = parse_drawn(entry.get(DRAWN), f"{path}: {where}.{DRAWN}")
+    return Case(tuple(base / i for i in images if i), base / label if label else None, patient, missing, drawn)
 
 
 def _is_path(value: Any) -> bool:
@@ -267,7 +307,9 @@ def _parse_patient(value: Any, where: str) -> str:
     return str(value)
 
 
-def _format_case(case: Case, folder: Path) -> dict[str, Any]:
+def _format_case(case: Case, folder: Path, drawn: tuple[str, ...] | None = None) -> dict[str, Any]:
+    """The entry of a case; ``drawn`` is what the whole list says already."""
+
     def shown(path: Path) -> str:
         absolute, root = Path(os.path.abspath(path)), Path(os.path.abspath(folder))
         return str(absolute.relative_to(root)) if absolute.is_relative_to(root) else str(absolute)
@@ -276,4 +318,6 @@ def _format_case(case: Case, folder: Path) -> dict[str, Any]:
     entry: dict[str, Any] = {"image": images[0] if len(images) == 1 else images, "patient": case.patient}
     if case.label is not None:
         entry["label"] = shown(case.label)
+    if case.drawn not in (None, drawn):
+        entry[DRAWN] = list(case.drawn or ())
     return entry

@@ -141,7 +141,8 @@ def evaluate(
         raise DataError(f"{bare[0]} has no label; use `fedseg predict` for cases without one.")
     for case, prepared, values in predictor.activated(cases, failed=failed):
         predicted, spacing = decide_case(kind, prepared, values), prepared.original.spacing
-        scores.append(kind.score(predicted, prepared.reference, spacing, settings, values=values))
+        found = kind.score_drawn(prepared.drawn, predicted, prepared.reference, spacing, settings, values=values)
+        scores.append(found)
         entries.append({"id": names[case], "patient": case.patient, **asdict(scores[-1])})
     reasons = _told(failed, cases, names)
     mean = kind.summarise(scores)
@@ -186,7 +187,7 @@ def _case_table(kind: Objective, entries: Sequence[Mapping[str, Any]]) -> str:
     for entry in entries:
         for output in kind.outputs:
             values = [entry[name].get(output) for name in scores]
-            values += [entry[name][output][key] for name in more for key in facts[name]]
+            values += [entry[name].get(output, {}).get(key) for name in more for key in facts[name]]
             table.writerow([entry["id"], entry["patient"], output, *values])
     return file.getvalue()
 

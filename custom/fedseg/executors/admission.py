@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from fedseg.contract.combinations import EVERY_REGION, MEANINGS, declared, name_of
 from fedseg.contract.plan import Plan
 from fedseg.data.checks.datalist_check import NO_CASES, check_datalist
 from fedseg.data.datalist import Datalist, read_datalist
@@ -59,7 +60,7 @@ def admit_data(
     """
     path = profile.datalist(plan.dataset)
     try:
-        datalist = read_datalist(path)
+        datalist = read_datalist(path).with_drawn(profile.drawn_regions(plan.dataset))
         if evaluates:
             datalist = _scored_only(datalist)
         report = check_datalist(plan.task, datalist, quick=True)
@@ -74,8 +75,18 @@ def admit_data(
         raise RefusalError("task", f"{len(channels)} case(s) do not have the channels {list(plan.task.channels)}.")
     if errors:
         raise RefusalError("data", f"The site's data has {len(errors)} error(s); `fedseg check-data` lists them.")
+    if any(count < report.cases for count in report.statistics["cases_drawn"].values()):
+        _check_partial(plan, hooks)
     _check_memory(plan, profile, report.grids, hooks, evaluates)
     return _check_labels(plan, datalist)
+
+
+def _check_partial(plan: Plan, hooks: Sequence[TrainingHook]) -> None:
+    """Refuse a job that needs every region drawn; the server, which does not know the labels, cannot."""
+    needing = [name_of(hook) for hook in hooks if EVERY_REGION in declared(hook, "needs")]
+    needing += ["Split training"] if plan.split is not None else []
+    if needing:
+        raise RefusalError("task", f"{needing[0]} needs {MEANINGS[EVERY_REGION]}, and this site has others.")
 
 
 def _scored_only(datalist: Datalist) -> Datalist:

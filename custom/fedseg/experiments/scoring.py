@@ -74,7 +74,8 @@ def _ensemble_scores(plan: Plan, files: Sequence[ModelFile], datalist: Datalist,
             found.append(predict_values(kind, case, logits))
         values = np.mean(found, axis=0, dtype=found[0].dtype)
         predicted = decide_case(kind, case, values)
-        yield kind.score(predicted, case.reference, case.original.spacing, settings.to_dict(), values=values)
+        spacing = case.original.spacing
+        yield kind.score_drawn(case.drawn, predicted, case.reference, spacing, settings.to_dict(), values=values)
 
 
 def _rows(kind: Objective, site: str, place: str, datalist: Datalist, scores: Sequence[Any]) -> Iterator[Row]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fedseg import allowed
-from fedseg.data.datalist import FILE_NAME
-from fedseg.errors import ConfigurationError, RefusalError
+from fedseg.data.datalist import FILE_NAME, parse_drawn
+from fedseg.errors import ConfigurationError, DataError, RefusalError
 from fedseg.files.documents import read_json
 from fedseg.memory import GIB
 from fedseg.site.policy import Budget, SitePolicy, parse_policy
@@ -40,6 +40,8 @@ class SiteProfile:
         encryption_context: file with the sites' shared key, which the server never has; it may be missing.
         simulated: whether this is a site of a simulation, whose ledger counts for nothing real.
         policy: the site's limits; None where it states none.
+        drawn: dataset name -> names of the regions that were drawn in all its cases, for datalists that do not say it;
+            the name ``*`` stands for every name.
     """
 
     datasets: Mapping[str, Path]
@@ -51,6 +53,7 @@ class SiteProfile:
     simulated: bool = False
     policy: SitePolicy | None = None
     memory: int | None = None
+    drawn: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def datalist(self, dataset: str) -> Path:
         """The datalist of a data set.
@@ -62,6 +65,10 @@ class SiteProfile:
         if path is None:
             raise RefusalError("data", f"This site offers no data set named {dataset!r}.")
         return path
+
+    def drawn_regions(self, dataset: str) -> tuple[str, ...] | None:
+        """Regions that were drawn in the cases of a data set whose datalist says nothing of it; None: all."""
+        return self.drawn.get(dataset) or self.drawn.get("*")
 
 
 def read_profile(site: str, config_folder: Path, work_folder: Path) -> SiteProfile:
@@ -136,7 +143,7 @@ def server_context_file(config_folder: Path, state: Path) -> Path:
     return provisioned if provisioned.exists() else state / SERVER_CONTEXT_FILE
 
 
-_KEYS = ("cache", "datasets", "device", "memory_gb", "policy", "state")
+_KEYS = ("cache", "datasets", "device", "drawn", "memory_gb", "policy", "state")
 
 
 def _parse(content: Any, base: Path) -> SiteProfile:
@@ -165,7 +172,23 @@ def _parse(content: Any, base: Path) -> SiteProfile:
         base.parent / "startup" / CONTEXT_FILE,
         policy=policy,
         memory=None if memory is None else int(memory * GIB),
+        drawn=_drawn(content.get("drawn", {}), paths),
     )
+
+
+def _drawn(value: Any, datasets: Mapping[str, Path]) -> dict[str, tuple[str, ...]]:
+    """Regions drawn in data sets of the profile, by name."""
+    name, found = f"{PROFILE_FILE}: drawn", {}
+    if not isinstance(value, dict) or not set(value) <= set(datasets):
+        raise ConfigurationError(
+            name, value, f"an object of some of the data sets {sorted(datasets)} and their regions"
+        )
+    for dataset, regions in value.items():
+        try:
+            found[dataset] = parse_drawn(regions, f"{name}.{dataset}") or ()
+        except DataError:
+            raise ConfigurationError(f"{name}.{dataset}", regions, "a list of different names, at least one") from None
+    return {dataset: regions for dataset, regions in found.items() if regions}
 
 
 def _place(key: str, value: Any, base: Path) -> Path:

@@ -19,7 +19,9 @@ from fedseg.statistics import quantities as q
 from fedseg.statistics.moments import Moments
 from fedseg.statistics.quantities import Quantities, named, quantities
 from fedseg.statistics.tally import BinTally, NameTally
+from fedseg.tasks.drawn import drawn_outputs
 from fedseg.tasks.normalisation import counted_voxels, normalise
+from fedseg.tasks.objective import objective_of
 from fedseg.tasks.segmentation.components import count_components
 from fedseg.tasks.segmentation.labels import to_classes, to_regions
 from fedseg.tasks.task import Task
@@ -79,9 +81,11 @@ def _measure_case(tallies: Tallies, task: Task, case: Case, weight: float) -> No
     _add_geometry(add, image, grid)
     _add_scanner(add, case)
     classes = None if label is None or not task.classes else to_classes(task, label)
-    _add_intensities(add, task, image, case.missing, classes)
+    drawn = drawn_outputs(objective_of(task), case.drawn)
+    whole = classes if drawn is None else None
+    _add_intensities(add, task, image, case.missing, whole)
     if classes is not None:
-        _add_labels(add, task, classes, prod(grid.spacing) / 1000)
+        _add_labels(add, task, classes, prod(grid.spacing) / 1000, drawn)
 
 
 @dataclass(frozen=True)
@@ -148,13 +152,22 @@ def _add_intensities(
             add.values(named(q.STRUCTURE, channel), image[position][classes > 0])
 
 
-def _add_labels(add: _Adding, task: Task, classes: np.ndarray, voxel: float) -> None:
-    """Volumes in ml and connected parts of the regions, and the shares of the classes in all that is labelled."""
-    for region, mask in zip(task.region_names, to_regions(task, classes), strict=True):
+def _add_labels(
+    add: _Adding, task: Task, classes: np.ndarray, voxel: float, drawn: Sequence[bool] | None = None
+) -> None:
+    """Volumes in ml and connected parts of the regions, and the shares of the classes in all that is labelled.
+
+    Of a case in which regions are not drawn only the drawn ones: what is labelled is not all that there is.
+    """
+    for index, (region, mask) in enumerate(zip(task.region_names, to_regions(task, classes), strict=True)):
+        if drawn is not None and not drawn[index]:
+            continue
         count = int(mask.sum())
         add.values(named(q.VOLUME, region), [count * voxel])
         add.values(named(q.COMPONENTS, region), [count_components(mask)])
         add.shares(named(q.PRESENT, region), {q.YES if count else q.NO: 1.0})
+    if drawn is not None:
+        return
     counts = np.bincount(classes.ravel(), minlength=len(task.classes) + 1)[1:]
     if counts.sum():
         shares = (counts / counts.sum()).tolist()

@@ -41,6 +41,7 @@ class Objective(Scored):
         output: what one of its outputs is called.
         needs_label: whether cases without a label file can be neither trained on nor scored.
         discrete: whether the reference has classes, each of which is brought to another grid by itself; else values.
+        partial: whether its loss and its scores can leave out outputs that nobody drew, see ``tasks.drawn``.
         masks: whether predictions are label maps, which ``predict`` writes and pictures show.
         glossary: further terms of its reports, and what they mean.
     """
@@ -49,6 +50,7 @@ class Objective(Scored):
     output: ClassVar[str] = "output"
     needs_label: ClassVar[bool] = True
     discrete: ClassVar[bool] = False
+    partial: ClassVar[bool] = False
     masks: ClassVar[bool] = False
     glossary: ClassVar[Mapping[str, str]] = {}
 
@@ -70,6 +72,15 @@ class Objective(Scored):
             label: the label file's values [X, Y, Z]; None without one.
         """
 
+    def only_drawn(self, reference: np.ndarray, drawn: Sequence[bool]) -> np.ndarray:
+        """The reference without what lies in no drawn output; for kinds that are ``partial``.
+
+        Args:
+            reference: as ``reference`` gave it.
+            drawn: of each output, whether it is drawn.
+        """
+        return reference
+
     def check_label(self, label: np.ndarray) -> None:
         """Refuse values of a label file that are not those of the task (DataError), where the kind needs labels."""
         if self.needs_label:
@@ -79,7 +90,8 @@ class Objective(Scored):
         """What the loss compares the network's output with.
 
         Args:
-            batch: ``image`` [B, C, ...], and ``classes`` [B, 1, ...] where there is a reference.
+            batch: ``image`` [B, C, ...]; ``classes`` [B, 1, ...] where there is a reference; ``drawn`` [B, outputs] if
+                not every output is drawn in every case of it.
         """
         return batch["classes"]
 
@@ -149,6 +161,30 @@ class Objective(Scored):
             A dataclass with a mapping output -> value or None for each of ``scores`` (empty where it was not asked
             for) and output -> kind for each of ``counts``.
         """
+
+    def score_drawn(
+        self,
+        drawn: Sequence[bool] | None,
+        predicted: np.ndarray,
+        reference: np.ndarray | None,
+        spacing: tuple[float, float, float],
+        settings: Mapping[str, Any],
+        full: bool = True,
+        values: np.ndarray | None = None,
+    ) -> Any:
+        """Judge one case by what is drawn in it.
+
+        Args:
+            drawn: of each output, whether it is drawn; None: all are.
+            predicted, reference, spacing, settings, full, values: see ``score``.
+
+        Returns:
+            What ``score`` gives; an output that nobody drew has no value, and is in no count.
+        """
+        found = self.score(predicted, reference, spacing, settings, full, values)
+        if drawn is not None:
+            self.leave_out(found, [name for name, is_drawn in zip(self.outputs, drawn, strict=True) if not is_drawn])
+        return found
 
 
 def objective_of(task: Task) -> Objective:

@@ -161,6 +161,17 @@ class Scored(ABC):
         }
 
     @classmethod
+    def leave_out(cls, score: Any, outputs: Collection[str]) -> None:
+        """Take outputs out of the scores of a case, in place: they have no value, and are in no count."""
+        valued = {each.name for each in cls.scores}
+        for part, values in vars(score).items():
+            for output in set(outputs) & set(values) if isinstance(values, dict) else ():
+                if part in valued:
+                    values[output] = None
+                else:
+                    del values[output]
+
+    @classmethod
     def read_case(cls, entry: Mapping[str, Any]) -> SimpleNamespace:
         """What ``score`` gave, from the form in which a site wrote it.
 

@@ -58,7 +58,14 @@ class CaseCache:
         """Changes with the files' content (as size and time tell), the task, the use and the version."""
         files = [*case.images, *([case.label] if case.label else [])]
         text = json.dumps(
-            [[_stamp(file) for file in files], case.missing, self.task.to_dict(), self.training, __version__],
+            [
+                [_stamp(file) for file in files],
+                case.missing,
+                case.drawn,
+                self.task.to_dict(),
+                self.training,
+                __version__,
+            ],
             sort_keys=True,
         )
         return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -82,6 +89,7 @@ def _store(case: PreparedCase, path: Path) -> None:
         "reference": None if case.reference is None else torch.from_numpy(case.reference),
         "indices": list(case.indices),
         "voxels": list(case.voxels),
+        "drawn": None if case.drawn is None else list(case.drawn),
     }
     with whole_file(path) as temporary:
         torch.save(content, temporary)
@@ -104,4 +112,5 @@ def _load(path: Path) -> PreparedCase:
         None if reference is None else np.array(reference.numpy()),
         tuple(content["indices"]),
         tuple(content["voxels"]),
+        None if content["drawn"] is None else tuple(content["drawn"]),
     )

@@ -45,7 +45,7 @@ class PatchDataset(Dataset[Sample]):
 
     def __getitem__(self, item: tuple[Any, ...]) -> Sample:
         """``image`` [C, *patch] float32 and, where there is a reference, ``classes`` [1, *patch] (uint8 in
-        segmentation), cut and augmented as the seed says."""
+        segmentation), cut and augmented as the seed says; ``drawn`` [outputs] where something is not drawn."""
         asked = PatchItem(*item)
         case, generator = self.cases[asked.case], np.random.default_rng(asked.seed)
         size = asked.size or self.task.patch_size
@@ -53,10 +53,12 @@ class PatchDataset(Dataset[Sample]):
         corner = choose_corner(augmentation.task, case, generator, asked.foreground)
         matrix = augmentation.draw_turn(case.grid.spacing, generator)
         margin = (0, 0, 0) if matrix is None else augmentation.margin(matrix)
-        sample = {name: cut(values[0], corner, size, margin) for name, values in case.batch().items()}
+        whole = case.batch()
+        drawn = {name: whole.pop(name)[0] for name in ("drawn",) if name in whole}
+        sample = {name: cut(values[0], corner, size, margin) for name, values in whole.items()}
         if matrix is not None:
             sample = augmentation.turn(sample, matrix)
-        return augmentation.change(sample, generator, case.grid.spacing)
+        return augmentation.change(sample, generator, case.grid.spacing) | drawn
 
     def _augmentation(self, size: tuple[int, int, int]) -> Augmentation:
         """That of patches of a size, which decides how they are turned."""
@@ -116,5 +118,8 @@ def choose_corner(
 
 
 def collate(samples: Sequence[Sample]) -> Sample:
-    """Stack samples to a batch: ``image`` [B, C, ...], and ``classes`` [B, 1, ...] where cases have a reference."""
+    """Stack samples to a batch: ``image`` [B, C, ...]; ``classes`` [B, 1, ...] where cases have a reference; ``drawn``
+    [B, outputs] where a case has something that is not drawn."""
+    if (partial := next((s["drawn"] for s in samples if "drawn" in s), None)) is not None:
+        samples = [{"drawn": torch.ones_like(partial), **sample} for sample in samples]
     return {key: torch.stack([s[key] for s in samples]) for key in samples[0]}

@@ -15,6 +15,7 @@ from fedseg.data.case_reading import read_case
 from fedseg.data.datalist import Case
 from fedseg.data.grid import Grid
 from fedseg.errors import DataError
+from fedseg.tasks.drawn import drawn_outputs
 from fedseg.tasks.normalisation import normalise
 from fedseg.tasks.objective import objective_of
 from fedseg.tasks.task import Task
@@ -38,6 +39,7 @@ class PreparedCase:
         indices: for cases that are trained on: flat voxel indices of each class (background first), at most
             ``INDICES_PER_CLASS`` evenly taken ones each.
         voxels: for cases that are trained on: how many each class has (background first), before any padding.
+        drawn: of each output, whether it is drawn; None: all are.
     """
 
     id: str
@@ -48,10 +50,12 @@ class PreparedCase:
     reference: np.ndarray | None = None
     indices: tuple[torch.Tensor, ...] = ()
     voxels: tuple[int, ...] = ()
+    drawn: tuple[bool, ...] | None = None
 
     def batch(self) -> dict[str, torch.Tensor]:
-        """The case as a batch of one: ``image``, and ``classes`` where there are any."""
-        both = {"image": self.image, "classes": self.classes}
+        """The case as a batch of one: ``image``, ``classes`` where there are any, ``drawn`` where something is not."""
+        drawn = None if self.drawn is None else torch.tensor(self.drawn)
+        both = {"image": self.image, "classes": self.classes, "drawn": drawn}
         return {name: values[None] for name, values in both.items() if values is not None}
 
 
@@ -70,9 +74,12 @@ def prepare_case(task: Task, case: Case, training: bool) -> PreparedCase:
     array, original, label = read_case(task, case)
     kind = objective_of(task)
     try:
+        drawn = drawn_outputs(kind, case.drawn)
         reference = kind.reference(array, label)
     except DataError as error:
         raise DataError(f"{case.label}: {error}") from None
+    if drawn is not None and reference is not None:
+        reference = kind.only_drawn(reference, drawn)
     image = _resample(task, array, original)
     labels = None if reference is None else _resample_reference(task, reference[None], original)
     image.set_array(normalise(task, image.as_tensor(), case.missing))
@@ -82,7 +89,7 @@ def prepare_case(task: Task, case: Case, training: bool) -> PreparedCase:
     grid = Grid((x, y, z), image.affine.numpy().astype(np.float64))
     values = image.as_tensor().float().contiguous()
     if not training:
-        return PreparedCase(case.id, values, labels, grid, original, reference)
+        return PreparedCase(case.id, values, labels, grid, original, reference, drawn=drawn)
     values = _pad(values, task.patch_size)
     if labels is None:
         if kind.needs_label:
@@ -91,7 +98,7 @@ def prepare_case(task: Task, case: Case, training: bool) -> PreparedCase:
     count = len(task.classes) + 1 if task.classes and kind.discrete else 0
     voxels = tuple(torch.bincount(labels.flatten(), minlength=count).tolist()) if count else ()
     labels = _pad(labels, task.patch_size)
-    return PreparedCase(case.id, values, labels, grid, original, None, _class_indices(labels, count), voxels)
+    return PreparedCase(case.id, values, labels, grid, original, None, _class_indices(labels, count), voxels, drawn)
 
 
 def _resample_reference(task: Task, reference: np.ndarray, grid: Grid) -> torch.Tensor:

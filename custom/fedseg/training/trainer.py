@@ -252,7 +252,8 @@ class SiteTrainer(KeptSteps):
             loss = float(self._scoring_loss(logits, self.objective.targets(case.batch())))
         values = predict_values(self.objective, case, logits)
         predicted, settings = decide_case(self.objective, case, values), self.settings.to_dict()
-        score = self.objective.score(predicted, case.reference, case.original.spacing, settings, distances, values)
+        spacing = case.original.spacing
+        score = self.objective.score_drawn(case.drawn, predicted, case.reference, spacing, settings, distances, values)
         return ScoredCase(case.id, loss, score, cases.cases[index].patient)
 
     def _freeze(self, round_number: int) -> frozenset[str]:

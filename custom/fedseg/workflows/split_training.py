@@ -6,7 +6,7 @@ from typing import Any
 
 from fedseg.allowed import whole
 from fedseg.contract.arguments import takes_arguments_of
-from fedseg.contract.combinations import EVERY_CASE, OWN_MODELS
+from fedseg.contract.combinations import EVERY_CASE, EVERY_REGION, OWN_MODELS
 from fedseg.workflows.run.method_parts import MethodParts, take_parts
 from fedseg.workflows.run.settings import RunSettings, refuse_given
 from fedseg.workflows.run.workflow import Workflow
@@ -25,7 +25,7 @@ class SplitTraining(Workflow):
        leaves one model for each; else it leaves one model for all, and the best one.
     """
 
-    needs = frozenset({EVERY_CASE})
+    needs = frozenset({EVERY_CASE, EVERY_REGION})
     withholds = frozenset({OWN_MODELS})
 
     @takes_arguments_of(MethodParts, RunSettings)

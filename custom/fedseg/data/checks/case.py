@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,8 @@ from fedseg.data.checks.voxels import check_label, content_hash
 from fedseg.data.datalist import Case
 from fedseg.data.grid import Grid
 from fedseg.data.problems import Report, Severity
+from fedseg.errors import DataError
+from fedseg.tasks.drawn import drawn_outputs, undrawn_classes
 from fedseg.tasks.objective import objective_of
 from fedseg.tasks.task import Task
 
@@ -27,6 +30,8 @@ class CaseFacts:
         contents: file -> key that is equal for files with equal voxels (for equal paths, when quick).
         conventions: names of the label conventions that the label file fits; None where it was not read or fits none.
         classes: classes of the task that occur in the label.
+        drawn: which regions are drawn, see ``tasks.drawn``; None: all, or the names are wrong.
+        undrawn: those of ``classes`` that lie in no drawn region.
     """
 
     split: str
@@ -36,6 +41,8 @@ class CaseFacts:
     contents: dict[Path, str] = field(default_factory=dict)
     conventions: tuple[str, ...] | None = None
     classes: tuple[str, ...] = ()
+    drawn: tuple[bool, ...] | None = None
+    undrawn: tuple[str, ...] = ()
 
     def reporter(self, file: Path) -> Report:
         """A function ``(code, severity, message, remedy)`` that notes a finding about ``file``."""
@@ -56,6 +63,8 @@ def inspect_case(task: Task, case: Case, split: str, quick: bool = False) -> Cas
         quick: look at files and headers only, read no voxel.
     """
     facts = CaseFacts(split, case)
+    with contextlib.suppress(DataError):  # wrong names are told once, of the whole list
+        facts.drawn = drawn_outputs(objective_of(task), case.drawn)
     opened = open_case(task, case, facts.reporter)
     facts.grid = opened.grid
     if case.label is None and objective_of(task).needs_label:
@@ -72,6 +81,8 @@ def inspect_case(task: Task, case: Case, split: str, quick: bool = False) -> Cas
         values = read_label_values(opened.label, report)
         if values is not None:
             facts.conventions, facts.classes = check_label(task, values, report)
+            unheard = undrawn_classes(task, facts.drawn)
+            facts.undrawn = tuple(name for name in facts.classes if name in unheard)
     return facts
 
 

@@ -15,6 +15,9 @@ from fedseg.data.grid import Grid
 from fedseg.data.label_convention import meaning, named_convention, with_convention
 from fedseg.data.progress import Progress, silent
 from fedseg.data.splits import by_patient, patients_in_two_splits, spelled_alike
+from fedseg.errors import DataError
+from fedseg.tasks.drawn import drawn_outputs, told_classes
+from fedseg.tasks.objective import objective_of
 from fedseg.tasks.task import Task
 
 NO_CASES = "no-cases"
@@ -45,12 +48,14 @@ def check_datalist(
         *_about_list(task, datalist),
         *(finding for case_facts in facts for finding in case_facts.findings),
         *_missing_channels(task, datalist),
+        *_drawn_names(task, datalist),
         *_two_splits(datalist),
         *_alike_patients(datalist),
         *_shared_labels(places),
         *_duplicates(facts),
         *_mixed_labels(task, facts),
         *_absent_classes(task, facts),
+        *_undrawn_labels(facts),
         *_mixed_orientations(facts),
     ]
     grids = tuple(f.grid for f in facts if f.grid)
@@ -199,11 +204,35 @@ def _mixed_labels(task: Task, facts: Sequence[CaseFacts]) -> list[Finding]:
 def _absent_classes(task: Task, facts: Sequence[CaseFacts]) -> list[Finding]:
     """Classes of which no label that was read holds a voxel, in a list that has labels of others."""
     found = {name for case in facts for name in case.classes}
-    absent = [name for name in task.classes if name not in found]
+    told = {name for case in facts for name in told_classes(task, case.drawn)}
+    absent = [name for name in task.classes if name in told - found]
     if not found or not absent:
         return []
     message = f"No label holds {', '.join(absent)}, so nothing can be learned of it here."
     return [Finding("absent-class", "warning", message, "Fine if no patient has it; else look at the label values.")]
+
+
+def _drawn_names(task: Task, datalist: Datalist) -> list[Finding]:
+    """One finding for each list of drawn regions that the task cannot have."""
+    several = {case.drawn: split for split in reversed(SPLITS) for case in datalist.split(split)}
+    findings = []
+    for names, split in several.items():
+        try:
+            drawn_outputs(objective_of(task), names)
+        except DataError as error:
+            message, _, remedy = str(error).rstrip(".").rpartition(". ")
+            place = str(datalist.path or "")
+            findings.append(Finding("drawn-names", "error", f"{message}.", f"{remedy}.", place, split))
+    return findings
+
+
+def _undrawn_labels(facts: Sequence[CaseFacts]) -> list[Finding]:
+    """Classes that labels hold, though the datalist says that nobody drew them."""
+    counts = Counter(name for f in facts for name in f.undrawn)
+    if not counts:
+        return []
+    message = f"Labels hold classes that are not listed as drawn, and do not count: {_listed(counts)}."
+    return [Finding("label-undrawn", "warning", message, "Fine if they are incomplete; else add them to `drawn`.")]
 
 
 def _mixed_orientations(facts: Sequence[CaseFacts]) -> list[Finding]:
@@ -238,4 +267,8 @@ def _statistics(task: Task, datalist: Datalist, facts: Sequence[CaseFacts], grid
         "label_conventions": dict(_count_conventions(facts)),
         "cases_without_channel": without_channel(task, datalist),
         "cases_with_class": {name: sum(name in f.classes for f in facts) for name in task.classes},
+        "cases_drawn": {
+            name: sum(f.drawn is None or f.drawn[index] for f in facts)
+            for index, name in enumerate(objective_of(task).outputs)
+        },
     }

@@ -30,6 +30,8 @@ CODES = (
     "label-mixed",
     "empty-label",
     "absent-class",
+    "drawn-names",
+    "label-undrawn",
     "patient-in-two-splits",
     "patient-spelling",
     "label-twice",

@@ -23,6 +23,9 @@ LOSSES: dict[str, tuple[str | None, str | None]] = {
     "gce": (None, "gce"),
 }
 """Names of losses: their term of whole regions, and their term of single voxels."""
+MARGINAL, EXCLUSION = "marginal", "exclusion"
+UNDRAWN = (MARGINAL, EXCLUSION)
+"""What a loss makes of classes that nobody drew: it leaves them open; or also keeps them off the drawn ones."""
 _SMOOTH = 1e-5
 
 

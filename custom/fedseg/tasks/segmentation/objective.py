@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
+from fedseg.tasks.drawn import undrawn_classes
 from fedseg.tasks.objective import Objective
 from fedseg.tasks.segmentation.components import keep_components
 from fedseg.tasks.segmentation.labels import paint_regions, to_classes
 from fedseg.tasks.segmentation.losses import SegmentationLoss, loss_of_settings, predict_regions
 from fedseg.tasks.segmentation.metrics import CaseScore, score_case
+from fedseg.tasks.segmentation.partial import coarser_targets, join_targets
 from fedseg.tasks.segmentation.scores import GLOSSARY, SCORES
 
 
@@ -30,6 +32,7 @@ class Segmentation(Objective):
         }
     }
     discrete = True
+    partial = True
     masks = True
     glossary = GLOSSARY
 
@@ -44,6 +47,18 @@ class Segmentation(Objective):
     def reference(self, image: np.ndarray, label: np.ndarray | None) -> np.ndarray | None:
         """Internal class values, uint8."""
         return None if label is None else to_classes(self.task, label)
+
+    def targets(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Class values, which also say what nobody drew in a batch that has such cases."""
+        return join_targets(batch["classes"], batch["drawn"]) if "drawn" in batch else batch["classes"]
+
+    def coarser(self, targets: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+        return coarser_targets(targets, tuple(size)) if targets.dtype == torch.int64 else super().coarser(targets, size)
+
+    def only_drawn(self, reference: np.ndarray, drawn: Sequence[bool]) -> np.ndarray:
+        """The background in place of classes that lie in no drawn region."""
+        gone = [self.task.classes.index(name) + 1 for name in undrawn_classes(self.task, drawn)]
+        return np.where(np.isin(reference, gone), 0, reference).astype(reference.dtype) if gone else reference
 
     def loss(self, settings: Mapping[str, Any]) -> SegmentationLoss:
         return loss_of_settings(self.task, settings)

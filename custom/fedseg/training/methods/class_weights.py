@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from fedseg.contract.combinations import STATISTICS
+from fedseg.contract.combinations import EVERY_REGION, STATISTICS
 from fedseg.contract.plan import Plan
 from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.networks.weights import Arrays
@@ -32,7 +32,7 @@ class ClassWeights(TrainingHook):
     classes, so both together may be too much.
     """
 
-    needs = TrainingHook.needs | {STATISTICS}
+    needs = TrainingHook.needs | {STATISTICS, EVERY_REGION}
 
     def check_plan(self, plan: Plan) -> None:
         """Refuse a loss without the cross-entropy."""

@@ -49,7 +49,8 @@ def check_data(kit: InstalledKit, options: CheckOptions) -> Iterator[CheckResult
             how = "fedseg check-data TASK, with the same folder as this machine calls it, and --quick for headers only"
             yield yellow(f"data: {name}", found, f"Check it by hand: {how}.")
         else:
-            yield _datalist(name, path, options, bool(profile and profile.policy and profile.policy.evaluate_only))
+            evaluates = bool(profile and profile.policy and profile.policy.evaluate_only)
+            yield _datalist(name, path, options, evaluates, profile.drawn_regions(name) if profile else None)
 
 
 def listed_files(kit: InstalledKit) -> list[Path]:
@@ -70,11 +71,13 @@ def _profile(kit: InstalledKit) -> SiteProfile | None:
         return None
 
 
-def _datalist(name: str, path: Path, options: CheckOptions, evaluates: bool) -> CheckResult:
+def _datalist(
+    name: str, path: Path, options: CheckOptions, evaluates: bool, drawn: tuple[str, ...] | None
+) -> CheckResult:
     """Of a site that scores only, the cases on which it scores."""
     check = f"data: {name}"
     try:
-        datalist = read_datalist(path)
+        datalist = read_datalist(path).with_drawn(drawn)
     except FedsegError as error:
         return red(
             check, str(error), f"Mend the path in {_PROFILE}, or make the datalist; see docs/how-to/own-data.md."

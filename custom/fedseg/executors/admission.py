@@ -75,7 +75,7 @@ def admit_data(
         raise RefusalError("task", f"{len(channels)} case(s) do not have the channels {list(plan.task.channels)}.")
     if errors:
         raise RefusalError("data", f"The site's data has {len(errors)} error(s); `fedseg check-data` lists them.")
-    if any(count < report.cases for count in report.statistics["cases_drawn"].values()):
+    if not evaluates and any(count < report.cases for count in report.statistics["cases_drawn"].values()):
         _check_partial(plan, hooks)
     _check_memory(plan, profile, report.grids, hooks, evaluates)
     return _check_labels(plan, datalist)

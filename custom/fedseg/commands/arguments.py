@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fedseg.data.partial_labels import PartialLabels
 from fedseg.errors import UsageError
 from fedseg.files.outputs import check_outputs
 
@@ -112,6 +113,27 @@ class Command:
         self.flag(
             "--accept-changed-model", f"{verb} the model although it is not the one that its provenance file is about"
         )
+
+
+def add_partial(command: Command) -> None:
+    """Declare the options that ``partial_labels`` reads."""
+    command.value("--drawn", "regions that alone stay drawn, see --drawn-at (default: all)", words, metavar="A,B,...")
+    command.value("--drawn-at", "sites at which they alone stay (default: everywhere)", words, metavar="SITE,...")
+    command.value("--drawn-share", "share of the patients there, at random (default 1)", float, metavar="SHARE")
+
+
+def partial_labels(options: argparse.Namespace) -> PartialLabels | None:
+    """Which regions stay drawn, and where; None where nothing is asked for.
+
+    Raises:
+        UsageError: it is said where, but not which regions.
+    """
+    if options.drawn is None:
+        if options.drawn_at is not None or options.drawn_share is not None:
+            raise UsageError("--drawn-at and --drawn-share need --drawn, the regions that stay.")
+        return None
+    share = 1.0 if options.drawn_share is None else options.drawn_share
+    return PartialLabels(tuple(options.drawn), tuple(options.drawn_at or ()), share)
 
 
 def words(text: str) -> list[str]:

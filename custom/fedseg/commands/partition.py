@@ -11,7 +11,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from fedseg.commands.arguments import CONVENTION_HELP, Command, words
+from fedseg.commands.arguments import CONVENTION_HELP, Command, add_partial, partial_labels, words
 from fedseg.console import out, track
 from fedseg.contract.task_argument import TASK_HELP, task_from_argument
 from fedseg.data.datalist import SPLITS, Case, Datalist
@@ -48,6 +48,7 @@ def add_parser(subparsers: Any) -> None:
     command.value("--test-fraction", "share of a site's patients (0)", float, default=0.0)
     command.value("--scanner-shift", _SHIFT, float, metavar="STRENGTH", default=0.0)
     command.value("--shared", _SHARED, float, metavar="FRACTION", default=0.0)
+    add_partial(command)
     command.value("--seed", "seed of every draw (default 0)", int, default=0)
 
 
@@ -70,9 +71,8 @@ def run(options: argparse.Namespace) -> int:
     else:
         sites, without_images = _drawn(cases, options, patients_needed(fractions)), 0
     notes = {"origin": origin_note(options.source), "partition": _method(options)}
-    datalists = write_sites(
-        sites, options.out, task, fractions, options.seed, options.scanner_shift, notes, options.shared, track, stated
-    )
+    how = (options.seed, options.scanner_shift, notes, options.shared, track, stated, partial_labels(options))
+    datalists = write_sites(sites, options.out, task, fractions, *how)
     _print_sites(datalists, len(cases), without_images, options.out)
     _print_next(options.task or task.name, options.out, next(iter(datalists)))
     return 0

@@ -10,7 +10,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from fedseg.commands.arguments import Command
+from fedseg.commands.arguments import Command, add_partial, partial_labels
 from fedseg.console import out, track
 from fedseg.data.datalist import SPLITS, read_datalist
 from fedseg.data.phantoms.phantoms import PHANTOM_TASKS, make_phantoms
@@ -29,6 +29,7 @@ def add_parser(subparsers: Any) -> None:
     command.value("--seed", "whole number from 0 (default 0)", int, default=0, metavar="S")
     command.value("--heterogeneity", differ, float, default=0.5, metavar="H")
     command.value("--test-fraction", test, float, default=0.0, metavar="F")
+    add_partial(command)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -48,6 +49,7 @@ def run(options: argparse.Namespace) -> int:
         heterogeneity=options.heterogeneity,
         test_fraction=options.test_fraction,
         progress=track,
+        partial=partial_labels(options),
     )
     console = out()
     console.print(_table(datalists))

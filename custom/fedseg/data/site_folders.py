@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.data.datalist import FILE_NAME, SPLITS, Case, Datalist, read_datalist, write_datalist
+from fedseg.data.partial_labels import PartialLabels, chosen_patients, take_out
 from fedseg.data.partition import Sites, check_names
 from fedseg.data.progress import Progress, silent
 from fedseg.data.scanner_shift import draw_shift, shift_case
@@ -30,6 +31,7 @@ def write_sites(
     shared: float = 0.0,
     progress: Progress = silent,
     convention: str | None = None,
+    partial: PartialLabels | None = None,
 ) -> dict[str, Datalist]:
     """Split each site's cases by patient and write ``out/<site>/datalist.json``; all of it or nothing.
 
@@ -45,6 +47,7 @@ def write_sites(
             notes under ``shared_cases`` what the site gave and received.
         progress: shows how far simulated scanners are.
         convention: the label convention of all cases, where the task has several.
+        partial: which regions stay drawn, and where; None: all.
 
     Raises:
         UsageError: ``out`` is not empty, or a value is not allowed.
@@ -62,10 +65,11 @@ def write_sites(
     given = draw_shared({site: datalist.training for site, datalist in datalists.items()}, shared, seed)
     with new_folder(out) as folder:
         written = datalists
+        if partial is not None:
+            patients = chosen_patients(partial, datalists, seed)
+            written = {s: take_out(partial, task, each, patients, folder / s) for s, each in written.items()}
         if scanner_shift:
-            written = {
-                s: _shifted(datalist, folder / s, shifts[s], seed, progress) for s, datalist in datalists.items()
-            }
+            written = {s: _shifted(datalist, folder / s, shifts[s], seed, progress) for s, datalist in written.items()}
         if shared:
             # A shared image keeps its hospital's scanner, and lies in its hospital's folder.
             written = add_shared(written, given, shared, lambda case: _moved(case, folder, out))
@@ -91,8 +95,11 @@ def _check_counts(sites: Sites, fractions: Mapping[str, float]) -> None:
 def _moved(case: Case, folder: Path, out: Path) -> Case:
     """The case once ``folder`` is called ``out``."""
     final = Path(os.path.abspath(out))
-    images = tuple(final / i.relative_to(folder) if i.is_relative_to(folder) else i for i in case.images)
-    return replace(case, images=images)
+
+    def moved(path: Path) -> Path:
+        return final / path.relative_to(folder) if path.is_relative_to(folder) else path
+
+    return replace(case, images=tuple(map(moved, case.images)), label=case.label and moved(case.label))
 
 
 def _shifted(datalist: Datalist, folder: Path, shift: Any, seed: int, progress: Progress) -> Datalist:

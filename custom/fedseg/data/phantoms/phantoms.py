@@ -10,7 +10,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from fedseg.data.datalist import FILE_NAME, Case, Datalist, write_datalist
+from fedseg.data.datalist import FILE_NAME, Case, Datalist, read_datalist, write_datalist
+from fedseg.data.partial_labels import PartialLabels, chosen_patients, take_out
 from fedseg.data.phantoms.brats import CHANNELS, make_brats_case
 from fedseg.data.phantoms.pancreas import make_pancreas_case
 from fedseg.data.phantoms.sites import MINIMUM_CASES, SiteStyle, case_counts, site_style, split_counts
@@ -18,6 +19,7 @@ from fedseg.data.progress import Progress, silent
 from fedseg.errors import UsageError
 from fedseg.files.documents import write_json
 from fedseg.files.folders import new_folder
+from fedseg.tasks.registry import get_task
 
 MAXIMUM_SITES, MAXIMUM_CASES = 99, 200  # so that case numbers have three digits even at the largest site
 
@@ -56,6 +58,7 @@ def make_phantoms(
     heterogeneity: float = 0.5,
     test_fraction: float = 0.0,
     progress: Progress = silent,
+    partial: PartialLabels | None = None,
 ) -> list[Path]:
     """Make simulated sites ``out/site-1``, ``out/site-2``... with images, labels and a datalist each.
 
@@ -72,6 +75,7 @@ def make_phantoms(
             cases differ strongly).
         test_fraction: part of the cases that is set apart as ``test``, 0 to 0.5.
         progress: shows how far the work is.
+        partial: which regions stay drawn, and where; None: all.
 
     Returns:
         The datalists, one per site.
@@ -90,7 +94,18 @@ def make_phantoms(
             made[site].append(_WRITERS[task](rng, style, folder / site_name(site), site * 1000 + number))
         for site, done in made.items():
             _describe_site(plan, site, done, folder / site_name(site))
+        if partial is not None:
+            _take_out(partial, plan, [folder / site_name(site) for site in made])
     return [Path(out) / site_name(site) / FILE_NAME for site in made]
+
+
+def _take_out(partial: PartialLabels, plan: PhantomPlan, folders: list[Path]) -> None:
+    """Take regions out of labels; the whole ones stay beside them."""
+    lists = {folder.name: read_datalist(folder) for folder in folders}
+    patients = chosen_patients(partial, lists, plan.seed)
+    for folder in folders:
+        found = take_out(partial, get_task(plan.task), lists[folder.name], patients, folder)
+        write_datalist(found, folder / FILE_NAME)
 
 
 def site_name(site: int) -> str:

@@ -6,6 +6,7 @@ Every process of the experiment writes down which images it opens, and whether i
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from experiments.test_runner import FILES, kill_at_random, start, units_of
 from fedseg.cli import main
@@ -45,6 +46,7 @@ def opened(file: Path, does: str) -> set[str]:
     return {name.split("-")[0] for _, doing, name in lines if doing == does}
 
 
+@pytest.mark.full
 def test_a_left_out_sites_data_stay_closed_also_after_a_kill(tmp_path, monkeypatch):
     folds = {"kind": "leave_one_site_out", "only": ["loso-beta"]}
     arms = {"local": {"kind": "local"}, "fedavg": {"job": "job"}}

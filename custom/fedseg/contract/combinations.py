@@ -103,7 +103,8 @@ def _find(parts: Sequence[object], whole: bool) -> tuple[str, str] | None:
     for part in parts:
         name = name_of(part)
         for need in (each for each in MEANINGS if each in declared(part, "needs")):
-            thief = next((name_of(other) for other in parts if need in declared(other, "withholds")), None)
+            others = (other for other in parts if other is not part)
+            thief = next((name_of(other) for other in others if need in declared(other, "withholds")), None)
             if thief is not None:
                 return f"{name} with {thief}", f"{name} needs {MEANINGS[need]}, which {thief} withholds."
             if whole and need in PROVIDED and not any(need in declared(other, "provides") for other in parts):

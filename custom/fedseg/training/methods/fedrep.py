@@ -9,6 +9,7 @@ from fedseg.contract.combinations import OWN_LAYERS
 from fedseg.errors import ConfigurationError
 from fedseg.networks.weights import Arrays
 from fedseg.training.hooks import LocalTraining, TrainingHook
+from fedseg.training.patches import Sample
 
 
 class FedRep(TrainingHook):
@@ -31,9 +32,10 @@ class FedRep(TrainingHook):
         """
         self.head_epochs = allowed.whole("head_epochs", head_epochs, least=0)
         self._trained: list[tuple[str, torch.nn.Parameter]] = []
+        self._begun = False
 
     def before_round(self, training: LocalTraining, global_weights: Arrays, round_number: int) -> None:
-        """Train the head; only the body is left to the steps of the round.
+        """See what is head and what is body.
 
         Raises:
             ConfigurationError: the site has no layers of its own to train, or no others.
@@ -43,10 +45,19 @@ class FedRep(TrainingHook):
         if all(own) or not any(own):
             found = f"{sum(own)} of {len(own)} trained arrays"
             raise ConfigurationError("FedRep: a site's own", found, "some arrays and not all", "Name them by a filter.")
-        if self.head_epochs:
-            self._train_only(training, head=True)
-            training.train_alone(self.head_epochs)
-        self._train_only(training, head=False)
+        self._begun = False
+
+    def batch(self, training: LocalTraining, batch: Sample) -> Sample:
+        """Train the head before the first step, once all hooks have seen the received model."""
+        if not self._begun:
+            self._begun, rate = True, training.optimizer.param_groups[0]["lr"]
+            if self.head_epochs:
+                self._train_only(training, head=True)
+                training.train_alone(self.head_epochs)
+            self._train_only(training, head=False)
+            for group in training.optimizer.param_groups:
+                group["lr"] = rate
+        return batch
 
     def after_round(self, training: LocalTraining, global_weights: Arrays, round_number: int) -> None:
         """Let both be trained again."""

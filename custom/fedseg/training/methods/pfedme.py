@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fedseg import allowed
-from fedseg.contract.combinations import COUNTED_STEPS, PLAIN_STEPS
+from fedseg.contract.combinations import COUNTED_STEPS, LOCAL_STEPS, PLAIN_STEPS
 from fedseg.errors import ConfigurationError
 from fedseg.networks.weights import Arrays
 from fedseg.training.hooks import LocalTraining
@@ -25,10 +25,11 @@ class PFedMe(PersonalModel):
 
     Only the change of w leaves the site; theta is the personal model. The paper averages sites equally (FedAvg with
     ``weight_by`` ``"uniform"``). With ``steps`` 1 and ``rate`` 1 / lam a round is one of FedAvg, and theta the site's
-    own model after it. Other hooks of the job have no part in the steps. A round takes ``steps`` times the time.
+    own model after it. No other hook goes with it, since none would have a part in its steps. A round takes ``steps``
+    times the time.
     """
 
-    withholds = frozenset({PLAIN_STEPS, COUNTED_STEPS})
+    withholds = frozenset({LOCAL_STEPS, PLAIN_STEPS, COUNTED_STEPS})
 
     def __init__(self, lam: float = 15.0, steps: int = 5, rate: float = 0.005) -> None:
         """Choose how personal.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 
 from fedseg.cli import main as fedseg
@@ -14,9 +15,14 @@ from fedseg.data.checks.datalist_check import check_datalist
 from fedseg.data.datalist import Case, Datalist, read_datalist, write_datalist
 from fedseg.data.intake.sources import read_source
 from fedseg.errors import ConfigurationError, DataError
+from fedseg.evaluation.report.statistics import statistics_tables
+from fedseg.evaluation.report.verdict import verdict
 from fedseg.jobs.job import read_job
 from fedseg.models.model_file import write_model
 from fedseg.simulation.in_process import InProcessFederation
+from fedseg.statistics.document import FederationStatistics
+from fedseg.statistics.measuring import measure
+from fedseg.statistics.site_statistics import released
 from fedseg.tasks.registry import resolve_task
 from fedseg.tasks.task import parse_task
 from fedseg.training.prepare import prepare_case
@@ -102,7 +108,7 @@ def test_null_beside_a_file_of_several_volumes_is_refused(tmp_path, make_case):
         read_case(task(), case)
 
 
-@pytest.mark.parametrize("optional", [["t3"], list(CHANNELS), "t1", [1], ["t1", "t1"]])
+@pytest.mark.parametrize("optional", [["t3"], "t1", [1], ["t1", "t1"]])
 def test_optional_channels_are_some_of_the_channels(optional):
     with pytest.raises(ConfigurationError, match="optional_channels"):
         task(optional_channels=optional)
@@ -178,6 +184,7 @@ def test_a_site_that_never_has_a_channel_takes_part_and_its_cases_are_scored_and
     entry = federation.run_round()
     assert federation.events == []
     assert {name: site["num_samples"] for name, site in entry["sites"].items()} == {"whole": 2, "part": 2}
+    assert {name: site["incomplete_samples"] for name, site in entry["sites"].items()} == {"whole": 0, "part": 2}
     model = write_model(tmp_path / "model.safetensors", job.plan, federation.model.weights, 0)
     declared, datalist = str(tmp_path / "task.json"), str(sites["part"].path)
     Path(declared).write_text(json.dumps(DECLARED), "utf-8")
@@ -193,3 +200,22 @@ def test_a_site_that_never_has_a_channel_takes_part_and_its_cases_are_scored_and
     said = " ".join(capsys.readouterr().out.split())
     assert "4 of 4 cases lack t1; null stands in its place" in said
     assert "lack flair" not in said
+
+
+def test_statistics_count_who_has_a_channel(make_case):
+    cases = [without(make_case(f"c{i}", channels=3), *missing) for i, missing in enumerate([(), (0,), (0, 2)])]
+    statistics = released(measure(task(), cases), 1)
+    found = statistics.categories
+    assert found["acquired: t1"] == {"yes": 1.0, "no": 2.0}
+    assert found["acquired: flair"] == {"yes": 2.0, "no": 1.0}
+    assert "acquired: t2" not in found
+    shown = statistics_tables(FederationStatistics(task(), {"a": released(measure(task(), cases), 1)}))
+    assert [t.rows for caption, t in shown.items() if "cases that have a channel" in caption] == [
+        [["a", "33.3%", "66.7%"]]
+    ]
+
+
+def test_a_report_says_how_many_training_cases_lack_a_channel():
+    sites = {"a": {"num_samples": 4, "incomplete_samples": 3}, "b": {"num_samples": 2, "incomplete_samples": 0}}
+    words = verdict({"task": "brats", "rounds": [{"round": 0, "sites": sites}]}, pd.DataFrame())
+    assert words[0] == "Training cases that lack a channel: 3 of 4 at a."

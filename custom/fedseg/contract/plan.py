@@ -100,6 +100,7 @@ def parse_plan(declaration: Mapping[str, Any]) -> Plan:
     training = parse_training(declaration.get("training", {}))
     split = parse_split(declaration["split"]) if "split" in declaration else None
     check_patches(task, network, training, split is not None)
+    check_channels(task, training)
     return Plan(
         fedseg_version=str(declaration["fedseg_version"]),
         method=str(declaration.get("method", "fedavg")),
@@ -135,6 +136,13 @@ def check_patches(task: Task, network: Network, training: TrainingSettings, spli
         raise ConfigurationError(
             "training.forced_foreground", training.forced_foreground, "0 in a task without classes"
         )
+
+
+def check_channels(task: Task, training: TrainingSettings) -> None:
+    """Refuse to drop channels of a task in which no case may lack one: its models would be asked what never occurs."""
+    if training.channel_dropout and not task.optional_channels:
+        why = "Name the channels that a case may lack in task.optional_channels."
+        raise ConfigurationError("training.channel_dropout", training.channel_dropout, "0 in this task", why)
 
 
 def check_patch(patch_size: tuple[int, int, int], network: Network, where: str = "task.patch_size") -> None:

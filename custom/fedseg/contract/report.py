@@ -100,6 +100,7 @@ class SiteReport:
         largest: largest absolute value of the update, in jobs that encrypt it: all sites take one scale from it.
         extras: the fields that components of the job declare, see ``ReportField``; what a site withholds is absent.
         fresh_state: 1 where the site had lost what it kept of former rounds, and trained without it.
+        incomplete_samples: training cases that lack an optional channel of the task.
     """
 
     num_samples: int = _number(0, whole=True)
@@ -116,6 +117,7 @@ class SiteReport:
     largest: float | None = _number(0, None)
     extras: Mapping[str, float] = field(default_factory=dict)
     fresh_state: int = _number(0, 0, highest=1, whole=True)
+    incomplete_samples: int = _number(0, 0, whole=True)
 
     def to_meta(self) -> dict[str, Any]:
         """The form in which it travels, under ``META_KEY`` of the DXO's meta."""
@@ -183,6 +185,8 @@ def parse_report(
             score.check("val_scores", value)
     for name, value in report.extras.items():
         _declaration(name, declared).check(name, value)
+    if report.incomplete_samples > report.num_samples:
+        raise RefusalError("report", "More training cases are said to lack a channel than there are.")
     if report.num_samples == 0:
         raise RefusalError("report", "The site reports no training cases.")
     return report

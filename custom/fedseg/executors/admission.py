@@ -13,6 +13,7 @@ from fedseg.data.checks.datalist_check import NO_CASES, check_datalist
 from fedseg.data.datalist import Datalist, read_datalist
 from fedseg.data.grid import Grid
 from fedseg.data.label_convention import settled, with_convention
+from fedseg.data.never_acquired import needed_channels, without_channels
 from fedseg.data.problems import FileError
 from fedseg.data.reading import read_label
 from fedseg.errors import ConfigurationError, DataError, RefusalError
@@ -59,8 +60,10 @@ def admit_data(
             in the site's own log.
     """
     path = profile.datalist(plan.dataset)
+    _check_lacking(plan, profile)
     try:
-        datalist = read_datalist(path).with_drawn(profile.drawn_regions(plan.dataset))
+        drawn = read_datalist(path).with_drawn(profile.drawn_regions(plan.dataset))
+        datalist = without_channels(plan.task, drawn, profile.lacking(plan.dataset))
         if evaluates:
             datalist = _scored_only(datalist)
         report = check_datalist(plan.task, datalist, quick=True)
@@ -87,6 +90,13 @@ def _check_partial(plan: Plan, hooks: Sequence[TrainingHook]) -> None:
     needing += ["Split training"] if plan.split is not None else []
     if needing:
         raise RefusalError("task", f"{needing[0]} needs {MEANINGS[EVERY_REGION]}, and this site has others.")
+
+
+def _check_lacking(plan: Plan, profile: SiteProfile) -> None:
+    needed = needed_channels(plan.task, profile.lacking(plan.dataset))
+    if needed:
+        text = f"This site never has {', '.join(needed)}, without which the task {plan.task.name} takes no case."
+        raise RefusalError("task", text)
 
 
 def _scored_only(datalist: Datalist) -> Datalist:

@@ -36,6 +36,7 @@ class SiteProfile:
         cache: folder for prepared cases (``cache: disk``).
         device: torch device, or ``auto``.
         memory: bytes that a job may take; None for what the machine has.
+        lacks: dataset name -> channels that none of its cases has; ``*`` as in ``datasets``.
         ledger: folder of the privacy ledger: one for all jobs of the site.
         encryption_context: file with the sites' shared key, which the server never has; it may be missing.
         simulated: whether this is a site of a simulation, whose ledger counts for nothing real.
@@ -54,6 +55,11 @@ class SiteProfile:
     policy: SitePolicy | None = None
     memory: int | None = None
     drawn: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    lacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def lacking(self, dataset: str) -> tuple[str, ...]:
+        """Channels that no case of a data set has."""
+        return self.lacks.get(dataset) or self.lacks.get("*", ())
 
     def datalist(self, dataset: str) -> Path:
         """The datalist of a data set.
@@ -143,7 +149,7 @@ def server_context_file(config_folder: Path, state: Path) -> Path:
     return provisioned if provisioned.exists() else state / SERVER_CONTEXT_FILE
 
 
-_KEYS = ("cache", "datasets", "device", "drawn", "memory_gb", "policy", "state")
+_KEYS = ("cache", "datasets", "device", "drawn", "lacks", "memory_gb", "policy", "state")
 
 
 def _parse(content: Any, base: Path) -> SiteProfile:
@@ -173,6 +179,7 @@ def _parse(content: Any, base: Path) -> SiteProfile:
         policy=policy,
         memory=None if memory is None else int(memory * GIB),
         drawn=_drawn(content.get("drawn", {}), paths),
+        lacks=_lacks(content.get("lacks", {}), paths),
     )
 
 
@@ -189,6 +196,22 @@ def _drawn(value: Any, datasets: Mapping[str, Path]) -> dict[str, tuple[str, ...
         except DataError:
             raise ConfigurationError(f"{name}.{dataset}", regions, "a list of different names, at least one") from None
     return {dataset: regions for dataset, regions in found.items() if regions}
+
+
+def _lacks(declaration: Any, datasets: Mapping[str, Path]) -> dict[str, tuple[str, ...]]:
+    """Channels by the data set whose cases never have them.
+
+    Raises:
+        ConfigurationError: it names a data set that the site does not offer, or something else than channels.
+    """
+    name = f"{PROFILE_FILE}: lacks"
+    if not isinstance(declaration, dict):
+        raise ConfigurationError(name, declaration, "an object of names of data sets and lists of channels")
+    for dataset, channels in declaration.items():
+        allowed.one_of(name, dataset, tuple(datasets))
+        if not isinstance(channels, list) or not all(isinstance(each, str) and each for each in channels):
+            raise ConfigurationError(f"{name}.{dataset}", channels, 'a list of channels, such as ["t1ce"]')
+    return {dataset: tuple(channels) for dataset, channels in declaration.items()}
 
 
 def _place(key: str, value: Any, base: Path) -> Path:

@@ -143,6 +143,8 @@ def _add_intensities(
     values = torch.from_numpy(image)
     normalised = normalise(task, values, missing)
     for position, channel in enumerate(task.channels):
+        if channel in task.optional_channels:
+            add.shares(named(q.ACQUIRED, channel), {q.NO if position in missing else q.YES: 1.0})
         if position in missing:
             continue
         counted = counted_voxels(task, values[position])

@@ -20,7 +20,7 @@ AXES = ("right-left", "front-back", "foot-head")
 SPACING, SHAPE, EXTENT, KEPT = "spacing", "shape", "extent", "kept"
 INTENSITY, NORMALISED, STRUCTURE = "intensity", "normalised", "structure"
 VOLUME, COMPONENTS, FIELD_STRENGTH = "volume", "components", "field strength"
-ORIENTATION, CLASSES, PRESENT, MAKER = "orientation", "classes", "present", "maker"
+ORIENTATION, CLASSES, PRESENT, MAKER, ACQUIRED = "orientation", "classes", "present", "maker", "acquired"
 YES, NO = "yes", "no"
 
 UNITS = {SPACING: "mm", SHAPE: "voxels", EXTENT: "mm", VOLUME: "ml", FIELD_STRENGTH: "T", NORMALISED: "", INTENSITY: ""}
@@ -71,7 +71,8 @@ def quantities(task: Task, fine: bool) -> Quantities:
     ``shape`` and ``extent`` are those of the smallest box with everything that is not 0 in some channel, and ``kept``
     is its share of the image. Intensities are those of the voxels that the normalisation counts
     (``tasks.normalisation``): as they stand in the files (``intensity``), once more inside the labelled structures
-    (``structure``), and after the normalisation (``normalised``).
+    (``structure``), and after the normalisation (``normalised``). Of a channel that cases may lack also whether they
+    have it is counted (``acquired``).
 
     Args:
         task: with its channels, classes and regions.
@@ -92,6 +93,7 @@ def quantities(task: Task, fine: bool) -> Quantities:
     if task.classes:
         categories[CLASSES] = task.classes
         categories |= {named(PRESENT, region): (YES, NO) for region in task.region_names}
+    categories |= {named(ACQUIRED, channel): (YES, NO) for channel in task.optional_channels}
     measured = tuple(name for name in scales if kind(name) in (SPACING, EXTENT, INTENSITY, STRUCTURE, VOLUME))
     return Quantities(scales, categories, measured if fine else ())
 

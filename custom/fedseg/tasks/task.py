@@ -66,7 +66,7 @@ class Task:
             patches are cut at random anywhere.
         flip_axes: axes along which training images may be mirrored (0: left-right).
         optional_channels: channels that a case may lack; the network sees 0 in their place, the mean of a normalised
-            image.
+            image. Where they are all channels, a case has at least one of them.
         objective: what kind of task it is, see ``fedseg.tasks.objective``.
         components: which connected parts of a predicted region (or of the ``foreground``: all classes together) are
             kept: the ``largest``, or those of at least so many ml.
@@ -236,9 +236,8 @@ def _check(task: Task) -> None:
         items = getattr(task, name)
         require(all(isinstance(i, str) and i for i in items), name, "a list of names")
         require(len(set(items)) == len(items), name, "a list without repetitions")
-    required = set(task.channels) - set(task.optional_channels)
-    known = set(task.optional_channels) <= set(task.channels)
-    require(known and bool(required), "optional_channels", f"some, but not all, of the channels {list(task.channels)}")
+    known = set(task.optional_channels) <= set(task.channels) and len(task.channels) > bool(task.optional_channels)
+    require(known, "optional_channels", f"some of the channels {list(task.channels)}, of which there are two at least")
     shown = all(name in task.channels for name in task.display) and len(set(task.display)) == len(task.display)
     require(shown, "display", f"a list of some of the channels {list(task.channels)}")
     require(len(set(task.region_names)) == len(task.regions), "regions", "a list without repetitions")

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from fedseg.tasks.task import Task
 from fedseg.training.augmentation import Augmentation, Sample
 from fedseg.training.cache import CaseCache
+from fedseg.training.channel_dropout import drop_channels
 from fedseg.training.nnunet_augmentation import NnunetAugmentation
 from fedseg.training.prepare import PreparedCase
 
@@ -36,8 +37,8 @@ class PatchItem(NamedTuple):
 class PatchDataset(Dataset[Sample]):
     """Patches from cached cases; an item is asked for as a ``PatchItem`` or by its first entries alone."""
 
-    def __init__(self, task: Task, cases: CaseCache, augmentation: str) -> None:
-        self.task, self.cases, self.kind = task, cases, augmentation
+    def __init__(self, task: Task, cases: CaseCache, augmentation: str, channel_dropout: float = 0.0) -> None:
+        self.task, self.cases, self.kind, self.channel_dropout = task, cases, augmentation, channel_dropout
         self._augmentations: dict[tuple[int, int, int], Augmentation] = {}
 
     def __len__(self) -> int:
@@ -58,7 +59,9 @@ class PatchDataset(Dataset[Sample]):
         sample = {name: cut(values[0], corner, size, margin) for name, values in whole.items()}
         if matrix is not None:
             sample = augmentation.turn(sample, matrix)
-        return augmentation.change(sample, generator, case.grid.spacing) | drawn
+        sample = augmentation.change(sample, generator, case.grid.spacing)
+        sample["image"] = drop_channels(self.task, sample["image"], self.channel_dropout, generator)
+        return sample | drawn
 
     def _augmentation(self, size: tuple[int, int, int]) -> Augmentation:
         """That of patches of a size, which decides how they are turned."""

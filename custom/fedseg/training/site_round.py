@@ -78,6 +78,7 @@ def report_round(
         fresh_state=int(trainer.state is not None and trainer.state.lost),
         val_score_after=scores_by_output(trainer.objective, after, trainer.least_scored)[MEAN] if after else None,
         extras=told,
+        incomplete_samples=sum(bool(case.missing) for case in trainer.datalist.training),
     )
 
 

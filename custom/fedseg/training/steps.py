@@ -79,7 +79,9 @@ class LocalSteps(LocalTraining):
         given = (hook.draws(self, order) for hook in self.hooks)
         draws = next((found for found in given if found is not None), [(place,) for place in range(len(order))])
         batches = epoch_batches(self.task, self.settings, list(zip(order, draws, strict=True)), where)
-        dataset = PatchDataset(self.task, self.training_cases, self.settings.augmentation)
+        dataset = PatchDataset(
+            self.task, self.training_cases, self.settings.augmentation, self.settings.channel_dropout
+        )
         return iter(DataLoader(dataset, batch_sampler=batches, collate_fn=collate))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch import nn
 
+from fedseg.contract.plan import parse_plan
 from fedseg.data.datalist import read_datalist
 from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.networks.parts.amplitude import SPECTRUM
@@ -187,3 +188,9 @@ def test_a_plan_without_the_part_is_refused(datalist):
 def test_an_alpha_that_is_no_length_is_refused(alpha):
     with pytest.raises(ConfigurationError, match="alpha"):
         HarmoFL(alpha=alpha)
+
+
+def test_a_task_whose_cases_may_lack_channels_is_refused(datalist):
+    task = {**PLAN["task"], "channels": ["a", "b"], "optional_channels": ["a"]}
+    with pytest.raises(ConfigurationError, match=r"optional_channels is \['a'\], but must be empty for HarmoFL"):
+        HarmoFL().check_plan(parse_plan({**PLAN, "task": task, "network": NETWORK}))

@@ -53,6 +53,9 @@ def statistics_tables(statistics: FederationStatistics) -> dict[str, TextTable]:
         "Cases and their geometry: medians over the cases; sizes along right-left, front-back, foot-head.": _geometry,
         "Intensities as they stand in the files, of the voxels that the normalisation counts: median (0.5 to 99.5 "
         "percentile).": lambda p: _intensity_table(p, task.channels),
+        "Share of cases that have a channel, of those that a case may lack.": lambda p: _acquired_table(
+            p, task.optional_channels
+        ),
         "Labelled regions: mean volume in ml (standard deviation), median number of connected parts, share of cases "
         "that have the region.": lambda p: _region_table(p, regions),
         "Shares of the classes in all that is labelled.": lambda p: _class_table(p, task.classes),
@@ -107,6 +110,13 @@ def _intensity_table(parts: Mapping[str, Statistics], channels: Sequence[str]) -
         for site, p in parts.items()
     ]
     return TextTable(("Site", *channels), rows, int(ALL_SITES in parts))
+
+
+def _acquired_table(parts: Mapping[str, Statistics], channels: Sequence[str]) -> TextTable:
+    rows = [
+        [site, *(_share(p, named(q.ACQUIRED, channel), q.YES) for channel in channels)] for site, p in parts.items()
+    ]
+    return TextTable(("Site", *channels), rows if channels else [], int(ALL_SITES in parts))
 
 
 def _region_table(parts: Mapping[str, Statistics], regions: Sequence[str]) -> TextTable:

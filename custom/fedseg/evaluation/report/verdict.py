@@ -26,7 +26,7 @@ def verdict(summary: Summary, cases: pd.DataFrame) -> list[str]:
         summary: of the run.
         cases: see ``final_case_facts``; empty where nobody knows single cases.
     """
-    missing = participation(summary)
+    missing = [*participation(summary), *_incomplete(summary)]
     frame, kind = score_frame(summary), objective_of_run(summary)
     start = f"After {counted(len(rows(summary, 'rounds')), 'round')} of training"
     if frame.empty or number(frame.loc[MEAN_OF_SITES, mean_column(kind)]) is None:
@@ -37,6 +37,19 @@ def verdict(summary: Summary, cases: pd.DataFrame) -> list[str]:
     compared = _best_model(summary) + _comparisons(summary)
     result = [_result(summary, start, frame, sites), *_extremes(kind, sites), *spread]
     return [" ".join(sentences) for sentences in (missing, result, compared) if sentences]
+
+
+def _incomplete(summary: Summary) -> list[str]:
+    """At which sites training cases lacked an optional channel of the task."""
+    told = {site: part(entry) for entry in rows(summary, "rounds") for site, entry in part(entry, "sites").items()}
+    counts = {
+        site: (number(report.get("incomplete_samples")), number(report.get("num_samples")))
+        for site, report in told.items()
+    }
+    found = [
+        f"{lacking:.0f} of {cases:.0f} at {site}" for site, (lacking, cases) in counts.items() if lacking and cases
+    ]
+    return [f"Training cases that lack a channel: {', '.join(found)}."] if found else []
 
 
 def phantom_words(summary: Summary) -> str:

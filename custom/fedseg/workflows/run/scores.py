@@ -61,6 +61,7 @@ def _describe_report(report: SiteReport, cost: float | None, traffic: tuple[int,
     """What a site reported; ``name`` is that of the primary score, ``traffic`` its bytes up and down."""
     return {
         "num_samples": report.num_samples,
+        "incomplete_samples": report.incomplete_samples,
         "num_steps": report.num_steps,
         "train_loss": report.train_loss,
         "cost": cost,

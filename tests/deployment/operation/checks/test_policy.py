@@ -61,8 +61,9 @@ def test_a_policy_is_told_in_plain_sentences():
         "No result is larger than 5 MB.",
         "What the sum of the sites' updates tells of a patient has no bound.",
         "A report of each round tells: num_samples, num_steps, train_loss, val_loss, val_scores, val_cases, seconds, "
-        "seconds_training, val_loss_after, val_score_after, epsilon, largest, fresh_state, what a method declares. In "
-        "a job with a guarantee: counts of patients and epsilon, and whether a state was lost (fresh_state).",
+        "seconds_training, val_loss_after, val_score_after, epsilon, largest, fresh_state, incomplete_samples, what a "
+        "method declares. In a job with a guarantee: counts of patients and epsilon, and whether a state was lost "
+        "(fresh_state).",
         "Beside updates and reports may leave: curves during training.",
         "Never leave: images, labels, names of patients, summaries of scores, statistics of the data, activations in "
         "split training, the site's own model.",

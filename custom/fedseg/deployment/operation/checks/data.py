@@ -11,6 +11,7 @@ from pathlib import Path
 from fedseg.data.checks.datalist_check import NO_CASES, check_datalist
 from fedseg.data.checks.findings import CheckReport
 from fedseg.data.datalist import SPLITS, Datalist, find_datalist, read_datalist
+from fedseg.data.never_acquired import without_channels
 from fedseg.deployment.kits.container_runtime import runtime_of
 from fedseg.deployment.kits.installed_kit import LOCAL, InstalledKit
 from fedseg.deployment.operation.checks.result import CheckOptions, CheckResult, green, red, yellow
@@ -43,14 +44,15 @@ def check_profile(kit: InstalledKit, options: CheckOptions) -> Iterator[CheckRes
 def check_data(kit: InstalledKit, options: CheckOptions) -> Iterator[CheckResult]:
     """Every datalist fits its task, by the code of ``fedseg check-data``."""
     profile, runtime = _profile(kit), runtime_of(kit.folder)
-    for name, path in sorted(profile.datasets.items()) if profile else ():
+    if profile is None:
+        return
+    for name, path in sorted(profile.datasets.items()):
         if runtime is not None and not find_datalist(path).exists():
             found = f"{path} is not here; in this kit it is a path where {runtime.name} mounts it: not checked."
             how = "fedseg check-data TASK, with the same folder as this machine calls it, and --quick for headers only"
             yield yellow(f"data: {name}", found, f"Check it by hand: {how}.")
         else:
-            evaluates = bool(profile and profile.policy and profile.policy.evaluate_only)
-            yield _datalist(name, path, options, evaluates, profile.drawn_regions(name) if profile else None)
+            yield _datalist(name, path, options, profile)
 
 
 def listed_files(kit: InstalledKit) -> list[Path]:
@@ -71,13 +73,11 @@ def _profile(kit: InstalledKit) -> SiteProfile | None:
         return None
 
 
-def _datalist(
-    name: str, path: Path, options: CheckOptions, evaluates: bool, drawn: tuple[str, ...] | None
-) -> CheckResult:
+def _datalist(name: str, path: Path, options: CheckOptions, profile: SiteProfile) -> CheckResult:
     """Of a site that scores only, the cases on which it scores."""
-    check = f"data: {name}"
+    check, evaluates = f"data: {name}", bool(profile.policy and profile.policy.evaluate_only)
     try:
-        datalist = read_datalist(path).with_drawn(drawn)
+        datalist = read_datalist(path).with_drawn(profile.drawn_regions(name))
     except FedsegError as error:
         return red(
             check, str(error), f"Mend the path in {_PROFILE}, or make the datalist; see docs/how-to/own-data.md."
@@ -87,6 +87,10 @@ def _datalist(
     task = _task_of(name, datalist, options)
     if task is None:
         return _unchecked(check, name, datalist)
+    try:
+        datalist = without_channels(task, datalist, profile.lacking(name))
+    except FedsegError as error:
+        return red(check, str(error), f"Correct the datalist, or lacks in {_PROFILE}. {_HOW}")
     if evaluates:
         datalist = datalist.scored_only
     report = check_datalist(task, datalist, quick=not options.full_data)

@@ -16,13 +16,20 @@ from fedseg.data.datalist import SPLITS, read_datalist
 from fedseg.data.phantoms.phantoms import PHANTOM_TASKS, make_phantoms
 from fedseg.data.reading import require_image
 
+# Of tasks that are not built in: where they are declared, and the job that uses them.
+_USED_BY = {"abdomen": ("jobs/abdomen_fednorm", "jobs/abdomen_fednorm")}
+
 
 def add_parser(subparsers: Any) -> None:
     """Declare the command."""
     command = Command(subparsers, run)
     differ = "0: sites alike, to 1: scanner, voxel size, tumour size and number of cases differ (default 0.5)"
     test = "part of the cases set apart as test, 0 to 0.5 (default 0: none)"
-    command.value("task", "brats: four MR sequences; pancreas: portal-venous CT", choices=PHANTOM_TASKS)
+    command.value(
+        "task",
+        "brats: four MR sequences; pancreas: portal-venous CT; abdomen: the same in CT or MR, site by site",
+        choices=PHANTOM_TASKS,
+    )
     command.value("--sites", "number of sites, 1 to 99", int, required=True, metavar="N")
     command.value("--cases", "mean number of cases a site, 3 to 200", int, required=True, metavar="M")
     command.path("--out", "a new or empty folder", "DIR", required=True)
@@ -55,8 +62,9 @@ def run(options: argparse.Namespace) -> int:
     console.print(_table(datalists))
     folder = escape(shlex.quote(str(options.out)))
     console.print(f"Written to {folder}. Next:")
-    console.print(f"  fedseg check-data {options.task} {escape(shlex.quote(str(datalists[0].parent)))}")
-    console.print(f"  fedseg simulate jobs/{options.task}_fedavg --data {folder} --out runs/first")
+    task, job = _USED_BY.get(options.task, (options.task, f"jobs/{options.task}_fedavg"))
+    console.print(f"  fedseg check-data {task} {escape(shlex.quote(str(datalists[0].parent)))}")
+    console.print(f"  fedseg simulate {job} --data {folder} --out runs/first")
     return 0
 
 

@@ -101,6 +101,8 @@ def parse_plan(declaration: Mapping[str, Any]) -> Plan:
     split = parse_split(declaration["split"]) if "split" in declaration else None
     check_patches(task, network, training, split is not None)
     check_channels(task, training)
+    for number, part in enumerate(network.parts):
+        part.check_channels(task.channels, task.optional_channels, f"network.parts[{number}]")
     return Plan(
         fedseg_version=str(declaration["fedseg_version"]),
         method=str(declaration.get("method", "fedavg")),

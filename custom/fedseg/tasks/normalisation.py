@@ -19,7 +19,7 @@ def counted_voxels(task: Task, values: torch.Tensor) -> torch.Tensor:
 
 
 def normalise(task: Task, image: torch.Tensor, missing: Sequence[int] = ()) -> torch.Tensor:
-    """Normalise [C, ...] as the task says; a channel that is constant or missing becomes 0.
+    """Normalise [C, ...] as the task says, once its channels are clipped; one that is constant or missing becomes 0.
 
     Args:
         task: says how.
@@ -34,9 +34,13 @@ def normalise(task: Task, image: torch.Tensor, missing: Sequence[int] = ()) -> t
         result = (image.clamp(low, high) - low) / (high - low)
         result[list(missing)] = 0
         return result
-    for channel, values in enumerate(image):
+    for channel, (name, values) in enumerate(zip(task.channels, image, strict=True)):
+        if channel in missing:
+            continue
         mask = counted_voxels(task, values)
         chosen = values[mask].double()
+        if name in task.clip:
+            chosen = chosen.clamp(*task.clip[name])
         if chosen.numel() > 1 and chosen.std() > 0:
             result[channel][mask] = ((chosen - chosen.mean()) / chosen.std()).float()
     return result

@@ -58,6 +58,8 @@ class Task:
         normalisation: ``zscore_nonzero`` (per channel over non-zero voxels, the rest stays 0), ``zscore`` (per
             channel over all voxels) or ``window`` (clip to ``window`` and scale to [0, 1]).
         window: lower and upper intensity for ``window``, e.g. Hounsfield units.
+        clip: by channel the lower and upper intensity to which its values are clipped before they are normalised, for
+            ``zscore`` and ``zscore_nonzero``; e.g. Hounsfield units of a CT beside MR.
         spacing: voxel size in mm (R, A, S) to which images are resampled; None keeps the image's own.
         spacing_range: voxel sizes in mm that are plausible for this task, for the data check.
         crop_to_foreground: cut away the empty (zero) border before training; for skull-stripped images.
@@ -92,6 +94,7 @@ class Task:
     sampling: Mapping[str, float] = field(default_factory=dict)
     flip_axes: tuple[int, ...] = ()
     optional_channels: tuple[str, ...] = ()
+    clip: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     description: str = ""
     objective: str = SEGMENTATION
     components: Mapping[str, str | float] = field(default_factory=dict)
@@ -139,10 +142,11 @@ class Task:
         result["regions"] = {r.name: list(r.classes) for r in self.regions}
         result["sampling"] = dict(self.sampling)
         result["components"] = dict(self.components)
+        result["clip"] = {name: list(bounds) for name, bounds in self.clip.items()}
         # Not said by declarations of the time when there was nothing to say, which must keep their digests.
         if self.objective == SEGMENTATION:
             del result["objective"]
-        for name in ("components", "mirrored", "optional_channels", "display"):
+        for name in ("components", "mirrored", "optional_channels", "display", "clip"):
             if not result[name]:
                 del result[name]
         for name, usual in (("tolerance", TOLERANCE), ("lesions", asdict(LesionRule()))):
@@ -200,6 +204,10 @@ def parse_task(declaration: Mapping[str, Any], where: str = "task") -> Task:
             values[key] = _sequence(values[key], f"{where}.{key}")
     for key in ("sampling", "components"):
         values[key] = _mapping(values.get(key, {}), f"{where}.{key}")
+    values["clip"] = {
+        name: _sequence(bounds, f"{where}.clip.{name}")
+        for name, bounds in _mapping(values.get("clip", {}), f"{where}.clip").items()
+    }
     if "lesions" in values:
         values["lesions"] = allowed.settings(LesionRule, values["lesions"], f"{where}.lesions")
     return Task(**values)
@@ -308,6 +316,9 @@ def _check_numbers(task: Task) -> None:
         window: Sequence[float] = task.window or ()
         ok = between(window, 2, number, -LARGEST_INTENSITY, LARGEST_INTENSITY) and window[0] < window[1]
         require(ok, "window", "two increasing intensities")
+    clipped = [between(c, 2, number, -LARGEST_INTENSITY, LARGEST_INTENSITY) and c[0] < c[1] for c in task.clip.values()]
+    fits = set(task.clip) <= set(task.channels) and (task.normalisation != "window" or not task.clip)
+    require(fits and all(clipped), "clip", "two increasing intensities for some of the channels, and none for a window")
     classes = {"background", *task.classes}
     shares = list(task.sampling.values())
     fine = set(task.sampling) <= classes and between(shares, len(shares), number, 0, LARGEST_INTENSITY)

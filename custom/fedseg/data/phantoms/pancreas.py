@@ -1,4 +1,4 @@
-"""Phantom of the pancreas task: portal-venous CT of the upper abdomen with a hypodense tumour of the pancreas."""
+"""Phantom of the pancreas task: the upper abdomen with a tumour of the pancreas in portal-venous CT, or in MR."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ PANCREAS, TUMOUR = 1, 2
 PANCREAS_HU, TUMOUR_HU = 100.0, 50.0
 _NOISE = 12.0
 _BLUR = 1.1
+# Tissues as the CT has them, and how bright fat-saturated T1 with contrast medium shows them: air, gas, fat, fluid,
+# muscle and tumour, pancreas, vessels, what was drunk.
+_HU = (-1000.0, -900.0, -100.0, 12.0, 55.0, 100.0, 150.0, 210.0)
+_T1 = (10.0, 10.0, 160.0, 240.0, 420.0, 760.0, 980.0, 260.0)
+_MR_NOISE, _MR_BIAS = 28.0, 0.15
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class AbdomenCase:
     """One examination.
 
     Attributes:
-        image: Hounsfield units, int16, shape [X, Y, Z].
+        image: int16, shape [X, Y, Z]: Hounsfield units; of MR intensities from 0.
         label: uint8, shape [X, Y, Z]; 0, 1 pancreas, 2 tumour.
         grid: the voxels.
     """
@@ -34,12 +39,16 @@ class AbdomenCase:
     grid: Grid
 
 
-def make_pancreas_case(rng: np.random.Generator, style: SiteStyle) -> AbdomenCase:
-    """Draw one patient and image it on the scanner of a site."""
+def make_pancreas_case(rng: np.random.Generator, style: SiteStyle, modality: str = "CT") -> AbdomenCase:
+    """Draw one patient and image it on the scanner of a site, a ``CT`` or an ``MR``.
+
+    The patient is the same in both; what the image shows of it has another order of grey values.
+    """
     x, y, z = (round(s * f, 2) for s, f in zip(SPACING, style.spacing, strict=True))
     body = make_abdomen(rng, Grid.covering(EXTENT, (x, y, z)), style.contrast)
     label = _paint_pancreas(rng, body, style.lesion)
-    return AbdomenCase(_render(rng, body, style), label, body.grid)
+    render = {"CT": _render, "MR": _render_mr}[modality]
+    return AbdomenCase(render(rng, body, style), label, body.grid)
 
 
 def _paint_pancreas(rng: np.random.Generator, body: Abdomen, scale: float) -> np.ndarray:
@@ -98,3 +107,15 @@ def _render(rng: np.random.Generator, body: Abdomen, style: SiteStyle) -> np.nda
     sd = _NOISE * style.noise * np.exp(rng.normal(0, 0.08))
     image += noise * np.float32(sd / noise.std()) * (0.3 + 0.7 * inside)
     return np.clip(np.rint(image), -1024, 3071).astype(np.int16)
+
+
+def _render_mr(rng: np.random.Generator, body: Abdomen, style: SiteStyle) -> np.ndarray:
+    """Contrast of T1, point spread, coil shading and Rician noise."""
+    grid = body.grid
+    image = np.interp(body.hu, _HU, _T1).astype(np.float32)
+    image = ndimage.gaussian_filter(image, [_BLUR * style.blur / s for s in grid.spacing])
+    image = 1000 * (np.maximum(image, 1) / 1000) ** style.contrast
+    image *= np.exp(_MR_BIAS * style.bias * smooth_noise(rng, grid, 90.0))
+    noise = rng.standard_normal((2, *grid.shape), np.float32) * np.float32(_MR_NOISE * style.noise)
+    image = np.hypot(image + noise[0], noise[1]) * style.gain * np.exp(rng.normal(0, 0.08))
+    return np.clip(np.rint(image), 0, 32767).astype(np.int16)

@@ -21,6 +21,8 @@ from fedseg.files.documents import write_json
 from fedseg.files.folders import new_folder
 from fedseg.tasks.registry import get_task
 
+ABDOMEN = ("ct", "mr")
+"""Channels of the phantoms of CT and MR; each case has one of them."""
 MAXIMUM_SITES, MAXIMUM_CASES = 99, 200  # so that case numbers have three digits even at the largest site
 
 
@@ -66,7 +68,7 @@ def make_phantoms(
     sites or more cases leave those that were there as they were.
 
     Args:
-        task: ``brats`` or ``pancreas``.
+        task: ``brats``, ``pancreas``, or ``abdomen``: the pancreas in CT at sites of odd numbers, in MR at the others.
         sites: number of sites, 1 to 99.
         cases: mean number of cases of a site, 3 to 200; no site has fewer than 3.
         out: a folder that does not exist or is empty; it appears as a whole or not at all.
@@ -176,6 +178,17 @@ def _write_pancreas_case(rng: np.random.Generator, style: SiteStyle, folder: Pat
     return Case((image,), label, patient)
 
 
+def _write_abdomen_case(rng: np.random.Generator, style: SiteStyle, folder: Path, number: int) -> Case:
+    """A CT or an MR by the number of the site; the case lacks the other channel of ``ABDOMEN``."""
+    place = (number // 1000 - 1) % len(ABDOMEN)
+    case = make_pancreas_case(rng, style, ABDOMEN[place].upper())
+    patient = f"abdomen_{number}"
+    image, label = (folder / part / f"{patient}.nii.gz" for part in ("images", "labels"))
+    _write_image(image, case.image, case.grid.affine)
+    _write_image(label, case.label, case.grid.affine)
+    return Case((image,), label, patient, tuple({*range(len(ABDOMEN))} - {place}))
+
+
 def _write_image(path: Path, volume: np.ndarray, affine: np.ndarray) -> None:
     """Write NIfTI without the time stamp and file name that gzip would add, so that equal images are equal bytes."""
     image = nib.Nifti1Image(volume, affine)
@@ -190,5 +203,6 @@ def _write_image(path: Path, volume: np.ndarray, affine: np.ndarray) -> None:
 _WRITERS: dict[str, Callable[[np.random.Generator, SiteStyle, Path, int], Case]] = {
     "brats": _write_brats_case,
     "pancreas": _write_pancreas_case,
+    "abdomen": _write_abdomen_case,
 }
 PHANTOM_TASKS = tuple(_WRITERS)

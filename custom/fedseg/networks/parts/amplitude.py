@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from fedseg.allowed import one_of, setting, whole
+from fedseg.errors import ConfigurationError
 from fedseg.networks.parts.part import FIXED, PREFIX, Owners, Part, Place, see_first
 
 AMPLITUDE = "amplitude"
@@ -85,6 +87,11 @@ class Amplitude(Part):
 
     def owners(self, network: nn.Module) -> Owners:
         return {SPECTRUM: FIXED}
+
+    def check_channels(self, channels: Sequence[str], optional: Collection[str], where: str) -> None:
+        if optional:
+            why = "An image without a channel has no amplitudes of it."
+            raise ConfigurationError(where, self.name, "left out of a task with optional channels", why)
 
 
 def amplitude_of(network: nn.Module) -> AmplitudeNormalisation:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
@@ -28,7 +28,7 @@ class Ownership:
 
     Attributes:
         private: each site has an array of its own, which never leaves it.
-        sites: names of the sites that share it, with ``*`` and ``?``; all unless others are named.
+        sites: names of the sites that share it, with ``*``, ``?`` and ``[...]``; all unless others are named.
         from_round: first round in which it is trained.
     """
 
@@ -127,6 +127,18 @@ class Part(ABC):
 
         Raises:
             ConfigurationError: names the argument, or the network.
+        """
+
+    def check_channels(self, channels: Sequence[str], optional: Collection[str], where: str) -> None:
+        """Refuse a task whose images it cannot take.
+
+        Args:
+            channels: of the task.
+            optional: those that a case may lack.
+            where: how the user calls the part, for messages.
+
+        Raises:
+            ConfigurationError: names the argument, or the channels.
         """
 
     def to_dict(self) -> dict[str, Any]:

@@ -44,9 +44,6 @@ class HarmoFL(TrainingHook):
         names = [part.name for part in plan.network.parts]
         if AMPLITUDE not in names:
             raise ConfigurationError("network.parts", names, f'a list with {{"name": "{AMPLITUDE}"}} for HarmoFL')
-        if plan.task.optional_channels:
-            optional, why = list(plan.task.optional_channels), "An image without a channel has no amplitudes of it."
-            raise ConfigurationError("task.optional_channels", optional, "empty for HarmoFL", why)
 
     def arrays_before_rounds(self, training: LocalTraining) -> Arrays:
         part, size = amplitude_of(training.network), training.task.patch_size

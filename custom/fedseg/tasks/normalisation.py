@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fedseg.tasks.task import Task
+from fedseg.tasks.landmarks import to_normal
+from fedseg.tasks.task import LANDMARKS, Task
 
 if TYPE_CHECKING:
     import torch
@@ -15,7 +16,7 @@ def counted_voxels(task: Task, values: torch.Tensor) -> torch.Tensor:
     """Which voxels of a channel [X, Y, Z] the normalisation is about: those that are not 0, or all."""
     import torch
 
-    return values != 0 if task.normalisation == "zscore_nonzero" else torch.ones_like(values, dtype=torch.bool)
+    return values != 0 if task.zero_is_nothing else torch.ones_like(values, dtype=torch.bool)
 
 
 def normalise(task: Task, image: torch.Tensor, missing: Sequence[int] = ()) -> torch.Tensor:
@@ -41,6 +42,8 @@ def normalise(task: Task, image: torch.Tensor, missing: Sequence[int] = ()) -> t
         chosen = values[mask].double()
         if name in task.clip:
             chosen = chosen.clamp(*task.clip[name])
-        if chosen.numel() > 1 and chosen.std() > 0:
+        if task.normalisation == LANDMARKS and chosen.numel() > 1 and chosen.std() > 0:
+            result[channel][mask] = torch.from_numpy(to_normal(chosen.numpy())).float()
+        elif chosen.numel() > 1 and chosen.std() > 0:
             result[channel][mask] = ((chosen - chosen.mean()) / chosen.std()).float()
     return result

@@ -11,7 +11,8 @@ from fedseg import allowed
 from fedseg.errors import ConfigurationError
 from fedseg.tasks.lesion_rule import LesionRule
 
-NORMALISATIONS = ("zscore_nonzero", "zscore", "window")
+LANDMARKS = "landmarks"
+NORMALISATIONS = ("zscore_nonzero", "zscore", "window", LANDMARKS)
 MODALITIES = ("MR", "CT")
 SEGMENTATION = "segmentation"
 FOREGROUND, LARGEST = "foreground", "largest"
@@ -56,7 +57,8 @@ class Task:
         regions: what is segmented and scored. Either one region per class (exclusive, softmax over background and
             regions), or nested unions of classes (overlapping, one sigmoid channel per region).
         normalisation: ``zscore_nonzero`` (per channel over non-zero voxels, the rest stays 0), ``zscore`` (per
-            channel over all voxels) or ``window`` (clip to ``window`` and scale to [0, 1]).
+            channel over all voxels), ``window`` (clip to ``window`` and scale to [0, 1]) or ``landmarks`` (landmarks of
+            the histogram of the non-zero voxels to those of a normal distribution, the rest stays 0).
         window: lower and upper intensity for ``window``, e.g. Hounsfield units.
         clip: by channel the lower and upper intensity to which its values are clipped before they are normalised, for
             ``zscore`` and ``zscore_nonzero``; e.g. Hounsfield units of a CT beside MR.
@@ -110,6 +112,11 @@ class Task:
     def region_names(self) -> tuple[str, ...]:
         """Names of the regions, in the order of the network's output."""
         return tuple(region.name for region in self.regions)
+
+    @property
+    def zero_is_nothing(self) -> bool:
+        """Whether a voxel of 0 shows nothing of the body, before the normalisation and after it."""
+        return self.normalisation in ("zscore_nonzero", LANDMARKS)
 
     @property
     def exclusive(self) -> bool:
@@ -317,8 +324,10 @@ def _check_numbers(task: Task) -> None:
         ok = between(window, 2, number, -LARGEST_INTENSITY, LARGEST_INTENSITY) and window[0] < window[1]
         require(ok, "window", "two increasing intensities")
     clipped = [between(c, 2, number, -LARGEST_INTENSITY, LARGEST_INTENSITY) and c[0] < c[1] for c in task.clip.values()]
-    fits = set(task.clip) <= set(task.channels) and (task.normalisation != "window" or not task.clip)
-    require(fits and all(clipped), "clip", "two increasing intensities for some of the channels, and none for a window")
+    fits = set(task.clip) <= set(task.channels) and (
+        task.normalisation in ("zscore", "zscore_nonzero") or not task.clip
+    )
+    require(fits and all(clipped), "clip", "two increasing intensities for some of the channels, and only for z-scores")
     classes = {"background", *task.classes}
     shares = list(task.sampling.values())
     fine = set(task.sampling) <= classes and between(shares, len(shares), number, 0, LARGEST_INTENSITY)

@@ -110,7 +110,7 @@ class Augmentation:
         """Where an image [C, X, Y, Z] holds something: everywhere but in channels of zeros, which are those that the
         case lacks. Where a task normalises over the non-zero voxels, any zero says that there is nothing."""
         something = image != 0
-        if self.task.normalisation != "zscore_nonzero":
+        if not self.task.zero_is_nothing:
             something = something.flatten(1).any(dim=1)[:, None, None, None]
         return something
 

@@ -80,7 +80,7 @@ def prepare_case(task: Task, case: Case, training: bool) -> PreparedCase:
         raise DataError(f"{case.label}: {error}") from None
     if drawn is not None and reference is not None:
         reference = kind.only_drawn(reference, drawn)
-    image = _resample(task, array, original)
+    image = resample(task, array, original)
     labels = None if reference is None else _resample_reference(task, reference[None], original)
     image.set_array(normalise(task, image.as_tensor(), case.missing))
     if task.crop_to_foreground:
@@ -106,14 +106,15 @@ def _resample_reference(task: Task, reference: np.ndarray, grid: Grid) -> torch.
     values = torch.from_numpy(reference)
 
     def linear(part: torch.Tensor) -> torch.Tensor:
-        return _resample(task, part.numpy(), grid).as_tensor().contiguous()
+        return resample(task, part.numpy(), grid).as_tensor().contiguous()
 
     if task.spacing is None or not objective_of(task).discrete:
         return linear(values).to(values.dtype)
     return resample_classes(values, linear)
 
 
-def _resample(task: Task, array: np.ndarray, grid: Grid) -> MetaTensor:
+def resample(task: Task, array: np.ndarray, grid: Grid) -> MetaTensor:
+    """Channels [C, X, Y, Z] in RAS orientation and the task's spacing."""
     steps: list[Any] = [Orientation(axcodes="RAS", labels=None)]
     if task.spacing is not None:
         steps.append(Spacing(pixdim=task.spacing, mode="bilinear", padding_mode="border", dtype=np.float32))

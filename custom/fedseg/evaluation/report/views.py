@@ -129,7 +129,7 @@ def _windowed(task: Task, axial: np.ndarray) -> np.ndarray:
     axial = np.nan_to_num(axial.astype(np.float32))
     body = axial[axial != 0]
     low, high = task.window or (np.percentile(body, [1, 99.5]) if body.size else (0.0, 1.0))
-    if task.window is None and task.normalisation == "zscore_nonzero":
+    if task.window is None and task.zero_is_nothing:
         low = min(low, 0.0) if low < 0 else 0.6 * low
     return np.clip((axial - low) / max(high - low, 1e-6), 0, 1)
 

@@ -87,6 +87,9 @@ class LocalTraining(Protocol):
     def autocast(self) -> AbstractContextManager[object]:
         """The precision in which networks run forward."""
 
+    def check_abort(self) -> None:
+        """End the work where it was aborted, by ``AbortedError``."""
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits [B, out, ...] of the network in training for images [B, C, ...] on the device."""
 

@@ -55,7 +55,10 @@ _VARIANTS: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
 _SHARED = {
     "Scaffold": "fedseg.aggregators.control_variates.ControlVariates",
     "HarmoFL": "fedseg.aggregators.mean_amplitude.MeanAmplitude",
+    "HistogramStandardisation": "fedseg.aggregators.standard_landmarks.StandardLandmarks",
 }
+# Hooks whose sites send arrays before the first round, and the part of the network that has them.
+_SHARE = {"HarmoFL": "amplitude", "HistogramStandardisation": "standard_scale"}
 _STOPPING = {"target_dice": 0.9, "patience": 3, "max_hours": 5.0, "max_epsilon": 8.0}
 _EXECUTORS = "fedseg.executors.training.SegmentationExecutor", "fedseg.executors.split.executor.SplitExecutor"
 
@@ -124,7 +127,7 @@ def job_of(chosen: Iterable[MethodPart], **plan: Any) -> Job:
         arguments["shared_arrays"] = {"path": _SHARED[name]}
     workflow = component_path(rounds)
     task = "upload" if rounds == "EncryptedTraining" else "train"
-    tasks = ["prepare", "train", "validate", *(["share"] if "HarmoFL" in names else [])]
+    tasks = ["prepare", "train", "validate", *(["share"] if names & set(_SHARE) else [])]
     tasks += ["upload"] if task == "upload" else []
     hooks = [{"id": part.class_name, **part.component} for part in of[HOOKS]]
     executor: dict[str, Any] = {"path": _EXECUTORS[rounds == "SplitTraining"]}
@@ -135,9 +138,9 @@ def job_of(chosen: Iterable[MethodPart], **plan: Any) -> Job:
     chain = sorted(of[FILTERS], key=lambda part: _stage(part))
     if chain:
         client["task_result_filters"] = [{"tasks": [task], "filters": [part.component for part in chain]}]
-        # What HarmoFL's sites send before the first round goes through filters that protect such arrays.
+        # What sites send before the first round goes through filters that protect such arrays.
         sharing = [part.component for part in chain if component_classes()[part.path].accepts_shared_arrays]  # type: ignore[attr-defined]
-        if sharing and "HarmoFL" in names:
+        if sharing and names & set(_SHARE):
             client["task_result_filters"].append({"tasks": ["share"], "filters": sharing})
     if "EncryptUpdate" in names:
         decrypt = [{"path": component_path("DecryptModel"), "args": {}}]
@@ -183,9 +186,20 @@ def _plan(chosen: Sequence[MethodPart], names: set[str], rounds: str, given: dic
     if any("cost" in part.arguments for part in chosen):
         training |= {"validate_after": True}
     network: dict[str, Any] = {"name": "residual_unet", "channels": [4, 8], "strides": [2], "res_units": 1}
-    network |= {"parts": [{"name": "amplitude"}]} if "HarmoFL" in names else {}
-    plan = {"fedseg_version": __version__, "task": "hippocampus", "network": network, "training": training}
-    return {**plan, **({"split": {}} if rounds == "SplitTraining" else {}), **given}
+    network |= (
+        {"parts": [{"name": part} for hook, part in _SHARE.items() if hook in names]} if names & set(_SHARE) else {}
+    )
+    plan: dict[str, Any] = {
+        "fedseg_version": __version__,
+        "task": "hippocampus",
+        "network": network,
+        "training": training,
+    }
+    plan |= {**({"split": {}} if rounds == "SplitTraining" else {}), **given}
+    if "HistogramStandardisation" in names:
+        task = plan["task"] if isinstance(plan["task"], dict) else {"name": plan["task"]}
+        plan["task"] = {**task, "normalisation": "landmarks"}
+    return plan
 
 
 def refusal(*chosen: MethodPart) -> str:

@@ -87,5 +87,5 @@ def _score(training: LocalTraining, case: PreparedCase) -> float | None:
         values = kind.activate(logits)[0].numpy()
     reference = None if case.classes is None else case.classes[0].numpy()
     predicted = kind.refine(kind.decide(values), case.grid.spacing)
-    score = kind.score(predicted, reference, case.grid.spacing, settings.to_dict(), full=False)
+    score = kind.score_drawn(case.drawn, predicted, reference, case.grid.spacing, settings.to_dict(), full=False)
     return scores_by_output(kind, [ScoredCase(case.id, 0.0, score, "")])[MEAN]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fedseg.tasks.landmarks import to_normal
 from fedseg.tasks.task import LANDMARKS, Task
 
 if TYPE_CHECKING:
@@ -28,6 +27,8 @@ def normalise(task: Task, image: torch.Tensor, missing: Sequence[int] = ()) -> t
         missing: positions of channels that were not acquired.
     """
     import torch
+
+    from fedseg.landmarks import to_normal
 
     result = torch.zeros_like(image)
     if task.normalisation == "window":

@@ -127,8 +127,8 @@ def table(size: Size, results: list[dict[str, Any]]) -> str:
 
 def _halves(runs: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
     """By seed, the mean Dice over the other sites and that of the last one."""
-    last = [run["dice"][max(run["dice"])] or 0.0 for run in runs]
-    others = [statistics.mean(v or 0.0 for s, v in run["dice"].items() if s != max(run["dice"])) for run in runs]
+    last = [run["dice"][max(run["dice"])] for run in runs]
+    others = [statistics.mean(v for s, v in run["dice"].items() if s != max(run["dice"])) for run in runs]
     return others, last
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,51 @@ from fedseg.networks.weights import Arrays
 from fedseg.simulation.in_process import simulate_in_process
 from fedseg.simulation.results import build_summary
 from fedseg.simulation.run_folder import prepare_output
-from tiny import PLAN
+from tiny import EXCLUSIVE, PLAN
 
 SITES = {"alpha": (4, 1), "beta": (2, 1), "gamma": (2, 1)}
 
 
 def tiny_job(folder: Path, rounds: int = 2) -> Job:
-    """The job with its own rule and training settings on a tiny task."""
+    """The job with its own rule and training settings on a tiny task, which keeps what the method asks of a task."""
     job = read_job(folder)
     parts = {key: value for key, value in job.declaration.get("network", {}).items() if key == "parts"}
-    job.set("task", PLAN["task"])
+    for part in parts.get("parts", []):
+        if part["name"] == "modality_norm":
+            part["sites"] = [["alpha", "beta"], ["alpha", "gamma"]]
+    job.set("task", _tiny_task(job))
     job.set("network", {**PLAN["network"], **parts})
     job.set("workflow.num_rounds", rounds)
     return job
+
+
+def _tiny_task(job: Job) -> dict[str, Any]:
+    declared = job.declaration["task"]
+    own = declared if isinstance(declared, dict) else {}
+    distilled = "ConditionalDistillation" in json.dumps(job.client)
+    kept = {"normalisation": "landmarks"} if own.get("normalisation") == "landmarks" else {}
+    two = {"channels": ["a", "b"], "optional_channels": ["a", "b"]} if lacks_channels(own) else {}
+    return {**(EXCLUSIVE if distilled else PLAN["task"]), **kept, **two}
+
+
+def lacks_channels(task: str | dict[str, Any]) -> bool:
+    """Whether cases of a task may lack a channel."""
+    return isinstance(task, dict) and bool(task.get("optional_channels"))
+
+
+def one_channel_each(data: Path, folder: Path) -> Path:
+    """The same sites with two channels, of which every case has one; each site has cases of both."""
+    for file in sorted(data.glob("*/datalist.json")):
+        content = json.loads(file.read_text("utf-8"))
+        for split in ("training", "validation", "test"):
+            for number, case in enumerate(content.get(split, [])):
+                images = [case["image"]] if isinstance(case["image"], str) else case["image"]
+                image = str(file.parent / images[0])
+                case["image"] = [None, image] if number % 2 else [image, None]
+                case["label"] = str(file.parent / case["label"])
+        (folder / file.parent.name).mkdir(parents=True)
+        (folder / file.parent.name / file.name).write_text(json.dumps(content), "utf-8")
+    return folder
 
 
 def last_models(folder: Path) -> dict[str, Arrays]:

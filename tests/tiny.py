@@ -26,6 +26,8 @@ TASK: dict[str, Any] = {
     "sampling": {"background": 1, "inner": 1, "outer": 1},
     "flip_axes": [0],
 }
+EXCLUSIVE: dict[str, Any] = {name: value for name, value in TASK.items() if name != "regions"}
+"""The same task with one region of each class."""
 PLAN: dict[str, Any] = {
     "fedseg_version": __version__,
     "seed": 3,

@@ -35,7 +35,7 @@ MATRIX = {
 @pytest.fixture
 def matrix(monkeypatch):
     """The matrix in the place of three trainings; `test_a_sites_own_model...` trains."""
-    monkeypatch.setattr(comparison, "train_alone", lambda plan, data, sites, num_rounds: MATRIX)
+    monkeypatch.setattr(comparison, "train_alone", lambda plan, data, sites, num_rounds, initial: MATRIX)
 
 
 def test_own_models_at_home_and_elsewhere(matrix, tmp_path):
@@ -83,7 +83,7 @@ def test_where_nothing_can_be_scored_there_is_no_mean(monkeypatch, tmp_path):
 def test_a_sites_own_model_is_trained_as_long_and_scored_at_every_site(tmp_path):
     """Against a loop that is written out here."""
     data = make_sites(tmp_path, {"alpha": (2, 1), "beta": (2, 1)})
-    row = comparison._train_one((PLAN_OBJECT.to_dict(), str(data), "alpha", ["alpha", "beta"], 2))
+    row = comparison._train_one((PLAN_OBJECT.to_dict(), str(data), "alpha", ["alpha", "beta"], 2, None))
     trainer = SiteTrainer(PLAN_OBJECT, "alpha", read_datalist(data / "alpha"))
     weights = get_weights(trainer.network)
     for number in range(2):

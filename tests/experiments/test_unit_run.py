@@ -157,7 +157,7 @@ def test_epochs_that_a_selection_shortened_count_as_they_were():
     whole = {site: {**part, "epoch_cases": None} for site, part in shortened.items()}
     rounds = [{"round": 0, "val_dice": 0.5, "sites": shortened}, {"round": 1, "val_dice": 0.5, "sites": whole}]
     summary = {"rounds": rounds, "cost": {"bytes_up": 1, "bytes_down": 1}, "final": {}}
-    plan = SimpleNamespace(training=SimpleNamespace(local_epochs=3), objective=objective_of(BRATS))
+    plan = SimpleNamespace(training=SimpleNamespace(local_epochs=3, patches_per_case=1), objective=objective_of(BRATS))
     unit = SimpleNamespace(job=SimpleNamespace(plan=plan))
     assert _run_costs(summary, unit)["samples"] == 3 * (2 + 4) + 3 * (10 + 4)
     assert {row["samples"] for row in _run_curves(summary, unit) if row["round"] == 1} == {18}

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from fedseg.errors import ConfigurationError
 from fedseg.networks.registry import parse_network
 from fedseg.networks.residual_encoder import ResidualBlock
 
@@ -37,6 +38,12 @@ def test_the_plan_l_has_as_many_parameters_as_nnunets():
         network = parse_network(PLAN_L).build(1, 2, seed=0)
     assert sum(parameter.numel() for parameter in network.parameters()) == total
     assert round(total / 1e6) == 102
+
+
+def test_a_first_level_below_the_images_resolution_is_refused():
+    strides = [2, *PLAN_L["strides"][1:]]
+    with pytest.raises(ConfigurationError, match=r"must be 1 first\. Its output has the resolution of the first level"):
+        parse_network({**PLAN_L, "strides": strides})
 
 
 def test_a_block_begins_as_the_way_around_it():

@@ -49,6 +49,17 @@ def test_a_course_over_two_sites_is_the_loop_written_out(lists):
     assert all(visit.score is None for visit in carried.visits)
 
 
+def test_a_course_goes_on_from_weights_that_are_given(lists):
+    begun = train_carried(trainers(lists), one_site("a", 1), 1).weights
+    carried = train_carried(trainers(lists), one_site("a", 1), 1, start=begun)
+    assert_equal(carried.weights, apply_difference(begun, trainers(lists)["a"].train_round(begun, 0, 1).update))
+
+
+def test_every_patch_of_a_case_is_a_sample(lists):
+    visits = train_carried(trainers(lists, patches_per_case=3), one_site("a", 1), 1).visits
+    assert [visit.num_samples for visit in visits] == [12]
+
+
 def test_a_cycle_is_what_the_cyclic_job_does(lists, tmp_path):
     job = read_job(write_job(tmp_path / "job", "hippocampus_cyclic"))
     job.set("seed", PLAN["seed"])

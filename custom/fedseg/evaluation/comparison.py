@@ -17,6 +17,7 @@ from fedseg.data.datalist import Case, read_datalist
 from fedseg.data.label_convention import settled
 from fedseg.data.reading import read_label
 from fedseg.errors import ConfigurationError, FedsegError
+from fedseg.models.model_file import initial_weights
 from fedseg.networks.weights import Arrays
 from fedseg.tasks.objective import MEAN, Objective
 from fedseg.tasks.segmentation.labels import paint_regions, to_classes, to_regions
@@ -30,7 +31,14 @@ KINDS = ("local", "threshold")
 Summary = dict[str, Any]
 
 
-def compare(kinds: Sequence[str], plan: Plan, data: Path, sites: Sequence[str], num_rounds: int) -> dict[str, Any]:
+def compare(
+    kinds: Sequence[str],
+    plan: Plan,
+    data: Path,
+    sites: Sequence[str],
+    num_rounds: int,
+    initial: Path | None = None,
+) -> dict[str, Any]:
     """Score the alternatives on the same final cases as the federated model.
 
     Args:
@@ -40,6 +48,7 @@ def compare(kinds: Sequence[str], plan: Plan, data: Path, sites: Sequence[str], 
         data: folder with ``<site>/datalist.json``.
         sites: the sites.
         num_rounds: rounds of the federation.
+        initial: the model file that the federation starts from, and so each site alone; None where there is none.
 
     Returns:
         ``comparison`` and, with ``local``, ``cross_site`` for the summary.
@@ -53,7 +62,7 @@ def compare(kinds: Sequence[str], plan: Plan, data: Path, sites: Sequence[str], 
             raise ConfigurationError("--compare", "threshold", f"another one: this job is of {plan.objective.title}")
         result["comparison"].append(_threshold(plan, data, sites))
     if "local" in kinds:
-        matrix = train_alone(plan, data, sites, num_rounds)
+        matrix = train_alone(plan, data, sites, num_rounds, initial)
         name = plan.objective.primary.name
         result["cross_site"] = {a: {b: s[name][MEAN] for b, s in row.items()} for a, row in matrix.items()}
         result["comparison"] += _local_entries(plan.objective, matrix)
@@ -63,9 +72,11 @@ def compare(kinds: Sequence[str], plan: Plan, data: Path, sites: Sequence[str], 
 # ------------------------------------------------------------------ each site alone
 
 
-def train_alone(plan: Plan, data: Path, sites: Sequence[str], num_rounds: int) -> dict[str, dict[str, Summary]]:
+def train_alone(
+    plan: Plan, data: Path, sites: Sequence[str], num_rounds: int, initial: Path | None = None
+) -> dict[str, dict[str, Summary]]:
     """Each site's own model on every site's final cases: trained at -> scored at -> summary."""
-    jobs = [(plan.to_dict(), str(data), site, list(sites), num_rounds) for site in sites]
+    jobs = [(plan.to_dict(), str(data), site, list(sites), num_rounds, initial) for site in sites]
     workers = max(1, min(len(sites), (os.cpu_count() or 1) // plan.training.threads))
     try:
         with worker_pool(workers) as pool:
@@ -75,12 +86,13 @@ def train_alone(plan: Plan, data: Path, sites: Sequence[str], num_rounds: int) -
     return dict(zip(sites, rows, strict=True))
 
 
-def _train_one(job: tuple[dict[str, Any], str, str, list[str], int]) -> dict[str, Summary]:
-    declaration, data, site, sites, num_rounds = job
+def _train_one(job: tuple[dict[str, Any], str, str, list[str], int, Path | None]) -> dict[str, Summary]:
+    declaration, data, site, sites, num_rounds, initial = job
     plan = parse_plan(declaration)
     torch.set_num_threads(plan.training.threads)
     trainer = SiteTrainer(plan, site, settled(plan.task, read_datalist(Path(data) / site)))
-    weights = train_carried({site: trainer}, one_site(site, num_rounds), num_rounds).weights
+    course, start = one_site(site, num_rounds), initial_weights(plan, initial)
+    weights = train_carried({site: trainer}, course, num_rounds, start=start).weights
     return {other: _score_at(plan, Path(data) / other, other, weights) for other in sites}
 
 

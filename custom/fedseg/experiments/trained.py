@@ -19,7 +19,7 @@ from fedseg.experiments.arms import CENTRAL, CIIL, JOB_ARM, LOCAL
 from fedseg.experiments.folds import pooled
 from fedseg.experiments.rows import Row
 from fedseg.experiments.units import Unit
-from fedseg.models.model_file import write_model
+from fedseg.models.model_file import initial_weights, write_model
 from fedseg.simulation.in_process import simulate_in_process
 from fedseg.simulation.results import build_summary
 from fedseg.simulation.run_folder import LOG, MARKER, check_enough_sites, prepare_output
@@ -73,7 +73,7 @@ def _carry(unit: Unit, folder: Path, cache: Path, tell: Told) -> Trained:
     trainers = {n: SiteTrainer(plan, n, datalist, TrainerSetup(cache=cache)) for n, datalist in lists.items()}
     carried = train_carried(
         trainers, course, unit.rounds, scored=True, patience=arm.patience,
-        on_visit=lambda done: tell(done / len(course)),
+        on_visit=lambda done: tell(done / len(course)), start=initial_weights(plan, unit.job.initial),
     )  # fmt: skip
     owner = unit.site if arm.kind == LOCAL else GLOBAL
     model = write_model(folder / _file(owner), plan, carried.weights, unit.rounds - 1)

@@ -23,7 +23,7 @@ from fedseg.models.model_file import read_model
 from fedseg.tasks.registry import task_names
 from fedseg.version import versions
 
-_FORM = 1
+_FORM = 2
 """Counts changes of what a unit leaves, after which former ones cannot be used."""
 
 

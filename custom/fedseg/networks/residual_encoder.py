@@ -9,6 +9,7 @@ from math import prod
 import torch
 from torch import nn
 
+from fedseg.errors import ConfigurationError
 from fedseg.networks.arguments import (
     MOST_CHANNELS,
     MOST_UNITS,
@@ -148,6 +149,9 @@ class ResidualEncoderUNet(NetworkArguments):
         check_counts(f"{where}.features", self.features, 2, MOST_CHANNELS)
         levels = len(self.features)
         check_levels(f"{where}.strides", self.strides, levels, "as many as features")
+        if product(self.strides[:1]) != (1, 1, 1):
+            why = "Its output has the resolution of the first level, which must be that of the image."
+            raise ConfigurationError(f"{where}.strides", self.strides, "1 first", why)
         if self.kernels != ():
             check_levels(f"{where}.kernels", self.kernels, levels, "as many as features", odd=True)
         check_counts(f"{where}.blocks", self.blocks, levels, MOST_UNITS, levels)

@@ -173,7 +173,8 @@ def _write_overlays(job: Job, summary: Summary, out: Path) -> None:
 
 def _comparison(job: Job, summary: Summary, data: Path, kinds: Sequence[str]) -> Summary:
     """``comparison`` and, with ``local``, ``cross_site`` of the summary, the federated model beside the sites' own."""
-    found = compare(kinds, job.plan, data, summary["sites"], int(job.workflow["num_rounds"]))
+    rounds = int(job.workflow["num_rounds"])
+    found = compare(kinds, job.plan, data, summary["sites"], rounds, job.initial)
     if "cross_site" in found:
         scores, name = summary["final"]["sites"], job.plan.objective.primary.name
         found["cross_site"]["federated"] = {site: part[name][MEAN] for site, part in scores.items()}

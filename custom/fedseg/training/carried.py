@@ -87,8 +87,9 @@ def train_carried(
     scored: bool = False,
     patience: int | None = None,
     on_visit: Callable[[int], None] = lambda done: None,
+    start: Arrays | None = None,
 ) -> Carried:
-    """Carry one model over the visits of a course, from the plan's initial weights.
+    """Carry one model over the visits of a course.
 
     Args:
         trainers: of the sites of the course, all of one plan.
@@ -98,12 +99,13 @@ def train_carried(
         patience: visits in a row at a site without a better score after which the model leaves it as it was at its
             best there; None makes all visits.
         on_visit: called with the number of visits that lie behind.
+        start: weights to start from; None for the plan's seeded network.
 
     Raises:
         ConfigurationError: with patience, a site has no validation case by which a model could be better.
         RefusalError: as of ``SiteTrainer.train_round``.
     """
-    carried = Carried(get_weights(trainers[course[0][0]].network))
+    carried = Carried(get_weights(trainers[course[0][0]].network) if start is None else start)
     watch: _Watch | None = None
     for done, (site, number) in enumerate(course):
         trainer = trainers[site]
@@ -117,7 +119,7 @@ def train_carried(
             continue
         result = trainer.train_round(carried.weights, number, total_rounds)
         carried.weights = apply_difference(carried.weights, result.update)
-        seen = result.num_samples * trainer.settings.local_epochs
+        seen = result.num_samples * trainer.settings.local_epochs * trainer.settings.patches_per_case
         carried.visits.append(Visit(site, number, seen, result.num_steps, result.train_loss, score, loss))
         on_visit(done + 1)
     carried.weights = watch.best(carried.weights) if watch else carried.weights

@@ -101,8 +101,7 @@ class KeptSteps(LocalSteps):
             RefusalError: the loss is not finite (reason ``loss``).
         """
         beside, network = copy.copy(self), self.companions[name].network.train()
-        for own, other in zip(network.parameters(), self.network.parameters(), strict=True):
-            own.requires_grad_(other.requires_grad)
+        _train_the_same(network, self.network)
         # An optimizer of no memory, which only takes the former gradients away.
         beside.network, beside.hooks, beside.optimizer = network, (), torch.optim.SGD(network.parameters(), lr=0.0)
         with torch.random.fork_rng(devices=[]):
@@ -123,6 +122,7 @@ class KeptSteps(LocalSteps):
         if companion.optimizer is None:
             raise ValueError(f"{name} has no optimizer.")
         beside.network, beside.optimizer, beside.hooks = companion.network, companion.optimizer, tuple(hooks)
+        _train_the_same(companion.network, self.network)
         beside.settings = replace(self.settings, local_epochs=epochs or self.settings.local_epochs)
         for hook in hooks:
             hook.before_round(beside, self.received, self.round_number)
@@ -180,3 +180,9 @@ class KeptSteps(LocalSteps):
                 "companions": {name: companion.state() for name, companion in self.companions.items()},
             }
             self.state.save(round_number, kept)
+
+
+def _train_the_same(companion: nn.Module, network: nn.Module) -> None:
+    """Of a companion, those parameters are trained that are of the network."""
+    for own, other in zip(companion.parameters(), network.parameters(), strict=True):
+        own.requires_grad_(other.requires_grad)

@@ -143,8 +143,11 @@ class PatientDPSGD(TrainingHook):
         where = (training.plan.seed, training.site, self._round, self._epoch, "network")
         torch.manual_seed(derive_seed(*where, *self._draws[self._seen]))
         loss = training.supervise(training.forward(case["image"]), training.objective.targets(case))
-        for total, gradient in zip(self._patient, torch.autograd.grad(loss, _trained(training)), strict=True):
-            total.add_(gradient)
+        # A case may leave parameters out, as those of another modality.
+        gradients = torch.autograd.grad(loss, _trained(training), allow_unused=True)
+        for total, gradient in zip(self._patient, gradients, strict=True):
+            if gradient is not None:
+                total.add_(gradient)
         self._seen += 1
         if self._seen == len(self._draws) or self._draws[self._seen][1] == 0:
             self._end_patient()

@@ -1,3 +1,4 @@
+import contextlib
 import itertools
 import math
 from dataclasses import replace
@@ -9,6 +10,7 @@ from fedseg.contract.combinations import conflict
 from fedseg.contract.plan import parse_plan
 from fedseg.data.datalist import read_datalist
 from fedseg.errors import ConfigurationError
+from fedseg.tasks.segmentation.partial import join_targets
 from fedseg.tasks.task import parse_task
 from fedseg.training.methods.class_weights import ClassWeights
 from fedseg.training.methods.conditional_distillation import (
@@ -146,3 +148,44 @@ def test_without_strength_or_undrawn_regions_it_is_plain_training_to_the_last_bi
     assert equal(rounds(partial, [ConditionalDistillation(0.0)]), plain)
     assert not equal(rounds(partial, [ConditionalDistillation()]), plain)
     assert equal(rounds(datalist, [ConditionalDistillation()]), rounds(datalist, []))
+
+
+class _Step:
+    """As much of a step as the hook sees: a task, and the network that the server sent."""
+
+    total_rounds = 2
+
+    def __init__(self, task, teacher):
+        self.task, self.network = task, Fixed(teacher)
+
+    @staticmethod
+    def autocast():
+        return contextlib.nullcontext()
+
+
+class Fixed(torch.nn.Module):
+    """Gives the same logits for every image."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.register_buffer("logits", logits)
+
+    def forward(self, images):
+        return self.logits
+
+
+def test_the_order_of_regions_does_not_matter_to_the_term():
+    """Channels follow the regions, labels the classes: turned round, the same voxels count."""
+    own, teacher, classes = batch()
+    order = {"c": ["c"], "a": ["a"], "b": ["b"]}
+    channels, columns = [0, 3, 1, 2], [2, 0, 1]
+    found = []
+    for task, places, drawn in (
+        (TASK3, [0, 1, 2, 3], [0, 1, 2]),
+        (parse_task(THREE | {"regions": order}), channels, columns),
+    ):
+        hook, step = ConditionalDistillation(1.0, 0.5), _Step(task, teacher[:, places])
+        hook.before_round(step, {}, 1)
+        found.append(float(hook.loss(step, own, own[:, places], join_targets(classes, ~UNDRAWN[:, drawn]))))
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    assert found[0] > 0.01

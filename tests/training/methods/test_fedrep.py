@@ -115,6 +115,14 @@ def test_a_job_without_a_filter_that_keeps_layers_is_refused():
         job.check()
 
 
+def test_an_average_over_steps_is_refused():
+    """It would be of steps before and after the head's, and so take the head's back."""
+    job = read_job(JOBS / "brats_fedrep")
+    job.set("training.weight_average", 0.9)
+    with pytest.raises(ConfigurationError, match=r"training.weight_average is 0.9, but must be 0 with FedRep"):
+        job.check()
+
+
 @pytest.mark.parametrize("epochs", [-1, 0.5, "1"])
 def test_wrong_epochs_are_refused(epochs):
     with pytest.raises(ConfigurationError, match="head_epochs is "):

@@ -28,6 +28,14 @@ def region_targets(task: Task, classes: torch.Tensor) -> torch.Tensor:
     return torch.cat(masks, dim=1).float()
 
 
+def channel_of_class(task: Task) -> torch.Tensor:
+    """The output channel of each class value of exclusive regions, [1 + classes]; 0 where a class is in no region."""
+    table = torch.zeros(len(task.classes) + 1, dtype=torch.long)
+    for index, region in enumerate(task.regions):
+        table[task.region_values(region)[0]] = index + 1
+    return table
+
+
 class SegmentationLoss(nn.Module):
     """Soft Dice (Milletari et al., 2016) over the regions plus cross-entropy, or other terms in their places.
 
@@ -66,10 +74,7 @@ class SegmentationLoss(nn.Module):
             raise ConfigurationError("training.undrawn", undrawn, repr(allowed), why)
         self.undrawn, self.batch_dice = undrawn, batch_dice
         self.task, self.dice_weight, self.class_weights = task, dice_weight, class_weights
-        table = torch.zeros(len(task.classes) + 1, dtype=torch.long)
-        for index, region in enumerate(task.regions):
-            table[task.region_values(region)[0]] = index + 1
-        self.channel_of_class = table
+        self.channel_of_class = channel_of_class(task)
         terms = terms or LossTerms()
         if class_weights is not None and not terms.weighs_classes:
             raise ValueError(f"{terms.name} takes no class weights.")

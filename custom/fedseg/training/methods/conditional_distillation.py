@@ -13,6 +13,7 @@ from fedseg.contract.combinations import EVERY_REGION, PLAIN_STEPS
 from fedseg.contract.plan import Plan
 from fedseg.errors import ConfigurationError
 from fedseg.networks.weights import Arrays
+from fedseg.tasks.segmentation.losses import channel_of_class
 from fedseg.tasks.segmentation.partial import split_targets
 from fedseg.tasks.task import Task
 from fedseg.training.hooks import LocalTraining, TrainingHook
@@ -80,7 +81,8 @@ class ConditionalDistillation(TrainingHook):
         with torch.no_grad(), training.autocast():
             teacher = self._global(images).float()
         groups = group_matrix(training.task, self.groups).to(logits.device)
-        term = distillation_term(logits.float(), teacher, labels, undrawn, groups, self.temperature)
+        channels = channel_of_class(training.task).to(logits.device)[labels.long()]
+        term = distillation_term(logits.float(), teacher, channels, undrawn, groups, self.temperature)
         return self._weight * term
 
     def after_round(self, training: LocalTraining, global_weights: Arrays, round_number: int) -> None:
@@ -100,7 +102,7 @@ def group_matrix(task: Task, groups: Sequence[Sequence[str]]) -> torch.Tensor:
 def distillation_term(
     logits: torch.Tensor,
     teacher: torch.Tensor,
-    classes: torch.Tensor,
+    channels: torch.Tensor,
     undrawn: torch.Tensor,
     groups: torch.Tensor,
     temperature: float,
@@ -110,15 +112,15 @@ def distillation_term(
     Args:
         logits: of the network, [B, 1 + R, ...], background first.
         teacher: likewise of the global model.
-        classes: label classes [B, 1, ...]; those of undrawn regions count as background.
+        channels: the true output channel of each voxel [B, 1, ...]; undrawn regions count as background.
         undrawn: [B, R], True somewhere.
         groups: see ``group_matrix``.
         temperature: by which logits are divided.
     """
     partial = undrawn.any(dim=1)
-    logits, teacher, classes, undrawn = logits[partial], teacher[partial], classes[partial].long(), undrawn[partial]
+    logits, teacher, channels, undrawn = logits[partial], teacher[partial], channels[partial].long(), undrawn[partial]
     drawn = torch.cat([torch.zeros_like(undrawn[:, :1]), ~undrawn], dim=1)
-    labelled, predicted = (drawn.gather(1, value.flatten(1)) for value in (classes, teacher.argmax(dim=1)))
+    labelled, predicted = (drawn.gather(1, value.flatten(1)) for value in (channels, teacher.argmax(dim=1)))
     counted = (~(labelled | predicted)).to(logits)[:, None]
     own, wanted = (
         torch.einsum("gc,bcv->bgv", groups.to(value), _conditional(value, drawn, temperature)) * counted

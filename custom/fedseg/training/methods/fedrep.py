@@ -6,6 +6,7 @@ import torch
 
 from fedseg import allowed
 from fedseg.contract.combinations import OWN_LAYERS
+from fedseg.contract.plan import Plan
 from fedseg.errors import ConfigurationError
 from fedseg.networks.weights import Arrays
 from fedseg.training.hooks import LocalTraining, TrainingHook
@@ -33,6 +34,11 @@ class FedRep(TrainingHook):
         self.head_epochs = allowed.whole("head_epochs", head_epochs, least=0)
         self._trained: list[tuple[str, torch.nn.Parameter]] = []
         self._begun = False
+
+    def check_plan(self, plan: Plan) -> None:
+        """Refuse an average over the steps of a round: it would undo those of the head."""
+        if plan.training.weight_average:
+            raise ConfigurationError("training.weight_average", plan.training.weight_average, "0 with FedRep")
 
     def before_round(self, training: LocalTraining, global_weights: Arrays, round_number: int) -> None:
         """See what is head and what is body.

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from fedseg.allowed import number, whole
+from fedseg.contract.combinations import EVERY_CASE
 from fedseg.contract.report import ReportField
 from fedseg.networks.weights import Arrays
 from fedseg.randomness import generator
@@ -32,6 +33,7 @@ class MemoryAwareCurriculum(TrainingHook):
     many validation cases.
     """
 
+    needs = TrainingHook.needs | {EVERY_CASE}
     reports: ClassVar = {"forgotten_share": ReportField("share of the training cases that were forgotten", 0, 1)}
 
     def __init__(self, drop: float = 0.02, weight: float = 2.0, from_round: int = 0) -> None:

@@ -30,7 +30,7 @@ from fedseg.site.policy import OPEN, SitePolicy
 from fedseg.site.profile import SiteProfile
 from fedseg.site.state import SiteState, claim
 from fedseg.training.hooks import TrainingHook
-from fedseg.training.trainer import SiteTrainer, TrainerSetup
+from fedseg.training.trainer import SiteTrainer, TrainerSetup, check_groups
 
 
 class SiteSession:
@@ -212,6 +212,8 @@ class SiteSession:
         self.record.open(state.folder, site)
         chain = update_chain(fl_ctx)
         hooks = [*(_hook(name, fl_ctx) for name in self.hooks), *hooks_of(chain)]
+        if not self.evaluates:
+            check_groups(plan, site)
         datalist, (private, frozen) = admit_data(plan, profile, hooks, self.evaluates), own_names(chain, plan)
         setup = TrainerSetup(
             state=state,

@@ -75,6 +75,17 @@ class RoundResult:
     weights: Arrays
 
 
+def check_groups(plan: Plan, site: str) -> None:
+    """Refuse to train a network of which a part knows groups of sites, and not this one.
+
+    Raises:
+        RefusalError: names the part (reason ``task``).
+    """
+    if lacking := [part.name for part in plan.network.parts if not part.takes(site)]:
+        why = f"The network's part {lacking[0]} names groups of sites, and this site is in none of them."
+        raise RefusalError("task", f"{why} Name it in network.parts.")
+
+
 class SiteTrainer(KeptSteps):
     """One site's cases, network and optimizer. Knows nothing of other sites or of FLARE."""
 
@@ -217,6 +228,7 @@ class SiteTrainer(KeptSteps):
         """Load weights and what the last round left; returns the names of the arrays that are fixed in this round."""
         if not len(self.training_cases):
             raise RefusalError("data", "This site has no training cases.")
+        check_groups(self.plan, self.site)
         set_weights(self.network, weights)
         self.received, self.settings = weights, settings.applied(self.plan.training)
         self.epoch_cases = settings.epoch_cases

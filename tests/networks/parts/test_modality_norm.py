@@ -9,7 +9,7 @@ import torch
 from fedseg.contract.plan import parse_plan
 from fedseg.contract.shapes import array_owners
 from fedseg.data.datalist import Datalist
-from fedseg.errors import ConfigurationError
+from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.networks.registry import parse_network
 from fedseg.networks.weights import get_weights
 from fedseg.training.trainer import SiteTrainer
@@ -134,3 +134,10 @@ def test_a_copy_of_the_network_has_branches_of_its_own():
 def test_what_is_no_group_for_each_modality_is_refused(sites, task, named):
     with pytest.raises(ConfigurationError, match=named):
         plan(sites, task)
+
+
+def test_a_site_of_no_group_is_refused_before_it_trains_and_may_score(make_case):
+    datalist = cases(make_case, 0)
+    with pytest.raises(RefusalError, match="part modality_norm names groups of sites, and this site is in none"):
+        trained(plan(), "hospital", datalist)
+    assert len(SiteTrainer(plan(), "hospital", datalist).validate(get_weights(plan().build_network()))) == 1

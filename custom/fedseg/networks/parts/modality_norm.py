@@ -118,6 +118,10 @@ class ModalityNorm(Part):
             why = f"Every case would have {required[0]}, and so its modality."
             raise ConfigurationError("task.optional_channels", sorted(optional), f"all of {list(channels)}", why)
 
+    def takes(self, site: str) -> bool:
+        """A site of no group would train between normalisations that never change."""
+        return any(Ownership(sites=patterns).trained(site, 0) for patterns in self.sites)
+
     def add(self, network: nn.Module, place: Place) -> None:
         layers = list(_layers(network).values())
         branches = Branches(layers, len(self.sites))

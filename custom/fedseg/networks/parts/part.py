@@ -141,6 +141,10 @@ class Part(ABC):
             ConfigurationError: names the argument, or the channels.
         """
 
+    def takes(self, site: str) -> bool:
+        """Whether a site can train a network with this part; all can, unless a part says otherwise."""
+        return True
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON form of name and arguments."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}

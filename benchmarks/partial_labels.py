@@ -24,9 +24,9 @@ from kept_runs import keep, kept, load, run_all, spread
 
 from fedseg.data.datalist import SPLITS, Datalist, read_datalist
 from fedseg.data.intake.sources import read_source
-from fedseg.data.partial_labels import PartialLabels
 from fedseg.data.partition import partition_equally
 from fedseg.data.site_folders import write_sites
+from fedseg.data.undrawn_labels import PartialLabels
 from fedseg.jobs.job import read_job
 from fedseg.simulation.in_process import InProcessFederation
 from fedseg.training.trainer import SiteTrainer

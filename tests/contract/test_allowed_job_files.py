@@ -13,7 +13,7 @@ import pytest
 from fedseg.contract import allowed_job_files
 from fedseg.contract.allowed_job_files import check_app_archive, check_app_folder, check_job_archive, check_job_folder
 from fedseg.errors import ConfigurationError, UsageError
-from fedseg.files.archives import Limits
+from fedseg.files.archive_limits import Limits
 from fedseg.jobs.job import apply_settings, read_job
 
 JOB = Path(__file__).parents[2] / "jobs" / "hippocampus_partial"

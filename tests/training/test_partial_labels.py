@@ -16,7 +16,7 @@ from fedseg.jobs.job import read_job
 from fedseg.simulation.in_process import InProcessFederation
 from fedseg.site.profile import SiteProfile
 from fedseg.tasks.objective import objective_of
-from fedseg.tasks.segmentation.partial import split_targets
+from fedseg.tasks.segmentation.partial_loss import split_targets
 from fedseg.training.cache import CaseCache
 from fedseg.training.methods.class_weights import ClassWeights
 from fedseg.training.trainer import SiteTrainer

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedseg.data.partial_labels import PartialLabels
+from fedseg.data.undrawn_labels import PartialLabels
 from fedseg.errors import UsageError
 from fedseg.files.outputs import check_outputs
 

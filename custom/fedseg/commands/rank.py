@@ -68,7 +68,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _print(content: Mapping[str, Any]) -> None:
-    from fedseg.evaluation.report.wording import difference_words, shown
+    from fedseg.evaluation.report.text_tables import difference_words, shown
     from fedseg.tasks.segmentation.scores import DICE
 
     title = f"{content['cases']} {content['split']} cases, {content['clock']} clock, {content['horizon_seconds']:.0f} s"

@@ -73,7 +73,7 @@ def _run(options: argparse.Namespace, job: Job) -> int:
     """The run in its folder."""
     from fedseg.commands.probing import probe_progress
     from fedseg.data.site_folders import find_sites
-    from fedseg.evaluation.report.wording import counted
+    from fedseg.evaluation.report.text_tables import counted
     from fedseg.simulation.in_process import simulate_in_process
     from fedseg.simulation.results import write_results
     from fedseg.simulation.run_folder import (

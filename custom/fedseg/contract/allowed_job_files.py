@@ -20,7 +20,7 @@ from zipfile import BadZipFile, ZipFile
 
 from fedseg.contract.protocol import CLIENT_FILE, PLAN_FILE
 from fedseg.errors import ConfigurationError
-from fedseg.files.archives import Limits, check_archive, files_below, shortened
+from fedseg.files.archive_limits import Limits, check_archive, files_below, shortened
 from fedseg.files.documents import parse_json
 from fedseg.files.names import JOB, SITE
 

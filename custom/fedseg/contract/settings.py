@@ -34,7 +34,7 @@ class TrainingSettings:
         dice_weight: weight of the term of regions (Dice, Tversky) beside that of voxels (cross-entropy, focal).
         focal_gamma, tversky_alpha, tversky_beta, gce_q: of these terms, see ``LossTerms``.
         undrawn: the loss of cases in which regions are not drawn: ``marginal`` leaves them open, ``exclusion`` also
-            keeps them off the drawn ones, see ``tasks.segmentation.partial``.
+            keeps them off the drawn ones, see ``tasks.segmentation.partial_loss``.
         batch_dice: Dice over the whole batch instead of the mean over its patches; steadier on small structures.
         weight_average: decay of an exponential moving average of the weights over the steps of a round, which begins
             with the received ones; its end is the site's model, whose change the site sends. 0: the last weights.

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.data.datalist import FILE_NAME, SPLITS, Case, Datalist, read_datalist, write_datalist
-from fedseg.data.partial_labels import PartialLabels, chosen_patients, take_out
 from fedseg.data.partition import Sites, check_names
 from fedseg.data.progress import Progress, silent
 from fedseg.data.scanner_shift import draw_shift, shift_case
 from fedseg.data.shared_cases import add_shared, draw_shared
 from fedseg.data.splits import by_patient, patients_needed, split_by_patient
+from fedseg.data.undrawn_labels import PartialLabels, chosen_patients, take_out
 from fedseg.errors import DataError, UsageError
 from fedseg.files.folders import new_folder
 from fedseg.tasks.task import Task

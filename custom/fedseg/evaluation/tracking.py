@@ -10,7 +10,7 @@ from typing import Any
 
 from fedseg.contract.round_numbers import nth
 from fedseg.evaluation.report.tables import MEAN_OF_CASES, MEAN_OF_SITES, history_frame, score_frame
-from fedseg.evaluation.report.wording import plain
+from fedseg.evaluation.report.text_tables import plain
 from fedseg.evaluation.summary import Summary, last_models, number, objective_of_run, part, read_summary, rows
 from fedseg.tasks.objective import MEAN
 

@@ -11,7 +11,7 @@ import pandas as pd
 from fedseg.contract.round_numbers import nth
 from fedseg.errors import DataError
 from fedseg.evaluation.experiment_folder import FACTS, GLOBAL
-from fedseg.evaluation.report.wording import plain
+from fedseg.evaluation.report.text_tables import plain
 from fedseg.evaluation.summary import part
 from fedseg.evaluation.tracking import NESTED, Point, Tracked, flat, known_point
 from fedseg.experiments.unit_run import UNITS, Done, read_done

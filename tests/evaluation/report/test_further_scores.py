@@ -12,7 +12,7 @@ from evaluation.synthetic_run import SITES, make_summary, write_run
 from fedseg.evaluation.report.further_scores import fairness_words, further_table, interval_table
 from fedseg.evaluation.report.page import write_report
 from fedseg.evaluation.report.tables import MEAN_OF_CASES, MEAN_OF_SITES, score_frame
-from fedseg.evaluation.report.wording import score_table
+from fedseg.evaluation.report.text_tables import score_table
 
 
 def summary_with(**parts: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from fedseg.cli import main
 from fedseg.errors import DataError
 from fedseg.evaluation.report.compare import markdown, repeats_frame, runs_frame
 from fedseg.evaluation.report.page import write_report
-from fedseg.evaluation.report.wording import TextTable
+from fedseg.evaluation.report.text_tables import TextTable
 from fedseg.evaluation.summary import read_summary
 
 

@@ -8,7 +8,7 @@ from evaluation.synthetic_run import SITES, make_summary, write_run
 from fedseg.evaluation.privacy_summary import privacy_summary
 from fedseg.evaluation.report.curves import epsilon, epsilon_course
 from fedseg.evaluation.report.page import write_report
-from fedseg.evaluation.report.wording import filter_table
+from fedseg.evaluation.report.text_tables import filter_table
 from fedseg.jobs.allowed_components import filter_meanings
 from filters.test_fail_closed import FILTERS
 

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from evaluation.synthetic_run import SITES, make_summary
-from fedseg.evaluation.report import tables, verdict, wording
+from fedseg.evaluation.report import tables, text_tables, verdict
 from fedseg.evaluation.report.tables import MEAN_OF_CASES, MEAN_OF_SITES
 from fedseg.tasks.objective import Score, objective_of
 from fedseg.tasks.registry import BRATS
@@ -56,16 +56,18 @@ def test_comparison_uses_the_same_sites() -> None:
     frame = tables.comparison_frame(summary)
     assert frame["federated"][0] == pytest.approx(0.5)  # the federated model at b alone, not its mean 0.65
     assert frame["difference"][0] == pytest.approx(0.05)
-    assert [row[2] for row in wording.comparison_table(summary).rows] == ["better", "not comparable"]
+    assert [row[2] for row in text_tables.comparison_table(summary).rows] == ["better", "not comparable"]
 
 
 @pytest.mark.parametrize(
     ("difference", "text"), [(0.02, "better"), (-0.02, "worse"), (0.004, "about equal"), (None, "not comparable")]
 )
 def test_statement(difference: float | None, text: str) -> None:
-    assert wording.statement(difference, objective_of(BRATS).primary) == text
+    assert text_tables.statement(difference, objective_of(BRATS).primary) == text
     opposite = {"better": "worse", "worse": "better"}
-    assert wording.statement(difference, Score("error", "Error", higher_is_better=False)) == opposite.get(text, text)
+    assert text_tables.statement(difference, Score("error", "Error", higher_is_better=False)) == opposite.get(
+        text, text
+    )
 
 
 def test_cross_site_puts_the_federation_last() -> None:
@@ -90,7 +92,7 @@ def test_a_site_without_scores_is_not_a_zero() -> None:
     summary = two_sites()
     summary["final"]["sites"]["b"]["dice"] = {"anterior": None, "posterior": float("nan"), "mean": None}
     assert tables.score_frame(summary).loc[MEAN_OF_SITES, "Dice mean"] == pytest.approx(0.8)
-    assert wording.score_table(summary, "final").rows[1][2:5] == ["n/a"] * 3
+    assert text_tables.score_table(summary, "final").rows[1][2:5] == ["n/a"] * 3
 
 
 def test_console_table() -> None:
@@ -104,12 +106,12 @@ def test_console_table() -> None:
     ("value", "text"), [(None, "n/a"), (float("nan"), "n/a"), (0, "0 B"), (999, "999 B"), (76e6, "76.0 MB")]
 )
 def test_bytes_in_words(value: float | None, text: str) -> None:
-    assert wording.shown_bytes(value) == text
+    assert text_tables.shown_bytes(value) == text
 
 
 @pytest.mark.parametrize(("value", "text"), [(4.21, "4.2 s"), (59, "59 s"), (60, "1 min 0 s"), (7261, "2 h 1 min")])
 def test_seconds_in_words(value: float, text: str) -> None:
-    assert wording.shown_seconds(value) == text
+    assert text_tables.shown_seconds(value) == text
 
 
 def test_verdict_names_best_and_worst_site() -> None:
@@ -130,7 +132,7 @@ def test_a_way_that_knows_one_region_is_compared_on_that_region_only():
 
 def test_personal_models_stand_beside_the_final_one_on_the_same_sites():
     """A site without one is in neither mean."""
-    assert wording.beside_table(two_sites(), "personal").rows == []
+    assert text_tables.beside_table(two_sites(), "personal").rows == []
     summary = two_sites()
     sites = summary["final"]["sites"]
     sites["a"]["personal"] = {"cases": 3, "dice": {"anterior": 0.95, "posterior": 0.75, "mean": 0.85}}
@@ -141,18 +143,18 @@ def test_personal_models_stand_beside_the_final_one_on_the_same_sites():
     assert frame.loc[MEAN_OF_SITES, "final"] == pytest.approx(0.65)
     assert frame.loc[MEAN_OF_SITES, "own"] == pytest.approx(0.625)
     assert list(frame["difference"]) == pytest.approx([0.05, -0.1, -0.025])
-    table = wording.beside_table(summary, "personal")
+    table = text_tables.beside_table(summary, "personal")
     assert (table.totals, len(table.header)) == (1, 6)
     assert table.rows[1] == ["b", "0.500", "0.400", "\N{MINUS SIGN}0.100", "0.400", "n/a"]
 
 
 def test_what_the_method_reports_stands_in_a_table_of_its_own():
     """The last round in which each site told it; nothing where the method declares nothing."""
-    assert wording.method_table(make_summary(2)).rows == ()
+    assert text_tables.method_table(make_summary(2)).rows == ()
     summary = make_summary(3) | {"reports": {"personal_dice": "mean Dice of the site's personal model"}}
     for number, entry in enumerate(summary["rounds"]):
         for site, report in entry["sites"].items():
             report["personal_dice"] = None if (site, number) == ("hospital-b", 2) else 0.5 + 0.1 * number
-    table = wording.method_table(summary)
+    table = text_tables.method_table(summary)
     assert table.header == ("Site", "mean Dice of the site's personal model")
     assert table.rows == [["hospital-a", "0.700"], ["hospital-b", "0.600"], ["hospital-c", "0.700"]]

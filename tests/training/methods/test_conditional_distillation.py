@@ -10,7 +10,7 @@ from fedseg.contract.combinations import conflict
 from fedseg.contract.plan import parse_plan
 from fedseg.data.datalist import read_datalist
 from fedseg.errors import ConfigurationError
-from fedseg.tasks.segmentation.partial import join_targets
+from fedseg.tasks.segmentation.partial_loss import join_targets
 from fedseg.tasks.task import parse_task
 from fedseg.training.methods.class_weights import ClassWeights
 from fedseg.training.methods.conditional_distillation import (

@@ -11,11 +11,11 @@ import nibabel as nib
 import numpy as np
 
 from fedseg.data.datalist import FILE_NAME, Case, Datalist, read_datalist, write_datalist
-from fedseg.data.partial_labels import PartialLabels, chosen_patients, take_out
 from fedseg.data.phantoms.brats import CHANNELS, make_brats_case
 from fedseg.data.phantoms.pancreas import make_pancreas_case
 from fedseg.data.phantoms.sites import MINIMUM_CASES, SiteStyle, case_counts, site_style, split_counts
 from fedseg.data.progress import Progress, silent
+from fedseg.data.undrawn_labels import PartialLabels, chosen_patients, take_out
 from fedseg.errors import UsageError
 from fedseg.files.documents import write_json
 from fedseg.files.folders import new_folder

@@ -7,7 +7,7 @@ from zipfile import ZipFile
 from nvflare.fuel.hci.client import file_transfer
 from nvflare.fuel.utils.zip_utils import unzip_all_from_file
 
-from fedseg.files.archives import Limits, check_archive
+from fedseg.files.archive_limits import Limits, check_archive
 
 # A long run with all updates kept has some ten thousand files.
 _LIMITS = Limits("what the server sent", files=1_000_000)

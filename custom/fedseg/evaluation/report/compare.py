@@ -16,8 +16,8 @@ from fedseg.evaluation.report.figures import draw_means
 from fedseg.evaluation.report.page import embed, render
 from fedseg.evaluation.report.split_words import own_models
 from fedseg.evaluation.report.tables import MEAN_OF_CASES, MEAN_OF_SITES, score_frame
+from fedseg.evaluation.report.text_tables import TextTable, plain, shown, shown_bytes, shown_seconds
 from fedseg.evaluation.report.verdict import phantom_words
-from fedseg.evaluation.report.wording import TextTable, plain, shown, shown_bytes, shown_seconds
 from fedseg.evaluation.summary import Summary, number, objective_of_run, part, rows, site_names, task_of
 from fedseg.files.documents import write_whole
 from fedseg.tasks.objective import MEAN, Score

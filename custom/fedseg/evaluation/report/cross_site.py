@@ -20,7 +20,7 @@ from fedseg.evaluation.cross_site import (
 )
 from fedseg.evaluation.report.heat_map import heat_map
 from fedseg.evaluation.report.tables import cross_site_frame
-from fedseg.evaluation.report.wording import NOT_AVAILABLE, TextTable, counted, shown
+from fedseg.evaluation.report.text_tables import NOT_AVAILABLE, TextTable, counted, shown
 from fedseg.evaluation.summary import Summary, objective_of_run, part
 from fedseg.files.documents import write_whole
 from fedseg.tasks.objective import MEAN, Score

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedseg.contract.round_numbers import nth
 from fedseg.evaluation.report.tables import history_frame
-from fedseg.evaluation.report.wording import TextTable, plain, shown
+from fedseg.evaluation.report.text_tables import TextTable, plain, shown
 from fedseg.evaluation.summary import Summary, number, part, rows, site_names
 
 

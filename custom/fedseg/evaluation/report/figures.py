@@ -33,7 +33,7 @@ from fedseg.evaluation.report.tables import (
     comparison_frame,
     score_frame,
 )
-from fedseg.evaluation.report.wording import counted
+from fedseg.evaluation.report.text_tables import counted
 from fedseg.evaluation.summary import Summary, mean_score, number, objective_of_run, part, rows
 from fedseg.tasks.objective import Score
 from fedseg.tasks.task import Task

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fedseg.evaluation.case_intervals import told_bounds
 from fedseg.evaluation.report.tables import MEAN_OF_CASES, score_frame
-from fedseg.evaluation.report.wording import NOT_AVAILABLE, TextTable, counted, shown
+from fedseg.evaluation.report.text_tables import NOT_AVAILABLE, TextTable, counted, shown
 from fedseg.evaluation.summary import Summary, number, objective_of_run, part
 from fedseg.tasks.objective import MEAN
 

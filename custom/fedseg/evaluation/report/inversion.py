@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 
 from fedseg.evaluation.report.drawing import QUIET, picture_grid, save, style
 from fedseg.evaluation.report.split_words import own_models, submitted_parts
+from fedseg.evaluation.report.text_tables import TextTable, shown, shown_bytes
 from fedseg.evaluation.report.views import largest_slice, radiological
-from fedseg.evaluation.report.wording import TextTable, shown, shown_bytes
 from fedseg.evaluation.summary import Summary, number, part, rows
 from fedseg.tasks.task import Task
 

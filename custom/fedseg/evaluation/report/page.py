@@ -1,6 +1,7 @@
 """One self-contained page about a run, for a radiologist and a coordinator.
 
-This module puts the page together. Its sentences stand in ``wording`` and in the template ``report.html.j2``.
+This module puts the page together. Its sentences stand in the template ``report.html.j2`` and in ``verdict``, its
+tables in ``text_tables``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from PIL import Image
 from fedseg.contract.round_numbers import nth
 from fedseg.contract.scores import FINE_TUNED, PERSONAL
 from fedseg.evaluation.case_tables import final_case_facts
-from fedseg.evaluation.report import cross_site, decisions, overlays, spread, verdict, wording
+from fedseg.evaluation.report import cross_site, decisions, overlays, spread, text_tables, verdict
 from fedseg.evaluation.report.drawing import DPI
 from fedseg.evaluation.report.figures import draw_figures
 from fedseg.evaluation.report.further_scores import fairness_words, further_table, further_words, interval_table
@@ -87,14 +88,14 @@ def report_context(
         "facts": _facts(summary, task),
         "verdict": verdict.verdict(summary, cases),
         "phantoms": verdict.phantom_words(summary),
-        "data": wording.data_table(summary),
+        "data": text_tables.data_table(summary),
         "highlights": _highlights(summary),
         "figures": {name: embed(path) for name, path in figures.items()},
-        "events": wording.event_table(summary),
-        "configuration": wording.configuration_table(summary),
+        "events": text_tables.event_table(summary),
+        "configuration": text_tables.configuration_table(summary),
         "convention": _convention(summary),
         "regions": "; ".join(f"{r.name}: {', '.join(r.classes)}" for r in task.regions) + ".",
-        "not_available": wording.NOT_AVAILABLE,
+        "not_available": text_tables.NOT_AVAILABLE,
         "displayed": bool(task.display),
         "gone": _gone(out / "report"),
         **_results(summary),
@@ -109,8 +110,10 @@ def _results(summary: Summary) -> dict[str, Any]:
     """What came out: scores, comparisons, and what the run cost."""
     final, matrix = part(summary, "final"), cross_site.run_matrix(summary)
     return {
-        "final": wording.score_table(summary, "final"),
-        "best": wording.TextTable(()) if verdict.best_is_last(summary) else wording.score_table(summary, "best"),
+        "final": text_tables.score_table(summary, "final"),
+        "best": text_tables.TextTable(())
+        if verdict.best_is_last(summary)
+        else text_tables.score_table(summary, "best"),
         "best_round": nth(int(number(part(summary, "best").get("round")) or 0)),
         "further": further_table(summary),
         "further_hints": further_words(summary),
@@ -118,23 +121,23 @@ def _results(summary: Summary) -> dict[str, Any]:
         "fairness": fairness_words(summary),
         "split": final.get("split") or "held-out",
         "withheld": final.get("withheld") or [],
-        "personal": wording.beside_table(summary, PERSONAL),
-        "fine_tuned": wording.beside_table(summary, FINE_TUNED),
-        "empty": wording.empty_table(summary, "final"),
-        "comparison": wording.comparison_table(summary),
-        "alike": wording.ALIKE,
-        "cross_site": wording.cross_site_table(summary),
+        "personal": text_tables.beside_table(summary, PERSONAL),
+        "fine_tuned": text_tables.beside_table(summary, FINE_TUNED),
+        "empty": text_tables.empty_table(summary, "final"),
+        "comparison": text_tables.comparison_table(summary),
+        "alike": text_tables.ALIKE,
+        "cross_site": text_tables.cross_site_table(summary),
         "matrix": cross_site.matrix_table(matrix),
         "left_out": cross_site.left_out_table(matrix),
         "matrix_sites": len(matrix.worst_first()) if matrix else 0,
-        "cost": wording.cost_table(summary),
-        "memory": wording.memory_table(summary),
+        "cost": text_tables.cost_table(summary),
+        "memory": text_tables.memory_table(summary),
     }
 
 
 def _spread(kind: Objective, cases: pd.DataFrame) -> dict[str, Any]:
     """How the scores of single cases lie."""
-    nothing = wording.TextTable(())
+    nothing = text_tables.TextTable(())
     return {
         "single_cases": not cases.empty,
         "spread": nothing if cases.empty else spread.spread_table(cases, kind),
@@ -151,7 +154,7 @@ def _training(summary: Summary) -> dict[str, Any]:
         "weights": decisions.weight_table(summary),
         "without_weights": decisions.without_weights(summary),
         "carried": decisions.carried(summary),
-        "method": wording.method_table(summary),
+        "method": text_tables.method_table(summary),
         "selection": decisions.selection_table(summary),
         "selection_words": decisions.selection_words(summary),
     }
@@ -161,12 +164,12 @@ def _privacy(summary: Summary) -> dict[str, Any]:
     """Through which filters updates went, and what was spent."""
     sites = part(summary, "privacy", "sites").values()
     return {
-        "privacy": wording.privacy_table(summary),
-        "filters": wording.filter_table(summary),
-        "uncovered": wording.uncovered_words(summary),
+        "privacy": text_tables.privacy_table(summary),
+        "filters": text_tables.filter_table(summary),
+        "uncovered": text_tables.uncovered_words(summary),
         "private": any(site.get("epsilon") is not None for site in sites),
         "seeded_noise": any(site.get("secure_noise") is False for site in sites),
-        "privacy_facts": wording.privacy_facts(summary),
+        "privacy_facts": text_tables.privacy_facts(summary),
     }
 
 
@@ -199,14 +202,16 @@ def _highlights(summary: Summary) -> list[tuple[str, str]]:
         return []
     kind = objective_of_run(summary)
     column, score = mean_column(kind), kind.primary
-    values = [(wording.shown(frame.loc[MEAN_OF_SITES, column], score.form), f"mean {score.title} over sites")]
+    values = [(text_tables.shown(frame.loc[MEAN_OF_SITES, column], score.form), f"mean {score.title} over sites")]
     if MEAN_OF_CASES in frame.index:
-        values.append((wording.shown(frame.loc[MEAN_OF_CASES, column], score.form), f"mean {score.title} over cases"))
+        values.append(
+            (text_tables.shown(frame.loc[MEAN_OF_CASES, column], score.form), f"mean {score.title} over cases")
+        )
     values.append((str(len(part(summary, "final", "sites"))), "sites scored"))
-    values.append((wording.shown(frame.loc[MEAN_OF_SITES, "Cases"], ".0f"), "cases scored"))
+    values.append((text_tables.shown(frame.loc[MEAN_OF_SITES, "Cases"], ".0f"), "cases scored"))
     values.append((str(len(rows(summary, "rounds"))), "rounds"))
     wall = part(summary, "cost").get("wall_seconds")
-    return [*values, (wording.shown_seconds(wall), "in total")] if wall is not None else values
+    return [*values, (text_tables.shown_seconds(wall), "in total")] if wall is not None else values
 
 
 def _convention(summary: Summary) -> str:

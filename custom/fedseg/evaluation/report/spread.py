@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from fedseg.evaluation.intervals import bootstrap_mean
 from fedseg.evaluation.report.drawing import INK, REGIONS, grid, name_ticks, new_figure
-from fedseg.evaluation.report.wording import NOT_AVAILABLE, TextTable, counted, shown
+from fedseg.evaluation.report.text_tables import NOT_AVAILABLE, TextTable, counted, shown
 from fedseg.tasks.objective import Objective, Score
 
 POOR = 0.05  # a Dice below it means that the region was as good as missed

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from fedseg.evaluation.report.drawing import grid, legend_below, line_style, new_figure, save, style
 from fedseg.evaluation.report.page import embed, render
-from fedseg.evaluation.report.wording import NOT_AVAILABLE, TextTable, shown
+from fedseg.evaluation.report.text_tables import NOT_AVAILABLE, TextTable, shown
 from fedseg.files.documents import write_whole
 from fedseg.statistics import quantities as q
 from fedseg.statistics.document import FILE, FederationStatistics, write_statistics

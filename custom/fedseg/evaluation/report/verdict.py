@@ -14,7 +14,7 @@ from fedseg.evaluation.report.tables import (
     mean_column,
     score_frame,
 )
-from fedseg.evaluation.report.wording import ALIKE, counted, shown, statement
+from fedseg.evaluation.report.text_tables import ALIKE, counted, shown, statement
 from fedseg.evaluation.summary import Summary, number, objective_of_run, part, participation, rows, site_names
 from fedseg.tasks.objective import Objective
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from fedseg.errors import ConfigurationError
 from fedseg.tasks.segmentation.loss_terms import EXCLUSION, LOSSES, MARGINAL, LossTerms, true_entropy
-from fedseg.tasks.segmentation.partial import (
+from fedseg.tasks.segmentation.partial_loss import (
     drawn_share,
     exclusion,
     marginal_logits,

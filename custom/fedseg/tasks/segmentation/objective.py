@@ -14,7 +14,7 @@ from fedseg.tasks.segmentation.components import keep_components
 from fedseg.tasks.segmentation.labels import paint_regions, to_classes
 from fedseg.tasks.segmentation.losses import SegmentationLoss, loss_of_settings, predict_regions
 from fedseg.tasks.segmentation.metrics import CaseScore, score_case
-from fedseg.tasks.segmentation.partial import coarser_targets, join_targets
+from fedseg.tasks.segmentation.partial_loss import coarser_targets, join_targets
 from fedseg.tasks.segmentation.scores import GLOSSARY, SCORES
 
 

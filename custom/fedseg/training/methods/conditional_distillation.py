@@ -14,7 +14,7 @@ from fedseg.contract.plan import Plan
 from fedseg.errors import ConfigurationError
 from fedseg.networks.weights import Arrays
 from fedseg.tasks.segmentation.losses import channel_of_class
-from fedseg.tasks.segmentation.partial import split_targets
+from fedseg.tasks.segmentation.partial_loss import split_targets
 from fedseg.tasks.task import Task
 from fedseg.training.hooks import LocalTraining, TrainingHook
 

@@ -23,7 +23,7 @@ from fedseg.evaluation.report.experiment.subject import (
     scores_of,
     task_of,
 )
-from fedseg.evaluation.report.wording import TextTable, counted, plain, shown
+from fedseg.evaluation.report.text_tables import TextTable, counted, plain, shown
 from fedseg.evaluation.summary import part
 
 AUTHORS = "the authors'"

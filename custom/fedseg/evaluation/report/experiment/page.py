@@ -22,7 +22,7 @@ from fedseg.evaluation.report.experiment.subject import (
 )
 from fedseg.evaluation.report.page import embed, render
 from fedseg.evaluation.report.statistics import statistics_tables
-from fedseg.evaluation.report.wording import NOT_AVAILABLE, TextTable, counted, shown
+from fedseg.evaluation.report.text_tables import NOT_AVAILABLE, TextTable, counted, shown
 from fedseg.statistics.document import FederationStatistics
 from fedseg.tasks.objective import Score, objective_of
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from fedseg.errors import ConfigurationError
 from fedseg.evaluation.experiment_folder import OWN, Experiment
-from fedseg.evaluation.report.wording import plain
+from fedseg.evaluation.report.text_tables import plain
 from fedseg.evaluation.summary import part
 from fedseg.tasks.objective import MEAN, Score, objective_of
 from fedseg.tasks.registry import resolve_task

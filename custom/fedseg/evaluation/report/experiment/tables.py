@@ -10,7 +10,7 @@ import pandas as pd
 from fedseg.evaluation.experiment_folder import Experiment
 from fedseg.evaluation.report.experiment import numbers
 from fedseg.evaluation.report.experiment.subject import arm_words, external_sites, regions_of, site_facts
-from fedseg.evaluation.report.wording import NOT_AVAILABLE, TextTable, plain, shown, shown_bytes, shown_seconds
+from fedseg.evaluation.report.text_tables import NOT_AVAILABLE, TextTable, plain, shown, shown_bytes, shown_seconds
 from fedseg.evaluation.summary import number, part
 from fedseg.tasks.objective import MEAN, Score
 

@@ -19,8 +19,8 @@ from fedseg.evaluation.report.experiment.subject import (
     task_of,
 )
 from fedseg.evaluation.report.experiment.tables import SIGNIFICANT
+from fedseg.evaluation.report.text_tables import counted, plain, shown
 from fedseg.evaluation.report.verdict import phantom_words
-from fedseg.evaluation.report.wording import counted, plain, shown
 from fedseg.evaluation.summary import number, part
 from fedseg.tasks.objective import Score
 

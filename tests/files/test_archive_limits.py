@@ -9,7 +9,7 @@ import zipfile
 import pytest
 
 from fedseg.errors import ConfigurationError
-from fedseg.files.archives import DEEPEST, Limits, check_archive, files_below
+from fedseg.files.archive_limits import DEEPEST, Limits, check_archive, files_below
 
 LIMITS = Limits("the parcel", files=1000, size=2**30)
 

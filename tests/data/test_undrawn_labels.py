@@ -8,8 +8,8 @@ import pytest
 from fedseg.cli import main
 from fedseg.data.checks.datalist_check import check_datalist
 from fedseg.data.datalist import read_datalist
-from fedseg.data.partial_labels import PartialLabels, chosen_patients
 from fedseg.data.reading import read_label
+from fedseg.data.undrawn_labels import PartialLabels, chosen_patients
 from fedseg.errors import DataError, UsageError
 from fedseg.tasks.registry import get_task
 from tiny import TASK, make_sites

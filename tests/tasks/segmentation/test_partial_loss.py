@@ -13,7 +13,7 @@ from fedseg.errors import ConfigurationError
 from fedseg.tasks.objective import objective_of
 from fedseg.tasks.segmentation.loss_terms import LOSSES
 from fedseg.tasks.segmentation.losses import SegmentationLoss, loss_of_settings
-from fedseg.tasks.segmentation.partial import exclusion, join_targets, marginal_logits, split_targets
+from fedseg.tasks.segmentation.partial_loss import exclusion, join_targets, marginal_logits, split_targets
 from fedseg.tasks.task import parse_task
 from tiny import TASK
 

@@ -1,11 +1,17 @@
-"""Processes of this machine: which run FLARE's programs, their memory while they run, and an end for every one."""
+"""Processes of this machine: which run FLARE's programs, their memory while they run, and an end for every one;
+workers, which end with the process that they work for.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
@@ -108,3 +114,39 @@ def end_processes(processes: Iterable[psutil.Process], patience: float = 5.0) ->
         with contextlib.suppress(psutil.Error):
             process.kill()
     psutil.wait_procs(alive, timeout=patience)
+
+
+@contextlib.contextmanager
+def worker_pool(count: int) -> Iterator[ProcessPoolExecutor]:
+    """Start processes for work, from scratch (``spawn``), when there is some.
+
+    Each watches a pipe of which this process holds the other end. The system closes that end when this process is gone,
+    also where it was killed, and then they end at once. When the block is left, work that has not ended is dropped.
+
+    Args:
+        count: processes at a time, at least 1.
+    """
+    context = multiprocessing.get_context("spawn")
+    alive, end = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(count, context, initializer=_end_with_parent, initargs=(alive,))
+    try:
+        yield pool
+    finally:
+        end.close()
+        pool.shutdown(cancel_futures=True)
+        alive.close()
+
+
+def _end_with_parent(alive: Connection) -> None:
+    """End this process at once when the one that started it closes its end of the pipe, or is gone.
+
+    What a person types at the terminal (Ctrl-C) goes to that one only.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            alive.recv()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

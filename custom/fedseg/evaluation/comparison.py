@@ -19,13 +19,13 @@ from fedseg.data.reading import read_label
 from fedseg.errors import ConfigurationError, FedsegError
 from fedseg.models.model_file import initial_weights
 from fedseg.networks.weights import Arrays
+from fedseg.processes import worker_pool
 from fedseg.tasks.objective import MEAN, Objective
 from fedseg.tasks.segmentation.labels import paint_regions, to_classes, to_regions
 from fedseg.tasks.segmentation.metrics import score_case
 from fedseg.tasks.task import Task
 from fedseg.training.carried import one_site, train_carried
 from fedseg.training.trainer import SiteTrainer
-from fedseg.workers import worker_pool
 
 KINDS = ("local", "threshold")
 Summary = dict[str, Any]

@@ -12,7 +12,7 @@ from pathlib import Path
 from fedseg.experiments.definition import Watts
 from fedseg.experiments.unit_run import is_done, try_unit
 from fedseg.experiments.units import Unit
-from fedseg.workers import worker_pool
+from fedseg.processes import worker_pool
 
 _LOOK = 1.0
 """Seconds between looks at how far the units under way are."""

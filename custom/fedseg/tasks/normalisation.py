@@ -28,7 +28,7 @@ def normalise(task: Task, image: torch.Tensor, missing: Sequence[int] = ()) -> t
     """
     import torch
 
-    from fedseg.landmarks import to_normal
+    from fedseg.tasks.landmarks import to_normal
 
     result = torch.zeros_like(image)
     if task.normalisation == "window":

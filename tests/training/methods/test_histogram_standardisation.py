@@ -12,9 +12,9 @@ from fedseg.contract.plan import parse_plan
 from fedseg.data.case_reading import read_case
 from fedseg.data.datalist import Datalist
 from fedseg.errors import ConfigurationError, RefusalError
-from fedseg.landmarks import LEVELS, NORMAL, piecewise, to_normal
 from fedseg.networks.parts.standard_scale import LANDMARK_SUMS, StandardScale
 from fedseg.networks.weights import get_weights
+from fedseg.tasks.landmarks import LEVELS, NORMAL, piecewise, to_normal
 from fedseg.training.methods.histogram_standardisation import HistogramStandardisation
 from fedseg.training.prepare import prepare_case
 from fedseg.training.trainer import SiteTrainer, TrainerSetup

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from fedseg.landmarks import LEVELS, MEDIAN, NORMAL
 from fedseg.networks.parts.part import FIXED, PREFIX, Owners, Part, Place, see_first
+from fedseg.tasks.landmarks import LEVELS, MEDIAN, NORMAL
 
 STANDARD_SCALE = "standard_scale"
 LANDMARK_SUMS = f"{PREFIX}.{STANDARD_SCALE}.sums"

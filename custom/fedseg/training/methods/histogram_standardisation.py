@@ -8,9 +8,9 @@ import torch
 from fedseg.contract.plan import Plan
 from fedseg.data.case_reading import read_case
 from fedseg.errors import ConfigurationError, RefusalError
-from fedseg.landmarks import LEVELS, landmarks, relative
 from fedseg.networks.parts.standard_scale import LANDMARK_SUMS, STANDARD_SCALE
 from fedseg.networks.weights import Arrays
+from fedseg.tasks.landmarks import LEVELS, landmarks, relative
 from fedseg.tasks.normalisation import counted_voxels
 from fedseg.tasks.task import LANDMARKS
 from fedseg.training.hooks import LocalTraining, TrainingHook

@@ -13,11 +13,11 @@ import psutil
 import pytest
 
 import fedseg
-from fedseg.workers import worker_pool
+from fedseg.processes import worker_pool
 
 BUSY = """
 import os, sys, time
-from fedseg.workers import worker_pool
+from fedseg.processes import worker_pool
 
 if __name__ == "__main__":
     with worker_pool(2) as pool:
@@ -68,4 +68,4 @@ def test_no_other_module_starts_workers():
     found = {
         p.relative_to(root).as_posix() for p in root.rglob("*.py") if "ProcessPoolExecutor(" in p.read_text("utf-8")
     }
-    assert found == {"workers.py"}
+    assert found == {"processes.py"}

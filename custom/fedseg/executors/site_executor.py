@@ -42,6 +42,7 @@ from fedseg.executors.refusals import check_statistics, check_submission
 from fedseg.executors.scoring import score_model
 from fedseg.executors.site_session import SiteSession
 from fedseg.memory import give_back
+from fedseg.messages.array_headers import read_one_at_a_time
 from fedseg.messages.job import job_plan
 from fedseg.messages.job_facts import job_facts
 from fedseg.messages.replies import refusal, why
@@ -65,6 +66,7 @@ class SiteExecutor(Executor, ABC):
 
     def __init__(self, hooks: Sequence[str] = ()) -> None:
         super().__init__()
+        read_one_at_a_time()
         self.session = SiteSession(hooks)
         self._bytes_down = 0
 

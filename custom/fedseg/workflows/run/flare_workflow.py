@@ -15,6 +15,7 @@ from nvflare.apis.wf_comm_spec import WFCommSpec
 from nvflare.app_common.workflows.model_controller import ModelController
 from nvflare.widgets.info_collector import InfoCollector
 
+from fedseg.messages.array_headers import read_one_at_a_time
 from fedseg.messages.job import check_job_files
 from fedseg.messages.job_facts import job_facts
 from fedseg.site.profile import PROFILE_FILE, read_state_folder
@@ -64,6 +65,7 @@ class FlareWorkflow(ModelController):
     withholds: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, settings: WaitSettings) -> None:
+        read_one_at_a_time()
         period = settings.task_check_period
         super().__init__(persistor_id="", allow_empty_global_weights=True, task_check_period=period)
         self.started: Run | None = None

@@ -36,7 +36,7 @@ def datalist(tmp_path_factory):
 
 
 def test_two_steps_by_hand():
-    """From 0 through 4 and 8 with decay 0.5: 2, then 5; counters and frozen values are the last."""
+    """From 0 through 4 and 8 with decays 2/11 and 3/12: 36/11, then 75/11; counters and frozen values are the last."""
     network = nn.BatchNorm1d(2)
     network.bias.requires_grad_(False)
     nn.init.zeros_(network.weight)
@@ -49,10 +49,41 @@ def test_two_steps_by_hand():
         network.num_batches_tracked += 1
         average.step()
     average.load()
-    assert network.weight.tolist() == [5, 5]
-    assert network.running_mean.tolist() == [-5, -5]
+    assert network.weight.tolist() == pytest.approx([75 / 11] * 2)
+    assert network.running_mean.tolist() == pytest.approx([-75 / 11] * 2)
     assert network.bias.tolist() == [8, 8]
     assert int(network.num_batches_tracked) == 2
+
+
+def received_share(decay, steps):
+    """Share of the received weights in the average, from 1 through steps that all end at 0."""
+    network = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(network.weight)
+    average = WeightAverage(network, decay)
+    for _ in range(steps):
+        network.weight.data.zero_()
+        average.step()
+    average.load()
+    return network.weight.item()
+
+
+@pytest.mark.parametrize(
+    ("decay", "steps", "share"),
+    [
+        (0.999, 1, 2 / 11),
+        (0.999, 3, 2 / 11 * 3 / 12 * 4 / 13),
+        (0.2, 3, 2 / 11 * 0.2 * 0.2),
+        (0.1, 2, 0.1 * 0.1),
+        (0.5, 9, 2 / 11 * 3 / 12 * 4 / 13 * 5 / 14 * 6 / 15 * 7 / 16 * 8 / 17 * 0.5 * 0.5),
+    ],
+)
+def test_the_decay_rises_to_its_value(decay, steps, share):
+    assert received_share(decay, steps) == pytest.approx(share)
+
+
+def test_few_steps_outweigh_the_received_weights():
+    """A constant decay of 0.999 would leave the received weights a share of 0.99 after ten steps."""
+    assert received_share(0.999, 10) < 1e-4
 
 
 def test_the_update_is_the_average_of_the_steps(datalist):
@@ -62,8 +93,8 @@ def test_the_update_is_the_average_of_the_steps(datalist):
     update = trainer.train_round(start, 0, 2).update
     assert len(watch.seen) == 3
     expected = {name: value.astype(np.float64) for name, value in start.items()}
-    for seen in watch.seen:
-        expected = {n: 0.7 * value + 0.3 * seen[n].double().numpy() for n, value in expected.items()}
+    for decay, seen in zip((2 / 11, 3 / 12, 4 / 13), watch.seen, strict=True):
+        expected = {n: decay * value + (1 - decay) * seen[n].double().numpy() for n, value in expected.items()}
     for name, value in update.items():
         np.testing.assert_allclose(value, expected[name] - start[name], atol=1e-6, err_msg=name)
 

@@ -37,7 +37,8 @@ class TrainingSettings:
             keeps them off the drawn ones, see ``tasks.segmentation.partial_loss``.
         batch_dice: Dice over the whole batch instead of the mean over its patches; steadier on small structures.
         weight_average: decay of an exponential moving average of the weights over the steps of a round, which begins
-            with the received ones; its end is the site's model, whose change the site sends. 0: the last weights.
+            with the received ones and rises to its decay, see ``training.weight_average``; its end is the site's model,
+            whose change the site sends. 0: the last weights.
         reset_optimizer: start every round with a fresh optimizer instead of the site's saved one; None does so where
             rounds ask only some sites, since moments of a site that was away belong to an old model.
         augmentation: ``none``, ``intensity`` (scale, shift, noise, the task's mirror axes) or ``full`` (also turns

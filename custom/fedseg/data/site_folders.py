@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.data.datalist import FILE_NAME, SPLITS, Case, Datalist, read_datalist, write_datalist
+from fedseg.data.label_noise import LabelNoise, check_sites, disturb_site
 from fedseg.data.partition import Sites, check_names
 from fedseg.data.progress import Progress, silent
 from fedseg.data.scanner_shift import draw_shift, shift_case
@@ -32,6 +33,7 @@ def write_sites(
     progress: Progress = silent,
     convention: str | None = None,
     partial: PartialLabels | None = None,
+    label_noise: Mapping[str, LabelNoise] | None = None,
 ) -> dict[str, Datalist]:
     """Split each site's cases by patient and write ``out/<site>/datalist.json``; all of it or nothing.
 
@@ -48,23 +50,30 @@ def write_sites(
         progress: shows how far simulated scanners are.
         convention: the label convention of all cases, where the task has several.
         partial: which regions stay drawn, and where; None: all.
+        label_noise: by site, how its simulated annotator draws; at other sites labels are used where they lie.
 
     Raises:
         UsageError: ``out`` is not empty, or a value is not allowed.
         DataError: a site has too few patients for its splits, or an image cannot be read.
     """
     check_names(list(sites))
+    noise = label_noise or {}
+    check_sites(noise, list(sites))
     _check_counts(sites, fractions)
     shifts = {site: draw_shift(scanner_shift, seed, site, task.modality) for site in sites}
     datalists = {}
     for index, (site, cases) in enumerate(sites.items()):
         parts = split_by_patient(cases, fractions, [seed, 2, index])
-        more = {"simulated_scanner_shift": shifts[site].to_dict()} if scanner_shift else {}
+        more: dict[str, Any] = {"simulated_scanner_shift": shifts[site].to_dict()} if scanner_shift else {}
+        more |= {"simulated_label_noise": noise[site].to_dict()} if site in noise else {}
         lists = (parts["training"], parts["validation"], parts["test"])
         datalists[site] = Datalist(*lists, None, task.name, convention, {**(notes or {}), **more})
     given = draw_shared({site: datalist.training for site, datalist in datalists.items()}, shared, seed)
     with new_folder(out) as folder:
-        written = datalists
+        written = {
+            s: disturb_site(task, each, noise[s], seed, folder / s) if s in noise else each
+            for s, each in datalists.items()
+        }
         if partial is not None:
             patients = chosen_patients(partial, datalists, seed)
             written = {s: take_out(partial, task, each, patients, folder / s) for s, each in written.items()}

@@ -109,7 +109,7 @@ def _written(
     notes = {"origin": origin_note(source)}
     write_sites(
         sites, folder, task, fractions, settings.seed, settings.scanner_shift, notes,
-        progress=progress, convention=convention,
+        progress=progress, convention=convention, label_noise=settings.label_noise,
     )  # fmt: skip
     return folder, digests
 

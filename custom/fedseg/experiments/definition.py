@@ -11,6 +11,7 @@ from typing import Any
 
 from fedseg import allowed
 from fedseg.allowed import one_of, optional, setting, settings, switch, text, texts, whole
+from fedseg.data.label_noise import LabelNoise, parse_label_noise
 from fedseg.errors import ConfigurationError
 from fedseg.experiments.arms import Arm, parse_arms, parse_settings
 from fedseg.files.names import JOB, SITE
@@ -56,6 +57,7 @@ class DataSettings:
         dirichlet: skew of a partition by the size of the target; smaller is more skewed.
         csv: table of a partition with the columns ``Partition_ID`` and ``Subject_ID``.
         scanner_shift: strength from 0 to 1 of a simulated scanner at each site.
+        label_noise: by site, how a simulated annotator draws its training and validation cases.
         validation: share of a site's patients on which rounds are watched, where the data do not say.
         test: share of a site's patients on which models are compared, where neither data nor folds say.
         seed: of these draws; the same for all seeds of the experiment.
@@ -71,6 +73,7 @@ class DataSettings:
     dirichlet: float | None = setting(None, allowed.number, above=0)
     csv: str | None = setting(None, text)
     scanner_shift: float = setting(0.0, allowed.number, least=0, most=1)
+    label_noise: Mapping[str, LabelNoise] | None = setting(None, parse_label_noise)
     validation: float = setting(0.2, allowed.number, above=0, below=1)
     test: float = setting(0.2, _fraction)
     seed: int = setting(0, whole, least=0, most=2**32 - 1)
@@ -81,7 +84,7 @@ class DataSettings:
             raise ConfigurationError("data", places or None, "an object with one of folder, source and sources")
         ways = [name for name in ("number", "sizes", "dirichlet", "csv") if getattr(self, name) is not None]
         if places != ["source"]:
-            given = [*ways, *(["names"] if self.names else []), *(["scanner_shift"] if self.scanner_shift else [])]
+            given = [*ways, *(name for name in ("names", "scanner_shift", "label_noise") if getattr(self, name))]
             if given:
                 raise ConfigurationError(f"data.{given[0]}", getattr(self, given[0]), "left out without data.source")
         else:
@@ -91,6 +94,8 @@ class DataSettings:
             raise ConfigurationError("data.validation + data.test", total, "below 1, or nothing is left to train on")
 
     def _check_partition(self) -> None:
+        if self.label_noise and not self.test:
+            raise ConfigurationError("data.test", self.test, "above 0 with data.label_noise: tests need true labels")
         if self.csv is None and self.sizes is None and self.names is None and self.number is None:
             remedy = "Name number, sizes, names or csv."
             raise ConfigurationError("data.number", None, "given where data.source is spread over sites", remedy)
@@ -208,6 +213,15 @@ class Definition:
     reference: str = ""
     raw: Mapping[str, Any] = field(default_factory=dict)
     folder: Path = Path()
+
+    def __post_init__(self) -> None:
+        true_tests = self.folds.kind == "none" or self.folds.with_it
+        if self.data.label_noise and not true_tests:
+            raise ConfigurationError(
+                "folds.kind",
+                self.folds.kind,
+                "none, or leave_one_site_out with with_it, with data.label_noise: else tests have noisy labels",
+            )
 
     @property
     def digest(self) -> str:

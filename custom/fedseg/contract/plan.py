@@ -101,6 +101,7 @@ def parse_plan(declaration: Mapping[str, Any]) -> Plan:
     split = parse_split(declaration["split"]) if "split" in declaration else None
     check_patches(task, network, training, split is not None)
     check_channels(task, training)
+    objective_of(task).loss(training.to_dict())  # refuses what cannot be a loss of this task
     for number, part in enumerate(network.parts):
         part.check_channels(task.channels, task.optional_channels, f"network.parts[{number}]")
     return Plan(

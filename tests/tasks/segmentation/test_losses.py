@@ -10,7 +10,7 @@ from monai.losses import DiceFocalLoss, FocalLoss, GeneralizedDiceLoss, TverskyL
 from fedseg.contract.plan import parse_plan
 from fedseg.contract.settings import parse_training
 from fedseg.errors import ConfigurationError
-from fedseg.tasks.segmentation.loss_terms import LOSSES, LossTerms, focal, generalised
+from fedseg.tasks.segmentation.loss_terms import LOSSES, GeneralisedDice, LossTerms, focal, generalised
 from fedseg.tasks.segmentation.losses import SegmentationLoss, loss_of_settings, region_targets
 from fedseg.tasks.task import parse_task
 from fedseg.training.methods.class_weights import ClassWeights
@@ -18,6 +18,15 @@ from tiny import PLAN, TASK
 
 OVERLAPPING = parse_task(TASK)
 EXCLUSIVE = parse_task({**TASK, "regions": {"inner": ["inner"], "outer": ["outer"]}})
+OF_TASKS = pytest.mark.parametrize(
+    ("task", "name"),
+    [
+        (task, name)
+        for task in (OVERLAPPING, EXCLUSIVE)
+        for name in LOSSES
+        if task.exclusive or name != "generalised_dice"
+    ],
+)
 TASKS = pytest.mark.parametrize("task", [OVERLAPPING, EXCLUSIVE], ids=["overlapping", "exclusive"])
 P = torch.tensor([1e-6, 0.01, 0.3, 0.5, 0.9, 0.999999], dtype=torch.float64)
 
@@ -90,8 +99,9 @@ def test_they_are_those_of_monai(task):
     focus = FocalLoss(use_softmax=soft)(logits, regions) * (task.output_channels if soft else 1)
     tversky = TverskyLoss(include_background=not soft, alpha=0.2, beta=0.8, **kinds)(logits, regions)
     assert torch.allclose(loss(task, "tversky", tversky_alpha=0.2, tversky_beta=0.8)(logits, classes), tversky)
-    whole = GeneralizedDiceLoss(**kinds)(logits, regions)
-    assert torch.allclose(loss(task, "generalised_dice")(logits, classes), whole)
+    for batch in (True, False):
+        whole = GeneralizedDiceLoss(**{**kinds, "batch": batch}, smooth_nr=0, smooth_dr=0)(logits, regions)
+        assert torch.allclose(GeneralisedDice(soft, batch)(logits, regions), whole, rtol=1e-5)
     dice = loss(task, "dice_ce")(logits, classes) - loss(task, "dice_gce", gce_q=1e-6)(logits, classes)
     assert abs(float(dice)) < 1e-4
     if not soft:
@@ -111,8 +121,67 @@ def test_the_tversky_index_by_hand():
     assert float(loss(task, "tversky")(logits, classes)) == pytest.approx(1 - 1 / 3.7, abs=1e-4)
 
 
-@TASKS
-@pytest.mark.parametrize("name", LOSSES)
+def steep(task, name, logits, classes):
+    """Loss and its gradient at logits."""
+    logits = logits.double().requires_grad_()
+    value = loss(task, name)(logits, classes)
+    return float(value.detach()), torch.autograd.grad(value, logits)[0]
+
+
+def test_the_generalised_dice_loss_by_hand():
+    """Two regions of 1 and 2 voxels beside 5 of background, all probabilities 1/3: weights 1, 1/4 and 1/25."""
+    classes = torch.tensor([1, 2, 2, 0, 0, 0, 0, 0], dtype=torch.uint8).reshape(1, 1, 2, 2, 2)
+    overlap = (1 / 25) * 5 / 3 + 1 * 1 / 3 + (1 / 4) * 2 / 3
+    size = (1 / 25) * (8 / 3 + 5) + 1 * (8 / 3 + 1) + (1 / 4) * (8 / 3 + 2)
+    value, _ = steep(EXCLUSIVE, "generalised_dice", torch.zeros(1, 3, 2, 2, 2), classes)
+    assert value == pytest.approx(1 - 2 * overlap / size, rel=1e-5)
+
+
+def test_the_generalised_dice_loss_of_large_regions_is_not_that_of_its_constant():
+    """A half of 64^3 voxels each: the loss is that of the same halves of 4^3, and so is the slope of all together."""
+    found = []
+    for side in (4, 64):
+        classes = torch.ones(1, 1, side, side, side, dtype=torch.uint8)
+        classes[:, :, : side // 2] = 2
+        value, slope = steep(EXCLUSIVE, "generalised_dice", torch.zeros(1, 3, side, side, side), classes)
+        found.append((value, float(slope.abs().sum())))
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    assert found[1][0] > 0.5
+
+
+def test_a_region_that_a_patch_lacks_still_has_a_slope_in_the_generalised_dice_loss():
+    classes = torch.zeros(1, 1, 8, 8, 8, dtype=torch.uint8)
+    value, slope = steep(EXCLUSIVE, "generalised_dice", torch.zeros(1, 3, 8, 8, 8), classes)
+    assert value == pytest.approx(1 - 1 / 3, rel=1e-5)
+    assert bool((slope[:, 0] < 0).all())
+    assert bool((slope[:, 1:] > 0).all())
+    classes[0, 0, 0, 0, :4] = 1
+    _, slope = steep(EXCLUSIVE, "generalised_dice", torch.zeros(1, 3, 8, 8, 8), classes)
+    assert bool((slope[:, 2] > 0).all())
+    # Overlapping regions: the whole is there, the inner one is not.
+    classes[:] = 0
+    classes[0, 0, 0, 0, :4] = 2
+    term = GeneralisedDice(exclusive=False, batch=True)
+    logits, regions = torch.zeros(1, 2, 8, 8, 8, requires_grad=True), region_targets(OVERLAPPING, classes)
+    term(logits, regions).backward()
+    empty = int(regions.sum((0, 2, 3, 4)).argmin())
+    assert regions[:, empty].sum() == 0 < regions.sum()
+    assert bool((logits.grad[:, empty] > 0).all())
+
+
+def test_without_cross_entropy_the_generalised_dice_loss_is_for_regions_that_exclude_each_other():
+    training = {**PLAN["training"], "loss": "generalised_dice"}
+    with pytest.raises(
+        ConfigurationError, match=r"training\.loss is 'generalised_dice', but must be 'generalised_dice_ce'"
+    ):
+        parse_plan({**PLAN, "training": training})
+    parse_plan({**PLAN, "training": {**training, "loss": "generalised_dice_ce"}})
+    classes = torch.zeros(1, 1, 4, 4, 4, dtype=torch.uint8)
+    _, slope = steep(OVERLAPPING, "generalised_dice_ce", torch.zeros(1, 2, 4, 4, 4), classes)
+    assert bool((slope > 1e-3).all())
+
+
+@OF_TASKS
 def test_every_loss_has_finite_slopes_where_the_network_is_sure(task, name):
     logits, classes = drawn(task)
     logits = (100 * logits).requires_grad_()

@@ -21,6 +21,15 @@ CLASSES = {"labels": {"a": 1, "b": 2, "c": 3}, "sampling": {}}
 EXCLUSIVE = parse_task({**TASK, **CLASSES, "regions": {"A": ["a"], "B": ["b"], "C": ["c"]}})
 OVERLAPPING = parse_task({**TASK, **CLASSES, "regions": {"A": ["a"], "AB": ["a", "b"], "ABC": ["a", "b", "c"]}})
 TASKS = pytest.mark.parametrize("task", [OVERLAPPING, EXCLUSIVE], ids=["overlapping", "exclusive"])
+OF_TASKS = pytest.mark.parametrize(
+    ("task", "name"),
+    [
+        (task, name)
+        for task in (OVERLAPPING, EXCLUSIVE)
+        for name in LOSSES
+        if task.exclusive or name != "generalised_dice"
+    ],
+)
 # Three cases: everything drawn, without the second region, the third alone.
 DRAWN = torch.tensor([[True, True, True], [True, False, True], [False, False, True]])
 SHAPE = (3, 4, 3)
@@ -97,8 +106,7 @@ def test_dice_and_cross_entropy_against_a_slow_loop(task, batch_dice, rows):
         assert float(found) == pytest.approx(weight * dice + entropy, rel=1e-6)
 
 
-@TASKS
-@pytest.mark.parametrize("name", LOSSES)
+@OF_TASKS
 def test_where_all_is_drawn_the_loss_is_the_ordinary_one_to_the_bit(task, name):
     everything = torch.ones_like(DRAWN)
     logits, classes = batch(task, everything)
@@ -141,7 +149,7 @@ def test_the_loss_does_not_care_how_the_rest_is_split(row, seed):
     assert torch.allclose(loss(EXCLUSIVE)(moved, targets), value, rtol=1e-9)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", sorted(set(LOSSES) - {"generalised_dice"}))
 def test_undrawn_channels_of_overlapping_regions_have_no_gradient(name):
     logits, classes = batch(OVERLAPPING)
     logits.requires_grad_(True)
@@ -150,8 +158,7 @@ def test_undrawn_channels_of_overlapping_regions_have_no_gradient(name):
     assert bool((logits.grad[DRAWN] != 0).any())
 
 
-@pytest.mark.parametrize("name", LOSSES)
-@TASKS
+@OF_TASKS
 def test_every_loss_of_a_mixed_batch_is_finite_with_its_gradient(task, name):
     logits, classes = batch(task)
     logits = (100 * logits.float()).requires_grad_(True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from monai.losses import DiceLoss, GeneralizedDiceLoss, TverskyLoss
+from monai.losses import DiceLoss, TverskyLoss
 from torch import nn
 from torch.nn import functional
 
@@ -64,11 +64,10 @@ class LossTerms:
         kind = LOSSES[self.name][0]
         if kind is None:
             return None
+        if kind == "generalised_dice":
+            return GeneralisedDice(exclusive, batch)
         found: dict[str, Any] = {"softmax": exclusive, "sigmoid": not exclusive, "batch": batch}
-        found |= {"smooth_nr": _SMOOTH, "smooth_dr": _SMOOTH}
-        if kind == "generalised_dice":  # Sudre et al., DLMIA 2017
-            return GeneralizedDiceLoss(**found)
-        found["include_background"] = not exclusive
+        found |= {"smooth_nr": _SMOOTH, "smooth_dr": _SMOOTH, "include_background": not exclusive}
         if kind == "tversky":
             return TverskyLoss(**found, alpha=self.tversky_alpha, beta=self.tversky_beta)
         return DiceLoss(**found)
@@ -80,6 +79,39 @@ class LossTerms:
         if kind == "focal":
             return lambda entropy: focal(entropy, self.focal_gamma)
         return (lambda entropy: generalised(entropy, self.gce_q)) if kind == "gce" else None
+
+
+class GeneralisedDice(nn.Module):
+    """1 - 2 sum_l w_l sum(p_l g_l) / sum_l w_l sum(p_l + g_l), w_l = 1 / (sum g_l)^2 (Sudre et al., DLMIA 2017).
+
+    The ratio does not change when all weights are multiplied by one number. Here the smallest region that is there has
+    the weight 1, so that the constant that keeps the ratio finite stands beside voxels, as in the Dice loss; beside
+    plain 1 / V^2 it would be larger than the sums of any region of more than some hundred voxels a side. A region of
+    which there is no voxel has the weight of the smallest one that is there, as in NiftyNet and MONAI.
+
+    Without any region there is nothing to overlap with, and no slope worth the name: regions that exclude each other
+    always have the background; for overlapping ones a term of voxels must stand beside this one.
+    """
+
+    def __init__(self, exclusive: bool, batch: bool) -> None:
+        """Say how to read the logits.
+
+        Args:
+            exclusive: a softmax over background and regions, else a sigmoid each.
+            batch: one ratio over the whole batch instead of the mean over its patches.
+        """
+        super().__init__()
+        self.exclusive, self.batch = exclusive, batch
+
+    def forward(self, logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        """Scalar loss of logits and masks [B, channels, ...]."""
+        p = logits.softmax(dim=1) if self.exclusive else logits.sigmoid()
+        axes = [axis for axis in range(logits.ndim) if axis != 1 and (axis or self.batch)]
+        volumes, both = masks.sum(axes), (p * masks).sum(axes)
+        smallest = torch.where(volumes > 0, volumes, torch.inf).amin(dim=-1, keepdim=True)
+        weights = torch.where(volumes > 0, (smallest / volumes) ** 2, 1.0)
+        overlap, size = (weights * both).sum(dim=-1), (weights * (p.sum(axes) + volumes)).sum(dim=-1)
+        return (1 - (2 * overlap + _SMOOTH) / (size + _SMOOTH)).mean()
 
 
 def focal(entropy: torch.Tensor, gamma: float) -> torch.Tensor:

@@ -66,7 +66,7 @@ class SegmentationLoss(nn.Module):
 
         Raises:
             ValueError: class weights, and no cross-entropy.
-            ConfigurationError: the exclusion loss for overlapping regions.
+            ConfigurationError: the exclusion loss for overlapping regions, or the generalised Dice loss alone.
         """
         super().__init__()
         if undrawn == EXCLUSION and not task.exclusive:
@@ -76,6 +76,9 @@ class SegmentationLoss(nn.Module):
         self.task, self.dice_weight, self.class_weights = task, dice_weight, class_weights
         self.channel_of_class = channel_of_class(task)
         terms = terms or LossTerms()
+        if terms.name == "generalised_dice" and not task.exclusive:
+            why = "Regions of this task overlap, and a patch without any of them gives this loss alone no gradient."
+            raise ConfigurationError("training.loss", terms.name, "'generalised_dice_ce'", why)
         if class_weights is not None and not terms.weighs_classes:
             raise ValueError(f"{terms.name} takes no class weights.")
         self.regions, self.voxels = terms.of_regions(task.exclusive, batch_dice), terms.of_voxels()

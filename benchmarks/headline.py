@@ -7,7 +7,8 @@
 - ``lgg_left_out``: each of these institutions in turn takes no part, and all its patients are tests.
 
 The definitions lie in ``experiments/``. A run that was stopped goes on where it was. ``--small`` trains one round with
-one seed, to see that everything works; its figures mean nothing. The tables are written to OUT/tables.md.
+one seed, to see that everything works; its figures mean nothing. The tables are written to OUT/tables.md, and with
+``--page FILE`` between the marks of that page, as in ``docs/evidence.md``.
 """
 
 import argparse
@@ -190,6 +191,18 @@ def costs(folder: Path) -> list[str]:
     return lines
 
 
+def write_between_marks(page: Path, tables: Mapping[str, str]) -> None:
+    """Put each experiment's tables between its two marks; every experiment has to have them."""
+    text = page.read_text("utf-8")
+    for name, lines in tables.items():
+        begin, end = (f"<!-- {word} of {name} -->" for word in ("begin", "end"))
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise SystemExit(f"{page} needs the marks '{begin}' and '{end}', each once.")
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n\n{lines}\n\n{end}{rest.split(end)[1]}"
+    page.write_text(text, "utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
@@ -197,16 +210,21 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(NAMES), choices=NAMES)
     parser.add_argument("--jobs", type=int, help="units at a time")
     parser.add_argument("--small", action="store_true", help="one round, one seed: only to see that it works")
+    parser.add_argument("--page", type=Path, help="page that gets the tables between its marks")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    lines = ["Figures of a small run mean nothing.", ""] if options.small else []
+    tables = {}
     for name in options.only:
         folder = run(name, options.data.resolve(), options.out, options.jobs, options.small)
-        lines += [f"## {name}", ""]
-        for part in (table, tests, claims, sites, costs):
-            lines += [*part(folder), ""]
-    (options.out / "tables.md").write_text("\n".join(lines), "utf-8")
-    print("\n".join(lines))
+        parts = (table, tests, claims, sites, costs)
+        tables[name] = "\n\n".join("\n".join(lines) for lines in (part(folder) for part in parts) if lines)
+    text = "".join(f"## {name}\n\n{lines}\n\n" for name, lines in tables.items())
+    if options.small:
+        text = f"Figures of a small run mean nothing.\n\n{text}"
+    (options.out / "tables.md").write_text(text, "utf-8")
+    print(text)
+    if options.page:
+        write_between_marks(options.page, tables)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.data.undrawn_labels import PartialLabels
+from fedseg.data.weak_labels import EVERYWHERE, WeakLabels
 from fedseg.errors import UsageError
 from fedseg.files.outputs import check_outputs
 
@@ -134,6 +135,32 @@ def partial_labels(options: argparse.Namespace) -> PartialLabels | None:
         return None
     share = 1.0 if options.drawn_share is None else options.drawn_share
     return PartialLabels(tuple(options.drawn), tuple(options.drawn_at or ()), share)
+
+
+def add_weak(command: Command) -> None:
+    """Declare the options that ``weak_labels`` reads."""
+    told = "boxes, image or none in the place of masks, at every site or at some (default: masks everywhere)"
+    command.value("--supervision", told, words, metavar="KIND|SITE=KIND,...")
+    command.value("--supervision-share", "share of the patients there, at random (default 1)", float, metavar="SHARE")
+
+
+def weak_labels(options: argparse.Namespace) -> WeakLabels | None:
+    """Which cases have what in the place of masks; None where nothing is asked for.
+
+    Raises:
+        UsageError: it is said how many, but not what; or regions are to be taken out of the same labels.
+    """
+    if options.supervision is None:
+        if options.supervision_share is not None:
+            raise UsageError("--supervision-share needs --supervision, which says what cases have instead of masks.")
+        return None
+    if options.drawn is not None:
+        raise UsageError("--supervision does not go with --drawn: boxes of regions that nobody drew would say nothing.")
+    share = 1.0 if options.supervision_share is None else options.supervision_share
+    pairs = [word.rpartition("=")[::2] for word in options.supervision]
+    if len(dict(pairs)) < len(pairs):
+        raise UsageError(f"--supervision names one place twice: {', '.join(options.supervision)}.")
+    return WeakLabels({site or EVERYWHERE: kind for site, kind in pairs}, share)
 
 
 def words(text: str) -> list[str]:

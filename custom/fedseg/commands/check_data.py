@@ -18,6 +18,7 @@ from fedseg.contract.task_argument import TASK_HELP, task_files, task_from_argum
 from fedseg.data.checks.datalist_check import check_datalist
 from fedseg.data.checks.findings import CheckReport, Finding
 from fedseg.data.datalist import read_datalist
+from fedseg.data.supervision import KINDS, VOXELS
 from fedseg.errors import UsageError
 from fedseg.files.documents import write_json
 from fedseg.files.outputs import check_outputs
@@ -89,6 +90,10 @@ def _print_statistics(console: Console, report: CheckReport) -> None:
     with_class = report.statistics["cases_with_class"]
     if any(with_class.values()):
         console.print("cases with " + ", ".join(f"{name}: {count}" for name, count in with_class.items()))
+    supervised = report.statistics["cases_supervised"]
+    if set(supervised) - {VOXELS}:
+        told = (f"{kind}: {supervised[kind]}" for kind in KINDS if kind in supervised)
+        console.print("cases by supervision " + ", ".join(told))
     drawn = report.statistics["cases_drawn"]
     if any(count < report.cases for count in drawn.values()):
         console.print("cases in which it is drawn " + ", ".join(f"{name}: {count}" for name, count in drawn.items()))

@@ -15,7 +15,7 @@ from fedseg.commands.saved_model import add_model_arguments, describe, load, rea
 from fedseg.console import out, track
 from fedseg.data.datalist import case_names
 from fedseg.data.label_convention import settled, with_convention
-from fedseg.errors import UsageError
+from fedseg.errors import DataError, UsageError
 from fedseg.files.outputs import check_outputs
 from fedseg.tasks.objective import Objective, cases_with, objective_of
 from fedseg.tasks.segmentation.distances import HD95_FORMS
@@ -47,6 +47,9 @@ def run(options: argparse.Namespace) -> int:
     from fedseg.evaluation.report.case_pictures import draw_cases, picture_files
     from fedseg.evaluation.scoring import EVALUATION, EVALUATION_TABLE, Predictor, evaluate
 
+    cases = tuple(case for case in cases if not case.supervision.weak)
+    if not cases:
+        raise DataError("No case is labelled voxel by voxel, so none can be scored. Choose another --split.")
     kind, pictures = objective_of(model.task), picture_files(options.out) if options.pictures else []
     if pictures and not kind.masks:
         raise UsageError(f"--pictures: the model is one of {kind.title}; its predictions are no masks.")

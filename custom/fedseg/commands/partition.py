@@ -11,7 +11,15 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from fedseg.commands.arguments import CONVENTION_HELP, Command, add_partial, partial_labels, words
+from fedseg.commands.arguments import (
+    CONVENTION_HELP,
+    Command,
+    add_partial,
+    add_weak,
+    partial_labels,
+    weak_labels,
+    words,
+)
 from fedseg.console import out, track
 from fedseg.contract.task_argument import TASK_HELP, task_from_argument
 from fedseg.data.datalist import SPLITS, Case, Datalist
@@ -52,6 +60,7 @@ def add_parser(subparsers: Any) -> None:
     command.value("--shared", _SHARED, float, metavar="FRACTION", default=0.0)
     add_partial(command)
     command.several("--label-noise", _NOISE, "SITE:HABIT=STRENGTH,...")
+    add_weak(command)
     command.value("--seed", "seed of every draw (default 0)", int, default=0)
 
 
@@ -75,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
         sites, without_images = _drawn(cases, options, patients_needed(fractions)), 0
     notes = {"origin": origin_note(options.source), "partition": _method(options)}
     how = (options.seed, options.scanner_shift, notes, options.shared, track, stated)
-    drawing = (partial_labels(options), label_noise(options.label_noise))
+    drawing = (partial_labels(options), label_noise(options.label_noise), weak_labels(options))
     datalists = write_sites(sites, options.out, task, fractions, *how, *drawing)
     _print_sites(datalists, len(cases), without_images, options.out)
     _print_next(options.task or task.name, options.out, next(iter(datalists)))

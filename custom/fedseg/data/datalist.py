@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fedseg.data.supervision import ALL_VOXELS, SUPERVISION, Supervision, parse_supervision
 from fedseg.errors import DataError
 from fedseg.files.documents import load_data, write_json
 
@@ -32,6 +33,7 @@ class Case:
         patient: identifies the patient; all cases of a patient lie in one split.
         missing: which channels were not acquired, as positions in the task's order, increasing.
         drawn: names of the regions that somebody has drawn in the label; None: all of the task, see ``tasks.drawn``.
+        supervision: what is known of its regions; only with ``voxels`` has it a label.
     """
 
     images: tuple[Path, ...]
@@ -39,6 +41,7 @@ class Case:
     patient: str
     missing: tuple[int, ...] = ()
     drawn: tuple[str, ...] | None = None
+    supervision: Supervision = ALL_VOXELS
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "patient", same_patient(self.patient))
@@ -178,6 +181,16 @@ class Datalist:
         validation = () if self.test else self.validation
         return replace(self, training=(), validation=validation)
 
+    @property
+    def scorable(self) -> Datalist:
+        """The same list without validation and test cases whose supervision is weak: nothing tells what is right."""
+        return replace(self, validation=_labelled(self.validation), test=_labelled(self.test))
+
+    @property
+    def labelled(self) -> Datalist:
+        """The same list with those cases only that are labelled voxel by voxel."""
+        return replace(self.scorable, training=_labelled(self.training))
+
     def with_drawn(self, names: Sequence[str] | None) -> Datalist:
         """The same list, whose cases have these regions drawn where they do not say it themselves."""
         if names is None:
@@ -189,7 +202,11 @@ class Datalist:
 
 
 def _drawn_by_default(case: Case, names: tuple[str, ...]) -> Case:
-    return replace(case, drawn=names) if case.drawn is None else case
+    return replace(case, drawn=names) if case.drawn is None and not case.supervision.weak else case
+
+
+def _labelled(cases: tuple[Case, ...]) -> tuple[Case, ...]:
+    return tuple(case for case in cases if not case.supervision.weak)
 
 
 def find_datalist(path: Path) -> Path:
@@ -210,6 +227,8 @@ def read_datalist(path: Path | str) -> Datalist:
         raise DataError(f"{path} is not a datalist: it has none of the lists {', '.join(SPLITS)}.")
     refuse_other_lists(content, SPLITS, path)
     drawn = parse_drawn(content.pop(DRAWN, None), f"{path}: {DRAWN}")
+    if SUPERVISION in content:
+        raise DataError(f"{path} has {SUPERVISION!r} for the whole list; say it in each case that it is about.")
     splits = {}
     for split in SPLITS:
         entries = content.pop(split, [])
@@ -229,7 +248,7 @@ def write_datalist(datalist: Datalist, path: Path | str) -> Path:
     path = Path(path)
     stated = {"task": datalist.task, CONVENTION: datalist.convention}
     content: dict[str, Any] = {**{name: value for name, value in stated.items() if value}, **datalist.notes}
-    several = {case.drawn for split in SPLITS for case in datalist.split(split)}
+    several = {case.drawn for split in SPLITS for case in datalist.split(split) if not case.supervision.weak}
     shared = next(iter(several)) if len(several) == 1 else None
     if shared is not None:
         content[DRAWN] = list(shared)
@@ -290,7 +309,8 @@ def _parse_case(entry: Any, path: Path, where: str) -> Case:
     patient = _parse_patient(entry.get("patient"), f"{path}: {where}")
     missing = tuple(position for position, image in enumerate(images) if image is None)
     drawn = parse_drawn(entry.get(DRAWN), f"{path}: {where}.{DRAWN}")
-    return Case(tuple(base / i for i in images if i), base / label if label else None, patient, missing, drawn)
+    said = parse_supervision(entry, f"{path}: {where}")
+    return Case(tuple(base / i for i in images if i), base / label if label else None, patient, missing, drawn, said)
 
 
 def _is_path(value: Any) -> bool:
@@ -320,4 +340,4 @@ def _format_case(case: Case, folder: Path, drawn: tuple[str, ...] | None = None)
         entry["label"] = shown(case.label)
     if case.drawn not in (None, drawn):
         entry[DRAWN] = list(case.drawn or ())
-    return entry
+    return entry | case.supervision.to_entry()

@@ -16,6 +16,7 @@ from fedseg.data.scanner_shift import draw_shift, shift_case
 from fedseg.data.shared_cases import add_shared, draw_shared
 from fedseg.data.splits import by_patient, patients_needed, split_by_patient
 from fedseg.data.undrawn_labels import PartialLabels, chosen_patients, take_out
+from fedseg.data.weak_labels import WeakLabels, weakened
 from fedseg.errors import DataError, UsageError
 from fedseg.files.folders import new_folder
 from fedseg.tasks.task import Task
@@ -34,6 +35,7 @@ def write_sites(
     convention: str | None = None,
     partial: PartialLabels | None = None,
     label_noise: Mapping[str, LabelNoise] | None = None,
+    weak: WeakLabels | None = None,
 ) -> dict[str, Datalist]:
     """Split each site's cases by patient and write ``out/<site>/datalist.json``; all of it or nothing.
 
@@ -51,6 +53,7 @@ def write_sites(
         convention: the label convention of all cases, where the task has several.
         partial: which regions stay drawn, and where; None: all.
         label_noise: by site, how its simulated annotator draws; at other sites labels are used where they lie.
+        weak: what cases have in the place of masks, and where; None: all have masks.
 
     Raises:
         UsageError: ``out`` is not empty, or a value is not allowed.
@@ -77,6 +80,8 @@ def write_sites(
         if partial is not None:
             patients = chosen_patients(partial, datalists, seed)
             written = {s: take_out(partial, task, each, patients, folder / s) for s, each in written.items()}
+        if weak is not None:
+            written = weakened(weak, task, written, seed)
         if scanner_shift:
             written = {s: _shifted(datalist, folder / s, shifts[s], seed, progress) for s, datalist in written.items()}
         if shared:

@@ -43,7 +43,8 @@ def compare(
 
     Args:
         kinds: ``local`` (each site's own model, trained for as many epochs as the federation, on every site's cases)
-            and ``threshold`` (the best threshold on the last channel, for the largest region).
+            and ``threshold`` (the best threshold on the last channel, for the largest region). A site without a
+            training case that is labelled voxel by voxel has no model of its own.
         plan: the job's plan.
         data: folder with ``<site>/datalist.json``.
         sites: the sites.
@@ -62,7 +63,8 @@ def compare(
             raise ConfigurationError("--compare", "threshold", f"another one: this job is of {plan.objective.title}")
         result["comparison"].append(_threshold(plan, data, sites))
     if "local" in kinds:
-        matrix = train_alone(plan, data, sites, num_rounds, initial)
+        able = [site for site in sites if read_datalist(data / site).labelled.training]
+        matrix = train_alone(plan, data, able, num_rounds, initial)
         name = plan.objective.primary.name
         result["cross_site"] = {a: {b: s[name][MEAN] for b, s in row.items()} for a, row in matrix.items()}
         result["comparison"] += _local_entries(plan.objective, matrix)
@@ -136,8 +138,8 @@ def _threshold(plan: Plan, data: Path, sites: Sequence[str]) -> dict[str, Any]:
     region = max(range(len(task.regions)), key=lambda i: len(task.regions[i].classes))
     name = task.regions[region].name
     candidates = np.linspace(-1.0, 4.0, 51)
-    lists = {site: read_datalist(data / site) for site in sites}
-    training = [case for datalist in lists.values() for case in datalist.training]
+    lists = {site: read_datalist(data / site).scorable for site in sites}
+    training = [case for datalist in lists.values() for case in datalist.labelled.training]
     dice = np.mean([_threshold_dice(task, case, region, candidates) for case in training], axis=0)
     best = float(candidates[int(dice.argmax())])
     scores = {}

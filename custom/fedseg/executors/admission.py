@@ -65,7 +65,7 @@ def admit_data(
         drawn = read_datalist(path).with_drawn(profile.drawn_regions(plan.dataset))
         datalist = without_channels(plan.task, drawn, profile.lacking(plan.dataset))
         if evaluates:
-            datalist = _scored_only(datalist)
+            datalist = _scored_only(datalist.scorable)
         report = check_datalist(plan.task, datalist, quick=True)
     except DataError as error:
         logger.error("The site's datalist cannot be used: %s", error)
@@ -81,7 +81,20 @@ def admit_data(
     if not evaluates and any(count < report.cases for count in report.statistics["cases_drawn"].values()):
         _check_partial(plan, hooks)
     _check_memory(plan, profile, report.grids, hooks, evaluates)
-    return _check_labels(plan, datalist)
+    return _check_labels(plan, datalist if evaluates else _taught(datalist, hooks))
+
+
+def _taught(datalist: Datalist, hooks: Sequence[TrainingHook]) -> Datalist:
+    """The cases that a job can use: those with weak labels for training alone, and only if its method takes them."""
+    if any(hook.weak_labels for hook in hooks):
+        return datalist.scorable
+    for split in ("training", "validation"):
+        if not datalist.labelled.split(split):
+            text = f"No {split} case of this site is labelled voxel by voxel, and the job's method takes no others."
+            raise RefusalError("task", text)
+    if left := len(datalist.training) - len(datalist.labelled.training):
+        logger.warning("%d training case(s) are not labelled voxel by voxel; this job leaves them out.", left)
+    return datalist.labelled
 
 
 def _check_partial(plan: Plan, hooks: Sequence[TrainingHook]) -> None:

@@ -75,7 +75,8 @@ def _fold(name: str, sites: Mapping[str, Datalist], cohort: Cohort) -> Fold:
 
 
 def _only_test(datalist: Datalist) -> Datalist:
-    return replace(datalist, training=(), validation=(), test=datalist.split(datalist.final_split))
+    found = datalist.scorable
+    return replace(found, training=(), validation=(), test=found.split(found.final_split))
 
 
 def _without(site: str, cohort: Cohort, same_tests: bool) -> Fold:
@@ -92,7 +93,7 @@ def _without(site: str, cohort: Cohort, same_tests: bool) -> Fold:
         )
     splits = ("test",) if same_tests else SPLITS
     every = tuple(dict.fromkeys(case for split in splits for case in datalist.split(split)))
-    tests = {**fold.tests, site: replace(datalist, training=(), validation=(), test=every)}
+    tests = {**fold.tests, site: replace(datalist, training=(), validation=(), test=every).scorable}
     return replace(fold, tests={name: tests[name] for name in sorted(tests)})
 
 

@@ -17,7 +17,7 @@ def write_gallery(data: Path, sites: list[str], report: Path) -> None:
     """``gallery.json``: the first training case of each site."""
     gallery = {}
     for site in sites:
-        cases = read_datalist(data / site).training[:1]
+        cases = read_datalist(data / site).labelled.training[:1]
         gallery[site] = [{"images": [p and str(p.resolve()) for p in c.channels], "label": str(c.label)} for c in cases]
     write_json(report / "gallery.json", gallery)
 

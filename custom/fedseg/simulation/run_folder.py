@@ -12,6 +12,7 @@ from typing import Any
 
 from fedseg.contract.protocol import PLAN_FILE
 from fedseg.contract.round_numbers import from_nth, listed
+from fedseg.data.checks.datalist_check import takes_part_unscored
 from fedseg.data.datalist import read_datalist
 from fedseg.errors import FedsegError, UsageError
 from fedseg.files.documents import load_json, write_whole
@@ -121,7 +122,8 @@ def check_enough_sites(job: Job, data: Path, sites: Sequence[str]) -> None:
     workflow = job.build_workflow()
     if isinstance(workflow, Workflow) and not workflow.settings.num_rounds:
         return
-    idle = [site for site in sites if not all(map(read_datalist(data / site).split, ("training", "validation")))]
+    lists = {site: read_datalist(data / site) for site in sites}
+    idle = [s for s, d in lists.items() if not d.training or not (d.scorable.validation or takes_part_unscored(d))]
     able, needed = len(sites) - len(idle), workflow.settings.min_sites
     if able < needed:
         without = f", and {', '.join(idle)} without training or validation cases" if idle else ""

@@ -141,6 +141,8 @@ class TrainingHook:
         copies: how many numbers the hook keeps for each of the network's weights while a batch is trained, beside
             companions; counted into the memory that a job takes.
         case_by_case: whether the cases of a batch go through the network one after the other.
+        weak_labels: whether it teaches from cases that are not labelled voxel by voxel; without such a hook they are
+            left out.
     """
 
     reports: ClassVar[Mapping[str, ReportField]] = {}
@@ -149,6 +151,7 @@ class TrainingHook:
     withholds: ClassVar[frozenset[str]] = frozenset()
     copies: ClassVar[int] = 0
     case_by_case: ClassVar[bool] = False
+    weak_labels: ClassVar[bool] = False
 
     @property
     def pull(self) -> float:

@@ -112,7 +112,8 @@ class SiteTrainer(KeptSteps):
         network = plan.build_network()
         folder = setup.cache if plan.training.cache == "disk" else None
         task = with_convention(plan.task, datalist.convention)
-        cases = CaseCache(task, datalist.training, True, folder)
+        datalist = datalist.scorable if any(hook.weak_labels for hook in setup.hooks) else datalist.labelled
+        cases = CaseCache(task, datalist.labelled.training, True, folder)
         self._scored = {s: CaseCache(task, datalist.split(s), False, folder) for s in ("validation", "test")}
         device = choose_device(setup.device)
         super().__init__(plan, site, datalist, cases, network, setup.hooks, device, setup.aborted, setup.state)

@@ -13,6 +13,7 @@ from fedseg.data.checks.voxels import check_label, content_hash
 from fedseg.data.datalist import Case
 from fedseg.data.grid import Grid
 from fedseg.data.problems import Report, Severity
+from fedseg.data.supervision import check_supervision
 from fedseg.errors import DataError
 from fedseg.tasks.drawn import drawn_outputs, undrawn_classes
 from fedseg.tasks.objective import objective_of
@@ -67,7 +68,9 @@ def inspect_case(task: Task, case: Case, split: str, quick: bool = False) -> Cas
         facts.drawn = drawn_outputs(objective_of(task), case.drawn)
     opened = open_case(task, case, facts.reporter)
     facts.grid = opened.grid
-    if case.label is None and objective_of(task).needs_label:
+    if case.supervision.weak:
+        _check_supervision(task, facts)
+    elif case.label is None and objective_of(task).needs_label:
         _report_missing_label(facts)
     for file, image in zip(case.images, opened.images, strict=True):
         if image and quick:
@@ -84,6 +87,15 @@ def inspect_case(task: Task, case: Case, split: str, quick: bool = False) -> Cas
             unheard = undrawn_classes(task, facts.drawn)
             facts.undrawn = tuple(name for name in facts.classes if name in unheard)
     return facts
+
+
+def _check_supervision(task: Task, facts: CaseFacts) -> None:
+    regions, shape = objective_of(task).outputs, None if facts.grid is None else facts.grid.shape
+    try:
+        check_supervision(facts.case.supervision, regions, shape)
+    except DataError as error:
+        message, _, remedy = str(error).rstrip(".").rpartition(". ")
+        facts.reporter(facts.case.images[0])("supervision", "error", f"{message}.", f"{remedy}.")
 
 
 def _report_missing_label(facts: CaseFacts) -> None:

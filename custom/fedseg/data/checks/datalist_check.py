@@ -80,15 +80,25 @@ def _about_list(task: Task, datalist: Datalist) -> list[Finding]:
     if datalist.task not in (None, task.name):
         message = f"The datalist was made for the task {datalist.task}, and is checked for {task.name}."
         add("task-name", "warning", message, "Fine if images and labels fit; else choose the other task.")
+    unscored = takes_part_unscored(datalist)
+    if unscored:
+        message = "No validation case is labelled voxel by voxel, so the site has no scores."
+        add("no-scores", "warning", message, "Fine for a job that learns from weak labels; else label some cases.")
     for split, few in FEW_PATIENTS.items():
-        patients = len(by_patient(datalist.split(split)))
-        if not patients:
+        patients = len(by_patient(datalist.scorable.split(split)))
+        if not patients and not (split == "validation" and unscored):
             add(NO_CASES, "error", f"There is no {split} case.", f"Move some patients to {split}.", split)
-        elif patients < few:
+        elif 0 < patients < few:
             are, ending = ("is", "") if patients == 1 else ("are", "s")
             message = f"There {are} only {patients} {split} patient{ending}; results from fewer than {few} say little."
             add("few-cases", "warning", message, "Add patients if you have more.", split)
     return findings
+
+
+def takes_part_unscored(datalist: Datalist) -> bool:
+    """Whether a site may train though no validation case of it can be scored: because its labels are weak."""
+    weak = bool(datalist.validation) or not datalist.labelled.training
+    return bool(datalist.training) and weak and not datalist.scorable.validation
 
 
 def without_channel(task: Task, datalist: Datalist) -> dict[str, int]:
@@ -271,4 +281,5 @@ def _statistics(task: Task, datalist: Datalist, facts: Sequence[CaseFacts], grid
             name: sum(f.drawn is None or f.drawn[index] for f in facts)
             for index, name in enumerate(objective_of(task).outputs)
         },
+        "cases_supervised": dict(Counter(f.case.supervision.kind for f in facts)),
     }

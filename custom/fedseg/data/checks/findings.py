@@ -32,6 +32,8 @@ CODES = (
     "absent-class",
     "drawn-names",
     "label-undrawn",
+    "supervision",
+    "no-scores",
     "patient-in-two-splits",
     "patient-spelling",
     "label-twice",

@@ -93,7 +93,7 @@ def read_source(source: Path, task: Task, convention: str | None = None) -> tupl
     if not cases:
         raise DataError(f"{path} lists no labelled case.")
     for case in cases:
-        if case.label is None:
+        if case.label is None and not case.supervision.weak:
             raise DataError(f"{path}: {case.images[0]} has no label. Label it, or take the case out.")
     require_files(cases)
     _check_first(cases, task, convention or _stated_convention(source))

@@ -16,6 +16,7 @@ from fedseg.data.phantoms.pancreas import make_pancreas_case
 from fedseg.data.phantoms.sites import MINIMUM_CASES, SiteStyle, case_counts, site_style, split_counts
 from fedseg.data.progress import Progress, silent
 from fedseg.data.undrawn_labels import PartialLabels, chosen_patients, take_out
+from fedseg.data.weak_labels import WeakLabels, weakened
 from fedseg.errors import UsageError
 from fedseg.files.documents import write_json
 from fedseg.files.folders import new_folder
@@ -61,6 +62,7 @@ def make_phantoms(
     test_fraction: float = 0.0,
     progress: Progress = silent,
     partial: PartialLabels | None = None,
+    weak: WeakLabels | None = None,
 ) -> list[Path]:
     """Make simulated sites ``out/site-1``, ``out/site-2``... with images, labels and a datalist each.
 
@@ -78,6 +80,7 @@ def make_phantoms(
         test_fraction: part of the cases that is set apart as ``test``, 0 to 0.5.
         progress: shows how far the work is.
         partial: which regions stay drawn, and where; None: all.
+        weak: what cases have in the place of masks, and where; None: all have masks.
 
     Returns:
         The datalists, one per site.
@@ -98,6 +101,8 @@ def make_phantoms(
             _describe_site(plan, site, done, folder / site_name(site))
         if partial is not None:
             _take_out(partial, plan, [folder / site_name(site) for site in made])
+        if weak is not None:
+            _weaken(weak, plan, [folder / site_name(site) for site in made])
     return [Path(out) / site_name(site) / FILE_NAME for site in made]
 
 
@@ -108,6 +113,14 @@ def _take_out(partial: PartialLabels, plan: PhantomPlan, folders: list[Path]) ->
     for folder in folders:
         found = take_out(partial, get_task(plan.task), lists[folder.name], patients, folder)
         write_datalist(found, folder / FILE_NAME)
+
+
+def _weaken(weak: WeakLabels, plan: PhantomPlan, folders: list[Path]) -> None:
+    """Say less of cases than their labels do, which stay beside them."""
+    lists = {folder.name: read_datalist(folder) for folder in folders}
+    found = weakened(weak, get_task(plan.task), lists, plan.seed)
+    for folder in folders:
+        write_datalist(found[folder.name], folder / FILE_NAME)
 
 
 def site_name(site: int) -> str:

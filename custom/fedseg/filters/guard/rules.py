@@ -217,7 +217,7 @@ def _check_enough(leaving: Leaving, part: Mapping[str, Any]) -> None:
     least = leaving.policy.min_scored_cases
     if least is None:
         return
-    datalist = read_datalist(leaving.profile.datalist(leaving.plan.dataset))
+    datalist = read_datalist(leaving.profile.datalist(leaving.plan.dataset)).scorable
     too_few = few(part["split"], least, part["cases"], datalist.patients(part["split"]))
     if too_few or any(rare_outputs(each, least) for each in models_of(part)):
         raise _few_scored(leaving)

@@ -131,7 +131,7 @@ def _boxes(value: Any, where: str) -> tuple[tuple[str, tuple[Box, ...]], ...]:
 
 
 def _box(value: Any, where: str) -> Box:
-    corners = value if isinstance(value, list) and len(value) == 2 else [None]
+    corners: list[Any] = value if isinstance(value, list) and len(value) == 2 else [None]
     sound = all(isinstance(c, list) and len(c) == 3 and all(type(n) is int and n >= 0 for n in c) for c in corners)
     if not sound or any(a > b for a, b in zip(*corners, strict=True)):
         raise DataError(

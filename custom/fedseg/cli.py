@@ -24,6 +24,7 @@ COMMANDS = (
     "import-dicom",
     "simulate",
     "experiment",
+    "choose-components",
     "evaluate",
     "predict",
     "report",

@@ -16,7 +16,7 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("norm", ["instance", "group"])
+@pytest.mark.parametrize("norm", ["instance", "group", "batch"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_weights_and_kept_outputs_are_those_of_torch(name, norm):
     """Torch itself says which storages it keeps for the backward pass."""

@@ -35,16 +35,16 @@ def test_the_last_layer_is_the_output_convolution(name):
 
 
 @pytest.mark.parametrize("name", OUTPUT)
-@pytest.mark.parametrize("norm", ["instance", "group"])
+@pytest.mark.parametrize("norm", ["instance", "group", "batch"])
 def test_normalisations_are_found_by_type(name, norm):
-    """Against a slow way: every array of one dimension, but for the slopes of PReLU and the last bias."""
+    """Against a slow way: arrays of one dimension and counters, but for the slopes of PReLU and the last bias."""
     network, _ = build(name, norm=norm)
     slopes = {
         f"{path}.weight"
         for path, module in network.named_modules(remove_duplicate=False)
         if isinstance(module, nn.PReLU)
     }
-    one_dimensional = {n for n, value in network.state_dict().items() if value.ndim == 1}
+    one_dimensional = {n for n, value in network.state_dict().items() if value.ndim < 2}
     found = normalisation_names(network)
     assert found == one_dimensional - slopes - OUTPUT[name]
     assert len(found) >= 10

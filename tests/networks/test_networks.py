@@ -8,7 +8,7 @@ from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.networks.registry import NETWORKS, parse_network
 from fedseg.networks.weights import apply_difference, difference, get_weights, set_weights
 
-EVERY = [{"name": name, "norm": norm} for name in NETWORKS for norm in ("instance", "group")]
+EVERY = [{"name": name, "norm": norm} for name in NETWORKS for norm in ("instance", "group", "batch")]
 
 
 def label(declaration):
@@ -68,7 +68,7 @@ def test_the_seed_alone_decides_about_the_weights(declaration):
         ({"name": "dynunet", "filters": [8, 16]}, "filters"),
         ({"name": "dynunet", "residual": 1}, "residual"),
         ({"name": "segresnet", "blocks_up": [1]}, "blocks_up"),
-        ({"name": "segresnet", "norm": "batch"}, "norm"),
+        ({"name": "segresnet", "norm": "layer"}, "norm"),
         ({"name": "residual_encoder_unet", "blocks": [1, 1]}, "blocks"),
         ({"name": "residual_encoder_unet", "blocks": [1, 1, 1, 1, 1]}, "blocks"),
         ({"name": "residual_encoder_unet", "blocks_up": [1, 1]}, "blocks_up"),

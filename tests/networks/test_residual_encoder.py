@@ -61,7 +61,7 @@ def test_a_block_begins_as_the_way_around_it():
     assert torch.equal(same(values), nn.functional.leaky_relu(values, 0.01))
 
 
-@pytest.mark.parametrize("norm", ["instance", "group"])
+@pytest.mark.parametrize("norm", ["instance", "group", "batch"])
 def test_fresh_weights_have_such_blocks_only(norm):
     network = parse_network({"name": "residual_encoder_unet", "norm": norm}).build(1, 2, seed=0)
     blocks = [module for module in network.modules() if isinstance(module, ResidualBlock)]

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from fedseg.commands.arguments import Command
 from fedseg.commands.saved_model import add_model_arguments, describe, load, read_files, report_failed
-from fedseg.console import out, track
+from fedseg.console import out, tell, track
 from fedseg.data.datalist import case_names
 from fedseg.data.label_convention import settled, with_convention
 from fedseg.errors import DataError, UsageError
@@ -55,10 +55,16 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"--pictures: the model is one of {kind.title}; its predictions are no masks.")
     written = [options.out / EVALUATION, options.out / EVALUATION_TABLE, *pictures]
     check_outputs("--out", written, read_files(options, datalist))
+    final = options.split == "final"
     model = replace(model, task=with_convention(model.task, settled(model.task, datalist, cases).convention))
+    if options.components is not None and {"validation"} & {options.split, datalist.final_split if final else ""}:
+        tell(
+            "Rules that were chosen on validation cases are scored on such cases: expect less on others.", warning=True
+        )
     predictor = Predictor(
-        model, options.device, options.overlap, lambda items: track(items, "cases", len(cases), slow=True)
-    )
+        model, options.device, options.overlap, lambda items: track(items, "cases", len(cases), slow=True),
+        adapt=cases if options.adapt_statistics else (),
+    )  # fmt: skip
     content = evaluate(predictor, cases, options.out, options.empty, options.hd95, describe(options, model, datalist))
     out().print(_table(kind, content))
     if options.pictures:

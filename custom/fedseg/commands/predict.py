@@ -35,8 +35,9 @@ def run(options: argparse.Namespace) -> int:
     if options.convention is not None and options.convention not in names:
         raise UsageError(f"--convention {options.convention!r}: the task {model.task.name} knows {names}.")
     predictor = Predictor(
-        model, options.device, options.overlap, lambda items: track(items, "cases", len(cases), slow=True)
-    )
+        model, options.device, options.overlap, lambda items: track(items, "cases", len(cases), slow=True),
+        adapt=cases if options.adapt_statistics else (),
+    )  # fmt: skip
     convention = names.index(options.convention) if options.convention else 0
     written, failed = write_masks(predictor, cases, options.out, convention)
     out().print(f"{len(written)} mask(s) written to {options.out}")

@@ -27,15 +27,27 @@ if TYPE_CHECKING:
 
 def add_model_arguments(command: Command, default_split: str) -> None:
     """Add a model, a task, a datalist, a folder for the result, and how to compute."""
-    windows = "overlap of sliding windows (default: as in the run that made the model)"
+    add_model_and_data(command, default_split)
+    command.path("--out", "folder for the result", required=True)
+    command.path("--components", "file of `fedseg choose-components` (default: the task's own rules)", "FILE")
+    add_computing(command)
+
+
+def add_model_and_data(command: Command, default_split: str) -> None:
+    """Add a model, a task, and the cases of a datalist."""
     command.path("model", "model file (.safetensors) of a run")
     command.value("--task", f"{TASK_HELP}; or the name of the model's own task", required=True)
     command.path("--data", "a datalist or its folder; a folder of images; or one image", required=True)
-    command.path("--out", "folder for the result", required=True)
     command.value("--split", "which cases", choices=("final", "all", *SPLITS), default=default_split)
+
+
+def add_computing(command: Command) -> None:
+    """Add how to compute."""
+    windows = "overlap of sliding windows (default: as in the run that made the model)"
     command.value("--overlap", windows, float)
     command.value("--threads", "torch threads (default: torch's own choice)", int)
     command.value("--device", "torch device, e.g. cpu or cuda:0", default="auto")
+    command.flag("--adapt-statistics", "batch normalisation: first take the statistics of these cases' images")
     command.changed_model("use")
 
 
@@ -79,8 +91,17 @@ def load(options: argparse.Namespace) -> tuple[ModelFile, Datalist, tuple[Case, 
             "state folder (own.safetensors), after a simulation in models/SITE-own.safetensors.",
             warning=True,
         )
+    if options.adapt_statistics and model.network.arguments.norm != "batch":
+        raise UsageError(
+            f"--adapt-statistics: the network {model.network.name} of this model has {model.network.arguments.norm} "
+            "normalisation, which keeps no statistics of other images; only batch normalisation has some to adapt."
+        )
     if options.overlap is None:
         options.overlap = model.overlap
+    if getattr(options, "components", None) is not None:
+        from fedseg.evaluation.component_choice import with_components
+
+        model, options.chosen_components = with_components(model, model_digest(model.weights), options.components)
     datalist = read_cases(options.data, model.task, options.out)
     return model, datalist, choose_cases(datalist, options.split)
 
@@ -107,12 +128,15 @@ def describe(options: argparse.Namespace, model: ModelFile, datalist: Datalist) 
         "fedseg": __version__,
         "model": {"file": str(options.model), "digest": model_digest(model.weights), **told},
         "data": {"file": str(listed), "sha256": digest, "split": options.split, "phantoms": datalist.phantoms},
+        "adapted_statistics": options.adapt_statistics,
+        "components": getattr(options, "chosen_components", {"rules": dict(model.task.components), "file": None}),
     }
 
 
 def read_files(options: argparse.Namespace, datalist: Datalist) -> list[Path]:
     """Every file that the command reads, or that the datalist names."""
-    return [options.model, note_path(options.model), *task_files(options.task), *datalist.files]
+    rules = [options.components] if getattr(options, "components", None) is not None else []
+    return [options.model, note_path(options.model), *rules, *task_files(options.task), *datalist.files]
 
 
 def report_failed(failed: Mapping[str, str]) -> int:

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import torch
 
 from fedseg.data.datalist import SPLITS, Case, Datalist, case_names
 from fedseg.data.grid import write_mask
@@ -21,6 +22,7 @@ from fedseg.models.model_file import ModelFile
 from fedseg.tasks.objective import Objective, objective_of
 from fedseg.tasks.segmentation.labels import to_values
 from fedseg.tasks.task import Task
+from fedseg.training.batch_statistics import adapt_statistics
 from fedseg.training.inference import choose_device, decide_case, infer_logits, predict_values
 from fedseg.training.prepare import PreparedCase, prepare_case
 
@@ -67,12 +69,14 @@ class Predictor:
         device: torch device or ``auto``.
         overlap: overlap of the sliding windows.
         progress: wraps the cases, to show how far the work is.
+        adapt: cases whose images give the statistics of batch normalisation; none: they stay those of training.
     """
 
     model: ModelFile
     device: str = "auto"
     overlap: float = 0.25
     progress: Callable[[Iterable[Case]], Iterable[Case]] = iter
+    adapt: Sequence[Case] = ()
 
     def predict(
         self, cases: Iterable[Case], with_labels: bool = True, failed: dict[Case, str] | None = None
@@ -96,6 +100,8 @@ class Predictor:
         """
         task, place = self.model.task, choose_device(self.device)
         network = self.model.build().to(place)
+        if self.adapt:
+            adapt_statistics(network, task, self._images(), self.overlap, place)
         for case in self.progress(cases):
             try:
                 prepared = prepare_case(task, case if with_labels else replace(case, label=None), training=False)
@@ -106,6 +112,14 @@ class Predictor:
                 continue
             logits = infer_logits(network, task, prepared.image, self.overlap, place)
             yield case, prepared, predict_values(objective_of(task), prepared, logits)
+
+    def _images(self) -> Iterator[torch.Tensor]:
+        """The images of the cases that can be read; who predicts says of the others why."""
+        for case in self.adapt:
+            try:
+                yield prepare_case(self.model.task, replace(case, label=None), training=False).image
+            except DataError:
+                continue
 
 
 def evaluate(

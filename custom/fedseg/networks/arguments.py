@@ -17,7 +17,7 @@ from fedseg.networks.parts.part import DecoderLevel
 Steps = tuple[int | tuple[int, int, int], ...]
 """For each level a number for all three axes, or one for each axis (x, y, z): thick slices need fewer steps across."""
 
-NORMS = ("instance", "group")
+NORMS = ("instance", "group", "batch")
 INSTANCE = ("instance", {"affine": True})
 # Far above every network that is used, and far below what a machine could not count or build in a moment.
 MOST_LEVELS, MOST_CHANNELS, MOST_STEP, MOST_UNITS = 12, 4096, 15, 32
@@ -28,7 +28,9 @@ class NetworkArguments(ABC):
     """What every network takes.
 
     Attributes:
-        norm: ``instance`` (default: statistics of one image, none to share between sites) or ``group``.
+        norm: ``instance`` (default: statistics of one image, none to share between sites), ``group``, or ``batch``
+            (statistics of a batch in training; afterwards running means, which are averaged over sites like weights
+            unless a method keeps them).
     """
 
     norm: str = "instance"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from math import gcd
 from typing import Any
@@ -63,8 +63,8 @@ class Network:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = self.arguments.build(in_channels, out_channels)
-            if self.arguments.norm == "group":
-                network = _with_group_norm(network)
+            if self.arguments.norm != "instance":
+                network = _with_norm(network, _OTHER_NORMS[self.arguments.norm])
             for part in self.parts:
                 part.add(network, Place(in_channels, out_channels, patch_size, self.arguments.decoder))
         return network
@@ -115,14 +115,23 @@ def parse_network(declaration: str | Mapping[str, Any], where: str = "network") 
     return Network(name, arguments, parts)
 
 
-def _with_group_norm(network: nn.Module) -> nn.Module:
-    """Put group normalisation (up to 8 groups) in the place of every instance normalisation."""
+def _group_norm(features: int) -> nn.Module:
+    """Group normalisation with up to 8 groups."""
+    return nn.GroupNorm(gcd(8, features), features)
+
+
+_OTHER_NORMS: dict[str, Callable[[int], nn.Module]] = {"group": _group_norm, "batch": nn.BatchNorm3d}
+
+
+def _with_norm(network: nn.Module, make: Callable[[int], nn.Module]) -> nn.Module:
+    """Put another normalisation in the place of every instance normalisation; scales and offsets stay."""
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.InstanceNorm3d):
-                grouped = nn.GroupNorm(gcd(8, child.num_features), child.num_features)
-                grouped.load_state_dict(child.state_dict())
-                setattr(parent, name, grouped)
+                other = make(child.num_features)
+                # What a batch normalisation counts besides has no counterpart.
+                other.load_state_dict(child.state_dict(), strict=False)
+                setattr(parent, name, other)
     return network
 
 

@@ -12,6 +12,7 @@ from fedseg.errors import RefusalError
 
 Arrays = dict[str, np.ndarray]
 SHARED_PREFIX = "shared:"
+VARIANCE = "running_var"
 _FLOATING = (torch.float32, torch.float64, np.dtype("float32"), np.dtype("float64"))
 
 
@@ -27,7 +28,13 @@ def set_weights(network: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
         RefusalError: names are missing or unknown, a shape differs, or a value is not finite (reason ``weights``).
     """
     check_weights(network.state_dict(), weights)
-    network.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()}, strict=True)
+    found = {name: torch.from_numpy(_possible(name, np.array(value))) for name, value in weights.items()}
+    network.load_state_dict(found, strict=True)
+
+
+def _possible(name: str, value: np.ndarray) -> np.ndarray:
+    """A variance of batch normalisation that noise or rounding on the way took below 0 counts as 0."""
+    return np.maximum(value, 0) if name.rpartition(".")[2] == VARIANCE else value
 
 
 def check_weights(expected: Mapping[str, torch.Tensor | np.ndarray], weights: Mapping[str, np.ndarray]) -> None:

@@ -124,6 +124,8 @@ class ModalityNorm(Part):
 
     def add(self, network: nn.Module, place: Place) -> None:
         layers = list(_layers(network).values())
+        if not layers:
+            raise ConfigurationError("network.norm", "batch", "instance or group with the part modality_norm")
         branches = Branches(layers, len(self.sites))
         if not hasattr(network, PREFIX):
             network.add_module(PREFIX, nn.ModuleDict())

@@ -54,11 +54,12 @@ _VARIANTS: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
 }
 _SHARED = {
     "Scaffold": "fedseg.aggregators.control_variates.ControlVariates",
+    "Combat": "fedseg.aggregators.landmark_moments.LandmarkMoments",
     "HarmoFL": "fedseg.aggregators.mean_amplitude.MeanAmplitude",
     "HistogramStandardisation": "fedseg.aggregators.standard_landmarks.StandardLandmarks",
 }
 # Hooks whose sites send arrays before the first round, and the part of the network that has them.
-_SHARE = {"HarmoFL": "amplitude", "HistogramStandardisation": "standard_scale"}
+_SHARE = {"Combat": "combat", "HarmoFL": "amplitude", "HistogramStandardisation": "standard_scale"}
 _STOPPING = {"target_dice": 0.9, "patience": 3, "max_hours": 5.0, "max_epsilon": 8.0}
 _EXECUTORS = "fedseg.executors.training.SegmentationExecutor", "fedseg.executors.split.executor.SplitExecutor"
 

@@ -145,7 +145,7 @@ def initial_weights(plan: Plan, initial: Path | None = None) -> Arrays:
     Args:
         plan: the job's plan.
         initial: a model file; None for the plan's seeded network. Its network may lack parts that the plan adds, which
-            then begin as the seed makes them.
+            then begin as the seed makes them, or from the model's arrays, see ``Part.begin``.
 
     Raises:
         ConfigurationError: there is no file, and a part of the network is for one that was trained before.
@@ -184,8 +184,14 @@ def fitting_weights(plan: Plan, path: Path, what: str = "model", may_lack_parts:
     mine, its = (f"{', '.join(t.channels)} to {', '.join(map(_words, t.regions))}" for t in (plan.task, model.task))
     if mine != its:
         raise DataError(f"The {what} {path} was made for {its}; the job needs one for {mine}.")
-    fresh = get_weights(plan.build_network() if may_lack_parts else model.build())
-    return {name: np.array(model.weights.get(name, value)) for name, value in fresh.items()}
+    if not may_lack_parts:
+        return {name: np.array(model.weights[name]) for name in get_weights(model.build())}
+    network = plan.build_network()
+    set_weights(network, {**get_weights(network), **model.weights})
+    for part in plan.network.parts:
+        if part not in model.network.parts:
+            part.begin(network)
+    return get_weights(network)
 
 
 def _words(region: Region) -> str:

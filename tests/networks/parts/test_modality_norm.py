@@ -10,8 +10,9 @@ from fedseg.contract.plan import parse_plan
 from fedseg.contract.shapes import array_owners
 from fedseg.data.datalist import Datalist
 from fedseg.errors import ConfigurationError, RefusalError
+from fedseg.models.model_file import initial_weights, write_model
 from fedseg.networks.registry import parse_network
-from fedseg.networks.weights import get_weights
+from fedseg.networks.weights import get_weights, set_weights
 from fedseg.training.trainer import SiteTrainer
 from tiny import PLAN, TASK
 
@@ -141,3 +142,23 @@ def test_a_site_of_no_group_is_refused_before_it_trains_and_may_score(make_case)
     with pytest.raises(RefusalError, match="part modality_norm names groups of sites, and this site is in none"):
         trained(plan(), "hospital", datalist)
     assert len(SiteTrainer(plan(), "hospital", datalist).validate(get_weights(plan().build_network()))) == 1
+
+
+@pytest.mark.parametrize("group", [False, True])
+def test_every_modality_begins_with_the_normalisation_of_a_model_without_the_part(group, tmp_path):
+    norm = {**PLAN, "task": BOTH, "network": {**PLAN["network"], "norm": "group" if group else "instance"}}
+    plain, parts = parse_plan(norm), [{"name": "modality_norm", "sites": [["c*"], ["m*"]]}]
+    network = shuffled(plain.build_network())
+    whole = parse_plan({**norm, "network": {**norm["network"], "parts": parts}})
+    begun = whole.build_network().eval()
+    set_weights(begun, initial_weights(whole, write_model(tmp_path / "m", plain, get_weights(network), 3)))
+    with torch.no_grad():
+        torch.testing.assert_close(begun(images(0, 1, 1)), network(images(0, 1, 1)))
+
+
+def test_a_model_with_the_part_keeps_its_branches(tmp_path):
+    weights = get_weights(shuffled(plan().build_network()))
+    found = initial_weights(plan(), write_model(tmp_path / "m", plan(), weights, 3))
+    assert set(found) == set(weights)
+    for name, value in weights.items():
+        np.testing.assert_array_equal(found[name], value)

@@ -36,6 +36,14 @@ class Branches(nn.Module):
                 self.scales[f"{number}_{place}"] = nn.Parameter(scale.detach().clone())
                 self.offsets[f"{number}_{place}"] = nn.Parameter(offset.detach().clone())
 
+    def take_over(self, layers: Sequence[nn.Module]) -> None:
+        """Give every branch the scale and the offset of its layer."""
+        with torch.no_grad():
+            for key in self.scales:
+                scale, offset = _affine(layers[int(key.partition("_")[2])])
+                self.scales[key].copy_(scale)
+                self.offsets[key].copy_(offset)
+
     def see(self, images: torch.Tensor) -> None:
         """Take from images [B, C, X, Y, Z] which channel, that is modality, each has; the first one if it has several.
 
@@ -133,6 +141,12 @@ class ModalityNorm(Part):
         network.register_forward_pre_hook(_See(branches))
         for number, layer in enumerate(layers):
             layer.register_forward_hook(_Branch(branches, number))
+
+    def begin(self, network: nn.Module) -> None:
+        """Every modality begins with the scales and offsets that the model had for all of them."""
+        branches = network.get_submodule(f"{PREFIX}.{MODALITY_NORM}")
+        assert isinstance(branches, Branches)
+        branches.take_over(list(_layers(network).values()))
 
     def owners(self, network: nn.Module) -> Owners:
         groups = [Ownership(sites=patterns) for patterns in self.sites]

@@ -114,6 +114,12 @@ class Part(ABC):
         The names of the arrays that it had stay as they are. Fresh weights come from torch's current generator.
         """
 
+    def begin(self, network: nn.Module) -> None:
+        """Start from a model that was trained without this part, whose weights the network was just given.
+
+        The part's own arrays are fresh, and stay so unless a part says otherwise.
+        """
+
     def owners(self, network: nn.Module) -> Owners:
         """Of the arrays that are not shared by all sites from the first round: by name, given the whole network."""
         return {}

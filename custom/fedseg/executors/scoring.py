@@ -11,7 +11,7 @@ from nvflare.apis.dxo import DXO, DataKind
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 
-from fedseg.contract.protocol import AS_IT_IS, FINE_TUNE, MODEL_NAME, SPLITS
+from fedseg.contract.protocol import AS_IT_IS, FINE_TUNE, MODEL_NAME, SPLITS, TOTALS
 from fedseg.contract.round_settings import MOST_EPOCHS
 from fedseg.contract.scores import (
     FEWEST,
@@ -79,7 +79,9 @@ def score_model(
     cases = {split: len(scores) for split, scores in scored.items()}
     session.record.scored(name, received, meta, cases, encrypts(fl_ctx))
     write_case_scores(session.folder, name, trainer.datalist, scored)
-    own = _score_beside(session, trainer, weights, epochs) if name == LAST and "final" in splits else {}
+    own = (
+        _score_beside(session, trainer, weights, epochs, meta.get(TOTALS)) if name == LAST and "final" in splits else {}
+    )
     if session.policy.scores_leave(session.guaranteed):
         told = {split: _told(session, trainer.objective, split, scored[split]) for split in scored}
         data = {asked: dict(told[split]) for asked, split in splits.items()}
@@ -100,7 +102,7 @@ def _epochs_asked(meta: Mapping[str, Any]) -> int:
 
 
 def _score_beside(
-    session: SiteSession, trainer: SiteTrainer, weights: Arrays, epochs: int
+    session: SiteSession, trainer: SiteTrainer, weights: Arrays, epochs: int, totals: Mapping[str, float] | None
 ) -> dict[str, list[ScoredCase]]:
     """Scores on its final split of what the site has for itself, by case also on its disk.
 
@@ -108,8 +110,9 @@ def _score_beside(
         session, trainer: of the run.
         weights: the last model, as the site uses it.
         epochs: for which the site trains it further; 0 for no such model.
+        totals: what the server has added up before the first round.
     """
-    models = {PERSONAL: trainer.personal_model(), FINE_TUNED: _fine_tuned(session, trainer, weights, epochs)}
+    models = {PERSONAL: trainer.personal_model(), FINE_TUNED: _fine_tuned(session, trainer, weights, epochs, totals)}
     found, split = {}, trainer.datalist.final_split
     for kind, model in models.items():
         if model is not None:
@@ -118,12 +121,14 @@ def _score_beside(
     return found
 
 
-def _fine_tuned(session: SiteSession, trainer: SiteTrainer, weights: Arrays, epochs: int) -> Arrays | None:
+def _fine_tuned(
+    session: SiteSession, trainer: SiteTrainer, weights: Arrays, epochs: int, totals: Mapping[str, float] | None
+) -> Arrays | None:
     """The last model as the site has trained it for itself, also as a file; None where it does not or cannot."""
     if not epochs or session.evaluates or not trainer.count("training"):
         return None
     try:
-        tuned = trainer.fine_tuned(weights, epochs)
+        tuned = trainer.fine_tuned(weights, epochs, totals)
     except RefusalError as error:
         # The scores of the last model count without it.
         logger.error("The last model could not be fine-tuned (%s).", error)

@@ -211,6 +211,13 @@ class TrainingHook:
     def after_step(self, training: LocalTraining) -> None:
         """The optimizer has stepped."""
 
+    def before_fine_tuning(self, training: LocalTraining) -> None:
+        """The site goes on with the last model for itself, without hooks; what the loss of the job is may be said here.
+
+        ``training.totals`` are those of the run, and nothing else of its rounds needs to be there: the site's process
+        may have been started anew.
+        """
+
     def after_round(self, training: LocalTraining, global_weights: Arrays, round_number: int) -> None:
         """All local epochs of the round are done."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from fedseg.site.state import SiteState
 from fedseg.training.cache import CaseCache
 from fedseg.training.companions import Companion
 from fedseg.training.hooks import TrainingHook, replaces
-from fedseg.training.optimisation import new_optimizer
+from fedseg.training.optimisation import new_optimizer, plan_loss
 from fedseg.training.patches import Sample
 from fedseg.training.steps import LocalSteps
 
@@ -62,24 +62,30 @@ class KeptSteps(LocalSteps):
         beside.hooks, beside.settings = (), replace(self.settings, local_epochs=epochs)
         beside.train_epochs()
 
-    def fine_tuned(self, weights: Arrays, epochs: int) -> Arrays:
+    def fine_tuned(self, weights: Arrays, epochs: int, totals: Mapping[str, float] | None = None) -> Arrays:
         """The model that this site makes of ``weights`` for itself; nothing of the run changes.
 
         It is a single round of that many epochs, the only one of its job: a fresh optimizer, the whole schedule, the
-        plan's settings, no hooks, and what training leaves as it is stays so.
+        plan's settings, the loss of the plan or of a hook that puts another in its place, otherwise no hooks, and what
+        training leaves as it is stays so. It does not depend on which rounds this process has trained.
 
         Args:
             weights: to start from.
             epochs: passes over the training cases.
+            totals: sums of the sites' ``statistics``, for the hooks.
 
         Raises:
-            RefusalError: the weights do not fit (``weights``), or the loss became non-finite (``loss``).
+            RefusalError: the weights do not fit (``weights``), the loss became non-finite (``loss``), or the sums are
+                not those that a hook needs (``report``).
         """
         beside = copy.copy(self)
         beside.network, beside.hooks, beside.epoch_cases = copy.deepcopy(self.network), (), None
         beside.settings = replace(self.plan.training, local_epochs=epochs)
         beside.optimizer = new_optimizer(beside.settings, beside.network.parameters())
         beside.round_number, beside.total_rounds = 0, 1
+        beside.loss, beside.totals = plan_loss(self.plan), dict(totals or {})
+        for hook in self.hooks:
+            hook.before_fine_tuning(beside)
         set_weights(beside.network, weights)
         beside.train_epochs()
         return get_weights(beside.network)

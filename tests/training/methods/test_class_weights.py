@@ -1,4 +1,7 @@
+import json
 import math
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,13 +9,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedseg.cli import main
 from fedseg.data.datalist import read_datalist
 from fedseg.errors import RefusalError
+from fedseg.jobs.job import read_job
+from fedseg.models.model_file import read_model
 from fedseg.tasks.registry import get_task, resolve_task
 from fedseg.tasks.segmentation.losses import SegmentationLoss
 from fedseg.training.methods.class_weights import ClassWeights, inverse_frequencies, weights_from_totals
+from fedseg.training.trainer import SiteTrainer, TrainerSetup
 from hooked import assert_differ, assert_same, check_seeded_and_restarted, make_trainer, plain_rounds, start_of
-from tiny import TASK, make_image, make_sites
+from tiny import PLAN, TASK, make_image, make_sites
 
 EXCLUSIVE = {**TASK, "regions": {"inner": ["inner"], "outer": ["outer"]}}
 SKEWED = {"voxels": 1000.0, "voxels/inner": 10.0, "voxels/whole": 40.0}
@@ -184,3 +191,45 @@ def test_a_server_that_sums_nothing_is_refused(datalist):
     trainer = make_trainer(datalist, [ClassWeights()])
     with pytest.raises(RefusalError, match="sums of voxels"):
         trainer.train_round(start_of(trainer), 0, 1)
+
+
+# ---------------------------------------------------------------- fine-tuning
+
+
+def test_a_site_goes_on_for_itself_with_the_weights_of_the_run_also_when_its_process_is_new(datalist):
+    """As the only round of a job with the same weights would, whatever this process has trained before."""
+    trained = make_trainer(datalist, [ClassWeights()])
+    last = trained.train_round(start_of(trained), 0, 2, totals=SKEWED).weights
+    tuned = trained.fine_tuned(last, 1, SKEWED)
+    assert_same(make_trainer(datalist, [ClassWeights()]).fine_tuned(last, 1, SKEWED), tuned)
+    assert_same(make_trainer(datalist, [ClassWeights()]).train_round(last, 0, 1, totals=SKEWED).weights, tuned)
+    assert_differ(make_trainer(datalist).fine_tuned(last, 1), tuned)
+
+
+def test_without_the_sums_nobody_fine_tunes_with_another_loss(datalist):
+    trained = make_trainer(datalist, [ClassWeights()])
+    with pytest.raises(RefusalError, match="sums of voxels per region"):
+        trained.fine_tuned(start_of(trained), 1)
+
+
+def test_the_server_sends_the_sums_with_the_last_model(tmp_path, capsys):
+    """What a site of a run has made is what a trainer that never saw a round makes of the run's last model."""
+    data, out = make_sites(tmp_path / "data", {"a": (3, 1), "b": (2, 1)}), tmp_path / "out"
+    job = read_job(Path(__file__).parents[3] / "jobs" / "hippocampus_class_weights")
+    for key in ("task", "network"):
+        job.set(key, PLAN[key])
+    job.set("workflow.fine_tune", 1)
+    options = ["--data", str(data), "--out", str(out), "--in-process", "--no-probe", "--rounds", "1"]
+    assert main(["simulate", str(job.write(tmp_path / "job")), *options]) == 0
+    capsys.readouterr()
+    datalists = {site: read_datalist(data / site) for site in ("a", "b")}
+    fresh = {s: SiteTrainer(job.plan, s, d, TrainerSetup(hooks=[ClassWeights()])) for s, d in datalists.items()}
+    totals = Counter()
+    for trainer in fresh.values():
+        totals.update(trainer.statistics())
+    final = json.loads((out / "report" / "summary.json").read_text("utf-8"))["final"]
+    last = read_model(out / "models" / "last.safetensors").weights
+    for site, trainer in fresh.items():
+        found = read_model(out / final["site_models"][site]["fine_tuned"]).weights
+        assert_same(found, trainer.fine_tuned(last, 1, totals))
+        assert_differ(found, SiteTrainer(job.plan, site, datalists[site]).fine_tuned(last, 1))

@@ -44,6 +44,13 @@ class ClassWeights(TrainingHook):
         return count_voxels(training)
 
     def before_round(self, training: LocalTraining, global_weights: Arrays, round_number: int) -> None:
+        self._weigh(training)
+
+    def before_fine_tuning(self, training: LocalTraining) -> None:
+        """Sites go on with the loss that they trained with."""
+        self._weigh(training)
+
+    def _weigh(self, training: LocalTraining) -> None:
         weights = weights_from_totals(training.task, training.totals)
         # Equal weights are no weights: the plain mean then gives the same bits as without this hook.
         chosen = None if bool((weights == 1).all()) else weights

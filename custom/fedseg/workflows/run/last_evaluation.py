@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from fedseg.contract.protocol import FINE_TUNE, MODEL_NAME, SPLITS
+from fedseg.contract.protocol import FINE_TUNE, MODEL_NAME, SPLITS, TOTALS
 from fedseg.contract.scores import is_withheld
 from fedseg.errors import FedsegError
 from fedseg.evaluation.cross_site import BEST, LAST
@@ -100,7 +100,7 @@ def _evaluate(run: RunState, protocol: RoundProtocol, name: str, number: int) ->
     splits = ["final", "validation"] if name == LAST else ["final"]
     meta = {SPLITS: splits, MODEL_NAME: name, **run.kept_meta()}
     if name == LAST and run.settings.fine_tune:
-        meta[FINE_TUNE] = run.settings.fine_tune
+        meta |= {FINE_TUNE: run.settings.fine_tune, TOTALS: run.totals}
     answers = protocol.score(run, number, sorted(run.facts), meta, partial(accept_scores, kind))
     if not answers:
         raise FedsegError(f"No site scored the {name} model; it is kept unscored.")

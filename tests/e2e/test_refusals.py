@@ -37,10 +37,11 @@ from tiny import make_sites
 
 ROUNDS, SECONDS, TIMEOUT, START_SECONDS = 8, 300, 60, 90
 NAN_ROUNDS = {"alpha": 0, "beta": 1}
+UNREADABLE_ROUND, ONCE_UNREADABLE_ROUND = 3, 5
 OTHER_VERSION = "0.0.1"
 DISK_BYTES, FILE_BYTES = 2**20, 2**16
 SITES = ("alpha", "beta", "gamma", "lost", "old", "strict")
-BROKEN = "refusal_parts.NotANumber"
+BROKEN, UNREADABLE = "refusal_parts.NotANumber", "refusal_parts.Unreadable"
 HERE = Path(__file__).parent
 
 
@@ -92,7 +93,7 @@ def equip(local, folder):
     for name in SITES:
         resources = kits[name] / "local" / RESOURCES_FILE
         content = json.loads(resources.read_text("utf-8"))
-        content["class_allow_list"] += [BROKEN] * (name != "strict")
+        content["class_allow_list"] += [BROKEN, UNREADABLE] * (name != "strict")
         resources.write_text(json.dumps(content))
         # A site with a policy takes components of fedseg only.
         profile = kits[name] / "local" / PROFILE_FILE
@@ -118,7 +119,9 @@ def faulty_job(folder):
     for key, value in (("round_timeout", TIMEOUT), ("prepare_timeout", TIMEOUT), ("keep_checkpoints", 0)):
         job.set(f"workflow.{key}", value)
     broken = {"path": BROKEN, "args": {"sites": NAN_ROUNDS}}
-    job.client["task_result_filters"] = [{"tasks": ["train"], "filters": [broken]}]
+    times = {str(UNREADABLE_ROUND): 99, str(ONCE_UNREADABLE_ROUND): 1}
+    unreadable = {"path": UNREADABLE, "args": {"sites": {"beta": times}}}
+    job.client["task_result_filters"] = [{"tasks": ["train"], "filters": [broken, unreadable]}]
     return job
 
 
@@ -258,10 +261,21 @@ def test_a_site_with_its_guard_keeps_nan_at_home(summary):
 
 
 def test_the_server_takes_no_nan_from_a_site_without_a_guard(summary):
-    ((number, what),) = notes(summary, "beta")
+    number, what = notes(summary, "beta")[0]
     assert number == NAN_ROUNDS["beta"]
     assert re.fullmatch(r"update left out: .* not finite\.", what)
-    assert rounds_of(summary, "beta") == [n for n in range(ROUNDS) if n != number]
+    assert number not in rounds_of(summary, "beta")
+
+
+def test_an_update_that_cannot_be_read_costs_its_site_this_round_and_nobody_anything_else(seen, summary):
+    """The server's process stays; an update that can be read at the second attempt costs nothing."""
+    number, what = notes(summary, "beta")[1]
+    assert number == UNREADABLE_ROUND
+    assert what == "failed: The answer to the task train could not be read in 3 attempts (RuntimeError)."
+    assert [rounds_of(summary, "beta")[-4:], len(notes(summary, "beta"))] == [[4, 5, 6, 7], 2]
+    assert rounds_of(summary, "alpha")[-7:] == list(range(1, ROUNDS))
+    log = "\n".join(path.read_text("utf-8") for path in (seen.run / "workspace").rglob("log.txt"))
+    assert [log.count(f"beta: attempt {attempt} to read the answer to train") for attempt in (1, 2, 3)] == [2, 1, 1]
 
 
 def test_a_site_with_another_version_says_which(summary):

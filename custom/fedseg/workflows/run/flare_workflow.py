@@ -23,6 +23,7 @@ from fedseg.workflows.run.flare_sites import FlareSites
 from fedseg.workflows.run.presence import Listening
 from fedseg.workflows.run.record import FOLDER, RunRecord
 from fedseg.workflows.run.sites import Sites
+from fedseg.workflows.run.unreadable import AnswerIntake
 
 
 class Run(Protocol):
@@ -115,6 +116,8 @@ class FlareWorkflow(ModelController):
 
     def run(self) -> None:
         """The whole job; a failure is recorded before FLARE ends the job with it."""
+        agent = self.fl_ctx.get_engine().server.command_agent
+        AnswerIntake(agent, str(self.fl_ctx.get_job_id()), self.communicator.given.get).begin()
         record = RunRecord(Path(self.get_run_dir()) / FOLDER)
         with record.failures():
             self.started = self.load(self.sites, record, self.fl_ctx)

@@ -120,10 +120,14 @@ class Listening:
     It also gives each site that is called directly its secret along with the task ``train``. Here the message is the
     one site's own already, and FLARE names the site by the token with which it asked. In the callbacks of a task that
     goes to all sites the message is still everybody's.
+
+    Attributes:
+        given: of each site, name and id of the task that it was given last.
     """
 
     def __init__(self, communicator: Any, presence: Presence, secrets: CallSecrets) -> None:
         self._communicator, self._presence, self._secrets = communicator, presence, secrets
+        self.given: dict[str, tuple[str, str]] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._communicator, name)
@@ -141,6 +145,8 @@ class Listening:
     def process_task_request(self, client: Client, fl_ctx: FLContext) -> tuple[str, str, Shareable | None]:
         """A site asks for its next task."""
         task, task_id, message = self._communicator.process_task_request(client, fl_ctx)
+        if task_id:
+            self.given[client.name] = task, task_id
         secret = self._secrets.known(client.name)
         if task == AppConstants.TASK_TRAIN and message is not None and secret is not None:
             message.set_header(SECRET, secret)

@@ -76,6 +76,7 @@ def resume_both(faults, coordinator, seen):
     kit = faults.coordinator_kit
     seen.resumed = [fedseg("resume", job_id, "--kit", kit) for job_id in seen.ids]
     new = [command.out.strip() for command in seen.resumed]
+    seen.again = fedseg("resume", seen.ids[0], "--kit", kit)
     seen.end = [coordinator.wait(job_id, timeout=SECONDS) for job_id in new]
     seen.fetched = [faults.fetch(coordinator, job_id) for job_id in new]
     lines = [
@@ -163,6 +164,9 @@ def test_after_a_crash_of_the_server_a_job_is_not_said_to_run(seen):
 
 def test_a_killed_server_loses_no_finished_round_and_the_resumed_job_ends_in_the_same_model(seen, undisturbed):
     assert [command.code for command in seen.resumed] == [0, 0], [command.err for command in seen.resumed]
+    assert seen.again.code == 2
+    second = seen.resumed[0].out.strip()
+    assert f"The job {seen.ids[0]} is being resumed already, as job {second} (" in seen.again.err
     assert seen.end == ["FINISHED:COMPLETED"] * 2
     for job_id, trained in zip(seen.ids, seen.trained, strict=True):
         # A round may have ended between the look and the kill.

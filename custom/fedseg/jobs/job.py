@@ -50,6 +50,8 @@ from fedseg.workflows.run.flare_workflow import FlareWorkflow
 from fedseg.workflows.run.round_protocol import JobParts
 from fedseg.workflows.run.workflow import Workflow
 
+RUN_PROPERTY = "fedseg_run_id"
+"""Among the ``custom_props`` that FLARE tells of a job: the run that it continues, where its workflow names one."""
 _PARTS = ("aggregator", "server_optimizer", "shared_arrays", "selection")
 
 
@@ -272,7 +274,10 @@ class Job:
         for name, content in self._files():
             write_json(config / name, content)
         # FLARE reads no other encoding.
-        write_json(folder / META_FILE, read_json(folder / META_FILE, "a file of a job"))
+        meta = read_json(folder / META_FILE, "a file of a job")
+        if run_id := self.server["workflows"][0].get("args", {}).get("run_id"):
+            meta["custom_props"] = {**meta.get("custom_props", {}), RUN_PROPERTY: run_id}
+        write_json(folder / META_FILE, meta)
         return folder
 
 

@@ -16,11 +16,14 @@ JOB = Path(__file__).parents[3] / "jobs" / "hippocampus_fedavg"
 class Server:
     """What ``resume`` asks of a coordinator's session."""
 
-    def __init__(self, status, events=None):
-        self.status, self.events = status, events
+    def __init__(self, status, events=None, others=()):
+        self.status, self.events, self.others = status, events, others
 
     def describe(self, job_id):
         return {"job_id": job_id, "status": self.status}
+
+    def jobs(self):
+        return [{"job_id": "first", "status": self.status}, *self.others]
 
     def download(self, job_id, folder):
         """The folder as FLARE sends it: signing made a temporary name of the job's own."""
@@ -70,6 +73,26 @@ def test_a_job_without_a_finished_round_is_not_resumed():
     with pytest.raises(UsageError, match="No round of the job first was finished, so there is nothing to continue"):
         resume(server, "first")
     assert not hasattr(server, "submitted")
+
+
+def test_a_run_on_which_another_job_works_is_not_resumed_twice(tmp_path):
+    job = continued(read_job(JOB), "first")
+    written = json.loads((job.write(tmp_path / "job") / "meta.json").read_text("utf-8"))
+    second = {**written, "job_id": "second"}
+    for status in ("RUNNING", "SUBMITTED", "DISPATCHED"):
+        server = Server("FINISHED:ABORTED", others=[{**second, "status": status}])
+        with pytest.raises(UsageError, match=rf"first is being resumed already, as job second \({status}\)"):
+            resume(server, "first")
+        assert not hasattr(server, "submitted")
+
+
+@pytest.mark.parametrize("run_id", ["first", "another"])
+def test_a_job_that_has_ended_or_has_another_run_stands_in_nobodys_way(tmp_path, run_id):
+    job = continued(read_job(JOB), run_id)
+    written = json.loads((job.write(tmp_path / "job") / "meta.json").read_text("utf-8"))
+    status = "FINISHED:ABANDONED" if run_id == "first" else "RUNNING"
+    plain = {"job_id": "third", "status": "RUNNING", "custom_props": None}
+    assert resume(Server("FINISHED:ABORTED", others=[{**written, "job_id": "x", "status": status}, plain]), "first")
 
 
 def test_limits_of_time_and_of_sites_may_change_and_nothing_that_a_round_makes():

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fedseg.contract.round_numbers import from_nth
 from fedseg.deployment.coordination.fetched_run import finished_rounds, submitted_job
-from fedseg.deployment.coordination.session import FINISHED, Coordinator
+from fedseg.deployment.coordination.session import FINISHED, Coordinator, has_ended
 from fedseg.errors import UsageError
 from fedseg.jobs.changes import change_stopped
-from fedseg.jobs.job import Job
+from fedseg.jobs.job import RUN_PROPERTY, Job
 
 
 def resume(coordinator: Coordinator, job_id: str, from_round: int | None = None, settings: Sequence[str] = ()) -> str:
@@ -31,17 +32,19 @@ def resume(coordinator: Coordinator, job_id: str, from_round: int | None = None,
         The id of the new job.
 
     Raises:
-        UsageError: the job has ended well or without a finished round, ``from_round`` is below 1, or a setting may not
-            change.
+        UsageError: the job has ended well or without a finished round, another job continues its run at this moment,
+            ``from_round`` is below 1, or a setting may not change.
         FederationError: there is no such job, it still runs, or this person may not fetch or submit it.
     """
     if from_round is not None and from_round < 1:
         raise UsageError(f"--from-round {from_round}: rounds are counted from 1.")
-    if str(coordinator.describe(job_id).get("status")) == FINISHED:
+    known = coordinator.describe(job_id)
+    if str(known.get("status")) == FINISHED:
         raise UsageError(
             f"The job {job_id} ended well, so there is nothing to resume. `fedseg fetch` brings it; submit a new job "
             "for more rounds."
         )
+    _refuse_second(coordinator, job_id, _run_of(known) or job_id)
     with tempfile.TemporaryDirectory() as scratch:
         download = coordinator.download(job_id, Path(scratch))
         job = submitted_job(download)
@@ -52,6 +55,22 @@ def resume(coordinator: Coordinator, job_id: str, from_round: int | None = None,
             )
         change_stopped(job, settings)
         return coordinator.submit(continued(job, job_id, None if from_round is None else from_nth(from_round)))
+
+
+def _refuse_second(coordinator: Coordinator, job_id: str, run_id: str) -> None:
+    """Refuse to continue a run on which another job works, or will; the server would refuse it once it has begun."""
+    for other in coordinator.jobs():
+        name, status = other.get("job_id"), str(other.get("status"))
+        if _run_of(other) == run_id and name != job_id and not has_ended(status):
+            raise UsageError(
+                f"The job {job_id} is being resumed already, as job {name} ({status}). Wait for its end, or abort "
+                "it and resume that one."
+            )
+
+
+def _run_of(known: Mapping[str, Any]) -> Any:
+    """The run that a job continues; None where it began one."""
+    return (known.get("custom_props") or {}).get(RUN_PROPERTY)
 
 
 def continued(job: Job, job_id: str, from_round: int | None = None) -> Job:

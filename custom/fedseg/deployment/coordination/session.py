@@ -156,7 +156,7 @@ class Coordinator:
                 seen = now
                 on_progress(now)
             status, waited = str(now["status"]), time.monotonic() - start
-            if status.startswith(_ENDS):
+            if has_ended(status):
                 return status
             if timeout and waited > timeout:
                 raise FederationError(f"The job {job_id} has not ended within {timeout:.0f} s; its status is {status}.")
@@ -237,6 +237,11 @@ def connect(kit: Path, timeout: float = CONNECT_SECONDS) -> Iterator[Coordinator
         yield coordinator
     finally:
         coordinator.close()
+
+
+def has_ended(status: str) -> bool:
+    """Whether a job of this status will do no more."""
+    return status.startswith(_ENDS)
 
 
 def _progress(group: Any) -> dict[str, Any]:

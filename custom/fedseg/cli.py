@@ -30,6 +30,7 @@ COMMANDS = (
     "report",
     "statistics",
     "plan",
+    "advise",
     "rank",
     "export",
     "package",

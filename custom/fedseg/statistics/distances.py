@@ -145,28 +145,41 @@ def advice(task: Task, sites: Mapping[str, Statistics]) -> list[str]:
         raise DataError("Some sites counted in coarse bins and some in fine ones, so they cannot be compared.")
     found = pairs(task, sites)
     candidates = (
-        _intensity_advice(task, found),
-        _label_advice(found),
-        _volume_advice(found, sites),
-        _size_advice(sites),
+        (intensity_difference(task, found), _AGAINST_INTENSITIES),
+        (label_difference(found), _AGAINST_LABELS),
+        (volume_difference(found, sites), _AGAINST_VOLUMES),
+        (size_difference(sites), _AGAINST_SIZES),
     )
-    return [text for text in candidates if text]
+    return [fact + against for fact, against in candidates if fact]
 
 
-def _intensity_advice(task: Task, found: Sequence[SitePair]) -> str:
+_AGAINST_INTENSITIES = f". Scanners differ: {GUIDE} has cyclic weight transfer, FedProx, FedBN and HarmoFL for that."
+_AGAINST_LABELS = (
+    ". Look whether both draw by one convention; if they do, "
+    f"class weights or loss-focused weighting may help, if not, private layers (FedBN, FLOP) or Ditto: {GUIDE}."
+)
+_AGAINST_VOLUMES = (
+    f": other patients, or another way to draw. Look at cases of both before you choose a method against it: {GUIDE}."
+)
+_AGAINST_SIZES = (
+    f": weights between equal and by size (aggregator.uniform_share, FedCostWAvg) give small sites a say: {GUIDE}."
+)
+
+
+def intensity_difference(task: Task, found: Sequence[SitePair]) -> str:
+    """The largest difference of intensities, where it is worth a method, as a sentence without its full stop; else
+    empty. So are those below."""
     far = [(d.value - d.error, d.value, c, pair.sites) for pair in found for c, d in pair.intensities.items()]
     windowed = task.normalisation == WINDOW
     if not far or max(far)[0] < INTENSITY_STEP[windowed]:
         return ""
     _, value, channel, (a, b) = max(far)
     unit = "of the window" if windowed else "standard deviations"
-    return (
-        f"After normalisation, the intensities of {channel} differ most between {a} and {b}: {value:.2g} {unit}. "
-        f"Scanners differ: {GUIDE} has cyclic weight transfer, FedProx, FedBN and HarmoFL for that."
-    )
+    return f"After normalisation, the intensities of {channel} differ most between {a} and {b}: {value:.2g} {unit}"
 
 
-def _label_advice(found: Sequence[SitePair]) -> str:
+def label_difference(found: Sequence[SitePair]) -> str:
+    """The largest difference of classes, or of how often a region is there."""
     shifts = [(pair.labels.total_variation, pair.sites) for pair in found if pair.labels is not None]
     absent = [(share, region, pair.sites) for pair in found for region, share in pair.present.items()]
     if shifts and max(shifts)[0] >= LABEL_STEP:
@@ -177,13 +190,11 @@ def _label_advice(found: Sequence[SitePair]) -> str:
         what = f"the share of cases with {region} differs by {share:.0%} between {a} and {b}"
     else:
         return ""
-    return (
-        f"Labels are distributed differently: {what}. Look whether both draw by one convention; if they do, "
-        f"class weights or loss-focused weighting may help, if not, private layers (FedBN, FLOP) or Ditto: {GUIDE}."
-    )
+    return f"Labels are distributed differently: {what}"
 
 
-def _volume_advice(found: Sequence[SitePair], sites: Mapping[str, Statistics]) -> str:
+def volume_difference(found: Sequence[SitePair], sites: Mapping[str, Statistics]) -> str:
+    """The largest difference of volumes, as a part of the mean volume."""
     far = []
     for pair in found:
         for region, distance in pair.volumes.items():
@@ -194,18 +205,13 @@ def _volume_advice(found: Sequence[SitePair], sites: Mapping[str, Statistics]) -
     if not far or max(far)[0] < SIZE_STEP:
         return ""
     _, value, region, (a, b) = max(far)
-    return (
-        f"Volumes of {region} differ by {value:.3g} ml on average between {a} and {b}: other patients, or another way "
-        f"to draw. Look at cases of both before you choose a method against it: {GUIDE}."
-    )
+    return f"Volumes of {region} differ by {value:.3g} ml on average between {a} and {b}"
 
 
-def _size_advice(sites: Mapping[str, Statistics]) -> str:
+def size_difference(sites: Mapping[str, Statistics]) -> str:
+    """The largest and the smallest site, where they are far apart."""
     sizes = sorted((part.cases, site) for site, part in sites.items())
     if len(sizes) < 2 or sizes[-1][0] < CASES_STEP * sizes[0][0]:
         return ""
     (least, small), (most, large) = sizes[0], sizes[-1]
-    return (
-        f"{large} has {most} cases and {small} has {least}: weights between equal and by size "
-        f"(aggregator.uniform_share, FedCostWAvg) give small sites a say: {GUIDE}."
-    )
+    return f"{large} has {most} cases and {small} has {least}"

@@ -30,6 +30,8 @@ def add_parser(subparsers: Any) -> None:
     command.value("--empty", empty, choices=EMPTY_CONVENTIONS, default="brats")
     form = "HD95 of which form: the larger of both directions, or both pooled (MedPy, GaNDLF)"
     command.value("--hd95", form, choices=HD95_FORMS, default="larger")
+    profile = "fedseg.json of the site, or its folder: what it says is drawn, where the datalist says nothing"
+    command.path("--profile", profile, "FILE")
     command.flag("--pictures", "also draw the best, the median and the worst case into overlays.png")
 
 

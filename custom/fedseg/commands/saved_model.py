@@ -103,7 +103,29 @@ def load(options: argparse.Namespace) -> tuple[ModelFile, Datalist, tuple[Case, 
 
         model, options.chosen_components = with_components(model, model_digest(model.weights), options.components)
     datalist = read_cases(options.data, model.task, options.out)
+    if getattr(options, "profile", None) is not None:
+        datalist = _as_profile_says(datalist, options.profile, options.data, model.task.name)
     return model, datalist, choose_cases(datalist, options.split)
+
+
+def _as_profile_says(datalist: Datalist, path: Path, data: Path, task: str) -> Datalist:
+    """The datalist with the regions drawn that a site's profile names for it: for the data set whose datalist it is, or
+    else for the one that is called like the task.
+
+    Raises:
+        UsageError: there is no such profile.
+        ConfigurationError: it is wrong.
+    """
+    from fedseg.site.profile import PROFILE_FILE, read_profile
+
+    folder = path if path.is_dir() else path.parent
+    if not (folder / PROFILE_FILE).is_file() or (path.is_file() and path.name != PROFILE_FILE):
+        raise UsageError(f"--profile {path}: give the {PROFILE_FILE} of a site, or the folder that holds it.")
+    profile = read_profile("", folder, folder)
+    listed = find_datalist(data).resolve()
+    names = [name for name, place in profile.datasets.items() if find_datalist(place).resolve() == listed]
+    drawn = next((found for name in names if (found := profile.drawn.get(name))), None)
+    return datalist.with_drawn(drawn or profile.drawn_regions(task))
 
 
 def _stated_task(options: argparse.Namespace) -> Task | None:

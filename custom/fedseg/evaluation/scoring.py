@@ -143,20 +143,23 @@ def evaluate(
 
     Returns:
         The written content: ``cases[]`` with every score, ``mean``, ``intervals`` and ``spread`` of each, and
-        ``failed``, the reason for each case that is left out.
+        ``cases_drawn``, in how many
+        cases each region is drawn; ``failed``, the reason for each case that is left out.
 
     Raises:
         DataError: a case has no label, or none can be read; nothing is written.
     """
     kind, settings = objective_of(predictor.model.task), {"empty": empty, "hd95": hd95}
     scores, entries, failed = [], [], dict[Case, str]()
-    names = dict(zip(cases, case_names(cases), strict=True))
+    names, drawn = dict(zip(cases, case_names(cases), strict=True)), dict.fromkeys(kind.outputs, 0)
     if kind.needs_label and (bare := [names[case] for case in cases if case.label is None]):
         raise DataError(f"{bare[0]} has no label; use `fedseg predict` for cases without one.")
     for case, prepared, values in predictor.activated(cases, failed=failed):
         predicted, spacing = decide_case(kind, prepared, values), prepared.original.spacing
         found = kind.score_drawn(prepared.drawn, predicted, prepared.reference, spacing, settings, values=values)
         scores.append(found)
+        for position, output in enumerate(kind.outputs):
+            drawn[output] += prepared.drawn is None or prepared.drawn[position]
         entries.append({"id": names[case], "patient": case.patient, **asdict(scores[-1])})
     reasons = _told(failed, cases, names)
     mean = kind.summarise(scores)
@@ -168,6 +171,7 @@ def evaluate(
     }
     intervals = score_intervals(kind, scores, [entry["patient"] for entry in entries])
     content |= {"cases": entries, "mean": mean, "intervals": intervals, "spread": _spread(kind, scores)}
+    content |= {"cases_drawn": drawn} if kind.partial else {}
     content |= {"empty_convention": empty, "hd95_form": hd95, "failed": reasons}
     table = _case_table(kind, entries)
     write_json(out / EVALUATION, content)

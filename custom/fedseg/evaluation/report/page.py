@@ -20,6 +20,7 @@ from fedseg.contract.scores import FINE_TUNED, PERSONAL
 from fedseg.evaluation.case_tables import final_case_facts
 from fedseg.evaluation.report import cross_site, decisions, overlays, spread, text_tables, verdict
 from fedseg.evaluation.report.drawing import DPI
+from fedseg.evaluation.report.drawn import drawn_table, drawn_words
 from fedseg.evaluation.report.figures import draw_figures
 from fedseg.evaluation.report.further_scores import fairness_words, further_table, further_words, interval_table
 from fedseg.evaluation.report.inversion import PICTURE, inversion_table, inversion_verdict, inversion_words
@@ -124,6 +125,8 @@ def _results(summary: Summary) -> dict[str, Any]:
         "personal": text_tables.beside_table(summary, PERSONAL),
         "fine_tuned": text_tables.beside_table(summary, FINE_TUNED),
         "empty": text_tables.empty_table(summary, "final"),
+        "drawn_regions": drawn_table(summary),
+        "drawn_words": drawn_words(summary),
         "comparison": text_tables.comparison_table(summary),
         "alike": text_tables.ALIKE,
         "cross_site": text_tables.cross_site_table(summary),

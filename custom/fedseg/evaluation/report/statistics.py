@@ -15,6 +15,7 @@ from fedseg.evaluation.report.text_tables import NOT_AVAILABLE, TextTable, shown
 from fedseg.files.documents import write_whole
 from fedseg.statistics import quantities as q
 from fedseg.statistics.document import FILE, FederationStatistics, write_statistics
+from fedseg.statistics.drawn import cases_drawn
 from fedseg.statistics.histogram import Histogram
 from fedseg.statistics.quantities import named
 from fedseg.statistics.rows import ALL_SITES, COLUMNS, statistic_rows
@@ -58,6 +59,7 @@ def statistics_tables(statistics: FederationStatistics) -> dict[str, TextTable]:
         ),
         "Labelled regions: mean volume in ml (standard deviation), median number of connected parts, share of cases "
         "that have the region.": lambda p: _region_table(p, regions),
+        "Cases in which a region is drawn, where not all have all.": lambda p: _drawn_table(p, statistics),
         "Shares of the classes in all that is labelled.": lambda p: _class_table(p, task.classes),
         "Orientation of the stored axes, maker and field strength, where they are known.": _scanner_table,
     }
@@ -129,6 +131,28 @@ def _region_table(parts: Mapping[str, Statistics], regions: Sequence[str]) -> Te
         rows.append(cells)
     header = [cell for region in regions for cell in (f"{region} (ml)", "Parts", "Cases with it")]
     return TextTable(("Site", *header), rows if regions else [], int(ALL_SITES in parts))
+
+
+def _drawn_table(parts: Mapping[str, Statistics], statistics: FederationStatistics) -> TextTable:
+    """Of how many cases each region is drawn; no rows where every case has all, and nothing is hidden by noise."""
+    counts = {site: cases_drawn(part, statistics.task) for site, part in parts.items()}
+    regions = list(next(iter(counts.values()), {}))
+    exact = [site for site, part in parts.items() if part.noise is None]
+    whole = all(
+        count is not None and round(count) >= parts[site].cases for site in exact for count in counts[site].values()
+    )
+    if whole or not regions:
+        return TextTable(())
+    rows = [
+        [site, str(parts[site].cases), *(_drawn_cell(parts[site], c) for c in counts[site].values())] for site in parts
+    ]
+    return TextTable(("Site", "Cases", *regions), rows, int(ALL_SITES in parts))
+
+
+def _drawn_cell(part: Statistics, count: float | None) -> str:
+    if count is not None:
+        return f"{count:.0f}" if part.noise is None else f"about {count:.0f}"
+    return f"below {part.minimum}" if part.minimum else NOT_AVAILABLE
 
 
 def _class_table(parts: Mapping[str, Statistics], classes: Sequence[str]) -> TextTable:

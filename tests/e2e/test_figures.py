@@ -46,6 +46,9 @@ def test_the_demo_reaches_its_figures(tmp_path):
     whole = np.mean([s["dice"]["WT"] for s in summary["final"]["sites"].values()])
     assert whole > np.mean([s["dice"]["WT"] for s in others["flair threshold"]["sites"].values()])
     assert summary["final"]["mean_dice"] > others["own model elsewhere"]["mean_dice"]
+    cases = sum(part["cases"] for part in summary["final"]["sites"].values())
+    assert {entry["test"]["patients"] for entry in summary["comparison"]} == {cases}
+    assert all(0 < entry["test"]["p"] <= entry["test"]["p_holm"] <= 1 for entry in summary["comparison"])
 
 
 def test_pancreas_phantoms_of_two_scanners(tmp_path):

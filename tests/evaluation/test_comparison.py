@@ -8,7 +8,9 @@ from fedseg.contract.plan import parse_plan
 from fedseg.data.datalist import Case, Datalist, read_datalist, write_datalist
 from fedseg.errors import ConfigurationError
 from fedseg.evaluation import comparison
-from fedseg.evaluation.comparison import compare
+from fedseg.evaluation.comparison import SiteScores, compare
+from fedseg.evaluation.comparison_tests import NO_ALTERNATIVE, NO_FEDERATED, add_tests
+from fedseg.evaluation.paired_tests import sign_flip_p, wilcoxon_p
 from fedseg.networks.weights import apply_difference, get_weights
 from fedseg.tasks.segmentation.objective import Segmentation
 from fedseg.training.trainer import SiteTrainer
@@ -19,7 +21,7 @@ PLAN_OBJECT = parse_plan(PLAN)
 
 def scores(inner, whole):
     known = [value for value in (inner, whole) if value is not None]
-    return {"dice": {"inner": inner, "whole": whole, "mean": sum(known) / len(known) if known else None}}
+    return SiteScores({"dice": {"inner": inner, "whole": whole, "mean": sum(known) / len(known) if known else None}})
 
 
 # ------------------------------------------------------------------ each site alone
@@ -90,8 +92,69 @@ def test_a_sites_own_model_is_trained_as_long_and_scored_at_every_site(tmp_path)
         weights = apply_difference(weights, trainer.train_round(weights, number, 2).update)
     for site in ("alpha", "beta"):
         judge = SiteTrainer(PLAN_OBJECT, site, read_datalist(data / site))
-        assert row[site] == Segmentation.summarise([case.score for case in judge.validate(weights, "validation")])
-    assert row["alpha"] != row["beta"]
+        scored = judge.validate(weights, "validation")
+        assert row[site].summary == Segmentation.summarise([case.score for case in scored])
+        found = [(case["evaluated_at"], case["patient"], case["output"], case["value"]) for case in row[site].cases]
+        expected = [(site, c.patient, r, c.score.dice[r]) for c in scored for r in PLAN_OBJECT.objective.outputs]
+        assert found == expected
+    assert row["alpha"].summary != row["beta"].summary
+
+
+# ------------------------------------------------------------------ paired tests
+
+
+def rows(values, site="s"):
+    """Patient -> output -> the values of its cases."""
+    return [
+        {"evaluated_at": site, "patient": patient, "output": output, "value": value}
+        for patient, outputs in values.items()
+        for output, found in outputs.items()
+        for value in found
+    ]
+
+
+def test_alternatives_are_tested_on_the_patients_and_outputs_that_both_have():
+    """By hand: p has two cases, q none of `whole`, r is the alternative's alone; the threshold knows `whole` only."""
+    federated = {
+        "p": {"inner": [0.8, 0.6], "whole": [0.9, 0.9]}, "q": {"inner": [0.5], "whole": [None]},
+        "t": {"inner": [0.6], "whole": [0.4]},
+    }  # fmt: skip
+    own = {
+        "p": {"inner": [0.6, 0.6], "whole": [0.8, 0.6]}, "q": {"inner": [0.2], "whole": [0.3]},
+        "r": {"inner": [0.1], "whole": [0.1]}, "t": {"inner": [0.4], "whole": [0.4]},
+    }  # fmt: skip
+    threshold = {"p": {"whole": [0.5, 0.7]}, "t": {"whole": [0.5]}}
+    entries = [{"name": "own"}, {"name": "threshold"}]
+    add_tests(entries, {"own": rows(own), "threshold": rows(threshold)}, rows(federated))
+    own_differences = np.array([(0.7 + 0.9) / 2 - (0.6 + 0.7) / 2, 0.5 - 0.25, 0.5 - 0.4])
+    other = np.array([0.9 - 0.6, 0.4 - 0.5])
+    for entry, differences in zip(entries, (own_differences, other), strict=True):
+        test = entry["test"]
+        assert test["difference"] == pytest.approx(differences.mean())
+        assert test["patients"] == len(differences)
+        assert test["p"] == sign_flip_p(differences)
+        assert test["p_wilcoxon"] == wilcoxon_p(differences)
+        assert test["low"] <= test["difference"] <= test["high"]
+    # Holm: the smaller of two p-values counts twice.
+    assert [entry["test"]["p"] for entry in entries] == [0.25, 1.0]
+    assert [entry["test"]["p_holm"] for entry in entries] == [0.5, 1.0]
+
+
+def test_the_same_patient_name_at_two_sites_is_two_patients():
+    federated = rows({"p": {"whole": [0.8]}}, "a") + rows({"p": {"whole": [0.4]}}, "b")
+    other = rows({"p": {"whole": [0.7]}}, "a") + rows({"p": {"whole": [0.1]}}, "b")
+    entries = [{"name": "own"}]
+    add_tests(entries, {"own": other}, federated)
+    assert (entries[0]["test"]["patients"], entries[0]["test"]["difference"]) == (2, pytest.approx(0.2))
+
+
+def test_where_single_cases_are_missing_the_reason_stands_there():
+    some = rows({"p": {"whole": [0.8]}})
+    entries = [{"name": "own"}, {"name": "none"}]
+    add_tests(entries, {"own": some}, some)
+    assert (entries[0]["test"]["difference"], entries[1]["untested"]) == (0, NO_ALTERNATIVE)
+    add_tests(entries := [{"name": "own"}], {"own": some}, [])
+    assert entries == [{"name": "own", "untested": NO_FEDERATED}]
 
 
 # ------------------------------------------------------------------ one threshold
@@ -121,7 +184,9 @@ def test_the_best_threshold_is_found_on_training_cases_and_scored_on_the_others(
         folder = tmp_path / site
         cases = [write_threshold_case(folder, f"{site}{i}", target) for i, target in enumerate((*training, *final))]
         write_datalist(Datalist(tuple(cases[:1]), tuple(cases[1:]), (), task="tiny"), folder / "datalist.json")
-    found = compare(["threshold"], PLAN_OBJECT, tmp_path, ["a", "b"], 1)
+    federated = rows({"a1": {"inner": [0.0], "whole": [0.5]}}, "a")
+    federated += rows({"b1": {"whole": [1.0]}, "b2": {"whole": [0.5]}}, "b")
+    found = compare(["threshold"], PLAN_OBJECT, tmp_path, ["a", "b"], 1, federated=federated)
     assert set(found) == {"comparison"}
     (entry,) = found["comparison"]
     assert entry["name"] == "a threshold"
@@ -130,6 +195,8 @@ def test_the_best_threshold_is_found_on_training_cases_and_scored_on_the_others(
     dice = {site: part["dice"]["whole"] for site, part in entry["sites"].items()}
     assert dice == {"a": pytest.approx(1), "b": pytest.approx((1 + 8 / 12) / 2)}
     assert entry["mean_dice"] == pytest.approx((1 + 5 / 6) / 2)
+    assert entry["test"]["patients"] == 3
+    assert entry["test"]["difference"] == pytest.approx((0.5 - 1 + 1 - 1 + 0.5 - 8 / 12) / 3)
 
 
 def test_an_unknown_kind_is_named(tmp_path):

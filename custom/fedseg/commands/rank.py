@@ -88,5 +88,8 @@ def _print(content: Mapping[str, Any]) -> None:
     out().print(table)
     for entry in content["comparisons"]:
         out().print(escape(difference_words(entry["run"], entry["reference"], DICE, entry)))
+    if len(content["comparisons"]) > 1:
+        best = content["comparisons"][0]["reference"]
+        out().print(escape(f"Tested against the winner, {best}, only; the other runs not against each other."))
     if "profiles" in content:
         out().print(f"Speeds of the sites: {escape(content['profiles'])}")

@@ -155,6 +155,7 @@ def _kinds(options: argparse.Namespace, plan: Plan) -> list[str]:
 def _print_summary(summary: dict[str, Any], folder: Path) -> None:
     """Scores, who took no part, and where the files are."""
     from fedseg.evaluation.report.tables import result_table
+    from fedseg.evaluation.report.text_tables import comparison_words
     from fedseg.evaluation.report.verdict import phantom_words
     from fedseg.evaluation.summary import last_models, participation
 
@@ -168,6 +169,7 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
         value = next(value for key, value in entry.items() if key.startswith("mean_"))
         score = "n/a" if value is None else f"{value:.3f}"
         out().print(f"compared: {entry['name']} {score} ({', '.join(entry['regions'])})")
+        out().print(f"          {comparison_words(summary, entry)}", soft_wrap=True)
     for sentence in filter(None, [phantom_words(summary), *participation(summary)]):
         tell(sentence, warning=True)
     report = folder / "report"

@@ -81,6 +81,20 @@ def patient_scores(run: Path, summary: Summary) -> pd.DataFrame:
     return means.reset_index().rename(columns={"site": "evaluated_at"})
 
 
+def output_scores(run: Path, summary: Summary) -> list[dict[str, Any]]:
+    """The primary score of every case and output of the final split under the last model.
+
+    Returns:
+        Rows with ``evaluated_at`` (its site), ``patient``, ``output`` and ``value``; none without scores of single
+        cases.
+    """
+    facts, title = final_case_facts(run, summary), objective_of_run(summary).primary.title
+    if facts.empty:
+        return []
+    columns = {"site": "evaluated_at", "patient": "patient", "output": "output", title: "value"}
+    return facts[list(columns)].rename(columns=columns).to_dict("records")
+
+
 def final_cases(scores: pd.DataFrame) -> pd.DataFrame:
     """The rows of each site's final split: its test cases, or its validation cases where it has none."""
     sites, splits = (scores.index.get_level_values(level) for level in ("site", "split"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from fedseg.data.datalist import Case, read_datalist
 from fedseg.data.label_convention import settled
 from fedseg.data.reading import read_label
 from fedseg.errors import ConfigurationError, FedsegError
+from fedseg.evaluation.comparison_tests import CaseRows, add_tests, case_rows
 from fedseg.models.model_file import initial_weights
 from fedseg.networks.weights import Arrays
 from fedseg.processes import worker_pool
 from fedseg.tasks.objective import MEAN, Objective
+from fedseg.tasks.scores import ScoredCase
 from fedseg.tasks.segmentation.labels import paint_regions, to_classes, to_regions
 from fedseg.tasks.segmentation.metrics import score_case
 from fedseg.tasks.task import Task
@@ -28,7 +31,19 @@ from fedseg.training.carried import one_site, train_carried
 from fedseg.training.trainer import SiteTrainer
 
 KINDS = ("local", "threshold")
+HOME, AWAY = "own model at home", "own model elsewhere"
 Summary = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SiteScores:
+    """A model at one site: the summary of its final cases, and their scores, see ``comparison_tests.case_rows``."""
+
+    summary: Summary
+    cases: CaseRows = ()
+
+
+Matrix = Mapping[str, Mapping[str, SiteScores]]
 
 
 def compare(
@@ -38,6 +53,7 @@ def compare(
     sites: Sequence[str],
     num_rounds: int,
     initial: Path | None = None,
+    federated: CaseRows = (),
 ) -> dict[str, Any]:
     """Score the alternatives on the same final cases as the federated model.
 
@@ -50,24 +66,31 @@ def compare(
         sites: the sites.
         num_rounds: rounds of the federation.
         initial: the model file that the federation starts from, and so each site alone; None where there is none.
+        federated: the federated model's scores of these cases, see ``comparison_tests.case_rows``.
 
     Returns:
-        ``comparison`` and, with ``local``, ``cross_site`` for the summary.
+        ``comparison``, with a paired test of each where there are scores of single cases, and with ``local``
+        ``cross_site`` for the summary.
     """
     for kind in kinds:
         if kind not in KINDS:
             raise ConfigurationError("--compare", kind, f"a list out of {', '.join(KINDS)}")
     result: dict[str, Any] = {"comparison": []}
+    cases: dict[str, CaseRows] = {}
     if "threshold" in kinds:
         if not plan.objective.masks:
             raise ConfigurationError("--compare", "threshold", f"another one: this job is of {plan.objective.title}")
-        result["comparison"].append(_threshold(plan, data, sites))
+        entry, scored = _threshold(plan, data, sites)
+        result["comparison"].append(entry)
+        cases[entry["name"]] = scored
     if "local" in kinds:
-        able = [site for site in sites if read_datalist(data / site).labelled.training]
-        matrix = train_alone(plan, data, able, num_rounds, initial)
+        matrix = train_alone(plan, data, sites, num_rounds, initial)
         name = plan.objective.primary.name
-        result["cross_site"] = {a: {b: s[name][MEAN] for b, s in row.items()} for a, row in matrix.items()}
+        result["cross_site"] = {a: {b: s.summary[name][MEAN] for b, s in row.items()} for a, row in matrix.items()}
         result["comparison"] += _local_entries(plan.objective, matrix)
+        cases[HOME] = [case for site, row in matrix.items() for case in row[site].cases]
+        cases[AWAY] = [c for a, row in matrix.items() for b, scores in row.items() if a != b for c in scores.cases]
+    add_tests(result["comparison"], cases, federated)
     return result
 
 
@@ -76,8 +99,9 @@ def compare(
 
 def train_alone(
     plan: Plan, data: Path, sites: Sequence[str], num_rounds: int, initial: Path | None = None
-) -> dict[str, dict[str, Summary]]:
-    """Each site's own model on every site's final cases: trained at -> scored at -> summary."""
+) -> dict[str, dict[str, SiteScores]]:
+    """The own model of each site that has labelled training cases, on their final cases: trained at -> scored at."""
+    sites = [site for site in sites if read_datalist(data / site).labelled.training]
     jobs = [(plan.to_dict(), str(data), site, list(sites), num_rounds, initial) for site in sites]
     workers = max(1, min(len(sites), (os.cpu_count() or 1) // plan.training.threads))
     try:
@@ -88,7 +112,7 @@ def train_alone(
     return dict(zip(sites, rows, strict=True))
 
 
-def _train_one(job: tuple[dict[str, Any], str, str, list[str], int, Path | None]) -> dict[str, Summary]:
+def _train_one(job: tuple[dict[str, Any], str, str, list[str], int, Path | None]) -> dict[str, SiteScores]:
     declaration, data, site, sites, num_rounds, initial = job
     plan = parse_plan(declaration)
     torch.set_num_threads(plan.training.threads)
@@ -98,24 +122,25 @@ def _train_one(job: tuple[dict[str, Any], str, str, list[str], int, Path | None]
     return {other: _score_at(plan, Path(data) / other, other, weights) for other in sites}
 
 
-def _score_at(plan: Plan, folder: Path, site: str, weights: Arrays) -> Summary:
+def _score_at(plan: Plan, folder: Path, site: str, weights: Arrays) -> SiteScores:
     trainer = SiteTrainer(plan, site, settled(plan.task, read_datalist(folder)))
     scored = trainer.validate(weights, trainer.datalist.final_split)
-    return plan.objective.summarise([case.score for case in scored])
+    kind = plan.objective
+    return SiteScores(kind.summarise([case.score for case in scored]), case_rows(kind, site, scored, kind.outputs))
 
 
-def _local_entries(kind: Objective, matrix: Mapping[str, Mapping[str, Summary]]) -> list[dict[str, Any]]:
+def _local_entries(kind: Objective, matrix: Matrix) -> list[dict[str, Any]]:
     """For each site: its own model at home, and the mean of its own model over the other sites."""
     away = {
-        site: _means(kind, [scores for other, scores in row.items() if other != site])
+        site: _means(kind, [scores.summary for other, scores in row.items() if other != site])
         for site, row in matrix.items()
         if len(row) > 1
     }
-    home = {site: _means(kind, [row[site]]) for site, row in matrix.items()}
-    entries = [_entry(kind, "own model at home", "each hospital's own model on its own cases", home)]
+    home = {site: _means(kind, [row[site].summary]) for site, row in matrix.items()}
+    entries = [_entry(kind, HOME, "each hospital's own model on its own cases", home)]
     if away:
         text = "each hospital's own model, trained as long, on the other hospitals' cases (mean over those)"
-        entries.append(_entry(kind, "own model elsewhere", text, away))
+        entries.append(_entry(kind, AWAY, text, away))
     return entries
 
 
@@ -132,7 +157,7 @@ def _means(kind: Objective, summaries: Sequence[Summary]) -> dict[str, float | N
 # ------------------------------------------------------------------ one threshold
 
 
-def _threshold(plan: Plan, data: Path, sites: Sequence[str]) -> dict[str, Any]:
+def _threshold(plan: Plan, data: Path, sites: Sequence[str]) -> tuple[dict[str, Any], CaseRows]:
     """The best single threshold on the normalised last channel, found on all training cases together."""
     task = plan.task
     region = max(range(len(task.regions)), key=lambda i: len(task.regions[i].classes))
@@ -142,18 +167,19 @@ def _threshold(plan: Plan, data: Path, sites: Sequence[str]) -> dict[str, Any]:
     training = [case for datalist in lists.values() for case in datalist.labelled.training]
     dice = np.mean([_threshold_dice(task, case, region, candidates) for case in training], axis=0)
     best = float(candidates[int(dice.argmax())])
-    scores = {}
+    scores: dict[str, Summary] = {}
+    rows: list[Mapping[str, Any]] = []
     for site, datalist in lists.items():
-        cases = [
-            _threshold_score(task, case, region, best, plan.training.empty)
-            for case in datalist.split(datalist.final_split)
-        ]
-        scores[site] = {name: plan.objective.summarise(cases)["dice"][name]}
+        cases = datalist.split(datalist.final_split)
+        scored = [_threshold_score(task, case, region, best, plan.training.empty) for case in cases]
+        scores[site] = {name: plan.objective.summarise(scored)["dice"][name]}
+        named = [ScoredCase(case.id, 0.0, score, case.patient) for case, score in zip(cases, scored, strict=True)]
+        rows += case_rows(plan.objective, site, named, [name])
     text = (
         f"{task.channels[-1]} above {best:.1f} standard deviations, the best threshold for {name} on all training "
         "cases; it knows no other region"
     )
-    return _entry(plan.objective, f"{task.channels[-1]} threshold", text, scores)
+    return _entry(plan.objective, f"{task.channels[-1]} threshold", text, scores), rows
 
 
 def _channel(task: Task, case: Case) -> tuple[np.ndarray, Any]:

@@ -15,6 +15,7 @@ from fedseg.data.datalist import read_datalist
 from fedseg.data.reading import open_image
 from fedseg.errors import DataError
 from fedseg.evaluation.case_intervals import score_intervals
+from fedseg.evaluation.case_tables import output_scores
 from fedseg.evaluation.comparison import compare
 from fedseg.evaluation.report.page import write_report
 from fedseg.evaluation.summary import OWN, describe_run, last_models, write_summary
@@ -68,7 +69,7 @@ def write_results(
     if kinds:
         write_report(out)  # the comparison takes long
         tell(f"comparing with: {', '.join(kinds)}", False)
-        summary |= _comparison(job, summary, data, kinds)
+        summary |= _comparison(job, summary, data, kinds, out)
         write_summary(summary, report)
     summary = probe_after_run(out, data, summary, probed, tell, progress)
     write_report(out)
@@ -171,10 +172,11 @@ def _write_overlays(job: Job, summary: Summary, out: Path) -> None:
     )
 
 
-def _comparison(job: Job, summary: Summary, data: Path, kinds: Sequence[str]) -> Summary:
+def _comparison(job: Job, summary: Summary, data: Path, kinds: Sequence[str], out: Path) -> Summary:
     """``comparison`` and, with ``local``, ``cross_site`` of the summary, the federated model beside the sites' own."""
     rounds = int(job.workflow["num_rounds"])
-    found = compare(kinds, job.plan, data, summary["sites"], rounds, job.initial)
+    federated = output_scores(out, summary)
+    found = compare(kinds, job.plan, data, summary["sites"], rounds, job.initial, federated)
     if "cross_site" in found:
         scores, name = summary["final"]["sites"], job.plan.objective.primary.name
         found["cross_site"]["federated"] = {site: part[name][MEAN] for site, part in scores.items()}

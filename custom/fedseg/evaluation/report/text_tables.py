@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedseg.contract.events import when
+from fedseg.evaluation.comparison_tests import NO_FEDERATED, TEST, UNTESTED
 from fedseg.evaluation.cross_site import CROSS_SITE
 from fedseg.evaluation.report.tables import (
     MEAN_OF_CASES,
@@ -69,6 +70,19 @@ def difference_words(name: str, reference: str, score: Score, told: Mapping[str,
     p, corrected = shown(told["p"], ".3g"), shown(told["p_holm"], ".3g")
     difference = f"{score.title} {shown(told['difference'], score.form)}{bounds}"
     return f"{name} less {reference}: {difference} on {patients}, p {p}, corrected {corrected}."
+
+
+def comparison_words(summary: Summary, entry: Mapping[str, Any]) -> str:
+    """What the paired test of the federated model and another way says, or why there is none.
+
+    Args:
+        summary: of the run.
+        entry: of its ``comparison``.
+    """
+    test = part(entry, TEST)
+    if not test:
+        return f"No paired test: {entry.get(UNTESTED) or NO_FEDERATED}"
+    return difference_words("federated model", str(entry["name"]), objective_of_run(summary).primary, test)
 
 
 def shown_bytes(value: Any) -> str:
@@ -150,7 +164,8 @@ def comparison_table(summary: Summary) -> TextTable:
         text = [shown(row.score, score.form), shown(row.federated, score.form), shown(row.difference, f"+{score.form}")]
         body.append([row.name, row.description, statement(row.difference, score), scored, *text])
     header = ("Other way", "What it is", "The federated model is", "Sites", score.title, "Federated", "Difference")
-    return TextTable(header, body, 0, 3)
+    notes = [comparison_words(summary, entry) for entry in rows(summary, "comparison")]
+    return TextTable(header, body, 0, 3, notes)
 
 
 def statement(difference: Any, score: Score) -> str:

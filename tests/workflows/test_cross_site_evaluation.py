@@ -11,7 +11,7 @@ import pytest
 
 from fedseg.aggregators.fedavg import FedAvg
 from fedseg.data.datalist import read_datalist
-from fedseg.errors import ConfigurationError, DataError, RefusalError
+from fedseg.errors import AbortedError, ConfigurationError, DataError, RefusalError
 from fedseg.evaluation.cross_site import CROSS_SITE, matrix_of
 from fedseg.evaluation.report.page import write_report
 from fedseg.jobs.job import read_job
@@ -115,6 +115,66 @@ def test_who_is_left_out_is_told_so_with_every_model_and_may_have_forgotten_it(t
     scripted(tmp_path, script, num_rounds=1).train()
     assert sorted(told) == ["a", "b", "c"]
     assert all(each == [site] for site, given in told.items() for each in given)
+
+
+def learns(task, site, message):
+    """As ``answers``, with updates that differ by site and round and follow from the received model."""
+    answer = answers(task, site, message)
+    if task == "train":
+        draw = np.random.default_rng([ord(site), message.current_round])
+        answer.params = {
+            name: (0.1 * w + draw.normal(0, 0.01, w.shape)).astype(np.float32) for name, w in message.params.items()
+        }
+    return answer
+
+
+def matrix_after(run, folder):
+    """Everything that a finished run says of its models, and the models of all trainings."""
+    content = json.loads((folder / "results.json").read_text("utf-8"))[CROSS_SITE]
+    models = {path.parent.name: path.read_bytes() for path in sorted(folder.glob("without-*/last.safetensors"))}
+    return content, models, {name: value.tobytes() for name, value in run.state.model.weights.items()}
+
+
+RUNS = ("run", "run-without-a", "run-without-b", "run-without-c")
+STOPS = {
+    "in a round of the training with all": ("train", "run", 2),
+    "in the last evaluation of all": ("validate", "run", None),
+    "in the first round without the first site": ("train", "run-without-a", 0),
+    "in a later round without the second site": ("train", "run-without-b", 2),
+    "in the evaluation without the last site": ("validate", "run-without-c", None),
+}
+
+
+@pytest.mark.parametrize("stop", STOPS.values(), ids=STOPS)
+def test_a_stopped_run_goes_on_with_the_training_at_which_it_was_to_the_same_bits(tmp_path, stop):
+    whole = scripted(tmp_path / "whole", learns, num_rounds=3)
+    whole.train()
+    trained = []
+
+    def dies(task, site, message):
+        told = message.meta["fedseg_run_id"]
+        if (task, told, message.current_round if task == "train" else None) == stop:
+            raise AbortedError("stopped")
+        return goes_on(task, site, message)
+
+    def goes_on(task, site, message):
+        if task == "train":
+            trained.append((message.meta["fedseg_run_id"], message.current_round, site))
+        return learns(task, site, message)
+
+    first = scripted(tmp_path / "stopped", dies, num_rounds=3)
+    with pytest.raises(AbortedError):
+        first.train()
+    first.state.checkpoints.unlock()  # as the end of its process does
+    again = scripted(tmp_path / "stopped", goes_on, num_rounds=3, resume=True)
+    again.train()
+    assert matrix_after(again, tmp_path / "stopped") == matrix_after(whole, tmp_path / "whole")
+    assert len(matrix_after(again, tmp_path / "stopped")[1]) == 3
+    # Every site trains in every round of its four trainings once, but for those of the round in which the run stopped.
+    finished = [entry for entry in trained if entry[:2] != stop[1:]]
+    assert sorted(finished) == sorted(set(finished))
+    expected = {(run, number, site) for run in RUNS for number in range(3) for site in "abc" if not run.endswith(site)}
+    assert set(trained) == expected
 
 
 def test_each_training_begins_with_parts_of_its_own(tmp_path):

@@ -22,6 +22,7 @@ JOBS = {
     for name, task in (("fedcostwavg", "hippocampus"), ("fedpidavg", "hippocampus"), ("fedadam", "brats"))
 }
 JOB = JOBS["fedcostwavg"]
+EVERY_ROUND = [f"round {number}/3" for number in (1, 2, 3)]
 FULL = [pytest.param(name, marks=pytest.mark.full) for name in ("fedpidavg", "fedadam")]
 
 
@@ -115,6 +116,40 @@ def test_termination_ends_every_process(killed):
 def test_a_killed_run_goes_on_to_the_same_model(killed, undisturbed):
     assert model(killed.out) == model(undisturbed)
     assert rounds(killed.out) == rounds(undisturbed)
+
+
+@pytest.mark.full
+def test_a_killed_repetition_without_a_site_goes_on_to_the_same_matrix(folder, data):
+    """SIGKILL in the second round of the training without beta; those with all and without alpha have ended."""
+    job, options = ROOT / "jobs" / "hippocampus_cross_site_evaluation", ["--in-process", "--rounds", 3, "--seed", 3]
+    runs = {kind: folder / f"repeated-{kind}" for kind in ("undisturbed", "killed")}
+    result = simulate(job, data, runs["undisturbed"], *options, *SETTINGS)
+    assert result.returncode == 0, result.stderr
+    command = [sys.executable, "-m", "fedseg", "simulate", job, "--data", data, "--out", runs["killed"], *options]
+    process = subprocess.Popen(
+        list(map(str, [*command, *SETTINGS])), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=ROOT
+    )
+    try:
+        without = False
+        for line in process.stderr:
+            without |= line.startswith("training without beta")
+            if without and line.startswith("round 2/"):
+                break
+    finally:
+        process.kill()
+        process.communicate()
+    result = simulate(job, data, runs["killed"], "--in-process", "--resume")
+    assert result.returncode == 0, result.stderr
+    said = result.stderr.splitlines()
+    assert [line for line in said if line.startswith("round ")] == ["round 2/3", "round 3/3", *EVERY_ROUND]
+    assert [line for line in said if line.startswith("going on")] == [
+        f"going on after round {number}" for number in (3, 3, 1)
+    ]
+    summaries = {kind: json.loads((out / "report" / "summary.json").read_text("utf-8")) for kind, out in runs.items()}
+    one, other = (summary["cross_site_evaluation"] for summary in summaries.values())
+    assert one == other
+    assert [model["of"] for model in one["models"] if model["kind"] == "without"] == ["alpha", "beta", "gamma"]
+    assert model(runs["killed"]) == model(runs["undisturbed"])
 
 
 def test_going_back_to_an_earlier_round_gives_the_same_model(finished, folder, data):

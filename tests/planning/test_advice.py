@@ -160,7 +160,7 @@ def test_the_command_says_it_and_writes_it(one, tmp_path, capsys):
     statistics = FederationStatistics(TINY, {"a": one, "b": replace(one, cases=16)})
     write_statistics(statistics, tmp_path / "statistics.json")
     (tmp_path / "run" / "report").mkdir(parents=True)
-    run = run_of(sites={"a": 0.9, "b": 0.5})
+    run = run_of((0.7,), sites={"a": 0.9, "b": 0.5})
     (tmp_path / "run" / "report" / "summary.json").write_text(json.dumps(run))
     given = ["advise", str(tmp_path / "statistics.json"), "--out", str(tmp_path / "advice.json")]
     assert main(given) == 0

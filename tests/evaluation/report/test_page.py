@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from evaluation.synthetic_run import SITES, make_summary, write_run
+from evaluation.synthetic_run import REGIONS, SITES, make_summary, write_run
 from fedseg.cli import main
 from fedseg.errors import DataError
 from fedseg.evaluation.report.compare import markdown, repeats_frame, runs_frame
@@ -44,6 +44,18 @@ def test_page_needs_nothing_from_outside(tmp_path: Path) -> None:
     page = page_of(tmp_path, make_summary())
     assert not re.search(r"<script|<link|<iframe|https?://", page)
     assert all(source.startswith("data:") for source in re.findall(r'src="([^"]{0,30})', page))
+
+
+def test_regions_that_are_not_drawn_everywhere_have_a_section(tmp_path: Path) -> None:
+    summary = make_summary(2)
+    scored = summary["final"]["sites"]
+    for site in SITES:
+        scored[site]["defined"] = dict.fromkeys(REGIONS, scored[site]["cases"])
+    assert "Drawn regions" not in words(page_of(tmp_path / "whole", summary))
+    scored[SITES[1]]["defined"]["ET"] = 0
+    text = words(page_of(tmp_path / "partial", summary))
+    assert "Drawn regions" in text
+    assert f"Nobody drew ET at {SITES[1]}" in text
 
 
 def test_values_are_escaped(tmp_path: Path) -> None:

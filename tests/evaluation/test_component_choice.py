@@ -115,6 +115,7 @@ def test_rules_of_a_file_are_applied_by_both_commands_and_stated(folder, capsys)
     (folder / "rules.json").write_text(json.dumps(content))
     assert use("predict", "--split", "test", out="plain") == 0
     assert use("predict", "--split", "test", "--components", "rules.json", out="kept") == 0
+    assert "parts kept: inner 1000.0 (rules.json)" in " ".join(capsys.readouterr().out.split())
     plain, kept = (np.asarray(nib.load(next((folder / n).glob("*.nii.gz"))).dataobj) for n in ("plain", "kept"))
     task = choice_module.replace(parse_task(TASK), components={"inner": 1000.0})
     np.testing.assert_array_equal(kept, keep_components(task, plain, (1.0, 1.0, 1.0)))
@@ -135,6 +136,8 @@ def test_rules_of_another_model_and_broken_files_are_refused(folder):
     model = read_model("model.safetensors")
     with pytest.raises(DataError, match="another model"):
         with_components(model, "other", folder / "rules.json")
+    with pytest.raises(DataError, match="chosen without --adapt-statistics"):
+        with_components(model, model_digest(model.weights), folder / "rules.json", adapted=True)
     content = json.loads((folder / "rules.json").read_text())
     for rules, why in (({"liver": "largest"}, "liver"), ({"whole": -1}, "whole"), ([], "rules")):
         (folder / "rules.json").write_text(json.dumps({**content, "rules": rules}))
@@ -163,6 +166,11 @@ def test_statistics_are_adapted_on_request_and_refused_by_name_without_any(folde
         picture = nib.load(folder / name / "overlays" / "best.nii.gz").get_fdata()
         np.testing.assert_array_equal(mask, picture)
     assert found[0] != found[1]
+
+
+def test_a_choice_on_training_cases_is_warned_of(folder, capsys):
+    assert use("choose-components", "--split", "training", "--volumes", "1", out="rules.json") == 0
+    assert "choose on validation" in " ".join(capsys.readouterr().err.split())
 
 
 def test_volumes_that_cannot_be_are_refused(folder, capsys):

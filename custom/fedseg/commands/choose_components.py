@@ -10,7 +10,7 @@ from rich.table import Table
 
 from fedseg.commands.arguments import Command, check_report_file
 from fedseg.commands.saved_model import add_computing, add_model_and_data, describe, load, read_files
-from fedseg.console import out, track
+from fedseg.console import out, tell, track
 from fedseg.errors import UsageError
 from fedseg.files.documents import write_json
 
@@ -41,6 +41,8 @@ def run(options: argparse.Namespace) -> int:
     from fedseg.evaluation.component_choice import VOLUMES, choose_components, document
     from fedseg.evaluation.scoring import Predictor
 
+    if options.split in ("training", "all"):
+        tell("Predictions of training cases have fewer false parts than others: choose on validation.", warning=True)
     check_report_file("--out", options.out, read_files(options, datalist))
     predictor = Predictor(
         model, options.device, options.overlap, lambda items: track(items, "cases", len(cases), slow=True),

@@ -41,4 +41,7 @@ def run(options: argparse.Namespace) -> int:
     convention = names.index(options.convention) if options.convention else 0
     written, failed = write_masks(predictor, cases, options.out, convention)
     out().print(f"{len(written)} mask(s) written to {options.out}")
+    if options.components is not None:
+        rules = ", ".join(f"{name} {rule}" for name, rule in model.task.components.items()) or "all"
+        out().print(f"parts kept: {rules} ({options.components})")
     return report_failed(failed)

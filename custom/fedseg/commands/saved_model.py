@@ -101,7 +101,8 @@ def load(options: argparse.Namespace) -> tuple[ModelFile, Datalist, tuple[Case, 
     if getattr(options, "components", None) is not None:
         from fedseg.evaluation.component_choice import with_components
 
-        model, options.chosen_components = with_components(model, model_digest(model.weights), options.components)
+        digest, adapted = model_digest(model.weights), options.adapt_statistics
+        model, options.chosen_components = with_components(model, digest, options.components, adapted)
     datalist = read_cases(options.data, model.task, options.out)
     if getattr(options, "profile", None) is not None:
         datalist = _as_profile_says(datalist, options.profile, options.data, model.task.name)

@@ -122,13 +122,16 @@ def document(choice: Mapping[str, Any], about: Mapping[str, Any], volumes: Seque
     return {"schema": SCHEMA, **about, "volumes": list(volumes), **choice}
 
 
-def with_components(model: ModelFile, digest: str, path: Path) -> tuple[ModelFile, dict[str, Any]]:
+def with_components(
+    model: ModelFile, digest: str, path: Path, adapted: bool = False
+) -> tuple[ModelFile, dict[str, Any]]:
     """The model with the rules of a file, and what a record says of them.
 
     Args:
         model: that predicts.
         digest: of its weights.
         path: a file that ``document`` made.
+        adapted: whether the model's statistics are adapted to the site, as they must have been for the choice.
 
     Raises:
         DataError: the file is none of rules, or they were chosen for another model or task.
@@ -141,6 +144,11 @@ def with_components(model: ModelFile, digest: str, path: Path) -> tuple[ModelFil
         raise DataError(
             f"{path} was chosen for another model: parts that are errors of one may be right in another. "
             "Choose for this one with `fedseg choose-components`."
+        )
+    if bool(content.get("adapted_statistics")) != adapted:
+        how = "without" if adapted else "with"
+        raise DataError(
+            f"{path} was chosen {how} --adapt-statistics, which changes what is predicted. Use it in both or in none."
         )
     rules = content.get("rules")
     try:

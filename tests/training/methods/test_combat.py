@@ -1,6 +1,7 @@
 """ComBat over sites, against neuroCombat's formulae on all images in one place, written as slow loops."""
 
 import json
+import runpy
 from dataclasses import replace
 from pathlib import Path
 
@@ -208,6 +209,15 @@ def test_moments_are_kept_over_rounds():
     other.load_state(None)
     other.load_state(hook.state())
     np.testing.assert_array_equal(other._own, values)
+
+
+@pytest.mark.parametrize("name", ["GaussianNoise", "LaplaceNoise", "SparseVector"])
+def test_a_job_with_noise_is_refused(name):
+    writer = runpy.run_path(str(Path(__file__).parents[3] / "scripts" / "write_combinations.py"))
+    chosen = [part for part in writer["parts"]() if part.name in ("Combat", name)]
+    said = writer["refusal"](*chosen)
+    assert "Combat needs statistics of the sites' data" in said
+    assert f"{name} withholds" in said
 
 
 def test_the_job_is_whole():

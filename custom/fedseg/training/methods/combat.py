@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedseg.contract.combinations import STATISTICS
 from fedseg.contract.plan import Plan
 from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.networks.parts.combat import COMBAT, COMBAT_AFTER, COMBAT_BEFORE
@@ -43,7 +44,7 @@ def grand(moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         moments: numbers of images, sums, and squared deviations within sites, [3, F].
     """
     count = np.maximum(moments[0], 1)
-    deviation = np.sqrt(moments[2] / count)
+    deviation = np.sqrt(np.maximum(moments[2], 0) / count)
     return moments[1] / count, np.where(deviation > _TINY, deviation, 1.0)
 
 
@@ -125,6 +126,8 @@ class Combat(TrainingHook):
     """
 
     prefix = "combat/"
+    # Squared deviations with noise are those of nothing, and may be below 0.
+    needs = TrainingHook.needs | {STATISTICS}
 
     def __init__(self) -> None:
         self._own: np.ndarray | None = None

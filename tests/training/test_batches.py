@@ -71,6 +71,24 @@ def test_the_last_patches_of_a_batch_are_forced_as_many_as_nnunet_forces(share, 
     assert {item.foreground for item in batches()[0]} == {None}
 
 
+@pytest.mark.parametrize("share", [0.2, 0.33, 0.5, 0.9])
+@pytest.mark.parametrize("size", [3, 4, 7])
+def test_no_batch_has_a_smaller_share_of_forced_patches_than_a_whole_one(share, size):
+    """Whatever number of patches an epoch has; nor more than one patch above that share."""
+    for count in range(1, 2 * size + 2):
+        made = batches([(i, (i,)) for i in range(count)], batch_size=size, forced_foreground=share)
+        for batch in made:
+            forced = sum(item.foreground for item in batch)
+            least = forced_count(share, size) * len(batch) / size
+            assert least <= forced < least + 1
+            assert [item.foreground for item in batch] == sorted(item.foreground for item in batch)
+
+
+def test_a_site_with_a_single_patch_in_an_epoch_trains_on_the_foreground():
+    (batch,) = batches([(0, (0,))], batch_size=2, forced_foreground=0.33)
+    assert [item.foreground for item in batch] == [True]
+
+
 def test_forced_patches_have_each_class_in_their_centre_as_often_and_others_lie_anywhere(tmp_path):
     task = resolve_task({**TASK, "patch_size": [5, 5, 5], "sampling": {}, "flip_axes": []})
     dataset = PatchDataset(task, CaseCache(task, [write_case(tmp_path, "a", 5)], True), "none")

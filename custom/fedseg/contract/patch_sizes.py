@@ -41,13 +41,24 @@ def patch_sizes(name: str, value: Any) -> tuple[PatchSize, ...]:
     return found
 
 
-def forced_count(share: float, batch: int) -> int:
+def forced_count(share: float, batch: int, patches: int | None = None) -> int:
     """How many patches of a batch have foreground in their centre: the share, rounded as nnU-Net rounds it.
+
+    A last batch that is short, which nnU-Net does not have, has no smaller share of them than a whole batch: a site
+    with fewer patches in an epoch than a batch holds would else never train on what is rare.
 
     >>> forced_count(1 / 3, 2), forced_count(0.33, 12), forced_count(0.33, 1)
     (1, 4, 0)
+    >>> [forced_count(0.33, 12, patches) for patches in (1, 3, 4, 12)]
+    [1, 1, 2, 4]
+
+    Args:
+        share: from 0 to 1.
+        batch: patches of a whole batch.
+        patches: of this batch; None for a whole one.
     """
-    return batch - round(batch * (1 - share))
+    whole = batch - round(batch * (1 - share))
+    return whole if patches is None else -(-patches * whole // batch)
 
 
 def _patch_size(name: str, value: Any, what: str) -> PatchSize:

@@ -18,7 +18,8 @@ def epoch_batches(
 
     Of each case ``patches_per_case`` follow one another. All patches of a batch have one size, drawn by its share.
     Where ``forced_foreground`` is not 0, its share of each batch, the last ones, have a voxel of the foreground in
-    their centre, and the others lie anywhere (nnU-Net, Isensee et al., Nat Methods 2021).
+    their centre, and the others lie anywhere (nnU-Net, Isensee et al., Nat Methods 2021). No batch, also no short last
+    one, has a smaller share than a whole batch, see ``forced_count``.
 
     Args:
         task: its patch size is that of all patches where the settings name no other.
@@ -40,9 +41,9 @@ def epoch_batches(
 
 
 def _forced(settings: TrainingSettings, place: int, batch: int) -> bool | None:
-    """Whether a patch of a batch is forced; None where nothing is, and the task's frequencies hold."""
+    """Whether a patch of a batch of so many is forced; None where nothing is, and the task's frequencies hold."""
     share = settings.forced_foreground
-    return place >= batch - forced_count(share, batch) if share else None
+    return place >= batch - forced_count(share, settings.batch_size, batch) if share else None
 
 
 def _sizes(

@@ -166,6 +166,16 @@ def test_noise_has_its_deviation_and_inverted_gamma_is_gamma_of_the_negative():
     assert torch.allclose(inverted, -show(-given, replace(NOTHING, gamma=(1.3,))))
 
 
+def test_all_channels_have_the_same_noise():
+    """As batchgeneratorsv2 draws it with ``synchronize_channels``, which the trainer sets: [1, X, Y, Z], expanded."""
+    given = image(3, 16, 16, 16)
+    nothing = Shown((0.08, 1), *[(None,) * 3] * 6, ())
+    added = show(given, nothing) - given
+    assert float(added[0].std()) == pytest.approx(0.08, rel=0.05)
+    assert torch.allclose(added[0], added[1], atol=1e-6)
+    assert torch.allclose(added[0], added[2], atol=1e-6)
+
+
 @pytest.mark.parametrize(("normalisation", "stays"), [("zscore_nonzero", True), ("zscore", False)])
 def test_nothing_stays_nothing_where_zero_means_that(normalisation, stays):
     augmentation = NnunetAugmentation(task(normalisation=normalisation), "nnunet")

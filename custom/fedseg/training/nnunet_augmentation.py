@@ -36,7 +36,7 @@ class Shown:
     """How a patch with some channels is shown otherwise; None leaves it, or a channel, as it is.
 
     Attributes:
-        noise: standard deviation of the noise of all channels, and its seed.
+        noise: standard deviation of the noise, which all channels have in common, and its seed.
         blur: of each channel the standard deviation in voxels along each axis.
         brightness, contrast: of each channel a factor.
         resolution: of each channel which share of the voxels along an axis is kept.
@@ -125,7 +125,8 @@ def show(image: torch.Tensor, shown: Shown, across: int | None = None) -> torch.
     result = image.clone()
     if shown.noise is not None:
         deviation, seed = shown.noise
-        drawn = np.random.default_rng(seed).normal(0, deviation, image.shape)
+        # Its trainer has one noise for all channels: ``synchronize_channels`` of its GaussianNoiseTransform.
+        drawn = np.random.default_rng(seed).normal(0, deviation, image.shape[1:])
         result += torch.from_numpy(drawn.astype(np.float32))
     for index in range(len(result)):
         channel = result[index]

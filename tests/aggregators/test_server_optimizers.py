@@ -247,3 +247,26 @@ def test_a_steady_update_moves_the_weights_by_itself_in_the_long_run_with_the_de
         assert moves[-1] == pytest.approx(2.0)
         assert moves == sorted(moves)
         assert moves[0] == pytest.approx(2.0 * (1 - momentum))
+
+
+@pytest.mark.parametrize("decay", [0.3, 0.9])
+def test_with_its_own_rate_momentum_is_the_moving_average_of_the_model(decay):
+    """e <- decay e + (1 - decay) w, where w goes the way of all updates, and e is what every round starts from."""
+    rounds = updates(7)
+    for name in SHAPES:
+        start = np.full(SHAPES[name], 0.5)
+        fast, average, found = start.copy(), start.copy(), start.copy()
+        optimizer = FedAvgM(momentum=decay)
+        steps = [optimizer.step({name: update[name]})[name] for update in rounds]
+        for update, step in zip(rounds, steps, strict=True):
+            fast = fast + update[name]
+            average = decay * average + (1 - decay) * fast
+            found = found + step
+            np.testing.assert_allclose(found, average, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_moving_average_with_decay_0_is_fedavg_to_the_bit(dtype):
+    for update in updates(3, dtype=dtype):
+        moved = FedAvgM(momentum=0.0).step(update)
+        assert all(np.array_equal(moved[name], update[name]) and moved[name].dtype == dtype for name in update)

@@ -100,6 +100,10 @@ class FedAvgM(ServerOptimizer):
     A steady update u moves the weights by learning_rate u / (1 - momentum) a round in the long run. The default rate is
     1 - momentum, with which that is u; the published rate of 1 moves them ten times as far with a momentum of 0.9, and
     diverges where local training goes far already.
+
+    With the default rate the global model is an exponential moving average over the rounds, e <- momentum e +
+    (1 - momentum) w, where w is the start and all updates after it; sites train from e. With a momentum of 0 that is
+    FedAvg, to the bit.
     """
 
     kinds = (_FIRST,)

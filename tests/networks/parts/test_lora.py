@@ -11,7 +11,7 @@ from fedseg.errors import ConfigurationError, DataError
 from fedseg.models.model_file import initial_weights, write_model
 from fedseg.networks.parts.lora import Adapter
 from fedseg.networks.registry import NETWORKS, parse_network
-from fedseg.networks.weights import get_weights
+from fedseg.networks.weights import get_weights, set_weights
 from fedseg.training.trainer import SiteTrainer
 from tiny import PLAN, make_sites
 
@@ -79,6 +79,46 @@ def test_only_adapters_and_what_else_is_named_move_and_are_shared(tmp_path):
     assert set(result.update) == moves
     assert {n for n in weights if not np.array_equal(result.weights[n], weights[n])} <= moves
     assert all(np.abs(result.update[n]).max() > 0 for n in moves if n.endswith("up.weight"))
+
+
+def added_by(arrays, plan, start):
+    """What the adapters add to the output of their layer, by layer, with arrays in the place of those at start."""
+    network = plan.build_network()
+    set_weights(network, {**start, **arrays})
+    values = torch.randn(1, 64, 4, 4, 4, generator=torch.Generator().manual_seed(5))
+    adapters = network.get_submodule("parts.lora")
+    with torch.no_grad():
+        return {name: a(values[:, : a.down.weight.shape[1]]) for name, a in adapters.items() if "unit" in name}
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_with_the_first_matrix_fixed_the_mean_of_adapters_adds_the_mean_of_what_they_add(fixed, tmp_path):
+    """Sites with other cases; without it the global adapter adds something else. Of several steps: in the first one
+    ``up`` is zero, so that ``down`` does not move yet."""
+    parts = [{"name": "lora", "rank": 2, "alpha": 64.0, "fixed_down": fixed}]
+    training = {**PLAN["training"], "local_epochs": 4}
+    plan = parse_plan({**PLAN, "network": {**PLAN["network"], "parts": parts}, "training": training})
+    start, sites = get_weights(plan.build_network()), make_sites(tmp_path / "data", {"a": (2, 1), "b": (2, 1)})
+    moved = [
+        SiteTrainer(plan, site, read_datalist(sites / site)).train_round(start, 0, 2).weights for site in ("a", "b")
+    ]
+    down = [name for name in start if name.endswith(".down.weight")]
+    assert all(np.array_equal(weights[name], start[name]) == fixed for weights in moved for name in down)
+    mean = {name: np.mean([weights[name] for weights in moved], axis=0, dtype=np.float64) for name in start}
+    mean = {name: value.astype(start[name].dtype) for name, value in mean.items()}
+    found, own = added_by(mean, plan, start), [added_by(weights, plan, start) for weights in moved]
+    far = {n: float((found[n] - (own[0][n] + own[1][n]) / 2).abs().max() / found[n].abs().max()) for n in found}
+    assert far
+    assert all((difference < 1e-4) == fixed for difference in far.values()), far
+
+
+def test_a_fixed_first_matrix_is_neither_trained_nor_sent():
+    plan = plan_with(fixed_down=True)
+    owners, network = plan.network.owners(plan.build_network()), plan.build_network()
+    down = {name for name in network.state_dict() if name.startswith("parts.lora.") and ".down." in name}
+    assert down <= set(owners)
+    assert not any(owners[name].trained("a", 0) or owners[name].sent("a", 0) for name in down)
+    assert {n for n in network.state_dict() if ".up." in n}.isdisjoint(owners)
 
 
 def test_layers_are_chosen_by_name():

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from fedseg.allowed import number, setting, texts, whole
+from fedseg.allowed import number, setting, switch, texts, whole
 from fedseg.errors import ConfigurationError
 from fedseg.networks.layers import matching_names
 from fedseg.networks.parts.part import FIXED, PREFIX, Owners, Part, Place
@@ -70,12 +70,18 @@ def _patterns(name: str, value: Any) -> tuple[str, ...]:
 class Lora(Part):
     """The part ``lora``, for a network whose weights a job brings: sites train and send the adapters alone.
 
+    What an adapter adds is a product of two matrices, and the product of means is not the mean of products: the global
+    adapter, made of the mean ``down`` and the mean ``up``, does not add the mean of what the sites' adapters add. With
+    ``fixed_down`` all sites have the same ``down``, so that it does (FFA-LoRA: Sun et al., "Improving LoRA in
+    privacy-preserving federated learning", ICLR 2024); of a convolution ``up`` is the smaller matrix to send, too.
+
     Attributes:
         rank: of the adapters.
         alpha: what they give is scaled by ``alpha / rank``.
         layers: names of the convolutions and linear layers that have one, with ``*`` and ``?``. Layers whose channels
             stand in groups have none.
         trained: names of arrays of the network that are trained beside them, e.g. those of normalisations.
+        fixed_down: whether ``down`` of every adapter stays as the job's seed makes it, and ``up`` alone is trained.
     """
 
     name: ClassVar[str] = LORA
@@ -84,6 +90,7 @@ class Lora(Part):
     alpha: float = setting(4.0, number, above=0, most=1e6)
     layers: tuple[str, ...] = setting(("*",), texts)
     trained: tuple[str, ...] = setting((), _patterns)
+    fixed_down: bool = setting(False, switch)
 
     def add(self, network: nn.Module, place: Place) -> None:
         layers = {name: module for name, module in network.named_modules() if self._adapts(name, module)}
@@ -101,7 +108,10 @@ class Lora(Part):
 
     def owners(self, network: nn.Module) -> Owners:
         trained = {name for pattern in self.trained for name in matching_names(network, pattern)}
-        return {n: FIXED for n in network.state_dict() if n not in trained and not n.startswith(f"{PREFIX}.")}
+        adapters = f"{PREFIX}.{LORA}."
+        down = {n for n in network.state_dict() if n.startswith(adapters) and n.endswith(".down.weight")}
+        own = {n for n in network.state_dict() if n.startswith(f"{PREFIX}.")} - (down if self.fixed_down else set())
+        return {n: FIXED for n in network.state_dict() if n not in trained | own}
 
     def _adapts(self, name: str, module: nn.Module) -> bool:
         fits = isinstance(module, _KINDS) and getattr(module, "groups", 1) == 1 and not name.startswith(f"{PREFIX}.")

@@ -32,6 +32,9 @@ class ConditionalDistillation(TrainingHook):
        ``1 - (2 sum(s g) + e) / (sum(s) + sum(g) + e)``.
     4. Its weight grows from 0 in the first round, whose global model knows nothing, to ``strength`` in the last one.
 
+    The authors' code (``research/condist-fl`` of NVIDIA FLARE) has a temperature of 2 where none is given, a weight
+    that grows from 0.01 to 1 in its jobs, and one term over the whole batch with all of the site's undrawn classes.
+
     Cases in which all is drawn add nothing. Each step with others runs one forward pass more, without gradients.
     """
 
@@ -44,7 +47,8 @@ class ConditionalDistillation(TrainingHook):
 
         Args:
             strength: weight of the term in the last round, from 0 up; 0 adds nothing.
-            temperature: of both softmaxes, above 0.
+            temperature: of both softmaxes, above 0; below 1 it sharpens both, above 1 (the authors' code) it flattens
+                them.
             groups: regions that count as one structure, such as an organ and its tumour; any other region counts by
                 itself.
         """

@@ -27,7 +27,8 @@ class MemoryAwareCurriculum(TrainingHook):
     2. A case is forgotten if its score is worse by more than ``drop`` than under the global model that the site had
        before. In the paper, which classifies, it is one that was right and is wrong.
     3. An epoch draws as many cases as there are, with replacement: forgotten ones with ``weight`` times the
-       probability of the others. In rounds in which nothing is forgotten, training is what it is without this hook.
+       probability of the others (twice in the authors' code, too, after a first phase without). In rounds in which
+       nothing is forgotten, training is what it is without this hook.
 
     Scores stay at the site; the share of forgotten cases is reported. The inference takes about as long as that on as
     many validation cases.

@@ -18,6 +18,7 @@ NETWORKS = [
     ({"name": "segresnet", "init_filters": 4, "blocks_down": [1, 2, 2, 1], "blocks_up": [1, 1, 1]}, 32, 8),
     ({"name": "segresnet", "init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1], "norm": "group"}, 16, 2),
     ({"name": "residual_encoder_unet", "features": [4, 6, 8, 10], "blocks": [1, 1, 2, 1]}, 10, 8),
+    ({"name": "mednext", "init_filters": 4, "blocks_down": [1, 2], "blocks_up": [1, 1]}, 16, 4),
 ]
 
 

@@ -13,6 +13,7 @@ SMALL = {
     "dynunet": {"filters": [4, 6, 8], "strides": [1, 2, 2]},
     "segresnet": {"init_filters": 8, "blocks_down": [1, 2], "blocks_up": [1]},
     "residual_encoder_unet": {"features": [4, 8], "strides": [1, 2], "blocks": [1, 2], "blocks_up": [1]},
+    "mednext": {"init_filters": 4, "blocks_down": [1, 2], "blocks_up": [1, 1], "blocks_bottom": 1},
 }
 
 

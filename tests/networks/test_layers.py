@@ -14,6 +14,7 @@ OUTPUT = {
     "dynunet": {"output_block.conv.conv.weight", "output_block.conv.conv.bias"},
     "segresnet": {"conv_final.2.conv.weight", "conv_final.2.conv.bias"},
     "residual_encoder_unet": {"head.weight", "head.bias"},
+    "mednext": {"out_0.conv_out.weight", "out_0.conv_out.bias"},
 }
 
 
@@ -31,18 +32,24 @@ def test_the_last_layer_is_the_output_convolution(name):
     network, example = build(name)
     assert last_names(network, 1, example) == OUTPUT[name]
     # Its shape proves it: it has as many outputs as the network.
-    assert {network.state_dict()[n].shape[0] for n in OUTPUT[name]} == {3}
+    # Of a transposed convolution the inputs stand first.
+    assert all(3 in network.state_dict()[n].shape[:2] for n in OUTPUT[name])
 
 
 @pytest.mark.parametrize("name", OUTPUT)
 @pytest.mark.parametrize("norm", ["instance", "group", "batch"])
 def test_normalisations_are_found_by_type(name, norm):
-    """Against a slow way: arrays of one dimension and counters, but for the slopes of PReLU and the last bias."""
+    """Against a slow way: arrays of one dimension and counters, but for slopes of PReLU and biases of convolutions."""
     network, _ = build(name, norm=norm)
     slopes = {
         f"{path}.weight"
         for path, module in network.named_modules(remove_duplicate=False)
         if isinstance(module, nn.PReLU)
+    }
+    slopes |= {
+        f"{path}.bias"
+        for path, module in network.named_modules(remove_duplicate=False)
+        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d)
     }
     one_dimensional = {n for n, value in network.state_dict().items() if value.ndim < 2}
     found = normalisation_names(network)

@@ -73,6 +73,11 @@ def test_the_seed_alone_decides_about_the_weights(declaration):
         ({"name": "residual_encoder_unet", "blocks": [1, 1, 1, 1, 1]}, "blocks"),
         ({"name": "residual_encoder_unet", "blocks_up": [1, 1]}, "blocks_up"),
         ({"name": "residual_encoder_unet", "kernels": [3, 3, 3]}, "kernels"),
+        ({"name": "mednext", "blocks_up": [1, 1]}, "blocks_up is .* but must be 3 numbers"),
+        ({"name": "mednext", "kernel": 4}, "kernel"),
+        ({"name": "mednext", "kernel": [3, 3, 1]}, "kernel"),
+        ({"name": "mednext", "expansion": 0}, "expansion"),
+        ({"name": "mednext", "init_filters": 4096}, "init_filters"),
     ],
 )
 def test_wrong_arguments_are_refused_by_name(declaration, named):

@@ -14,6 +14,7 @@ from fedseg.errors import ConfigurationError
 from fedseg.memory import check_memory
 from fedseg.networks.arguments import NetworkArguments, as_lists
 from fedseg.networks.layers import with_aliases
+from fedseg.networks.mednext import MedNeXt
 from fedseg.networks.parts.part import SHARED, Ownership, Part, Place
 from fedseg.networks.parts.registry import parse_parts
 from fedseg.networks.residual_encoder import ResidualEncoderUNet
@@ -24,6 +25,7 @@ NETWORKS: dict[str, type[NetworkArguments]] = {
     "dynunet": DynamicUNet,
     "segresnet": ResidualSegmentation,
     "residual_encoder_unet": ResidualEncoderUNet,
+    "mednext": MedNeXt,
 }
 
 

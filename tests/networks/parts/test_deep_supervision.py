@@ -19,6 +19,7 @@ U = {
     "dynunet": {"filters": [4, 6, 8, 8], "strides": [1, 2, 2, 2]},
     "segresnet": {"init_filters": 8},
     "residual_encoder_unet": {"features": [4, 6, 8, 8], "blocks": [1, 1, 1, 1]},
+    "mednext": {"init_filters": 4, "blocks_down": [1, 1, 1], "blocks_up": [1, 1, 1], "blocks_bottom": 1},
 }
 
 

@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from fedseg.commands.arguments import Command
+from fedseg.commands.routing import route, routing_files
 from fedseg.commands.saved_model import add_model_arguments, describe, load, read_files, report_failed
 from fedseg.console import out, tell, track
 from fedseg.data.datalist import case_names
@@ -55,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     kind, pictures = objective_of(model.task), picture_files(options.out) if options.pictures else []
     if pictures and not kind.masks:
         raise UsageError(f"--pictures: the model is one of {kind.title}; its predictions are no masks.")
-    written = [options.out / EVALUATION, options.out / EVALUATION_TABLE, *pictures]
+    written = [options.out / EVALUATION, options.out / EVALUATION_TABLE, *pictures, *routing_files(options)]
     check_outputs("--out", written, read_files(options, datalist))
     final = options.split == "final"
     model = replace(model, task=with_convention(model.task, settled(model.task, datalist, cases).convention))
@@ -67,6 +68,7 @@ def run(options: argparse.Namespace) -> int:
         model, options.device, options.overlap, lambda items: track(items, "cases", len(cases), slow=True),
         adapt=cases if options.adapt_statistics else (),
     )  # fmt: skip
+    predictor = route(options, predictor, cases)
     content = evaluate(predictor, cases, options.out, options.empty, options.hd95, describe(options, model, datalist))
     out().print(_table(kind, content))
     if options.pictures:

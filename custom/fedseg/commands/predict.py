@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from fedseg.commands.arguments import Command
+from fedseg.commands.routing import route, routing_files
 from fedseg.commands.saved_model import add_model_arguments, load, read_files, report_failed
 from fedseg.console import out, track
 from fedseg.errors import UsageError
@@ -30,7 +31,8 @@ def run(options: argparse.Namespace) -> int:
     model, datalist, cases = load(options)
     from fedseg.evaluation.scoring import Predictor, mask_files, write_masks
 
-    check_outputs("--out", mask_files(cases, options.out).values(), read_files(options, datalist))
+    written = [*mask_files(cases, options.out).values(), *routing_files(options)]
+    check_outputs("--out", written, read_files(options, datalist))
     names = [convention.name for convention in model.task.conventions]
     if options.convention is not None and options.convention not in names:
         raise UsageError(f"--convention {options.convention!r}: the task {model.task.name} knows {names}.")
@@ -39,8 +41,8 @@ def run(options: argparse.Namespace) -> int:
         adapt=cases if options.adapt_statistics else (),
     )  # fmt: skip
     convention = names.index(options.convention) if options.convention else 0
-    written, failed = write_masks(predictor, cases, options.out, convention)
-    out().print(f"{len(written)} mask(s) written to {options.out}")
+    masks, failed = write_masks(route(options, predictor, cases), cases, options.out, convention)
+    out().print(f"{len(masks)} mask(s) written to {options.out}")
     if options.components is not None:
         rules = ", ".join(f"{name} {rule}" for name, rule in model.task.components.items()) or "all"
         out().print(f"parts kept: {rules} ({options.components})")

@@ -31,6 +31,9 @@ def add_model_arguments(command: Command, default_split: str) -> None:
     command.path("--out", "folder for the result", required=True)
     command.path("--components", "file of `fedseg choose-components` (default: the task's own rules)", "FILE")
     add_computing(command)
+    experts = "further models of the same network, to be mixed with it by gates that the images adapt"
+    command.path("--route", experts, "FILE", nargs="+", default=[])
+    command.value("--route-epochs", "passes over the images that adapt the gates (default 10)", int, metavar="N")
 
 
 def add_model_and_data(command: Command, default_split: str) -> None:
@@ -159,7 +162,8 @@ def describe(options: argparse.Namespace, model: ModelFile, datalist: Datalist) 
 def read_files(options: argparse.Namespace, datalist: Datalist) -> list[Path]:
     """Every file that the command reads, or that the datalist names."""
     rules = [options.components] if getattr(options, "components", None) is not None else []
-    return [options.model, note_path(options.model), *rules, *task_files(options.task), *datalist.files]
+    models = [options.model, *getattr(options, "route", [])]
+    return [*models, *map(note_path, models), *rules, *task_files(options.task), *datalist.files]
 
 
 def report_failed(failed: Mapping[str, str]) -> int:

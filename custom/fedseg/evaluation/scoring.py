@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from fedseg.data.datalist import SPLITS, Case, Datalist, case_names
 from fedseg.data.grid import write_mask
@@ -70,6 +71,7 @@ class Predictor:
         overlap: overlap of the sliding windows.
         progress: wraps the cases, to show how far the work is.
         adapt: cases whose images give the statistics of batch normalisation; none: they stay those of training.
+        network: what predicts in the place of the model's own network, in evaluation mode.
     """
 
     model: ModelFile
@@ -77,6 +79,7 @@ class Predictor:
     overlap: float = 0.25
     progress: Callable[[Iterable[Case]], Iterable[Case]] = iter
     adapt: Sequence[Case] = ()
+    network: nn.Module | None = None
 
     def predict(
         self, cases: Iterable[Case], with_labels: bool = True, failed: dict[Case, str] | None = None
@@ -99,7 +102,7 @@ class Predictor:
             DataError: a case cannot be read, and nobody collects those that fail.
         """
         task, place = self.model.task, choose_device(self.device)
-        network = self.model.build().to(place)
+        network = (self.network or self.model.build()).to(place)
         if self.adapt:
             adapt_statistics(network, task, self._images(), self.overlap, place)
         for case in self.progress(cases):

@@ -16,6 +16,7 @@ from fedseg.data.phantoms.phantoms import make_phantoms
 from fedseg.deployment.kits.project_file import HOST, read_project
 from fedseg.deployment.kits.storage_folders import place_state
 from fedseg.deployment.local.federation import STATE, running
+from fedseg.files.digest import model_digest
 from fedseg.jobs.job import read_job
 from fedseg.models.model_file import read_model
 from fedseg.networks.weights import get_weights
@@ -83,7 +84,7 @@ def federation(request, data, tmp_path_factory):
                 kits[site],
                 out / STATE / site,
                 datasets=lists,
-                policy=dict.fromkeys(("features", "submit_model", "statistics"), True),
+                policy=dict.fromkeys(("features", "submit_model", "give_personal_model", "statistics"), True),
             )
         with local.coordinator(SECONDS) as coordinator:
             yield SimpleNamespace(folder=folder, out=out, kits=kits, local=local, coordinator=coordinator)
@@ -223,8 +224,19 @@ def keeps_personal_models(federation, finished, sites):
     assert "Personal models" in page
 
 
+def gives_personal_models(federation, finished, sites):
+    """The run has those of both sites as files, which are the very ones that lie at the sites."""
+    given = finished.summary["personal_models"]
+    assert given == {site: f"models/{site}-personal.safetensors" for site in SITES}
+    for site, file in given.items():
+        kept = read_model(federation.out / STATE / site / finished.summary["run_id"] / PERSONAL_MODEL)
+        assert model_digest(read_model(finished.out / file).weights) == model_digest(kept.weights)
+
+
 KINDS = {
     "brats_iop_fl": keeps_personal_models,
+    "brats_iop_fl_outside": gives_personal_models,
+    "hippocampus_iop_fl_outside": gives_personal_models,
     "hippocampus_ditto": keeps_personal_models,
     "hippocampus_iop_fl": keeps_personal_models,
     "hippocampus_splitavg": leaves_a_model_for_each_site,

@@ -19,6 +19,7 @@ from fedseg.executors.refusals import (
     JobTerms,
     check_cases,
     check_features,
+    check_gift,
     check_job,
     check_statistics,
     check_submission,
@@ -330,3 +331,13 @@ def test_a_guarantee_withholds_without_a_policy(site):
     assert from_shareable(reply).data["final"]["withheld"] is True
     reply = site.ask("submit_model", DXO(DataKind.METRICS, data={"x": 1.0}))
     assert reply.get_header(REASON) == "privacy"
+
+
+def test_a_personal_model_is_given_away_where_the_policy_says_so():
+    check_gift(SitePolicy(give_personal_model=True), TERMS)
+    for policy in (None, SitePolicy(submit_model=True, submit_personal_model=True)):
+        with pytest.raises(RefusalError, match="rule give_personal_model: the job asks for this site's personal model"):
+            check_gift(policy, TERMS)
+    for terms in (None, replace(TERMS, filtered=True)):
+        with pytest.raises(RefusalError, match="no whole model leaves"):
+            check_gift(SitePolicy(give_personal_model=True), terms)

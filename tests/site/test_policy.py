@@ -36,6 +36,7 @@ EVERY_RULE = {
     "features": True,
     "submit_model": True,
     "submit_personal_model": True,
+    "give_personal_model": True,
     "max_bytes": 1000,
 }
 CLIP = {"filter": "NormClip", "stage": Stage.CLIP, "norm": 2.0}
@@ -58,6 +59,10 @@ def test_an_empty_policy_limits_less_than_any_rule_but_lets_no_event_or_model_ou
     check_protection(policy, [], 1.0, False, "brats")
     for name in ("events", "statistics", "features", "submit_model", "submit_personal_model"):
         assert (getattr(policy, name), getattr(OPEN, name)) == (False, True), name
+
+
+def test_a_personal_model_is_given_away_by_a_policy_alone():
+    assert (parse_policy({}).give_personal_model, OPEN.give_personal_model) == (False, False)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +95,7 @@ def test_an_empty_policy_limits_less_than_any_rule_but_lets_no_event_or_model_ou
         ("features", [], "true or false"),
         ("submit_model", "x", "true or false"),
         ("submit_personal_model", None, "true or false"),
+        ("give_personal_model", 1, "true or false"),
         ("evaluate_only", "yes", "true or false"),
         ("min_scored_cases", 0, "a whole number, at least 1"),
         ("max_bytes", 1e6, "a whole number"),

@@ -27,7 +27,7 @@ VALUES, SCALING, ONE_START, SAME_SITES = "values", "scaling", "one_start", "same
 EVERY_COORDINATE, LOCAL_STEPS, PLAIN_STEPS = "every_coordinate", "local_steps", "plain_steps"
 COUNTED_STEPS, KNOWN_DRAWS, COUNTED_DRAWS = "counted_steps", "known_draws", "counted_draws"
 EVERY_CASE, EVERY_REGION = "every_case", "every_region"
-OWN_MODELS = "own_models"
+OWN_MODELS, PERSONAL_MODELS = "own_models", "personal_models"
 OWN_LAYERS = "own_layers"
 
 MEANINGS: Mapping[str, str] = {
@@ -49,13 +49,14 @@ MEANINGS: Mapping[str, str] = {
     EVERY_CASE: "every training case in each local epoch",
     EVERY_REGION: "cases in which every region is drawn",
     OWN_MODELS: "a model of each site that may leave as it is",
+    PERSONAL_MODELS: "a personal model at each site",
     OWN_LAYERS: "layers that each site keeps for itself",
     COUNTED_DRAWS: "a rule that counts a site as often as it was drawn, whatever its size",
 }
 """The closed list of what a part can need of the sites, as the end of a sentence."""
 COMPARED_UPDATES = frozenset({VALUES, ONE_START})
 """What a rule needs that looks at the updates of a round side by side."""
-PROVIDED = frozenset({EPSILON, COUNTED_DRAWS, OWN_LAYERS})
+PROVIDED = frozenset({EPSILON, COUNTED_DRAWS, OWN_LAYERS, PERSONAL_MODELS})
 """What no job has unless one of its parts provides it; everything else is there unless a part withholds it."""
 
 

@@ -42,6 +42,8 @@ STEPS = "fedseg_privacy"
 # meta of `prepare`: names of the sites that are to score models only; and of `submit_model`: which model is asked for
 EVALUATE = "fedseg_evaluate"
 OWN_MODEL = "fedseg_own_model"
+# there, beside what scores call an own model: the personal one, which the run keeps for sites that were never there
+OUTSIDE = "outside"
 
 # meta of `validate`: local epochs for which a site goes on with the model for itself, see `workflow.fine_tune`
 FINE_TUNE = "fedseg_fine_tune"

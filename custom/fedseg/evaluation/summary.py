@@ -20,6 +20,8 @@ from fedseg.tasks.task import Task
 SCHEMA = "fedseg-summary-1"
 OWN = "own"
 """Key of a site's last model with the arrays that it keeps for itself, under ``final.site_models``."""
+PERSONAL_MODELS = "personal_models"
+"""Key of the files of personal models that sites gave the run."""
 # Described under other keys of the summary.
 _ELSEWHERE = ("aggregator", "server_optimizer", "shared_arrays", "selection", "run_id", "resume", "resume_round")
 
@@ -85,6 +87,7 @@ def describe_run(
         "best": _with_folder(results["best"]),
         "events": results["events"],
         **{key: results[key] for key in (CROSS_SITE,) if key in results},
+        **_given(results),
         "privacy": privacy_summary(rounds, job.meanings()),
         "stopped": results["stopped"],
         "cost": {"wall_seconds": seconds, **traffic, "peak_rss_mb": peak_rss_mb},
@@ -113,6 +116,12 @@ def _components(job: RunJob) -> dict[str, Any]:
         "local_objectives": hooks,
         **({"reports": told} if told else {}),
     }
+
+
+def _given(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The files of personal models that sites gave, as they lie in the run's folder."""
+    given = results.get(PERSONAL_MODELS, {})
+    return {PERSONAL_MODELS: {site: f"models/{file}" for site, file in given.items()}} if given else {}
 
 
 def _with_folder(scores: Mapping[str, Any]) -> dict[str, Any]:

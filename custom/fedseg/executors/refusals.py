@@ -191,6 +191,24 @@ def check_submission(policy: SitePolicy | None, terms: JobTerms | None, personal
         raise broken("submit_personal_model", "asks for this site's personal model", "does not give it")
 
 
+def check_gift(policy: SitePolicy | None, terms: JobTerms | None) -> None:
+    """Refuse to give the site's personal model to sites that were never there, by way of the run that keeps it.
+
+    Args:
+        policy: of the site; one without a policy has not allowed it.
+        terms: of the job.
+
+    Raises:
+        RefusalError: the job's updates are filtered (reason ``privacy``), or rule ``give_personal_model`` (``policy``).
+    """
+    if terms is None or terms.filtered:
+        raise RefusalError("privacy", "The job filters updates or keeps arrays at its sites: no whole model leaves.")
+    if not (policy or OPEN).give_personal_model:
+        raise broken(
+            "give_personal_model", "asks for this site's personal model, to be kept and handed on", "does not give it"
+        )
+
+
 def check_statistics(guaranteed: bool, statistics: Collection[str]) -> None:
     """Refuse a method that tells more of the data than its guarantee covers.
 

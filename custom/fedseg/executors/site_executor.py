@@ -23,6 +23,7 @@ from fedseg.contract.protocol import (
     BYTES_UP,
     EVALUATE,
     EVALUATES,
+    OUTSIDE,
     OWN_MODEL,
     PHANTOMS,
     PLAN_DIGEST,
@@ -38,7 +39,7 @@ from fedseg.errors import AbortedError, DataError, FedsegError, RefusalError
 from fedseg.executors.admission import check_plan, check_version
 from fedseg.executors.curves import send_curves
 from fedseg.executors.disclosures import CURVES, splits_of, without_guarantee
-from fedseg.executors.refusals import check_statistics, check_submission
+from fedseg.executors.refusals import check_gift, check_statistics, check_submission
 from fedseg.executors.scoring import score_model
 from fedseg.executors.site_session import SiteSession
 from fedseg.memory import give_back
@@ -187,15 +188,19 @@ class SiteExecutor(Executor, ABC):
         return score_model(self.session, trainer, self.whole_model(received_arrays(dxo.data)), dxo.meta, fl_ctx)
 
     def _submit_model(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
-        """This site's own weights after its last finished round, or its personal ones, for a cross-site evaluation."""
+        """This site's own weights after its last finished round, or its personal ones: for a cross-site evaluation, or
+        for the run to keep."""
         meta = from_shareable(shareable).meta
-        trainer, personal = self.load_run(job_plan(fl_ctx), meta.get(RUN_ID), fl_ctx), meta.get(OWN_MODEL) == PERSONAL
-        check_submission(self.session.policy, self.session.terms, personal)
-        if personal:
+        trainer, which = self.load_run(job_plan(fl_ctx), meta.get(RUN_ID), fl_ctx), meta.get(OWN_MODEL)
+        if which == OUTSIDE:
+            check_gift(self.session.policy, self.session.terms)
+        else:
+            check_submission(self.session.policy, self.session.terms, which == PERSONAL)
+        if which in (OUTSIDE, PERSONAL):
             weights = trainer.personal_model()
             if weights is None:
                 raise RefusalError("weights", "This site keeps no personal model.")
-            return DXO(DataKind.WEIGHTS, data=weights, meta={OWN_MODEL: PERSONAL}).to_shareable()
+            return DXO(DataKind.WEIGHTS, data=weights, meta={OWN_MODEL: which}).to_shareable()
         saved = trainer.state.load(2**31) if trainer.state is not None else None
         if saved is None:
             raise RefusalError("weights", "This site has trained no model yet.")

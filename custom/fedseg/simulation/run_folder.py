@@ -15,6 +15,7 @@ from fedseg.contract.round_numbers import from_nth, listed
 from fedseg.data.checks.datalist_check import takes_part_unscored
 from fedseg.data.datalist import read_datalist
 from fedseg.errors import FedsegError, UsageError
+from fedseg.evaluation.summary import PERSONAL_MODELS
 from fedseg.files.documents import load_json, write_whole
 from fedseg.files.folders import clear_output
 from fedseg.files.full_disk import lacks_room
@@ -288,6 +289,7 @@ def _collect(out: Path, log: Path, needed: str) -> dict[str, Any]:
     results = load_json(server / RESULTS_FILE) if (server / RESULTS_FILE).exists() else {}
     (out / "models").mkdir(exist_ok=True)
     of_sites = sorted(results.get("final", {}).get("models", {}).values())
+    of_sites += sorted(results.get(PERSONAL_MODELS, {}).values())
     for name in (LAST_MODEL, BEST_MODEL, *of_sites):
         if (server / name).exists():
             copy_with_note(server / name, out / "models")

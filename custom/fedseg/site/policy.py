@@ -63,6 +63,8 @@ class SitePolicy:
         features: whether activations may leave in split training.
         submit_model: whether the site's own model may leave for a cross-site evaluation.
         submit_personal_model: whether its personal model may, too, where a method keeps one.
+        give_personal_model: whether its personal model may leave for good: the run keeps it, and whoever has the run
+            can hand it to sites that were never there. A site without a policy does not give it either.
         max_bytes: largest size of one result.
     """
 
@@ -88,6 +90,7 @@ class SitePolicy:
     features: bool = False
     submit_model: bool = False
     submit_personal_model: bool = False
+    give_personal_model: bool = False
     max_bytes: int | None = None
 
     @property
@@ -118,7 +121,7 @@ class SitePolicy:
 
 
 OPEN = SitePolicy(events=True, statistics=True, features=True, submit_model=True, submit_personal_model=True)
-"""What holds at a site without a policy: no limit but those that come with a guarantee."""
+"""What holds at a site without a policy: no limit but those that come with a guarantee, and no model is given away."""
 
 
 def parse_policy(content: Any, where: str = "policy") -> SitePolicy:
@@ -185,5 +188,6 @@ _RULES: dict[str, Callable[[str, Any], Any]] = {
     "features": allowed.switch,
     "submit_model": allowed.switch,
     "submit_personal_model": allowed.switch,
+    "give_personal_model": allowed.switch,
     "max_bytes": _count,
 }

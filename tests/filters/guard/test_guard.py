@@ -502,6 +502,20 @@ def test_a_personal_model_leaves_by_a_rule_of_its_own(site):
     assert_emptied(site.look(model(fedseg_own_model="another"), "submit_model"), "guard", "it is no model")
 
 
+def test_a_personal_model_is_given_away_by_another_rule(site):
+    def model(kind=DataKind.WEIGHTS):
+        return DXO(kind, data=site.weights(), meta={"fedseg_own_model": "outside"}).to_shareable()
+
+    site.policy(submit_model=True, submit_personal_model=True)
+    assert_emptied(site.look(model(), "submit_model"), "policy", "rule give_personal_model")
+    site.policy(give_personal_model=True)
+    assert_passes(site.look(model(), "submit_model"))
+    assert_emptied(site.look(model(DataKind.WEIGHT_DIFF), "submit_model"), "guard", "it is no model")
+    assert_emptied(
+        site.look(DXO(DataKind.WEIGHTS, data=site.weights()).to_shareable(), "submit_model"), "policy", "submit_model"
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -20,6 +20,7 @@ from fedseg.contract.protocol import (
     BYTES_UP,
     COUNT,
     EVALUATES,
+    OUTSIDE,
     OWN_MODEL,
     PHANTOMS,
     PREPARE,
@@ -230,12 +231,17 @@ def _few_scored(leaving: Leaving) -> RefusalError:
 
 def _check_submission(leaving: Leaving) -> None:
     filtered = any(result_filters(leaving.fl_ctx, task) for task in UPDATE_TASKS) or has_private_arrays(leaving.plan)
-    if not leaving.policy.submit_model or filtered:
-        raise broken("submit_model", "asks for this site's own model", "does not give it")
     dxo = _read(leaving.result)
-    if dxo.data_kind != DataKind.WEIGHTS or dict(dxo.meta) not in ({}, {OWN_MODEL: PERSONAL}):
+    which = dict(dxo.meta)
+    if which == {OWN_MODEL: OUTSIDE}:
+        if not leaving.policy.give_personal_model or filtered:
+            asks = "asks for this site's personal model, to be kept and handed on"
+            raise broken("give_personal_model", asks, "does not give it")
+    elif not leaving.policy.submit_model or filtered:
+        raise broken("submit_model", "asks for this site's own model", "does not give it")
+    if dxo.data_kind != DataKind.WEIGHTS or which not in ({}, {OWN_MODEL: PERSONAL}, {OWN_MODEL: OUTSIDE}):
         raise unknown("it is no model")
-    if dxo.meta and not leaving.policy.submit_personal_model:
+    if which == {OWN_MODEL: PERSONAL} and not leaving.policy.submit_personal_model:
         raise broken("submit_personal_model", "asks for this site's personal model", "does not give it")
 
 

@@ -12,10 +12,10 @@ class IOPFL(PersonalModel):
     """After each round's training the personal model becomes ``theta <- alpha * theta + (1 - alpha) * w``, w being the
     site's own model after that training; theta starts as the w of the site's first round.
 
-    So a model of n rounds ago counts (1 - alpha) * alpha^n. Integer buffers (counters) are those of the latest w. Only
-    the half of the method for sites of the federation is here; routing for sites outside of it would have to send them
-    the personal models. The published code keeps theta and w of the first round in the same tensors; here they are
-    apart.
+    So a model of n rounds ago counts (1 - alpha) * alpha^n. Integer buffers (counters) are those of the latest w. This
+    is the half of the method for sites of the federation; for sites outside of it ``networks.routed`` mixes the
+    personal models that a run was given (``workflow.personal_models``). The published code keeps theta and w of the
+    first round in the same tensors; here they are apart.
     """
 
     trained = False

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
 
+from fedseg.contract.combinations import PERSONAL_MODELS
 from fedseg.contract.plan import Plan
 from fedseg.contract.report import ReportField
 from fedseg.models.model_file import write_model
@@ -20,7 +21,7 @@ _NAME = "personal"
 
 
 class PersonalModel(TrainingHook, ABC):
-    """Trains a model v that never leaves the site, and leaves the round's update as it is.
+    """Trains a model v that stays at the site unless its policy gives it, and leaves the round's update as it is.
 
     In a site's first round v starts as the received global model. After each round's training a method changes it in
     ``train_personal``; v and its optimizer survive a restart. v lies at the site as ``personal.safetensors`` in the
@@ -37,9 +38,11 @@ class PersonalModel(TrainingHook, ABC):
     ['personal']
 
     Attributes:
+        provides: see ``contract.combinations``.
         trained: whether training steps change v, for which it then has an optimizer.
     """
 
+    provides: ClassVar[frozenset[str]] = frozenset({PERSONAL_MODELS})
     trained: ClassVar[bool] = True
 
     reports: ClassVar[Mapping[str, ReportField]] = {

@@ -13,6 +13,7 @@ from fedseg.errors import FedsegError
 from fedseg.evaluation.cross_site import BEST, LAST
 from fedseg.tasks.objective import MEAN
 from fedseg.workflows.run.cross_site import CrossSiteScoring, Known
+from fedseg.workflows.run.personal_models import collect_personal_models
 from fedseg.workflows.run.record import BEST_MODEL, LAST_MODEL
 from fedseg.workflows.run.round_protocol import RoundProtocol
 from fedseg.workflows.run.run_state import RunState
@@ -45,7 +46,8 @@ class Evaluated:
 
 
 def evaluate_run(run: RunState, protocol: RoundProtocol) -> CrossSiteScoring | None:
-    """Score the last model, then the best one where it is another; then all that is to be scored across sites.
+    """Score the last model, then the best one where it is another; collect the personal models that sites give; then
+    score all that is to be scored across sites.
 
     Returns:
         The evaluation across sites; None where the run has none.
@@ -53,6 +55,8 @@ def evaluate_run(run: RunState, protocol: RoundProtocol) -> CrossSiteScoring | N
     scored = _evaluate_rounds(run, protocol) if run.rounds else {}
     if not run.rounds:
         run.write_results(final={"model": None, **summarise_final({}, -1, run.plan.objective)}, best={"model": None})
+    if run.rounds and run.settings.personal_models:
+        run.write_results(**collect_personal_models(run))
     if not run.settings.cross_site and not run.participants.evaluators:
         return None
     across = CrossSiteScoring(run, protocol, lambda: run.write_results(**across.to_dict()))

@@ -9,7 +9,7 @@ from typing import Any
 
 from fedseg.allowed import number, setting, switch, texts, whole
 from fedseg.contract.arguments import takes_arguments_of
-from fedseg.contract.combinations import EPSILON, OWN_MODELS, SAME_SITES, SCORES
+from fedseg.contract.combinations import EPSILON, OWN_MODELS, PERSONAL_MODELS, SAME_SITES, SCORES
 from fedseg.contract.round_settings import MOST_EPOCHS
 from fedseg.errors import ConfigurationError
 from fedseg.site.state import check_run_id
@@ -45,6 +45,8 @@ class RunSettings:
             go on without it; a site that has lost its optimizer's state only goes on in any case. Both is noted.
         cross_site: whether at the end all models (the last and the best global one, each site's own last one, personal
             ones, and those that the job brings as files) are scored at all sites.
+        personal_models: whether at the end sites are asked for the personal model that their method keeps, which the
+            run then has as files, for sites that were never there; a site gives it only where its policy says so.
         fine_tune: local epochs for which each site goes on with the last model after the last round, for itself; the
             result stays there, and is scored beside the last model. 0 leaves it out.
         evaluate_only: names of sites that do not train in this run, and score the models only.
@@ -68,6 +70,7 @@ class RunSettings:
     keep_checkpoints: int = setting(2, whole, least=0, allowed=_COUNT)
     fresh_states: bool = setting(False, switch)
     cross_site: bool = setting(False, switch)
+    personal_models: bool = setting(False, switch)
     fine_tune: int = setting(0, whole, least=0, most=MOST_EPOCHS, allowed=f"a whole number from 0 to {MOST_EPOCHS}")
     evaluate_only: tuple[str, ...] | None = setting(None, texts)
     run_id: str | None = None
@@ -101,7 +104,8 @@ class RunSettings:
     @property
     def parts(self) -> tuple[object, ...]:
         """What else needs something of the sites, beside these settings themselves."""
-        return (_CrossSite(),) if self.cross_site else ()
+        asked = ((_CrossSite, self.cross_site), (_PersonalModels, self.personal_models))
+        return tuple(part() for part, is_asked in asked if is_asked)
 
     def _has(self, name: str) -> bool:
         return getattr(self, name) is not None
@@ -122,6 +126,13 @@ class _CrossSite:
 
     part_title = "workflow.cross_site"
     needs = frozenset({OWN_MODELS})
+
+
+class _PersonalModels:
+    """What it takes that a run keeps personal models, see ``contract.combinations``."""
+
+    part_title = "workflow.personal_models"
+    needs = frozenset({OWN_MODELS, PERSONAL_MODELS})
 
 
 takes_run_settings = takes_arguments_of(RunSettings)

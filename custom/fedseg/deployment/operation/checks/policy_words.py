@@ -17,6 +17,7 @@ def policy_sentences(policy: SitePolicy) -> list[str]:
         "activations in split training": policy.features,
         "the site's own model": policy.submit_model,
         **({"its personal model": policy.submit_personal_model} if policy.submit_model else {}),
+        "its personal model, for good and for sites that were never there": policy.give_personal_model,
     }
     if policy.evaluate_only:
         return _of_evaluator(policy, which)

@@ -54,6 +54,7 @@ _VARIANTS: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
 }
 _SHARED = {
     "Scaffold": "fedseg.aggregators.control_variates.ControlVariates",
+    "AdversarialAlignment": "fedseg.aggregators.shared_features.SharedFeatures",
     "Combat": "fedseg.aggregators.landmark_moments.LandmarkMoments",
     "HarmoFL": "fedseg.aggregators.mean_amplitude.MeanAmplitude",
     "HistogramStandardisation": "fedseg.aggregators.standard_landmarks.StandardLandmarks",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 from nvflare.apis.dxo import MetaKey, from_shareable
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
@@ -14,15 +15,20 @@ from fedseg.contract.protocol import COUNT, OUTSIDE, OWN_MODEL, PREPARE, SHARE, 
 from fedseg.contract.scores import PERSONAL
 from fedseg.filters.chain import is_guaranteed, update_chain
 from fedseg.filters.encrypt import ALGORITHM
+from fedseg.networks.weights import SHARED_PREFIX
+from fedseg.training.hooks import TrainingHook
 
-CURVES, FEATURES = "curves", "features"
-"""What leaves beside results: as events, and in the direct calls of split training."""
+UPDATE, CURVES, FEATURES = "update", "curves", "features"
+"""An update; and what leaves beside results or with them: as events; in the direct calls of split training, or as a
+method's shared arrays."""
 MODELLED = ("training", "validation")
 """The splits from which updates and reports are made."""
 
 
-def without_guarantee(task: str, result: Shareable, fl_ctx: FLContext) -> str | None:
-    """What a result tells of patients that no guarantee covers, in a word or two; None where there is nothing.
+def without_guarantee(
+    task: str, result: Shareable, fl_ctx: FLContext, hooks: Iterable[TrainingHook] = ()
+) -> tuple[str, ...]:
+    """What a result tells of patients that no guarantee covers, each in a word or two.
 
     Counts of cases by themselves, which every acceptance tells, are not taken for a release.
 
@@ -30,7 +36,18 @@ def without_guarantee(task: str, result: Shareable, fl_ctx: FLContext) -> str | 
         task: that the result answers.
         result: as it is about to leave, after filters and guard.
         fl_ctx: of the task.
+        hooks: of the site's training, which may send features with an update.
     """
+    what = _without_guarantee(task, result, fl_ctx)
+    if what is None:
+        return ()
+    telling = tuple(SHARED_PREFIX + hook.prefix for hook in hooks if hook.sends_features)
+    content = from_shareable(result).data if what == UPDATE and telling else {}
+    sent = (np.any(value) for name, value in content.items() if str(name).startswith(telling))
+    return (what, FEATURES) if any(sent) else (what,)
+
+
+def _without_guarantee(task: str, result: Shareable, fl_ctx: FLContext) -> str | None:
     dxo = from_shareable(result)
     content: Mapping[str, Any] = dxo.data
     if task == PREPARE:
@@ -47,7 +64,7 @@ def without_guarantee(task: str, result: Shareable, fl_ctx: FLContext) -> str | 
         return None if is_guaranteed(update_chain(fl_ctx)) else "report"
     if is_guaranteed(update_chain(fl_ctx, [task])):
         return None
-    return "encrypted update" if dxo.get_meta_prop(MetaKey.PROCESSED_ALGORITHM) == ALGORITHM else "update"
+    return "encrypted update" if dxo.get_meta_prop(MetaKey.PROCESSED_ALGORITHM) == ALGORITHM else UPDATE
 
 
 def splits_of(task: str, result: Shareable) -> Collection[str]:

@@ -45,6 +45,7 @@ class JobTerms:
         foreign: classes of the job's components at the site that the policy cannot judge.
         misplaced: whether the guarantee is computed for a task whose result carries no arrays.
         statistics: whether the method, or the job itself, tells statistics of the data.
+        features: whether the method sends features of images with its updates.
         updates: whether the job asks for updates; all rules of updates are about such a job alone.
         array_bytes: that the arrays of an update take at least; 0 where filters or split training change their size.
     """
@@ -60,6 +61,7 @@ class JobTerms:
     foreign: tuple[str, ...] = ()
     misplaced: bool = False
     statistics: bool = False
+    features: bool = False
     updates: bool = True
     array_bytes: int = 0
 
@@ -85,6 +87,7 @@ def job_terms(plan: Plan, fl_ctx: FLContext) -> JobTerms:
         foreign=tuple(sorted({name for c in components if (name := _foreign(c))})),
         misplaced=is_guaranteed(every) and not is_guaranteed(chain),
         statistics=any(_tells_statistics(hook) for hook in (*components, *hooks_of(every))),
+        features=any(getattr(component, "sends_features", False) for component in components),
         updates=not counters,
         array_bytes=_array_bytes(plan, steps, kept),
     )
@@ -114,6 +117,8 @@ def check_job(policy: SitePolicy | None, terms: JobTerms) -> None:
         raise broken("filters", "protects a task whose result carries no arrays", "asks it of the one that does")
     if terms.statistics and not policy.statistics:
         raise broken("statistics", "asks for statistics of the data", "does not give them")
+    if terms.features and not policy.evaluate_only:
+        check_features(policy)
     if not terms.updates:
         check_budget(policy, terms.guaranteed, terms.dataset, "its statistics")
         return
@@ -222,7 +227,7 @@ def check_statistics(guaranteed: bool, statistics: Collection[str]) -> None:
 
 
 def check_features(policy: SitePolicy | None) -> None:
-    """Refuse a job that sends activations of the site's images, as split training does.
+    """Refuse a job that sends activations of the site's images, as split training and alignment of features do.
 
     Raises:
         RefusalError: rule ``features`` (reason ``policy``).

@@ -147,11 +147,13 @@ class SiteExecutor(Executor, ABC):
 
     def _enter(self, task: str, fl_ctx: FLContext) -> None:
         """Enter the result of a task in the ledger where no guarantee covers it."""
-        result = self.session.record.result
-        what = None if result is None else without_guarantee(task, result, fl_ctx)
-        if result is not None and what is not None:
+        session, result = self.session, self.session.record.result
+        if result is None:
+            return
+        hooks = () if session.trainer is None else session.trainer.hooks
+        for what in without_guarantee(task, result, fl_ctx, hooks):
             number = int(result.get_header(AppConstants.CURRENT_ROUND, -1))
-            self.session.enter(what, number, fl_ctx, splits_of(task, result))
+            session.enter(what, number, fl_ctx, splits_of(task, result))
 
     def _prepare(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         """Accept the job or refuse it; the answer counts the site's cases by split."""

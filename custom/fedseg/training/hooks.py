@@ -138,6 +138,8 @@ class TrainingHook:
         needs, withholds: see ``contract.combinations``.
         prefix: first part of the names of the arrays that the hook exchanges with the server, as the ``SharedState``
             that combines them has it; empty where it sends none.
+        sends_features: whether the arrays that it sends with updates are computed from single images, as activations
+            are, so that they leave a site only where its policy lets features out.
         copies: how many numbers the hook keeps for each of the network's weights while a batch is trained, beside
             companions; counted into the memory that a job takes.
         case_by_case: whether the cases of a batch go through the network one after the other.
@@ -147,6 +149,7 @@ class TrainingHook:
 
     reports: ClassVar[Mapping[str, ReportField]] = {}
     prefix: ClassVar[str] = ""
+    sends_features: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset({LOCAL_STEPS})
     withholds: ClassVar[frozenset[str]] = frozenset()
     copies: ClassVar[int] = 0

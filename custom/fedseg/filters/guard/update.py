@@ -83,11 +83,14 @@ def _check_arrays(
             raise _unknown("tells free text of the job in its privacy record")
     if not profile.simulated and any(step.get("secure_noise") is False for step in update.steps):
         raise RefusalError("privacy", "The update's noise follows from a seed, so it protects nobody at this site.")
+    policy, hooks = profile.policy or OPEN, () if context.trainer is None else context.trainer.hooks
+    if not policy.features and any(hook.sends_features for hook in hooks):
+        raise broken("features", "sends activations of this site's images", "does not give them")
     fraction = sent_fraction(update, update_shapes(plan))
     names = read_layout(update.arrays).names if update.form in _KINDS else update.arrays
     if withheld_names(plan, context.site, context.round_number) & set(names):
         raise _unknown("holds arrays that this site does not share")
-    check_protection(profile.policy or OPEN, update.steps, fraction, is_guaranteed(chain), plan.dataset)
+    check_protection(policy, update.steps, fraction, is_guaranteed(chain), plan.dataset)
 
 
 def sent_fraction(update: Update, shapes: Shapes) -> float:

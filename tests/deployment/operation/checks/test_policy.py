@@ -65,8 +65,8 @@ def test_a_policy_is_told_in_plain_sentences():
         "method declares. In a job with a guarantee: counts of patients and epsilon, and whether a state was lost "
         "(fresh_state).",
         "Beside updates and reports may leave: curves during training.",
-        "Never leave: images, labels, names of patients, summaries of scores, statistics of the data, activations in "
-        "split training, the site's own model.",
+        "Never leave: images, labels, names of patients, summaries of scores, statistics of the data, activations of "
+        "images, the site's own model.",
     ]
     assert policy_sentences(parse_policy({"require_clip": True}))[:3] == [
         "Takes every job.",
@@ -80,6 +80,8 @@ def test_a_policy_is_told_in_plain_sentences():
         "personal_score. In a job with a guarantee: counts of patients and epsilon, and whether a state was lost "
         "(fresh_state).",
     ]
+    given = policy_sentences(parse_policy({"give_personal_model": True, "scores": False}))
+    assert "may leave: its personal model for good, also to sites that were never there." in given[-2]
     budget = {"epsilon_budget": {"*": {"epsilon": 8.0, "delta": 1e-5}}}
     assert policy_sentences(parse_policy(budget))[1] == "Updates leave with noise alone, within the privacy budget."
 

@@ -10,14 +10,15 @@ def policy_sentences(policy: SitePolicy) -> list[str]:
     """What may be asked of the site, and what may leave it, for people who do not read JSON."""
     named = {"that segment": policy.tasks, "called": policy.jobs}
     which = " and ".join(f"{how} {' or '.join(names)}" for how, names in named.items() if names is not None)
+    gives = policy.give_personal_model
     leaves = {
         "summaries of scores": policy.scores is not False,
         "curves during training": policy.events,
         "statistics of the data": policy.statistics,
-        "activations in split training": policy.features,
+        "activations of images": policy.features,
         "the site's own model": policy.submit_model,
         **({"its personal model": policy.submit_personal_model} if policy.submit_model else {}),
-        "its personal model, for good and for sites that were never there": policy.give_personal_model,
+        **({"its personal model for good, also to sites that were never there": True} if gives else {}),
     }
     if policy.evaluate_only:
         return _of_evaluator(policy, which)

@@ -24,12 +24,14 @@ PLACES = {
     "import-dicom": {"--out"},
     "simulate": {"--out", "--ledger"},
     "experiment": {"--out"},
+    "choose-components": {"--out"},
     "evaluate": {"--out"},
     "predict": {"--out"},
     "report": {"--out"},
     "rank": {"--out"},
     "statistics": {"--out"},
     "plan": {"--out"},
+    "advise": {"--out"},
     "package": {"--out"},
     "files": {"--out"},
     "decrypt-model": {"--out"},
@@ -41,7 +43,7 @@ PLACES = {
 }
 READ = {
     "--task", "--data", "--csv", "--initial", "--profiles", "--context", "--wheel", "--site-policy", "--kit", "--job",
-    "--template", "--models",
+    "--template", "--models", "--components", "--profile", "--first-run",
 }  # fmt: skip
 
 
@@ -79,6 +81,20 @@ def test_every_place_to_write_to_is_known():
             paths = {o for a in own._actions if a.type is Path for o in a.option_strings} - READ
             found[f"{name} {action}".strip()] = paths
     assert {name: paths for name, paths in found.items() if paths} == PLACES
+
+
+def test_rules_for_parts_replace_nothing_that_is_read(folder, capsys):
+    given = ("choose-components", "model.safetensors", "--task", "task.json", "--data", "a", "--out")
+    for name in ("model.safetensors", "task.json", "a/datalist.json"):
+        refused(folder, capsys, *given, name)
+
+
+def test_an_evaluation_replaces_no_rules(folder, capsys):
+    assert use("choose-components", "--out", "rules.json", "--volumes", "1") == 0
+    (folder / "out").mkdir()
+    (folder / "rules.json").rename(folder / "out" / "evaluation.json")
+    given = ("evaluate", "model.safetensors", "--task", "task.json", "--data", "a", "--out", "out")
+    refused(folder, capsys, *given, "--components", "out/evaluation.json")
 
 
 def test_masks_replace_no_image_and_no_label(folder, capsys):

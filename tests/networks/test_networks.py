@@ -25,7 +25,7 @@ def test_logits_have_the_shape_of_the_image(declaration):
 def test_no_bias_has_a_gradient_of_rounding_noise_only(declaration):
     network = parse_network(declaration).build(2, 2, seed=0).double()
     for module in network.modules():  # a residual branch may begin with a scale of 0, behind which nothing moves yet
-        if isinstance(module, torch.nn.InstanceNorm3d | torch.nn.GroupNorm):
+        if isinstance(module, torch.nn.InstanceNorm3d | torch.nn.GroupNorm | torch.nn.BatchNorm3d):
             torch.nn.init.ones_(module.weight)
     network(torch.randn(1, 2, 32, 32, 32, dtype=torch.float64)).pow(2).mean().backward()
     gradients = {n: float(p.grad.abs().max()) for n, p in network.named_parameters() if n.endswith("bias")}

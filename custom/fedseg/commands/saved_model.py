@@ -161,9 +161,10 @@ def describe(options: argparse.Namespace, model: ModelFile, datalist: Datalist) 
 
 def read_files(options: argparse.Namespace, datalist: Datalist) -> list[Path]:
     """Every file that the command reads, or that the datalist names."""
-    rules = [options.components] if getattr(options, "components", None) is not None else []
+    given = (getattr(options, name, None) for name in ("components", "profile"))
+    further = [path for path in given if path is not None and path.is_file()]
     models = [options.model, *getattr(options, "route", [])]
-    return [*models, *map(note_path, models), *rules, *task_files(options.task), *datalist.files]
+    return [*models, *map(note_path, models), *further, *task_files(options.task), *datalist.files]
 
 
 def report_failed(failed: Mapping[str, str]) -> int:

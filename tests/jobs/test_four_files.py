@@ -131,7 +131,7 @@ def changed(tmp_path_factory):
 
 def test_the_page_adds_one_method_of_each_sort(changed):
     _, counts = changed
-    assert len(counts) == 6
+    assert len(counts) == 7
     for title, paths in counts.items():
         places = sorted(path.split("/")[0] for path in paths)
         assert places == ["custom", "docs", "jobs", "tests"], f"{title}: {paths}"

@@ -43,7 +43,7 @@ PLACES = {
 }
 READ = {
     "--task", "--data", "--csv", "--initial", "--profiles", "--context", "--wheel", "--site-policy", "--kit", "--job",
-    "--template", "--models", "--components", "--profile", "--first-run",
+    "--template", "--models", "--components", "--profile", "--first-run", "--route",
 }  # fmt: skip
 
 

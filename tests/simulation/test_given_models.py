@@ -110,6 +110,12 @@ def test_the_run_has_the_given_model_with_its_provenance(run):
     assert (note.run_id, note.round) == (summary["run_id"], 1)
 
 
+def test_an_audit_of_the_run_finds_nothing_wrong(run, capsys):
+    places = run[0] / "run" / "report" / "record.jsonl", run[0] / "run" / run[2]["personal_models"]["gives"]
+    assert main(["audit-log", "verify", *map(str, places)]) == 0, capsys.readouterr()
+    assert "gives-personal.safetensorsisthemodelafterround2" in "".join(capsys.readouterr().out.split())
+
+
 def test_the_site_has_entered_in_its_ledger_that_it_left(run):
     folder, _, _, _ = run
     told = {}

@@ -11,6 +11,7 @@ from nvflare.app_common.app_constant import AppConstants
 from fedseg.contract.protocol import OUTSIDE, OWN_MODEL
 from fedseg.contract.scores import PERSONAL
 from fedseg.evaluation.summary import PERSONAL_MODELS
+from fedseg.files.digest import model_digest
 from fedseg.networks.weights import get_weights, set_weights
 from fedseg.workflows.run.run_state import RunState
 
@@ -24,13 +25,14 @@ def collect_personal_models(run: RunState) -> dict[str, Any]:
     Returns:
         What the results say: the file of each site that gave one.
     """
-    network, files = run.plan.build_network(), dict[str, str]()
+    network, files, last = run.plan.build_network(), dict[str, str](), len(run.rounds) - 1
 
     def keep(site: str, answer: FLModel) -> None:
         """Write a model once it fits the network; else it is refused (reason ``weights``)."""
         set_weights(network, {str(name): np.asarray(value) for name, value in (answer.params or {}).items()})
-        name = f"{site}-{PERSONAL}.safetensors"
-        run.record.model(name, run.plan, get_weights(network), len(run.rounds) - 1)
+        name, weights = f"{site}-{PERSONAL}.safetensors", get_weights(network)
+        run.record.append("given", site=site, round=last, model=model_digest(weights))
+        run.record.model(name, run.plan, weights, last)
         files[site] = name
 
     sites, meta = sorted(run.facts), {OWN_MODEL: OUTSIDE, **run.kept_meta()}

@@ -34,6 +34,7 @@ def test_the_bottleneck_is_the_coarsest_level(declaration, features, factor):
     declared.arguments.bottleneck(network).register_forward_hook(lambda _m, _a, output: caught.append(output.shape))
     network(torch.zeros(1, 2, 64, 32, 16 * factor))
     assert [tuple(shape) for shape in caught] == [(1, features, 64 // factor, 32 // factor, 16)]
+    assert declared.arguments.bottleneck_features == features
     assert min(shape[2] for shape in shapes) == 64 // factor
 
 

@@ -56,7 +56,12 @@ class ModelFile:
 
 
 def write_model(
-    path: Path, plan: Plan, weights: Arrays, round_number: int, own_arrays: Collection[str] | None = None
+    path: Path,
+    plan: Plan,
+    weights: Arrays,
+    round_number: int,
+    own_arrays: Collection[str] | None = None,
+    network: Network | None = None,
 ) -> Path:
     """Write a model; equal weights of an equal plan give equal bytes.
 
@@ -67,11 +72,14 @@ def write_model(
         round_number: the training round after which the model was made; -1 for the initial one.
         own_arrays: names of arrays that each site has for itself, in a global model; None for those that the parts of
             the plan's network declare.
+        network: of the model; None for the plan's.
     """
-    return save_model(path, model_header(plan, round_number, own_arrays), weights)
+    return save_model(path, model_header(plan, round_number, own_arrays, network), weights)
 
 
-def model_header(plan: Plan, round_number: int, own_arrays: Collection[str] | None = None) -> dict[str, str]:
+def model_header(
+    plan: Plan, round_number: int, own_arrays: Collection[str] | None = None, network: Network | None = None
+) -> dict[str, str]:
     """What a model file says of itself beside its format; see ``write_model``."""
     notes: dict[str, Any] = {"method": plan.method, "seed": plan.seed, "round": round_number, "plan": plan.digest}
     notes["overlap"] = plan.training.overlap
@@ -80,7 +88,7 @@ def model_header(plan: Plan, round_number: int, own_arrays: Collection[str] | No
     return {
         "fedseg": __version__,
         "task": json.dumps(plan.task.to_dict(), sort_keys=True),
-        "network": json.dumps(plan.network.to_dict(), sort_keys=True),
+        "network": json.dumps((network or plan.network).to_dict(), sort_keys=True),
         "notes": json.dumps(notes, sort_keys=True),
     }
 

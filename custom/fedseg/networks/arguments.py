@@ -12,7 +12,7 @@ from torch import nn
 
 from fedseg import allowed
 from fedseg.errors import ConfigurationError
-from fedseg.networks.parts.part import DecoderLevel
+from fedseg.networks.parts.part import Level
 
 Steps = tuple[int | tuple[int, int, int], ...]
 """For each level a number for all three axes, or one for each axis (x, y, z): thick slices need fewer steps across."""
@@ -51,11 +51,17 @@ class NetworkArguments(ABC):
     def bottleneck(self, network: nn.Module) -> nn.Module:
         """The module of a network that was built with these arguments whose output is the coarsest representation.
 
-        For an image [B, in, X, Y, Z] it gives [B, features, X/d, Y/d, Z/d] with d the ``divisor``.
+        For an image [B, in, X, Y, Z] it gives [B, features, X/d, Y/d, Z/d] with d the ``divisor``, and
+        ``bottleneck_features`` many features.
         """
 
     @property
-    def decoder(self) -> tuple[DecoderLevel, ...]:
+    @abstractmethod
+    def bottleneck_features(self) -> int:
+        """Feature maps of the coarsest level."""
+
+    @property
+    def decoder(self) -> tuple[Level, ...]:
         """Levels of the decoder below full resolution, finest first; none unless a network says so."""
         return ()
 

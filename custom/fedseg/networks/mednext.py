@@ -11,7 +11,7 @@ from torch import nn
 from fedseg import allowed
 from fedseg.errors import ConfigurationError
 from fedseg.networks.arguments import MOST_CHANNELS, MOST_UNITS, NetworkArguments, check_counts, check_levels
-from fedseg.networks.parts.part import DecoderLevel
+from fedseg.networks.parts.part import Level
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,17 @@ class MedNeXt(NetworkArguments):
         return network
 
     @property
-    def decoder(self) -> tuple[DecoderLevel, ...]:
+    def decoder(self) -> tuple[Level, ...]:
         levels = len(self.blocks_up)
-        return tuple(DecoderLevel(f"dec_stages.{levels - 1 - i}", self.init_filters << i) for i in range(1, levels))
+        return tuple(Level(f"dec_stages.{levels - 1 - i}", self.init_filters << i) for i in range(1, levels))
 
     def bottleneck(self, network: nn.Module) -> nn.Module:
         assert isinstance(network, MonaiMedNeXt)
         return network.bottleneck
+
+    @property
+    def bottleneck_features(self) -> int:
+        return self.init_filters << len(self.blocks_down)
 
     def check(self, where: str) -> None:
         super().check(where)

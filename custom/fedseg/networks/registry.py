@@ -15,7 +15,7 @@ from fedseg.memory import check_memory
 from fedseg.networks.arguments import NetworkArguments, as_lists
 from fedseg.networks.layers import with_aliases
 from fedseg.networks.mednext import MedNeXt
-from fedseg.networks.parts.part import SHARED, Ownership, Part, Place
+from fedseg.networks.parts.part import SHARED, Level, Ownership, Part, Place
 from fedseg.networks.parts.registry import parse_parts
 from fedseg.networks.residual_encoder import ResidualEncoderUNet
 from fedseg.networks.unets import DynamicUNet, ResidualSegmentation, ResidualUNet
@@ -67,9 +67,16 @@ class Network:
             network = self.arguments.build(in_channels, out_channels)
             if self.arguments.norm != "instance":
                 network = _with_norm(network, _OTHER_NORMS[self.arguments.norm])
+            place = Place(in_channels, out_channels, patch_size, self.arguments.decoder, self._bottleneck(network))
             for part in self.parts:
-                part.add(network, Place(in_channels, out_channels, patch_size, self.arguments.decoder))
+                part.add(network, place)
         return network
+
+    def _bottleneck(self, network: nn.Module) -> Level:
+        """The bottleneck by its name in a network that has no parts yet."""
+        module = self.arguments.bottleneck(network)
+        name = next(name for name, each in network.named_modules() if each is module)
+        return Level(name, self.arguments.bottleneck_features)
 
     def owners(self, network: nn.Module) -> dict[str, Ownership]:
         """Who owns the arrays of parts that not all sites share from the first round, under all of their names.

@@ -19,7 +19,7 @@ from fedseg.networks.arguments import (
     check_levels,
     product,
 )
-from fedseg.networks.parts.part import DecoderLevel
+from fedseg.networks.parts.part import Level
 
 Step = int | tuple[int, int, int]
 _SLOPE = 0.01
@@ -133,9 +133,9 @@ class ResidualEncoderUNet(NetworkArguments):
         return product(self.strides)
 
     @property
-    def decoder(self) -> tuple[DecoderLevel, ...]:
+    def decoder(self) -> tuple[Level, ...]:
         levels = len(self.features) - 1
-        return tuple(DecoderLevel(f"decoder.{levels - 1 - i}", self.features[i]) for i in range(1, levels))
+        return tuple(Level(f"decoder.{levels - 1 - i}", self.features[i]) for i in range(1, levels))
 
     def build(self, in_channels: int, out_channels: int) -> nn.Module:
         return ResidualEncoder(self, in_channels, out_channels)
@@ -143,6 +143,10 @@ class ResidualEncoderUNet(NetworkArguments):
     def bottleneck(self, network: nn.Module) -> nn.Module:
         assert isinstance(network, ResidualEncoder)
         return network.encoder[-1]
+
+    @property
+    def bottleneck_features(self) -> int:
+        return self.features[-1]
 
     def check(self, where: str) -> None:
         super().check(where)

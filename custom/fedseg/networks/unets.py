@@ -21,7 +21,7 @@ from fedseg.networks.arguments import (
     check_levels,
     product,
 )
-from fedseg.networks.parts.part import DecoderLevel
+from fedseg.networks.parts.part import Level
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ class ResidualUNet(NetworkArguments):
         return network
 
     @property
-    def decoder(self) -> tuple[DecoderLevel, ...]:
+    def decoder(self) -> tuple[Level, ...]:
         # What a level gives to the one above it has the channels of that one.
         finer = enumerate(self.channels[:-2], start=1)
-        return tuple(DecoderLevel(f"model{'.1.submodule' * depth}.2", count) for depth, count in finer)
+        return tuple(Level(f"model{'.1.submodule' * depth}.2", count) for depth, count in finer)
 
     def bottleneck(self, network: nn.Module) -> nn.Module:
         assert isinstance(network, UNet)
@@ -74,6 +74,10 @@ class ResidualUNet(NetworkArguments):
         for _ in self.strides:  # each level is a sequence: down, a skip connection around the next level, up
             level = level[1].submodule
         return level
+
+    @property
+    def bottleneck_features(self) -> int:
+        return self.channels[-1]
 
     def check(self, where: str) -> None:
         super().check(where)
@@ -118,13 +122,17 @@ class DynamicUNet(NetworkArguments):
         )
 
     @property
-    def decoder(self) -> tuple[DecoderLevel, ...]:
+    def decoder(self) -> tuple[Level, ...]:
         levels = len(self.filters) - 1
-        return tuple(DecoderLevel(f"upsamples.{levels - 1 - i}", self.filters[i]) for i in range(1, levels))
+        return tuple(Level(f"upsamples.{levels - 1 - i}", self.filters[i]) for i in range(1, levels))
 
     def bottleneck(self, network: nn.Module) -> nn.Module:
         assert isinstance(network, DynUNet)
         return network.bottleneck
+
+    @property
+    def bottleneck_features(self) -> int:
+        return self.filters[-1]
 
     def check(self, where: str) -> None:
         super().check(where)
@@ -165,13 +173,17 @@ class ResidualSegmentation(NetworkArguments):
         )
 
     @property
-    def decoder(self) -> tuple[DecoderLevel, ...]:
+    def decoder(self) -> tuple[Level, ...]:
         levels = len(self.blocks_up)
-        return tuple(DecoderLevel(f"up_layers.{levels - 1 - i}", self.init_filters << i) for i in range(1, levels))
+        return tuple(Level(f"up_layers.{levels - 1 - i}", self.init_filters << i) for i in range(1, levels))
 
     def bottleneck(self, network: nn.Module) -> nn.Module:
         assert isinstance(network, SegResNet)
         return network.down_layers[-1]
+
+    @property
+    def bottleneck_features(self) -> int:
+        return self.init_filters << len(self.blocks_up)
 
     def check(self, where: str) -> None:
         super().check(where)

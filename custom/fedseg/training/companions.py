@@ -10,7 +10,7 @@ from torch import nn
 
 from fedseg.contract.settings import TrainingSettings
 from fedseg.networks.weights import Arrays, get_weights, set_weights
-from fedseg.training.optimisation import new_optimizer, place
+from fedseg.training.optimisation import check_norm, new_optimizer, place
 
 
 class Companion:
@@ -54,6 +54,23 @@ class Companion:
     def move(self, device: torch.device) -> None:
         """Move it to a device."""
         place(self.network, device)
+
+    def step(self, rate: float, clip: float) -> None:
+        """Step along the gradients that there are, and take them away.
+
+        Args:
+            rate: learning rate of the step.
+            clip: longest gradient; a longer one is shortened to it.
+
+        Raises:
+            RefusalError: a gradient is not finite (reason ``loss``).
+        """
+        assert self.optimizer is not None
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        check_norm(nn.utils.clip_grad_norm_(self.network.parameters(), clip))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Any]:
         """What the next round needs."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -16,6 +17,7 @@ from fedseg.contract.report import ReportField
 from fedseg.contract.settings import TrainingSettings
 from fedseg.data.datalist import Datalist
 from fedseg.errors import ConfigurationError
+from fedseg.networks.parts.part import Part
 from fedseg.networks.weights import Arrays
 from fedseg.privacy.mechanisms.noise import NoiseSource
 from fedseg.tasks.objective import Objective, ScoredCase
@@ -115,7 +117,7 @@ class LocalTraining(Protocol):
         """Train a companion in the place of the network, with hooks of its own; returns its mean loss."""
 
     def validate(self, weights: Arrays, split: str = "validation") -> list[ScoredCase]:
-        """Scores of weights on every case of a split."""
+        """Scores of weights, of the plan's network or of the personal one, on every case of a split."""
 
     def noise_source(self, round_number: int, epoch: int) -> NoiseSource:
         """Noise that protects patients; it follows from the seed in simulations only."""
@@ -145,6 +147,7 @@ class TrainingHook:
         case_by_case: whether the cases of a batch go through the network one after the other.
         weak_labels: whether it teaches from cases that are not labelled voxel by voxel; without such a hook they are
             left out.
+        personal_parts: parts that the network of its personal model has after those of the plan's.
     """
 
     reports: ClassVar[Mapping[str, ReportField]] = {}
@@ -155,6 +158,7 @@ class TrainingHook:
     copies: ClassVar[int] = 0
     case_by_case: ClassVar[bool] = False
     weak_labels: ClassVar[bool] = False
+    personal_parts: ClassVar[tuple[Part, ...]] = ()
 
     @property
     def pull(self) -> float:
@@ -258,6 +262,17 @@ def check_hooks(hooks: Sequence[Any], plan: Plan) -> None:
         own = [type(hook).__name__ for hook in hooks if replaces(hook, moment)]
         if len(own) > 1:
             raise ConfigurationError("executor.hooks", own, f"hooks of which one at most has a `{moment}` of its own")
+
+
+def personal_plan(plan: Plan, hooks: Iterable[object]) -> Plan:
+    """The plan of the models that sites of a job have for themselves, which may be of a larger network.
+
+    Args:
+        plan: of the job.
+        hooks: of the job, or their classes; what is no hook adds nothing.
+    """
+    added = [part for hook in hooks for part in getattr(hook, "personal_parts", ())]
+    return replace(plan, network=replace(plan.network, parts=(*plan.network.parts, *added))) if added else plan
 
 
 def replaces(hook: TrainingHook, moment: str) -> bool:

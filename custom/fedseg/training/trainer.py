@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from fedseg.contract.plan import Plan
 from fedseg.contract.round_settings import RoundSettings, round_steps
@@ -20,9 +21,10 @@ from fedseg.privacy.mechanisms.noise import NoiseSource, SecureNoise, SeededNois
 from fedseg.site.state import SiteState
 from fedseg.tasks.objective import ScoredCase
 from fedseg.training.cache import CaseCache
-from fedseg.training.hooks import TrainingHook, check_hooks, replaces
+from fedseg.training.hooks import TrainingHook, check_hooks, personal_plan, replaces
 from fedseg.training.inference import choose_device, decide_case, infer_logits, predict_values
 from fedseg.training.kept_steps import KeptSteps
+from fedseg.training.optimisation import place
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ class SiteTrainer(KeptSteps):
             raise ConfigurationError("frozen", len(setup.frozen), "fewer than all parameters of the network")
         # A hook may put another loss in the place of `loss`; scores stay comparable between rounds and methods.
         self._scoring_loss = self.loss
+        self._personal_network: nn.Module | None = None
         self._own: Arrays = {}
         self.received_shared_arrays, self.totals = {}, {}
 
@@ -242,7 +245,7 @@ class SiteTrainer(KeptSteps):
         """Score weights on every case of a split.
 
         Args:
-            weights: the model.
+            weights: the model; of the plan's network, or of that of the method's personal models.
             split: ``validation`` or ``test``.
             distances: also the scores that take longer: all but Dice and volumes.
 
@@ -250,17 +253,26 @@ class SiteTrainer(KeptSteps):
             RefusalError: the weights do not fit.
             AbortedError: ``aborted`` said so.
         """
-        set_weights(self.network, weights)
-        self.network.eval()
-        return [self._score(self._scored[split], i, distances) for i in range(len(self._scored[split]))]
+        network = self._network_of(weights).eval()
+        set_weights(network, weights)
+        return [self._score(network, self._scored[split], i, distances) for i in range(len(self._scored[split]))]
 
-    def _score(self, cases: CaseCache, index: int, distances: bool) -> ScoredCase:
+    def _network_of(self, weights: Arrays) -> nn.Module:
+        """The network in training, or where weights have the names of the method's personal models, one of these."""
+        plan = personal_plan(self.plan, self.hooks)
+        if plan is self.plan or set(weights) == set(self.network.state_dict()):
+            return self.network
+        if self._personal_network is None:
+            self._personal_network = place(plan.build_network(), self.device)
+        return self._personal_network
+
+    def _score(self, network: nn.Module, cases: CaseCache, index: int, distances: bool) -> ScoredCase:
         case = cases[index]
         if case.reference is None and self.objective.needs_label:
             raise RefusalError("data", "A case that is to be scored has no label.")
         overlap = self.settings.overlap
         with self.autocast():
-            logits = infer_logits(self.network, self.task, case.image, overlap, self.device, self.check_abort)
+            logits = infer_logits(network, self.task, case.image, overlap, self.device, self.check_abort)
         with torch.inference_mode():
             loss = float(self._scoring_loss(logits, self.objective.targets(case.batch())))
         values = predict_values(self.objective, case, logits)

@@ -11,7 +11,7 @@ from torch import nn
 
 from fedseg.allowed import is_number, setting
 from fedseg.errors import ConfigurationError
-from fedseg.networks.parts.part import PREFIX, DecoderLevel, Part, Place
+from fedseg.networks.parts.part import PREFIX, Level, Part, Place
 
 DEEP_SUPERVISION = "deep_supervision"
 
@@ -40,7 +40,7 @@ class CoarserOutputs(nn.Module):
         outputs: logits [B, out, ...] of the last forward pass in training, by the number of the level.
     """
 
-    def __init__(self, decoder: Sequence[DecoderLevel], out_channels: int, weights: Sequence[float]) -> None:
+    def __init__(self, decoder: Sequence[Level], out_channels: int, weights: Sequence[float]) -> None:
         """Make the convolutions of the levels whose weight is not 0; the others would never learn anything."""
         super().__init__()
         self.weights = tuple(weights)
@@ -87,7 +87,7 @@ class DeepSupervision(Part):
     name: ClassVar[str] = DEEP_SUPERVISION
     weights: tuple[float, ...] = setting((), _weights)
 
-    def check(self, decoder: Sequence[DecoderLevel], where: str) -> None:
+    def check(self, decoder: Sequence[Level], where: str) -> None:
         if not decoder:
             allowed = "left out of a network whose decoder has no coarser level"
             raise ConfigurationError(where, self.name, allowed)

@@ -51,8 +51,8 @@ Owners = Mapping[str, Ownership]
 
 
 @dataclass(frozen=True)
-class DecoderLevel:
-    """A level of a network's decoder.
+class Level:
+    """A level of a network: one of its decoder, or the bottleneck.
 
     Attributes:
         module: name of the module whose output [B, features, ...] it is.
@@ -71,12 +71,14 @@ class Place:
         in_channels, out_channels: of the whole network.
         patch_size: of the images that it sees, [X, Y, Z].
         decoder: levels of the decoder below full resolution, finest first; empty where the network tells none.
+        bottleneck: the coarsest level; None where a module is built by itself, outside of a network.
     """
 
     in_channels: int
     out_channels: int
     patch_size: tuple[int, int, int]
-    decoder: tuple[DecoderLevel, ...] = ()
+    decoder: tuple[Level, ...] = ()
+    bottleneck: Level | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class Part(ABC):
         """Of the arrays that are not shared by all sites from the first round: by name, given the whole network."""
         return {}
 
-    def check(self, decoder: Sequence[DecoderLevel], where: str) -> None:
+    def check(self, decoder: Sequence[Level], where: str) -> None:
         """Refuse a network to which it cannot be added.
 
         Args:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
 
 from fedseg import allowed
 from fedseg.contract.plan import Plan
@@ -15,7 +14,6 @@ from fedseg.networks.weights import Arrays, get_weights, is_averaged
 from fedseg.training.companions import Companion
 from fedseg.training.hooks import LocalTraining
 from fedseg.training.methods.personal_model import PersonalModel
-from fedseg.training.optimisation import check_norm
 from fedseg.training.patches import Sample
 
 _LOCAL = "local"
@@ -79,7 +77,7 @@ class APFL(PersonalModel):
         self._first = False
         for name, parameter in own.items():
             parameter.grad = found[name].mul_(self.share) if name in found else None
-        _step(local, rate, training.settings.gradient_clip)
+        local.step(rate, training.settings.gradient_clip)
         return batch
 
     def train_personal(self, training: LocalTraining) -> None:
@@ -96,13 +94,3 @@ class APFL(PersonalModel):
 
     def load_state(self, state: dict[str, Any] | None) -> None:
         self.share = float(state["share"]) if state else self.alpha
-
-
-def _step(companion: Companion, rate: float, clip: float) -> None:
-    optimizer = companion.optimizer
-    assert optimizer is not None
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    check_norm(nn.utils.clip_grad_norm_(companion.network.parameters(), clip))
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)

@@ -13,7 +13,7 @@ from fedseg.models.model_file import write_model
 from fedseg.networks.weights import Arrays
 from fedseg.tasks.objective import MEAN
 from fedseg.training.companions import Companion
-from fedseg.training.hooks import LocalTraining, TrainingHook
+from fedseg.training.hooks import LocalTraining, TrainingHook, personal_plan
 from fedseg.training.site_round import scores_by_output
 
 PERSONAL_MODEL = "personal.safetensors"
@@ -54,7 +54,8 @@ class PersonalModel(TrainingHook, ABC):
         """Change the companion ``personal``; the network has had all local epochs of the round."""
 
     def companions(self, plan: Plan) -> dict[str, Companion]:
-        return {_NAME: Companion(plan.build_network(), plan.training if self.trained else None)}
+        network = personal_plan(plan, [self]).build_network()
+        return {_NAME: Companion(network, plan.training if self.trained else None)}
 
     def before_round(self, training: LocalTraining, global_weights: Arrays, round_number: int) -> None:
         if not training.companions[_NAME].started:
@@ -63,8 +64,9 @@ class PersonalModel(TrainingHook, ABC):
     def after_round(self, training: LocalTraining, global_weights: Arrays, round_number: int) -> None:
         self.train_personal(training)
         if training.folder is not None:
-            weights = training.companions[_NAME].weights()
-            write_model(training.folder / PERSONAL_MODEL, training.plan, weights, round_number, own_arrays=())
+            weights, network = training.companions[_NAME].weights(), personal_plan(training.plan, [self]).network
+            path = training.folder / PERSONAL_MODEL
+            write_model(path, training.plan, weights, round_number, own_arrays=(), network=network)
 
     def personal_model(self, training: LocalTraining) -> Arrays | None:
         companion = training.companions[_NAME]

@@ -125,7 +125,8 @@ class CrossSiteScoring:
         """Have sites send their models; gives why one did not."""
         run, before = self._run, len(self._run.events)
         meta = {OWN_MODEL: OF_METHOD if kind == PERSONAL else LOCAL, **run.kept_meta()}
-        task, accept = FLModel(metrics={"submit": 1.0}, meta=meta), partial(self._store, run.plan.build_network())
+        plan = run.personal if kind == PERSONAL and run.personal else run.plan
+        task, accept = FLModel(metrics={"submit": 1.0}, meta=meta), partial(self._store, plan.build_network())
         timeout = run.settings.round_timeout
         run.sites.ask(AppConstants.TASK_SUBMIT_MODEL, task, sites, timeout, accept, "its model was left out")
         return self._reasons(sites, before)

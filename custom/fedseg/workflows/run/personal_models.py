@@ -25,14 +25,15 @@ def collect_personal_models(run: RunState) -> dict[str, Any]:
     Returns:
         What the results say: the file of each site that gave one.
     """
-    network, files, last = run.plan.build_network(), dict[str, str](), len(run.rounds) - 1
+    plan, files, last = run.personal or run.plan, dict[str, str](), len(run.rounds) - 1
+    network = plan.build_network()
 
     def keep(site: str, answer: FLModel) -> None:
         """Write a model once it fits the network; else it is refused (reason ``weights``)."""
         set_weights(network, {str(name): np.asarray(value) for name, value in (answer.params or {}).items()})
         name, weights = f"{site}-{PERSONAL}.safetensors", get_weights(network)
         run.record.append("given", site=site, round=last, model=model_digest(weights))
-        run.record.model(name, run.plan, weights, last)
+        run.record.model(name, plan, weights, last)
         files[site] = name
 
     sites, meta = sorted(run.facts), {OWN_MODEL: OUTSIDE, **run.kept_meta()}

@@ -33,6 +33,7 @@ class RunState:
         model, selection: the model, and who is asked; both remember former rounds.
         sites: the port to the sites.
         report_fields: what components of the job report beside the fixed fields.
+        personal: the plan of the models that sites have for themselves; None for the job's.
         record: where events are written as they happen.
         participants: the sites that accepted the job.
         rounds: entries of the finished rounds, see ``scores.describe_round``.
@@ -60,6 +61,7 @@ class RunState:
         self.site_settings: Mapping[str, RoundSettings] = {}
         self.totals: dict[str, float] = {}
         self.best_round: int | None = None
+        self.personal: Plan | None = None
         self.stopped: dict[str, Any] | None = None
         self.outcome: dict[str, Any] = {}
         self.start_id = uuid.uuid4().hex[:12]

@@ -11,6 +11,7 @@ from fedseg.contract.protocol import PLAN_FILE
 from fedseg.contract.shapes import private_arrays
 from fedseg.filters.layers import layers_of_sites
 from fedseg.messages.job import report_fields, site_parts, sites_part
+from fedseg.training.hooks import personal_plan
 from fedseg.workflows.run.flare_workflow import FlareWorkflow
 from fedseg.workflows.run.record import RunRecord
 from fedseg.workflows.run.round_protocol import RoundProtocol
@@ -75,5 +76,6 @@ class Workflow(FlareWorkflow):
         place = RunPlace(state, site_config, initial if initial.is_file() else None, model_files(config))
         run, plan = self.training_run(sites, record), read_plan(config / PLAN_FILE)
         record.own_arrays = private_arrays(plan) | layers_of_sites(sites_part(fl_ctx), plan)
+        run.state.personal = personal_plan(plan, site_parts(fl_ctx))
         run.state.load(plan, place, report_fields(fl_ctx))
         return run

@@ -61,6 +61,8 @@ _SHARED = {
 }
 # Hooks whose sites send arrays before the first round, and the part of the network that has them.
 _SHARE = {"Combat": "combat", "HarmoFL": "amplitude", "HistogramStandardisation": "standard_scale"}
+# Parts of the network without which a hook does nothing.
+_NETWORK_PARTS = {**_SHARE, "MixedSupervision": "second_network"}
 _STOPPING = {"target_dice": 0.9, "patience": 3, "max_hours": 5.0, "max_epsilon": 8.0}
 _EXECUTORS = "fedseg.executors.training.SegmentationExecutor", "fedseg.executors.split.executor.SplitExecutor"
 
@@ -188,9 +190,8 @@ def _plan(chosen: Sequence[MethodPart], names: set[str], rounds: str, given: dic
     if any("cost" in part.arguments for part in chosen):
         training |= {"validate_after": True}
     network: dict[str, Any] = {"name": "residual_unet", "channels": [4, 8], "strides": [2], "res_units": 1}
-    network |= (
-        {"parts": [{"name": part} for hook, part in _SHARE.items() if hook in names]} if names & set(_SHARE) else {}
-    )
+    added = [{"name": part} for hook, part in _NETWORK_PARTS.items() if hook in names]
+    network |= {"parts": added} if added else {}
     plan: dict[str, Any] = {
         "fedseg_version": __version__,
         "task": "hippocampus",

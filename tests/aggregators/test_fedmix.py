@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from aggregators.test_fedavg import make_report, rounds_of
 from fedseg.aggregators.fedavg import FedAvg
 from fedseg.aggregators.fedmix import FedMix
+from fedseg.contract.report import SiteReport
 from fedseg.errors import ConfigurationError
 
 
@@ -72,3 +73,16 @@ def test_wrong_arguments_are_refused(arguments, message):
 
 def test_description():
     assert FedMix().describe() == {"name": "FedMix", "lam": 10.0, "beta": 1.5}
+
+
+def test_cases_that_taught_count_in_the_place_of_all():
+    def report(taught, loss, samples=10):
+        return SiteReport(samples, 1, loss, None, extras={} if taught is None else {"taught_cases": taught})
+
+    rule = FedMix(lam=1.0, beta=1.0)
+    found = rule.site_weights({"a": report(2, 0.3), "b": report(6, 0.1), "c": report(0, None)})
+    assert found == pytest.approx({"a": (2 / 8 + 0.75) / 2, "b": (6 / 8 + 0.25) / 2, "c": 0.0})
+    # No site has more than it has, and without any that learned the rule is FedAvg.
+    assert FedMix(lam=0).site_weights({"a": report(99, 0.3), "b": report(None, 0.1)}) == {"a": 0.5, "b": 0.5}
+    assert rule.site_weights({"a": report(0, None), "b": report(0, None, 30)}) == {"a": 0.25, "b": 0.75}
+    assert "fallback" in rule.last_notes

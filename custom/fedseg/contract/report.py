@@ -16,6 +16,8 @@ META_KEY = "fedseg_report"
 # patient is have equal ones. Durations are not among them, for they follow the size of a single patient's images.
 UNPROTECTED = ("num_samples", "num_steps", "val_cases", "epsilon", "fresh_state")
 LARGEST = 1e12
+TAUGHT_CASES = "taught_cases"
+"""What a site calls the number of training cases from which a round learned, where not all of them teach."""
 MOST_STATISTICS = 1000
 """Numbers by name that a site may tell of its data for a method."""
 # Two words or more, so that a name in a site's policy that is a slip of the pen is mostly seen as one.

@@ -64,10 +64,15 @@ class Network:
             check_memory(f"the network {self.name}", sum(value.nbytes for value in arrays))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = self.arguments.build(in_channels, out_channels)
-            if self.arguments.norm != "instance":
-                network = _with_norm(network, _OTHER_NORMS[self.arguments.norm])
-            place = Place(in_channels, out_channels, patch_size, self.arguments.decoder, self._bottleneck(network))
+            network = self._bare(in_channels, out_channels)
+            place = Place(
+                in_channels,
+                out_channels,
+                patch_size,
+                self.arguments.decoder,
+                self._bottleneck(network),
+                lambda: self._bare(in_channels, out_channels),
+            )
             for part in self.parts:
                 part.add(network, place)
         return network
@@ -77,6 +82,13 @@ class Network:
         module = self.arguments.bottleneck(network)
         name = next(name for name, each in network.named_modules() if each is module)
         return Level(name, self.arguments.bottleneck_features)
+
+    def _bare(self, in_channels: int, out_channels: int) -> nn.Module:
+        """A network without parts, with fresh weights of torch's current generator."""
+        network = self.arguments.build(in_channels, out_channels)
+        if self.arguments.norm == "instance":
+            return network
+        return _with_norm(network, _OTHER_NORMS[self.arguments.norm])
 
     def owners(self, network: nn.Module) -> dict[str, Ownership]:
         """Who owns the arrays of parts that not all sites share from the first round, under all of their names.

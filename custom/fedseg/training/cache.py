@@ -62,6 +62,7 @@ class CaseCache:
                 [_stamp(file) for file in files],
                 case.missing,
                 case.drawn,
+                case.supervision.to_entry(),
                 self.task.to_dict(),
                 self.training,
                 __version__,
@@ -90,6 +91,7 @@ def _store(case: PreparedCase, path: Path) -> None:
         "indices": list(case.indices),
         "voxels": list(case.voxels),
         "drawn": None if case.drawn is None else list(case.drawn),
+        "possible": case.possible,
     }
     with whole_file(path) as temporary:
         torch.save(content, temporary)
@@ -113,4 +115,5 @@ def _load(path: Path) -> PreparedCase:
         tuple(content["indices"]),
         tuple(content["voxels"]),
         None if content["drawn"] is None else tuple(content["drawn"]),
+        content["possible"],
     )

@@ -50,7 +50,9 @@ class LocalTraining(Protocol):
         plan, task: of the job.
         site: its name; part of every seed.
         settings: of the training, as they hold in this round.
-        datalist: the site's cases; ``training_cases`` are those of training, prepared.
+        datalist: the site's cases; ``training_cases`` are those of training that are labelled voxel by voxel, prepared.
+            A hook may put others in their place for a round.
+        weak_cases: the prepared training cases with weak labels; empty unless a hook takes them.
         network, optimizer: in training.
         objective: the kind of task, which makes the loss's targets of a batch.
         loss: of logits [B, out, ...] in float32 and targets; a hook may put another in its place.
@@ -70,6 +72,7 @@ class LocalTraining(Protocol):
     settings: TrainingSettings
     datalist: Datalist
     training_cases: CaseCache
+    weak_cases: CaseCache
     network: nn.Module
     optimizer: torch.optim.Optimizer
     objective: Objective

@@ -46,7 +46,8 @@ class PatchDataset(Dataset[Sample]):
 
     def __getitem__(self, item: tuple[Any, ...]) -> Sample:
         """``image`` [C, *patch] float32 and, where there is a reference, ``classes`` [1, *patch] (uint8 in
-        segmentation), cut and augmented as the seed says; ``drawn`` [outputs] where something is not drawn."""
+        segmentation), cut and augmented as the seed says; ``drawn`` [outputs] where something is not drawn, and
+        ``pseudo`` [1] of pseudo-labels."""
         asked = PatchItem(*item)
         case, generator = self.cases[asked.case], np.random.default_rng(asked.seed)
         size = asked.size or self.task.patch_size
@@ -55,13 +56,13 @@ class PatchDataset(Dataset[Sample]):
         matrix = augmentation.draw_turn(case.grid.spacing, generator)
         margin = (0, 0, 0) if matrix is None else augmentation.margin(matrix)
         whole = case.batch()
-        drawn = {name: whole.pop(name)[0] for name in ("drawn",) if name in whole}
+        facts = {name: whole.pop(name)[0] for name in ("drawn", "pseudo") if name in whole}
         sample = {name: cut(values[0], corner, size, margin) for name, values in whole.items()}
         if matrix is not None:
             sample = augmentation.turn(sample, matrix)
         sample = augmentation.change(sample, generator, case.grid.spacing)
         sample["image"] = drop_channels(self.task, sample["image"], self.channel_dropout, generator)
-        return sample | drawn
+        return sample | facts
 
     def _augmentation(self, size: tuple[int, int, int]) -> Augmentation:
         """That of patches of a size, which decides how they are turned."""
@@ -122,7 +123,9 @@ def choose_corner(
 
 def collate(samples: Sequence[Sample]) -> Sample:
     """Stack samples to a batch: ``image`` [B, C, ...]; ``classes`` [B, 1, ...] where cases have a reference; ``drawn``
-    [B, outputs] where a case has something that is not drawn."""
+    [B, outputs] where a case has something that is not drawn; ``pseudo`` [B, 1] where a case has a pseudo-label."""
+    if any("pseudo" in sample for sample in samples):
+        samples = [{"pseudo": torch.tensor([False]), **sample} for sample in samples]
     if (partial := next((s["drawn"] for s in samples if "drawn" in s), None)) is not None:
         samples = [{"drawn": torch.ones_like(partial), **sample} for sample in samples]
     return {key: torch.stack([s[key] for s in samples]) for key in samples[0]}

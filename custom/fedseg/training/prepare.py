@@ -40,6 +40,9 @@ class PreparedCase:
             ``INDICES_PER_CLASS`` evenly taken ones each.
         voxels: for cases that are trained on: how many each class has (background first), before any padding.
         drawn: of each output, whether it is drawn; None: all are.
+        possible: of cases with weak labels that are trained on: in which voxels each region may be, bool [R, X, Y, Z]
+            on the grid of ``image``, or [R, 1, 1, 1] where the place makes no difference; else None.
+        pseudo: whether ``classes`` were found by a network.
     """
 
     id: str
@@ -51,11 +54,15 @@ class PreparedCase:
     indices: tuple[torch.Tensor, ...] = ()
     voxels: tuple[int, ...] = ()
     drawn: tuple[bool, ...] | None = None
+    possible: torch.Tensor | None = None
+    pseudo: bool = False
 
     def batch(self) -> dict[str, torch.Tensor]:
-        """The case as a batch of one: ``image``, ``classes`` where there are any, ``drawn`` where something is not."""
+        """The case as a batch of one: ``image``, ``classes`` where there are any, ``drawn`` where something is not, and
+        ``pseudo`` of pseudo-labels."""
         drawn = None if self.drawn is None else torch.tensor(self.drawn)
-        both = {"image": self.image, "classes": self.classes, "drawn": drawn}
+        pseudo = torch.tensor([True]) if self.pseudo else None
+        both = {"image": self.image, "classes": self.classes, "drawn": drawn, "pseudo": pseudo}
         return {name: values[None] for name, values in both.items() if values is not None}
 
 
@@ -82,15 +89,24 @@ def prepare_case(task: Task, case: Case, training: bool) -> PreparedCase:
         reference = kind.only_drawn(reference, drawn)
     image = resample(task, array, original)
     labels = None if reference is None else _resample_reference(task, reference[None], original)
+    if training and case.supervision.weak:
+        # A place is no class, but is cropped and padded as one.
+        possible = case.supervision.possible(task.region_names, original.shape)
+        labels = _nearest(task, possible, original) if possible[0].size > 1 else torch.from_numpy(possible)
     image.set_array(normalise(task, image.as_tensor(), case.missing))
     if task.crop_to_foreground:
-        image, labels = _crop(image, labels)
+        whole = labels is not None and labels[0].numel() == 1
+        image, labels = (_crop(image, None)[0], labels) if whole else _crop(image, labels)
     x, y, z = (int(n) for n in image.shape[1:])
     grid = Grid((x, y, z), image.affine.numpy().astype(np.float64))
     values = image.as_tensor().float().contiguous()
     if not training:
         return PreparedCase(case.id, values, labels, grid, original, reference, drawn=drawn)
     values = _pad(values, task.patch_size)
+    if case.supervision.weak:
+        assert labels is not None
+        possible = labels if labels[0].numel() == 1 else _pad(labels, task.patch_size)
+        return PreparedCase(case.id, values, None, grid, original, possible=possible)
     if labels is None:
         if kind.needs_label:
             raise DataError(f"{case.images[0]} has no label, but is listed for training.")
@@ -98,7 +114,7 @@ def prepare_case(task: Task, case: Case, training: bool) -> PreparedCase:
     count = len(task.classes) + 1 if task.classes and kind.discrete else 0
     voxels = tuple(torch.bincount(labels.flatten(), minlength=count).tolist()) if count else ()
     labels = _pad(labels, task.patch_size)
-    return PreparedCase(case.id, values, labels, grid, original, None, _class_indices(labels, count), voxels, drawn)
+    return PreparedCase(case.id, values, labels, grid, original, None, class_indices(labels, count), voxels, drawn)
 
 
 def _resample_reference(task: Task, reference: np.ndarray, grid: Grid) -> torch.Tensor:
@@ -113,11 +129,16 @@ def _resample_reference(task: Task, reference: np.ndarray, grid: Grid) -> torch.
     return resample_classes(values, linear)
 
 
-def resample(task: Task, array: np.ndarray, grid: Grid) -> MetaTensor:
+def _nearest(task: Task, masks: np.ndarray, grid: Grid) -> torch.Tensor:
+    """Masks [R, X, Y, Z] as the image is resampled, bool: those of the voxel of the file that is nearest."""
+    return resample(task, masks, grid, "nearest").as_tensor() > 0.5
+
+
+def resample(task: Task, array: np.ndarray, grid: Grid, mode: str = "bilinear") -> MetaTensor:
     """Channels [C, X, Y, Z] in RAS orientation and the task's spacing."""
     steps: list[Any] = [Orientation(axcodes="RAS", labels=None)]
     if task.spacing is not None:
-        steps.append(Spacing(pixdim=task.spacing, mode="bilinear", padding_mode="border", dtype=np.float32))
+        steps.append(Spacing(pixdim=task.spacing, mode=mode, padding_mode="border", dtype=np.float32))
     image: Any = MetaTensor(torch.from_numpy(array.astype(np.float32)), affine=torch.from_numpy(grid.affine))
     for step in steps:
         image = step(image)
@@ -146,7 +167,13 @@ def _pad(values: torch.Tensor, size: tuple[int, int, int]) -> torch.Tensor:
     return torch.nn.functional.pad(values, pads)
 
 
-def _class_indices(classes: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
+def class_indices(classes: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
+    """Flat indices of the voxels of each class in a label map [1, X, Y, Z], at most ``INDICES_PER_CLASS`` each.
+
+    Args:
+        classes: internal class values.
+        count: of classes, the background included.
+    """
     flat = classes.flatten()
     result = []
     for value in range(count):

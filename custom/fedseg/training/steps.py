@@ -38,6 +38,7 @@ class LocalSteps(LocalTraining):
         aborted: Callable[[], bool],
     ) -> None:
         self.plan, self.site, self.datalist, self.training_cases = plan, site, datalist, training_cases
+        self.weak_cases = CaseCache(training_cases.task, (), True)
         self.task, self.settings, self.hooks, self.aborted = plan.task, plan.training, tuple(hooks), aborted
         self.device, self.network = device, place(network, device)
         self.optimizer = new_optimizer(self.settings, network.parameters())

@@ -62,7 +62,7 @@ class RoundResult:
         update: new minus received weights, floating-point arrays that the site shares in this round only.
         num_samples: training cases of the site.
         num_steps: optimizer steps of the round.
-        train_loss: mean loss over the steps of the round, without what hooks add.
+        train_loss: mean loss over the steps of the round, without what hooks add; None of a round without a step.
         seconds: duration.
         shared: arrays of the hooks that travel with the update.
         weights: the site's own weights after the round.
@@ -71,7 +71,7 @@ class RoundResult:
     update: Arrays
     num_samples: int
     num_steps: int
-    train_loss: float
+    train_loss: float | None
     seconds: float
     shared: Arrays
     weights: Arrays
@@ -119,6 +119,8 @@ class SiteTrainer(KeptSteps):
         self._scored = {s: CaseCache(task, datalist.split(s), False, folder) for s in ("validation", "test")}
         device = choose_device(setup.device)
         super().__init__(plan, site, datalist, cases, network, setup.hooks, device, setup.aborted, setup.state)
+        weak = tuple(case for case in datalist.training if case.supervision.weak)
+        self._labelled, self.weak_cases = cases, CaseCache(task, weak, True, folder)
         self._freeze(0)
         if not any(p.requires_grad for p in network.parameters()):
             raise ConfigurationError("frozen", len(setup.frozen), "fewer than all parameters of the network")
@@ -224,13 +226,14 @@ class SiteTrainer(KeptSteps):
         update = {name: value for name, value in difference(own, weights).items() if name not in withheld}
         sent = {name: array for hook in self.hooks for name, array in hook.shared_arrays(self).items()}
         self.save(round_number)
-        mean = sum(losses) / len(losses)
+        mean = sum(losses) / len(losses) if losses else None
         seconds = time.perf_counter() - start
         return RoundResult(update, len(self.training_cases), len(losses), mean, seconds, sent, own)
 
     def _begin(self, weights: Arrays, round_number: int, total_rounds: int, settings: RoundSettings) -> frozenset[str]:
         """Load weights and what the last round left; returns the names of the arrays that are fixed in this round."""
-        if not len(self.training_cases):
+        self.training_cases = self._labelled
+        if not len(self.training_cases) and not len(self.weak_cases):
             raise RefusalError("data", "This site has no training cases.")
         check_groups(self.plan, self.site)
         set_weights(self.network, weights)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
@@ -72,6 +72,7 @@ class Place:
         patch_size: of the images that it sees, [X, Y, Z].
         decoder: levels of the decoder below full resolution, finest first; empty where the network tells none.
         bottleneck: the coarsest level; None where a module is built by itself, outside of a network.
+        another: makes a further network of the same kind, without parts and with other fresh weights.
     """
 
     in_channels: int
@@ -79,6 +80,7 @@ class Place:
     patch_size: tuple[int, int, int]
     decoder: tuple[Level, ...] = ()
     bottleneck: Level | None = None
+    another: Callable[[], nn.Module] | None = None
 
 
 @dataclass(frozen=True)

@@ -219,7 +219,7 @@ def test_jobs_that_cannot_work_are_refused():
 def test_a_federation_of_sites_with_masks_boxes_and_unlabelled_cases(name, alpha):
     job = read_job(Path(__file__).parents[3] / "jobs" / name)
     two = name == "hippocampus_fedmix"
-    job.set("task", EXCLUSIVE)
+    job.set("task", TASK)
     job.set("network", {**PLAN["network"], **(PARTS if two else {})})
     job.set("workflow.num_rounds", 3)
     hook = next(iter(job.client["components"]))["id"]

@@ -24,7 +24,7 @@ class Visit:
         round: its number there, from 0.
         num_samples: training cases that were seen, each pass counted.
         num_steps: optimizer steps.
-        train_loss: mean over the steps.
+        train_loss: mean over the steps; None where no step was taught by a label.
         score: the primary score of the received model on the site's validation cases, the mean over outputs; None
             where it was not asked for or no case defines it.
         loss: likewise the mean loss.
@@ -34,7 +34,7 @@ class Visit:
     round: int
     num_samples: int
     num_steps: int
-    train_loss: float
+    train_loss: float | None
     score: float | None
     loss: float | None
 

@@ -105,8 +105,8 @@ def prepare_case(task: Task, case: Case, training: bool) -> PreparedCase:
     values = _pad(values, task.patch_size)
     if case.supervision.weak:
         assert labels is not None
-        possible = labels if labels[0].numel() == 1 else _pad(labels, task.patch_size)
-        return PreparedCase(case.id, values, None, grid, original, possible=possible)
+        padded = labels if labels[0].numel() == 1 else _pad(labels, task.patch_size)
+        return PreparedCase(case.id, values, None, grid, original, possible=padded)
     if labels is None:
         if kind.needs_label:
             raise DataError(f"{case.images[0]} has no label, but is listed for training.")

@@ -36,6 +36,7 @@ COMMANDS = (
     "package",
     "files",
     "decrypt-model",
+    "import-weights",
     "audit-log",
     "describe-split",
     "probe-split",

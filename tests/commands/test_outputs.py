@@ -35,6 +35,7 @@ PLACES = {
     "package": {"--out"},
     "files": {"--out"},
     "decrypt-model": {"--out"},
+    "import-weights": {"--out"},
     "provision": {"--out"},
     "site check": {"--json"},
     "equip": {"--storage", "--state"},

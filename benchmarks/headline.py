@@ -106,7 +106,7 @@ def sites(folder: Path) -> list[str]:
     A site's own models are told at home; where an arm has a shared model, that one.
     """
     frame = results(folder)
-    places = list(dict.fromkeys(frame["evaluated_at"]))
+    places = sorted(frame["evaluated_at"].unique(), key=lambda place: (len(place), place))
     counts = frame.groupby("evaluated_at")["case"].nunique()
     lines = [f"| arm | {' | '.join(f'{place} ({counts[place]} cases)' for place in places)} |"]
     lines.append("|---" * (len(places) + 1) + "|")

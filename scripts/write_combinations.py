@@ -58,11 +58,12 @@ _SHARED = {
     "Combat": "fedseg.aggregators.landmark_moments.LandmarkMoments",
     "HarmoFL": "fedseg.aggregators.mean_amplitude.MeanAmplitude",
     "HistogramStandardisation": "fedseg.aggregators.standard_landmarks.StandardLandmarks",
+    "LCFed": "fedseg.aggregators.site_heads.SiteHeads",
 }
 # Hooks whose sites send arrays before the first round, and the part of the network that has them.
 _SHARE = {"Combat": "combat", "HarmoFL": "amplitude", "HistogramStandardisation": "standard_scale"}
 # Parts of the network without which a hook does nothing.
-_NETWORK_PARTS = {**_SHARE, "MixedSupervision": "second_network"}
+_NETWORK_PARTS = {**_SHARE, "LCFed": "head_calibration", "MixedSupervision": "second_network"}
 _STOPPING = {"target_dice": 0.9, "patience": 3, "max_hours": 5.0, "max_epsilon": 8.0}
 _EXECUTORS = "fedseg.executors.training.SegmentationExecutor", "fedseg.executors.split.executor.SplitExecutor"
 

@@ -10,17 +10,20 @@ from nvflare.apis.fl_constant import ReturnCode
 
 import job_kinds
 from fedseg.cli import main
+from fedseg.contract.shapes import private_arrays
 from fedseg.data.datalist import read_datalist
 from fedseg.filters.layers import layers_of_sites
 from fedseg.jobs.components import build_component
 from fedseg.jobs.job import read_job
 from fedseg.models.model_file import read_model
+from fedseg.networks.parts.head_calibration import calibration_of
 from fedseg.networks.weights import get_weights
 from fedseg.simulation import local_sites
 from fedseg.simulation.in_process import simulate_in_process
 from fedseg.simulation.results import build_summary
 from fedseg.simulation.run_folder import prepare_output
 from fedseg.site.state import SiteState
+from fedseg.training.methods.lc_fed import LCFed
 from fedseg.training.methods.personal_model import PersonalModel
 from fedseg.training.trainer import SiteTrainer, TrainerSetup
 from tiny import PLAN, make_sites
@@ -34,9 +37,22 @@ def hooks_of(job):
     return [build_component({"path": components[n]["path"], "args": components[n].get("args", {})}) for n in names]
 
 
+def own_arrays(job):
+    """Names of the arrays that filters, or parts of the network, leave to each site."""
+    return layers_of_sites(job.client, job.plan) | private_arrays(job.plan)
+
+
+def handed_on(job):
+    """Names of those of them that other sites get, since the method is about them."""
+    if not any(isinstance(hook, LCFed) for hook in hooks_of(job)):
+        return set()
+    place = calibration_of(job.plan.build_network()).place
+    return {f"{place}.weight", f"{place}.bias"}
+
+
 def kinds_of(job):
     """Which models of its own each site of a job has."""
-    found = {"own"} if layers_of_sites(job.client, job.plan) else set()
+    found = {"own"} if own_arrays(job) else set()
     found |= {"personal"} if any(isinstance(hook, PersonalModel) for hook in hooks_of(job)) else set()
     return found | ({"fine_tuned"} if job.workflow.get("fine_tune") else set())
 
@@ -57,7 +73,7 @@ OWN = one_of_each_method()
 def test_every_method_that_is_known_to_make_one_is_here():
     methods = {folder.name.partition("_")[2] for folder in OWN}
     known = {"ditto", "iop_fl", "iop_fl_outside", "apfl", "pfedme", "prrfl", "fedbn", "flop", "lg_fed", "fedper"}
-    known |= {"fedrep", "fine_tune", "moe"}
+    known |= {"fedrep", "fine_tune", "moe", "lcfed"}
     assert known <= methods
 
 
@@ -110,13 +126,13 @@ def test_it_is_kept_and_scored_at_home_and_leaves_only_a_site_that_gives_it(fold
         for site, files in final["site_models"].items()
         for kind, file in files.items()
     }
-    private = layers_of_sites(job.client, job.plan)
+    private, handed = own_arrays(job), handed_on(job)
     for kind in kinds:
         one, other = (models[site, kind].weights for site in SIZES)
         assert any(not np.array_equal(one[name], other[name]) for name in one)
     check_use(final, models, data, tmp_path, capsys)
     check_restart(job, summary, models, data, tmp_path / "run" / "state", private)
-    check_wire(left, models, private, set(job.plan.build_network().state_dict()))
+    check_wire(left, models, private, set(job.plan.build_network().state_dict()), handed)
     check_matrix(summary, kinds)
 
 
@@ -149,17 +165,18 @@ def check_restart(job, summary, models, data, state, private):
             assert all(np.array_equal(models[site, "own"].weights[name], found[name]) for name in private)
 
 
-def check_wire(left, models, private, shared):
+def check_wire(left, models, private, shared, handed):
     """Private arrays leave no site, by name or by value; other models only a site that gives them.
 
     Of a personal model of a larger network that is what the global model has not; the rest is the site's last model.
+    What a method hands on to other sites leaves as that, and never as a part of a model.
     """
     for (site, kind), model in models.items():
         sent = list(arrays_that_left(left, site))
         assert sent
         if kind == "own":
             assert not {name for name, _ in sent} & private
-        names = private if kind == "own" else set(model.weights) - shared or set(model.weights)
+        names = private - handed if kind == "own" else set(model.weights) - shared or set(model.weights)
         own = {name: value for name, value in model.weights.items() if value.dtype.kind == "f" and name in names}
         given = kind == "personal" and site == "alpha"
         assert all(holds(sent, name, value) is given for name, value in own.items() if value.size > 1), (site, kind)

@@ -72,14 +72,19 @@ class SharedState(ABC):
 
     Attributes:
         prefix: first part of the arrays' names on the wire.
+        hands_on_private: whether it is about arrays of the network that else stay at their sites, which it gives to
+            other sites; it declares no others then. Without it a job whose network has such arrays is refused where
+            sites send anything with their updates, as control variates, which would tell them.
         total_sites: sites that accepted the job.
     """
 
     prefix: ClassVar[str]
+    hands_on_private: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.total_sites = 0
         self._declared: dict[str, SharedArray] = {}
+        self._planned = False
         self._current: Arrays = {}
         self._bank: dict[str, Arrays] = {}
         self._spool = UpdateSpool()
@@ -129,6 +134,7 @@ class SharedState(ABC):
             ConfigurationError: one cannot become what it says.
         """
         self._declared = {self.prefix + name: array for name, array in self.declare(plan, weights).items()}
+        self._planned = True
         becoming = {name: array for name, array in self._declared.items() if array.becomes}
         owners = array_owners(plan) if becoming else {}
         taken: set[str] = set()
@@ -236,7 +242,7 @@ class SharedState(ABC):
             RefusalError: it is not the state of the declared arrays (reason ``state``).
         """
         self.start(int(arrays.get(_TOTAL_SITES, 0)))
-        fits = _TOTAL_SITES in arrays and bool(self._declared)
+        fits = _TOTAL_SITES in arrays and self._planned
         for key in sorted(set(arrays) - {_TOTAL_SITES}):
             site, _, name = key.removeprefix(_BANK).partition("/") if key.startswith(_BANK) else ("", "", key)
             array = self._declared.get(name)

@@ -55,6 +55,11 @@ class NetworkArguments(ABC):
         ``bottleneck_features`` many features.
         """
 
+    def head(self, network: nn.Module) -> nn.Module:
+        """The convolution that gives the logits, of a network that was built with these arguments: the last one, unless
+        a network says otherwise."""
+        return [module for module in network.modules() if isinstance(module, nn.Conv3d)][-1]
+
     @property
     @abstractmethod
     def bottleneck_features(self) -> int:

@@ -73,6 +73,10 @@ class MedNeXt(NetworkArguments):
         assert isinstance(network, MonaiMedNeXt)
         return network.bottleneck
 
+    def head(self, network: nn.Module) -> nn.Module:
+        assert isinstance(network, MonaiMedNeXt)
+        return network.out_0.conv_out
+
     @property
     def bottleneck_features(self) -> int:
         return self.init_filters << len(self.blocks_down)

@@ -65,23 +65,27 @@ class Network:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = self._bare(in_channels, out_channels)
-            place = Place(
-                in_channels,
-                out_channels,
-                patch_size,
-                self.arguments.decoder,
-                self._bottleneck(network),
-                lambda: self._bare(in_channels, out_channels),
-            )
+            place = self._place(network, in_channels, out_channels, patch_size)
             for part in self.parts:
                 part.add(network, place)
         return network
 
-    def _bottleneck(self, network: nn.Module) -> Level:
-        """The bottleneck by its name in a network that has no parts yet."""
-        module = self.arguments.bottleneck(network)
-        name = next(name for name, each in network.named_modules() if each is module)
-        return Level(name, self.arguments.bottleneck_features)
+    def _place(
+        self, network: nn.Module, in_channels: int, out_channels: int, patch_size: tuple[int, int, int]
+    ) -> Place:
+        """What parts are added to: a network that has none yet."""
+        names = {id(module): name for name, module in network.named_modules()}
+        bottleneck, head = (names[id(find(network))] for find in (self.arguments.bottleneck, self.arguments.head))
+        level = Level(bottleneck, self.arguments.bottleneck_features)
+        return Place(
+            in_channels,
+            out_channels,
+            patch_size,
+            self.arguments.decoder,
+            level,
+            lambda: self._bare(in_channels, out_channels),
+            head,
+        )
 
     def _bare(self, in_channels: int, out_channels: int) -> nn.Module:
         """A network without parts, with fresh weights of torch's current generator."""

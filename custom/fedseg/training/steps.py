@@ -14,6 +14,7 @@ from fedseg.contract.round_settings import round_steps
 from fedseg.data.datalist import Datalist
 from fedseg.errors import AbortedError, ConfigurationError
 from fedseg.networks.parts.deep_supervision import take_coarser
+from fedseg.networks.parts.head_calibration import take_calibrated
 from fedseg.randomness import derive_seed, generator
 from fedseg.training.batches import epoch_batches
 from fedseg.training.cache import CaseCache
@@ -92,11 +93,13 @@ class LocalSteps(LocalTraining):
 
     def supervise(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The loss of what ``forward`` gave: of the logits alone, or with deep supervision a weighted mean with that of
-        the network's coarser outputs in the same pass."""
+        the network's coarser outputs in the same pass, and with it that of calibrated logits."""
         weight, coarser = take_coarser(self.network)
         loss = weight * self.loss(logits.float(), targets)
         for share, output in coarser:
             loss = loss + share * self.loss(output.float(), self.objective.coarser(targets, output.shape[2:]))
+        for share, output in take_calibrated(self.network):
+            loss = loss + share * self.loss(output.float(), targets)
         return loss
 
     def compute_gradients(self, batch: Sample) -> float:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fedseg.errors import ConfigurationError
-from fedseg.networks.parts.part import PREFIX, Part, Place
+from fedseg.networks.parts.part import PREFIX, Call, Part, Place
 
 MIXTURE = "mixture"
 # The sigmoid of it is 1 in float32 to the last bit, that of its negative 0.
@@ -88,16 +88,6 @@ def mix(share: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch
     return share * first + (1 - share) * second
 
 
-class _Call:
-    """Calls a method of the mixture by its name, so that a copy of the network calls the copy's."""
-
-    def __init__(self, mixture: Mixture, method: str) -> None:
-        self.mixture, self.method = mixture, method
-
-    def __call__(self, *arguments: Any) -> Any:
-        return getattr(self.mixture, self.method)(*arguments)
-
-
 @dataclass(frozen=True)
 class MixturePart(Part):
     """The part ``mixture`` of a model that a site has for itself: ``MixtureOfExperts`` adds it, no plan names it."""
@@ -114,9 +104,9 @@ class MixturePart(Part):
         if not hasattr(network, PREFIX):
             network.add_module(PREFIX, nn.ModuleDict())
         network.get_submodule(PREFIX).add_module(MIXTURE, mixture)
-        network.register_forward_pre_hook(_Call(mixture, "see"), prepend=True)
-        network.get_submodule(place.bottleneck.module).register_forward_hook(_Call(mixture, "look"))
-        network.register_forward_hook(_Call(mixture, "mix"))
+        network.register_forward_pre_hook(Call(mixture, "see"), prepend=True)
+        network.get_submodule(place.bottleneck.module).register_forward_hook(Call(mixture, "look"))
+        network.register_forward_hook(Call(mixture, "mix"))
 
 
 def mixture_of(network: nn.Module) -> Mixture:

@@ -73,6 +73,7 @@ class Place:
         decoder: levels of the decoder below full resolution, finest first; empty where the network tells none.
         bottleneck: the coarsest level; None where a module is built by itself, outside of a network.
         another: makes a further network of the same kind, without parts and with other fresh weights.
+        head: name of the convolution that gives the logits; empty where there is no network.
     """
 
     in_channels: int
@@ -81,6 +82,7 @@ class Place:
     decoder: tuple[Level, ...] = ()
     bottleneck: Level | None = None
     another: Callable[[], nn.Module] | None = None
+    head: str = ""
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,16 @@ def see_first(network: nn.Module, name: str, module: nn.Module) -> None:
         network.add_module(PREFIX, nn.ModuleDict())
     network.get_submodule(PREFIX).add_module(name, module)
     network.register_forward_pre_hook(_First(name))
+
+
+class Call:
+    """Calls a method of a module, as a hook of another; a copy of the network has a copy of both."""
+
+    def __init__(self, module: nn.Module, method: str) -> None:
+        self.module, self.method = module, method
+
+    def __call__(self, *arguments: Any) -> Any:
+        return getattr(self.module, self.method)(*arguments)
 
 
 class _First:

@@ -42,7 +42,8 @@ class WeightedModel(PlainModel):
             arrays = get_weights(plan.build_network())
             self.shared_arrays.set_plan(plan, {name: value for name, value in arrays.items() if is_averaged(value)})
             self.takes_shared_arrays = self.shared_arrays.every_round
-            if self.takes_shared_arrays and array_owners(plan):
+            hands_on = self.shared_arrays.hands_on_private
+            if self.takes_shared_arrays and not hands_on and array_owners(plan):
                 parts, name = [part.name for part in plan.network.parts], type(self.shared_arrays).__name__
                 allowed = f"parts whose arrays all sites share and train from the first round, with {name}"
                 why = "What comes with updates beside the network's arrays would tell those that stay at a site."

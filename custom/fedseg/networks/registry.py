@@ -65,9 +65,10 @@ class Network:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = self._bare(in_channels, out_channels)
-            place = self._place(network, in_channels, out_channels, patch_size)
-            for part in self.parts:
-                part.add(network, place)
+            if self.parts:
+                place = self._place(network, in_channels, out_channels, patch_size)
+                for part in self.parts:
+                    part.add(network, place)
         return network
 
     def _place(

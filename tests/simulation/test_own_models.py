@@ -116,7 +116,7 @@ def holds(arrays, name, value):
 def test_it_is_kept_and_scored_at_home_and_leaves_only_a_site_that_gives_it(folder, tmp_path, monkeypatch, capsys):
     """Alpha gives everything; beta's policy keeps its personal model."""
     data = make_sites(tmp_path / "data", SIZES)
-    (data / "beta" / "policy.json").write_text(json.dumps({"submit_model": True}))
+    (data / "beta" / "policy.json").write_text(json.dumps({"submit_model": True, "statistics": True}))
     job, summary, left = run(folder, data, tmp_path / "run", monkeypatch)
     kinds = kinds_of(job)
     final = summary["final"]

@@ -8,7 +8,6 @@ import numpy as np
 
 from fedseg.aggregators.shared_state import SharedArray, SharedState
 from fedseg.contract.plan import Plan
-from fedseg.errors import ConfigurationError
 from fedseg.networks.parts.combat import COMBAT
 from fedseg.tasks.landmarks import LEVELS
 
@@ -23,8 +22,6 @@ class LandmarkMoments(SharedState):
     prefix = "combat/"
 
     def declare(self, plan: Plan, weights: Mapping[str, np.ndarray]) -> dict[str, SharedArray]:
-        found = [part.name for part in plan.network.parts]
-        if COMBAT not in found:
-            raise ConfigurationError("network.parts", found, f'a list with {{"name": "{COMBAT}"}} for LandmarkMoments')
+        plan.network.require_part(COMBAT, "LandmarkMoments")
         shape = (len(plan.task.channels), 3, len(LEVELS))
         return {"moments": SharedArray(shape, combine="sum", before_rounds=True, dtype=np.dtype(np.float64))}

@@ -10,7 +10,6 @@ import numpy as np
 from fedseg.aggregators.shared_state import SharedArray, SharedState
 from fedseg.allowed import one_of
 from fedseg.contract.plan import Plan
-from fedseg.errors import ConfigurationError
 from fedseg.networks.parts.amplitude import AMPLITUDE, SPECTRUM
 
 
@@ -32,9 +31,7 @@ class MeanAmplitude(SharedState):
         self.weight_by = one_of("MeanAmplitude.weight_by", weight_by, ("uniform", "samples"))
 
     def declare(self, plan: Plan, weights: Mapping[str, np.ndarray]) -> dict[str, SharedArray]:
-        if SPECTRUM not in weights:
-            found = [part.name for part in plan.network.parts]
-            raise ConfigurationError("network.parts", found, f'a list with {{"name": "{AMPLITUDE}"}} for MeanAmplitude')
+        plan.network.require_part(AMPLITUDE, "MeanAmplitude")
         weighted = self.weight_by == "samples"
         shape = weights[SPECTRUM].shape
         return {"spectrum": SharedArray(shape, weighted=weighted, before_rounds=True, becomes=SPECTRUM)}

@@ -9,7 +9,6 @@ import torch
 
 from fedseg.aggregators.shared_state import SharedArray, SharedState
 from fedseg.contract.plan import Plan
-from fedseg.errors import ConfigurationError
 from fedseg.networks.parts.head_calibration import HEAD_CALIBRATION, calibration_of, head_of
 
 
@@ -24,10 +23,7 @@ class SiteHeads(SharedState):
     hands_on_private = True
 
     def declare(self, plan: Plan, weights: Mapping[str, np.ndarray]) -> dict[str, SharedArray]:
-        names = [part.name for part in plan.network.parts]
-        if HEAD_CALIBRATION not in names:
-            wanted = f'a list with {{"name": "{HEAD_CALIBRATION}"}} for SiteHeads'
-            raise ConfigurationError("network.parts", names, wanted)
+        plan.network.require_part(HEAD_CALIBRATION, "SiteHeads")
         with torch.device("meta"):
             network = plan.build_network()
         if not calibration_of(network).weight:

@@ -8,7 +8,6 @@ import numpy as np
 
 from fedseg.aggregators.shared_state import SharedArray, SharedState
 from fedseg.contract.plan import Plan
-from fedseg.errors import ConfigurationError
 from fedseg.networks.parts.standard_scale import LANDMARK_SUMS, STANDARD_SCALE
 
 
@@ -22,8 +21,6 @@ class StandardLandmarks(SharedState):
     prefix = "landmarks/"
 
     def declare(self, plan: Plan, weights: Mapping[str, np.ndarray]) -> dict[str, SharedArray]:
-        if LANDMARK_SUMS not in weights:
-            found, part = [part.name for part in plan.network.parts], f'{{"name": "{STANDARD_SCALE}"}}'
-            raise ConfigurationError("network.parts", found, f"a list with {part} for StandardLandmarks")
+        plan.network.require_part(STANDARD_SCALE, "StandardLandmarks")
         shape = weights[LANDMARK_SUMS].shape
         return {"sums": SharedArray(shape, combine="sum", before_rounds=True, becomes=LANDMARK_SUMS)}

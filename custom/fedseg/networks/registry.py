@@ -95,6 +95,20 @@ class Network:
             return network
         return _with_norm(network, _OTHER_NORMS[self.arguments.norm])
 
+    def require_part(self, name: str, needed_by: str) -> None:
+        """Refuse a network without a part.
+
+        Args:
+            name: of the part.
+            needed_by: the component that works with it.
+
+        Raises:
+            ConfigurationError: it has no part of the name.
+        """
+        found = [part.name for part in self.parts]
+        if name not in found:
+            raise ConfigurationError("network.parts", found, f'a list with {{"name": "{name}"}} for {needed_by}')
+
     def owners(self, network: nn.Module) -> dict[str, Ownership]:
         """Who owns the arrays of parts that not all sites share from the first round, under all of their names.
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from fedseg.allowed import one_of, setting, whole
 from fedseg.errors import ConfigurationError
-from fedseg.networks.parts.part import FIXED, PREFIX, Owners, Part, Place, see_first
+from fedseg.networks.parts.part import FIXED, PREFIX, Owners, Part, Place, module_of, see_first
 
 AMPLITUDE = "amplitude"
 SPECTRUM = f"{PREFIX}.{AMPLITUDE}.spectrum"
@@ -96,9 +96,7 @@ class Amplitude(Part):
 
 def amplitude_of(network: nn.Module) -> AmplitudeNormalisation:
     """The part of a network that has it."""
-    module = network.get_submodule(f"{PREFIX}.{AMPLITUDE}")
-    assert isinstance(module, AmplitudeNormalisation)
-    return module
+    return module_of(network, AMPLITUDE, AmplitudeNormalisation)
 
 
 def _frequencies(size: int, window: int | None) -> torch.Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 
 from fedseg.allowed import is_number, setting
 from fedseg.errors import ConfigurationError
-from fedseg.networks.parts.part import PREFIX, Level, Part, Place
+from fedseg.networks.parts.part import PREFIX, Level, Part, Place, add_module
 
 DEEP_SUPERVISION = "deep_supervision"
 
@@ -98,9 +98,7 @@ class DeepSupervision(Part):
     def add(self, network: nn.Module, place: Place) -> None:
         given = self.weights or nnunet_weights(len(place.decoder) + 1)
         outputs = CoarserOutputs(place.decoder, place.out_channels, [weight / sum(given) for weight in given])
-        if not hasattr(network, PREFIX):
-            network.add_module(PREFIX, nn.ModuleDict())
-        network.get_submodule(PREFIX).add_module(DEEP_SUPERVISION, outputs)
+        add_module(network, DEEP_SUPERVISION, outputs)
         for level in outputs.heads:
             module = network.get_submodule(place.decoder[int(level) - 1].module)
             module.register_forward_hook(_Tap(outputs, int(level)))

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from fedseg.allowed import number, setting, whole
 from fedseg.errors import ConfigurationError
-from fedseg.networks.parts.part import PREFIX, PRIVATE, Call, Owners, Part, Place
+from fedseg.networks.parts.part import PREFIX, PRIVATE, Call, Owners, Part, Place, add_module, module_of
 
 HEAD_CALIBRATION = "head_calibration"
 # Share of an image's largest disagreement, below which a peak does not count.
@@ -185,9 +185,7 @@ class HeadCalibrationPart(Part):
             found = f"on {type(network).__name__}, whose last layer is {type(head).__name__}"
             raise ConfigurationError(f"network.parts: {HEAD_CALIBRATION}", found, "on a network that ends in Conv3d")
         calibration = HeadCalibration(head, self.sites, self.window, self.weight, place.head)
-        if not hasattr(network, PREFIX):
-            network.add_module(PREFIX, nn.ModuleDict())
-        network.get_submodule(PREFIX).add_module(HEAD_CALIBRATION, calibration)
+        add_module(network, HEAD_CALIBRATION, calibration)
         head.register_forward_pre_hook(Call(calibration, "see"))
         network.register_forward_hook(Call(calibration, "calibrate"))
 
@@ -199,9 +197,7 @@ class HeadCalibrationPart(Part):
 
 def calibration_of(network: nn.Module) -> HeadCalibration:
     """The part of a network that has it."""
-    module = network.get_submodule(f"{PREFIX}.{HEAD_CALIBRATION}")
-    assert isinstance(module, HeadCalibration)
-    return module
+    return module_of(network, HEAD_CALIBRATION, HeadCalibration)
 
 
 def take_calibrated(network: nn.Module) -> list[tuple[float, torch.Tensor]]:

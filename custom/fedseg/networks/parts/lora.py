@@ -12,7 +12,7 @@ from torch import nn
 from fedseg.allowed import number, setting, switch, texts, whole
 from fedseg.errors import ConfigurationError
 from fedseg.networks.layers import matching_names
-from fedseg.networks.parts.part import FIXED, PREFIX, Owners, Part, Place
+from fedseg.networks.parts.part import FIXED, PREFIX, Owners, Part, Place, add_module
 
 LORA = "lora"
 _KINDS = nn.Conv3d, nn.ConvTranspose3d, nn.Linear
@@ -97,14 +97,12 @@ class Lora(Part):
         if not layers:
             known = sorted(name for name, module in network.named_modules() if isinstance(module, _KINDS))
             raise ConfigurationError("network.parts: lora.layers", list(self.layers), f"patterns of some of {known}")
-        if not hasattr(network, PREFIX):
-            network.add_module(PREFIX, nn.ModuleDict())
         adapters = nn.ModuleDict()
         for name, layer in layers.items():
             adapter = Adapter(layer, self.rank, self.alpha / self.rank)
             adapters[name.replace(".", "-")] = adapter
             layer.register_forward_hook(_Beside(adapter))
-        network.get_submodule(PREFIX).add_module(LORA, adapters)
+        add_module(network, LORA, adapters)
 
     def owners(self, network: nn.Module) -> Owners:
         trained = {name for pattern in self.trained for name in matching_names(network, pattern)}

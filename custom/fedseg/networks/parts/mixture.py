@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fedseg.errors import ConfigurationError
-from fedseg.networks.parts.part import PREFIX, Call, Part, Place
+from fedseg.networks.parts.part import Call, Part, Place, add_module, module_of
 
 MIXTURE = "mixture"
 # The sigmoid of it is 1 in float32 to the last bit, that of its negative 0.
@@ -101,9 +101,7 @@ class MixturePart(Part):
     def add(self, network: nn.Module, place: Place) -> None:
         assert place.bottleneck is not None
         mixture = Mixture(copy.deepcopy(network), place.bottleneck.features)
-        if not hasattr(network, PREFIX):
-            network.add_module(PREFIX, nn.ModuleDict())
-        network.get_submodule(PREFIX).add_module(MIXTURE, mixture)
+        add_module(network, MIXTURE, mixture)
         network.register_forward_pre_hook(Call(mixture, "see"), prepend=True)
         network.get_submodule(place.bottleneck.module).register_forward_hook(Call(mixture, "look"))
         network.register_forward_hook(Call(mixture, "mix"))
@@ -111,6 +109,4 @@ class MixturePart(Part):
 
 def mixture_of(network: nn.Module) -> Mixture:
     """The part of a network that has it."""
-    module = network.get_submodule(f"{PREFIX}.{MIXTURE}")
-    assert isinstance(module, Mixture)
-    return module
+    return module_of(network, MIXTURE, Mixture)

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from fedseg.allowed import setting
 from fedseg.errors import ConfigurationError
-from fedseg.networks.parts.part import PREFIX, Owners, Ownership, Part, Place
+from fedseg.networks.parts.part import PREFIX, Owners, Ownership, Part, Place, add_module, module_of
 
 MODALITY_NORM = "modality_norm"
 _LAYERS = (nn.InstanceNorm3d, nn.GroupNorm)
@@ -135,18 +135,14 @@ class ModalityNorm(Part):
         if not layers:
             raise ConfigurationError("network.norm", "batch", "instance or group with the part modality_norm")
         branches = Branches(layers, len(self.sites))
-        if not hasattr(network, PREFIX):
-            network.add_module(PREFIX, nn.ModuleDict())
-        network.get_submodule(PREFIX).add_module(MODALITY_NORM, branches)
+        add_module(network, MODALITY_NORM, branches)
         network.register_forward_pre_hook(_See(branches))
         for number, layer in enumerate(layers):
             layer.register_forward_hook(_Branch(branches, number))
 
     def begin(self, network: nn.Module) -> None:
         """Every modality begins with the scales and offsets that the model had for all of them."""
-        branches = network.get_submodule(f"{PREFIX}.{MODALITY_NORM}")
-        assert isinstance(branches, Branches)
-        branches.take_over(list(_layers(network).values()))
+        module_of(network, MODALITY_NORM, Branches).take_over(list(_layers(network).values()))
 
     def owners(self, network: nn.Module) -> Owners:
         groups = [Ownership(sites=patterns) for patterns in self.sites]

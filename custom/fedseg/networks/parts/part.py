@@ -6,12 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
 
 PREFIX = "parts"
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,20 @@ class Part(ABC):
         return {"name": self.name, **{n: list(v) if isinstance(v, tuple) else v for n, v in values.items()}}
 
 
+def add_module(network: nn.Module, name: str, module: nn.Module) -> None:
+    """Give a network the module of a part, whose arrays are named ``parts.<name>.*``."""
+    if not hasattr(network, PREFIX):
+        network.add_module(PREFIX, nn.ModuleDict())
+    network.get_submodule(PREFIX).add_module(name, module)
+
+
+def module_of(network: nn.Module, name: str, kind: type[_Module]) -> _Module:
+    """The module of a part of a network that has it."""
+    module = network.get_submodule(f"{PREFIX}.{name}")
+    assert isinstance(module, kind)
+    return module
+
+
 def see_first(network: nn.Module, name: str, module: nn.Module) -> None:
     """Let a module change the image before the network sees it; its arrays are named ``parts.<name>.*``.
 
@@ -171,9 +186,7 @@ def see_first(network: nn.Module, name: str, module: nn.Module) -> None:
         name: of the part.
         module: of images [B, C, X, Y, Z], to the same shape.
     """
-    if not hasattr(network, PREFIX):
-        network.add_module(PREFIX, nn.ModuleDict())
-    network.get_submodule(PREFIX).add_module(name, module)
+    add_module(network, name, module)
     network.register_forward_pre_hook(_First(name))
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from fedseg.networks.parts.part import PREFIX, Part, Place
+from fedseg.networks.parts.part import PREFIX, Part, Place, add_module
 
 SECOND_NETWORK = "second_network"
 
@@ -24,9 +24,7 @@ class SecondNetwork(Part):
 
     def add(self, network: nn.Module, place: Place) -> None:
         assert place.another is not None
-        if not hasattr(network, PREFIX):
-            network.add_module(PREFIX, nn.ModuleDict())
-        network.get_submodule(PREFIX).add_module(SECOND_NETWORK, place.another())
+        add_module(network, SECOND_NETWORK, place.another())
 
 
 def second_network(network: nn.Module) -> nn.Module:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from fedseg.networks.parts.part import PREFIX, PRIVATE, Call, Owners, Part, Place
+from fedseg.networks.parts.part import PREFIX, PRIVATE, Call, Owners, Part, Place, add_module
 
 SITE_ATTENTION = "site_attention"
 _REDUCTION = 16
@@ -62,9 +62,7 @@ class SiteAttentionPart(Part):
     def add(self, network: nn.Module, place: Place) -> None:
         assert place.bottleneck is not None
         attention = SiteAttention(place.bottleneck.features)
-        if not hasattr(network, PREFIX):
-            network.add_module(PREFIX, nn.ModuleDict())
-        network.get_submodule(PREFIX).add_module(SITE_ATTENTION, attention)
+        add_module(network, SITE_ATTENTION, attention)
         network.get_submodule(place.bottleneck.module).register_forward_hook(Call(attention, "weigh"))
 
     def owners(self, network: nn.Module) -> Owners:

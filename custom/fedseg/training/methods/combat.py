@@ -133,9 +133,7 @@ class Combat(TrainingHook):
         self._own: np.ndarray | None = None
 
     def check_plan(self, plan: Plan) -> None:
-        names = [part.name for part in plan.network.parts]
-        if COMBAT not in names:
-            raise ConfigurationError("network.parts", names, f'a list with {{"name": "{COMBAT}"}} for Combat')
+        plan.network.require_part(COMBAT, "Combat")
         if plan.task.normalisation not in NORMALISATIONS:
             remedy = "Landmarks that are brought to fixed places have lost what ComBat looks at."
             raise ConfigurationError(

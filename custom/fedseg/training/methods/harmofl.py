@@ -7,7 +7,7 @@ from monai.data.utils import dense_patch_slices
 
 from fedseg.allowed import number
 from fedseg.contract.plan import Plan
-from fedseg.errors import ConfigurationError, RefusalError
+from fedseg.errors import RefusalError
 from fedseg.networks.parts.amplitude import AMPLITUDE, SPECTRUM, amplitude_of
 from fedseg.networks.weights import Arrays
 from fedseg.training.hooks import LocalTraining, TrainingHook
@@ -41,9 +41,7 @@ class HarmoFL(TrainingHook):
         self.alpha = number("alpha", alpha, least=0)
 
     def check_plan(self, plan: Plan) -> None:
-        names = [part.name for part in plan.network.parts]
-        if AMPLITUDE not in names:
-            raise ConfigurationError("network.parts", names, f'a list with {{"name": "{AMPLITUDE}"}} for HarmoFL')
+        plan.network.require_part(AMPLITUDE, "HarmoFL")
 
     def arrays_before_rounds(self, training: LocalTraining) -> Arrays:
         part, size = amplitude_of(training.network), training.task.patch_size

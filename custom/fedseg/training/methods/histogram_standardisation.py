@@ -31,10 +31,7 @@ class HistogramStandardisation(TrainingHook):
     prefix = "landmarks/"
 
     def check_plan(self, plan: Plan) -> None:
-        names = [part.name for part in plan.network.parts]
-        if STANDARD_SCALE not in names:
-            part = f'{{"name": "{STANDARD_SCALE}"}}'
-            raise ConfigurationError("network.parts", names, f"a list with {part} for HistogramStandardisation")
+        plan.network.require_part(STANDARD_SCALE, "HistogramStandardisation")
         if plan.task.normalisation != LANDMARKS:
             found = plan.task.normalisation
             raise ConfigurationError("task.normalisation", found, f"{LANDMARKS} for HistogramStandardisation")

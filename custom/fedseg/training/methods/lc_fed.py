@@ -44,9 +44,7 @@ class LCFed(TrainingHook):
         self._body: list[nn.Parameter] = []
 
     def check_plan(self, plan: Plan) -> None:
-        names = [part.name for part in plan.network.parts]
-        if HEAD_CALIBRATION not in names:
-            raise ConfigurationError("network.parts", names, f'a list with {{"name": "{HEAD_CALIBRATION}"}} for LCFed')
+        plan.network.require_part(HEAD_CALIBRATION, "LCFed")
         if plan.training.weight_average:
             # The average over a round's steps would undo those of the head.
             raise ConfigurationError("training.weight_average", plan.training.weight_average, "0 with LCFed")

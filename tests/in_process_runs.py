@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+from nvflare.apis.shareable import Shareable
 from safetensors.numpy import load_file
 
 from fedseg.jobs.job import Job, read_job
 from fedseg.networks.weights import Arrays
+from fedseg.simulation import local_sites
 from fedseg.simulation.in_process import simulate_in_process
 from fedseg.simulation.results import build_summary
 from fedseg.simulation.run_folder import prepare_output
@@ -43,6 +48,27 @@ def _tiny_task(job: Job) -> dict[str, Any]:
 def lacks_channels(task: str | dict[str, Any]) -> bool:
     """Whether cases of a task may lack a channel."""
     return isinstance(task, dict) and bool(task.get("optional_channels"))
+
+
+def answers_of_sites(patch: pytest.MonkeyPatch) -> list[tuple[str, Shareable]]:
+    """Every answer that leaves a site from now on, with the site's name, as it was when it left."""
+    left: list[tuple[str, Shareable]] = []
+    result = local_sites._Work.result
+
+    def heard(work: local_sites._Work) -> Shareable:
+        answer = result(work)
+        left.append((work.site.name, copy.deepcopy(answer)))
+        return answer
+
+    patch.setattr(local_sites._Work, "result", heard)
+    return left
+
+
+def write_policies(data: Path, policies: Mapping[str, Any]) -> None:
+    """The policy of each site; none for a site of None."""
+    for site, policy in policies.items():
+        if policy is not None:
+            (data / site / "policy.json").write_text(json.dumps(policy))
 
 
 def one_channel_each(data: Path, folder: Path) -> Path:

@@ -1,6 +1,5 @@
 """Personal models travel where a site's policy says so, and nowhere else: what really leaves each simulated site."""
 
-import copy
 import json
 from pathlib import Path
 
@@ -16,10 +15,10 @@ from fedseg.jobs.job import read_job
 from fedseg.models.model_file import read_model
 from fedseg.models.note import check_against_note
 from fedseg.privacy.accounting.ledger import Ledger
-from fedseg.simulation import local_sites
 from fedseg.simulation.in_process import simulate_in_process
 from fedseg.simulation.results import build_summary
 from fedseg.simulation.run_folder import prepare_output
+from in_process_runs import answers_of_sites, write_policies
 from tiny import PLAN, make_sites
 
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -42,23 +41,14 @@ def tiny_job(name):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Folder, summary, and every answer that left a site, of one run with sites of all policies."""
-    folder, left = tmp_path_factory.mktemp("given"), []
+    folder = tmp_path_factory.mktemp("given")
     data = make_sites(folder / "data", dict.fromkeys(POLICIES, (2, 1)))
-    for site, policy in POLICIES.items():
-        if policy is not None:
-            (data / site / "policy.json").write_text(json.dumps(policy))
-    result = local_sites._Work.result
-
-    def heard(work):
-        answer = result(work)
-        left.append((work.site.name, copy.deepcopy(answer)))
-        return answer
-
+    write_policies(data, POLICIES)
     job = tiny_job("hippocampus_iop_fl_outside")
     job.check()
     prepare_output(folder / "run", False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(local_sites._Work, "result", heard)
+        left = answers_of_sites(patch)
         finished = simulate_in_process(job, data, folder / "run", sorted(POLICIES), lambda event: None)
     given = {path.name: path.read_bytes() for path in (folder / "run" / "models").iterdir()}
     return folder, given, build_summary(job, finished, folder / "run" / "state"), left

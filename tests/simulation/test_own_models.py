@@ -1,6 +1,5 @@
 """Models that a site has for itself, of every method that makes one: kept, scored, usable, and nowhere else."""
 
-import copy
 import json
 
 import numpy as np
@@ -18,7 +17,6 @@ from fedseg.jobs.job import read_job
 from fedseg.models.model_file import read_model
 from fedseg.networks.parts.head_calibration import calibration_of
 from fedseg.networks.weights import get_weights
-from fedseg.simulation import local_sites
 from fedseg.simulation.in_process import simulate_in_process
 from fedseg.simulation.results import build_summary
 from fedseg.simulation.run_folder import prepare_output
@@ -26,6 +24,7 @@ from fedseg.site.state import SiteState
 from fedseg.training.methods.lc_fed import LCFed
 from fedseg.training.methods.personal_model import PersonalModel
 from fedseg.training.trainer import SiteTrainer, TrainerSetup
+from in_process_runs import answers_of_sites
 from tiny import PLAN, make_sites
 
 SIZES = {"alpha": (3, 1), "beta": (2, 1)}
@@ -79,21 +78,14 @@ def test_every_method_that_is_known_to_make_one_is_here():
 
 def run(folder, data, out, monkeypatch):
     """Run a job with an evaluation across sites; its job, its summary, and every answer that has left a site."""
-    job, left = read_job(folder), []
+    job = read_job(folder)
     parts = {key: value for key, value in job.declaration.get("network", {}).items() if key == "parts"}
     job.set("task", PLAN["task"])
     job.set("network", {**PLAN["network"], **parts})
     job.set("training.local_epochs", 1)
     job.set("workflow.num_rounds", 2)
     job.set("workflow.cross_site", True)
-    result = local_sites._Work.result
-
-    def heard(work):
-        answer = result(work)
-        left.append((work.site.name, copy.deepcopy(answer)))
-        return answer
-
-    monkeypatch.setattr(local_sites._Work, "result", heard)
+    left = answers_of_sites(monkeypatch)
     prepare_output(out, False)
     finished = simulate_in_process(job, data, out, sorted(SIZES), lambda event: None)
     return job, build_summary(job, finished, out / "state"), left

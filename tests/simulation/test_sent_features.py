@@ -1,7 +1,5 @@
 """Features of adversarial alignment leave where a site's policy says so: what really leaves each simulated site."""
 
-import copy
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +11,10 @@ from fedseg.data.datalist import read_datalist
 from fedseg.executors import refusals
 from fedseg.jobs.job import read_job
 from fedseg.privacy.accounting.ledger import Ledger
-from fedseg.simulation import local_sites
 from fedseg.simulation.in_process import InProcessFederation, simulate_in_process
 from fedseg.simulation.results import build_summary
 from fedseg.simulation.run_folder import prepare_output
+from in_process_runs import answers_of_sites, write_policies
 from tiny import PLAN, make_sites
 
 JOB = Path(__file__).parents[2] / "jobs" / "hippocampus_adversarial"
@@ -37,19 +35,9 @@ def tiny_job(folder=JOB, **settings):
 
 def run_job(folder, patch):
     """A run with sites of all policies: its summary, and every answer that left a site."""
-    left = []
     data = make_sites(folder / "data", dict.fromkeys(POLICIES, (2, 1)))
-    for site, policy in POLICIES.items():
-        if policy is not None:
-            (data / site / "policy.json").write_text(json.dumps(policy))
-    result = local_sites._Work.result
-
-    def heard(work):
-        answer = result(work)
-        left.append((work.site.name, copy.deepcopy(answer)))
-        return answer
-
-    patch.setattr(local_sites._Work, "result", heard)
+    write_policies(data, POLICIES)
+    left = answers_of_sites(patch)
     job = tiny_job()
     job.check()
     prepare_output(folder / "run", False)

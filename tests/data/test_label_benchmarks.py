@@ -1,0 +1,81 @@
+"""The benchmarks of labels: all forms of the sites have the same cases, and tables tell the share of full."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import hippocampus_arms  # noqa: E402
+import mixed_labels  # noqa: E402
+import partial_labels  # noqa: E402
+
+from fedseg.data.datalist import SPLITS, Case  # noqa: E402
+from fedseg.data.undrawn_labels import PartialLabels  # noqa: E402
+from fedseg.data.weak_labels import EVERYWHERE, WeakLabels  # noqa: E402
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    label = np.zeros((6, 6, 6), np.uint8)
+    label[1:3, 1:3, 1:3], label[4, 4, 4] = 1, 2
+    for part in ("image", "label"):
+        nib.save(nib.Nifti1Image(label, np.eye(4)), tmp_path / f"{part}.nii.gz")
+    case = Case((tmp_path / "image.nii.gz",), tmp_path / "label.nii.gz", "")
+    cases = tuple(replace(case, patient=f"p{number}") for number in range(40))
+    monkeypatch.setattr(hippocampus_arms, "read_source", lambda path, task: cases)
+    return tmp_path
+
+
+def test_every_form_of_labels_has_the_same_cases_in_the_same_splits(source):
+    partial, weak = PartialLabels(("anterior",), ("site-4",)), WeakLabels({EVERYWHERE: "boxes"}, 0.9)
+    full = hippocampus_arms.make_sites(source, None, source / "full")
+    for changed in ({"partial": partial}, {"weak": weak}):
+        sites = hippocampus_arms.make_sites(source, None, source / next(iter(changed)), **changed)
+        for site in full:
+            for split in SPLITS:
+                patients = [[case.patient for case in lists[site].split(split)] for lists in (full, sites)]
+                assert patients[0] == patients[1]
+            assert [case.label for case in sites[site].test] == [case.label for case in full[site].test]
+
+
+def run(arm, seed, posterior, **site):
+    entry = {"num_steps": 3, "num_samples": 6, **site}
+    dice = {name: {"anterior": 0.5, "posterior": value, "mean": value} for name, value in posterior.items()}
+    rounds = [{"sites": dict.fromkeys(hippocampus_arms.SITES, entry)}]
+    return {"arm": arm, "seed": seed, "rounds": rounds, "dice": dice}
+
+
+def at(others, last):
+    return dict(zip(hippocampus_arms.SITES, (others, others, others, last), strict=True))
+
+
+def test_the_share_of_partial_labels_is_that_of_the_means_at_the_site():
+    """0.6 and 0.8 with full labels, 0.7 and 0.5 with the marginal loss: 1.2 / 1.4."""
+    runs = [run("full", 0, at(0.9, 0.6)), run("full", 1, at(0.9, 0.8))]
+    runs += [run("marginal", 1, at(0.8, 0.5)), run("marginal", 0, at(0.6, 0.7))]
+    lines = partial_labels.table(runs)
+    assert lines[2] == (
+        "| full | 0.5000 (0.5000 to 0.5000) | 0.7000 (0.6000 to 0.8000) | 1.000 | 0.9000 (0.9000 to 0.9000) |"
+    )
+    assert lines[3] == (
+        "| marginal | 0.5000 (0.5000 to 0.5000) | 0.6000 (0.5000 to 0.7000) | 0.857 | 0.7000 (0.6000 to 0.8000) |"
+    )
+
+
+def test_arms_with_other_steps_are_not_compared():
+    with pytest.raises(RuntimeError, match="differ in their steps"):
+        partial_labels.table([run("full", 0, at(1, 1)), run("marginal", 0, at(1, 1), num_steps=4)])
+
+
+def test_the_table_of_mixed_labels_counts_the_cases_that_taught():
+    lines = mixed_labels.table([run("full", 0, at(0.8, 0.8)), run("fedmix", 0, at(0.6, 0.6), taught_cases=5)])
+    assert lines[2:4] == [
+        "| full | 0.5000 | 0.8000 | 0.8000 | 1.000 | 24 |",
+        "| fedmix | 0.5000 | 0.6000 | 0.6000 | 0.750 | 20 |",
+    ]

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from fedseg.cli import main
-from fedseg.data.datalist import read_datalist
+from fedseg.data.datalist import SPLITS, read_datalist
 from fedseg.data.label_noise import LabelNoise, disturb, disturb_site, parse_label_noise
 from fedseg.data.reading import read_label
 from fedseg.errors import ConfigurationError, DataError, FedsegError
 from fedseg.experiments.cohort import read_cohort
 from fedseg.experiments.definition import read_definition
-from fedseg.tasks.registry import resolve_task
+from fedseg.tasks.registry import get_task, resolve_task
 from fedseg.tasks.task import parse_task
 from tiny import EXCLUSIVE, TASK, make_sites
 from tiny_experiment import write_experiment
@@ -258,3 +258,37 @@ def test_noisy_labels_are_no_tests(tmp_path, more, why):
 def test_folds_that_test_true_labels_may_have_annotators(tmp_path):
     folds = {"kind": "leave_one_site_out", "with_it": True}
     assert read_definition(write_experiment(tmp_path, data=noisy(), folds=folds)).data.label_noise is not None
+
+
+# -------------------------------------------------------------------------- phantoms
+
+
+@pytest.mark.parametrize("name", ["pancreas", "abdomen"])
+def test_phantoms_have_the_annotators_that_they_ask_for(tmp_path, name):
+    """The site's labels are those of its annotator; the phantom's own, and all other files, are as without one."""
+    given = ["phantom", name, "--sites", "2", "--cases", "3", "--test-fraction", "0.3", "--out"]
+    assert main([*given, str(tmp_path / "whole")]) == 0
+    assert main([*given, str(tmp_path / "noisy"), "--label-noise", "site-2:eroded_mm=3"]) == 0
+    whole, noisy = (
+        {site: read_datalist(tmp_path / out / site) for site in ("site-1", "site-2")} for out in ("whole", "noisy")
+    )
+    task = get_task("pancreas")
+    for site in whole:
+        for split in SPLITS:
+            for case, expected in zip(noisy[site].split(split), whole[site].split(split), strict=True):
+                truth, spacing = values(expected), read_label(expected.label)[1].spacing
+                if site == "site-2" and split != "test":
+                    truth = disturb(task, truth, spacing, LabelNoise(eroded_mm=3), np.random.default_rng(0))
+                    assert 0 < (truth > 0).sum() < (values(expected) > 0).sum()
+                np.testing.assert_array_equal(values(case), truth)
+    assert "simulated_label_noise" not in noisy["site-1"].notes
+    assert noisy["site-2"].notes["simulated_label_noise"] == LabelNoise(eroded_mm=3).to_dict()
+    for path in (tmp_path / "whole").rglob("*.nii.gz"):
+        assert (tmp_path / "noisy" / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
+
+
+def test_phantoms_of_an_unknown_annotator_are_not_made(tmp_path, capsys):
+    given = ["phantom", "pancreas", "--sites", "2", "--cases", "3", "--out", str(tmp_path / "out")]
+    assert main([*given, "--label-noise", "site-9:flipped=0.1"]) == 2
+    assert "at site-9, but the sites are site-1, site-2" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fedseg.data.label_noise import LabelNoise, parse_label_noise
 from fedseg.data.undrawn_labels import PartialLabels
 from fedseg.data.weak_labels import EVERYWHERE, WeakLabels
 from fedseg.errors import UsageError
@@ -135,6 +136,38 @@ def partial_labels(options: argparse.Namespace) -> PartialLabels | None:
         return None
     share = 1.0 if options.drawn_share is None else options.drawn_share
     return PartialLabels(tuple(options.drawn), tuple(options.drawn_at or ()), share)
+
+
+def add_label_noise(command: Command) -> None:
+    """Declare the option that ``label_noise`` reads."""
+    told = "how the annotator of a site draws: eroded_mm, dilated_mm, shifted_mm, flipped, share; may be repeated"
+    command.several("--label-noise", told, "SITE:HABIT=STRENGTH,...")
+
+
+def label_noise(options: argparse.Namespace) -> dict[str, LabelNoise]:
+    """How the annotators of sites draw, by site; nothing where nothing is asked for.
+
+    Raises:
+        UsageError: an argument has another form, or a site is named twice.
+        ConfigurationError: as of ``parse_label_noise``.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for argument in options.label_noise:
+        site, separator, habits = argument.partition(":")
+        pairs = [pair.partition("=") for pair in habits.split(",")]
+        if not separator or not all(sign for _, sign, _ in pairs):
+            raise UsageError(f"--label-noise {argument} must have the form SITE:HABIT=STRENGTH, as site-1:eroded_mm=2.")
+        if site in found:
+            raise UsageError(f"--label-noise names {site} twice. Give all its habits in one, separated by commas.")
+        found[site] = {name: _strength(argument, value) for name, _, value in pairs}
+    return parse_label_noise("--label-noise", found) if found else {}
+
+
+def _strength(argument: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise UsageError(f"--label-noise {argument}: {value!r} is no number.") from None
 
 
 def add_weak(command: Command) -> None:

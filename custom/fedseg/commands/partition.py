@@ -14,8 +14,10 @@ from rich.table import Table
 from fedseg.commands.arguments import (
     CONVENTION_HELP,
     Command,
+    add_label_noise,
     add_partial,
     add_weak,
+    label_noise,
     partial_labels,
     weak_labels,
     words,
@@ -24,7 +26,6 @@ from fedseg.console import out, track
 from fedseg.contract.task_argument import TASK_HELP, task_from_argument
 from fedseg.data.datalist import SPLITS, Case, Datalist
 from fedseg.data.intake.sources import convention_of, guess_task, origin_note, read_source
-from fedseg.data.label_noise import LabelNoise, parse_label_noise
 from fedseg.data.partition import (
     Sites,
     check_names,
@@ -37,7 +38,6 @@ from fedseg.data.splits import by_patient, check_fractions, check_seed, patients
 from fedseg.errors import UsageError
 
 _SHIFT = "0 to 1: rewrite images as if each site had another scanner (default 0: use them in place)"
-_NOISE = "how the annotator of a site draws: eroded_mm, dilated_mm, shifted_mm, flipped, share; may be repeated"
 _SHARED = "0 to 1: share of all training cases that every site gets, as a baseline (default 0)"
 
 
@@ -59,7 +59,7 @@ def add_parser(subparsers: Any) -> None:
     command.value("--scanner-shift", _SHIFT, float, metavar="STRENGTH", default=0.0)
     command.value("--shared", _SHARED, float, metavar="FRACTION", default=0.0)
     add_partial(command)
-    command.several("--label-noise", _NOISE, "SITE:HABIT=STRENGTH,...")
+    add_label_noise(command)
     add_weak(command)
     command.value("--seed", "seed of every draw (default 0)", int, default=0)
 
@@ -84,37 +84,11 @@ def run(options: argparse.Namespace) -> int:
         sites, without_images = _drawn(cases, options, patients_needed(fractions)), 0
     notes = {"origin": origin_note(options.source), "partition": _method(options)}
     how = (options.seed, options.scanner_shift, notes, options.shared, track, stated)
-    drawing = (partial_labels(options), label_noise(options.label_noise), weak_labels(options))
+    drawing = (partial_labels(options), label_noise(options), weak_labels(options))
     datalists = write_sites(sites, options.out, task, fractions, *how, *drawing)
     _print_sites(datalists, len(cases), without_images, options.out)
     _print_next(options.task or task.name, options.out, next(iter(datalists)))
     return 0
-
-
-def label_noise(given: Sequence[str]) -> dict[str, LabelNoise]:
-    """Annotators by site, from arguments such as ``site-1:eroded_mm=2,share=0.5``.
-
-    Raises:
-        UsageError: an argument has another form, or a site is named twice.
-        ConfigurationError: as of ``parse_label_noise``.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    for argument in given:
-        site, separator, habits = argument.partition(":")
-        pairs = [pair.partition("=") for pair in habits.split(",")]
-        if not separator or not all(sign for _, sign, _ in pairs):
-            raise UsageError(f"--label-noise {argument} must have the form SITE:HABIT=STRENGTH, as site-1:eroded_mm=2.")
-        if site in found:
-            raise UsageError(f"--label-noise names {site} twice. Give all its habits in one, separated by commas.")
-        found[site] = {name: _strength(argument, value) for name, _, value in pairs}
-    return parse_label_noise("--label-noise", found) if found else {}
-
-
-def _strength(argument: str, value: str) -> float:
-    try:
-        return float(value)
-    except ValueError:
-        raise UsageError(f"--label-noise {argument}: {value!r} is no number.") from None
 
 
 def _numbers(text: str) -> list[int]:

@@ -10,7 +10,15 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from fedseg.commands.arguments import Command, add_partial, add_weak, partial_labels, weak_labels
+from fedseg.commands.arguments import (
+    Command,
+    add_label_noise,
+    add_partial,
+    add_weak,
+    label_noise,
+    partial_labels,
+    weak_labels,
+)
 from fedseg.console import out, track
 from fedseg.data.datalist import SPLITS, read_datalist
 from fedseg.data.phantoms.phantoms import PHANTOM_TASKS, make_phantoms
@@ -37,6 +45,7 @@ def add_parser(subparsers: Any) -> None:
     command.value("--heterogeneity", differ, float, default=0.5, metavar="H")
     command.value("--test-fraction", test, float, default=0.0, metavar="F")
     add_partial(command)
+    add_label_noise(command)
     add_weak(command)
 
 
@@ -59,6 +68,7 @@ def run(options: argparse.Namespace) -> int:
         progress=track,
         partial=partial_labels(options),
         weak=weak_labels(options),
+        label_noise=label_noise(options),
     )
     console = out()
     console.print(_table(datalists))

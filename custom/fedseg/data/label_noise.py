@@ -23,6 +23,8 @@ from fedseg.tasks.task import Task
 
 LABELS = "noisy-labels"
 """Folder of a site with the labels of its simulated annotator."""
+NOTE = "simulated_label_noise"
+"""Where a datalist says how its annotator draws."""
 MOST_MM = 100.0
 _NEIGHBOURS = np.ones((3, 3, 3), bool)
 

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.data.datalist import FILE_NAME, SPLITS, Case, Datalist, read_datalist, write_datalist
-from fedseg.data.label_noise import LabelNoise, check_sites, disturb_site
+from fedseg.data.label_noise import NOTE, LabelNoise, check_sites
 from fedseg.data.partition import Sites, check_names
 from fedseg.data.progress import Progress, silent
 from fedseg.data.scanner_shift import draw_shift, shift_case
 from fedseg.data.shared_cases import add_shared, draw_shared
+from fedseg.data.simulated_labels import simulate_labels
 from fedseg.data.splits import by_patient, patients_needed, split_by_patient
-from fedseg.data.undrawn_labels import PartialLabels, chosen_patients, take_out
-from fedseg.data.weak_labels import WeakLabels, weakened
+from fedseg.data.undrawn_labels import PartialLabels
+from fedseg.data.weak_labels import WeakLabels
 from fedseg.errors import DataError, UsageError
 from fedseg.files.folders import new_folder
 from fedseg.tasks.task import Task
@@ -68,20 +69,12 @@ def write_sites(
     for index, (site, cases) in enumerate(sites.items()):
         parts = split_by_patient(cases, fractions, [seed, 2, index])
         more: dict[str, Any] = {"simulated_scanner_shift": shifts[site].to_dict()} if scanner_shift else {}
-        more |= {"simulated_label_noise": noise[site].to_dict()} if site in noise else {}
+        more |= {NOTE: noise[site].to_dict()} if site in noise else {}
         lists = (parts["training"], parts["validation"], parts["test"])
         datalists[site] = Datalist(*lists, None, task.name, convention, {**(notes or {}), **more})
     given = draw_shared({site: datalist.training for site, datalist in datalists.items()}, shared, seed)
     with new_folder(out) as folder:
-        written = {
-            s: disturb_site(task, each, noise[s], seed, folder / s) if s in noise else each
-            for s, each in datalists.items()
-        }
-        if partial is not None:
-            patients = chosen_patients(partial, datalists, seed)
-            written = {s: take_out(partial, task, each, patients, folder / s) for s, each in written.items()}
-        if weak is not None:
-            written = weakened(weak, task, written, seed)
+        written = simulate_labels(datalists, task, folder, seed, noise, partial, weak)
         if scanner_shift:
             written = {s: _shifted(datalist, folder / s, shifts[s], seed, progress) for s, datalist in written.items()}
         if shared:

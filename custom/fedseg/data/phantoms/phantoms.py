@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
 from fedseg.data.datalist import FILE_NAME, Case, Datalist, read_datalist, write_datalist
+from fedseg.data.label_noise import NOTE, LabelNoise, check_sites
 from fedseg.data.phantoms.brats import CHANNELS, make_brats_case
 from fedseg.data.phantoms.pancreas import make_pancreas_case
 from fedseg.data.phantoms.sites import MINIMUM_CASES, SiteStyle, case_counts, site_style, split_counts
 from fedseg.data.progress import Progress, silent
-from fedseg.data.undrawn_labels import PartialLabels, chosen_patients, take_out
-from fedseg.data.weak_labels import WeakLabels, weakened
+from fedseg.data.simulated_labels import simulate_labels
+from fedseg.data.undrawn_labels import PartialLabels
+from fedseg.data.weak_labels import WeakLabels
 from fedseg.errors import UsageError
 from fedseg.files.documents import write_json
 from fedseg.files.folders import new_folder
@@ -63,6 +65,7 @@ def make_phantoms(
     progress: Progress = silent,
     partial: PartialLabels | None = None,
     weak: WeakLabels | None = None,
+    label_noise: Mapping[str, LabelNoise] | None = None,
 ) -> list[Path]:
     """Make simulated sites ``out/site-1``, ``out/site-2``... with images, labels and a datalist each.
 
@@ -81,6 +84,7 @@ def make_phantoms(
         progress: shows how far the work is.
         partial: which regions stay drawn, and where; None: all.
         weak: what cases have in the place of masks, and where; None: all have masks.
+        label_noise: by site, how its simulated annotator draws; at other sites labels are those of the phantom.
 
     Returns:
         The datalists, one per site.
@@ -89,6 +93,8 @@ def make_phantoms(
         UsageError: an argument is out of range, or ``out`` is not empty.
     """
     plan = PhantomPlan(task, sites, cases, seed, heterogeneity, test_fraction)
+    noise = label_noise or {}
+    check_sites(noise, [site_name(site) for site in range(1, sites + 1)])
     counts = case_counts(seed, sites, cases, heterogeneity)
     with new_folder(Path(out)) as folder:
         jobs = [(site, number) for site, count in enumerate(counts, 1) for number in range(1, count + 1)]
@@ -99,28 +105,24 @@ def make_phantoms(
             made[site].append(_WRITERS[task](rng, style, folder / site_name(site), site * 1000 + number))
         for site, done in made.items():
             _describe_site(plan, site, done, folder / site_name(site))
-        if partial is not None:
-            _take_out(partial, plan, [folder / site_name(site) for site in made])
-        if weak is not None:
-            _weaken(weak, plan, [folder / site_name(site) for site in made])
+        if noise or partial is not None or weak is not None:
+            _simulate_labels(plan, folder, noise, partial, weak)
     return [Path(out) / site_name(site) / FILE_NAME for site in made]
 
 
-def _take_out(partial: PartialLabels, plan: PhantomPlan, folders: list[Path]) -> None:
-    """Take regions out of labels; the whole ones stay beside them."""
-    lists = {folder.name: read_datalist(folder) for folder in folders}
-    patients = chosen_patients(partial, lists, plan.seed)
-    for folder in folders:
-        found = take_out(partial, get_task(plan.task), lists[folder.name], patients, folder)
-        write_datalist(found, folder / FILE_NAME)
-
-
-def _weaken(weak: WeakLabels, plan: PhantomPlan, folders: list[Path]) -> None:
-    """Say less of cases than their labels do, which stay beside them."""
-    lists = {folder.name: read_datalist(folder) for folder in folders}
-    found = weakened(weak, get_task(plan.task), lists, plan.seed)
-    for folder in folders:
-        write_datalist(found[folder.name], folder / FILE_NAME)
+def _simulate_labels(
+    plan: PhantomPlan,
+    folder: Path,
+    noise: Mapping[str, LabelNoise],
+    partial: PartialLabels | None,
+    weak: WeakLabels | None,
+) -> None:
+    """Change what the datalists say of labels; the whole ones stay beside them."""
+    lists = {name: read_datalist(folder / name) for name in map(site_name, range(1, plan.sites + 1))}
+    found = simulate_labels(lists, get_task(_LABELS[plan.task]), folder, plan.seed, noise, partial, weak)
+    for site, datalist in found.items():
+        more = {NOTE: noise[site].to_dict()} if site in noise else {}
+        write_datalist(replace(datalist, notes={**datalist.notes, **more}), folder / site / FILE_NAME)
 
 
 def site_name(site: int) -> str:
@@ -219,3 +221,5 @@ _WRITERS: dict[str, Callable[[np.random.Generator, SiteStyle, Path, int], Case]]
     "abdomen": _write_abdomen_case,
 }
 PHANTOM_TASKS = tuple(_WRITERS)
+# The built-in task with the labels of a phantom's.
+_LABELS = {"brats": "brats", "pancreas": "pancreas", "abdomen": "pancreas"}

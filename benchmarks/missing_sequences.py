@@ -18,6 +18,7 @@ the table. ``--small`` trains two rounds of a small network with one seed and on
 import argparse
 import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,15 +44,14 @@ class Size:
     sites: int
     cases: int
     rounds: int
-    seeds: tuple[int, ...]
-    sequences: tuple[str, ...]
+    epochs: int
     spacing: float
     patch: int
     network: tuple[int, ...]
 
 
-FULL = Size(3, 16, 40, (0, 1, 2), CHANNELS, 2.0, 64, (16, 32, 64, 128))
-SMALL = Size(2, 4, 2, (0,), ("t1",), 4.0, 32, (4, 8, 8))
+FULL = Size(3, 10, 8, 5, 3.0, 48, (8, 16, 32, 64))
+SMALL = Size(2, 4, 2, 1, 4.0, 32, (4, 8, 8))
 
 
 def without(datalist: Datalist, sequence: str) -> Datalist:
@@ -64,10 +64,10 @@ def without(datalist: Datalist, sequence: str) -> Datalist:
     return replace(datalist, **{split: tuple(map(lacking, datalist.split(split))) for split in SPLITS})
 
 
-def arms(size: Size) -> dict[str, tuple[str | None, bool]]:
+def arms(sequences: Sequence[str] = CHANNELS) -> dict[str, tuple[str | None, bool]]:
     """The sequence that is missing, and whether channels are dropped, by the name of the arm."""
     found: dict[str, tuple[str | None, bool]] = {COMPLETE: (None, False)}
-    for sequence in size.sequences:
+    for sequence in sequences:
         found |= {WITHOUT.format(sequence): (sequence, False), DROPOUT.format(sequence): (sequence, True)}
     return found
 
@@ -78,6 +78,8 @@ def make_job(size: Size, seed: int, drops: bool) -> Job:
     for key, value in {
         "seed": seed,
         "workflow.num_rounds": size.rounds,
+        "training.local_epochs": size.epochs,
+        "training.overlap": 0.25,
         "task.spacing": [size.spacing] * 3,
         "task.patch_size": [size.patch] * 3,
         "network": {"channels": list(size.network), "strides": [2] * (len(size.network) - 1)},
@@ -97,7 +99,7 @@ def run(size: Size, name: str, arm: str, seed: int, out: Path) -> Path:
     if not data.exists():
         make_phantoms("brats", size.sites, size.cases, data, seed=seed, test_fraction=0.25)
     lists = {folder.name: read_datalist(folder) for folder in sorted(data.glob("site-*"))}
-    sequence, drops = arms(size)[arm]
+    sequence, drops = arms()[arm]
     if sequence is not None:
         lists[max(lists)] = without(lists[max(lists)], sequence)
     federation = InProcessFederation(make_job(size, seed, drops), lists, cache=None)
@@ -107,10 +109,10 @@ def run(size: Size, name: str, arm: str, seed: int, out: Path) -> Path:
     return keep(path, {"size": name, "arm": arm, "seed": seed, "dice": dice, "rounds": size.rounds})
 
 
-def table(size: Size, results: list[dict[str, Any]]) -> str:
+def table(results: list[dict[str, Any]]) -> str:
     """Every arm at the site that lacks the sequence and at the others, and the two verdicts."""
     lines = ["| arm | seeds | other sites | no loss | last site | of complete | 0.95 reached |", "|---" * 7 + "|"]
-    split = {arm: _halves([r for r in results if r["arm"] == arm]) for arm in arms(size)}
+    split = {arm: _halves([r for r in results if r["arm"] == arm]) for arm in arms()}
     others, last = split[COMPLETE]
     if not others:
         return "No run of all sequences is finished."
@@ -135,18 +137,22 @@ def _halves(runs: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--small", action="store_true", help="two rounds, one seed: only to see that it works")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--sequences", nargs="+", default=list(CHANNELS), choices=CHANNELS, metavar="SEQUENCE")
+    parser.add_argument("--small", action="store_true", help="two rounds, one seed, one sequence: whether it runs")
     parser.add_argument("--table", action="store_true", help="only write the table of what is there")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     size, name = (SMALL, "small") if options.small else (FULL, "full")
-    for seed in () if options.table else size.seeds:
-        for arm in arms(size):
+    if options.small:
+        options.seeds, options.sequences = options.seeds[:1], options.sequences[:1]
+    for seed in () if options.table else options.seeds:
+        for arm in arms(options.sequences):
             path = run(size, name, arm, seed, options.out)
             print(path.name, json.loads(path.read_text())["dice"], flush=True)
     found = [result for result in load(options.out) if result["size"] == name]
-    text = table(size, found) + ("\n\nFigures of a small run mean nothing." if options.small else "")
+    text = table(found) + ("\n\nFigures of a small run mean nothing." if options.small else "")
     (options.out / f"table-{name}.md").write_text(text + "\n")
     print(text)
 

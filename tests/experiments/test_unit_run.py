@@ -1,12 +1,14 @@
 """Arms against each other where they must be equal, and what a unit leaves."""
 
+import copy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from fedseg.data.datalist import read_datalist
+from fedseg.data.datalist import SPLITS, read_datalist, write_datalist
 from fedseg.errors import FedsegError
 from fedseg.experiments.definition import Watts
 from fedseg.experiments.experiment import load_experiment
@@ -16,6 +18,7 @@ from fedseg.networks.weights import apply_difference, get_weights
 from fedseg.tasks.objective import objective_of
 from fedseg.tasks.registry import BRATS
 from fedseg.training.trainer import SiteTrainer
+from tiny import PLAN, TASK
 from tiny_experiment import ARMS, write_experiment, write_job
 
 WATTS = Watts(cpu=20.0)
@@ -240,3 +243,62 @@ def test_a_unit_that_fails_leaves_no_folder_and_its_log(tmp_path):
     assert not is_done(tmp_path / "out", unit)
     assert not (tmp_path / "out" / "units" / unit.name).exists()
     assert (tmp_path / "out" / "work" / unit.name / "run" / "simulator.log").is_file()
+
+
+# ------------------------------------------------------------------ branches by modality
+
+CT_MR = {**TASK, "channels": ["ct", "mr"], "optional_channels": ["ct", "mr"], "sampling": {}}
+START = "parts.modality_norm."
+
+
+def of_two_modalities(folder, sites, arms):
+    """An experiment of which alpha has CT alone and beta MR alone, whose network has branches."""
+    definition = {
+        "sites": ["alpha", "beta"],
+        "arms": arms,
+        "set": {"task": CT_MR, "network": {**PLAN["network"], "parts": [{"name": "modality_norm", "sites": sites}]}},
+    }
+    write_experiment(folder, **definition)
+    for site, lacking in (("alpha", 1), ("beta", 0)):
+        place = folder / "data" / site
+        found = read_datalist(place)
+        parts = {s: tuple(replace(case, missing=(lacking,)) for case in found.split(s)) for s in SPLITS}
+        write_datalist(replace(found, **parts), place / "datalist.json")
+    return definition
+
+
+def test_pooled_training_trains_the_branches_of_all_modalities_and_a_site_alone_its_own(tmp_path):
+    definition = of_two_modalities(
+        tmp_path, [["alpha"], ["beta"]], {"central": {"kind": "central"}, "local": {"kind": "local"}}
+    )
+    experiment, done = run_all(tmp_path, **definition)
+    begun = get_weights(experiment.units[0].job.plan.build_network())
+    branches = [name for name in begun if name.startswith(START)]
+    first = [
+        name.replace(".weight", "") + ".weight" for name in begun if ".adn.N.weight" in name and name not in branches
+    ]
+    assert branches
+    assert first
+
+    def moved(weights, names):
+        return {bool(np.any(weights[name] != begun[name])) for name in names}
+
+    central = model(tmp_path, "central_seed3")
+    assert (moved(central, branches), moved(central, first)) == ({True}, {True})
+    for site, expected in (("alpha", False), ("beta", True)):
+        own = model(tmp_path, f"local_seed3_{site}", site)
+        assert (moved(own, branches), moved(own, first)) == ({expected}, {not expected})
+    assert {row["evaluated_at"] for row in done["central_seed3"].results} == {"alpha", "beta"}
+
+
+@pytest.mark.parametrize("arm", [{"job": "job"}, {"kind": "ciil"}, {"kind": "iil"}])
+def test_a_site_of_no_group_is_refused_before_anything_is_trained(tmp_path, arm):
+    definition = of_two_modalities(tmp_path, [["alpha"], ["mr-*"]], {"central": {"kind": "central"}, "one": arm})
+    if "job" in arm:
+        definition["arms"]["one"]["set"] = {"network.parts": copy.deepcopy(definition["set"]["network"]["parts"])}
+    with pytest.raises(
+        FedsegError, match=r"arms.one: network.parts is .*beta trains, and is in none of them\. Name it"
+    ):
+        load_experiment(write_experiment(tmp_path, **definition), None, tmp_path / "sites")
+    definition["arms"] = {"central": {"kind": "central"}, "local": {"kind": "local"}}
+    assert len(load_experiment(write_experiment(tmp_path, **definition), None, tmp_path / "sites").units) == 3

@@ -70,7 +70,8 @@ def _carry(unit: Unit, folder: Path, cache: Path, tell: Told) -> Trained:
     torch.set_num_threads(plan.training.threads)
     visited = arm.visited({name: len(datalist.training) for name, datalist in lists.items()}, unit.seed)
     course = (cyclic if arm.kind == CIIL else incremental)(visited, unit.rounds)
-    trainers = {n: SiteTrainer(plan, n, datalist, TrainerSetup(cache=cache)) for n, datalist in lists.items()}
+    setup = TrainerSetup(cache=cache, alone=len(lists) == 1)
+    trainers = {n: SiteTrainer(plan, n, datalist, setup) for n, datalist in lists.items()}
     carried = train_carried(
         trainers, course, unit.rounds, scored=True, patience=arm.patience,
         on_visit=lambda done: tell(done / len(course)), start=initial_weights(plan, unit.job.initial),

@@ -109,12 +109,28 @@ def make_units(definition: Definition, base: Job, folds: list[Fold], cohort: Coh
         for seed in definition.seeds:
             try:
                 job = _arm_job(definition, base, arm, seed)
+                _check_groups(arm, job, folds)
             except FedsegError as error:
                 raise FedsegError(f"arms.{arm.name}: {error}") from None
             for fold in folds:
                 for unit in _of_fold(definition.budget, base, arm, seed, fold, job):
                     found[unit.name] = replace(unit, digest=_digest(unit, cohort, found))
     return list(found.values())
+
+
+def _check_groups(arm: Arm, job: Job, folds: list[Fold]) -> None:
+    """Refuse sites that cannot train an arm's network beside others; who trains alone trains all of it.
+
+    Raises:
+        ConfigurationError: a part of the network names groups of sites, and one that trains is in none.
+    """
+    if arm.kind in (CENTRAL, LOCAL, ENSEMBLE):
+        return
+    plan, sites = job.plan, sorted({site for fold in folds for site in fold.training})
+    for part in plan.network.parts:
+        if outside := [site for site in sites if not part.takes(site)]:
+            remedy = f"{outside[0]} trains, and is in none of them. Name it, or leave it out with sites."
+            raise ConfigurationError("network.parts", part.to_dict(), "groups in which every site is", remedy)
 
 
 def _check_patience(arm: Arm, folds: list[Fold]) -> None:

@@ -40,6 +40,8 @@ class TrainerSetup:
         frozen: names of the parameters that training does not change.
         simulated: whether noise that protects follows from the seed, so that a run can be repeated.
         counts_patients: whether what the site tells of its cases are numbers of patients, see ``SiteTrainer.count``.
+        alone: whether nobody else trains the network, as where all sites' cases are pooled: then it trains all arrays
+            that parts keep for groups of sites, or for each site.
         aborted: asked before every step and window; True ends the work with ``AbortedError``.
     """
 
@@ -51,6 +53,7 @@ class TrainerSetup:
     frozen: frozenset[str] = frozenset()
     simulated: bool = False
     counts_patients: bool = False
+    alone: bool = False
     aborted: Callable[[], bool] = lambda: False
 
 
@@ -109,7 +112,8 @@ class SiteTrainer(KeptSteps):
         self._counts_patients = setup.counts_patients
         # Fewest cases of which a mean of scores is told; a policy may change during a run.
         self.least_scored: int | None = None
-        self._owners, self._frozen = array_owners(plan), setup.frozen
+        owners, self._alone, self._frozen = array_owners(plan), setup.alone, setup.frozen
+        self._owners = {name: owner.alone for name, owner in owners.items()} if setup.alone else owners
         self.private |= {name for name, owner in self._owners.items() if owner.private}
         network = plan.build_network()
         folder = setup.cache if plan.training.cache == "disk" else None
@@ -235,7 +239,8 @@ class SiteTrainer(KeptSteps):
         self.training_cases = self._labelled
         if not len(self.training_cases) and not len(self.weak_cases):
             raise RefusalError("data", "This site has no training cases.")
-        check_groups(self.plan, self.site)
+        if not self._alone:
+            check_groups(self.plan, self.site)
         set_weights(self.network, weights)
         self.received, self.settings = weights, settings.applied(self.plan.training)
         self.epoch_cases = settings.epoch_cases

@@ -13,7 +13,7 @@ from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.models.model_file import initial_weights, write_model
 from fedseg.networks.registry import parse_network
 from fedseg.networks.weights import get_weights, set_weights
-from fedseg.training.trainer import SiteTrainer
+from fedseg.training.trainer import SiteTrainer, TrainerSetup
 from tiny import PLAN, TASK
 
 NETWORKS = {
@@ -39,8 +39,8 @@ def cases(make_case, place, count=2):
     return Datalist(tuple(found), tuple(found[:1]))
 
 
-def trained(of, site, datalist):
-    trainer = SiteTrainer(of, site, datalist)
+def trained(of, site, datalist, **setup):
+    trainer = SiteTrainer(of, site, datalist, TrainerSetup(**setup))
     weights = get_weights(of.build_network())
     return weights, trainer.train_round(weights, 0, 3)
 
@@ -142,6 +142,16 @@ def test_a_site_of_no_group_is_refused_before_it_trains_and_may_score(make_case)
     with pytest.raises(RefusalError, match="part modality_norm names groups of sites, and this site is in none"):
         trained(plan(), "hospital", datalist)
     assert len(SiteTrainer(plan(), "hospital", datalist).validate(get_weights(plan().build_network()))) == 1
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_who_trains_alone_trains_the_branches_of_its_images_as_a_site_of_their_group_does(place, make_case):
+    datalist = cases(make_case, place)
+    _, group = trained(plan(), "cm"[place], datalist)
+    weights, alone = trained(plan([["x"], ["y"]]), "cm"[place], datalist, alone=True)
+    assert set(alone.update) == {name for name, value in weights.items() if value.dtype == np.float32}
+    for name, value in group.weights.items():
+        np.testing.assert_array_equal(alone.weights[name], value)
 
 
 @pytest.mark.parametrize("group", [False, True])

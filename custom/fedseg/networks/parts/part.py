@@ -37,6 +37,11 @@ class Ownership:
     sites: tuple[str, ...] = ("*",)
     from_round: int = 0
 
+    @property
+    def alone(self) -> Ownership:
+        """Of the same array where one place trains all that any site trains, and hands it on."""
+        return Ownership(from_round=self.from_round) if self.sites else self
+
     def trained(self, site: str, round_number: int) -> bool:
         """Whether a site trains the array in a round."""
         return round_number >= self.from_round and any(fnmatchcase(site, pattern) for pattern in self.sites)

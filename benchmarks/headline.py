@@ -11,20 +11,11 @@ one seed, to see that everything works; its figures mean nothing. The tables are
 ``--page FILE`` between the marks of that page, as in ``docs/evidence.md``.
 """
 
-import argparse
-import json
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-import yaml
+from experiment_tables import arguments, costs, of_deviations, of_means, primary, publish, run, sites, table, tests
 
-from fedseg.cli import main as fedseg
-from fedseg.files.yaml_documents import read_yaml
-
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 NAMES = ("hippocampus_ten_sites", "lgg_institutions", "lgg_left_out")
 SMALL = {
     "hippocampus_ten_sites": {"budget": {"rounds": 1}, "seeds": [0], "sites": ["site-8", "site-9", "site-10"]},
@@ -41,89 +32,6 @@ PUBLISHED = {
     "fedcostwavg / fedcostwavg_half_uniform": "none: the ablation is not in the paper",
     "splitavg / central": "0.962 (Zhang et al., 2022: accuracy for retinopathy, not Dice)",
 }
-Summary = list[dict[str, Any]]
-
-
-def run(name: str, data: Path, out: Path, jobs: int | None, small: bool) -> Path:
-    """Run an experiment, or what is left of it; its folder."""
-    file = EXPERIMENTS / f"{name}.yaml"
-    if small:
-        content = read_yaml(file, "the definition of an experiment") | SMALL[name]
-        content["job"] = str(EXPERIMENTS / content["job"])
-        for arm in content["arms"].values():
-            if "job" in arm:
-                arm["job"] = str(EXPERIMENTS / arm["job"])
-        file = out / f"{name}.yaml"
-        file.write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")
-    command = ["experiment", str(file), "--data", str(data), "--out", str(out / name)]
-    if fedseg(command + (["--jobs", str(jobs)] if jobs else [])):
-        raise SystemExit(f"{name} did not finish; call the script again.")
-    return out / name
-
-
-def table(folder: Path) -> list[str]:
-    """Each arm's primary score: where it was tested, over sites and cases with intervals, worst site, seeds."""
-    lines = [
-        "| arm | model | tested | mean over sites (95%) | mean over cases (95%) | worst site | spread over sites | "
-        "deviation over seeds | sites | cases |",
-        "|---" * 10 + "|",
-    ]
-    for row in primary(folder):
-        deviation = "" if row["seed_deviation"] is None else f"{row['seed_deviation']:.4f}"
-        means = [f"{row[of]:.4f}{bounds(row[f'{of}_low'], row[f'{of}_high'])}" for of in ("macro", "pooled")]
-        numbers = [*means, f"{row['worst_site']} {row['worst']:.3f}", f"{row['spread']:.4f}", deviation]
-        cells = [row["arm"], row["model"], row["scope"].replace("_", " "), *numbers]
-        lines.append(f"| {' | '.join([*cells, str(row['sites']), str(row['cases'])])} |")
-    return lines
-
-
-def primary(folder: Path) -> Summary:
-    """Rows of the primary score, mean over regions."""
-    summary = json.loads((folder / "summary.json").read_text("utf-8"))
-    return [row for row in summary["rows"] if row["metric"] == summary["primary"] and row["region"] == "mean"]
-
-
-def bounds(low: float | None, high: float | None) -> str:
-    """An interval in brackets; nothing where there is none."""
-    return "" if low is None or high is None else f" ({low:.4f} to {high:.4f})"
-
-
-def tests(folder: Path) -> list[str]:
-    """Every arm less the reference on the same patients."""
-    summary = json.loads((folder / "summary.json").read_text("utf-8"))
-    lines = ["| arm | model | tested | less the reference (95%) | p, corrected | patients |", "|---" * 6 + "|"]
-    for row in summary["comparisons"]:
-        if row["metric"] == summary["primary"]:
-            difference = f"{row['difference']:+.4f}{bounds(row['low'], row['high'])}"
-            cells = [row["arm"], row["model"], row["scope"].replace("_", " "), difference, f"{row['p_holm']:.4f}"]
-            lines.append(f"| {' | '.join([*cells, str(row['patients'])])} |")
-    return lines if len(lines) > 2 else []
-
-
-def sites(folder: Path) -> list[str]:
-    """The primary score of each arm at each site, as mean over its cases and seeds.
-
-    A site's own models are told at home; where an arm has a shared model, that one.
-    """
-    frame = results(folder)
-    places = sorted(frame["evaluated_at"].unique(), key=lambda place: (len(place), place))
-    counts = frame.groupby("evaluated_at")["case"].nunique()
-    lines = [f"| arm | {' | '.join(f'{place} ({counts[place]} cases)' for place in places)} |"]
-    lines.append("|---" * (len(places) + 1) + "|")
-    for arm, part in frame.groupby("arm", sort=False):
-        shared = part[part["site"] == "-"]
-        own = shared if len(shared) else part[part["site"] == part["evaluated_at"]]
-        means = own.groupby("evaluated_at")["value"].mean()
-        lines.append(f"| {arm} | {' | '.join(f'{means[place]:.3f}' for place in places)} |")
-    return lines
-
-
-def results(folder: Path) -> pd.DataFrame:
-    """Values of the primary score, mean over regions, one row for each model and case."""
-    summary = json.loads((folder / "summary.json").read_text("utf-8"))
-    frame = pd.read_csv(folder / "results.csv", dtype={"site": str, "case": str, "patient": str})
-    chosen = (frame["metric"] == summary["primary"]) & (frame["region"] == "mean")
-    return frame[chosen].dropna(subset=["value"])
 
 
 def claims(folder: Path) -> list[str]:
@@ -144,87 +52,14 @@ def claims(folder: Path) -> list[str]:
     return lines + [f"| {name} | {value} | {PUBLISHED.get(name, '')} |" for name, value in found.items() if value]
 
 
-def of_deviations(rows: Mapping[str, Mapping[str, Any]], one: str, other: str) -> str:
-    """Ratio of the standard deviations over seeds; nothing where an arm or its number is missing."""
-    values = [rows.get(arm, {}).get("seed_deviation") for arm in (one, other)]
-    return "" if None in values or not values[1] else f"{values[0] / values[1]:.2f}"
-
-
-def of_means(folder: Path, one: str, other: str, samples: int = 10_000) -> str:
-    """Ratio of the means over sites of two arms at home, with an interval: patients of each site are drawn with
-    replacement, the same for both arms. Nothing where an arm is missing.
-    """
-    frame = results(folder)
-    frame = frame[(frame["site"] == "-") | (frame["site"] == frame["evaluated_at"])]
-    parts = []
-    for arm in (one, other):
-        part = frame[frame["arm"] == arm]
-        part = part[part["site"] == "-"] if (part["site"] == "-").any() else part
-        parts.append(part.groupby(["evaluated_at", "patient"])["value"].mean())
-    pairs = pd.concat(parts, axis=1, join="inner", keys=("one", "other"))
-    if pairs.empty:
-        return ""
-    random = np.random.default_rng(0)
-    means = np.zeros((2, samples))
-    exact = np.zeros(2)
-    groups = [group.to_numpy() for _, group in pairs.groupby(level="evaluated_at")]
-    for group in groups:
-        drawn = group[random.integers(len(group), size=(samples, len(group)))].mean(axis=1)
-        means += drawn.T / len(groups)
-        exact += group.mean(axis=0) / len(groups)
-    low, high = np.quantile(means[0] / means[1], [0.025, 0.975])
-    return f"{exact[0] / exact[1]:.4f}{bounds(low, high)}"
-
-
-def costs(folder: Path) -> list[str]:
-    """What each arm took, summed over seeds and folds."""
-    frame = pd.read_csv(folder / "costs.csv")
-    wanted = ["steps", "samples", "cpu_seconds", "bytes_sent", "bytes_received"]
-    sums = frame.groupby(["arm", "quantity"], sort=False)["value"].sum().unstack()
-    lines = ["| arm | steps | samples | CPU minutes | MB sent | MB received |", "|---" * 6 + "|"]
-    for arm, row in sums[wanted].iterrows():
-        numbers: Iterable[str] = (
-            f"{row['steps']:.0f}", f"{row['samples']:.0f}", f"{row['cpu_seconds'] / 60:.1f}",
-            f"{row['bytes_sent'] / 1e6:.1f}", f"{row['bytes_received'] / 1e6:.1f}",
-        )  # fmt: skip
-        lines.append(f"| {arm} | {' | '.join(numbers)} |")
-    return lines
-
-
-def write_between_marks(page: Path, tables: Mapping[str, str]) -> None:
-    """Put each experiment's tables between its two marks; every experiment has to have them."""
-    text = page.read_text("utf-8")
-    for name, lines in tables.items():
-        begin, end = (f"<!-- {word} of {name} -->" for word in ("begin", "end"))
-        if text.count(begin) != 1 or text.count(end) != 1:
-            raise SystemExit(f"{page} needs the marks '{begin}' and '{end}', each once.")
-        before, rest = text.split(begin)
-        text = f"{before}{begin}\n\n{lines}\n\n{end}{rest.split(end)[1]}"
-    page.write_text(text, "utf-8")
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", nargs="+", default=list(NAMES), choices=NAMES)
-    parser.add_argument("--jobs", type=int, help="units at a time")
-    parser.add_argument("--small", action="store_true", help="one round, one seed: only to see that it works")
-    parser.add_argument("--page", type=Path, help="page that gets the tables between its marks")
-    options = parser.parse_args()
+    options = arguments(str(__doc__), NAMES).parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    tables = {}
+    folders = {}
     for name in options.only:
-        folder = run(name, options.data.resolve(), options.out, options.jobs, options.small)
-        parts = (table, tests, claims, sites, costs)
-        tables[name] = "\n\n".join("\n".join(lines) for lines in (part(folder) for part in parts) if lines)
-    text = "".join(f"## {name}\n\n{lines}\n\n" for name, lines in tables.items())
-    if options.small:
-        text = f"Figures of a small run mean nothing.\n\n{text}"
-    (options.out / "tables.md").write_text(text, "utf-8")
-    print(text)
-    if options.page:
-        write_between_marks(options.page, tables)
+        small = SMALL[name] if options.small else None
+        folders[name] = run(name, options.data.resolve(), options.out, options.jobs, small)
+    publish(folders, (table, tests, claims, sites, costs), options)
 
 
 if __name__ == "__main__":

@@ -77,12 +77,31 @@ def tests(folder: Path) -> list[str]:
     return lines if len(lines) > 2 else []
 
 
+def left_out(folder: Path) -> list[str]:
+    """The primary score at each site of the models that it did not help to train, and of those that it did."""
+    summary = json.loads((folder / "summary.json").read_text("utf-8"))
+    lines = ["| arm | site | without it | with it | gain by taking part (95%) | patients |", "|---" * 6 + "|"]
+    for row in summary["left_out"]:
+        if row["metric"] == summary["primary"] and row["with_it"] is not None:
+            gain = f"{row['gain']:+.4f}{bounds(row['gain_low'], row['gain_high'])}"
+            cells = [row["arm"], row["site"], f"{row['without']:.4f}", f"{row['with_it']:.4f}", gain]
+            lines.append(f"| {' | '.join([*cells, str(row['patients'])])} |")
+    for row in primary(folder):
+        if row["scope"] == "left_out" and row["with_it"] is not None:
+            gain = f"{row['gain']:+.4f}{bounds(row['gain_low'], row['gain_high'])}"
+            cells = [row["arm"], "all, gain by patient", f"{row['macro']:.4f}", f"{row['with_it']:.4f}", gain]
+            lines.append(f"| {' | '.join([*cells, str(row['patients'])])} |")
+    return lines if len(lines) > 2 else []
+
+
 def sites(folder: Path) -> list[str]:
     """The primary score of each arm at each site, as mean over its cases and seeds.
 
-    A site's own models are told at home; where an arm has a shared model, that one.
+    A site's own models are told at home; where an arm has a shared model, that one. Nothing where sites are left out.
     """
     frame = results(folder)
+    if any(row["scope"] == "left_out" for row in primary(folder)):
+        return []
     places = sorted(frame["evaluated_at"].unique(), key=lambda place: (len(place), place))
     counts = frame.groupby("evaluated_at")["case"].nunique()
     lines = [f"| arm | {' | '.join(f'{place} ({counts[place]} cases)' for place in places)} |"]

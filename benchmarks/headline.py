@@ -14,7 +14,19 @@ one seed, to see that everything works; its figures mean nothing. The tables are
 from pathlib import Path
 from typing import Any
 
-from experiment_tables import arguments, costs, of_deviations, of_means, primary, publish, run, sites, table, tests
+from experiment_tables import (
+    arguments,
+    costs,
+    left_out,
+    of_deviations,
+    of_means,
+    primary,
+    publish,
+    run,
+    sites,
+    table,
+    tests,
+)
 
 NAMES = ("hippocampus_ten_sites", "lgg_institutions", "lgg_left_out")
 SMALL = {
@@ -49,7 +61,8 @@ def claims(folder: Path) -> list[str]:
             found[f"{arm} / central"] = of_means(folder, arm, "central")
     found["fedcostwavg / fedcostwavg_half_uniform"] = of_means(folder, "fedcostwavg", "fedcostwavg_half_uniform")
     lines = ["| what | here (95%) | published |", "|---|---|---|"]
-    return lines + [f"| {name} | {value} | {PUBLISHED.get(name, '')} |" for name, value in found.items() if value]
+    rows = [f"| {name} | {value} | {PUBLISHED.get(name, '')} |" for name, value in found.items() if value]
+    return lines + rows if rows else []
 
 
 def main() -> None:
@@ -59,7 +72,7 @@ def main() -> None:
     for name in options.only:
         small = SMALL[name] if options.small else None
         folders[name] = run(name, options.data.resolve(), options.out, options.jobs, small)
-    publish(folders, (table, tests, claims, sites, costs), options)
+    publish(folders, (table, tests, claims, left_out, sites, costs), options)
 
 
 if __name__ == "__main__":

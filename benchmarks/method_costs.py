@@ -1,28 +1,36 @@
-"""What the method of a job costs beside FedAvg of the same task: bytes of a round, and the time of a step.
+"""What the method of a job costs beside FedAvg of the same task: time of a step, and bytes of a round.
 
-    python benchmarks/method_costs.py jobs/hippocampus_ditto jobs/hippocampus_apfl
-    python benchmarks/method_costs.py --seconds --data runs/hippocampus-sites jobs/hippocampus_*
+    python benchmarks/method_costs.py --out runs/method-costs
+    python benchmarks/method_costs.py --out runs/method-costs --page docs/reference/method-table.md
 
-Bytes are counted: two rounds with the job's own network over phantoms at two sites; those of the second round count,
-since the first may do without what later ones send. With ``--seconds`` the job's own task and patches are trained on
-``--data``, folders of sites as for ``fedseg simulate``, and the time of training over the steps that are reported is
-told as well: job and FedAvg run in turns, ``--repeats`` times, and the median of the ratios counts, so that what a
-machine does beside them falls on both. All are multiples of FedAvg's. Without jobs all are tried; a job that cannot be
-measured has the reason in its row. FedAvg is the FedAvg job of the task, or, where there is none, that of BraTS with
-the job's task, network without parts, and training.
+Every job trains two rounds with its own network over BraTS phantoms at two sites, in patches of 32 x 32 x 32, and
+so does the FedAvg job of its task. The second round counts, since the first may do without what later ones send. Job
+and FedAvg run in turns, ``--repeats`` times, and the median of the ratios of the seconds of a step counts, so that what
+a machine does beside them falls on both. What a method does for every weight weighs more in patches this small than in
+those of real training: its time is an upper bound. FedAvg is the FedAvg job of the task, or, where there is none, that
+of BraTS with the job's task, network without parts, and training.
+
+Without jobs all are measured; one that cannot be has the reason in its row. Finished jobs are kept in OUT.
 """
 
 import argparse
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+from experiment_tables import write_between_marks
+from kept_runs import keep, kept
+
+from fedseg.contract.plan import parse_plan
 from fedseg.data.datalist import FILE_NAME, Datalist, read_datalist
 from fedseg.data.phantoms.phantoms import make_phantoms
 from fedseg.errors import FedsegError
 from fedseg.jobs.job import Job, read_job
+from fedseg.models.model_file import write_model
+from fedseg.networks.weights import get_weights
 from fedseg.simulation.in_process import InProcessFederation
 
 JOBS = Path(__file__).parents[1] / "jobs"
@@ -56,21 +64,33 @@ def base_of(folder: Path) -> Job:
     return base
 
 
-def counted(job: Job, datalists: Mapping[str, Datalist], own_task: bool, task: str = TASK) -> Cost:
-    """Cost of a job's round, on its own task or with its network on small phantoms of another."""
-    if not own_task:
-        if task not in OWN_PHANTOMS:
-            job.set("task", TASK)
-        job.set("task.patch_size", PATCH)
-        job.set("training.local_epochs", 1)
+def counted(job: Job, datalists: Mapping[str, Datalist], task: str = TASK) -> Cost:
+    """Cost of a job's second round, with its network on small phantoms."""
+    if task not in OWN_PHANTOMS:
+        job.set("task", TASK)
+    job.set("task.patch_size", PATCH)
+    job.set("training.local_epochs", 1)
     job.set("workflow.num_rounds", ROUNDS)
-    federation = InProcessFederation(job, datalists)
-    federation.run()
-    sites = federation.rounds[-1]["sites"].values()
+    with tempfile.TemporaryDirectory() as folder:
+        if any(part.name == "lora" for part in job.plan.network.parts):
+            job.initial = whole_network(job, Path(folder) / "model.safetensors")
+        federation = InProcessFederation(job, datalists)
+        federation.run()
+    last = federation.rounds[-1]
+    sites = last["sites"].values()
     steps = [site["seconds_training"] / site["num_steps"] for site in sites if site["num_steps"]]
+    if "seconds_per_iteration" in last:  # the server takes part in every step
+        steps = [last["seconds_per_iteration"]]
     return Cost(
         max(site["bytes_up"] for site in sites), max(site["bytes_down"] for site in sites), max(steps, default=0.0)
     )
+
+
+def whole_network(job: Job, path: Path) -> Path:
+    """A model of the job's network without its parts, from which adapters start."""
+    network = {name: value for name, value in job.plan.network.to_dict().items() if name != "parts"}
+    plan = parse_plan({**job.declaration, "network": network})
+    return write_model(path, plan, get_weights(plan.build_network()), 0)
 
 
 def median_ratio(pairs: Sequence[tuple[float, float]]) -> float:
@@ -83,45 +103,49 @@ def median_ratio(pairs: Sequence[tuple[float, float]]) -> float:
 
 
 def row(folder: Path, datalists: Mapping[str, Datalist], repeats: int) -> str:
-    """A line of the table; ``repeats`` above 0 measures seconds on the job's own task."""
-    seconds, task, pairs = repeats > 0, task_of(folder), []
+    """A line of the table."""
+    task, pairs = task_of(folder), []
     try:
-        for _ in range(max(1, repeats)):
-            base = counted(base_of(folder), datalists, seconds, task)
-            pairs.append((counted(read_job(folder), datalists, seconds, task), base))
+        for _ in range(repeats):
+            base = counted(base_of(folder), datalists, task)
+            pairs.append((counted(read_job(folder), datalists, task), base))
     except FedsegError as error:
-        return f"| {folder.name} | {str(error).splitlines()[0]} |"
+        return f"| `{folder.name}` | {str(error).splitlines()[0]} | | |"
     cost, base = pairs[0]
-    cells = [f"{cost.up / base.up:.2f}", f"{cost.down / base.down:.2f}"]
-    if seconds and all(own.step and other.step for own, other in pairs):
-        cells.append(f"{median_ratio([(own.step, other.step) for own, other in pairs]):.2f}")
-    return f"| {folder.name} | {' | '.join(cells)} |"
+    steps = [(own.step, other.step) for own, other in pairs]
+    time = f"{median_ratio(steps):.2f}" if all(own and other for own, other in steps) else "no step"
+    return f"| `{folder.name}` | {time} | {cost.up / base.up:.2f} | {cost.down / base.down:.2f} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("jobs", type=Path, nargs="*", help="job folders; all without")
-    parser.add_argument("--seconds", action="store_true", help="also the time of a step, on the job's own task")
-    parser.add_argument("--repeats", type=int, default=5, help="with --seconds: runs of each, in turns (default: 5)")
-    parser.add_argument("--data", type=Path, help="folders of sites, for --seconds")
+    parser.add_argument("--out", type=Path, required=True, help="folder of phantoms and finished rows")
+    parser.add_argument("--repeats", type=int, default=5, help="runs of each, in turns (default: 5)")
+    parser.add_argument("--page", type=Path, help="page that gets the table between its marks")
     arguments = parser.parse_args()
-    if arguments.seconds and arguments.data is None:
-        parser.error("--seconds needs --data")
     if arguments.repeats < 1:
         parser.error("--repeats must be 1 or more")
-    folders = arguments.jobs or sorted(path.parent for path in JOBS.glob("*/meta.json"))
-    with tempfile.TemporaryDirectory() as scratch:
-        found: dict[str, dict[str, Datalist]] = {}
-        print("| job | bytes sent | bytes received |" + (" seconds of a step |" if arguments.seconds else ""))
-        print("|---|---|---|" + ("---|" if arguments.seconds else ""))
-        for folder in folders:
+    lines = ["| job | time of a step | bytes sent | bytes received |", "|---|---|---|---|"]
+    found: dict[str, dict[str, Datalist]] = {}
+    for folder in arguments.jobs or sorted(path.parent for path in JOBS.glob("*/meta.json")):
+        path = kept(arguments.out, folder.name, arguments.repeats)
+        if not path.exists():
             task = next((task for task in OWN_PHANTOMS if task == task_of(folder)), TASK)
             if task not in found:
-                data = arguments.data or Path(scratch) / task
-                if arguments.data is None:
-                    make_phantoms(task, SITES, CASES, data)
-                found[task] = {p.parent.name: read_datalist(p.parent) for p in sorted(data.glob(f"*/{FILE_NAME}"))}
-            print(row(folder, found[task], arguments.repeats if arguments.seconds else 0), flush=True)
+                found[task] = phantoms(task, arguments.out / task)
+            keep(path, {"row": row(folder, found[task], arguments.repeats)})
+        lines.append(json.loads(path.read_text())["row"])
+        print(lines[-1], flush=True)
+    if arguments.page:
+        write_between_marks(arguments.page, {"method_costs": "\n".join(lines)})
+
+
+def phantoms(task: str, folder: Path) -> dict[str, Datalist]:
+    """The sites of phantoms of a task, made once."""
+    if not folder.exists():
+        make_phantoms(task, SITES, CASES, folder)
+    return {path.parent.name: read_datalist(path.parent) for path in sorted(folder.glob(f"*/{FILE_NAME}"))}
 
 
 if __name__ == "__main__":

@@ -39,8 +39,8 @@ def test_a_job_that_cannot_be_measured_has_the_reason_in_its_row(monkeypatch):
         raise ConfigurationError("task", "nothing", "a task")
 
     monkeypatch.setattr(method_costs, "counted", counted)
-    row = method_costs.row(ROOT / "jobs" / "hippocampus_ditto", {}, 0)
-    assert row == "| hippocampus_ditto | task is 'nothing', but must be a task. |"
+    row = method_costs.row(ROOT / "jobs" / "hippocampus_ditto", {}, 1)
+    assert row == "| `hippocampus_ditto` | task is 'nothing', but must be a task. | | |"
 
 
 def test_seconds_are_the_median_of_ratios_of_runs_in_turns(monkeypatch):
@@ -49,5 +49,5 @@ def test_seconds_are_the_median_of_ratios_of_runs_in_turns(monkeypatch):
     monkeypatch.setattr(method_costs, "counted", lambda *given: method_costs.Cost(3.0, 1.0, next(times)))
     monkeypatch.setattr(method_costs, "base_of", lambda folder: None)
     row = method_costs.row(ROOT / "jobs" / "hippocampus_ditto", {}, 3)
-    assert row == "| hippocampus_ditto | 1.00 | 1.00 | 2.00 |"
+    assert row == "| `hippocampus_ditto` | 2.00 | 1.00 | 1.00 |"
     assert method_costs.median_ratio([(1.0, 2.0)]) == 0.5

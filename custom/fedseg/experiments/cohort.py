@@ -36,10 +36,10 @@ class Cohort:
     digests: Mapping[Path, str]
 
     def digest(self, datalist: Datalist) -> str:
-        """SHA-256 of the cases of a datalist, split by split: patients, and the contents of all files in order; and of
-        the convention that says what their labels mean, where there are several."""
+        """SHA-256 of the cases of a datalist, split by split: patients, the contents of all files in order, and what is
+        known of their regions; and of the convention that says what their labels mean, where there are several."""
         content: list[Any] = [
-            [name, [[case.patient, case.missing, [self.digests[file] for file in case.files]] for case in cases]]
+            [name, [_said(case, [self.digests[file] for file in case.files]) for case in cases]]
             for name, cases in ((split, datalist.split(split)) for split in SPLITS)
         ]
         content += [] if datalist.convention is None else [datalist.convention]
@@ -77,6 +77,12 @@ def read_cohort(definition: Definition, task: Task, data: Path, out: Path, progr
     require_files(every)
     digests |= _digests((file for case in every for file in case.files if file not in digests), progress)
     return Cohort(lists, external, digests)
+
+
+def _said(case: Case, files: list[Any]) -> list[Any]:
+    """What decides about a case, ``files`` being what its files are: where all its regions are drawn, no more."""
+    more = [] if case.drawn is None else [{"drawn": case.drawn}]
+    return [case.patient, case.missing, files, *more, *([case.supervision.to_entry()] if case.supervision.weak else [])]
 
 
 def _settled(task: Task, datalist: Datalist, settings: DataSettings) -> Datalist:
@@ -120,7 +126,7 @@ def _key(
     """A name for the sites that follow from settings, the table of a partition, and the contents of all files."""
     table = [] if settings.csv is None else [*_digests([data / settings.csv], silent).values()]
     contents = {
-        site: [[case.patient, case.missing, [[str(file), digests[file]] for file in case.files]] for case in cases]
+        site: [_said(case, [[str(file), digests[file]] for file in case.files]) for case in cases]
         for site, cases in found.items()
     }
     said = json.dumps([asdict(settings), task.to_dict(), str(data.resolve()), *table, contents], sort_keys=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fedseg.data.datalist import SPLITS, Datalist
+from fedseg.data.datalist import DRAWN, SPLITS, Datalist
 from fedseg.data.progress import Progress, silent
 from fedseg.data.splits import by_patient
 from fedseg.errors import FedsegError, UsageError
@@ -37,6 +37,8 @@ from fedseg.jobs.job import Job
 from fedseg.memory import machine_memory
 from fedseg.models.model_file import read_model
 from fedseg.statistics.document import FILE
+from fedseg.tasks.drawn import drawn_outputs
+from fedseg.tasks.objective import Objective
 from fedseg.version import versions
 
 REPORT = "report"
@@ -195,7 +197,7 @@ def describe(experiment: Experiment, plan: Mapping[str, Any]) -> dict[str, Any]:
         experiment: that is to run.
         plan: of its cost, see ``cost_plan.describe``.
     """
-    definition, cohort = experiment.definition, experiment.cohort
+    definition, cohort, kind = experiment.definition, experiment.cohort, experiment.base.plan.objective
     return {
         "schema": SCHEMA,
         "experiment": definition.name,
@@ -206,8 +208,8 @@ def describe(experiment: Experiment, plan: Mapping[str, Any]) -> dict[str, Any]:
         "machine": machine(),
         "task": experiment.base.plan.task.to_dict(),
         "reference": definition.reference,
-        "sites": {site: _cases(cohort, datalist) for site, datalist in cohort.sites.items()},
-        "external": {site: _cases(cohort, datalist) for site, datalist in cohort.external.items()},
+        "sites": {site: _cases(kind, cohort, datalist) for site, datalist in cohort.sites.items()},
+        "external": {site: _cases(kind, cohort, datalist) for site, datalist in cohort.external.items()},
         "names_in_common": names_in_common({**cohort.sites, **cohort.external}, cohort.digests),
         "folds": {fold.name: _fold(fold) for fold in experiment.folds},
         "arms": _arms(experiment),
@@ -217,11 +219,14 @@ def describe(experiment: Experiment, plan: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _cases(cohort: Cohort, datalist: Datalist) -> dict[str, Any]:
+def _cases(kind: Objective, cohort: Cohort, datalist: Datalist) -> dict[str, Any]:
     every = [case for split in SPLITS for case in datalist.split(split)]
     counts = {split: len(datalist.split(split)) for split in SPLITS}
     phantoms = {"phantoms": True} if datalist.phantoms else {}
-    return {**counts, "patients": len(by_patient(every)), "digest": cohort.digest(datalist), **phantoms}
+    drawn = [drawn_outputs(kind, case.drawn) for case in every if not case.supervision.weak]
+    regions = {name: sum(said is None or said[n] for said in drawn) for n, name in enumerate(kind.outputs)}
+    told = {DRAWN: regions} if any(said is not None for said in drawn) else {}
+    return {**counts, "patients": len(by_patient(every)), "digest": cohort.digest(datalist), **phantoms, **told}
 
 
 def _fold(fold: Fold) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedseg.evaluation.report.text_tables import TextTable, shown
@@ -54,9 +54,17 @@ def drawn_words(summary: Summary, model: str = "final") -> str:
     counts = drawn_counts(summary, model)
     if not drawn_table(summary, model).rows:
         return ""
-    nowhere = {
-        name: [site for site, told in counts.items() if not told[name]] for name in objective_of_run(summary).outputs
-    }
+    return some_drawn_words(
+        {name: [site for site, told in counts.items() if not told[name]] for name in objective_of_run(summary).outputs}
+    )
+
+
+def some_drawn_words(nowhere: Mapping[str, Sequence[str]]) -> str:
+    """What to know of scores where not every region is drawn in every case.
+
+    Args:
+        nowhere: by region, the sites at which it is drawn in no scored case.
+    """
     alone = [f"{name} at {', '.join(sites)}" for name, sites in nowhere.items() if sites]
     told = f" Nobody drew {'; '.join(alone)}: there is no score of it there." if alone else ""
     return (

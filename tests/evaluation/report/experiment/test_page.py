@@ -176,3 +176,18 @@ def test_an_experiment_is_no_run_to_compare(tmp_path: Path, capsys: pytest.Captu
     folders = [str(write_experiment(tmp_path / name, arms=("fedavg",), seeds=1)) for name in ("a", "b")]
     assert main(["report", *folders, "--out", str(tmp_path / "both")]) == 1
     assert "not the folder of a run" in " ".join(capsys.readouterr().err.split())
+
+
+def test_regions_that_nobody_drew_are_told_and_one_that_is_empty_is_drawn(tmp_path: Path) -> None:
+    """Of the three cases of west one has no posterior part; the posterior part of two is not drawn, or of none."""
+    folder = write_experiment(tmp_path / "e", arms=("fedavg",), seeds=2, left_out=False)
+    assert "Drawn regions" not in words(write_experiment_report(folder).page)
+    rows = pd.read_csv(folder / "results.csv", keep_default_na=False)
+    undrawn = rows["case"].isin(["west-01", "west-02"]) & (rows["region"] == "posterior")
+    rows.loc[undrawn, ["value", "empty"]] = ""
+    rows.to_csv(folder / "results.csv", index=False)
+    text = words(write_experiment_report(folder).page)
+    assert "west tested (3) 3 1 " in text
+    assert "north tested (14) 14 14 " in text
+    assert "compare regions between sites, not means. " in text
+    assert "Nobody drew" not in text

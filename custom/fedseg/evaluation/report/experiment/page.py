@@ -13,6 +13,7 @@ from fedseg.evaluation.report import overlays
 from fedseg.evaluation.report.drawing import save, style
 from fedseg.evaluation.report.experiment import numbers, tables, words
 from fedseg.evaluation.report.experiment.checklist import AUTHORS, checklists
+from fedseg.evaluation.report.experiment.drawn import drawn_table, drawn_words
 from fedseg.evaluation.report.experiment.figures import draw_figures
 from fedseg.evaluation.report.experiment.subject import (
     external_sites,
@@ -141,6 +142,8 @@ def _results(content: Content) -> dict[str, Any]:
     outside = external_sites(experiment)
     return {
         "people": tables.people_table(experiment),
+        "drawn_regions": drawn_table(experiment),
+        "drawn_words": drawn_words(experiment),
         "arms": tables.arm_table(content.arms, primary),
         "kinds": tables.kind_table(experiment),
         "by_region": tables.region_table(experiment, primary),

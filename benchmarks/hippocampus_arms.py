@@ -16,7 +16,7 @@ from fedseg.data.partition import partition_equally
 from fedseg.data.site_folders import write_sites
 from fedseg.data.undrawn_labels import PartialLabels
 from fedseg.data.weak_labels import WeakLabels
-from fedseg.jobs.job import Job, read_job
+from fedseg.jobs.job import Job, parse_setting, read_job
 from fedseg.simulation.in_process import InProcessFederation
 from fedseg.training.trainer import SiteTrainer
 
@@ -94,6 +94,7 @@ def arguments(description: str | None, arms: Mapping[str, Arm], small: int) -> a
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rounds", type=int, help="instead of those of the jobs")
     parser.add_argument("--coarse", action="store_true", help="a small network at 2 mm")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="of all arms, as for fedseg simulate")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument(
         "--small", action="store_true", help=f"{small} patients, 2 rounds, one seed: whether it runs at all"
@@ -152,7 +153,8 @@ def train(name: str, arm: Arm, seed: int, forms: Mapping[str, Lists], options: a
 def make_job(arm: Arm, seed: int, options: argparse.Namespace) -> Job:
     """The job of an arm at the size that is asked for."""
     job = read_job(JOBS / arm.job)
-    settings = {**(COARSE if options.coarse else {}), **arm.settings, "seed": seed}
+    asked = dict(map(parse_setting, options.set))
+    settings = {**(COARSE if options.coarse else {}), **asked, **arm.settings, "seed": seed}
     if options.rounds is not None:
         settings["workflow.num_rounds"] = options.rounds
     for key, value in settings.items():

@@ -8,7 +8,9 @@ cases and splits:
 - full: every case has its mask;
 - masks: FedAvg on the tenth with masks alone;
 - fedst: self-training (FedST);
-- fedmix: FedMix.
+- fedmix: FedMix;
+- fedst_later, fedmix_later: the same, whose first pseudo-labels come two rounds later; networks of which mean Dice is
+  0.6 agree.
 
 Test cases keep their masks. The figure wanted: the mean Dice of FedMix is at least 0.95 of that of full masks. Every
 finished run is kept in OUT, so that an interrupted benchmark goes on where it was.
@@ -27,6 +29,8 @@ ARMS = {
     "masks": Arm("hippocampus_fedavg", "masks"),
     "fedst": Arm("hippocampus_fedst", "mixed"),
     "fedmix": Arm("hippocampus_fedmix", "mixed"),
+    "fedst_later": Arm("hippocampus_fedst", "mixed", {"hook.self_training.from_round": 5}),
+    "fedmix_later": Arm("hippocampus_fedmix", "mixed", {"hook.mixed.from_round": 5, "hook.mixed.least_agreement": 0.6}),
 }
 REGIONS = ("anterior", "posterior", "mean")
 WANTED, SHARE = 0.95, 0.9

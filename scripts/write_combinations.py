@@ -65,7 +65,13 @@ _SHARE = {"Combat": "combat", "HarmoFL": "amplitude", "HistogramStandardisation"
 # Parts of the network without which a hook does nothing.
 _NETWORK_PARTS = {**_SHARE, "LCFed": "head_calibration", "MixedSupervision": "second_network"}
 _STOPPING = {"target_dice": 0.9, "patience": 3, "max_hours": 5.0, "max_epsilon": 8.0}
-_EXECUTORS = "fedseg.executors.training.SegmentationExecutor", "fedseg.executors.split.executor.SplitExecutor"
+_EXECUTOR = "fedseg.executors.training.SegmentationExecutor"
+# Kinds of round whose sites have an executor of their own, and the task that only they answer.
+_EXECUTORS = {
+    "SplitTraining": "fedseg.executors.split.executor.SplitExecutor",
+    "SwarmTraining": "fedseg.executors.peers.executor.SwarmExecutor",
+}
+_TASKS = {"EncryptedTraining": "upload", "SwarmTraining": "merge"}
 
 
 @dataclass(frozen=True)
@@ -133,9 +139,9 @@ def job_of(chosen: Iterable[MethodPart], **plan: Any) -> Job:
     workflow = component_path(rounds)
     task = "upload" if rounds == "EncryptedTraining" else "train"
     tasks = ["prepare", "train", "validate", *(["share"] if names & set(_SHARE) else [])]
-    tasks += ["upload"] if task == "upload" else []
+    tasks += [_TASKS[rounds]] if rounds in _TASKS else []
     hooks = [{"id": part.class_name, **part.component} for part in of[HOOKS]]
-    executor: dict[str, Any] = {"path": _EXECUTORS[rounds == "SplitTraining"]}
+    executor: dict[str, Any] = {"path": _EXECUTORS.get(rounds, _EXECUTOR)}
     executor |= {"args": {"hooks": [hook["id"] for hook in hooks]}} if hooks else {}
     client: dict[str, Any] = {"format_version": 2, "executors": [{"tasks": tasks, "executor": executor}]}
     client |= {"components": hooks}

@@ -84,7 +84,7 @@ def federation(request, data, tmp_path_factory):
                 kits[site],
                 out / STATE / site,
                 datasets=lists,
-                policy=dict.fromkeys(("features", "submit_model", "give_personal_model", "statistics"), True),
+                policy=dict.fromkeys(("features", "peers", "submit_model", "give_personal_model", "statistics"), True),
             )
         with local.coordinator(SECONDS) as coordinator:
             yield SimpleNamespace(folder=folder, out=out, kits=kits, local=local, coordinator=coordinator)

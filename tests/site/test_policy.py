@@ -34,6 +34,7 @@ EVERY_RULE = {
     "statistics": True,
     "max_statistics": 2,
     "features": True,
+    "peers": True,
     "submit_model": True,
     "submit_personal_model": True,
     "give_personal_model": True,

@@ -5,6 +5,8 @@ PREPARE = "prepare"
 SHARE = "share"
 # the second step of a round in encrypted jobs: the arrays, after the server has said what they weigh
 UPLOAD = "upload"
+# the second step of a round between sites: one of them merges the updates of the others, and hands the model out
+MERGE = "merge"
 
 # in jobs of statistics: what a site's cases are like
 COUNT = "count"
@@ -35,6 +37,17 @@ ENCRYPTED_FACTS = "fedseg_encrypted"
 WEIGHTS = "fedseg_weights"
 SCALE = "fedseg_scale"
 MODE = "fedseg_mode"
+
+# meta of the tasks of rounds between sites: the digest of the model that a site is to have, those of others that are
+# still wanted, the sites of the round, from what their order as leaders follows, and how long a leader may take
+HELD = "fedseg_held"
+WANTED = "fedseg_wanted"
+PEERS = "fedseg_peers"
+LEADS_AFTER = "fedseg_leads_after"
+TAKE_OVER = "fedseg_take_over"
+# of the task `merge` alone: of each site whose update is merged its cases and steps, and how many updates it takes
+PEER_FACTS = "fedseg_peer_facts"
+LEAST_PEERS = "fedseg_least_peers"
 
 # meta of an update: what the site's filters did, see privacy/update.py
 STEPS = "fedseg_privacy"

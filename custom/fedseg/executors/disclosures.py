@@ -11,7 +11,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.app_common.app_constant import AppConstants
 
-from fedseg.contract.protocol import COUNT, OUTSIDE, OWN_MODEL, PREPARE, SHARE, STATISTICS
+from fedseg.contract.protocol import COUNT, MERGE, OUTSIDE, OWN_MODEL, PREPARE, SHARE, STATISTICS
 from fedseg.contract.scores import PERSONAL
 from fedseg.filters.chain import is_guaranteed, update_chain
 from fedseg.filters.encrypt import ALGORITHM
@@ -58,6 +58,8 @@ def _without_guarantee(task: str, result: Shareable, fl_ctx: FLContext) -> str |
         return "scores" if any(not part.get("withheld") for part in content.values()) else None
     if task == AppConstants.TASK_SUBMIT_MODEL:
         return "personal model" if dxo.meta.get(OWN_MODEL) in (PERSONAL, OUTSIDE) else "model"
+    if task == MERGE:
+        return None  # each update that was merged has been entered where it was made
     if task == SHARE:
         return None if is_guaranteed(update_chain(fl_ctx, [SHARE])) else "shared arrays"
     if not content:

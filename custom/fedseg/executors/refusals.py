@@ -24,6 +24,7 @@ from fedseg.filters.chain import UPDATE_TASKS, is_guaranteed, sending_chain, upd
 from fedseg.filters.guard.guard import Guard
 from fedseg.messages.job import job_name
 from fedseg.site.policy import OPEN, SitePolicy
+from fedseg.site.profile import SiteProfile
 from fedseg.site.protection_rules import broken, check_budget, check_protection, planned_fraction
 from fedseg.training.hooks import TrainingHook, replaces
 
@@ -234,6 +235,20 @@ def check_features(policy: SitePolicy | None) -> None:
     """
     if not (policy or OPEN).features:
         raise broken("features", "sends activations of this site's images", "does not give them")
+
+
+def check_peers(profile: SiteProfile) -> None:
+    """Refuse a job in which this site's updates, and models that they are in, go to other sites.
+
+    Args:
+        profile: of the site; one without a policy has not allowed it, unless the site is simulated.
+
+    Raises:
+        RefusalError: rule ``peers`` (reason ``policy``).
+    """
+    allowed = profile.simulated if profile.policy is None else profile.policy.peers
+    if not allowed:
+        raise broken("peers", "sends updates of this site to other sites", "gives them to no other site")
 
 
 def curves_leave(policy: SitePolicy | None, guaranteed: bool) -> bool:

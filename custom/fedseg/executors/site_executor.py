@@ -88,6 +88,19 @@ class SiteExecutor(Executor, ABC):
         """See ``SiteSession.load_run``; a subclass may refuse more."""
         return self.session.load_run(plan, run_id, fl_ctx)
 
+    def received(self, content: Any, meta: Mapping[str, Any], fl_ctx: FLContext) -> Arrays:
+        """The arrays that a task brings.
+
+        Args:
+            content: of the task.
+            meta: of the task.
+            fl_ctx: of the task.
+
+        Raises:
+            RefusalError: there are none (reason ``weights``).
+        """
+        return received_arrays(content)
+
     def whole_model(self, received: Arrays) -> Arrays:
         """The whole network's weights from what a task ``validate`` carries."""
         return received
@@ -187,7 +200,8 @@ class SiteExecutor(Executor, ABC):
             self.session.asked_to_evaluate = _is_left_out(dxo.meta, fl_ctx)
         trainer = self.load_run(job_plan(fl_ctx), dxo.meta.get(RUN_ID), fl_ctx)
         expect_state(trainer.state, dxo.meta, trainer.site)
-        return score_model(self.session, trainer, self.whole_model(received_arrays(dxo.data)), dxo.meta, fl_ctx)
+        received = self.whole_model(self.received(dxo.data, dxo.meta, fl_ctx))
+        return score_model(self.session, trainer, received, dxo.meta, fl_ctx)
 
     def _submit_model(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         """This site's own weights after its last finished round, or its personal ones: for a cross-site evaluation, or

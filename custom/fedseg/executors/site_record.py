@@ -100,6 +100,28 @@ class SiteRecord:
         """
         self._append("called", **self._place, **tally)
 
+    def handed(self, what: str, round_number: int, to: str) -> None:
+        """An update or a model is about to go to another site.
+
+        Raises:
+            RefusalError: see ``accepted``.
+        """
+        self._append("handed", what=what, round=round_number, to=to)
+
+    def merged(self, round_number: int, meta: Mapping[str, Any], model: str, updates: Mapping[str, str]) -> None:
+        """This site has merged a round.
+
+        Args:
+            round_number: from 0.
+            meta: of the task.
+            model: digest of the merged model.
+            updates: digest of each update that is in it, by site.
+
+        Raises:
+            RefusalError: see ``accepted``.
+        """
+        self._append("merged", round=round_number, start=meta.get(START), model=model, updates=dict(updates))
+
     def scored(
         self, name: str, weights: Arrays, meta: Mapping[str, Any], cases: Mapping[str, int], encrypted: bool
     ) -> None:

@@ -20,7 +20,7 @@ from fedseg.executors.site_executor import Answer, SiteExecutor
 from fedseg.filters.chain import is_guaranteed, update_chain
 from fedseg.filters.encrypt import encrypts
 from fedseg.messages.job import job_plan
-from fedseg.messages.task_data import follow_server, received_arrays, update_message
+from fedseg.messages.task_data import follow_server, update_message
 from fedseg.networks.weights import Arrays, join_shared
 from fedseg.site.pending_update import largest, load_update, save_update, weight_facts
 from fedseg.training.site_round import empty_round, site_round
@@ -70,7 +70,7 @@ class SegmentationExecutor(SiteExecutor):
         """Train a round from the received model; in encrypted jobs the update stays here and only its report leaves."""
         model, session = FLModelUtils.from_shareable(shareable), self.session
         trainer = self.load_run(job_plan(fl_ctx), model.meta.get(RUN_ID), fl_ctx)
-        received, number = received_arrays(model.params), int(model.current_round or 0)
+        received, number = self.received(model.params, model.meta, fl_ctx), int(model.current_round or 0)
         follow_server(trainer.state, model.meta, trainer.site)
         encrypted = encrypts(fl_ctx)
         session.record.received(received, number, model.meta, trainer.count("training"), encrypted)

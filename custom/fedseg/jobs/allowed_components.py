@@ -11,6 +11,7 @@ from typing import Any
 PACKAGES = (
     "fedseg.aggregators",
     "fedseg.executors",
+    "fedseg.executors.peers",
     "fedseg.executors.split",
     "fedseg.filters",
     "fedseg.training.methods",

@@ -9,10 +9,11 @@ from typing import Any
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 
-from fedseg.contract.allowed_job_files import check_app_folder
+from fedseg.contract.allowed_job_files import SERVER_FILE, check_app_folder
 from fedseg.contract.plan import Plan, read_plan
 from fedseg.contract.protocol import CLIENT_FILE, PLAN_FILE
 from fedseg.contract.report import ReportField, job_fields, named_classes, task_fields
+from fedseg.errors import ConfigurationError
 from fedseg.files.documents import read_json
 from fedseg.site.profile import SiteProfile, read_profile
 
@@ -75,6 +76,22 @@ def sites_part(fl_ctx: FLContext) -> Any:
     workspace = fl_ctx.get_engine().get_workspace()
     path = Path(workspace.get_app_config_dir(fl_ctx.get_job_id())) / CLIENT_FILE
     return read_json(path, "the sites' part of a job")
+
+
+def server_rule(fl_ctx: FLContext) -> Any:
+    """The rule of aggregation that the job names at its server, built at a site by FLARE, which knows the site's list.
+
+    Raises:
+        ConfigurationError: the job names none.
+    """
+    engine = fl_ctx.get_engine()
+    path = Path(engine.get_workspace().get_app_config_dir(fl_ctx.get_job_id())) / SERVER_FILE
+    content = read_json(path, "the server's part of a job")
+    try:
+        declared = content["workflows"][0]["args"]["aggregator"]
+    except (KeyError, IndexError, TypeError):
+        raise ConfigurationError("workflow.aggregator", None, "the rule by which sites merge") from None
+    return engine.build_component(declared)
 
 
 def job_name(fl_ctx: FLContext) -> str:

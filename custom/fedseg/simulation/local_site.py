@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import shutil
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from nvflare.apis.client import Client
 from nvflare.apis.event_type import EventType
 from nvflare.apis.filter import Filter
 from nvflare.apis.fl_constant import FLContextKey, ReservedKey, ReturnCode
@@ -39,6 +40,8 @@ JOB_ID = "simulate_job"
 SERVER_NAME = "simulator_server"
 Events = Callable[[Shareable], None]
 """Gets each event that leaves a site."""
+ToPeer = Callable[[str, str, str, Shareable], Shareable | None]
+"""Brings a call of one site to another on a topic; gives the answer, or None where the other cannot be reached."""
 
 
 def deploy(job: Path, workspace: Path, name: str) -> Workspace:
@@ -71,13 +74,25 @@ class LocalCell:
 class LocalEngine(ClientRunManager):
     """FLARE's engine of a job at a site, for one task at a time."""
 
-    def __init__(self, name: str, workspace: Workspace, config: ClientRunnerConfig, send_event: Events) -> None:
+    def __init__(
+        self, name: str, workspace: Workspace, config: ClientRunnerConfig, roads: tuple[Events, ToPeer]
+    ) -> None:
         client = SimpleNamespace(client_name=name, client_args={})
         super().__init__(name, JOB_ID, workspace, client, config.components, config.handlers)
         self.cell = LocalCell()
         self.task: TaskAssignment | None = None
         self.result: Shareable | None = None
-        self._send_event = send_event
+        self._name = name
+        self._send_event, self._to_peer = roads
+
+    def know(self, names: Sequence[str]) -> None:
+        """The sites of the job, as FLARE tells them at its start."""
+        self.all_clients = [Client(name, "") for name in names]
+        self.name_to_clients = {client.name: client for client in self.all_clients}
+
+    def build_component(self, config_dict: dict[str, Any]) -> Any:
+        """A component that a site builds of the job's configuration; see FLARE's engine."""
+        return build_component(config_dict)
 
     def get_task_assignment(self, fl_ctx: FLContext, timeout: float | None = None) -> TaskAssignment | None:
         """The task at hand; the server is its sender."""
@@ -100,10 +115,14 @@ class LocalEngine(ClientRunManager):
         optional: bool = False,
         secure: bool = False,
     ) -> dict[str, Shareable]:
-        """Events go to the server; that it still waits for the task's result needs no asking."""
+        """Events go to the server, calls to other sites; that the server still waits for the task's result needs no
+        asking."""
         if topic == FED_EVENT_TOPIC:
             request.set_peer_props(fl_ctx.get_all_public_props())
             self._send_event(request)
+        elif isinstance(targets, list) and set(targets) <= set(self.name_to_clients):
+            answers = {name: self._to_peer(self._name, name, topic, request) for name in targets}
+            return {name: answer for name, answer in answers.items() if answer is not None}
         return {FQCN.ROOT_SERVER: make_reply(ReturnCode.OK)}
 
 
@@ -111,20 +130,28 @@ class LocalSite:
     """A site that does one task after the other, as its process would."""
 
     def __init__(
-        self, name: str, workspace: Workspace, send_event: Events, guarded: bool, first: Filter | None
+        self,
+        name: str,
+        workspace: Workspace,
+        roads: tuple[Events, ToPeer],
+        names: Sequence[str],
+        guarded: bool,
+        first: Filter | None,
     ) -> None:
         """Build the job's components and start its run.
 
         Args:
             name: of the site.
             workspace: with the job, see ``deploy``.
-            send_event: gets each event that leaves the site.
+            roads: what gets each event that leaves the site, and each call to another site.
+            names: of all sites of the job.
             guarded: whether the site has declared its guard, as a site with a policy does.
             first: stands before all filters over updates; for tests.
         """
         self.name = name
         self._randomness = torch.Generator().get_state()
-        self.engine, self.runner = _runner(name, workspace, send_event, guarded)
+        self.engine, self.runner = _runner(name, workspace, roads, guarded)
+        self.engine.know(names)
         if first is not None:
             self.runner.task_result_filters.setdefault("train/out", []).insert(0, first)
         with self.engine.new_context() as fl_ctx:
@@ -157,13 +184,14 @@ class LocalSite:
         result, self.engine.task, self.engine.result = self.engine.result, None, None
         return result if isinstance(result, Shareable) else make_reply(ReturnCode.EXECUTION_EXCEPTION)
 
-    def call(self, topic: str, request: Shareable) -> Shareable:
-        """The answer to a direct call of the server."""
+    def call(self, topic: str, request: Shareable, caller: str | None = None) -> Shareable:
+        """The answer to a direct call of another site, or of the server (None)."""
         received = Shareable()
         received.update(request)
-        server = {ReservedKey.RUN_NUM: JOB_ID, ReservedKey.IDENTITY_NAME: SERVER_NAME}
-        received[ReservedHeaderKey.HEADERS] = {ReservedHeaderKey.TOPIC: topic, ReservedHeaderKey.PEER_PROPS: server}
-        message = new_cell_message({MessageHeaderKey.ORIGIN: FQCN.ROOT_SERVER}, received)
+        sender = {ReservedKey.RUN_NUM: JOB_ID, ReservedKey.IDENTITY_NAME: caller or SERVER_NAME}
+        received[ReservedHeaderKey.HEADERS] = {ReservedHeaderKey.TOPIC: topic, ReservedHeaderKey.PEER_PROPS: sender}
+        origin = FQCN.ROOT_SERVER if caller is None else FQCN.join([caller, JOB_ID])
+        message = new_cell_message({MessageHeaderKey.ORIGIN: origin}, received)
         reply: Shareable = self.engine.cell.answers[topic](message).payload
         return reply
 
@@ -177,7 +205,9 @@ class LocalSite:
             self.engine.fire_event(EventType.END_RUN, fl_ctx)
 
 
-def _runner(name: str, workspace: Workspace, send_event: Events, guarded: bool) -> tuple[LocalEngine, ClientRunner]:
+def _runner(
+    name: str, workspace: Workspace, roads: tuple[Events, ToPeer], guarded: bool
+) -> tuple[LocalEngine, ClientRunner]:
     """Engine and runner with the components of the job's configuration, built by FLARE."""
     address = {"sp_scheme": "local", "sp_target": FQCN.ROOT_SERVER}
     arguments = Namespace(**address, client_name=name, job_id=JOB_ID, workspace=workspace.get_root_dir())
@@ -187,7 +217,7 @@ def _runner(name: str, workspace: Workspace, send_event: Events, guarded: bool) 
     config = configuration.runner_config
     for component in site_privacy()["components"] if guarded else ():
         config.add_component(component["id"], build_component(component))
-    engine = LocalEngine(name, workspace, config, send_event)
+    engine = LocalEngine(name, workspace, config, roads)
     runner = ClientRunner({}, config, JOB_ID, engine)
     engine.add_handler(runner)
     with engine.new_context() as fl_ctx:

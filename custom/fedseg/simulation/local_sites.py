@@ -115,7 +115,8 @@ class LocalSites(Sites):
         for name in sorted(names):
             first = None if tamper is None else tamper(name)
             place = deploy(job, workspace / name, name)
-            self.sites[name] = LocalSite(name, place, self.server.receive_event, guarded, first)
+            roads = self.server.receive_event, self.bring
+            self.sites[name] = LocalSite(name, place, roads, sorted(names), guarded, first)
         self._posted: deque[tuple[str, FLModel, str, Receive]] = deque()
         self._secrets = CallSecrets()
         self._talk: Callable[[Mapping[str, _Work]], None] | None = None
@@ -128,6 +129,12 @@ class LocalSites(Sites):
 
     def connected(self) -> list[str]:
         return list(self.sites)
+
+    def bring(self, caller: str, site: str, topic: str, request: Shareable) -> Shareable | None:
+        """The answer of a site to a call of another one; None where it cannot be reached."""
+        if site not in self.sites:
+            return None
+        return copy.deepcopy(self.sites[site].call(topic, copy.deepcopy(request), caller))
 
     def deliver(self, task: str, message: FLModel, sites: list[str], timeout: int, receive: Receive) -> None:
         """See ``Sites``; where the run talks with its sites meanwhile, it does so before the first result is read."""

@@ -25,6 +25,7 @@ from fedseg.jobs.job import Job, read_job
 from fedseg.models.note import copy_with_note
 from fedseg.provenance.run_log import RECORD_FILE, copy_record
 from fedseg.simulation.encryption import give_contexts, open_models
+from fedseg.simulation.models_at_sites import fetch_models
 from fedseg.site.profile import CONTEXT_FILE, DATA_VARIABLE, LEDGER_VARIABLE, STATE_VARIABLE
 from fedseg.version import __version__
 from fedseg.workflows.run.checkpoint import Checkpoints
@@ -238,6 +239,7 @@ def end_run(job: Job, out: Path, sites: Sequence[str]) -> dict[str, Any]:
     if job.build_workflow().encrypts:
         context = out / "state" / sites[0] / CONTEXT_FILE
         results = open_models(results, out / SERVER_FOLDER, out / "models", context)
+    fetch_models(results, out / SERVER_FOLDER, out / "models", out / "state", sites)
     return results
 
 

@@ -61,6 +61,8 @@ class SitePolicy:
             those of a job of statistics.
         max_statistics: most answers with statistics without noise that may leave of the same patients, over all jobs.
         features: whether activations may leave in split training.
+        peers: whether updates, and models that they are in, may go to other sites, where no server merges them. A site
+            without a policy does not allow it either, unless it is simulated.
         submit_model: whether the site's own model may leave for a cross-site evaluation.
         submit_personal_model: whether its personal model may, too, where a method keeps one.
         give_personal_model: whether its personal model may leave for good: the run keeps it, and whoever has the run
@@ -88,6 +90,7 @@ class SitePolicy:
     statistics: bool = False
     max_statistics: int | None = None
     features: bool = False
+    peers: bool = False
     submit_model: bool = False
     submit_personal_model: bool = False
     give_personal_model: bool = False
@@ -186,6 +189,7 @@ _RULES: dict[str, Callable[[str, Any], Any]] = {
     "statistics": allowed.switch,
     "max_statistics": _count,
     "features": allowed.switch,
+    "peers": allowed.switch,
     "submit_model": allowed.switch,
     "submit_personal_model": allowed.switch,
     "give_personal_model": allowed.switch,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from fedseg.contract.protocol import (
     BYTES_UP,
     COUNT,
     EVALUATES,
+    MERGE,
     OUTSIDE,
     OWN_MODEL,
     PHANTOMS,
@@ -49,6 +51,8 @@ from fedseg.tasks.objective import MEAN
 
 _HEADERS = {ReservedHeaderKey.RC, ReservedHeaderKey.CONTENT_TYPE, REASON, TEXT, BYTES_UP, BYTES_DOWN}
 _HEADERS |= {AppConstants.START_ROUND, AppConstants.CURRENT_ROUND, AppConstants.NUM_ROUNDS}
+# Of a round of the largest federation: a few hundred bytes for each site, and the notes of a rule.
+_LONGEST_ACCOUNT = 2**20
 _SPLITS = ("training", "validation", "test")
 
 
@@ -245,6 +249,21 @@ def _check_submission(leaving: Leaving) -> None:
         raise broken("submit_personal_model", "asks for this site's personal model", "does not give it")
 
 
+def _check_merged(leaving: Leaving) -> None:
+    """What a site tells of a round that it has merged: digests, numbers by site, and why a site is missing."""
+    content = _metrics(leaving)
+    if not set(content) <= {"leader", "digest", "updates", "weights", "scales", "notes", "takers", "missing", "bytes"}:
+        raise unknown("it tells more of the merged round than fedseg does")
+    try:
+        length = len(json.dumps(content, allow_nan=False))
+    except (TypeError, ValueError):
+        raise unknown("its account of the merged round holds more than text and numbers") from None
+    if length > _LONGEST_ACCOUNT:
+        raise unknown("its account of the merged round is longer than one of digests and numbers")
+    for text in dict(content.get("missing", {})).values():
+        check_text(text, leaving.profile, leaving.plan)
+
+
 def _metrics(leaving: Leaving) -> Mapping[str, Any]:
     dxo = _read(leaving.result)
     if dxo.data_kind != DataKind.METRICS or dxo.meta:
@@ -269,6 +288,7 @@ _TASKS: dict[str, Callable[[Leaving], None]] = {
     SHARE: _check_shared,
     AppConstants.TASK_TRAIN: _check_update,
     UPLOAD: _check_update,
+    MERGE: _check_merged,
     AppConstants.TASK_VALIDATION: _check_scores,
     AppConstants.TASK_SUBMIT_MODEL: _check_submission,
 }

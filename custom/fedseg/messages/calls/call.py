@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from math import prod
-from typing import Any
 
-import numpy as np
 from nvflare.apis.shareable import Shareable
 
 from fedseg.errors import RefusalError
+from fedseg.messages.calls.packing import pack_array, unpack_array
 from fedseg.messages.calls.roster import SERVER
 from fedseg.networks.weights import Arrays
 
@@ -90,7 +88,9 @@ class Call:
     def to_shareable(self) -> Shareable:
         """The form in which it travels."""
         scalars = {name: getattr(self, name) for name in ("start", "round", "step", "next", "loss", "secret")}
-        arrays = {kind: {name: _encode(value) for name, value in group.items()} for kind, group in self.arrays.items()}
+        arrays = {
+            kind: {name: pack_array(value) for name, value in group.items()} for kind, group in self.arrays.items()
+        }
         message = Shareable()
         message[_CONTENT] = {"ask": self.ask.value, **scalars, "arrays": arrays}
         return message
@@ -109,7 +109,7 @@ def read_call(message: Shareable, caller: str = SERVER) -> Call:
     content = message.get(_CONTENT)
     try:
         arrays = {
-            str(kind): {str(name): _decode(value) for name, value in group.items()}
+            str(kind): {str(name): unpack_array(value, _KINDS) for name, value in group.items()}
             for kind, group in content["arrays"].items()
         }
         following, loss, secret = content["next"], content["loss"], content["secret"]
@@ -121,16 +121,3 @@ def read_call(message: Shareable, caller: str = SERVER) -> Call:
         return Call(Ask(content["ask"]), *place, following, loss, arrays, secret, caller)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise RefusalError("data", "The message is no call of split training.") from None
-
-
-def _encode(value: np.ndarray) -> list[Any]:
-    return [value.dtype.name, list(value.shape), np.ascontiguousarray(value).tobytes()]
-
-
-def _decode(value: Any) -> np.ndarray:
-    kind, shape, content = value
-    if kind not in _KINDS or not all(type(size) is int and size >= 0 for size in shape):
-        raise ValueError(kind)
-    if len(content) != prod(shape) * np.dtype(kind).itemsize:
-        raise ValueError("length")
-    return np.frombuffer(content, np.dtype(kind)).reshape(shape)

@@ -34,17 +34,28 @@ class CallGate:
     secret that caller and site share, see ``Roster``.
     """
 
-    def __init__(self, job_id: str, answer: Answer) -> None:
+    def __init__(self, job_id: str, answer: Answer, topic: str = TOPIC) -> None:
         """Prepare.
 
         Args:
             job_id: FLARE's id of the job.
             answer: returns the reply to a call, from the caller's name and the message.
+            topic: of the calls; those between sites have one of their own, on which the server may not call.
         """
-        self._job_id, self._answer = job_id, answer
+        self._job_id, self._answer, self._topic = job_id, answer, topic
         # The server's process of the job; the simulator's only one.
-        servers = FQCN.join([FQCN.ROOT_SERVER, job_id]), FQCN.ROOT_SERVER
+        servers = (FQCN.join([FQCN.ROOT_SERVER, job_id]), FQCN.ROOT_SERVER) if topic == TOPIC else ()
         self._callers = dict.fromkeys(servers, SERVER)
+        self._whose = f"Calls are taken from this job's {'server' if topic == TOPIC else 'sites'} only."
+        self._sealed: Callable[[], bool] = lambda: False
+
+    def only_sealed(self, needed: Callable[[], bool]) -> None:
+        """Refuse calls that came without FLARE's encryption between two processes, where ``needed`` says so.
+
+        FLARE answers a call as it came: an encrypted one encrypted for the certificate of the process from which it
+        claims to be, a plain one in plain.
+        """
+        self._sealed = needed
 
     def admit(self, sites: Mapping[str, str]) -> None:
         """Also accept calls of the job's processes at these sites.
@@ -66,7 +77,7 @@ class CallGate:
             return
         # More exact than FLARE's own entry for all topics, and so before it. By keywords: FLARE looks for the channel
         # among them, and would else miss messages that are streamed.
-        cell.register_request_cb(channel=CellChannel.AUX_COMMUNICATION, topic=TOPIC, cb=self.receive)
+        cell.register_request_cb(channel=CellChannel.AUX_COMMUNICATION, topic=self._topic, cb=self.receive)
 
     def receive(self, message: Message) -> Message:
         """Called by FLARE in one of its threads; returns the reply."""
@@ -74,5 +85,8 @@ class CallGate:
         caller = self._callers.get(origin)
         if caller is None or not isinstance(message.payload, Shareable):
             logger.error("A direct call came from %s, which may not call this site.", origin)
-            return new_cell_message({}, refusal("state", "Calls are taken from this job's server only."))
+            return new_cell_message({}, refusal("state", self._whose))
+        if self._sealed() and not message.get_header(MessageHeaderKey.SECURE, False):
+            logger.error("A call of %s came without encryption.", caller)
+            return new_cell_message({}, refusal("state", "Calls between sites must be encrypted for this site."))
         return new_cell_message({}, self._answer(caller, message.payload))

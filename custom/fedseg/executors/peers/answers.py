@@ -1,0 +1,184 @@
+"""What a site answers to the calls of other sites: its update to whoever leads, and the model to whoever lacks it."""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from fedseg.contract.round_numbers import nth
+from fedseg.errors import RefusalError
+from fedseg.executors.peers.post import PeerPost, SilenceError
+from fedseg.files.digest import model_digest
+from fedseg.messages.calls.peer_call import PeerAsk, PeerCall
+from fedseg.networks.weights import Arrays, check_weights
+from fedseg.site.peer_files import HeldUpdate, PeerFiles
+
+WAITING, MERGING, FAILED, MERGED, GONE = "waiting", "merging", "failed", "merged", "gone"
+# A leader that has been at it for this part of its time is given up by a site that somebody else asks: their clocks do
+# not start at the same moment.
+_GIVEN_UP = 0.5
+_STATE_SECONDS = 10.0
+
+
+class PeerAnswers:
+    """Answers calls in FLARE's threads; what it needs lies in the site's files.
+
+    The sites of a round have an order. A site gives its update to the first of it, and to a later one only when each
+    of those before it does not answer this site itself, or says that it cannot merge. So nobody, also not the server,
+    can put another leader in the place of one that works. It takes a merged model only from whom it last gave its
+    update to.
+    """
+
+    def __init__(self, site: str, run: str, files: PeerFiles, start: Arrays, post: PeerPost) -> None:
+        """Prepare.
+
+        Args:
+            site: name of this site.
+            run: id of the run.
+            files: of the run.
+            start: weights from which the run starts, in the network's order.
+            post: to other sites.
+        """
+        self.site, self.run, self.files, self.start, self.post = site, run, files, start, post
+        self.start_digest = model_digest(start)
+        # May be replaced: asked before an update or a model leaves, and told of each that has.
+        self.check: Callable[[], None] = lambda: None
+        self.handed: Callable[[int, str, str], None] = lambda number, to, what: None
+        self._lock = threading.Lock()
+        self._given: dict[int, tuple[str, str]] = {}
+        self._merging: tuple[int, float] | None = None
+        self._failed: int | None = None
+
+    # ------------------------------------------------------------------ this site as a leader
+
+    def begins(self, number: int) -> None:
+        """This site begins to merge a round."""
+        self._merging, self._failed = (number, time.monotonic()), None
+
+    def ends(self, number: int, merged: bool) -> None:
+        """This site has ended it."""
+        self._merging, self._failed = None, None if merged else number
+
+    # ------------------------------------------------------------------ models
+
+    def model(self, digest: str) -> Arrays | None:
+        """The weights with a digest; None where they are not here."""
+        if digest == self.start_digest:
+            return dict(self.start)
+        found = self.files.model_with(digest)
+        return None if found is None else self.ordered(found.weights)
+
+    def ordered(self, weights: Arrays) -> Arrays:
+        """Weights in the network's order, once they are known to be of this network.
+
+        Raises:
+            RefusalError: a name, a shape or a type is another, or values are not finite (reason ``weights``).
+        """
+        check_weights(self.start, weights)
+        if set(weights) != set(self.start) or any(weights[name].dtype != self.start[name].dtype for name in weights):
+            raise RefusalError("weights", "The merged model has other arrays than the network.")
+        if not all(np.isfinite(value).all() for value in weights.values()):
+            raise RefusalError("weights", "The merged model holds values that are not finite.")
+        return {name: np.array(weights[name]) for name in self.start}
+
+    # ------------------------------------------------------------------ calls
+
+    def answer(self, caller: str, call: PeerCall) -> PeerCall:
+        """Do what another site asks.
+
+        Raises:
+            RefusalError: it is not this site's to do; the text names no file.
+        """
+        if call.run != self.run:
+            raise RefusalError("state", "The site is not in this run.")
+        kinds = {PeerAsk.STATE: self._state, PeerAsk.UPDATE: self._update, PeerAsk.TAKE: self._take}
+        facts, arrays = kinds.get(call.ask, self._model)(caller, call)
+        return replace(call, facts=facts, arrays=arrays)
+
+    def state(self, number: int) -> dict[str, object]:
+        """How far this site is with merging a round."""
+        merged = self.files.model_of(number)
+        if merged is not None:
+            return {"state": MERGED, "digest": merged.digest}
+        try:
+            self.files.update_of(number)
+        except RefusalError:
+            return {"state": GONE}
+        merging = self._merging
+        if merging is not None and merging[0] == number:
+            return {"state": MERGING, "seconds": time.monotonic() - merging[1]}
+        return {"state": FAILED if self._failed == number else WAITING}
+
+    def _state(self, caller: str, call: PeerCall) -> tuple[dict[str, object], Arrays]:
+        return self.state(call.round), {}
+
+    def _update(self, caller: str, call: PeerCall) -> tuple[dict[str, object], Arrays]:
+        self.check()
+        held = self.files.update_of(call.round)
+        if caller not in held.order:
+            raise RefusalError("state", f"{caller} has no part in round {nth(call.round)}.")
+        # Between the question who leads and the answer the leader may have merged.
+        if (at := self._merged_at(caller, held)) is not None:
+            return at, {}
+        token = secrets.token_hex(16)
+        with self._lock:
+            if self.files.model_of(call.round) is not None:
+                return {**self.state(call.round), "at": self.site}, {}
+            self._given = {call.round: (caller, token)}
+        self.handed(call.round, caller, "update")
+        return {"state": WAITING, "start": held.start, "meta": dict(held.meta), "token": token}, held.arrays
+
+    def _merged_at(self, caller: str, held: HeldUpdate) -> dict[str, object] | None:
+        """Where the merged model of the round is already; None where nowhere, and the caller's turn has come.
+
+        Raises:
+            RefusalError: somebody before the caller leads, and works (reason ``state``).
+        """
+        own = self.state(held.round)
+        if own["state"] == MERGED:
+            return {**own, "at": self.site}
+        for earlier in held.order[: held.order.index(caller)]:
+            found = own if earlier == self.site else self._state_of(earlier, held.round)
+            if found["state"] == MERGED:
+                return {**found, "at": earlier}
+            seconds = found.get("seconds", 0.0)
+            slow = isinstance(seconds, float) and seconds >= _GIVEN_UP * held.take_over
+            if found["state"] == WAITING or (found["state"] == MERGING and not slow):
+                raise RefusalError("state", f"{earlier} leads round {nth(held.round)}, and answers this site.")
+        return None
+
+    def _state_of(self, site: str, number: int) -> dict[str, object]:
+        try:
+            return dict(self.post.ask(site, PeerCall(PeerAsk.STATE, self.run, number), _STATE_SECONDS).facts)
+        except SilenceError:
+            return {"state": GONE}
+        except RefusalError:
+            return {"state": FAILED}
+
+    def _take(self, caller: str, call: PeerCall) -> tuple[dict[str, object], Arrays]:
+        facts, digest = dict(call.facts), model_digest(call.arrays)
+        token = str(facts.pop("token", ""))
+        with self._lock:
+            leader, given = self._given.get(call.round, ("", ""))
+            if leader != caller or not hmac.compare_digest(given.encode(), token.encode()):
+                text = f"This site has not given its update of round {nth(call.round)} to {caller}, or to others since."
+                raise RefusalError("state", text)
+            found = self.files.model_of(call.round)
+            if found is not None and found.digest != digest:
+                raise RefusalError("state", f"This site has another model of round {nth(call.round)} already.")
+            self.files.save_model(call.round, self.ordered(dict(call.arrays)), facts)
+        return {"digest": digest}, {}
+
+    def _model(self, caller: str, call: PeerCall) -> tuple[dict[str, object], Arrays]:
+        self.check()
+        found = self.files.model_with(str(call.facts.get("digest")))
+        if found is None:
+            raise RefusalError("state", "This site does not have that model.")
+        self.handed(found.round, caller, "model")
+        return {"round": found.round, "facts": dict(found.facts)}, found.weights

@@ -1,0 +1,212 @@
+"""How a site leads a round: it fetches the updates of the others, merges them as a server would, and hands out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from nvflare.apis.dxo import DXO, DataKind, MetaKey
+from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
+
+from fedseg.allowed import is_count
+from fedseg.contract.plan import Plan
+from fedseg.contract.protocol import PEER_FACTS
+from fedseg.contract.report import ReportField
+from fedseg.contract.round_numbers import nth
+from fedseg.contract.shapes import update_shapes
+from fedseg.errors import FedsegError, RefusalError
+from fedseg.executors.peers.answers import MERGED, PeerAnswers
+from fedseg.files.digest import model_digest
+from fedseg.filters.restore import restore
+from fedseg.messages.calls.peer_call import PeerAsk, PeerCall
+from fedseg.messages.updates import read_update
+from fedseg.networks.weights import Arrays
+from fedseg.workflows.run.acceptance import check_report
+from fedseg.workflows.run.acceptance import read_update as accepted_update
+from fedseg.workflows.run.selection_base import SiteFacts
+from fedseg.workflows.run.weighted_model import WeightedModel
+
+
+@dataclass(frozen=True)
+class MergeTask:
+    """What a site is asked to merge.
+
+    Attributes:
+        round: from 0.
+        start: of the server that asked for the round.
+        held: digest of the model that the updates start from.
+        facts: of each site whose update is merged what it said of itself, and its steps of the round (None: unknown).
+        least: fewest updates that are merged.
+        seconds: without progress after which another site counts as silent.
+    """
+
+    round: int
+    start: str
+    held: str
+    facts: Mapping[str, tuple[SiteFacts, int | None]]
+    least: int
+    seconds: float
+
+
+def parse_facts(meta: Mapping[str, Any]) -> dict[str, tuple[SiteFacts, int | None]]:
+    """What the server says of the sites of a round, trusting nothing.
+
+    Raises:
+        RefusalError: it is something else (reason ``plan``).
+    """
+    found: dict[str, tuple[SiteFacts, int | None]] = {}
+    for entry in meta.get(PEER_FACTS) or ():
+        if not isinstance(entry, list | tuple) or len(entry) != 4 or not isinstance(entry[0], str):
+            raise RefusalError("plan", "The task does not say whose updates are merged.")
+        site, cases, scored, steps = entry
+        if not is_count(cases) or not is_count(scored) or not (steps is None or is_count(steps)):
+            raise RefusalError("plan", "The task's numbers of cases or steps are no counts.")
+        found[site] = SiteFacts(cases, val_cases=scored), steps
+    return found
+
+
+@dataclass
+class _Gathered:
+    """What has come of the sites: tokens and digests of updates, why one is missing, and where the model is already."""
+
+    tokens: dict[str, str] = field(default_factory=dict)
+    updates: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    merged: tuple[str, str] | None = None
+
+
+class Leading:
+    """Merges one round at this site.
+
+    Attributes:
+        model: the rule, and what the updates start from.
+    """
+
+    def __init__(
+        self, plan: Plan, model: WeightedModel, answers: PeerAnswers, declared: Mapping[str, ReportField]
+    ) -> None:
+        """Prepare.
+
+        Args:
+            plan: of the job.
+            model: with the rule of the job; it is loaded.
+            answers: of this site.
+            declared: what components of the job report beside the fixed fields.
+        """
+        self.plan, self.model, self.answers, self.declared = plan, model, answers, declared
+
+    def lead(self, task: MergeTask) -> dict[str, Any]:
+        """Merge, keep the model here, and hand it to those whose updates are in it.
+
+        Returns:
+            Plain JSON: ``digest``, ``updates`` (digest of each), ``weights``, ``scales``, ``notes``, ``takers``,
+            ``missing`` (why), and ``bytes`` from and to each other site.
+
+        Raises:
+            RefusalError: too few updates are there (reason ``peers``), or this site has no part in the round.
+        """
+        site, files, post = self.answers.site, self.answers.files, self.answers.post
+        post.reset()
+        self.answers.begins(task.round)
+        merged = False
+        try:
+            gathered = self._gather(task)
+            if (found := files.model_of(task.round)) is None:
+                facts, weights = self._merge(task, gathered)
+                files.save_model(task.round, weights, facts)
+            else:
+                facts, weights = dict(found.facts), self.answers.ordered(found.weights)
+            merged = True
+        finally:
+            self.answers.ends(task.round, merged)
+        takers = self._hand_out(task, gathered, facts, weights)
+        traffic = {other: [post.received.get(other, 0), post.sent.get(other, 0)] for other in sorted(post.sent)}
+        return {**facts, "takers": sorted({*takers, site}), "missing": gathered.missing, "bytes": traffic}
+
+    # ------------------------------------------------------------------ updates in
+
+    def _gather(self, task: MergeTask) -> _Gathered:
+        gathered, site = _Gathered(), self.answers.site
+        held = self.answers.model(task.held)
+        if held is None:
+            raise RefusalError("state", "This site does not have the model from which the round starts.")
+        self.model.weights, self.model.finished = held, task.round - 1
+        self.model.begin_round()
+        own = self.answers.files.update_of(task.round)
+        self._accept(site, own.start, dict(own.meta), own.arrays, task, gathered)
+        others = sorted(set(task.facts) - {site})
+        calls = {other: PeerCall(PeerAsk.UPDATE, self.answers.run, task.round) for other in others}
+        for other, answer in self.answers.post.ask_each(calls, task.seconds):
+            if isinstance(answer, RefusalError):
+                gathered.missing[other] = str(answer)
+            elif answer.facts.get("state") == MERGED:
+                gathered.merged = str(answer.facts.get("at")), str(answer.facts.get("digest"))
+            else:
+                gathered.tokens[other] = str(answer.facts.get("token"))
+                start, meta = str(answer.facts.get("start")), answer.facts.get("meta")
+                self._accept(other, start, meta, dict(answer.arrays), task, gathered)
+        if gathered.merged is not None:
+            self._adopt(task.round, *gathered.merged, task.seconds)
+        return gathered
+
+    def _accept(self, site: str, start: str, meta: Any, arrays: Arrays, task: MergeTask, gathered: _Gathered) -> None:
+        """Check an update as a server does, and let it count; else note why it does not."""
+        try:
+            if site not in task.facts or start != task.start or not isinstance(meta, dict):
+                raise RefusalError("state", "The update is of another round, or of a site that has no part in it.")
+            digest, (facts, steps) = model_digest(arrays), task.facts[site]
+            sent = read_update(DXO(DataKind.WEIGHT_DIFF, data=arrays, meta=meta).to_shareable(), self.declared)
+            dense = restore(sent, update_shapes(self.plan))
+            told = {key: value for key, value in meta.items() if key != MetaKey.PROCESSED_ALGORITHM}
+            answer = FLModel(params_type=ParamsType.DIFF, params=dense.arrays, meta=told)
+            update = accepted_update(site, answer, self.declared)
+            check_report(update.report, facts, steps, self.plan)
+            self.model.accept_update(site, update)
+            gathered.updates[site] = digest
+        except FedsegError as error:
+            gathered.missing[site] = f"update left out: {error}"
+
+    def _adopt(self, number: int, at: str, digest: str, seconds: float) -> None:
+        """Take the merged model of the round from a site that has it, in the place of a second merging."""
+        if self.answers.files.model_of(number) is not None:
+            return
+        call = PeerCall(PeerAsk.MODEL, self.answers.run, number, {"digest": digest})
+        answer = self.answers.post.ask(at, call, seconds)
+        weights, facts = self.answers.ordered(dict(answer.arrays)), answer.facts.get("facts")
+        if model_digest(weights) != digest or not isinstance(facts, dict):
+            raise RefusalError("weights", f"{at} gave another model than it told of.")
+        self.answers.files.save_model(number, weights, facts)
+
+    # ------------------------------------------------------------------ the model out
+
+    def _merge(self, task: MergeTask, gathered: _Gathered) -> tuple[dict[str, Any], Arrays]:
+        count = len(gathered.updates)
+        if count < task.least:
+            why = "; ".join(f"{site}: {text}" for site, text in sorted(gathered.missing.items()))
+            text = f"{count} update(s) of round {nth(task.round)} came together, but {task.least} must. {why}"
+            raise RefusalError("peers", text.strip())
+        self.model.finish_round()
+        described = self.model.describe_round()
+        facts = {
+            "leader": self.answers.site,
+            "start": task.start,
+            "digest": model_digest(self.model.weights),
+            "updates": dict(sorted(gathered.updates.items())),
+            **{name: described[name] for name in ("weights", "scales", "notes")},
+        }
+        return facts, self.model.weights
+
+    def _hand_out(self, task: MergeTask, gathered: _Gathered, facts: Mapping[str, Any], weights: Arrays) -> list[str]:
+        """The sites that have taken the model."""
+        run, takers = self.answers.run, []
+        calls = {
+            site: PeerCall(PeerAsk.TAKE, run, task.round, {**facts, "token": token}, weights)
+            for site, token in gathered.tokens.items()
+        }
+        for site, answer in self.answers.post.ask_each(calls, task.seconds):
+            if isinstance(answer, PeerCall):
+                takers.append(site)
+            else:
+                gathered.missing.setdefault(site, f"did not take the model: {answer}")
+        return takers

@@ -1,0 +1,169 @@
+"""A swarm in one process: equal to the server's own averaging, and without a model at the server."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedseg.data.datalist import read_datalist
+from fedseg.errors import ConfigurationError, FedsegError, RefusalError
+from fedseg.files.arrays import read_arrays
+from fedseg.jobs.job import read_job
+from fedseg.messages.calls.peer_call import PeerAsk, PeerCall
+from fedseg.simulation import local_sites
+from fedseg.simulation.in_process import InProcessFederation
+from in_process_runs import SITES, answers_of_sites, simulated, tiny_job, write_policies
+from tiny import make_sites
+
+JOBS = Path(__file__).parents[2] / "jobs"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_sites(tmp_path_factory.mktemp("data"), SITES)
+
+
+@pytest.fixture(scope="module")
+def runs(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs")
+    return {
+        name: simulated(tiny_job(JOBS / name, 3), data, out / name)
+        for name in ("hippocampus_fedavg", "hippocampus_swarm")
+    }, out
+
+
+def test_a_swarm_by_weighted_mean_is_federated_averaging_to_the_last_bit(runs):
+    (one, plain), (other, swarm) = runs[0]["hippocampus_fedavg"], runs[0]["hippocampus_swarm"]
+    assert {name: value.tobytes() for name, value in plain["last.safetensors"].items()} == {
+        name: value.tobytes() for name, value in swarm["last.safetensors"].items()
+    }
+    assert one["final"]["mean_dice"] == other["final"]["mean_dice"]
+    assert [entry["weights"] for entry in one["rounds"]] == [entry["weights"] for entry in other["rounds"]]
+
+
+def test_every_site_has_the_model_and_the_server_none(runs):
+    summary, out = runs[0]["hippocampus_swarm"][0], runs[1] / "hippocampus_swarm"
+    kept = [set((out / "state" / site / summary["run_id"]).glob("last.safetensors")) for site in SITES]
+    assert all(kept)
+    assert list((out / "workspace" / "server").rglob("*.safetensors")) == []
+    for path in (out / "state" / "server").rglob("*.safetensors"):
+        assert set(read_arrays(path)[1]) == {"values"}
+
+
+def test_the_report_says_who_led(runs):
+    rounds = runs[0]["hippocampus_swarm"][0]["rounds"]
+    assert all(entry["swarm"]["leader"] in SITES for entry in rounds)
+    assert all(entry["swarm"]["takers"] == sorted(SITES) for entry in rounds)
+
+
+def test_no_array_leaves_a_site_for_the_server(data, monkeypatch):
+    left = answers_of_sites(monkeypatch)
+    datalists = {site: read_datalist(data / site) for site in SITES}
+    InProcessFederation(tiny_job(JOBS / "hippocampus_swarm"), datalists).run_round()
+
+    def arrays(value):
+        if isinstance(value, dict):
+            return any(arrays(each) for each in value.values())
+        return isinstance(value, np.ndarray | bytes) or (isinstance(value, list | tuple) and any(map(arrays, value)))
+
+    assert len(left) >= 7
+    assert [site for site, answer in left if arrays(answer)] == []
+
+
+def cut_off(monkeypatch, reachable):
+    """Calls between sites arrive only where ``reachable`` says so, of caller, site and ask."""
+    bring = local_sites.LocalSites.bring
+
+    def maybe(self, caller, site, topic, request):
+        return (
+            bring(self, caller, site, topic, request)
+            if reachable(caller, site, request["fedseg_peer"]["ask"])
+            else None
+        )
+
+    monkeypatch.setattr(local_sites.LocalSites, "bring", maybe)
+
+
+def federation(data, rounds=3, **settings):
+    job = tiny_job(JOBS / "hippocampus_swarm", rounds)
+    for key, value in settings.items():
+        job.set(key.replace("__", "."), value)
+    return InProcessFederation(job, {site: read_datalist(data / site) for site in SITES})
+
+
+def leaders(run):
+    return [entry["swarm"]["leader"] for entry in run.rounds]
+
+
+def test_the_next_site_leads_where_the_first_cannot_be_reached_and_the_round_is_not_lost(data, monkeypatch):
+    plain = federation(data)
+    plain.run()
+    first = leaders(plain)[0]
+    away = {first}
+    cut_off(monkeypatch, lambda caller, site, ask: not away & {caller, site})
+    run = federation(data)
+    entry = run.run_round()
+    assert entry["swarm"]["leader"] != first
+    assert sorted(entry["weights"]) == sorted(set(SITES) - {first})
+    away.clear()
+    # It is back, and has fetched the model from another site.
+    assert sorted(run.run_round()["weights"]) == sorted(SITES)
+
+
+def test_nobody_leads_past_a_site_that_answers(data):
+    run = federation(data)
+    run.run_round()
+    answers = {site: local.runner.find_executor("merge")._peers for site, local in run.local.sites.items()}
+    order = answers["alpha"].files.update_of(0).order
+    first, second, third = (answers[site] for site in order)
+    for each in (first, second, third):
+        each.files._remove(0)
+    with run.local.surroundings():
+        with pytest.raises(RefusalError, match=f"{order[0]} leads round 1, and answers this site"):
+            third.answer(order[1], PeerCall(PeerAsk.UPDATE, run.run_id, 0))
+        given = third.answer(order[0], PeerCall(PeerAsk.UPDATE, run.run_id, 0))
+    assert given.arrays
+    with pytest.raises(RefusalError, match="has not given its update"):
+        third.answer(order[1], PeerCall(PeerAsk.TAKE, run.run_id, 0, {"token": given.facts["token"]}, first.start))
+    with pytest.raises(RefusalError, match="has not given its update"):
+        third.answer(order[0], PeerCall(PeerAsk.TAKE, run.run_id, 0, {"token": "0" * 32}, first.start))
+
+
+def test_a_policy_that_does_not_name_peers_lets_nothing_go_to_other_sites(data, tmp_path, monkeypatch):
+    copied = shutil.copytree(data, tmp_path / "data")
+    write_policies(copied, {"alpha": {"events": True}, "beta": {"peers": True}, "gamma": {"peers": True}})
+    summary, _ = simulated(tiny_job(JOBS / "hippocampus_swarm"), copied, tmp_path / "run")
+    assert sorted(summary["rounds"][0]["weights"]) == ["beta", "gamma"]
+    said = [event["what"] for event in summary["events"] if event["site"] == "alpha"]
+    assert any("rule peers" in what and "gives them to no other site" in what for what in said)
+
+
+@pytest.mark.parametrize(
+    ("rule", "why"),
+    [
+        ("fedseg.aggregators.fedcostwavg.FedCostWAvg", "a rule that remembers nothing of former rounds"),
+        ("fedseg.aggregators.fedpidavg.FedPIDAvg", "a rule that remembers nothing of former rounds"),
+    ],
+)
+def test_a_rule_that_remembers_is_refused(rule, why):
+    job = read_job(JOBS / "hippocampus_swarm")
+    job.set("workflow.aggregator", {"path": rule})
+    with pytest.raises(ConfigurationError, match=why):
+        job.check()
+
+
+def test_too_few_updates_fail_the_round(data):
+    with pytest.raises(FedsegError, match=r"3 site\(s\) trained, but 4 must"):
+        federation(data, workflow__min_peers=4).run_round()
+
+
+def test_the_records_of_sites_tell_what_was_handed_to_whom(runs):
+    out, summary = runs[1] / "hippocampus_swarm", runs[0]["hippocampus_swarm"][0]
+    leader = summary["rounds"][0]["swarm"]["leader"]
+    for site in SITES:
+        record = out / "state" / site / summary["run_id"] / "record.jsonl"
+        lines = [json.loads(line) for line in record.read_text().splitlines()]
+        handed = [line for line in lines if line["kind"] == "handed" and line["round"] == 0]
+        assert [line["to"] for line in handed] == ([] if site == leader else [leader])

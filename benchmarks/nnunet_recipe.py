@@ -165,21 +165,18 @@ def train(cases: Sequence[Case], recipe: Recipe, seed: int, seconds: float) -> t
     return network.eval(), steps
 
 
-def predictor(network: DynUNet, recipe: Recipe) -> Callable[[Path], np.ndarray]:
+def predictor(network: DynUNet, mirrored: bool) -> Callable[[Path], np.ndarray]:
     """Predicts the label map [X, Y, Z] of an image file, on its own grid."""
     steps = Compose([LoadImaged("image"), EnsureChannelFirstd("image"), NormalizeIntensityd("image")])
 
     def predict(path: Path) -> np.ndarray:
         image = steps({"image": str(path)})["image"].as_tensor()[None]
-        views = VIEWS if recipe.mirrored else VIEWS[:1]
+        views = VIEWS if mirrored else VIEWS[:1]
         with torch.inference_mode():
-            total = sum(_windows(network, image.flip(axes)).flip(axes) for axes in views)
+            images = torch.cat([image.flip(axes) for axes in views])
+            logits: Any = sliding_window_inference(images, PATCH, 4, network, overlap=0.5, mode="gaussian")
+            shares = logits.softmax(1)
+            total = sum(share[None].flip(axes) for share, axes in zip(shares, views, strict=True))
         return total[0].argmax(0).numpy().astype(np.uint8)
 
     return predict
-
-
-def _windows(network: DynUNet, image: torch.Tensor) -> torch.Tensor:
-    logits = sliding_window_inference(image, PATCH, 4, network, overlap=0.5, mode="gaussian")
-    assert isinstance(logits, torch.Tensor)
-    return logits.softmax(1)

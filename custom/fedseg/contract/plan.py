@@ -62,7 +62,8 @@ class Plan:
     def build_network(self) -> nn.Module:
         """The network for the task's channels and outputs, with the weights that the job's seed gives."""
         channels, outputs = len(self.task.channels), self.objective.output_channels
-        return self.network.build(channels, outputs, self.seed, self.task.patch_size)
+        twice = self.training.activation_checkpointing
+        return self.network.build(channels, outputs, self.seed, self.task.patch_size, twice)
 
     def to_dict(self) -> dict[str, Any]:
         """Complete JSON form with all defaults filled in."""
@@ -100,6 +101,7 @@ def parse_plan(declaration: Mapping[str, Any]) -> Plan:
     training = parse_training(declaration.get("training", {}))
     split = parse_split(declaration["split"]) if "split" in declaration else None
     check_patches(task, network, training, split is not None)
+    check_checkpointing(network, training, split is not None)
     check_channels(task, training)
     objective_of(task).loss(training.to_dict())  # refuses what cannot be a loss of this task
     for number, part in enumerate(network.parts):
@@ -114,6 +116,21 @@ def parse_plan(declaration: Mapping[str, Any]) -> Plan:
         training=training,
         split=split,
     )
+
+
+def check_checkpointing(network: Network, training: TrainingSettings, split: bool) -> None:
+    """Refuse activation checkpointing of a network that tells no stages, or that is trained in two parts.
+
+    Args:
+        network, training: of a plan.
+        split: whether the network is trained in two parts.
+    """
+    if not training.activation_checkpointing:
+        return
+    if split:
+        raise ConfigurationError("training.activation_checkpointing", True, "false in split training")
+    if not network.arguments.stages:
+        raise ConfigurationError("training.activation_checkpointing", True, f"false for the network {network.name}")
 
 
 def check_patches(task: Task, network: Network, training: TrainingSettings, split: bool) -> None:

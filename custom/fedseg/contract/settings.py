@@ -45,6 +45,9 @@ class TrainingSettings:
             and zooms in mm, blur, contrast, gamma, lower resolution) or ``nnunet`` (as nnU-Net's trainer draws them).
         channel_dropout: probability with which a patch loses each optional channel that it has, see
             ``training.channel_dropout``; 0 for none.
+        activation_checkpointing: whether the backward pass computes the stages of the network once more instead of
+            keeping what they computed: the same gradients in less memory and up to a half more time, see
+            ``networks.checkpointing``.
         threads: torch threads; equal results need equal thread counts.
         precision: ``auto`` or ``bfloat16`` (mixed on a GPU, float32 on a CPU), or ``float32``.
         cache: where pre-processed cases are kept: ``memory`` or ``disk`` (the site's cache folder).
@@ -77,6 +80,7 @@ class TrainingSettings:
     reset_optimizer: bool | None = setting(None, switch)
     augmentation: str = setting("full", one_of, choices=("none", "intensity", "full", "nnunet"))
     channel_dropout: float = setting(0.0, number, least=0, below=1)
+    activation_checkpointing: bool = setting(False, switch)
     threads: int = setting(1, whole, most=1024)
     precision: str = setting("auto", one_of, choices=("auto", "float32", "bfloat16"))
     cache: str = setting("memory", one_of, choices=("memory", "disk"))

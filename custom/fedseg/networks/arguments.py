@@ -70,6 +70,12 @@ class NetworkArguments(ABC):
         """Levels of the decoder below full resolution, finest first; none unless a network says so."""
         return ()
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of the modules in which the network computes nearly all, none within another, for activation
+        checkpointing; none unless a network says so."""
+        return ()
+
     def check(self, where: str) -> None:
         """Refuse arguments that cannot be built."""
         allowed.one_of(f"{where}.norm", self.norm, NORMS)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import prod
 from typing import Any
 
@@ -30,12 +30,15 @@ class Demand:
         largest: input and output of the largest layer for one image, which any pass holds at one time.
         unfolded: the largest input of a convolution with a number for each weight that meets it. Torch writes it out
             where it computes a small image by itself on a CPU, with one thread; larger ones and batches go another way.
+        kept_once: what is kept in the place of ``kept`` with activation checkpointing: outputs of the stages and of
+            the layers outside of them, and those within the largest stage while it is computed again.
     """
 
     weights: int
     kept: int
     largest: int
     unfolded: int = 0
+    kept_once: int = 0
 
 
 def demand(network: Network, in_channels: int, out_channels: int, size: Sequence[int]) -> Demand:
@@ -58,10 +61,12 @@ def demand(network: Network, in_channels: int, out_channels: int, size: Sequence
 def _count(network: Network, in_channels: int, out_channels: int, size: tuple[int, int, int]) -> Demand:
     """See ``demand``."""
     counted: list[int] = []
-    unfolded = [0]
+    unfolded, kept = [0], [0]
+    within: dict[str, int] = dict.fromkeys(["", *network.arguments.stages], 0)
 
-    def count(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def count(stage: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if isinstance(output, torch.Tensor):
+            within[stage] += output.numel()
             counted.extend((output.numel(), output.numel() + sum(i.numel() for i in inputs if torch.is_tensor(i))))
             unfolded.append(_unfolded(module, inputs[0], output))
 
@@ -70,14 +75,23 @@ def _count(network: Network, in_channels: int, out_channels: int, size: tuple[in
             whole = network.build(in_channels, out_channels, 0, size)
             # Parts look at values, which are not there; what they compute is of the size of the image.
             plain = replace(network, parts=()).build(in_channels, out_channels, 0)
-            for module in plain.modules():
+            for name, module in plain.named_modules():
                 if not list(module.children()):
-                    module.register_forward_hook(count)
+                    module.register_forward_hook(partial(count, _stage_of(name, within)))
+                if name in network.arguments.stages:
+                    module.register_forward_hook(lambda module, inputs, output: kept.append(output.numel()))
             plain(torch.empty(1, in_channels, *size))
     except (RuntimeError, ValueError) as error:
         raise ConfigurationError("network", network.to_dict(), f"one that torch can build ({error})") from None
     weights = sum(prod(value.shape) for value in whole.state_dict().values())
-    return Demand(weights, sum(counted[::2]), max(counted[1::2], default=0), max(unfolded))
+    outside = within.pop("")
+    once = outside + sum(kept) + max(within.values(), default=0)
+    return Demand(weights, sum(counted[::2]), max(counted[1::2], default=0), max(unfolded), once)
+
+
+def _stage_of(module: str, stages: Collection[str]) -> str:
+    """The name of the stage in which a module stands; empty outside of all."""
+    return next((stage for stage in stages if stage and f"{module}.".startswith(f"{stage}.")), "")
 
 
 def _unfolded(module: nn.Module, image: torch.Tensor, output: torch.Tensor) -> int:

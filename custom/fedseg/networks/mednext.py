@@ -69,6 +69,11 @@ class MedNeXt(NetworkArguments):
         levels = len(self.blocks_up)
         return tuple(Level(f"dec_stages.{levels - 1 - i}", self.init_filters << i) for i in range(1, levels))
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        kinds = ("enc_stages", "down_blocks", "up_blocks", "dec_stages")
+        return ("bottleneck", *(f"{kind}.{i}" for kind in kinds for i in range(len(self.blocks_down))))
+
     def bottleneck(self, network: nn.Module) -> nn.Module:
         assert isinstance(network, MonaiMedNeXt)
         return network.bottleneck

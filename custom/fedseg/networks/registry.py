@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from math import gcd
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from fedseg.errors import ConfigurationError
 from fedseg.memory import check_memory
 from fedseg.networks.arguments import NetworkArguments, as_lists
+from fedseg.networks.checkpointing import checkpoint_activations
 from fedseg.networks.layers import with_aliases
 from fedseg.networks.mednext import MedNeXt
 from fedseg.networks.parts.part import SHARED, Level, Ownership, Part, Place
@@ -44,7 +46,12 @@ class Network:
     parts: tuple[Part, ...] = ()
 
     def build(
-        self, in_channels: int, out_channels: int, seed: int, patch_size: tuple[int, int, int] = (1, 1, 1)
+        self,
+        in_channels: int,
+        out_channels: int,
+        seed: int,
+        patch_size: tuple[int, int, int] = (1, 1, 1),
+        checkpointing: bool = False,
     ) -> nn.Module:
         """The network with weights that depend on ``seed`` alone; torch's global generator is left as it was.
 
@@ -53,6 +60,7 @@ class Network:
             out_channels: of the logits.
             seed: of the weights; those of the network are the same with and without parts.
             patch_size: of the images; matters to parts only.
+            checkpointing: whether training computes its stages twice, see ``checkpoint_activations``.
 
         Raises:
             ConfigurationError: its weights do not fit into this machine's memory.
@@ -64,15 +72,21 @@ class Network:
             check_memory(f"the network {self.name}", sum(value.nbytes for value in arrays))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = self._bare(in_channels, out_channels)
+            another = partial(self._bare, in_channels, out_channels, checkpointing)
+            network = another()
             if self.parts:
-                place = self._place(network, in_channels, out_channels, patch_size)
+                place = self._place(network, in_channels, out_channels, patch_size, another)
                 for part in self.parts:
                     part.add(network, place)
         return network
 
     def _place(
-        self, network: nn.Module, in_channels: int, out_channels: int, patch_size: tuple[int, int, int]
+        self,
+        network: nn.Module,
+        in_channels: int,
+        out_channels: int,
+        patch_size: tuple[int, int, int],
+        another: Callable[[], nn.Module],
     ) -> Place:
         """What parts are added to: a network that has none yet."""
         names = {id(module): name for name, module in network.named_modules()}
@@ -84,16 +98,18 @@ class Network:
             patch_size,
             self.arguments.decoder,
             level,
-            lambda: self._bare(in_channels, out_channels),
+            another,
             head,
         )
 
-    def _bare(self, in_channels: int, out_channels: int) -> nn.Module:
+    def _bare(self, in_channels: int, out_channels: int, checkpointing: bool) -> nn.Module:
         """A network without parts, with fresh weights of torch's current generator."""
         network = self.arguments.build(in_channels, out_channels)
-        if self.arguments.norm == "instance":
-            return network
-        return _with_norm(network, _OTHER_NORMS[self.arguments.norm])
+        if self.arguments.norm != "instance":
+            network = _with_norm(network, _OTHER_NORMS[self.arguments.norm])
+        if checkpointing:
+            checkpoint_activations(network, self.arguments.stages)
+        return network
 
     def require_part(self, name: str, needed_by: str) -> None:
         """Refuse a network without a part.

@@ -137,6 +137,11 @@ class ResidualEncoderUNet(NetworkArguments):
         levels = len(self.features) - 1
         return tuple(Level(f"decoder.{levels - 1 - i}", self.features[i]) for i in range(1, levels))
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        levels = range(len(self.features))
+        return ("stem", *(f"encoder.{i}" for i in levels), *(f"decoder.{i}" for i in levels[:-1]))
+
     def build(self, in_channels: int, out_channels: int) -> nn.Module:
         return ResidualEncoder(self, in_channels, out_channels)
 

@@ -68,6 +68,11 @@ class ResidualUNet(NetworkArguments):
         finer = enumerate(self.channels[:-2], start=1)
         return tuple(Level(f"model{'.1.submodule' * depth}.2", count) for depth, count in finer)
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        levels = [f"model{'.1.submodule' * depth}" for depth in range(len(self.channels))]
+        return (*(f"{level}.{side}" for level in levels[:-1] for side in (0, 2)), levels[-1])
+
     def bottleneck(self, network: nn.Module) -> nn.Module:
         assert isinstance(network, UNet)
         level: Any = network.model
@@ -126,6 +131,14 @@ class DynamicUNet(NetworkArguments):
         levels = len(self.filters) - 1
         return tuple(Level(f"upsamples.{levels - 1 - i}", self.filters[i]) for i in range(1, levels))
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        between, up = len(self.filters) - 2, len(self.filters) - 1
+        numbered = (
+            f"{name}.{i}" for name, count in (("downsamples", between), ("upsamples", up)) for i in range(count)
+        )
+        return ("input_block", "bottleneck", *numbered)
+
     def bottleneck(self, network: nn.Module) -> nn.Module:
         assert isinstance(network, DynUNet)
         return network.bottleneck
@@ -176,6 +189,11 @@ class ResidualSegmentation(NetworkArguments):
     def decoder(self) -> tuple[Level, ...]:
         levels = len(self.blocks_up)
         return tuple(Level(f"up_layers.{levels - 1 - i}", self.init_filters << i) for i in range(1, levels))
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        down, up = len(self.blocks_down), len(self.blocks_up)
+        return (*(f"down_layers.{i}" for i in range(down)), *(f"up_layers.{i}" for i in range(up)))
 
     def bottleneck(self, network: nn.Module) -> nn.Module:
         assert isinstance(network, SegResNet)

@@ -61,7 +61,8 @@ def _pass_bytes(plan: Plan, needs: Demand, on_gpu: bool) -> int:
     """What one patch takes on its way through the network, the loss and back."""
     number = _HALF if on_gpu and plan.training.precision != "float32" else NUMBER_BYTES
     loss = _LOSS * plan.objective.output_channels * prod(plan.largest_patch)
-    return (needs.kept + needs.largest) * number + loss * NUMBER_BYTES
+    kept = needs.kept_once if plan.training.activation_checkpointing else needs.kept
+    return (kept + needs.largest) * number + loss * NUMBER_BYTES
 
 
 def cases_bytes(plan: Plan, grids: Sequence[Grid]) -> int:

@@ -6,7 +6,7 @@ import datetime
 import hashlib
 import json
 
-from nvflare.lighter.utils import Identity, generate_cert, generate_keys
+from nvflare.lighter.utils import Identity, generate_cert, generate_keys, serialize_cert
 
 from fedseg.files.hash_chain_check import ORIGIN, canonical, digest, head_path
 from fedseg.provenance.swarm.blocks import Opening, Part, majority
@@ -32,6 +32,7 @@ class Certifier:
         identity = Identity(name)
         self.certificate = generate_cert(identity, identity, self.key, public, ca=True, **validity)
         self.root = Root(self.certificate)
+        self.pem = serialize_cert(self.certificate)
 
     def signer(self, site, root=None, **validity):
         key, public = generate_keys()
@@ -39,7 +40,7 @@ class Certifier:
         return Signer(key, certificate, root or self.root)
 
 
-def past(first, last):
+def days(first, last):
     """Validity from ``first`` to ``last`` days from now."""
     today = datetime.datetime.now(datetime.UTC)
     return {

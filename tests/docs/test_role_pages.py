@@ -29,6 +29,7 @@ from fedseg.jobs.allowed_components import site_launcher
 from fedseg.jobs.job import read_job
 from fedseg.privacy.accounting import ledger
 from fedseg.provenance.run_log import RECORD_FILE, REFUSED_FILE
+from fedseg.provenance.swarm.ledger import LEDGER_FILE
 from fedseg.site import decrypted_model, pending_update
 from fedseg.site.policy import SitePolicy, parse_policy
 from fedseg.site.profile import read_profile
@@ -206,6 +207,7 @@ def test_the_table_of_what_is_kept_has_the_files_that_there_are(tmp_path):
     assert sorted(files) == ["job.sha256", "round-00003.pt"]
     for name in ("round-*.pt", "job.sha256", pending_update._FILE, decrypted_model._FILE, RECORD_FILE, REFUSED_FILE):
         assert f"`{name}`" in table, name
+    assert f"`{LEDGER_FILE}`" in table
     assert f"`{ledger.FILE}`" in table
     assert f"`{ledger.FOLDER}`" in table
     assert f"`{LOG_FILE}`" in table

@@ -1,6 +1,7 @@
-"""``fedseg audit-log``: verify or show the record of a run.
+"""``fedseg audit-log``: verify or show the record of a run, or the ledger of a swarm.
 
-The record of a run at the server and at its sites: who submitted what, who took part, which models were made.
+The record of a run at the server and at its sites, and the ledger of a swarm: who submitted what, who took part, which
+models were made.
 
 example: fedseg audit-log verify runs/first
 """
@@ -10,11 +11,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
 
+from fedseg import allowed
 from fedseg.commands.arguments import Command
 from fedseg.console import out
 from fedseg.contract.round_numbers import nth
@@ -22,6 +24,9 @@ from fedseg.errors import DataError, UsageError
 from fedseg.files.hash_chain_check import ChainError
 from fedseg.provenance.reading import Record, read_record
 from fedseg.provenance.run_log import SERVER_SIDE
+
+if TYPE_CHECKING:
+    from fedseg.provenance.swarm.audit import Copy
 
 _SHOWN = 16
 # Kinds of arrays in the answers to direct calls, for people.
@@ -37,21 +42,28 @@ _LEFT = {
 def add_parser(subparsers: Any) -> None:
     """Declare the command."""
     actions = Command(subparsers, None, __doc__).actions("verify or show")
-    Command(actions, run_verify).path("paths", "record, model, or folder of a run", "PATH", nargs="+")
-    Command(actions, run_show).path("path", "record, or folder of a run", "PATH")
+    verify = Command(actions, run_verify)
+    verify.path("paths", "record, ledger of a swarm, model, or folder of a run", "PATH", nargs="+")
+    verify.path("--root", "rootCA.pem of the federation: check who issued the certificates in a ledger", "FILE")
+    told = "signatures that each block of a ledger must have (default: what the ledger says)"
+    verify.value("--quorum", told, int, metavar="N")
+    Command(actions, run_show).path("path", "record, ledger of a swarm, or folder of a run", "PATH")
 
 
 def run_verify(options: argparse.Namespace) -> int:
-    """``fedseg audit-log verify``: check records, and models against them.
+    """``fedseg audit-log verify``: check records and ledgers, and models against them.
 
     Verify the hash chains of records, compare the records of server and sites, and models with their provenance files
-    and the record. Ends with 1 if a check fails.
+    and the record. Of ledgers of a swarm verify blocks, signatures and quorum, and that copies agree. Ends with 1 if a
+    check fails.
 
     example: fedseg audit-log verify runs/first
     """
     from fedseg.provenance.audit import audit
 
-    findings = audit(options.paths)
+    if options.quorum is not None:
+        allowed.whole("--quorum", options.quorum)
+    findings = audit(options.paths, options.root, options.quorum)
     for finding in findings:
         word = "[green]ok   [/green]" if finding.good else "[red]WRONG[/red]"
         out().print(f"{word} {escape(finding.text)}")
@@ -61,12 +73,14 @@ def run_verify(options: argparse.Namespace) -> int:
 
 
 def run_show(options: argparse.Namespace) -> int:
-    """``fedseg audit-log show``: print a record as a table.
+    """``fedseg audit-log show``: print a record or a ledger as a table.
 
-    Print a record, one row for each line, and its head: the hash to note elsewhere.
+    Print a record, or the ledger of a swarm, one row for each line or block, and its head: the hash to note elsewhere.
 
     example: fedseg audit-log show runs/first/report/record.jsonl
     """
+    if (ledger := _one_ledger(options.path)) is not None:
+        return _show_ledger(ledger)
     record = _one_record(options.path)
     table = Table("line", "time (UTC)", "what", "details")
     for entry in record.entries:
@@ -80,11 +94,40 @@ def run_show(options: argparse.Namespace) -> int:
     return 0
 
 
+def _one_ledger(path: Path) -> Copy | None:
+    """The ledger of a swarm at a path; None where a record lies there, or a whole folder."""
+    from fedseg.provenance.swarm.audit import is_ledger, read_copy
+
+    if not path.is_file() or not is_ledger(path):
+        return None
+    try:
+        return read_copy(path)
+    except ChainError as error:
+        raise DataError(f"{path} was changed. {error}") from None
+
+
+def _show_ledger(copy: Copy) -> int:
+    table = Table("round", "time (UTC)", "leader", "took part, with cases", "signed", "model", "rule")
+    for signed in copy.blocks:
+        block = signed.block
+        parts = ", ".join(f"{site} {part.cases}" for site, part in block.parts.items())
+        time = block.time.rstrip("Z").replace("T", " ")
+        cells = (nth(block.round), time, block.leader, parts, ", ".join(signed.sites), block.model[:_SHOWN], block.rule)
+        table.add_row(*(escape(str(cell)) for cell in cells))
+    out().print(table)
+    signed_words = "signed" if copy.opening.root else "not signed, as in a simulation"
+    whose = f"{copy.title[0].upper()}{copy.title[1:]} of the run {copy.opening.run_id}"
+    out().print(escape(f"{whose}: {len(copy.blocks)} block(s), {signed_words}, lines intact"))
+    out().print(f"head {copy.head}")
+    return 0
+
+
 def _one_record(path: Path) -> Record:
     """The record at a path; in a folder that of the server, or the only one."""
     from fedseg.provenance.collection import collect
+    from fedseg.provenance.swarm.audit import is_ledger
 
-    files, _ = collect([path])
+    files = [file for file in collect([path])[0] if not is_ledger(file)]
     try:
         records = [read_record(file) for file in files]
     except ChainError as error:

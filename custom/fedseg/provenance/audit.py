@@ -1,4 +1,4 @@
-"""What ``fedseg audit-log`` checks: records by themselves, records against each other, models against records."""
+"""What ``fedseg audit-log`` checks: records and ledgers alone and against each other, models against records."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fedseg.contract.round_numbers import nth
-from fedseg.errors import DataError
+from fedseg.errors import DataError, UsageError
 from fedseg.files.digest import model_digest
 from fedseg.files.hash_chain_check import ChainError
 from fedseg.models.encrypted_file import read_encrypted_file
@@ -16,21 +16,33 @@ from fedseg.provenance.collection import collect
 from fedseg.provenance.reading import Record, named_models, read_record
 from fedseg.provenance.record_comparison import Finding, compare
 from fedseg.provenance.run_log import SERVER_SIDE
+from fedseg.provenance.swarm.audit import audit_swarm, is_ledger
+from fedseg.provenance.swarm.signatures import Root
 
 
-def audit(paths: Sequence[Path]) -> list[Finding]:
+def audit(paths: Sequence[Path], root: Path | None = None, quorum: int | None = None) -> list[Finding]:
     """Check everything that the paths name or hold.
 
     Args:
-        paths: records, model files, and folders of runs or of states. Beside a model the record of its run is looked
-            for, where the model lies in the folder of a run.
+        paths: records, ledgers of swarms, model files, and folders of runs or of states. Beside a model the record of
+            its run is looked for, where the model lies in the folder of a run. Ledgers that are all named as files must
+            be of one run.
+        root: the federation's root certificate, by which signatures in ledgers are checked.
+        quorum: how many signatures each block of a ledger must have; None for what the ledger says itself.
 
     Raises:
-        UsageError: a path does not exist, or nothing that can be checked lies there.
+        UsageError: a path does not exist, nothing that can be checked lies there, or there is a root or a quorum, but
+            no ledger.
+        DataError: the root certificate cannot be read.
     """
     files, models = collect(paths)
-    findings, records = [], []
-    for file in files:
+    ledgers = [file for file in files if is_ledger(file)]
+    if not ledgers and (root is not None or quorum is not None):
+        raise UsageError("--root and --quorum are for the ledger of a swarm; none lies there.")
+    one_run = all(ledger in paths for ledger in ledgers)
+    findings = list(audit_swarm(ledgers, Root.read(root) if root else None, quorum, one_run))
+    records = []
+    for file in (file for file in files if file not in ledgers):
         finding, record = check_record(file)
         findings.append(finding)
         records += [record] if record else []

@@ -1,4 +1,4 @@
-"""Which records and models a path names or holds."""
+"""Which records, ledgers of swarms and models a path names or holds."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 from fedseg.errors import UsageError
 from fedseg.models.note import SUFFIX
 from fedseg.provenance.run_log import RECORD_FILE, REFUSED_FILE
+from fedseg.provenance.swarm.ledger import LEDGER_FILE
 
 MODEL_SUFFIXES = (".safetensors", ".encrypted")
 _MODELS, _REPORT = "models", "report"
 
 
 def collect(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """The records and the models that the paths name or hold, each once.
+    """The records, with ledgers of swarms among them, and the models that the paths name or hold, each once.
 
     Raises:
         UsageError: see ``audit``.
@@ -36,7 +37,7 @@ def collect(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 
 def _records_in(path: Path) -> Iterator[Path]:
     if path.is_dir():
-        yield from sorted(file for name in (RECORD_FILE, REFUSED_FILE) for file in path.rglob(name))
+        yield from sorted(file for name in (RECORD_FILE, REFUSED_FILE, LEDGER_FILE) for file in path.rglob(name))
     elif path.suffix in MODEL_SUFFIXES:
         places = (path.parent, path.parent.parent / _REPORT)
         yield from (place / RECORD_FILE for place in places if (place / RECORD_FILE).is_file())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +11,15 @@ from fedseg.contract.round_numbers import nth
 from fedseg.errors import DataError
 from fedseg.files.hash_chain_check import ChainError, verify
 from fedseg.provenance.record_comparison import Finding
-from fedseg.provenance.swarm.blocks import Block, Opening
+from fedseg.provenance.swarm.blocks import SCHEMA, Block, Opening
 from fedseg.provenance.swarm.contents import Contents, same_blocks
 from fedseg.provenance.swarm.errors import SwarmLedgerError
+from fedseg.provenance.swarm.ledger import LEDGER_FILE
 from fedseg.provenance.swarm.rules import check_place, check_quorum, check_signatures, fork, named
 from fedseg.provenance.swarm.signatures import Root, SignedBlock
+
+# Of a thousand sites with the longest names.
+_LONGEST_OPENING = 100_000
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,11 @@ class Copy:
         """Whose it is, for people."""
         return f"the ledger of the swarm at the site {self.site}"
 
+    @property
+    def head(self) -> str:
+        """Digest of the last block, or of the opening: the same at all sites, and what to note elsewhere."""
+        return self.blocks[-1].block.digest if self.blocks else self.opening.digest
+
     def before(self, number: int) -> Block | None:
         """The block before the one with this index."""
         return self.blocks[number - 1].block if number else None
@@ -68,14 +77,29 @@ def read_copy(path: Path) -> Copy:
     return Copy(path, contents.site, contents.opening, blocks, forks, len(chain.torn))
 
 
-def audit_swarm(paths: Sequence[Path], root: Root | None = None, quorum: int | None = None) -> Iterator[Finding]:
+def is_ledger(path: Path) -> bool:
+    """Whether a file is a swarm's ledger by its name or by its first line; what is in it may be damaged."""
+    if path.name == LEDGER_FILE:
+        return True
+    try:
+        with path.open("rb") as file:
+            return f'"schema":"{SCHEMA}"'.encode() in file.readline(_LONGEST_OPENING)
+    except OSError:
+        return False
+
+
+def audit_swarm(
+    paths: Sequence[Path], root: Root | None = None, quorum: int | None = None, one_run: bool = True
+) -> Iterator[Finding]:
     """Check copies of ledgers.
 
     Args:
         paths: of the files.
         root: certificate of the federation; None to check no issuer, which is then said.
         quorum: how many signatures each block must have; None for what the ledger says itself.
+        one_run: whether all of them must be of one run.
     """
+    sound: dict[Path, bool] = {}
     copies = []
     for path in paths:
         try:
@@ -84,15 +108,31 @@ def audit_swarm(paths: Sequence[Path], root: Root | None = None, quorum: int | N
             yield Finding(False, str(error) if str(path) in str(error) else f"{path}: {error}")
             continue
         copies.append(copy)
-        yield from audit_copy(copy, root, quorum)
-    yield from _compare(copies, root, quorum)
+        findings = list(audit_copy(copy, root, quorum))
+        sound[path] = all(finding.good for finding in findings)
+        yield from findings
+    runs: dict[str, list[Copy]] = {}
+    for copy in copies:
+        runs.setdefault(copy.opening.run_id, []).append(copy)
+    for group in runs.values():
+        longest = max(group, key=lambda copy: (sound[copy.path], len(copy.blocks)))
+        yield from (_agree(longest, copy, root) for copy in group if copy is not longest)
+    if one_run and len(runs) > 1:
+        yield from _other_runs(runs)
+
+
+def _other_runs(runs: Mapping[str, Sequence[Copy]]) -> Iterator[Finding]:
+    most = max(runs, key=lambda run: len(runs[run]))
+    for run, group in runs.items():
+        if run != most:
+            text = f"is of the run {run}, {runs[most][0].path} of the run {most}: verify each run by itself"
+            yield from (Finding(False, f"{copy.path} {text}, or a copy was replaced") for copy in group)
 
 
 def audit_copy(copy: Copy, root: Root | None, quorum: int | None) -> Iterator[Finding]:
     """Check one copy: its blocks follow each other, all signatures hold, and there are enough of them."""
     torn = f", and {copy.torn} bytes of a line that was never completed" if copy.torn else ""
-    head = copy.blocks[-1].block.digest if copy.blocks else copy.opening.digest
-    what = f"{copy.path}: {copy.title}, run {copy.opening.run_id}, {len(copy.blocks)} block(s), head {head}{torn}"
+    what = f"{copy.path}: {copy.title}, run {copy.opening.run_id}, {len(copy.blocks)} block(s), head {copy.head}{torn}"
     wrong = [text for number in range(len(copy.blocks)) for text in _wrong_place(copy, number)]
     yield Finding(not wrong, f"{copy.path}: {wrong[0]}" if wrong else what)
     yield _signatures(copy, root)
@@ -144,23 +184,12 @@ def _kept_fork(copy: Copy, other: SignedBlock, root: Root | None) -> str:
     return str(fork(here, other)) if here else f"{named(other.block)} is kept as evidence of a fork that is not there"
 
 
-def _compare(copies: Sequence[Copy], root: Root | None, quorum: int | None) -> Iterator[Finding]:
-    """Each run's copies against the longest one that holds by itself."""
-    runs: dict[str, list[Copy]] = {}
-    for copy in copies:
-        runs.setdefault(copy.opening.run_id, []).append(copy)
-    for group in runs.values():
-        sound = [copy for copy in group if all(finding.good for finding in audit_copy(copy, root, quorum))]
-        longest = max(sound or group, key=lambda copy: len(copy.blocks))
-        yield from (_agree(longest, copy, root, quorum) for copy in group if copy is not longest)
-
-
-def _agree(longest: Copy, copy: Copy, root: Root | None, quorum: int | None) -> Finding:
+def _agree(longest: Copy, copy: Copy, root: Root | None) -> Finding:
     if copy.opening != longest.opening:
         return Finding(False, f"{copy.path} has other sites, another quorum or another federation than {longest.path}")
     common = same_blocks(longest.blocks, copy.blocks)
     if common < min(len(longest.blocks), len(copy.blocks)):
-        return Finding(False, _difference(longest, copy, common, root, quorum))
+        return Finding(False, _difference(longest, copy, common, root))
     missing = [nth(each.block.round) for each in longest.blocks[common:]]
     if missing:
         rounds = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
@@ -169,13 +198,13 @@ def _agree(longest: Copy, copy: Copy, root: Root | None, quorum: int | None) -> 
     return Finding(True, f"{copy.path} agrees with {longest.path} in all {common} block(s)")
 
 
-def _difference(longest: Copy, copy: Copy, common: int, root: Root | None, quorum: int | None) -> str:
+def _difference(longest: Copy, copy: Copy, common: int, root: Root | None) -> str:
     """Two copies with different blocks in one place: a fork if both count, else the one that does not is named."""
     for each in (copy, longest):
         try:
             signed = each.blocks[common]
             check_place(each.opening, each.before(common), signed.block)
-            check_quorum(each.opening, signed, quorum)
+            check_quorum(each.opening, signed)
             check_signatures(each.opening, signed, root)
         except SwarmLedgerError as error:
             other = longest if each is copy else copy

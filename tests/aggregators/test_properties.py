@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aggregators.test_fedavg import aggregate, make_report, make_update
+from fedseg.aggregators.amplitude_phase import AmplitudePhaseAvg
 from fedseg.aggregators.dos import DOS
 from fedseg.aggregators.fedavg import FedAvg
 from fedseg.aggregators.fedcostwavg import FedCostWAvg
@@ -49,6 +50,7 @@ RULES = {
     "multi-Krum": lambda: Krum(byzantine=1, select=3),
     "NormClipped": NormClipped,
     "FedNova": FedNova,
+    "AmplitudePhaseAvg": AmplitudePhaseAvg,  # kernels of convolutions have tests of their own
 }
 # Rules whose result is no weighted mean of whole updates.
 NO_SITE_WEIGHTS = {

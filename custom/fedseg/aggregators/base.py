@@ -57,6 +57,7 @@ class Aggregator(ModelAggregator):
     Attributes:
         needs: see ``contract.combinations``; a rule that combines updates by itself compares them.
         draw: how the sites of the round at hand were drawn; the run sets it.
+        received: the global model from which the updates of the round start; the run sets it.
         last_weights: the weight of each site in the last aggregation, sorted by name; empty for rules without such.
         last_scales: factors by which single updates were scaled besides; empty where none was.
         last_notes: what else the rule wants to have reported of the round; plain JSON.
@@ -69,6 +70,7 @@ class Aggregator(ModelAggregator):
         self._spool = UpdateSpool()
         self._reports: dict[str, SiteReport] = {}
         self.draw = Draw()
+        self.received: Mapping[str, np.ndarray] = {}
         self.last_weights: dict[str, float] = {}
         self.last_scales: dict[str, float] = {}
         self.last_notes: dict[str, Any] = {}

@@ -144,6 +144,7 @@ class _Rounds:
             )
         base = {name: value for name, value in received.items() if _is_combined(name, value)}
         self.rule.reset_stats()
+        self.rule.received = base
         for collaborator, share in shares.items():
             trained = found.trained.get(collaborator, {})
             update = difference(trained, {name: value for name, value in base.items() if name in trained})

@@ -1,6 +1,3 @@
-import cmath
-import itertools
-import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -15,7 +12,7 @@ from fedseg.site.state import SiteState
 from fedseg.tasks.objective import objective_of
 from fedseg.tasks.registry import BRATS
 from fedseg.training.methods.ditto import Ditto
-from fedseg.training.methods.prr_fl import EXCHANGE, PRRFL, RECOVER, SUBLIMATE, lesson, mix_frequencies
+from fedseg.training.methods.prr_fl import EXCHANGE, PRRFL, RECOVER, SUBLIMATE, lesson
 from hooked import assert_differ, assert_same, check_seeded_and_restarted, make_trainer, plain_rounds, run_rounds
 from tiny import make_sites
 
@@ -50,6 +47,24 @@ def test_without_any_frequency_a_site_keeps_its_own_convolutions(datalist):
     assert_same(get_weights(trainer.network), {n: own[n] if v.ndim > 2 else v for n, v in start.items()})
 
 
+def test_with_its_own_phases_a_site_takes_amplitudes_only(datalist):
+    hook = PRRFL(share=1.0, teaching=0.0, grow=False, own_phase=True)
+    trainer = make_trainer(datalist, [hook])
+    start = get_weights(trainer.plan.build_network())
+    own = trainer.train_round(start, 0, 3).weights
+    hook.before_round(trainer, start, 1)
+    for name, value in get_weights(trainer.network).items():
+        if value.ndim < 3:
+            np.testing.assert_array_equal(value, start[name])
+            continue
+        found, left, received = (
+            np.fft.fft2(np.moveaxis(each.astype(float), 0, -1).reshape(-1, value.shape[0] * value.shape[-1]))
+            for each in (value, own[name], start[name])
+        )
+        np.testing.assert_allclose(np.abs(found), np.abs(received), atol=1e-4)
+        np.testing.assert_allclose(found * np.conj(left), np.abs(found * left), atol=1e-3)
+
+
 def test_seeded_and_restarted(datalist, tmp_path):
     weights = check_seeded_and_restarted(datalist, PRRFL, tmp_path)
     assert_differ(weights, plain_rounds(datalist))
@@ -67,74 +82,11 @@ def test_the_personal_model_survives_a_restart(datalist, tmp_path):
     assert_same(personal(trainers[-1]), personal(living))
 
 
-# ---------------------------------------------------------------- frequencies
-
-
-def slow_spectrum(matrix):
-    """Two-dimensional discrete Fourier transform from its definition."""
-    rows, columns = matrix.shape
-    found = np.zeros(matrix.shape, complex)
-    for u, v in itertools.product(range(rows), range(columns)):
-        turns = ((u * y / rows + v * x / columns, matrix[y, x]) for y in range(rows) for x in range(columns))
-        found[u, v] = sum(value * cmath.exp(-2j * math.pi * turn) for turn, value in turns)
-    return found
-
-
-def as_matrix(kernel):
-    """[N, C, d1, d2, d3] as [C d1 d2, d3 N], value by value."""
-    n, c, *d = kernel.shape
-    matrix = np.zeros((c * d[0] * d[1], d[2] * n))
-    for i, j, a, b, e in itertools.product(*map(range, kernel.shape)):
-        matrix[(j * d[0] + a) * d[1] + b, e * n + i] = kernel[i, j, a, b, e]
-    return matrix
-
-
-@pytest.mark.parametrize("width", [0.1, 0.5, 0.9])
-def test_low_frequencies_are_shared_and_high_ones_are_kept(width):
-    draw = np.random.default_rng(0)
-    own, shared = (draw.normal(size=(3, 2, 2, 2, 2)).astype(np.float32) for _ in range(2))
-    mixed, mine, theirs = (
-        slow_spectrum(as_matrix(each)) for each in (mix_frequencies(own, shared, width), own, shared)
-    )
-    rows, columns = mixed.shape
-    low = 0
-    for u, v in itertools.product(range(rows), range(columns)):
-        inside = min(u, rows - u) / rows < width / 2 and min(v, columns - v) / columns < width / 2
-        assert mixed[u, v] == pytest.approx(theirs[u, v] if inside else mine[u, v], abs=1e-4)
-        low += inside
-    assert 0 < low < rows * columns
-
-
-@pytest.mark.parametrize("shape", [(4, 3, 3, 3, 3), (5, 2, 1, 1, 1), (2, 2, 3, 3)])
-@pytest.mark.parametrize("width", [0.0, 0.3, 0.7, 1.0])
-def test_mixing_a_kernel_with_itself_changes_nothing(shape, width):
-    kernel = np.random.default_rng(1).normal(size=shape).astype(np.float32)
-    mixed = mix_frequencies(kernel, kernel, width)
-    assert (mixed.dtype, mixed.shape) == (kernel.dtype, kernel.shape)
-    np.testing.assert_allclose(mixed, kernel, atol=1e-6)
-
-
-def test_the_ends_are_exact_and_other_arrays_are_shared():
-    draw = np.random.default_rng(2)
-    own, shared = (draw.normal(size=(2, 2, 3, 3, 3)).astype(np.float32) for _ in range(2))
-    np.testing.assert_array_equal(mix_frequencies(own, shared, 1.0), shared)
-    np.testing.assert_array_equal(mix_frequencies(own, shared, 0.0), own)
-    np.testing.assert_array_equal(mix_frequencies(own[0, 0, 0], shared[0, 0, 0], 0.5), shared[0, 0, 0])
-
-
-def test_the_mean_of_complex_spectra_is_that_of_the_weights_and_that_of_amplitudes_and_phases_is_not():
-    """Why the server may stay FedAvg, and why the published mean is left out."""
-    kernels = np.random.default_rng(3).normal(size=(4, 6, 6))
-    spectra = np.fft.fft2(kernels)
-    np.testing.assert_allclose(np.fft.ifft2(spectra.mean(0)).real, kernels.mean(0), atol=1e-12)
-    published = np.abs(spectra).mean(0) * np.exp(1j * np.angle(spectra).mean(0))
-    assert np.abs(np.fft.ifft2(published).real - kernels.mean(0)).max() > 0.1
-
-
 def test_the_window_grows_over_the_rounds(datalist, monkeypatch):
     widths = []
     monkeypatch.setattr(
-        "fedseg.training.methods.prr_fl.mix_frequencies", lambda own, shared, width: widths.append(width) or shared
+        "fedseg.training.methods.prr_fl.mix_frequencies",
+        lambda own, shared, width, own_phase: widths.append(width) or shared,
     )
     trained(datalist, PRRFL(share=0.6, teaching=0.0))
     assert list(dict.fromkeys(widths)) == pytest.approx([0.4, 0.6])
@@ -184,6 +136,7 @@ def test_without_validation_cases_both_teach_each_other(datalist):
     [
         ({"share": 1.1}, "share"), ({"share": -0.1}, "share"), ({"recover": -1}, "recover"),
         ({"recover": 0.9, "exchange": 0.8}, "exchange"), ({"teaching": -1}, "teaching"), ({"grow": 1}, "grow"),
+        ({"own_phase": 1}, "own_phase"),
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_refused(arguments, named):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -13,6 +12,7 @@ from fedseg import allowed
 from fedseg.contract.combinations import COUNTED_STEPS, PLAIN_STEPS
 from fedseg.contract.plan import Plan
 from fedseg.errors import ConfigurationError
+from fedseg.networks.frequencies import mix_frequencies
 from fedseg.networks.weights import Arrays, set_weights
 from fedseg.tasks.objective import MEAN
 from fedseg.training.companions import Companion
@@ -28,23 +28,33 @@ class PRRFL(PersonalModel):
     """The site's network is a deputy, which takes the low frequencies of the global model only; a personal model stays.
 
     1. Progressive Fourier aggregation: a round starts from the global model in which the convolutions have the high
-       frequencies of the deputy as this site left it (``mix_frequencies``). The window of low frequencies grows over
-       the rounds up to ``share``.
+       frequencies of the deputy as this site left it (``networks.frequencies``). The window of low frequencies grows
+       over the rounds up to ``share``.
     2. Deputy-enhanced transfer: r is the validation score of that deputy over the personal model's. Below ``recover``
        the personal model teaches the deputy, from there to ``exchange`` both teach each other, from there on the deputy
        teaches the personal model. To teach is a term of ``teaching`` times the mean squared difference of the
        activated outputs. Without validation scores both teach each other.
 
-    The personal model has the plan's optimizer and local epochs, after the deputy's. The mean over the sites is that of
-    complex spectra, which is that of the weights, so the server is FedAvg. (The published code averages amplitudes and
-    phases apart; a mean of angles is none.) Each round takes three times the time, and two more validations.
+    The personal model has the plan's optimizer and local epochs, after the deputy's. Each round takes three times the
+    time, and two more validations. How spectra are averaged is the server's part:
+
+    - FedAvg: as complex numbers, which is the mean of the weights.
+    - ``AmplitudePhaseAvg``: amplitudes and phases each for itself, as in the published code up to its last version.
+    - ``AmplitudePhaseAvg``, and ``own_phase`` at the sites: amplitudes alone, as in the paper and in that last version.
+      Only of a kernel's mean, whose phase is its sign, the amplitude is smaller where sites differ in the sign.
     """
 
     # The change of the weights holds what a site keeps of its high frequencies.
     withholds = frozenset({PLAIN_STEPS, COUNTED_STEPS})
 
     def __init__(
-        self, share: float = 0.7, recover: float = 0.7, exchange: float = 0.9, teaching: float = 10.0, grow: bool = True
+        self,
+        share: float = 0.7,
+        recover: float = 0.7,
+        exchange: float = 0.9,
+        teaching: float = 10.0,
+        grow: bool = True,
+        own_phase: bool = False,
     ) -> None:
         """Choose how much is shared, and who teaches.
 
@@ -53,6 +63,7 @@ class PRRFL(PersonalModel):
             recover, exchange: bounds of r, from 0 up and in this order.
             teaching: weight of the term, from 0 up.
             grow: whether the window grows from round to round; else it is ``share`` in every round.
+            own_phase: whether the deputy keeps its own phases at low frequencies too, and takes amplitudes only.
         """
         self.share = allowed.number("share", share, least=0, most=1)
         self.recover = allowed.number("recover", recover, least=0)
@@ -61,6 +72,7 @@ class PRRFL(PersonalModel):
             raise ConfigurationError("exchange", exchange, f"at least recover, which is {recover}")
         self.teaching = allowed.number("teaching", teaching, least=0)
         self.grow = allowed.switch("grow", grow)
+        self.own_phase = allowed.switch("own_phase", own_phase)
         self.stage = EXCHANGE
 
     def companions(self, plan: Plan) -> dict[str, Companion]:
@@ -73,7 +85,7 @@ class PRRFL(PersonalModel):
         if deputy.started:
             grown = (round_number + 1) / training.total_rounds if self.grow else 1.0
             own, width = deputy.weights(), self.share * min(1.0, grown)
-            mixed = {n: mix_frequencies(own[n], value, width) for n, value in global_weights.items()}
+            mixed = {n: mix_frequencies(own[n], v, width, self.own_phase) for n, v in global_weights.items()}
         self.stage = EXCHANGE
         if self.teaching:
             self.stage = self._stage(training, _score(training, mixed), _score(training, personal.weights()))
@@ -135,37 +147,6 @@ def lesson(training: LocalTraining, teacher: nn.Module, images: torch.Tensor, lo
     teacher.train(learning)
     kind = training.objective
     return functional.mse_loss(kind.activate(logits.float()), kind.activate(given.float()))
-
-
-def mix_frequencies(own: np.ndarray, shared: np.ndarray, width: float) -> np.ndarray:
-    """An array with the low frequencies of ``shared`` and the high ones of ``own``.
-
-    A kernel [N, C, d1, d2, d3] is seen as the matrix [C d1 d2, d3 N]; low are its frequencies below ``width`` / 2
-    cycles an element along both axes, of both signs, so that the result is real. Other arrays are those of ``shared``.
-
-    >>> kernel = np.ones((2, 1, 3, 3, 3), np.float32)
-    >>> bool(np.allclose(mix_frequencies(0 * kernel, kernel, 0.5), kernel))
-    True
-
-    Args:
-        own, shared: of the same shape.
-        width: from 0 (``own``) to 1 (``shared``, to the last bit).
-
-    Returns:
-        In the type of ``shared``.
-    """
-    if shared.ndim < 3 or width >= 1:
-        return shared
-    if width <= 0:
-        return own
-    order = (*range(1, shared.ndim), 0)
-    moved = [np.transpose(np.asarray(each, np.float64), order) for each in (own, shared)]
-    shape, columns = moved[0].shape, shared.shape[0] * shared.shape[-1]
-    mine, theirs = (np.fft.fft2(each.reshape(-1, columns)) for each in moved)
-    low = [np.abs(np.fft.fftfreq(count)) < width / 2 for count in mine.shape]
-    mixed = np.where(np.outer(*low), theirs, mine)
-    back = np.transpose(np.fft.ifft2(mixed).real.reshape(shape), np.argsort(order))
-    return np.ascontiguousarray(back, dtype=shared.dtype)
 
 
 def _score(training: LocalTraining, weights: Arrays) -> float | None:

@@ -88,6 +88,7 @@ class WeightedModel(PlainModel):
     def begin_round(self, keep: Keep | None = None) -> None:
         super().begin_round(keep)
         self.aggregator.reset_stats()
+        self.aggregator.received = self.weights
         if self.shared_arrays is not None:
             self.shared_arrays.reset_round()
 

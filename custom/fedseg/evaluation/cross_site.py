@@ -13,10 +13,12 @@ from fedseg.tasks.objective import MEAN, Objective
 
 CROSS_SITE = "cross_site_evaluation"
 """Key of a matrix in the results and in the summary of a run."""
-LAST, BEST, LOCAL, PERSONAL, WITHOUT, FILE = "last", "best", "local", "personal", "without", "file"
+LAST, BEST, AVERAGE, LOCAL = "last", "best", "average", "local"
+PERSONAL, WITHOUT, FILE = "personal", "without", "file"
 _TITLES = {
     LAST: "Last global model",
     BEST: "Best global model",
+    AVERAGE: "Average of the global models",
     LOCAL: "{}: own last model",
     PERSONAL: "{}: personal model",
     WITHOUT: "Trained without {}",

@@ -10,7 +10,7 @@ from fedseg import allowed
 from fedseg.contract.plan import Plan
 from fedseg.contract.report import job_fields, told_name
 from fedseg.errors import DataError
-from fedseg.evaluation.cross_site import CROSS_SITE
+from fedseg.evaluation.cross_site import AVERAGE, CROSS_SITE
 from fedseg.evaluation.privacy_summary import privacy_summary
 from fedseg.files.documents import load_json, write_json
 from fedseg.tasks.objective import MEAN, Objective, mean, objective_of
@@ -85,6 +85,7 @@ def describe_run(
         "rounds": rounds,
         "final": _with_folder(results["final"]),
         "best": _with_folder(results["best"]),
+        **{key: _with_folder(results[key]) for key in (AVERAGE,) if key in results},
         "events": results["events"],
         **{key: results[key] for key in (CROSS_SITE,) if key in results},
         **_given(results),

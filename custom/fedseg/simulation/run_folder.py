@@ -29,7 +29,7 @@ from fedseg.simulation.models_at_sites import fetch_models
 from fedseg.site.profile import CONTEXT_FILE, DATA_VARIABLE, LEDGER_VARIABLE, STATE_VARIABLE
 from fedseg.version import __version__
 from fedseg.workflows.run.checkpoint import Checkpoints
-from fedseg.workflows.run.record import BEST_MODEL, FOLDER, LAST_MODEL, PROGRESS_FILE, RESULTS_FILE
+from fedseg.workflows.run.record import AVERAGE_MODEL, BEST_MODEL, FOLDER, LAST_MODEL, PROGRESS_FILE, RESULTS_FILE
 from fedseg.workflows.run.workflow import Workflow
 
 Event = dict[str, Any]
@@ -292,7 +292,7 @@ def _collect(out: Path, log: Path, needed: str) -> dict[str, Any]:
     (out / "models").mkdir(exist_ok=True)
     of_sites = sorted(results.get("final", {}).get("models", {}).values())
     of_sites += sorted(results.get(PERSONAL_MODELS, {}).values())
-    for name in (LAST_MODEL, BEST_MODEL, *of_sites):
+    for name in (LAST_MODEL, BEST_MODEL, AVERAGE_MODEL, *of_sites):
         if (server / name).exists():
             copy_with_note(server / name, out / "models")
     if needed not in results:

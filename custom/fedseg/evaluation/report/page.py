@@ -115,6 +115,7 @@ def _results(summary: Summary) -> dict[str, Any]:
         "best": text_tables.TextTable(())
         if verdict.best_is_last(summary)
         else text_tables.score_table(summary, "best"),
+        "average": text_tables.score_table(summary, "average"),
         "best_round": nth(int(number(part(summary, "best").get("round")) or 0)),
         "further": further_table(summary),
         "further_hints": further_words(summary),

@@ -16,7 +16,7 @@ MEAN_OF_SITES, MEAN_OF_CASES = "Mean over sites", "Mean over cases"
 
 
 def score_frame(summary: Summary, model: str = "final") -> pd.DataFrame:
-    """Results of the ``final`` or ``best`` model: one row per site, then the mean over sites and over cases.
+    """Results of the ``final``, ``best`` or ``average`` model: one row per site, then means over sites and over cases.
 
     Columns: ``Cases``, then for each score ``<score> <output>``..., and ``<score> mean`` for the primary one: ``Dice
     <region>``..., ``Dice mean``, ``HD95 <region>``... (mm) in segmentation. Undefined values are NaN.

@@ -25,7 +25,7 @@ NOT_AVAILABLE = "n/a"
 ALIKE = 0.005  # difference in the mean score below which a report calls two ways alike
 # Shown in sections of their own; whatever else a summary holds is listed under the configuration.
 _SECTIONS = (
-    *("rounds", "final", "best", "comparison", "cross_site", "events", "privacy", "cost", "stopped"),
+    *("rounds", "final", "best", "average", "comparison", "cross_site", "events", "privacy", "cost", "stopped"),
     *("task_declaration", "inversion", "reports", "cases", "phantoms", "voxels", CROSS_SITE, "evaluators"),
 )
 
@@ -283,7 +283,8 @@ def configuration_table(summary: Summary) -> TextTable:
     history = rows(summary, "rounds")
     rule = {"rule": history[-1]["rule"]} if history and history[-1].get("rule") else {}
     rest = {k: v for k, v in summary.items() if k not in _SECTIONS}
-    models = {f"{m} model": part(summary, m).get("model") for m in ("final", "best") if part(summary, m).get("model")}
+    files = {which: part(summary, which).get("model") for which in ("final", "best", "average")}
+    models = {f"{which} model": file for which, file in files.items() if file}
     return _facts({**rest, **rule, **models})
 
 

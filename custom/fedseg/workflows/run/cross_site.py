@@ -16,6 +16,7 @@ from torch import nn
 from fedseg.contract.protocol import AS_IT_IS, MODEL_NAME, OWN_MODEL, SPLITS
 from fedseg.contract.scores import PERSONAL as OF_METHOD
 from fedseg.evaluation.cross_site import (
+    AVERAGE,
     CROSS_SITE,
     FILE,
     LOCAL,
@@ -39,6 +40,27 @@ Send = Callable[[Sequence[str], Mapping[str, Any], Accept], dict[str, FLModel]]
 Known = Mapping[str, Mapping[str, Any]]
 """What sites have said of a model already, by site."""
 _FOLDER = "cross-site"
+
+
+def send_to_score(
+    run: RunState,
+    arrays: Arrays,
+    sites: Sequence[str],
+    meta: Mapping[str, Any],
+    accept: Accept,
+    as_it_is: bool = False,
+) -> dict[str, FLModel]:
+    """Have sites score a model whose arrays are at hand.
+
+    Args:
+        run: the run.
+        arrays: of the model.
+        sites, meta, accept: see ``RoundProtocol.score``.
+        as_it_is: whether sites leave out the layers that they keep for themselves.
+    """
+    whole = {AS_IT_IS: True} if as_it_is else {}
+    message = FLModel(params_type=ParamsType.FULL, params=arrays, meta={**meta, **whole})
+    return run.sites.ask(AppConstants.TASK_VALIDATION, message, sites, run.settings.round_timeout, accept, "")
 
 
 class CrossSiteScoring:
@@ -74,6 +96,10 @@ class CrossSiteScoring:
         """Add the model after a round, which some sites have scored already; the others score it now."""
         send = partial(self._protocol.score, self._run, number)
         self._score(MatrixModel(kind, digest=self._run.model.digest_after(number)), send, known)
+
+    def add_average(self, arrays: Arrays, known: Known) -> None:
+        """Add the average of the models of all rounds; see ``add_global``."""
+        self._score_arrays(AVERAGE, "", arrays, known)
 
     def add_files(self, files: Mapping[str, Path]) -> None:
         """Add models that the job brings, by name: scored as they are, whatever layers sites keep for themselves."""
@@ -145,13 +171,7 @@ class CrossSiteScoring:
 
     def _score_arrays(self, kind: str, of: str, arrays: Arrays, known: Known) -> None:
         """Add a model whose arrays are at hand."""
-        run = self._run
-
-        def send(sites: Sequence[str], meta: Mapping[str, Any], accept: Accept) -> dict[str, FLModel]:
-            whole = {AS_IT_IS: True} if kind == FILE else {}
-            message = FLModel(params_type=ParamsType.FULL, params=arrays, meta={**meta, **whole})
-            return run.sites.ask(AppConstants.TASK_VALIDATION, message, sites, run.settings.round_timeout, accept, "")
-
+        send = partial(send_to_score, self._run, arrays, as_it_is=kind == FILE)
         self._score(MatrixModel(kind, of, model_digest(arrays)), send, known)
 
     def _score(self, model: MatrixModel, send: Send, known: Known) -> None:

@@ -1,4 +1,4 @@
-"""The last evaluation: every site scores the last model, and the best one where it is another."""
+"""The last evaluation: every site scores the last model, the best one where it is another, and the average."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Any
 from fedseg.contract.protocol import FINE_TUNE, MODEL_NAME, SPLITS, TOTALS
 from fedseg.contract.scores import is_withheld
 from fedseg.errors import FedsegError
-from fedseg.evaluation.cross_site import BEST, LAST
+from fedseg.evaluation.cross_site import AVERAGE, BEST, LAST
+from fedseg.files.digest import model_digest
+from fedseg.networks.weights import Arrays
 from fedseg.tasks.objective import MEAN
-from fedseg.workflows.run.cross_site import CrossSiteScoring, Known
+from fedseg.workflows.run.cross_site import CrossSiteScoring, Known, Send, send_to_score
 from fedseg.workflows.run.personal_models import collect_personal_models
 from fedseg.workflows.run.record import BEST_MODEL, LAST_MODEL
 from fedseg.workflows.run.round_protocol import RoundProtocol
@@ -46,8 +48,8 @@ class Evaluated:
 
 
 def evaluate_run(run: RunState, protocol: RoundProtocol) -> CrossSiteScoring | None:
-    """Score the last model, then the best one where it is another; collect the personal models that sites give; then
-    score all that is to be scored across sites.
+    """Score the last model, then the best one where it is another, then the average where the job keeps one; collect
+    the personal models that sites give; then score all that is to be scored across sites.
 
     Returns:
         The evaluation across sites; None where the run has none.
@@ -61,7 +63,10 @@ def evaluate_run(run: RunState, protocol: RoundProtocol) -> CrossSiteScoring | N
         return None
     across = CrossSiteScoring(run, protocol, lambda: run.write_results(**across.to_dict()))
     for kind, (number, told) in scored.items():
-        across.add_global(kind, number, told)
+        if kind == AVERAGE and run.model.average is not None:
+            across.add_average(run.model.average.weights, told)
+        else:
+            across.add_global(kind, number, told)
     if run.settings.cross_site:
         if scored:
             across.add_sites(scored[LAST][1])
@@ -80,7 +85,7 @@ def _evaluate_rounds(run: RunState, protocol: RoundProtocol) -> Mapping[str, tup
     last_round = len(run.rounds) - 1
     saved = run.save_final(LAST_MODEL, last_round)
     run.record.event("evaluate", model="last")
-    last = _evaluate(run, protocol, LAST, last_round)
+    last = _evaluate(run, LAST, last_round, partial(protocol.score, run, last_round))
     final, scored = {**last.content, **saved}, {LAST: (last_round, last.told)}
     run.write_results(final=final, best={"model": None})
     best: dict[str, Any] = {"model": None}
@@ -90,22 +95,42 @@ def _evaluate_rounds(run: RunState, protocol: RoundProtocol) -> Mapping[str, tup
     elif run.best_round is not None:
         run.record.event("evaluate", model="best")
         saved = run.save_final(BEST_MODEL, run.best_round)
-        found = _evaluate(run, protocol, BEST, run.best_round)
+        found = _evaluate(run, BEST, run.best_round, partial(protocol.score, run, run.best_round))
         best = {**found.content, "round": run.best_round, **saved}
         scored[BEST] = run.best_round, found.told
     run.write_results(final=final, best=best)
+    if run.model.average is not None:
+        average = _evaluate_average(run, run.model.average.weights, last)
+        run.write_results(average={**average.content, **run.save_average(last_round)})
+        scored[AVERAGE] = last_round, average.told
     return scored
 
 
-def _evaluate(run: RunState, protocol: RoundProtocol, name: str, number: int) -> Evaluated:
-    """Have every site that takes part in the training score a model on its final split, the last one also on its
-    validation cases."""
+def _evaluate_average(run: RunState, weights: Arrays, last: Evaluated) -> Evaluated:
+    """Score the average of the models of all rounds; where it is the last model, its scores are those."""
+    number = len(run.rounds) - 1
+    if model_digest(weights) == run.model.digest_after(number):
+        return last
+    run.record.event("evaluate", model=AVERAGE)
+    return _evaluate(run, AVERAGE, number, partial(send_to_score, run, weights))
+
+
+def _evaluate(run: RunState, name: str, number: int, send: Send) -> Evaluated:
+    """Have every site that takes part in the training score a model on its final split, the last one and the average
+    also on its validation cases.
+
+    Args:
+        run: the run.
+        name: what sites call the model.
+        number: of the round after which it was made.
+        send: brings it to the sites.
+    """
     kind = run.plan.objective
-    splits = ["final", "validation"] if name == LAST else ["final"]
+    splits = ["final"] if name == BEST else ["final", "validation"]
     meta = {SPLITS: splits, MODEL_NAME: name, **run.kept_meta()}
     if name == LAST and run.settings.fine_tune:
         meta |= {FINE_TUNE: run.settings.fine_tune, TOTALS: run.totals}
-    answers = protocol.score(run, number, sorted(run.facts), meta, partial(accept_scores, kind))
+    answers = send(sorted(run.facts), meta, partial(accept_scores, kind))
     if not answers:
         raise FedsegError(f"No site scored the {name} model; it is kept unscored.")
     told = {site: answers[site].metrics["final"] for site in sorted(answers)}

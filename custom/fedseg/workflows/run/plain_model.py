@@ -18,11 +18,12 @@ from fedseg.models.model_file import initial_weights
 from fedseg.networks.parts.part import Ownership
 from fedseg.networks.weights import Arrays, apply_difference, check_weights, is_averaged, split_shared
 from fedseg.workflows.run.checkpoint import Checkpoints
+from fedseg.workflows.run.model_average import ModelAverage
 from fedseg.workflows.run.record import RunRecord
 from fedseg.workflows.run.run_model import Keep, RunModel, RunPlace
 from fedseg.workflows.run.sites import Message
 
-_WEIGHTS = "weights/"
+_WEIGHTS, _AVERAGE = "weights/", "average/"
 
 
 class PlainModel(RunModel):
@@ -40,6 +41,9 @@ class PlainModel(RunModel):
         self.weights: Arrays = {}
         self.finished = -1
         self._owners: dict[str, Ownership] = {}
+
+    def keep_average(self, decay: float) -> None:
+        self.average = ModelAverage(decay)
 
     def load(self, plan: Plan, place: RunPlace, checkpoints: Checkpoints) -> None:
         self.check_plan(plan)
@@ -62,6 +66,8 @@ class PlainModel(RunModel):
 
     def begin_round(self, keep: Keep | None = None) -> None:
         super().begin_round(keep)
+        if self.average is not None:
+            self.average.begin(self.weights)
         self.keep_arrays("global", self.weights)
 
     def keep_arrays(self, name: str, arrays: Arrays) -> None:
@@ -72,6 +78,8 @@ class PlainModel(RunModel):
     def finish_round(self) -> None:
         """Count the round; a subclass makes its model first."""
         self.finished += 1
+        if self.average is not None:
+            self.average.take(self.weights, self.finished + 1)
 
     def weights_after(self, number: int) -> Arrays:
         """The weights after a finished round."""
@@ -90,14 +98,19 @@ class PlainModel(RunModel):
         return {"model": name}
 
     def state(self) -> Arrays:
-        return {_WEIGHTS + name: value for name, value in self.weights.items()}
+        average = {} if self.average is None else self.average.weights
+        stored = {_WEIGHTS + name: value for name, value in self.weights.items()}
+        return stored | {_AVERAGE + name: value for name, value in average.items()}
 
     def restore(self, number: int, arrays: Mapping[str, np.ndarray], history: Mapping[str, Any]) -> None:
-        weights = select(arrays, _WEIGHTS)
-        check_weights(self.weights, weights)
         # In the network's order, which files do not keep.
-        self.weights = {name: weights[name] for name in self.weights}
-        self.finished = number
+        order, weights = list(self.weights), select(arrays, _WEIGHTS)
+        check_weights(self.weights, weights)
+        self.weights, self.finished = {name: weights[name] for name in order}, number
+        if self.average is not None:
+            average = select(arrays, _AVERAGE)
+            check_weights(self.weights, average)
+            self.average.weights = {name: average[name] for name in order}
 
     def check(self, site: str, update: Update) -> tuple[Arrays, Arrays]:
         """A site's arrays in the model's own precision, since a value that only a wider type holds would end the round.

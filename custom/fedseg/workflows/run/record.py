@@ -34,6 +34,7 @@ PROGRESS_FILE = "progress.jsonl"
 RESULTS_FILE = "results.json"
 LAST_MODEL = "last.safetensors"
 BEST_MODEL = "best.safetensors"
+AVERAGE_MODEL = "average.safetensors"
 # Of one site in one round.
 _MOST_NOTES = 50
 # Events that stand in the run's record too: who was asked, who accepted, what went wrong where, and how it ended.

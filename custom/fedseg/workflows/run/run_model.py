@@ -19,6 +19,7 @@ from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.networks.weights import Arrays
 from fedseg.training.hooks import TrainingHook, replaces
 from fedseg.workflows.run.checkpoint import Checkpoints
+from fedseg.workflows.run.model_average import ModelAverage
 from fedseg.workflows.run.record import RunRecord
 from fedseg.workflows.run.sites import Message
 
@@ -71,6 +72,7 @@ class RunModel(ABC):
         takes_shared_arrays: whether shared arrays come with updates; known once ``check_plan`` was called.
         keeps_former: whether the models of earlier rounds can still be had, so that the best one can be chosen.
         remark: what whoever runs the server should know of this model; empty for nothing.
+        average: of the models of all rounds; None where the job asks for none.
         reports: what the sites whose updates were accepted in this round reported.
         steps: what the filters of these sites did to their updates.
     """
@@ -79,6 +81,7 @@ class RunModel(ABC):
     takes_shared_arrays = False
     keeps_former = True
     remark = ""
+    average: ModelAverage | None = None
 
     def __init__(self) -> None:
         self.reports: dict[str, SiteReport] = {}
@@ -86,6 +89,15 @@ class RunModel(ABC):
         self._keep: Keep | None = None
 
     # ------------------------------------------------------------------ a run
+
+    def keep_average(self, decay: float) -> None:
+        """Keep an average of the models of all rounds beside them, see ``ModelAverage``; called before the run.
+
+        Raises:
+            ConfigurationError: the server has no whole model of which it could.
+        """
+        why = "The server has no whole model: it is encrypted, or the sites have a part of it."
+        raise ConfigurationError("workflow.weight_average", decay, "null in encrypted and in split training", why)
 
     def check_plan(self, plan: Plan) -> None:
         """Refuse a plan in which sites would not report or send what the model needs.

@@ -13,12 +13,13 @@ from fedseg.contract.protocol import EVALUATE, FRESH, KEEP, LAST, LINEAGE, START
 from fedseg.contract.report import ReportField
 from fedseg.contract.round_numbers import listed, nth
 from fedseg.contract.round_settings import RoundSettings
+from fedseg.files.digest import model_digest
 from fedseg.models.model_file import fitting_weights
 from fedseg.provenance.run_log import RECORD_FILE, SERVER_SIDE, RunLog
 from fedseg.version import __version__
 from fedseg.workflows.run.checkpoint import CheckpointError, Checkpoints
 from fedseg.workflows.run.participants import Participants
-from fedseg.workflows.run.record import STALENESS, RunRecord
+from fedseg.workflows.run.record import AVERAGE_MODEL, STALENESS, RunRecord
 from fedseg.workflows.run.run_model import RunModel, RunPlace
 from fedseg.workflows.run.selection_base import SiteFacts, SiteSelection
 from fedseg.workflows.run.settings import RunSettings
@@ -175,6 +176,7 @@ class RunState:
             **self.model.identity(),
             "selection": self.selection.describe(),
             "num_rounds": self.settings.num_rounds,
+            "weight_average": self.settings.weight_average,
         }
 
     def _open_record(self) -> None:
@@ -183,7 +185,8 @@ class RunState:
         self.record.keep_in(log)
         last = len(self.rounds) - 1
         model = self.model.digest_after(last)
-        if self.settings.resume and not self.record.names(model, last):
+        average = [] if self.model.average is None else [model_digest(self.model.average.weights)]
+        if self.settings.resume and not all(self.record.names(each, last) for each in (model, *average)):
             raise CheckpointError(
                 f"The checkpoint of round {nth(last)} holds another model than the run's record names, or the record "
                 "is gone; nobody could tell later where the model comes from. Bring back record and checkpoints as "
@@ -225,6 +228,19 @@ class RunState:
         """Write a model that the run leaves; gives what the results say of it."""
         self.record.append("final", name=Path(name).stem, round=number, model=self.model.digest_after(number))
         return self.model.save(self.record, self.plan, name, number, final=True)
+
+    def save_average(self, number: int) -> dict[str, Any]:
+        """Write the average of the models up to a round in place of the one before; gives what the results say of it.
+
+        Nothing where the job keeps none.
+        """
+        if self.model.average is None:
+            return {}
+        weights = self.model.average.weights
+        if not self.record.names(digest := model_digest(weights), number):
+            self.record.append("average", round=number, model=digest)
+        self.record.model(AVERAGE_MODEL, self.plan, weights, number)
+        return {"model": AVERAGE_MODEL}
 
     def write_results(self, **parts: Any) -> None:
         """Write everything that is known so far for the summary of the run; ``parts`` are added to the outcome."""

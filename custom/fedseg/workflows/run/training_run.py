@@ -139,6 +139,7 @@ class TrainingRun:
                 run.best_round = number - 1
                 run.save_model(BEST_MODEL, number - 1)
             run.save_model(LAST_MODEL, number)
+            run.save_average(number)
             run.save_checkpoint()
             run.write_results()
         run.record.round, run.record.evaluating = -1, True

@@ -38,11 +38,14 @@ class Workflow(FlareWorkflow):
         """Take the parts.
 
         Raises:
-            ConfigurationError: ``selection`` is none, or the parts cannot work together, see ``contract.combinations``.
+            ConfigurationError: ``selection`` is none, or the parts cannot work together, see ``contract.combinations``;
+                there is no model of which an average can be kept.
         """
         check_part("selection", selection, SiteSelection)
         super().__init__(settings)
         self.settings, self.model, self.protocol, self.selection = settings, model, protocol, selection
+        if settings.weight_average is not None:
+            model.keep_average(settings.weight_average)
         check_parts(self.parts, whole=False)
 
     @property

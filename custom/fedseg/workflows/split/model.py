@@ -23,7 +23,7 @@ from fedseg.training.split.weights import average_parts
 from fedseg.workflows.run.checkpoint import Checkpoints
 from fedseg.workflows.run.plain_model import PlainModel, select
 from fedseg.workflows.run.record import RunRecord
-from fedseg.workflows.run.run_model import Keep, RunPlace
+from fedseg.workflows.run.run_model import Keep, RunModel, RunPlace
 from fedseg.workflows.split.iterations import RoundResult
 
 _SERVER, _COMMON = "server/", "common/"
@@ -60,6 +60,10 @@ class SplitModel(PlainModel):
         self._site_part: Arrays = {}
         self._names: list[str] = []
         self._updates: dict[str, Arrays] = {}
+
+    def keep_average(self, decay: float) -> None:
+        """See ``RunModel``, which refuses it: sites train a part of the network."""
+        RunModel.keep_average(self, decay)
 
     def load(self, plan: Plan, place: RunPlace, checkpoints: Checkpoints) -> None:
         """Start from the plan's seeded network.

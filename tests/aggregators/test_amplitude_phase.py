@@ -26,6 +26,7 @@ from fedseg.training.methods.prr_fl import PRRFL
 from fedseg.workflows.buffered_training import BufferedTraining
 from fedseg.workflows.encrypted_training import EncryptedTraining
 from fedseg.workflows.run.weighted_model import WeightedModel
+from fedseg.workflows.swarm_training import SwarmTraining
 from networks.test_frequencies import as_matrix, slow_spectrum
 
 SHAPE = (3, 2, 2, 2, 2)
@@ -203,6 +204,7 @@ def test_a_round_gives_it_the_model_that_sites_received():
         (GaussianNoise, "a model of each site that may leave as it is"),
         (LaplaceNoise, "a model of each site that may leave as it is"),
         (DPSGD, "a model of each site that may leave as it is"),
+        (SwarmTraining, "a model of each site that may leave as it is"),
     ],
     ids=lambda each: getattr(each, "__name__", ""),
 )  # fmt: skip

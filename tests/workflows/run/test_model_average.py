@@ -24,6 +24,7 @@ from fedseg.workflows.run.checkpoint import CheckpointError
 from fedseg.workflows.run.model_average import ModelAverage
 from fedseg.workflows.run.record import RESULTS_FILE
 from fedseg.workflows.split_training import SplitTraining
+from fedseg.workflows.swarm_training import SwarmTraining
 from scripted_sites import accepted, start, train
 from tiny import PLAN, make_sites
 from workflows.run.test_cross_site import told
@@ -181,10 +182,11 @@ def test_without_it_nothing_is_left_or_said_of_one(tmp_path):
         (lambda value: EncryptedTraining(3, FedAvg(), weight_average=value), 0.0),
         (lambda value: SplitTraining(3, weight_average=value), 0.5),
         (lambda value: SplitTraining(3, weight_average=value), 0.0),
+        (lambda value: SwarmTraining(3, FedAvg(), weight_average=value), 0.5),
     ],
 )
 def test_a_server_without_a_whole_model_refuses_it(build, value):
-    said = rf"workflow\.weight_average is {value}, but must be null in encrypted and in split training"
+    said = rf"workflow\.weight_average is {value}, but must be null in encrypted and in split training and in a swarm"
     with pytest.raises(ConfigurationError, match=said):
         build(value)
     assert build(None).model.average is None

@@ -96,8 +96,9 @@ class RunModel(ABC):
         Raises:
             ConfigurationError: the server has no whole model of which it could.
         """
-        why = "The server has no whole model: it is encrypted, or the sites have a part of it."
-        raise ConfigurationError("workflow.weight_average", decay, "null in encrypted and in split training", why)
+        why = "There the server has no whole model in clear."
+        allowed = "null in encrypted and in split training and in a swarm"
+        raise ConfigurationError("workflow.weight_average", decay, allowed, why)
 
     def check_plan(self, plan: Plan) -> None:
         """Refuse a plan in which sites would not report or send what the model needs.

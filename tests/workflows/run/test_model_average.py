@@ -1,4 +1,4 @@
-"""The average of the global models over the rounds, which the server keeps beside them: ``workflow.weight_average``."""
+"""The average of the global models over the rounds, which the server keeps beside them: ``workflow.model_average``."""
 
 import json
 from pathlib import Path
@@ -46,7 +46,7 @@ def site_answer(task, site, message):
 
 
 def federated(folder, script=site_answer, **arguments):
-    settings = {"num_rounds": 3, "aggregator": FedAvg(), "run_id": "run", "weight_average": 0.5, **arguments}
+    settings = {"num_rounds": 3, "aggregator": FedAvg(), "run_id": "run", "model_average": 0.5, **arguments}
     return start(FederatedTraining(**settings), script, folder)
 
 
@@ -78,7 +78,7 @@ def test_a_run_keeps_it_beside_the_model_and_trains_as_without(tmp_path, kind):
     rule = {"aggregator": FedAvg()} if kind is FederatedTraining else {}
     models = []
     for decay in (None, 0.0, 0.999):
-        workflow = kind(num_rounds=3, run_id="run", weight_average=decay, **rule)
+        workflow = kind(num_rounds=3, run_id="run", model_average=decay, **rule)
         models.append(train(start(workflow, site_answer, tmp_path / str(decay))).state.model)
     plain, last, slow = models
     assert plain.average is None
@@ -96,7 +96,7 @@ def test_a_run_keeps_it_beside_the_model_and_trains_as_without(tmp_path, kind):
 
 @pytest.mark.parametrize("decay", [0.0, 0.1, 0.9])
 def test_after_one_round_the_start_has_the_decay_as_its_share(tmp_path, decay):
-    run = federated(tmp_path, num_rounds=1, weight_average=decay)
+    run = federated(tmp_path, num_rounds=1, model_average=decay)
     before = {name: np.array(value) for name, value in run.state.model.weights.items()}
     train(run)
     share = min(decay, 2 / 11)
@@ -126,8 +126,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, stopped_after):
     assert all(np.array_equal(files[0][name], files[1][name]) for name in files[1])
     del again  # it holds the lock of the run
     for other in (None, 0.25):
-        with pytest.raises(CheckpointError, match="another weight_average"):
-            federated(tmp_path / "stopped", resume=True, weight_average=other)
+        with pytest.raises(CheckpointError, match="another model_average"):
+            federated(tmp_path / "stopped", resume=True, model_average=other)
 
 
 def test_an_average_that_the_record_does_not_name_is_not_gone_on_with(tmp_path):
@@ -160,14 +160,14 @@ def test_it_is_scored_on_held_out_and_on_validation_cases_and_named_in_the_recor
 
 
 def test_where_it_is_the_last_model_nobody_scores_it_again(tmp_path):
-    run, found = results(tmp_path, weight_average=0.0)
+    run, found = results(tmp_path, model_average=0.0)
     assert [task for task, _ in run.state.sites.tasks].count("validate") == 2  # the last and the best model
     assert found["average"]["mean_dice"] == found["final"]["mean_dice"] == pytest.approx(0.5)
     same(load_file(tmp_path / "average.safetensors"), load_file(tmp_path / "last.safetensors"))
 
 
 def test_without_it_nothing_is_left_or_said_of_one(tmp_path):
-    _, found = results(tmp_path, weight_average=None)
+    _, found = results(tmp_path, model_average=None)
     assert "average" not in found
     assert not (tmp_path / "average.safetensors").exists()
 
@@ -178,15 +178,15 @@ def test_without_it_nothing_is_left_or_said_of_one(tmp_path):
 @pytest.mark.parametrize(
     ("build", "value"),
     [
-        (lambda value: EncryptedTraining(3, FedAvg(), weight_average=value), 0.5),
-        (lambda value: EncryptedTraining(3, FedAvg(), weight_average=value), 0.0),
-        (lambda value: SplitTraining(3, weight_average=value), 0.5),
-        (lambda value: SplitTraining(3, weight_average=value), 0.0),
-        (lambda value: SwarmTraining(3, FedAvg(), weight_average=value), 0.5),
+        (lambda value: EncryptedTraining(3, FedAvg(), model_average=value), 0.5),
+        (lambda value: EncryptedTraining(3, FedAvg(), model_average=value), 0.0),
+        (lambda value: SplitTraining(3, model_average=value), 0.5),
+        (lambda value: SplitTraining(3, model_average=value), 0.0),
+        (lambda value: SwarmTraining(3, FedAvg(), model_average=value), 0.5),
     ],
 )
 def test_a_server_without_a_whole_model_refuses_it(build, value):
-    said = rf"workflow\.weight_average is {value}, but must be null in encrypted and in split training and in a swarm"
+    said = rf"workflow\.model_average is {value}, but must be null in encrypted and in split training and in a swarm"
     with pytest.raises(ConfigurationError, match=said):
         build(value)
     assert build(None).model.average is None
@@ -194,8 +194,8 @@ def test_a_server_without_a_whole_model_refuses_it(build, value):
 
 @pytest.mark.parametrize("value", [1, 1.5, -0.1, True, "0.9"])
 def test_other_values_are_refused(value):
-    with pytest.raises(ConfigurationError, match=r"workflow\.weight_average is .*, but must be a number from 0 to"):
-        FederatedTraining(3, FedAvg(), weight_average=value)
+    with pytest.raises(ConfigurationError, match=r"workflow\.model_average is .*, but must be a number from 0 to"):
+        FederatedTraining(3, FedAvg(), model_average=value)
 
 
 def simulated(name, data, out, *settings):
@@ -212,7 +212,7 @@ def simulated(name, data, out, *settings):
 def test_a_run_leaves_it_as_a_model_that_is_evaluated_like_any(name, tmp_path, capsys):
     """FedBN: the layers that stay at the sites are in it as the run began, and each site scores it with its own."""
     data = make_sites(tmp_path / "data", {"alpha": (3, 1), "beta": (2, 1)})
-    asked = ["workflow.weight_average=0.9", "workflow.cross_site=true"]
+    asked = ["workflow.model_average=0.9", "workflow.cross_site=true"]
     summary = simulated(name, data, tmp_path / "run", *asked)
     average, last = (load_file(tmp_path / "run" / "models" / f"{which}.safetensors") for which in ("average", "last"))
     plain = simulated(name, data, tmp_path / "plain", "workflow.cross_site=true")

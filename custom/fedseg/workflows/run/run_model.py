@@ -98,7 +98,7 @@ class RunModel(ABC):
         """
         why = "There the server has no whole model in clear."
         allowed = "null in encrypted and in split training and in a swarm"
-        raise ConfigurationError("workflow.weight_average", decay, allowed, why)
+        raise ConfigurationError("workflow.model_average", decay, allowed, why)
 
     def check_plan(self, plan: Plan) -> None:
         """Refuse a plan in which sites would not report or send what the model needs.

@@ -176,7 +176,7 @@ class RunState:
             **self.model.identity(),
             "selection": self.selection.describe(),
             "num_rounds": self.settings.num_rounds,
-            "weight_average": self.settings.weight_average,
+            "model_average": self.settings.model_average,
         }
 
     def _open_record(self) -> None:

@@ -49,7 +49,7 @@ class RunSettings:
             run then has as files, for sites that were never there; a site gives it only where its policy says so.
         fine_tune: local epochs for which each site goes on with the last model after the last round, for itself; the
             result stays there, and is scored beside the last model. 0 leaves it out.
-        weight_average: decay of an exponential moving average of the global models over the rounds, see
+        model_average: decay of an exponential moving average of the global models over the rounds, see
             ``ModelAverage``, which is stored and scored beside the last and the best model; None keeps none.
         evaluate_only: names of sites that do not train in this run, and score the models only.
         run_id: keys the state of server and sites; if None it is made at the first start. In a federation it is the id
@@ -74,7 +74,7 @@ class RunSettings:
     cross_site: bool = setting(False, switch)
     personal_models: bool = setting(False, switch)
     fine_tune: int = setting(0, whole, least=0, most=MOST_EPOCHS, allowed=f"a whole number from 0 to {MOST_EPOCHS}")
-    weight_average: float | None = setting(None, number, least=0, below=1, allowed="a number from 0 to below 1")
+    model_average: float | None = setting(None, number, least=0, below=1, allowed="a number from 0 to below 1")
     evaluate_only: tuple[str, ...] | None = setting(None, texts)
     run_id: str | None = None
     resume: bool = setting(False, switch)

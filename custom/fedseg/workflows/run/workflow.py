@@ -44,8 +44,8 @@ class Workflow(FlareWorkflow):
         check_part("selection", selection, SiteSelection)
         super().__init__(settings)
         self.settings, self.model, self.protocol, self.selection = settings, model, protocol, selection
-        if settings.weight_average is not None:
-            model.keep_average(settings.weight_average)
+        if settings.model_average is not None:
+            model.keep_average(settings.model_average)
         check_parts(self.parts, whole=False)
 
     @property

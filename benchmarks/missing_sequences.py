@@ -120,7 +120,7 @@ def table(results: list[dict[str, Any]]) -> str:
         if mine:
             loss = statistics.mean(others) - statistics.mean(mine)
             ratio = statistics.mean(own) / statistics.mean(last) if statistics.mean(last) else float("nan")
-            fine = "yes" if loss <= max(others) - min(others) else "no"
+            fine = "one seed" if len(others) < 2 else "yes" if loss <= max(others) - min(others) else "no"
             enough = "yes" if ratio >= LEAST else "no"
             cells = [arm, str(len(mine)), spread(mine), fine, spread(own), f"{ratio:.3f}", enough]
             lines.append(f"| {' | '.join(cells)} |")

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import hippocampus_arms  # noqa: E402
+import missing_sequences  # noqa: E402
 import mixed_labels  # noqa: E402
 import partial_labels  # noqa: E402
 
@@ -79,3 +80,17 @@ def test_the_table_of_mixed_labels_counts_the_cases_that_taught():
         "| full | 0.5000 | 0.8000 | 0.8000 | 1.000 | 24 |",
         "| fedmix | 0.5000 | 0.6000 | 0.6000 | 0.750 | 20 |",
     ]
+
+
+def test_missing_sequences_are_judged_by_the_spread_elsewhere_and_by_the_share_at_the_site():
+    """Complete: 0.7 and 0.8 at the others, 0.6 at the last site. A loss of 0.08 lies within the spread of 0.1."""
+
+    def at_sites(arm, seed, others, last):
+        return {"arm": arm, "seed": seed, "dice": {"site-1": others - 0.1, "site-2": others + 0.1, "site-3": last}}
+
+    runs = [at_sites("complete", 0, 0.7, 0.6), at_sites("complete", 1, 0.8, 0.6)]
+    runs += [at_sites("without t1", 0, 0.67, 0.58), at_sites("without t2", 0, 0.64, 0.56)]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in missing_sequences.table(runs).splitlines()]
+    assert cells[3] == ["without t1", "1", "0.6700", "yes", "0.5800", "0.967", "yes"]
+    assert cells[4] == ["without t2", "1", "0.6400", "no", "0.5600", "0.933", "no"]
+    assert "| one seed |" in missing_sequences.table(runs[:1] + runs[2:])

@@ -100,7 +100,8 @@ class TaughtByLabels(TrainingHook, ABC):
     def _learn(self, training: LocalTraining, network: nn.Module, batch: Sample, position: int) -> float:
         pseudo = batch.get("pseudo")
         own = {name: values for name, values in batch.items() if name != "pseudo"}
-        if pseudo is not None:
+        if batch["classes"].shape[1] > 1:
+            # In a round with pseudo-labels every case has a label map for each learner, masks the same one.
             own["classes"] = batch["classes"][:, position : position + 1]
         targets = training.objective.targets(own)
         training.optimizer.zero_grad(set_to_none=True)

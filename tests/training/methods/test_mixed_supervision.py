@@ -94,9 +94,9 @@ def test_the_second_network_trains_as_a_first_one_would(alpha):
 
 
 class Planted(MixedSupervision):
-    """Both networks find what is planted, whatever the image."""
+    """Both networks find what is planted, whatever the image; a cube of the first class, where nothing else is."""
 
-    planted: tuple
+    planted: tuple = (np.pad(np.ones((5, 5, 5), np.uint8), (4, 11)),) * 2
 
     def _pseudo_label(self, training, index):
         return PseudoLabel.of(training.task, self.labels(training, self.planted))
@@ -125,6 +125,24 @@ def test_each_network_learns_from_what_the_other_found(alpha):
     assert [torch.equal(targets, batch["classes"][:, i : i + 1]) for i, (_, targets) in enumerate(seen)] == [True] * 2
     hook.after_round(trainer, {}, 0)
     assert trainer.training_cases is trainer._labelled
+
+
+def test_a_batch_of_masks_alone_teaches_both_networks_beside_batches_with_pseudo_labels(alpha):
+    plan = {**TWO, "training": {**PLAN["training"], "augmentation": "none", "batch_size": 1}}
+    mixed, hook = weak(alpha, "none"), Planted(least_agreement=0, from_round=0)
+    trainer = trainer_of(plan, mixed, hook)
+    trainer._begin(start(plan), 0, 1, RoundSettings())
+    hook.before_round(trainer, {}, 0)
+    masks = [batch for batch in trainer.batches(0, 0) if "pseudo" not in batch]
+    assert len(masks) == len(mixed.labelled.training) > 0
+    seen, loss = [], trainer.loss
+    trainer.loss = lambda logits, targets: seen.append(targets) or loss(logits, targets)
+    for batch in masks:
+        assert torch.equal(batch["classes"][:, 0], batch["classes"][:, 1])
+        hook.step(trainer, batch)
+        assert [torch.equal(targets, batch["classes"][:, :1]) for targets in seen[-2:]] == [True] * 2
+    _, report = site_round(trainer_of(plan, mixed, Planted(least_agreement=0, from_round=0)), start(plan), 0, 1)
+    assert (report.num_steps, report.extras["taught_cases"]) == (5, 5)
 
 
 def test_the_loss_weighs_pseudo_labels_by_strength(alpha):

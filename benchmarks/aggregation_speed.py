@@ -51,7 +51,7 @@ HELPER = "FLARE helper"
 def shapes() -> dict[str, tuple[int, ...]]:
     """Names and shapes of the network's arrays, for four channels and three regions (BraTS)."""
     with torch.device("meta"):
-        return {name: tuple(array.shape) for name, array in NETWORK.build(4, 3).state_dict().items()}
+        return {name: tuple(array.shape) for name, array in NETWORK.build(4, 3, (64, 64, 64)).state_dict().items()}
 
 
 def make_update(site: int, samples: int) -> FLModel:

@@ -43,7 +43,7 @@ Result = tuple[list[float], float, Arrays]
 
 def make_updates(sites: int) -> list[Arrays]:
     """Random numbers of the size and spread of updates."""
-    like = {name: value for name, value in get_weights(NETWORK.build(4, 3)).items() if is_averaged(value)}
+    like = {name: value for name, value in get_weights(NETWORK.build(4, 3, (64, 64, 64))).items() if is_averaged(value)}
     generators = [np.random.default_rng(site) for site in range(sites)]
     return [{n: g.normal(0, 1e-3, v.shape).astype(np.float32) for n, v in like.items()} for g in generators]
 

@@ -42,6 +42,28 @@ PLAN: dict[str, Any] = {
     },
 }
 
+TRANSFORMERS: dict[str, dict[str, Any]] = {
+    "swin_unetr": {"feature_size": 12, "depths": [2, 1, 1, 1], "heads": [3, 3, 6, 6], "window": [4, 4, 2]},
+    "unetr": {"feature_size": 4, "hidden_size": 24, "mlp_size": 32, "heads": 3},
+}
+"""Networks by name that are large unless a plan makes them small, and the arguments that do."""
+SMALL: dict[str, dict[str, Any]] = {
+    "residual_unet": {"channels": [4, 8, 12], "strides": [2, 2]},
+    "dynunet": {"filters": [4, 6, 8], "strides": [1, 2, 2]},
+    "segresnet": {"init_filters": 8, "blocks_down": [1, 2], "blocks_up": [1]},
+    "residual_encoder_unet": {"features": [4, 8], "strides": [1, 2], "blocks": [1, 2], "blocks_up": [1]},
+    "mednext": {"init_filters": 4, "blocks_down": [1, 2], "blocks_up": [1, 1], "blocks_bottom": 1},
+    **TRANSFORMERS,
+}
+"""Every network by name, with arguments that make it small."""
+LARGER = {"swin_unetr": (32, 32, 64)}
+"""Patches of networks that take none of 32 x 32 x 32 voxels."""
+
+
+def small(name: str, **arguments: Any) -> dict[str, Any]:
+    """A network of the registry by name, small enough for a test."""
+    return {"name": name, **TRANSFORMERS.get(name, {}), **arguments}
+
 
 def make_image(seed: int, size: int = 20) -> tuple[np.ndarray, np.ndarray]:
     """Image and label: a ball of class 1 within a shell of class 2."""

@@ -7,14 +7,7 @@ from fedseg import memory
 from fedseg.errors import ConfigurationError
 from fedseg.networks.demand import NUMBER_BYTES, check_pass, demand
 from fedseg.networks.registry import NETWORKS, parse_network
-
-SMALL = {
-    "residual_unet": {"channels": [4, 8, 12], "strides": [2, 2]},
-    "dynunet": {"filters": [4, 6, 8], "strides": [1, 2, 2]},
-    "segresnet": {"init_filters": 8, "blocks_down": [1, 2], "blocks_up": [1]},
-    "residual_encoder_unet": {"features": [4, 8], "strides": [1, 2], "blocks": [1, 2], "blocks_up": [1]},
-    "mednext": {"init_filters": 4, "blocks_down": [1, 2], "blocks_up": [1, 1], "blocks_bottom": 1},
-}
+from tiny import LARGER, SMALL
 
 
 @pytest.mark.parametrize("norm", ["instance", "group", "batch"])
@@ -22,15 +15,16 @@ SMALL = {
 def test_weights_and_kept_outputs_are_those_of_torch(name, norm):
     """Torch itself says which storages it keeps for the backward pass."""
     declared = parse_network({"name": name, "norm": norm, **SMALL[name]})
-    counted = demand(declared, 2, 3, (16, 16, 8))
-    network, kept = declared.build(2, 3, 0), {}
+    size = LARGER.get(name, (32, 16, 16))
+    counted = demand(declared, 2, 3, size)
+    network, kept = declared.build(2, 3, 0, size), {}
 
     def keep(tensor):
         storage = tensor.untyped_storage()
         kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    image, weights = torch.zeros(1, 2, 16, 16, 8), {p.untyped_storage().data_ptr() for p in network.parameters()}
+    image, weights = torch.zeros(1, 2, *size), {p.untyped_storage().data_ptr() for p in network.parameters()}
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         network(image)
     real = sum(size for place, size in kept.items() if place not in weights) / NUMBER_BYTES

@@ -8,6 +8,7 @@ from torch import nn
 
 from fedseg.networks.layers import NORMALISATIONS, last_names, matching_names, normalisation_names, with_aliases
 from fedseg.networks.registry import NETWORKS, parse_network
+from tiny import small
 
 OUTPUT = {
     "residual_unet": {"model.2.1.conv.unit0.conv.weight", "model.2.1.conv.unit0.conv.bias"},
@@ -15,12 +16,15 @@ OUTPUT = {
     "segresnet": {"conv_final.2.conv.weight", "conv_final.2.conv.bias"},
     "residual_encoder_unet": {"head.weight", "head.bias"},
     "mednext": {"out_0.conv_out.weight", "out_0.conv_out.bias"},
+    "swin_unetr": {"out.conv.conv.weight", "out.conv.conv.bias"},
+    "unetr": {"out.conv.conv.weight", "out.conv.conv.bias"},
 }
 
 
 def build(name, **arguments):
-    declaration = parse_network({"name": name, **arguments})
-    return declaration.build(1, 3, 0), (1, 1, *(2 * factor for factor in declaration.arguments.divisor))
+    declaration = parse_network(small(name, **arguments))
+    size = declaration.arguments.example_size((16, 32, 16))
+    return declaration.build(1, 3, 0, size), (1, 1, *size)
 
 
 def test_every_network_is_looked_at():
@@ -39,7 +43,7 @@ def test_the_last_layer_is_the_output_convolution(name):
 @pytest.mark.parametrize("name", OUTPUT)
 @pytest.mark.parametrize("norm", ["instance", "group", "batch"])
 def test_normalisations_are_found_by_type(name, norm):
-    """Against a slow way: arrays of one dimension and counters, but for slopes of PReLU and biases of convolutions."""
+    """Against a slow way: arrays of one dimension and counters, but for slopes of PReLU and biases of layers."""
     network, _ = build(name, norm=norm)
     slopes = {
         f"{path}.weight"
@@ -49,7 +53,7 @@ def test_normalisations_are_found_by_type(name, norm):
     slopes |= {
         f"{path}.bias"
         for path, module in network.named_modules(remove_duplicate=False)
-        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d)
+        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d | nn.Linear)
     }
     one_dimensional = {n for n, value in network.state_dict().items() if value.ndim < 2}
     found = normalisation_names(network)

@@ -7,27 +7,33 @@ import torch
 from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.networks.registry import NETWORKS, parse_network
 from fedseg.networks.weights import apply_difference, difference, get_weights, set_weights
+from tiny import LARGER, small
 
-EVERY = [{"name": name, "norm": norm} for name in NETWORKS for norm in ("instance", "group", "batch")]
+EVERY = [small(name, norm=norm) for name in NETWORKS for norm in ("instance", "group", "batch")]
 
 
 def label(declaration):
     return f"{declaration['name']}-{declaration['norm']}"
 
 
+def size_of(declaration, otherwise=(32, 32, 32)):
+    return LARGER.get(declaration["name"], otherwise)
+
+
 @pytest.mark.parametrize("declaration", EVERY, ids=label)
 def test_logits_have_the_shape_of_the_image(declaration):
-    network = parse_network(declaration).build(4, 3, seed=0)
-    assert network(torch.zeros(2, 4, 32, 16, 24)).shape == (2, 3, 32, 16, 24)
+    size = size_of(declaration, (32, 16, 48))
+    network = parse_network(declaration).build(4, 3, seed=0, patch_size=size)
+    assert network(torch.zeros(2, 4, *size)).shape == (2, 3, *size)
 
 
 @pytest.mark.parametrize("declaration", EVERY, ids=label)
 def test_no_bias_has_a_gradient_of_rounding_noise_only(declaration):
-    network = parse_network(declaration).build(2, 2, seed=0).double()
+    network = parse_network(declaration).build(2, 2, seed=0, patch_size=size_of(declaration)).double()
     for module in network.modules():  # a residual branch may begin with a scale of 0, behind which nothing moves yet
         if isinstance(module, torch.nn.InstanceNorm3d | torch.nn.GroupNorm | torch.nn.BatchNorm3d):
             torch.nn.init.ones_(module.weight)
-    network(torch.randn(1, 2, 32, 32, 32, dtype=torch.float64)).pow(2).mean().backward()
+    network(torch.randn(1, 2, *size_of(declaration), dtype=torch.float64)).pow(2).mean().backward()
     gradients = {n: float(p.grad.abs().max()) for n, p in network.named_parameters() if n.endswith("bias")}
     assert gradients
     assert min(gradients.values()) > 1e-9, gradients
@@ -35,12 +41,13 @@ def test_no_bias_has_a_gradient_of_rounding_noise_only(declaration):
 
 @pytest.mark.parametrize("declaration", EVERY, ids=label)
 def test_the_seed_alone_decides_about_the_weights(declaration):
+    network, size = parse_network(declaration), size_of(declaration)
     torch.manual_seed(1)
-    first = get_weights(parse_network(declaration).build(1, 3, seed=5))
+    first = get_weights(network.build(1, 3, seed=5, patch_size=size))
     state = torch.get_rng_state()
     torch.manual_seed(2)
-    second = get_weights(parse_network(declaration).build(1, 3, seed=5))
-    other = get_weights(parse_network(declaration).build(1, 3, seed=6))
+    second = get_weights(network.build(1, 3, seed=5, patch_size=size))
+    other = get_weights(network.build(1, 3, seed=6, patch_size=size))
     assert all(np.array_equal(first[n], second[n]) for n in first)
     assert any(not np.array_equal(first[n], other[n]) for n in first)
     torch.manual_seed(1)
@@ -78,6 +85,19 @@ def test_the_seed_alone_decides_about_the_weights(declaration):
         ({"name": "mednext", "kernel": [3, 3, 1]}, "kernel"),
         ({"name": "mednext", "expansion": 0}, "expansion"),
         ({"name": "mednext", "init_filters": 4096}, "init_filters"),
+        ({"name": "swin_unetr", "feature_size": 16}, "feature_size is 16, but must be divisible by 12"),
+        ({"name": "swin_unetr", "feature_size": 12 * 2**5}, "feature_size"),
+        ({"name": "swin_unetr", "depths": [2, 2, 2]}, "depths"),
+        ({"name": "swin_unetr", "depths": [2, 2, 2, 0]}, "depths"),
+        ({"name": "swin_unetr", "heads": [3, 6, 12]}, "heads"),
+        ({"name": "swin_unetr", "heads": [3, 5, 12, 24]}, r"heads is .* but must be divisors of the features \[24, 48"),
+        ({"name": "swin_unetr", "window": 0}, "window"),
+        ({"name": "swin_unetr", "window": [7, 7]}, "window"),
+        ({"name": "unetr", "hidden_size": 100}, "hidden_size is 100, but must be divisible by 3"),
+        ({"name": "unetr", "hidden_size": "192"}, "hidden_size"),
+        ({"name": "unetr", "heads": 0}, "heads"),
+        ({"name": "unetr", "mlp_size": 0}, "mlp_size"),
+        ({"name": "unetr", "feature_size": 1024}, "feature_size"),
     ],
 )
 def test_wrong_arguments_are_refused_by_name(declaration, named):

@@ -24,7 +24,7 @@ from fedseg.training.methods.moon import MOON
 from fedseg.training.methods.scaffold import Scaffold
 from fedseg.training.patient_dp_sgd import PatientDPSGD
 from fedseg.training.trainer import SiteTrainer, TrainerSetup
-from tiny import PLAN, TASK, make_sites
+from tiny import PLAN, TASK, make_sites, small
 
 SLICES = Grid((100, 80, 10), np.diag([0.5, 1.0, 5.0, 1.0]))
 
@@ -173,4 +173,10 @@ def measured(network, method, datalist, size, batch):
 def test_the_estimate_is_what_training_takes_within_a_factor(network, method, datalist, size, batch):
     """Where activations are most of it, and where weights are."""
     estimate, held = measured(NETWORKS[network], method, datalist, size, batch)
+    assert held / FACTOR <= estimate <= held * FACTOR, f"{estimate / 2**20:.1f} MiB for {held / 2**20:.1f} MiB"
+
+
+@pytest.mark.parametrize(("name", "size"), [("swin_unetr", (32, 32, 64)), ("unetr", (32, 32, 32))])
+def test_the_estimate_holds_for_transformers(name, size, datalist):
+    estimate, held = measured(small(name), "none", datalist, size, 1)
     assert held / FACTOR <= estimate <= held * FACTOR, f"{estimate / 2**20:.1f} MiB for {held / 2**20:.1f} MiB"

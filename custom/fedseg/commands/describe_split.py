@@ -42,9 +42,9 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _network_names() -> str:
-    from fedseg.networks.registry import NETWORKS
+    from fedseg.networks.split.stages import networks_with_cuts
 
-    return ", ".join(NETWORKS)
+    return ", ".join(networks_with_cuts())
 
 
 def run(options: argparse.Namespace) -> int:
@@ -56,13 +56,12 @@ def run(options: argparse.Namespace) -> int:
     example: fedseg describe-split hippocampus --network residual_unet --cut all
     """
     from fedseg.networks.split.costs import cut_costs
-    from fedseg.networks.split.stages import cut_stages
+    from fedseg.networks.split.stages import cut_names, cut_stages
 
     task = task_from_argument(options.task)
     try:
         network = _network(options.network, Path(options.task) / JOB_CONFIGURATION)
-        if options.cut != ALL:
-            cut_stages(network, options.cut, "--cut")
+        cut_stages(network, cut_names(network)[0] if options.cut == ALL else options.cut, "--cut")
     except ConfigurationError as error:
         raise UsageError(str(error)) from None
     patch = _patch(options.patch, task, network)

@@ -146,9 +146,10 @@ def check_patches(task: Task, network: Network, training: TrainingSettings, spli
         raise ConfigurationError(f"training.{name}", getattr(training, name), "left out in split training")
     if split and training.weight_average:
         raise ConfigurationError("training.weight_average", training.weight_average, "0 in split training")
-    fixed = [part.name for part in network.parts if part.one_size]
+    fixed = [f"network {network.name}"] if network.arguments.fixed_size else []
+    fixed += [f"part {part.name} of the network" for part in network.parts if part.one_size]
     if training.patch_sizes and fixed:
-        why = f"The part {fixed[0]} of the network is made for one size."
+        why = f"The {fixed[0]} is made for one size."
         raise ConfigurationError("training.patch_sizes", training.to_dict()["patch_sizes"], "left out", why)
     for number, each in enumerate(training.patch_sizes):
         check_patch(each.size, network, f"training.patch_sizes[{number}].size")

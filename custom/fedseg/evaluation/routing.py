@@ -18,9 +18,13 @@ def mixed(models: Sequence[ModelFile], seed: int = 0) -> RoutedNetwork:
         seed: of the routers.
 
     Raises:
-        ConfigurationError: the network has a part whose layers choose their arrays by the image themselves.
+        ConfigurationError: the network has a part whose layers choose their arrays by the image themselves, or layers
+            that see no image.
     """
     first = models[0]
+    if first.network.arguments.of_tokens:
+        why = "Gates follow from the image that a layer sees, and its layers see tokens."
+        raise ConfigurationError("network.name", first.network.name, "a network of convolutions, for routing", why)
     parts = [part.name for part in first.network.parts]
     if MODALITY_NORM in parts:
         raise ConfigurationError("network.parts", parts, f"a list without {MODALITY_NORM}, for routing")

@@ -134,8 +134,8 @@ class LayerFilter(UpdateFilter):
                 )
             chosen |= found
         if self.last is not None:
-            example = (1, len(plan.task.channels), *(2 * factor for factor in plan.network.arguments.divisor))
-            chosen |= last_names(network, self.last, example)
+            size = plan.network.arguments.example_size(plan.task.patch_size)
+            chosen |= last_names(network, self.last, (1, len(plan.task.channels), *size))
         return chosen
 
 

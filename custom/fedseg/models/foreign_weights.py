@@ -49,6 +49,8 @@ class Matched:
 def match_weights(plan: Plan, arrays: Mapping[str, np.ndarray], renames: Renames = ()) -> Matched:
     """Put arrays into the network of a plan, by name and shape.
 
+    After ``renames`` names change as ``NetworkArguments.own_name`` of the network says.
+
     Args:
         plan: its network, channels and outputs.
         arrays: of the file.
@@ -60,7 +62,7 @@ def match_weights(plan: Plan, arrays: Mapping[str, np.ndarray], renames: Renames
     fresh = get_weights(plan.build_network())
     found: dict[str, str] = {}
     for name, value in arrays.items():
-        new = renamed(name, renames)
+        new = plan.network.arguments.own_name(renamed(name, renames))
         if new in fresh and np.shape(value) == np.shape(fresh[new]):
             if new in found:
                 raise DataError(f"Both {found[new]} and {name} of the file would become {new} of the network.")

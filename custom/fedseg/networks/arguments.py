@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -16,6 +16,8 @@ from fedseg.networks.parts.part import Level
 
 Steps = tuple[int | tuple[int, int, int], ...]
 """For each level a number for all three axes, or one for each axis (x, y, z): thick slices need fewer steps across."""
+
+Size = tuple[int, int, int]
 
 NORMS = ("instance", "group", "batch")
 INSTANCE = ("instance", {"affine": True})
@@ -31,21 +33,37 @@ class NetworkArguments(ABC):
         norm: ``instance`` (default: statistics of one image, none to share between sites), ``group``, or ``batch``
             (statistics of a batch in training; afterwards running means, which are averaged over sites like weights
             unless a method keeps them).
+        fixed_size: whether it takes images of the patch size for which it was built, and no others.
+        of_tokens: whether layers of it see tokens in the place of an image: their first axis need not be the batch.
     """
+
+    fixed_size: ClassVar[bool] = False
+    of_tokens: ClassVar[bool] = False
 
     norm: str = "instance"
 
     @property
     @abstractmethod
-    def divisor(self) -> tuple[int, int, int]:
+    def divisor(self) -> Size:
         """The factors by which each axis of a patch must be divisible (the product of the strides)."""
 
     @abstractmethod
-    def build(self, in_channels: int, out_channels: int) -> nn.Module:
+    def build(self, in_channels: int, out_channels: int, patch_size: Size) -> nn.Module:
         """The network with instance normalisation and fresh weights from torch's current generator.
 
-        It maps [B, in, X, Y, Z] to logits [B, out, X, Y, Z].
+        It maps [B, in, X, Y, Z] to logits [B, out, X, Y, Z]. ``patch_size`` matters to networks of ``fixed_size`` only.
         """
+
+    def example_size(self, patch_size: Size) -> Size:
+        """A small image that the network takes, [X, Y, Z]; ``patch_size`` is that of its task."""
+        if self.fixed_size:
+            return patch_size
+        x, y, z = (2 * factor for factor in self.divisor)
+        return x, y, z
+
+    def own_name(self, name: str) -> str:
+        """What the network calls an array that published weights call ``name``; the same unless it says otherwise."""
+        return name
 
     @abstractmethod
     def bottleneck(self, network: nn.Module) -> nn.Module:
@@ -86,7 +104,7 @@ def as_lists(value: Any) -> Any:
     return [as_lists(entry) for entry in value] if isinstance(value, tuple) else value
 
 
-def product(strides: Steps) -> tuple[int, int, int]:
+def product(strides: Steps) -> Size:
     """By how much all levels together shrink each axis."""
     x, y, z = (prod(step if isinstance(step, int) else step[axis] for step in strides) for axis in range(3))
     return x, y, z

@@ -24,7 +24,7 @@ def bottleneck_width(network: Network, in_channels: int, out_channels: int, patc
     found: list[int] = []
     with torch.device("meta"), torch.inference_mode():
         # Parts look at values, which are not there, and leave the number of features alone.
-        whole = replace(network, parts=()).build(in_channels, out_channels, 0)
+        whole = replace(network, parts=()).build(in_channels, out_channels, 0, patch_size)
         module = network.arguments.bottleneck(whole)
         module.register_forward_hook(lambda _module, _inputs, output: found.append(int(output.shape[1])))
         whole(torch.zeros(1, in_channels, *patch_size))

@@ -63,9 +63,13 @@ def _count(network: Network, in_channels: int, out_channels: int, size: tuple[in
     counted: list[int] = []
     unfolded, kept = [0], [0]
     within: dict[str, int] = dict.fromkeys(["", *network.arguments.stages], 0)
+    known: dict[int, torch.Tensor] = {}
 
     def count(stage: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if isinstance(output, torch.Tensor):
+        # Dropout with a rate of 0, of which transformers are full, gives back what another layer has given.
+        given = network.arguments.of_tokens and id(output) in known
+        if isinstance(output, torch.Tensor) and not given:
+            known[id(output)] = output
             within[stage] += output.numel()
             counted.extend((output.numel(), output.numel() + sum(i.numel() for i in inputs if torch.is_tensor(i))))
             unfolded.append(_unfolded(module, inputs[0], output))
@@ -74,7 +78,7 @@ def _count(network: Network, in_channels: int, out_channels: int, size: tuple[in
         with torch.device("meta"), torch.inference_mode():
             whole = network.build(in_channels, out_channels, 0, size)
             # Parts look at values, which are not there; what they compute is of the size of the image.
-            plain = replace(network, parts=()).build(in_channels, out_channels, 0)
+            plain = replace(network, parts=()).build(in_channels, out_channels, 0, size)
             for name, module in plain.named_modules():
                 if not list(module.children()):
                     module.register_forward_hook(partial(count, _stage_of(name, within)))

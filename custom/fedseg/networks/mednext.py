@@ -10,7 +10,7 @@ from torch import nn
 
 from fedseg import allowed
 from fedseg.errors import ConfigurationError
-from fedseg.networks.arguments import MOST_CHANNELS, MOST_UNITS, NetworkArguments, check_counts, check_levels
+from fedseg.networks.arguments import MOST_CHANNELS, MOST_UNITS, NetworkArguments, Size, check_counts, check_levels
 from fedseg.networks.parts.part import Level
 
 
@@ -38,11 +38,11 @@ class MedNeXt(NetworkArguments):
     blocks_up: tuple[int, ...] = (2, 2, 2)
 
     @property
-    def divisor(self) -> tuple[int, int, int]:
+    def divisor(self) -> Size:
         factor = 2 ** len(self.blocks_down)
         return factor, factor, factor
 
-    def build(self, in_channels: int, out_channels: int) -> nn.Module:
+    def build(self, in_channels: int, out_channels: int, patch_size: Size) -> nn.Module:
         network = MonaiMedNeXt(
             spatial_dims=3,
             init_filters=self.init_filters,

@@ -13,13 +13,14 @@ from torch import nn
 
 from fedseg.errors import ConfigurationError
 from fedseg.memory import check_memory
-from fedseg.networks.arguments import NetworkArguments, as_lists
+from fedseg.networks.arguments import NetworkArguments, Size, as_lists
 from fedseg.networks.checkpointing import checkpoint_activations
 from fedseg.networks.layers import with_aliases
 from fedseg.networks.mednext import MedNeXt
 from fedseg.networks.parts.part import SHARED, Level, Ownership, Part, Place
 from fedseg.networks.parts.registry import parse_parts
 from fedseg.networks.residual_encoder import ResidualEncoderUNet
+from fedseg.networks.transformers import UNETR, SwinUNETR
 from fedseg.networks.unets import DynamicUNet, ResidualSegmentation, ResidualUNet
 
 NETWORKS: dict[str, type[NetworkArguments]] = {
@@ -28,6 +29,8 @@ NETWORKS: dict[str, type[NetworkArguments]] = {
     "segresnet": ResidualSegmentation,
     "residual_encoder_unet": ResidualEncoderUNet,
     "mednext": MedNeXt,
+    "swin_unetr": SwinUNETR,
+    "unetr": UNETR,
 }
 
 
@@ -50,7 +53,7 @@ class Network:
         in_channels: int,
         out_channels: int,
         seed: int,
-        patch_size: tuple[int, int, int] = (1, 1, 1),
+        patch_size: Size = (1, 1, 1),
         checkpointing: bool = False,
     ) -> nn.Module:
         """The network with weights that depend on ``seed`` alone; torch's global generator is left as it was.
@@ -59,7 +62,7 @@ class Network:
             in_channels: of the image.
             out_channels: of the logits.
             seed: of the weights; those of the network are the same with and without parts.
-            patch_size: of the images; matters to parts only.
+            patch_size: of the images; matters to parts and to networks of one size only.
             checkpointing: whether training computes its stages twice, see ``checkpoint_activations``.
 
         Raises:
@@ -72,7 +75,7 @@ class Network:
             check_memory(f"the network {self.name}", sum(value.nbytes for value in arrays))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            another = partial(self._bare, in_channels, out_channels, checkpointing)
+            another = partial(self._bare, in_channels, out_channels, patch_size, checkpointing)
             network = another()
             if self.parts:
                 place = self._place(network, in_channels, out_channels, patch_size, another)
@@ -85,7 +88,7 @@ class Network:
         network: nn.Module,
         in_channels: int,
         out_channels: int,
-        patch_size: tuple[int, int, int],
+        patch_size: Size,
         another: Callable[[], nn.Module],
     ) -> Place:
         """What parts are added to: a network that has none yet."""
@@ -102,9 +105,9 @@ class Network:
             head,
         )
 
-    def _bare(self, in_channels: int, out_channels: int, checkpointing: bool) -> nn.Module:
+    def _bare(self, in_channels: int, out_channels: int, patch_size: Size, checkpointing: bool) -> nn.Module:
         """A network without parts, with fresh weights of torch's current generator."""
-        network = self.arguments.build(in_channels, out_channels)
+        network = self.arguments.build(in_channels, out_channels, patch_size)
         if self.arguments.norm != "instance":
             network = _with_norm(network, _OTHER_NORMS[self.arguments.norm])
         if checkpointing:

@@ -14,6 +14,7 @@ from fedseg.networks.arguments import (
     MOST_CHANNELS,
     MOST_UNITS,
     NetworkArguments,
+    Size,
     Steps,
     check_counts,
     check_levels,
@@ -129,7 +130,7 @@ class ResidualEncoderUNet(NetworkArguments):
     kernels: Steps = ()
 
     @property
-    def divisor(self) -> tuple[int, int, int]:
+    def divisor(self) -> Size:
         return product(self.strides)
 
     @property
@@ -142,7 +143,7 @@ class ResidualEncoderUNet(NetworkArguments):
         levels = range(len(self.features))
         return ("stem", *(f"encoder.{i}" for i in levels), *(f"decoder.{i}" for i in levels[:-1]))
 
-    def build(self, in_channels: int, out_channels: int) -> nn.Module:
+    def build(self, in_channels: int, out_channels: int, patch_size: Size) -> nn.Module:
         return ResidualEncoder(self, in_channels, out_channels)
 
     def bottleneck(self, network: nn.Module) -> nn.Module:

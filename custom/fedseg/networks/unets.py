@@ -16,6 +16,7 @@ from fedseg.networks.arguments import (
     MOST_CHANNELS,
     MOST_UNITS,
     NetworkArguments,
+    Size,
     Steps,
     check_counts,
     check_levels,
@@ -41,10 +42,10 @@ class ResidualUNet(NetworkArguments):
     kernel: int | tuple[int, int, int] = 3
 
     @property
-    def divisor(self) -> tuple[int, int, int]:
+    def divisor(self) -> Size:
         return product(self.strides)
 
-    def build(self, in_channels: int, out_channels: int) -> nn.Module:
+    def build(self, in_channels: int, out_channels: int, patch_size: Size) -> nn.Module:
         network = UNet(
             spatial_dims=3,
             in_channels=in_channels,
@@ -110,10 +111,10 @@ class DynamicUNet(NetworkArguments):
     kernels: Steps = ()
 
     @property
-    def divisor(self) -> tuple[int, int, int]:
+    def divisor(self) -> Size:
         return product(self.strides)
 
-    def build(self, in_channels: int, out_channels: int) -> nn.Module:
+    def build(self, in_channels: int, out_channels: int, patch_size: Size) -> nn.Module:
         return DynUNet(
             spatial_dims=3,
             in_channels=in_channels,
@@ -171,10 +172,10 @@ class ResidualSegmentation(NetworkArguments):
     blocks_up: tuple[int, ...] = (1, 1, 1)
 
     @property
-    def divisor(self) -> tuple[int, int, int]:
+    def divisor(self) -> Size:
         return product((2,) * (len(self.blocks_down) - 1))
 
-    def build(self, in_channels: int, out_channels: int) -> nn.Module:
+    def build(self, in_channels: int, out_channels: int, patch_size: Size) -> nn.Module:
         return SegResNet(
             spatial_dims=3,
             in_channels=in_channels,

@@ -13,9 +13,8 @@ from fedseg.networks.parts.lora import Adapter
 from fedseg.networks.registry import NETWORKS, parse_network
 from fedseg.networks.weights import get_weights, set_weights
 from fedseg.training.trainer import SiteTrainer
-from tiny import PLAN, make_sites
+from tiny import LARGER, PLAN, make_sites, small
 
-IMAGE = torch.randn(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
 LAYERS = {
     "convolution": (nn.Conv3d(2, 3, 3, stride=(2, 1, 1), padding=1), (2, 2, 8, 8, 8)),
     "transposed": (nn.ConvTranspose3d(3, 2, 3, stride=2, padding=1, output_padding=1), (2, 3, 4, 4, 4)),
@@ -29,9 +28,11 @@ def plan_with(**arguments):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_fresh_adapter_changes_no_output(name):
-    bare = parse_network(name).build(1, 2, seed=3).eval()
-    adapted = parse_network({"name": name, "parts": [{"name": "lora"}]}).build(1, 2, seed=3).eval()
-    assert torch.equal(adapted(IMAGE), bare(IMAGE))
+    size = LARGER.get(name, (16, 32, 16))
+    bare = parse_network(small(name)).build(1, 2, 3, size).eval()
+    adapted = parse_network(small(name, parts=[{"name": "lora"}])).build(1, 2, 3, size).eval()
+    image = torch.randn(1, 1, *size, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(adapted(image), bare(image))
     assert any(n.startswith("parts.lora.") for n in adapted.state_dict())
 
 
@@ -62,8 +63,8 @@ def test_adapters_are_as_large_as_their_rank_says():
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_site_owns_the_adapters_alone_under_all_names(name):
-    declared = parse_network({"name": name, "parts": [{"name": "lora"}]})
-    network = declared.build(1, 2, seed=3)
+    declared = parse_network(small(name, parts=[{"name": "lora"}]))
+    network = declared.build(1, 2, 3, (32, 32, 32))
     fixed = declared.owners(network)
     assert set(fixed) == {n for n in network.state_dict() if not n.startswith("parts.")}
     assert not any(owner.trained("a", 5) or owner.sent("a", 5) for owner in fixed.values())

@@ -13,7 +13,7 @@ from fedseg.networks.parts.part import FIXED, PRIVATE, SHARED, Ownership
 from fedseg.networks.registry import NETWORKS, parse_network
 from fedseg.networks.split.stages import cut_stages
 from fedseg.networks.weights import get_weights, set_weights
-from tiny import PLAN
+from tiny import PLAN, small
 from toy_parts import NAMES, declare
 
 IMAGE = torch.randn(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -38,8 +38,8 @@ def test_a_part_is_in_the_plan_and_in_its_digest(monkeypatch):
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_part_changes_no_array_of_the_network_and_no_name(network, monkeypatch):
     declare(monkeypatch)
-    bare = get_weights(parse_network(network).build(1, 2, seed=3))
-    whole = get_weights(parse_network({"name": network, "parts": [{"name": "affine"}]}).build(1, 2, seed=3))
+    bare = get_weights(parse_network(small(network)).build(1, 2, 3, (32, 32, 32)))
+    whole = get_weights(parse_network(small(network, parts=[{"name": "affine"}])).build(1, 2, 3, (32, 32, 32)))
     assert list(whole) == [*bare, *NAMES]
     for name, value in bare.items():
         np.testing.assert_array_equal(whole[name], value)

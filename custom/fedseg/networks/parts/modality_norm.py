@@ -15,7 +15,7 @@ from fedseg.errors import ConfigurationError
 from fedseg.networks.parts.part import PREFIX, Owners, Ownership, Part, Place, add_module, module_of
 
 MODALITY_NORM = "modality_norm"
-_LAYERS = (nn.InstanceNorm3d, nn.GroupNorm)
+_LAYERS = (nn.InstanceNorm3d, nn.GroupNorm, nn.LayerNorm)
 
 
 class Branches(nn.Module):
@@ -86,6 +86,8 @@ class _Branch:
         scale, offset = self.branches.of(number, self.place, layer)
         if isinstance(layer, nn.GroupNorm):
             return functional.group_norm(values, layer.num_groups, scale, offset, layer.eps)
+        if isinstance(layer, nn.LayerNorm):
+            return functional.layer_norm(values, layer.normalized_shape, scale, offset, layer.eps)
         assert isinstance(layer, nn.InstanceNorm3d)
         return functional.instance_norm(values, None, None, scale, offset, True, 0.0, layer.eps)
 
@@ -132,7 +134,7 @@ class ModalityNorm(Part):
 
     def add(self, network: nn.Module, place: Place) -> None:
         layers = list(_layers(network).values())
-        if not layers:
+        if not layers or any(isinstance(module, nn.BatchNorm3d) for module in network.modules()):
             raise ConfigurationError("network.norm", "batch", "instance or group with the part modality_norm")
         branches = Branches(layers, len(self.sites))
         add_module(network, MODALITY_NORM, branches)

@@ -17,7 +17,7 @@ from torch import nn
 
 from fedseg.errors import ConfigurationError
 from fedseg.networks.arguments import NetworkArguments
-from fedseg.networks.registry import Network
+from fedseg.networks.registry import NETWORKS, Network
 from fedseg.networks.residual_encoder import ResidualEncoderUNet
 from fedseg.networks.unets import DynamicUNet, ResidualSegmentation, ResidualUNet
 
@@ -50,9 +50,14 @@ def stages_of(network: Network) -> tuple[Stage, ...]:
         ConfigurationError: no stages are declared for this network.
     """
     if type(network.arguments) not in _STAGES:
-        known = sorted(kind.__name__ for kind in _STAGES)
-        raise ConfigurationError("network.name", network.name, f"a network that can be cut: {known}")
+        known = f"a network that can be cut: {networks_with_cuts()}"
+        raise ConfigurationError("network.name", network.name, known)
     return _STAGES[type(network.arguments)](network.arguments)
+
+
+def networks_with_cuts() -> list[str]:
+    """Names of the networks for which stages are declared."""
+    return [name for name, kind in NETWORKS.items() if kind in _STAGES]
 
 
 def cut_names(network: Network) -> tuple[str, ...]:

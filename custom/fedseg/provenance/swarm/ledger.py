@@ -27,7 +27,7 @@ from typing import Any
 from fedseg import allowed
 from fedseg.contract.round_numbers import nth
 from fedseg.files.hash_chain import ChainWriter, HashChain
-from fedseg.files.hash_chain_check import ChainError
+from fedseg.files.hash_chain_check import ChainError, canonical
 from fedseg.provenance.swarm.blocks import Block, Opening, Part, now
 from fedseg.provenance.swarm.contents import BLOCK, FORK, OPENED, PROMISED, SIGNED, Ballot, Contents
 from fedseg.provenance.swarm.errors import SwarmLedgerError
@@ -35,6 +35,8 @@ from fedseg.provenance.swarm.rules import check_place, check_quorum, check_signa
 from fedseg.provenance.swarm.signatures import Signature, SignedBlock, Signer
 
 LEDGER_FILE = "swarm_ledger.jsonl"
+MOST_EXPORTED = 2**19
+"""Bytes of blocks, with their signatures and certificates, that are given to a peer at once."""
 CLOCKS_APART = timedelta(hours=1)
 """A site signs no block whose time is further from its own clock."""
 
@@ -84,6 +86,11 @@ class SwarmLedger:
     def last(self) -> Block | None:
         """The last block; None before the first."""
         return self._contents.blocks[-1].block if self._contents.blocks else None
+
+    @property
+    def first_ballot(self) -> Ballot:
+        """Round and attempt with which a block can be proposed without promises: nothing is before it."""
+        return (self.last.round + 1 if self.last else 0), 0
 
     @property
     def pending(self) -> tuple[Ballot, SignedBlock] | None:
@@ -157,6 +164,14 @@ class SwarmLedger:
             self._sign(writer, proposal, attempt, round_number=round_number)
             return self._signature(proposal.block)
 
+    def check_signature(self, block: Block, signature: Signature) -> None:
+        """Check one signature of a block.
+
+        Raises:
+            SignatureError: it does not hold.
+        """
+        check_signatures(self.opening, SignedBlock(block, (signature,)), self._root)
+
     def append(self, signed: SignedBlock) -> bool:
         """Take a block that has its signatures.
 
@@ -174,10 +189,17 @@ class SwarmLedger:
 
         Args:
             after: how many blocks it has.
+
+        Returns:
+            The next blocks, as many as a message should hold; at least one, if there is one.
         """
         certificates: dict[str, int] = {}
-        blocks = []
+        blocks: list[dict[str, Any]] = []
+        size = 0
         for signed in self._contents.blocks[after:]:
+            size += len(canonical(signed.to_json()))
+            if blocks and size > MOST_EXPORTED:
+                break
             content = signed.to_json()
             for signature in content["signatures"]:
                 place = certificates.setdefault(signature["certificate"], len(certificates))
@@ -258,8 +280,7 @@ class SwarmLedger:
         check_signatures(self.opening, signed, self._root)
 
     def _check_turn(self, round_number: int, attempt: int) -> None:
-        first = (self.last.round + 1 if self.last else 0, 0)
-        if (round_number, attempt) not in (first, self._contents.promised):
+        if (round_number, attempt) not in (self.first_ballot, self._contents.promised):
             raise SwarmLedgerError(
                 f"The site {self.site} cannot lead attempt {attempt} of round {nth(round_number)} before it asked the "
                 "sites, itself too, for their promises: another proposal may have its signatures already."

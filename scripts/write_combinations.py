@@ -59,6 +59,7 @@ _SHARED = {
     "HarmoFL": "fedseg.aggregators.mean_amplitude.MeanAmplitude",
     "HistogramStandardisation": "fedseg.aggregators.standard_landmarks.StandardLandmarks",
     "LCFed": "fedseg.aggregators.site_heads.SiteHeads",
+    "SynapticIntelligence": "fedseg.aggregators.importance.Importance",
 }
 # Hooks whose sites send arrays before the first round, and the part of the network that has them.
 _SHARE = {"Combat": "combat", "HarmoFL": "amplitude", "HistogramStandardisation": "standard_scale"}
@@ -72,6 +73,7 @@ _EXECUTORS = {
     "SwarmTraining": "fedseg.executors.peers.executor.SwarmExecutor",
 }
 _TASKS = {"EncryptedTraining": "upload", "SwarmTraining": "merge"}
+_NO_RULE = {"AsynchronousTraining", "CyclicTraining", "IncrementalTraining", "SplitTraining"}
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ def _with_companions(chosen: list[MethodPart]) -> list[MethodPart]:
         chosen = [*chosen, every["PrivateLayers"]]
     if "FedNova, with mu" in names and "FedProx" not in names:
         chosen = [*chosen, every["FedProx"]]
-    if RULES not in kinds and not names & {"CyclicTraining", "SplitTraining"}:
+    if RULES not in kinds and not names & _NO_RULE:
         chosen = [*chosen, every["FedAvg, uniform"]]
     return chosen
 

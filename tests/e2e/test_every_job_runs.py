@@ -122,10 +122,16 @@ def is_whole(finished):
     (entry,) = summary["rounds"]
     # A buffered round ends before all have answered.
     assert entry["sites"]
-    assert sorted({*entry["sites"], *entry["notes"].get("in_flight", {})}) == list(SITES)
+    waiting = [site for site, why in entry["selection"].items() if why == "waits for its turn"]
+    assert sorted({*entry["sites"], *entry["notes"].get("in_flight", {}), *waiting}) == list(SITES)
     weights = entry["weights"]
     # A median or trimmed mean weighs nobody, and a model that is carried from site to site neither.
-    weighs = entry["rule"]["name"] not in ("CoordinateMedian", "TrimmedMean", "CyclicWeightTransfer")
+    weighs = entry["rule"]["name"] not in (
+        "CoordinateMedian",
+        "TrimmedMean",
+        "CyclicWeightTransfer",
+        "IncrementalLearning",
+    )
     assert sum(weights.values()) == pytest.approx(1) if weighs else weights == {}
     assert sorted({*summary["final"]["sites"], *summary["final"].get("withheld", [])}) == list(SITES)
     assert all(file.is_file() for file in models_of(finished))

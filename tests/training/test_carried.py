@@ -118,3 +118,13 @@ def test_patience_needs_validation_cases(lists):
     bare = {"a": type(lists["a"])(training=lists["a"].training)}
     with pytest.raises(ConfigurationError, match="a has no validation case"):
         train_carried(trainers(bare), one_site("a", 1), 1, patience=1)
+
+
+def test_a_cyclic_job_of_one_site_is_its_own_training(lists, tmp_path):
+    only = {"a": lists["a"]}
+    job = read_job(write_job(tmp_path / "job", "hippocampus_ciil"))
+    job.set("seed", PLAN["seed"])
+    job.set("workflow.num_rounds", 2)
+    federation = InProcessFederation(job, only)
+    federation.run()
+    assert_equal(federation.model.weights, train_carried(trainers(only), one_site("a", 2), 2).weights)

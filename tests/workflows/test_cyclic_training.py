@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 
+from fedseg.aggregators.control_variates import ControlVariates
 from fedseg.contract.protocol import MODEL_NAME, SPLITS
 from fedseg.contract.report import SiteReport
 from fedseg.errors import ConfigurationError, FedsegError, RefusalError
@@ -15,7 +16,7 @@ from fedseg.networks.weights import join_shared
 from fedseg.provenance.reading import read_record
 from fedseg.workflows.cyclic_training import CyclicTraining
 from fedseg.workflows.selection import LargestSites
-from scripted_sites import accepted, start, train
+from scripted_sites import ScriptedSites, accepted, start, train
 
 
 def visiting(folder, script, **arguments):
@@ -82,7 +83,8 @@ def test_each_site_receives_what_the_one_before_it_has_left(tmp_path):
     for name, value in loop.state.model.weights.items():
         np.testing.assert_allclose(value, before[name] + 3.5, rtol=1e-5)
     entry = loop.state.rounds[0]
-    assert (entry["rule"], entry["carried"]) == ({"name": "CyclicWeightTransfer"}, True)
+    assert (entry["rule"], entry["carried"]) == ({"name": "CyclicWeightTransfer", "order": "name"}, True)
+    assert entry["visited"] == ["a", "b", "c"]
     assert (entry["weights"], sorted(entry["sites"])) == ({}, ["a", "b", "c"])
 
 
@@ -222,10 +224,93 @@ def test_the_record_names_the_model_of_each_visit(tmp_path):
 
 
 def test_what_has_no_meaning_here_is_refused():
-    for name in ("aggregator", "server_optimizer", "shared_arrays"):
+    for name in ("aggregator", "server_optimizer"):
         with pytest.raises(ConfigurationError, match=f"workflow.{name} is 'given', but must be left out in cyclic"):
             CyclicTraining(1, **{name: object()})
+    with pytest.raises(ConfigurationError, match=r"workflow\.shared_arrays is 'ControlVariates', but must be left out"):
+        CyclicTraining(1, shared_arrays=ControlVariates())
+    with pytest.raises(ConfigurationError, match=r"workflow\.order is 'largest'"):
+        CyclicTraining(1, order="largest")
     with pytest.raises(ConfigurationError, match=r"workflow\.num_rounds is 0"):
         CyclicTraining(0)
     with pytest.raises(ConfigurationError, match="target_dice needs the same sites in every round"):
         CyclicTraining(1, selection=LargestSites(1), target_dice=0.5)
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [("largest_first", "bca"), ("smallest_first", "acb"), (["c", "a", "b"], "cab"), (["c", "x", "a", "b"], "cab")],
+)
+def test_the_order_of_the_visits_is_that_of_the_job_and_stands_in_record_and_results(tmp_path, order, expected):
+    sizes = {"a": 1, "b": 4, "c": 2}
+
+    class Sized(Sites):
+        def __call__(self, task, site, model):
+            if task == "prepare":
+                return accepted(training=sizes[site])
+            answer = super().__call__(task, site, model)
+            if task == "train":
+                answer.meta["fedseg_report"] |= {"num_samples": sizes[site], "num_steps": -(-sizes[site] // 2)}
+            return answer
+
+    sites = Sized()
+    loop = sites.run(tmp_path, num_rounds=2, order=order)
+    assert "".join(site for task, site, _ in sites.got if task == "train") == expected * 2
+    assert [entry["visited"] for entry in loop.state.rounds] == [list(expected)] * 2
+    assert loop.state.rounds[0]["rule"]["order"] == order
+    lines = read_record(tmp_path / "state" / "run" / "record.jsonl").of_kind("visit")
+    assert "".join(line["site"] for line in lines) == expected * 2
+    assert [event["site"] for event in loop.state.events] == (["x"] if "x" in order else [])
+
+
+def test_a_list_that_lacks_a_site_is_refused_before_anybody_trains(tmp_path):
+    sites = Sites()
+    with pytest.raises(ConfigurationError, match=r"workflow\.order is .*, b included"):
+        sites.run(tmp_path, order=["a", "c"])
+    assert sites.got == []
+
+
+def absent(port, site):
+    """The site's process is silent for longer than is allowed."""
+    port.presence.limit, port.presence._silence[site] = 1, 2.0
+
+
+def test_a_site_that_is_away_at_its_turn_is_visited_after_the_others(tmp_path):
+    """It goes after the round has begun, and is back before the round ends."""
+    sites = Sites()
+
+    def script(task, site, message):
+        if (task, site, sites.loop.state.number) == ("train", "a", 0):
+            absent(port, "b")
+        if (task, site) == ("train", "c"):
+            port.presence.heard("b")
+        return sites(task, site, message)
+
+    port = ScriptedSites(script)
+    sites.loop = loop = visiting(tmp_path, port, num_rounds=2)
+    sites.begin = first_value(loop.state.model.weights)
+    train(loop)
+    assert [site for task, site, _ in sites.got if task == "train"] == [*"acb", *"abc"]
+    assert [entry["visited"] for entry in loop.state.rounds] == [["a", "c", "b"], ["a", "b", "c"]]
+    assert loop.state.events == []
+
+
+def test_a_site_that_has_gone_is_passed_over_by_name_and_visited_in_a_later_round(tmp_path):
+    sites = Sites()
+
+    def script(task, site, message):
+        number = sites.loop.state.number
+        if (task, site, number) == ("train", "a", 0):
+            absent(port, "b")
+        if (task, site, number) == ("train", "c", 1):
+            port.presence.heard("b")
+        return sites(task, site, message)
+
+    port = ScriptedSites(script)
+    sites.loop = loop = visiting(tmp_path, port, num_rounds=3)
+    sites.begin = first_value(loop.state.model.weights)
+    train(loop)
+    assert [entry["visited"] for entry in loop.state.rounds] == [["a", "c"], ["a", "c"], ["a", "b", "c"]]
+    ((event),) = loop.state.events
+    assert (event["round"], event["site"]) == (0, "b")
+    assert event["what"] == "is passed over: it was not heard of for 1 s; it is visited when it is back"

@@ -75,11 +75,14 @@ class SharedState(ABC):
         hands_on_private: whether it is about arrays of the network that else stay at their sites, which it gives to
             other sites; it declares no others then. Without it a job whose network has such arrays is refused where
             sites send anything with their updates, as control variates, which would tell them.
+        handed_on: whether it is handed on with a model that is carried from site to site: each visit's arrays are
+            combined by themselves. Without it they are combined over the sites of a round.
         total_sites: sites that accepted the job.
     """
 
     prefix: ClassVar[str]
     hands_on_private: ClassVar[bool] = False
+    handed_on: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.total_sites = 0

@@ -29,6 +29,8 @@ COUNTED_STEPS, KNOWN_DRAWS, COUNTED_DRAWS = "counted_steps", "known_draws", "cou
 EVERY_CASE, EVERY_REGION = "every_case", "every_region"
 OWN_MODELS, PERSONAL_MODELS = "own_models", "personal_models"
 OWN_LAYERS = "own_layers"
+CARRIED = "carried"
+LAST_STEP = "last_step"
 
 MEANINGS: Mapping[str, str] = {
     TRAIN_LOSS: "the training loss of every site",
@@ -51,12 +53,14 @@ MEANINGS: Mapping[str, str] = {
     OWN_MODELS: "a model of each site that may leave as it is",
     PERSONAL_MODELS: "a personal model at each site",
     OWN_LAYERS: "layers that each site keeps for itself",
+    LAST_STEP: "models of the sites that are those of their last steps",
+    CARRIED: "a model that is carried from site to site",
     COUNTED_DRAWS: "a rule that counts a site as often as it was drawn, whatever its size",
 }
 """The closed list of what a part can need of the sites, as the end of a sentence."""
 COMPARED_UPDATES = frozenset({VALUES, ONE_START})
 """What a rule needs that looks at the updates of a round side by side."""
-PROVIDED = frozenset({EPSILON, COUNTED_DRAWS, OWN_LAYERS, PERSONAL_MODELS})
+PROVIDED = frozenset({EPSILON, COUNTED_DRAWS, OWN_LAYERS, PERSONAL_MODELS, CARRIED})
 """What no job has unless one of its parts provides it; everything else is there unless a part withholds it."""
 
 

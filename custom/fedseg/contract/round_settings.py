@@ -44,18 +44,22 @@ class RoundSettings:
         learning_rate: peak of the schedule in this round, above 0 and up to 1.
         reset_optimizer: whether this round starts with a fresh optimizer.
         epoch_cases: training cases of each local epoch at most, drawn anew for each; 1 to 1000000.
+        patience: local epochs in a row without a better validation score at the site after which its round ends, with
+            the model as it was at its best there; 1 to 1000. ``local_epochs`` is the most then.
+        own_schedule: whether the learning rate's schedule spans this round alone, and not all rounds of the job.
     """
 
     local_epochs: int | None = None
     learning_rate: float | None = None
     reset_optimizer: bool | None = None
     epoch_cases: int | None = None
+    patience: int | None = None
+    own_schedule: bool | None = None
 
     def applied(self, settings: TrainingSettings) -> TrainingSettings:
         """The plan's settings with those of this round in their place."""
-        given = self._given()
-        given.pop("epoch_cases", None)  # the plan has no such setting: a job's epochs go over all cases
-        return replace(settings, **given)
+        of_plan = {each.name for each in fields(settings)}
+        return replace(settings, **{name: value for name, value in self._given().items() if name in of_plan})
 
     def joined(self, other: RoundSettings) -> RoundSettings:
         """These settings, with those that ``other`` gives in their place."""
@@ -80,13 +84,14 @@ def parse_round_settings(meta: Mapping[str, Any]) -> RoundSettings:
     known = {field.name for field in fields(RoundSettings)}
     if not isinstance(content, Mapping) or not set(content) <= known:
         raise RefusalError("plan", f"The settings of the round are not some of {sorted(known)}.")
-    for name, most in (("local_epochs", MOST_EPOCHS), ("epoch_cases", _MOST_CASES)):
+    for name, most in (("local_epochs", MOST_EPOCHS), ("epoch_cases", _MOST_CASES), ("patience", MOST_EPOCHS)):
         count = content.get(name, 1)
         if type(count) is not int or not 1 <= count <= most:
             raise RefusalError("plan", f"The round's {name} is not a whole number from 1 to {most}.")
     rate = content.get("learning_rate", 1.0)
     if type(rate) not in (int, float) or not 0 < rate <= 1:
         raise RefusalError("plan", "The round's learning_rate is not a number above 0 and up to 1.")
-    if type(content.get("reset_optimizer", False)) is not bool:
-        raise RefusalError("plan", "The round's reset_optimizer is not true or false.")
+    for name in ("reset_optimizer", "own_schedule"):
+        if type(content.get(name, False)) is not bool:
+            raise RefusalError("plan", f"The round's {name} is not true or false.")
     return RoundSettings(**content)

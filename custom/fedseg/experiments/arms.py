@@ -19,14 +19,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from fedseg.allowed import known_names, one_of, optional, switch, text, texts, whole
+from fedseg.allowed import known_names, one_of, optional, switch, text, whole
+from fedseg.contract.visit_order import ORDERS, Order, in_order, parse_order
 from fedseg.errors import ConfigurationError
 from fedseg.files.names import JOB, repeated
-from fedseg.randomness import generator
 
 CENTRAL, LOCAL, ENSEMBLE, IIL, CIIL, JOB_ARM = KINDS = ("central", "local", "ensemble", "iil", "ciil", "job")
 EQUAL = ("samples", "steps")
-ORDERS = ("name", "largest_first", "smallest_first", "random")
 # Keys that each kind may have beside ``kind``.
 _KEYS = {
     CENTRAL: ("set", "equal"),
@@ -62,7 +61,7 @@ class Arm:
     job: Path | None = None
     equal: str = "samples"
     of: str = ""
-    order: str | tuple[str, ...] = "name"
+    order: Order = "name"
     patience: int | None = None
     elsewhere: bool = True
 
@@ -73,13 +72,7 @@ class Arm:
             sizes: training cases of each site that takes part.
             seed: of the training.
         """
-        names = sorted(sizes)
-        if isinstance(self.order, tuple):
-            return [site for site in self.order if site in sizes]
-        if self.order == "random":
-            return [names[i] for i in generator(seed, self.name, "order").permutation(len(names))]
-        signs = {"largest_first": -1, "smallest_first": 1, "name": 0}
-        return sorted(names, key=lambda site: signs[str(self.order)] * sizes[site])
+        return in_order(self.order, sizes, seed, self.name, "order")
 
 
 KEYS = tuple(each.name for each in fields(Arm) if each.name != "name")
@@ -124,7 +117,7 @@ def _parse(name: str, content: Any, folder: Path) -> Arm:
         job=folder / text(f"{where}.job", content.get("job")) if kind == JOB_ARM else None,
         equal=one_of(f"{where}.equal", content.get("equal", EQUAL[0]), EQUAL),
         of=text(f"{where}.of", content.get("of")) if kind == ENSEMBLE else "",
-        order=_order(f"{where}.order", content.get("order", ORDERS[0])),
+        order=parse_order(f"{where}.order", content.get("order", ORDERS[0])),
         patience=optional(whole, f"{where}.patience", content.get("patience")),
         elsewhere=switch(f"{where}.elsewhere", content.get("elsewhere", True)),
     )
@@ -135,10 +128,6 @@ def parse_settings(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise ConfigurationError(name, value, "an object of settings, as of fedseg simulate --set")
     return dict(value)
-
-
-def _order(name: str, value: Any) -> str | tuple[str, ...]:
-    return one_of(name, value, ORDERS) if isinstance(value, str) else texts(name, value)
 
 
 def _check_ensemble(arm: Arm, arms: Mapping[str, Arm]) -> None:

@@ -171,7 +171,7 @@ class InProcessFederation:
 
     def run(self, on_round: Callable[[dict[str, Any]], None] = lambda entry: None) -> None:
         """All rounds that are left; ``on_round`` gets each round's entry."""
-        while len(self.rounds) < self.training.state.settings.num_rounds:
+        while len(self.rounds) < self.training.total_rounds:
             on_round(self.run_round())
 
     def run_round(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from fedseg.errors import ConfigurationError
 from fedseg.networks.weights import Arrays, apply_difference, get_weights
 from fedseg.tasks.objective import MEAN
+from fedseg.training.patience import Watch
 from fedseg.training.site_round import mean_loss, scores_by_output
 from fedseg.training.trainer import SiteTrainer
 
@@ -131,31 +132,17 @@ def _judged(trainer: SiteTrainer, weights: Arrays) -> tuple[float | None, float 
     return scores_by_output(trainer.objective, cases)[MEAN], mean_loss(cases)
 
 
-class _Watch:
-    """How a model does at one site, and what it was at its best there."""
+class _Watch(Watch):
+    """See ``Watch``; at the site of a trainer."""
 
     def __init__(self, trainer: SiteTrainer, patience: int) -> None:
         if not trainer.datalist.validation:
             raise ConfigurationError("patience", patience, f"left out, since {trainer.site} has no validation case")
-        self.trainer, self.tired = trainer, False
-        self._patience, self._since = patience, 0
-        self._score: float | None = None
-        self._weights: Arrays = {}
-
-    def sees(self, score: float | None, weights: Arrays) -> bool:
-        """Look at a model; returns whether there were too many in a row that were no better than the best one."""
-        better = score is not None and (
-            self._score is None or self.trainer.objective.primary.better(score, self._score)
-        )
-        if better or not self._weights:
-            self._score, self._weights, self._since = score, weights, 0
-        else:
-            self._since += 1
-        self.tired = self._since >= self._patience
-        return self.tired
+        super().__init__(trainer.objective.primary, patience)
+        self.trainer = trainer
 
     def best(self, weights: Arrays) -> Arrays:
         """The best of all models seen here, of which this is the last."""
         if not self.tired:
             self.sees(_judged(self.trainer, weights)[0], weights)
-        return self._weights
+        return self.weights

@@ -82,7 +82,7 @@ class KeptSteps(LocalSteps):
         beside.network, beside.hooks, beside.epoch_cases = copy.deepcopy(self.network), (), None
         beside.settings = replace(self.plan.training, local_epochs=epochs)
         beside.optimizer = new_optimizer(beside.settings, beside.network.parameters())
-        beside.round_number, beside.total_rounds = 0, 1
+        beside.round_number, beside.total_rounds, beside.own_schedule = 0, 1, False
         beside.loss, beside.totals = plan_loss(self.plan), dict(totals or {})
         for hook in self.hooks:
             hook.before_fine_tuning(beside)

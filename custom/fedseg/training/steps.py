@@ -47,24 +47,34 @@ class LocalSteps(LocalTraining):
         self.loss: Loss = plan_loss(plan)
         self.round_number, self.total_rounds = 0, 1
         self.epoch_cases: int | None = None
+        self.own_schedule = False
 
-    def train_epochs(self) -> list[float]:
-        """Train the local epochs of the present round; returns the loss of every step. The network ends as the average
-        of its weights over the steps, where the settings say so."""
+    def train_epochs(self, is_enough: Callable[[], bool] = lambda: False) -> list[float]:
+        """Train the local epochs of the present round. The network ends as the average of its weights over the steps,
+        where the settings say so.
+
+        Args:
+            is_enough: asked after each epoch; True leaves the others out.
+
+        Returns:
+            The loss of every step.
+        """
         self.network.train()
         losses: list[float] = []
         average = WeightAverage(self.network, self.settings.weight_average)
         steps = round_steps(self.settings, len(self.training_cases), self.epoch_cases)
+        first, rounds = (0, 1) if self.own_schedule else (self.round_number, self.total_rounds)
         with torch.random.fork_rng(devices=[]):
             # Dropout is the one draw that comes from torch's own generator.
             torch.manual_seed(derive_seed(self.plan.seed, self.site, self.round_number, "network"))
             for epoch in range(self.settings.local_epochs):
                 for batch in self.batches(self.round_number, epoch):
                     self.check_abort()
-                    progress = (self.round_number + len(losses) / steps) / self.total_rounds
-                    set_rate(self.optimizer, self.settings, progress)
+                    set_rate(self.optimizer, self.settings, (first + len(losses) / steps) / rounds)
                     losses.append(self._step(batch))
                     average.step()
+                if is_enough():
+                    break
         average.load()
         return losses
 

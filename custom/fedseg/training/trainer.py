@@ -19,12 +19,13 @@ from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.networks.weights import Arrays, difference, get_weights, set_weights
 from fedseg.privacy.mechanisms.noise import NoiseSource, SecureNoise, SeededNoise
 from fedseg.site.state import SiteState
-from fedseg.tasks.objective import ScoredCase
+from fedseg.tasks.objective import MEAN, ScoredCase
 from fedseg.training.cache import CaseCache
 from fedseg.training.hooks import TrainingHook, check_hooks, personal_plan, replaces
 from fedseg.training.inference import choose_device, decide_case, infer_logits, predict_values
 from fedseg.training.kept_steps import KeptSteps
 from fedseg.training.optimisation import place
+from fedseg.training.patience import Watch
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,8 @@ class SiteTrainer(KeptSteps):
         self._scoring_loss = self.loss
         self._personal_network: nn.Module | None = None
         self._own: Arrays = {}
+        self._patience: int | None = None
+        self._steps_made = 0
         self.received_shared_arrays, self.totals = {}, {}
 
     def noise_source(self, round_number: int, epoch: int) -> NoiseSource:
@@ -147,6 +150,8 @@ class SiteTrainer(KeptSteps):
 
     def counted_steps(self) -> int:
         """Steps of the present round as they follow from ``count``; without a guarantee those that are made."""
+        if self._patience is not None:
+            return self._steps_made
         return round_steps(self.settings, self.count("training"), self.epoch_cases)
 
     def statistics(self) -> dict[str, float]:
@@ -221,7 +226,8 @@ class SiteTrainer(KeptSteps):
         fixed = self._begin(weights, round_number, total_rounds, settings or RoundSettings())
         for hook in self.hooks:
             hook.before_round(self, weights, round_number)
-        losses = self.train_epochs()
+        losses = self.train_epochs() if self._patience is None else self._train_patiently(weights, self._patience)
+        self._steps_made = len(losses)
         for hook in self.hooks:
             hook.after_round(self, weights, round_number)
         own = get_weights(self.network) | {name: weights[name] for name in fixed}
@@ -243,11 +249,35 @@ class SiteTrainer(KeptSteps):
             check_groups(self.plan, self.site)
         set_weights(self.network, weights)
         self.received, self.settings = weights, settings.applied(self.plan.training)
-        self.epoch_cases = settings.epoch_cases
+        self.epoch_cases, self.own_schedule = settings.epoch_cases, bool(settings.own_schedule)
+        self._patience = settings.patience
+        if self._patience is not None and not self.datalist.validation:
+            raise RefusalError("data", "This site has no validation case by which it could know when to stop.")
         self.round_number, self.total_rounds = round_number, total_rounds
         fixed = self._freeze(round_number)
         self.restore(round_number)
         return fixed
+
+    def _train_patiently(self, weights: Arrays, patience: int) -> list[float]:
+        """Local epochs until the site's own validation cases see nothing better; the network ends at its best there."""
+        watch = Watch(self.objective.primary, patience)
+        watch.sees(self._mean_score(weights), weights)
+
+        def is_enough() -> bool:
+            now = get_weights(self.network)
+            tired = watch.sees(self._mean_score(now), now)
+            self.network.train()
+            return tired
+
+        losses = self.train_epochs(is_enough)
+        set_weights(self.network, watch.weights)
+        return losses
+
+    def _mean_score(self, weights: Arrays) -> float | None:
+        """The primary score of weights on the site's validation cases, the mean over outputs."""
+        cases = [case.score for case in self.validate(weights)]
+        mean: float | None = self.objective.summarise(cases)[self.objective.primary.name][MEAN]
+        return mean
 
     def validate(self, weights: Arrays, split: str = "validation", distances: bool = False) -> list[ScoredCase]:
         """Score weights on every case of a split.

@@ -137,6 +137,15 @@ def test_a_model_that_was_carried_has_no_weights_and_is_no_median(tmp_path: Path
     assert all("Bytes count the serialised updates after all filters." in text for text in texts)
 
 
+def test_the_order_of_the_visits_is_told(tmp_path: Path) -> None:
+    summary = make_summary(2)
+    first = summary["rounds"][0]
+    visits = [["b", "a"], ["b", "a"], ["a"]]
+    summary["rounds"] = [{**first, "round": n, "carried": True, "visited": v} for n, v in enumerate(visits)]
+    text = words(page_of(tmp_path, summary))
+    assert "1 to 2 b → a 3 a" in text
+
+
 def test_stale_figures_go(tmp_path: Path) -> None:
     stale = tmp_path / "report" / "figures" / "cross_site.png"
     stale.parent.mkdir(parents=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fedseg.contract.round_numbers import nth
@@ -42,6 +42,20 @@ def carried(summary: Summary) -> bool:
     """Whether one model went from site to site, as in cyclic weight transfer."""
     history = rows(summary, "rounds")
     return bool(history) and history[-1].get("carried") is True
+
+
+def visit_table(summary: Summary) -> TextTable:
+    """Where a carried model went, visit after visit; empty where it was not carried or the run does not say.
+
+    Rounds in a row with the same visits share a line.
+    """
+    entries = [entry for entry in rows(summary, "rounds") if isinstance(entry.get("visited"), list)]
+    body = [[_span(first, last), " → ".join(entry["visited"])] for first, last, entry in _runs(entries, _same_visits)]
+    return TextTable(("Rounds", "Visits in their order"), body, 0, 2)
+
+
+def _same_visits(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    return bool(a["visited"] == b["visited"])
 
 
 def weight_table(summary: Summary) -> TextTable:
@@ -99,11 +113,10 @@ def selection_table(summary: Summary) -> TextTable:
     if not any(_left_out(entry) for entry in entries):
         return TextTable(())
     body = []
-    for first, last, entry in _runs(entries):
-        rounds = f"{first}" if first == last else f"{first} to {last}"
+    for first, last, entry in _runs(entries, _same):
         reasons, left = part(entry, "selection"), _left_out(entry)
         asked = [site for site in reasons if site not in left]
-        body.append([rounds, _by_reason(asked, reasons), _by_reason(left, reasons) or "nobody"])
+        body.append([_span(first, last), _by_reason(asked, reasons), _by_reason(left, reasons) or "nobody"])
     return TextTable(("Rounds", "Asked, and why", "Left out, and why"), body, 0, 3)
 
 
@@ -114,12 +127,18 @@ def _left_out(entry: Mapping[str, Any]) -> list[str]:
     return [site for site in part(entry, "selection") if site not in asked]
 
 
-def _runs(entries: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
-    """First round and last round (from 1) and one entry of each stretch of rounds with the same selection."""
+def _span(first: int, last: int) -> str:
+    return f"{first}" if first == last else f"{first} to {last}"
+
+
+def _runs(
+    entries: Sequence[Mapping[str, Any]], same: Callable[[Mapping[str, Any], Mapping[str, Any]], bool]
+) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
+    """First round and last round (from 1) and one entry of each stretch of rounds that are the same."""
     start = 0
     for index, entry in enumerate(entries):
         following = entries[index + 1] if index + 1 < len(entries) else None
-        if following is None or not _same(entry, following):
+        if following is None or not same(entry, following):
             yield nth(int(entries[start].get("round", start))), nth(int(entry.get("round", index))), entry
             start = index + 1
 

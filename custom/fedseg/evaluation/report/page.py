@@ -26,6 +26,7 @@ from fedseg.evaluation.report.further_scores import fairness_words, further_tabl
 from fedseg.evaluation.report.inversion import PICTURE, inversion_table, inversion_verdict, inversion_words
 from fedseg.evaluation.report.split_words import leaving_words, own_models, unmeasured_words
 from fedseg.evaluation.report.tables import MEAN_OF_CASES, MEAN_OF_SITES, mean_column, score_frame
+from fedseg.evaluation.report.wall_time import version_table
 from fedseg.evaluation.summary import Summary, number, objective_of_run, part, read_summary, rows, task_of
 from fedseg.files.documents import write_whole
 from fedseg.tasks.objective import Objective, objective_of
@@ -158,6 +159,8 @@ def _training(summary: Summary) -> dict[str, Any]:
         "weights": decisions.weight_table(summary),
         "without_weights": decisions.without_weights(summary),
         "carried": decisions.carried(summary),
+        "visits": decisions.visit_table(summary),
+        "versions": version_table(summary),
         "method": text_tables.method_table(summary),
         "selection": decisions.selection_table(summary),
         "selection_words": decisions.selection_words(summary),

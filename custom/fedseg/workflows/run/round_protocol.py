@@ -16,11 +16,12 @@ from fedseg.contract.plan import Plan
 from fedseg.contract.protocol import UPLOAD
 from fedseg.contract.report import SiteReport
 from fedseg.contract.round_settings import RoundSettings, round_steps
-from fedseg.errors import ConfigurationError, RefusalError
+from fedseg.errors import ConfigurationError, FedsegError, RefusalError
 from fedseg.filters.encrypt import DecryptModel, EncryptUpdate
 from fedseg.tasks.objective import MEAN
 from fedseg.workflows.run.acceptance import check_report, read_update
 from fedseg.workflows.run.run_state import RunState
+from fedseg.workflows.run.selection_base import Selection
 from fedseg.workflows.run.sites import Accept, Message, message_for_each, single_messages
 
 UPDATE_REFUSED = "update left out"
@@ -57,6 +58,10 @@ class JobParts:
         """Whether a filter at the sites encrypts or decrypts."""
         chains = [*self.result_filters.values(), *self.data_filters.values()]
         return any(path in (ENCRYPT, DECRYPT) for chain in chains for path in chain)
+
+
+class RoundsOver(FedsegError):
+    """A round cannot be made, and the run ends with those that it has; it fails where it has none."""
 
 
 class RoundProtocol(ABC):
@@ -105,6 +110,10 @@ class RoundProtocol(ABC):
             FedsegError: no round can be made with them.
         """
 
+    def total_rounds(self, run: RunState) -> int:
+        """Rounds that the run has, those that are finished included, as far as it is known now."""
+        return run.settings.num_rounds
+
     def unfit(self, run: RunState, site: str) -> str | None:
         """Why a site that wants to join cannot take part, as the end of a sentence; None if it can."""
         return None
@@ -116,7 +125,14 @@ class RoundProtocol(ABC):
         Args:
             run: of which ``run.number`` is the round at hand.
             asked: the sites of the round.
+
+        Raises:
+            RoundsOver: nobody can take part in a further round.
         """
+
+    def asked(self, run: RunState, chosen: Selection) -> Selection:
+        """Who was asked in the round that was just collected, where it is not all of those that were chosen."""
+        return chosen
 
     def participants(self, run: RunState) -> list[str]:
         """The sites of the round at hand that count for ``min_sites``."""
@@ -200,7 +216,15 @@ class RoundProtocol(ABC):
         """
         given = self.round_settings(number).joined(run.site_settings.get(site, RoundSettings()))
         facts, settings = run.facts[site], given.applied(run.plan.training)
-        check_report(report, facts, round_steps(settings, facts.num_samples, given.epoch_cases), run.plan)
+        steps = round_steps(settings, facts.num_samples, given.epoch_cases)
+        if given.patience is None:
+            check_report(report, facts, steps, run.plan)
+            return
+        check_report(report, facts, None, run.plan)
+        each = steps // settings.local_epochs
+        if report.num_steps % each or not each <= report.num_steps <= steps:
+            text = f"The site reports num_steps {report.num_steps}; they are {each} in an epoch, and {steps} at most."
+            raise RefusalError("report", text)
 
 
 class Broadcast(RoundProtocol):

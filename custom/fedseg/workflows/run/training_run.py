@@ -20,7 +20,7 @@ from fedseg.workflows.run.acceptance import read_update
 from fedseg.workflows.run.cross_site import CrossSiteScoring
 from fedseg.workflows.run.last_evaluation import beats_best, conclude, evaluate_run
 from fedseg.workflows.run.record import BEST_MODEL, LAST_MODEL, RunRecord, round_line
-from fedseg.workflows.run.round_protocol import RoundProtocol
+from fedseg.workflows.run.round_protocol import RoundProtocol, RoundsOver
 from fedseg.workflows.run.run_model import RunModel, RunPlace
 from fedseg.workflows.run.run_state import RunState
 from fedseg.workflows.run.scores import describe_round, validation_scores
@@ -127,14 +127,19 @@ class TrainingRun:
         the last one comes with the last evaluation.
         """
         run = self.state
-        for number in range(len(run.rounds), run.settings.num_rounds):
+        while (number := len(run.rounds)) < self.total_rounds:
             reason = run.settings.stopping.reason(run.rounds, run.hours(), run.plan.objective.primary)
             if reason is not None:
-                run.stopped = {"round": number - 1, "reason": reason}
-                run.record.event("stopped", round=number - 1, what=reason)
+                self._stop(reason)
                 break
             run.record.round = number
-            self.run_round()
+            try:
+                self.run_round()
+            except RoundsOver as over:
+                if not run.rounds:
+                    raise
+                self._stop(str(over))
+                break
             if number > 0 and beats_best(run, validation_scores(run.rounds[number], run.plan.objective.primary)):
                 run.best_round = number - 1
                 run.save_model(BEST_MODEL, number - 1)
@@ -143,6 +148,17 @@ class TrainingRun:
             run.save_checkpoint()
             run.write_results()
         run.record.round, run.record.evaluating = -1, True
+
+    @property
+    def total_rounds(self) -> int:
+        """See ``RoundProtocol.total_rounds``."""
+        return self.protocol.total_rounds(self.state)
+
+    def _stop(self, reason: str) -> None:
+        """End the rounds; ``reason`` is told."""
+        run = self.state
+        run.stopped = {"round": len(run.rounds) - 1, "reason": reason}
+        run.record.event("stopped", round=len(run.rounds) - 1, what=reason)
 
     def run_round(self) -> None:
         """One round: who is asked, what they send, and the next model."""
@@ -153,6 +169,7 @@ class TrainingRun:
         run.model.begin_round(self._keep_update if run.settings.keep_updates else None)
         run.model.sites_drawn(chosen.draw)
         self.protocol.collect(run, chosen.sites)
+        chosen = self.protocol.asked(run, chosen)
         answered = len(self.protocol.participants(run))
         if answered < (needed := min(run.settings.min_sites, len(chosen.sites))):
             raise FedsegError(self._too_few(answered, needed))
@@ -184,7 +201,7 @@ class TrainingRun:
         ``Sites.progress``."""
         run = self.state
         now = {**run.sites.progress(), **({"events": run.events[-SHOWN_EVENTS:]} if run.events else {})}
-        return now if run.number < 0 else {"round": run.number, "rounds": run.settings.num_rounds, **now}
+        return now if run.number < 0 else {"round": run.number, "rounds": self.total_rounds, **now}
 
     def _share(self) -> None:
         """Collect the arrays that the model needs of the sites before round 0."""
@@ -207,8 +224,9 @@ class TrainingRun:
         self._add_newcomers()
         present = {site: facts for site, facts in run.facts.items() if run.sites.absence(site) is None}
         chosen = run.selection.select(present or dict(run.facts), run.plan.seed, run.number)
-        total = run.settings.num_rounds
-        run.record.event("round", round=run.number, total=total, sites=chosen.sites, selection=chosen.reasons)
+        run.record.event(
+            "round", round=run.number, total=self.total_rounds, sites=chosen.sites, selection=chosen.reasons
+        )
         return chosen
 
     def _add_newcomers(self) -> None:
@@ -235,7 +253,7 @@ class TrainingRun:
         run.record.append("round", **round_line(entry, run.events), start=run.start_id, model=model)
         scored = f"val_{run.plan.objective.primary.name}"
         run.record.event(
-            "round_done", round=run.number, total=run.settings.num_rounds, seconds=seconds, **{scored: entry[scored]}
+            "round_done", round=run.number, total=self.total_rounds, seconds=seconds, **{scored: entry[scored]}
         )
 
     def _keep_update(self, name: str, arrays: Arrays) -> None:

@@ -12,18 +12,17 @@ from fedseg.aggregators.base import Aggregator, Draw
 from fedseg.aggregators.server_optimizers import ServerOptimizer
 from fedseg.aggregators.shared_state import SharedState
 from fedseg.contract.plan import Plan
-from fedseg.contract.shapes import array_owners
 from fedseg.contract.update import Update
-from fedseg.errors import ConfigurationError, RefusalError
-from fedseg.networks.weights import Arrays, get_weights, is_averaged, join_shared, split_shared
+from fedseg.networks.weights import Arrays, join_shared
 from fedseg.training.hooks import TrainingHook
-from fedseg.workflows.run.plain_model import PlainModel, select
-from fedseg.workflows.run.run_model import Keep, RunModel, check_halves
+from fedseg.workflows.run.plain_model import select
+from fedseg.workflows.run.run_model import Keep, RunModel
+from fedseg.workflows.run.sharing_model import SharingModel
 
-_OPTIMIZER, _SHARED = "optimizer/", "shared/"
+_OPTIMIZER = "optimizer/"
 
 
-class WeightedModel(PlainModel):
+class WeightedModel(SharingModel):
     """Weights, the rule that updates them, and what the rule, a server optimizer and shared arrays remember."""
 
     def __init__(
@@ -32,65 +31,22 @@ class WeightedModel(PlainModel):
         server_optimizer: ServerOptimizer | None = None,
         shared_arrays: SharedState | None = None,
     ) -> None:
-        super().__init__()
-        self.aggregator, self.server_optimizer, self.shared_arrays = aggregator, server_optimizer, shared_arrays
+        super().__init__(shared_arrays)
+        self.aggregator, self.server_optimizer = aggregator, server_optimizer
         self.components = (aggregator, server_optimizer, shared_arrays)
 
     def check_plan(self, plan: Plan) -> None:
         self.aggregator.check_plan(plan)
-        if self.shared_arrays is not None:
-            arrays = get_weights(plan.build_network())
-            self.shared_arrays.set_plan(plan, {name: value for name, value in arrays.items() if is_averaged(value)})
-            self.takes_shared_arrays = self.shared_arrays.every_round
-            hands_on = self.shared_arrays.hands_on_private
-            if self.takes_shared_arrays and not hands_on and array_owners(plan):
-                parts, name = [part.name for part in plan.network.parts], type(self.shared_arrays).__name__
-                allowed = f"parts whose arrays all sites share and train from the first round, with {name}"
-                why = "What comes with updates beside the network's arrays would tell those that stay at a site."
-                raise ConfigurationError("network.parts", parts, allowed, why)
+        super().check_plan(plan)
 
     def check_hooks(self, hooks: Sequence[TrainingHook]) -> None:
         self.aggregator.check_pull(math.fsum(hook.pull for hook in hooks))
-        check_halves(hooks, self.shared_arrays)
-
-    @property
-    def per_site(self) -> bool:
-        return self.shared_arrays is not None and self.shared_arrays.per_site
-
-    def start(self, total_sites: int) -> None:
-        if self.shared_arrays is not None:
-            self.shared_arrays.start(total_sites)
-
-    @property
-    def before_rounds(self) -> bool:
-        return self.shared_arrays is not None and self.shared_arrays.before_rounds
-
-    def accept_before_rounds(self, site: str, update: Update) -> None:
-        arrays, shared = split_shared(update.arrays)
-        if self.shared_arrays is None or arrays:
-            raise RefusalError("weights", "The site sent arrays of the network before the first round.")
-        self.shared_arrays.accept(site, shared, before_rounds=True)
-
-    def finish_before_rounds(self, samples: Mapping[str, float]) -> None:
-        if self.shared_arrays is not None:
-            self.shared_arrays.finish_before_rounds(samples)
-            for name, value in self.shared_arrays.model_arrays().items():
-                self.weights[name] = value.astype(self.weights[name].dtype)
-
-    def add_site(self) -> None:
-        if self.shared_arrays is not None:
-            self.shared_arrays.join()
-
-    def outgoing(self, site: str | None) -> Arrays:
-        """The weights, and shared arrays of the method."""
-        return join_shared(self.weights, {} if self.shared_arrays is None else self.shared_arrays.outgoing(site or ""))
+        super().check_hooks(hooks)
 
     def begin_round(self, keep: Keep | None = None) -> None:
         super().begin_round(keep)
         self.aggregator.reset_stats()
         self.aggregator.received = self.weights
-        if self.shared_arrays is not None:
-            self.shared_arrays.reset_round()
 
     def sites_drawn(self, draw: Draw) -> None:
         self.aggregator.draw = draw
@@ -125,8 +81,6 @@ class WeightedModel(PlainModel):
         stored = super().state()
         if self.server_optimizer is not None:
             stored |= {_OPTIMIZER + name: value for name, value in self.server_optimizer.state().items()}
-        if self.shared_arrays is not None:
-            stored |= {_SHARED + name: value for name, value in self.shared_arrays.state().items()}
         return stored
 
     def history(self) -> dict[str, Any]:
@@ -137,8 +91,6 @@ class WeightedModel(PlainModel):
         self.aggregator.restore(history)
         if self.server_optimizer is not None:
             self.server_optimizer.restore(select(arrays, _OPTIMIZER))
-        if self.shared_arrays is not None:
-            self.shared_arrays.restore(select(arrays, _SHARED))
 
 
 def describe_rule(model: RunModel, rule: Aggregator) -> dict[str, Any]:

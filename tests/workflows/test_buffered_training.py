@@ -24,11 +24,12 @@ from fedseg.provenance.reading import read_record
 from fedseg.simulation.in_process import InProcessFederation, simulate_in_process
 from fedseg.simulation.run_folder import prepare_output
 from fedseg.workflows.buffered_training import Buffered, BufferedTraining, BufferSettings, DiscountedModel
+from fedseg.workflows.run.arrivals import Arrivals
 from fedseg.workflows.run.record import RunRecord
 from fedseg.workflows.run.run_model import RunPlace
 from fedseg.workflows.run.settings import RunSettings
 from fedseg.workflows.run.training_run import TrainingRun
-from fedseg.workflows.selection import AllSites, LargestSites
+from fedseg.workflows.selection import AllSites, DropSlow, LargestSites, PoissonBySize, SitesBySize
 from scripted_sites import ScriptedSites, accepted, start, train
 from tiny import PLAN, make_sites
 
@@ -253,7 +254,11 @@ def test_a_resumed_run_says_what_was_lost_and_ends(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"selection": LargestSites(1)}, r"workflow\.selection is 'given', but must be left out in buffered"),
+        ({"selection": DropSlow()}, r"workflow\.selection is 'DropSlow'.*No site waits for a slow one"),
+        ({"selection": SitesBySize(1)}, r"workflow\.selection is 'SitesBySize'"),
+        ({"selection": PoissonBySize()}, r"workflow\.selection is 'PoissonBySize'.*settings of another round"),
+        ({"staleness": "linear"}, r"workflow\.staleness is 'linear'"),
+        ({"hinge_slope": 0}, r"workflow\.hinge_slope is 0"),
         ({"target_dice": 0.5}, r"workflow\.target_dice"),
         ({"patience": 2}, r"workflow\.patience"),
         ({"max_epsilon": 2.0}, r"workflow\.max_epsilon"),
@@ -315,3 +320,163 @@ def test_the_records_of_server_and_sites_agree_on_late_updates(tmp_path):
     findings = audit([out])
     assert [finding.text for finding in findings if not finding.good] == []
     assert len([finding for finding in findings if "received are those" in finding.text]) == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [1, 2**-0.5, 3**-0.5, 0.5]),
+        ({"staleness": "constant"}, [1, 1, 1, 1]),
+        ({"staleness": "hinge", "hinge_after": 1, "hinge_slope": 2}, [1, 1, 1 / 3, 1 / 5]),
+    ],
+)
+def test_the_functions_of_staleness_by_hand(settings, expected):
+    assert [BufferSettings(**settings).factor(staleness) for staleness in range(4)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("staleness", "factor"), [("constant", None), ("hinge", 1 / 3)])
+def test_the_job_chooses_the_function(tmp_path, staleness, factor):
+    run = slow(tmp_path, staleness=staleness, hinge_after=2, hinge_slope=2)
+    assert run.state.rounds[3]["notes"]["staleness"]["c"] == 3
+    assert run.state.rounds[3]["scales"] == {"c": pytest.approx(factor or 1.0)}
+    assert run.state.rounds[3]["rule"]["staleness"] == staleness
+
+
+def test_only_the_sites_that_are_selected_are_sent_the_newest_model(tmp_path):
+    run = train(buffered(tmp_path, answer, num_rounds=4, selection=LargestSites(2)))
+    assert {site for task, sites in run.state.sites.tasks if task == "train" for site in sites} == {"b", "c"}
+    assert taking_part(run) == [["b", "c"]] * 4
+
+
+def test_a_slow_site_delays_nobody(tmp_path):
+    """By events: between two answers of the slow site the others go through all the rounds that they can."""
+    order = []
+
+    def script(task, site, message):
+        if task == "train":
+            order.append((site, message.current_round))
+        return answer(task, site, message)
+
+    sites = Slow(script)
+    sites.run = run = buffered(tmp_path, sites, num_rounds=5)
+    train(run)
+    late = order.index(("c", 0))
+    assert [each for each in order[:late] if each[0] in "ab"] == [(s, n) for n in range(3) for s in "ab"]
+    assert all(set(entry["sites"]) == {"a", "b"} for entry in run.state.rounds[:3])
+
+
+class Killed(Exception):
+    """The server's process ends here."""
+
+
+@pytest.mark.parametrize("kind", ["in the buffer", "waiting for the next round", "between checkpoint and clearing"])
+def test_no_update_that_was_taken_is_lost_when_the_server_is_killed(tmp_path, kind):
+    """The resumed run counts each update once, and asks no site again for one that it has."""
+    values = {"a": 1.0, "b": 2.0, "c": 4.0}
+    trained, kill = [], {"after": None}
+
+    def script(task, site, message):
+        if task == "prepare":
+            return answer(task, site, message)
+        trained.append((site, message.current_round))
+        if kill["after"] == len(trained):
+            raise Killed
+        return update(message, values[site], CASES[site])
+
+    def run_of(**more):
+        return buffered(tmp_path / "run", script, num_rounds=2, buffer=3, exponent=0, **more)
+
+    through = buffered(tmp_path / "through", script, num_rounds=2, buffer=3, exponent=0)
+    train(through)
+    trained.clear()
+    run = run_of()
+    run.prepare()
+    run.state.record.round = 0
+    run.run_round()
+    run.state.save_checkpoint()
+    run.state.record.round = 1
+    if kind != "between checkpoint and clearing":
+        # Of round 1 the server takes a and b, and ends before c has answered.
+        kill["after"] = len(trained) + 3
+        with pytest.raises(Killed):
+            run.run_round()
+        assert trained[-3:] == [("a", 1), ("b", 1), ("c", 1)]
+        kill["after"] = None
+    if kind == "waiting for the next round":
+        run.state.model.reports.clear()
+    start, events = run.state.start_id, len(run.state.events)
+    del run
+    gc.collect()
+    seen = len(trained)
+    again = train(run_of(resume=True))
+    again.protocol.finish(again.state)
+    left = ["c"] if kind != "between checkpoint and clearing" else ["a", "b", "c"]
+    assert trained[seen:] == [(site, 1) for site in left], "only what had not arrived is trained again"
+    for name, value in through.state.model.weights.items():
+        np.testing.assert_array_equal(again.state.model.weights[name], value)
+    taken = set("abc") - set(left)
+    assert again.state.rounds[1]["notes"].get("starts", {}) == dict.fromkeys(sorted(taken), start)
+    lines = list(read_record(tmp_path / "run" / "state" / "run" / "record.jsonl").of_kind("round"))
+    assert {site: part.get("start") for site, part in lines[1]["sites"].items()} == {
+        site: start if site in taken else None for site in "abc"
+    }
+    assert len(again.state.events) == events
+    assert list((tmp_path / "run" / "state" / "run" / "arrivals").glob("*")) == []
+
+
+def test_a_site_whose_update_outlived_a_crash_is_told_the_start_that_it_had_trained_for(tmp_path):
+    """Else it would not find the state that it kept of that round."""
+    lineages, kill = [], [False]
+
+    def script(task, site, message):
+        if task == "train":
+            lineages.append((site, message.current_round, message.meta["fedseg_lineage"]))
+            if kill[0] and site == "c":
+                raise Killed
+        return answer(task, site, message)
+
+    run = buffered(tmp_path, script, num_rounds=3, buffer=3)
+    run.prepare()
+    run.state.record.round = 0
+    run.run_round()
+    run.state.save_checkpoint()
+    run.state.record.round, kill[0] = 1, True
+    with pytest.raises(Killed):
+        run.run_round()
+    first = run.state.start_id
+    del run
+    gc.collect()
+    kill[0] = False
+    again = train(buffered(tmp_path, script, num_rounds=3, buffer=3, resume=True))
+    second = again.state.start_id
+    told = {site: lineage for site, number, lineage in lineages if number == 2}
+    assert told == {"a": [first, first], "b": [first, first], "c": [first, second]}
+
+
+def test_the_records_agree_after_a_crash_of_the_server(tmp_path, monkeypatch):
+    """Real training in one process; the server ends when the second update of its second round has arrived."""
+    sites = {"alpha": (4, 1), "beta": (2, 1), "gamma": (3, 1)}
+    data, out = make_sites(tmp_path / "data", sites), tmp_path / "run"
+    prepare_output(out, False)
+    job = job_of(buffer=3, run_id="run")
+    put, count = Arrivals.put, [0]
+
+    def counted(journal, *given):
+        arrival = put(journal, *given)
+        count[0] += 1
+        if count[0] == 5:
+            raise KeyboardInterrupt
+        return arrival
+
+    monkeypatch.setattr(Arrivals, "put", counted)
+    with pytest.raises(KeyboardInterrupt):
+        simulate_in_process(job, data, out, sorted(sites), lambda event: None)
+    monkeypatch.setattr(Arrivals, "put", put)
+    gc.collect()
+    job.set("workflow.resume", True)
+    prepare_output(out, True)
+    result = simulate_in_process(job, data, out, sorted(sites), lambda event: None)
+    assert result.results["events"] == []
+    assert sorted(result.results["rounds"][1]["notes"]["starts"]) == ["alpha", "beta"]
+    findings = audit([out])
+    assert [finding.text for finding in findings if not finding.good] == []

@@ -90,10 +90,11 @@ def _rounds(server: Record, starts: Sequence[ServerStart], site: Record) -> Outc
         count += 1
         here = f"round {nth(told.number)} (start {start.id})"
         number = _trained(told, site)
-        lines = _of_round(site, "received", start.id, number, "train")
+        begun = _start(told, site, start)
+        lines = _of_round(site, "received", begun, number, "train")
         if not lines:
             wrong.append(f"the server counts {here}, of which the site's record knows nothing")
-        elif not _of_round(site, "sent", start.id, number):
+        elif not _of_round(site, "sent", begun, number):
             wrong.append(f"the server counts {here}, in which nothing was sent by the site's record")
         cases = told.sites[site.name]["cases"]
         wrong += [
@@ -127,7 +128,7 @@ def _privacy(server: Record, starts: Sequence[ServerStart], site: Record) -> Out
     wrong, count = [], 0
     for start, told in _counted(starts, site.name):
         count += 1
-        sent = _of_round(site, "sent", start.id, _trained(told, site))
+        sent = _of_round(site, "sent", _start(told, site, start), _trained(told, site))
         for name, words in (("epsilon", "epsilon"), ("privacy", "work of the site's filters")):
             noted = told.sites[site.name][name]
             if sent and noted not in [line[name] for line in sent]:
@@ -208,6 +209,11 @@ def _counted(starts: Sequence[ServerStart], name: str) -> Iterator[tuple[ServerS
 def _trained(told: ServerRound, site: Record) -> int:
     """The round of the model that a site trained: an earlier one where its update came late in buffered training."""
     return int(told.sites[site.name].get("trained", told.number))
+
+
+def _start(told: ServerRound, site: Record, start: ServerStart) -> str:
+    """The start of the server that had sent the model: an earlier one where the update outlived a crash of it."""
+    return str(told.sites[site.name].get("start", start.id))
 
 
 def _of_round(site: Record, kind: str, start: str, number: int, *tasks: str) -> list[Entry]:

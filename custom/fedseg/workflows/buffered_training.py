@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from math import ceil
 from typing import Any
 
+import numpy as np
 from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.app_constant import AppConstants
 
@@ -17,29 +18,29 @@ from fedseg.aggregators.base import Aggregator
 from fedseg.aggregators.server_optimizers import ServerOptimizer
 from fedseg.aggregators.shared_state import SharedState
 from fedseg.aggregators.weighted import WeightedAggregator
-from fedseg.allowed import number, setting, whole
+from fedseg.allowed import setting, whole
 from fedseg.contract.arguments import takes_arguments_of
-from fedseg.contract.combinations import KNOWN_DRAWS, ONE_START, SAME_SITES
+from fedseg.contract.combinations import COUNTED_DRAWS, DURATION, KNOWN_DRAWS, ONE_START, SAME_SITES
 from fedseg.contract.plan import Plan
+from fedseg.contract.protocol import LINEAGE
 from fedseg.contract.round_numbers import nth
 from fedseg.contract.shapes import array_owners
 from fedseg.errors import ConfigurationError
+from fedseg.workflows.run.arrivals import Arrival, Arrivals
+from fedseg.workflows.run.late_updates import IN_FLIGHT, Late, LateSettings
 from fedseg.workflows.run.method_parts import MethodParts, take_parts
-from fedseg.workflows.run.record import STALENESS
 from fedseg.workflows.run.round_protocol import UPDATE_REFUSED, JobParts, RoundProtocol
-from fedseg.workflows.run.run_model import Keep
+from fedseg.workflows.run.run_model import Keep, RunModel
 from fedseg.workflows.run.run_state import RunState
+from fedseg.workflows.run.selection_base import SiteSelection
 from fedseg.workflows.run.settings import RunSettings, check_part, refuse_given
 from fedseg.workflows.run.sites import Sent, single_messages
-from fedseg.workflows.run.stopping import check_fields
 from fedseg.workflows.run.weighted_model import WeightedModel
 from fedseg.workflows.run.workflow import Workflow
 
-_IN_FLIGHT = "in_flight"
-
 
 @dataclass(frozen=True)
-class BufferSettings:
+class BufferSettings(LateSettings):
     """When a round ends, and what becomes of late updates; the same names as the arguments of ``BufferedTraining``.
 
     >>> [BufferSettings().size(sites, min_sites=1) for sites in (1, 3, 8)]
@@ -47,30 +48,39 @@ class BufferSettings:
 
     Attributes:
         buffer: updates with which a round ends; None for half of the sites, and at least ``min_sites``.
-        exponent: how fast the weight of an update falls with its staleness; 0 for no discount.
-        max_staleness: updates of a larger staleness are left out; None for no limit.
     """
 
     buffer: int | None = setting(None, whole)
-    exponent: float = setting(0.5, number, least=0)
-    max_staleness: int | None = setting(None, whole, least=0)
-
-    def __post_init__(self) -> None:
-        check_fields(self, "workflow")
 
     def size(self, sites: int, min_sites: int) -> int:
         """Updates with which a round ends."""
         return self.buffer or max(1, sites // 2, min_sites)
 
+    def describe(self) -> dict[str, Any]:
+        """Names and values that decide."""
+        return {"buffer": self.buffer, **super().describe()}
 
-class DiscountedModel(WeightedModel):
-    """A model to which late updates contribute less: each is scaled by (1 + staleness)^-exponent, beside the rule.
+
+class LateModel(RunModel):
+    """A model whose updates may be late.
 
     Attributes:
-        staleness: of each update of the round the rounds that ended since its site received the model.
-        in_flight: the sites whose updates are under way when the round ends, with the round of the model that they
-            received.
+        settings: when a round ends, and how late updates count.
+        late: what is known of the updates of the round.
     """
+
+    settings: BufferSettings
+    late: Late
+
+    def drop_late_scores(self) -> None:
+        """Forget the scores of late sites, which are of an older model than those of the round."""
+        for site, staleness in self.late.staleness.items():
+            if staleness:
+                self.reports[site] = replace(self.reports[site], val_loss=None, val_scores={})
+
+
+class DiscountedModel(WeightedModel, LateModel):
+    """A model to which late updates contribute less: each is scaled by a factor of its staleness, beside the rule."""
 
     def __init__(
         self,
@@ -80,9 +90,7 @@ class DiscountedModel(WeightedModel):
         settings: BufferSettings | None = None,
     ) -> None:
         super().__init__(aggregator, server_optimizer, shared_arrays)
-        self.rule, self.settings = aggregator, settings or BufferSettings()
-        self.staleness: dict[str, int] = {}
-        self.in_flight: dict[str, int] = {}
+        self.rule, self.settings, self.late = aggregator, settings or BufferSettings(), Late()
 
     def check_plan(self, plan: Plan) -> None:
         super().check_plan(plan)
@@ -93,34 +101,28 @@ class DiscountedModel(WeightedModel):
 
     def begin_round(self, keep: Keep | None = None) -> None:
         super().begin_round(keep)
-        self.staleness, self.in_flight = {}, {}
+        self.late.begin_round()
 
     def finish_round(self) -> None:
-        late = {site: staleness for site, staleness in sorted(self.staleness.items()) if staleness}
-        self.rule.discounts = {site: (1 + staleness) ** -self.settings.exponent for site, staleness in late.items()}
+        late = {site: staleness for site, staleness in sorted(self.late.staleness.items()) if staleness}
+        self.rule.discounts = {site: self.settings.factor(staleness) for site, staleness in late.items()}
         super().finish_round()
-        for site in late:
-            # They are of an older model than those of the round.
-            self.reports[site] = replace(self.reports[site], val_loss=None, val_scores={})
+        self.drop_late_scores()
 
     def describe(self) -> dict[str, Any]:
-        return {**super().describe(), **asdict(self.settings)}
+        return {**super().describe(), **self.settings.describe()}
 
     def describe_round(self) -> dict[str, Any]:
         """Also staleness, and what is under way."""
         described = super().describe_round()
-        own = {STALENESS: dict(sorted(self.staleness.items())), _IN_FLIGHT: dict(sorted(self.in_flight.items()))}
-        return {**described, "notes": {**described["notes"], **own}}
+        return {**described, "notes": {**described["notes"], **self.late.notes()}}
 
+    def history(self) -> dict[str, Any]:
+        return {"rule": super().history(), "late": self.late.history()}
 
-@dataclass(frozen=True)
-class _Arrival:
-    """An update that waits to be accepted: who sent it, the round of the model that the site received, and bytes."""
-
-    site: str
-    round: int
-    answer: FLModel
-    bytes: tuple[int, int]
+    def restore(self, number: int, arrays: Mapping[str, np.ndarray], history: Mapping[str, Any]) -> None:
+        super().restore(number, arrays, history["rule"])
+        self.late.restore(history["late"])
 
 
 class Buffered(RoundProtocol):
@@ -130,16 +132,20 @@ class Buffered(RoundProtocol):
     round ends. An update that arrives while the round already has one of its site waits for the next round. A round
     ends with fewer updates when no site can answer any more, or after ``round_timeout``; sites train on beyond it.
 
+    Every update is written to the server's disk before it is counted, and stays there until a checkpoint holds what it
+    became. A run that is resumed takes those first, so that no update is lost that the server had taken.
+
     >>> from fedseg.aggregators.fedavg import FedAvg
     >>> Buffered(DiscountedModel(FedAvg())).encrypts
     False
     """
 
-    def __init__(self, model: DiscountedModel) -> None:
+    def __init__(self, model: LateModel) -> None:
         self._model = model
         self._sent: dict[str, tuple[int, Sent]] = {}
         self._answered: dict[str, int] = {}
-        self._arrived: deque[_Arrival] = deque()
+        self._arrived: deque[Arrival] = deque()
+        self._taken: list[int] = []
 
     def check_job(self, job: JobParts) -> None:
         super().check_job(job)
@@ -149,14 +155,29 @@ class Buffered(RoundProtocol):
                 raise ConfigurationError("network.parts", name, "arrays that take part from the first round", why)
 
     def begin(self, run: RunState) -> None:
-        """Note the updates that were lost when the run was stopped."""
-        for site, begun in (run.rounds[-1]["notes"][_IN_FLIGHT] if run.rounds else {}).items():
-            run.note(
-                site, f"was training the model of round {nth(begun)} when the run was stopped; that update is lost"
-            )
+        """Take what had arrived when the run was stopped, and note the updates that were lost then."""
+        self._journal = Arrivals(run.checkpoints.folder / "arrivals")
+        if not run.settings.resume:
+            return
+        late = self._model.late
+        for arrival in self._journal.left(late.next, late.waiting):
+            if arrival.site in run.facts and arrival.round <= len(run.rounds):
+                self._arrived.append(arrival)
+                self._answered[arrival.site] = max(arrival.round, self._answered.get(arrival.site, -1))
+            else:
+                self._journal.remove([arrival.number])
+        held = {(arrival.site, arrival.round) for arrival in self._arrived}
+        for site, begun in (run.rounds[-1]["notes"][IN_FLIGHT] if run.rounds else {}).items():
+            if (site, begun) not in held:
+                run.note(
+                    site, f"was training the model of round {nth(begun)} when the run was stopped; that update is lost"
+                )
 
     def collect(self, run: RunState, asked: Sequence[str]) -> None:
-        size = self._model.settings.size(len(run.facts), run.settings.min_sites)
+        # The checkpoint of the round before holds what these became.
+        self._journal.remove(self._taken)
+        self._taken = []
+        size = min(self._model.settings.size(len(run.facts), run.settings.min_sites), len(asked))
         begin, limit = time.monotonic(), run.settings.round_timeout
         while True:
             self._find_idle(run)
@@ -169,13 +190,19 @@ class Buffered(RoundProtocol):
             if not self._has_news(run, asked):
                 break
         self._find_idle(run)
-        held = {arrival.site: arrival.round for arrival in list(self._arrived)}
-        self._model.in_flight = held | {site: begun for site, (begun, _) in self._sent.items()}
+        late = self._model.late
+        # What arrives from now on has this number or a larger one.
+        late.next = self._journal.next
+        waiting = list(self._arrived)
+        late.waiting = [arrival.number for arrival in waiting]
+        held = {arrival.site: arrival.round for arrival in waiting}
+        late.in_flight = held | {site: begun for site, (begun, _) in self._sent.items()}
 
     def finish(self, run: RunState) -> None:
         """Withdraw the tasks of sites that still train; ``in_flight`` of the last round names them."""
         for _, sent in self._sent.values():
             sent.withdraw()
+        self._journal.remove([*self._taken, *(arrival.number for arrival in self._arrived)])
         self._sent.clear()
         self._arrived.clear()
 
@@ -201,12 +228,22 @@ class Buffered(RoundProtocol):
         ready = sorted(site for site in asked if self._is_ready(run, site))
         for site in run.sites.present(ready):
             (message,) = single_messages(self.message(run, [site]))
+            message.meta[LINEAGE] = self._lineage(run, site)
             receive = partial(self._receive, run, run.number)
             self._sent[site] = run.number, run.sites.send(AppConstants.TASK_TRAIN, message, site, receive)
 
+    def _lineage(self, run: RunState, site: str) -> list[str]:
+        """The starts of which this site keeps states: its update of a round may be that of a start before it."""
+        lineage = list(run.lineage)
+        for number, start in self._model.late.former.get(site, {}).items():
+            if int(number) < len(lineage):
+                lineage[int(number)] = start
+        return lineage
+
     def _receive(self, run: RunState, begun: int, site: str, answer: FLModel) -> None:
         """Keep an update until the run's own thread accepts it, since it may come between two rounds."""
-        self._arrived.append(_Arrival(site, begun, answer, run.sites.traffic.pop(site, (0, 0))))
+        size = run.sites.traffic.pop(site, (0, 0))
+        self._arrived.append(self._journal.put(site, begun, run.start_id, answer, size))
 
     def _has_news(self, run: RunState, asked: Sequence[str]) -> bool:
         """Whether an update can be accepted, or a site be sent the newest model or be noted as absent."""
@@ -217,7 +254,7 @@ class Buffered(RoundProtocol):
 
     def _accept_arrived(self, run: RunState, size: int) -> None:
         """Accept updates in the order of arrival, one of each site, until the round is full; the others wait."""
-        later: list[_Arrival] = []
+        later: list[Arrival] = []
         while self._arrived and len(run.model.reports) < size:
             arrival = self._arrived.popleft()
             if arrival.site in run.model.reports:
@@ -226,9 +263,10 @@ class Buffered(RoundProtocol):
                 run.note(arrival.site, why)
         self._arrived.extendleft(reversed(later))
 
-    def _why_not(self, run: RunState, arrival: _Arrival) -> str | None:
+    def _why_not(self, run: RunState, arrival: Arrival) -> str | None:
         """Accept an update, or say why it is left out."""
-        staleness, site = run.number - arrival.round, arrival.site
+        staleness, site, late = run.number - arrival.round, arrival.site, self._model.late
+        self._taken.append(arrival.number)
         run.sites.count(site, *arrival.bytes)
         most = self._model.settings.max_staleness
         if most is not None and staleness > most:
@@ -238,7 +276,10 @@ class Buffered(RoundProtocol):
             )
         why = run.sites.try_accept(site, arrival.answer, self.accepting(run, arrival.round), UPDATE_REFUSED)
         if why is None:
-            self._model.staleness[site] = staleness
+            late.staleness[site] = staleness
+            if arrival.start != run.start_id:
+                late.starts[site] = arrival.start
+                late.former.setdefault(site, {})[str(arrival.round)] = arrival.start
         return why
 
 
@@ -248,52 +289,72 @@ class BufferedTraining(Workflow):
     1. Every site that is there trains all the time. When it has answered, it is sent the newest model.
     2. A round, one step of the server, ends when ``buffer`` updates have arrived. An update is the difference to the
        model that its site received; its staleness is the number of rounds that ended since.
-    3. The rule weighs the updates of the buffer; each is scaled by (1 + staleness)^-exponent besides (FedAsync, Xie
-       et al., 2019), without making up for it elsewhere, as in FedBuff: late updates move the model less.
+    3. The rule weighs the updates of the buffer; each is scaled by a factor of its staleness besides, as a rule by
+       (1 + staleness)^-exponent (FedAsync, Xie et al., 2019), without making up for it elsewhere, as in FedBuff: late
+       updates move the model less.
 
     With ``buffer`` of all sites it is federated averaging. A site's round is that of the model that it received: its
     seeds and states go by that number, with numbers left out where rounds ended while it trained. The scores of a
     round are those of the sites that received its model and answered in time.
 
     Over FLARE the order in which updates arrive decides which models there are, so two runs differ, and a run that is
-    resumed differs from one that was not stopped: updates that sites were working on are lost, and noted. In one
-    process sites answer in a fixed order, and a run is repeated to the last bit.
+    resumed differs from one that was not stopped: updates that sites were working on are lost, and noted; those that
+    had arrived are taken. In one process sites answer in a fixed order, and a run is repeated to the last bit.
     """
 
     withholds = frozenset({ONE_START, SAME_SITES, KNOWN_DRAWS})
 
-    @takes_arguments_of(MethodParts, RunSettings)
-    def __init__(
-        self,
-        num_rounds: int,
-        aggregator: Aggregator,
-        buffer: int | None = None,
-        exponent: float = 0.5,
-        max_staleness: int | None = None,
-        **arguments: Any,
-    ) -> None:
+    @takes_arguments_of(MethodParts, RunSettings, LateSettings)
+    def __init__(self, num_rounds: int, aggregator: Aggregator, buffer: int | None = None, **arguments: Any) -> None:
         """Check the arguments.
 
         Args:
             num_rounds: steps of the server.
             aggregator: how updates become one; it must weigh sites by their reports alone.
-            buffer, exponent, max_staleness: see ``BufferSettings``.
-            arguments: see ``MethodParts``, of which ``selection`` must be left out, since every site trains all the
-                time, and of ``shared_arrays`` those alone have a meaning that sites send before the first round; and
-                ``RunSettings``, of which ``target_dice``, ``patience`` and ``max_epsilon`` must be left out, since
-                rounds score at different sites, and sites are ahead of what they have reported.
+            buffer: see ``BufferSettings``.
+            arguments: see ``LateSettings``; ``MethodParts``, of which ``selection`` says who is sent the newest model
+                when it is idle, and of ``shared_arrays`` those alone have a meaning that sites send before the first
+                round; and ``RunSettings``, of which ``target_dice``, ``patience`` and ``max_epsilon`` must be left out,
+                since rounds score at different sites, and sites are ahead of what they have reported.
 
         Raises:
             ConfigurationError: a value is not allowed, or an argument has no meaning here.
         """
-        refuse_given("buffered training", arguments, "selection", "target_dice", "patience", "max_epsilon")
+        refuse_given("buffered training", arguments, "target_dice", "patience", "max_epsilon")
+        late = take_late(arguments)
         parts, settings = take_parts(arguments), RunSettings(num_rounds, **arguments)
         _check_rule(aggregator)
-        own = BufferSettings(buffer, exponent, max_staleness)
+        check_selection(parts.asked)
+        own = BufferSettings(**late, buffer=buffer)
         if buffer is not None and buffer < settings.min_sites:
             raise ConfigurationError("workflow.buffer", buffer, f"null, or at least min_sites ({settings.min_sites})")
         model = DiscountedModel(aggregator, parts.server_optimizer, parts.shared_arrays, own)
         super().__init__(settings, model, Buffered(model), parts.asked)
+
+
+def take_late(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Take what ``LateSettings`` has out of the arguments of a workflow."""
+    return {each.name: arguments.pop(each.name) for each in fields(LateSettings) if each.name in arguments}
+
+
+def check_selection(selection: SiteSelection) -> None:
+    """Refuse a selection whose rounds are something that here is none.
+
+    Raises:
+        ConfigurationError: names it.
+    """
+    kind = type(selection)
+    why = ""
+    if DURATION in kind.needs:
+        why = "No site waits for a slow one here, so none has to be left out."
+    elif COUNTED_DRAWS in getattr(kind, "provides", ()) or COUNTED_DRAWS in kind.needs:
+        why = "A late update would count as often as its site was drawn in another round."
+    elif kind.site_settings is not SiteSelection.site_settings:
+        why = "A late update would be held to the settings of another round."
+    if why:
+        raise ConfigurationError(
+            "workflow.selection", kind.__name__, "a selection without counts, durations and settings of its own", why
+        )
 
 
 def _check_rule(rule: Aggregator) -> None:

@@ -34,6 +34,7 @@ from fedseg.evaluation.report.tables import (
     score_frame,
 )
 from fedseg.evaluation.report.text_tables import counted
+from fedseg.evaluation.report.wall_time import progress_over_time
 from fedseg.evaluation.summary import Summary, mean_score, number, objective_of_run, part, rows
 from fedseg.tasks.objective import Score
 from fedseg.tasks.task import Task
@@ -57,6 +58,7 @@ def draw_figures(summary: Summary, report_dir: Path, task: Task, cases: pd.DataF
             f"{score.name}_by_site": partial(scores_by_site, summary, score, cases)
             for score in objective_of_run(summary).main_scores
         },
+        "progress_over_time": lambda: progress_over_time(summary),
         "weights": lambda: curves.weights(summary),
         "cost": lambda: curves.cost(summary),
         "epsilon": lambda: curves.epsilon(summary),

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 FOLDER = "fedseg"
 # In the notes of a round: for each site the rounds that ended since it received the model that it trained.
 STALENESS = "staleness"
+# Of updates whose model another start of the server had sent: that start.
+STARTS = "starts"
 PROGRESS_FILE = "progress.jsonl"
 RESULTS_FILE = "results.json"
 LAST_MODEL = "last.safetensors"
@@ -243,4 +245,6 @@ def round_line(entry: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) ->
     for site, late in entry.get("notes", {}).get(STALENESS, {}).items():
         if late:
             sites[site]["trained"] = entry["round"] - late
+    for site, start in entry.get("notes", {}).get(STARTS, {}).items():
+        sites[site]["start"] = start
     return {"round": entry["round"], "sites": sites, "left_out": left_out}

@@ -179,6 +179,9 @@ def _with_companions(chosen: list[MethodPart]) -> list[MethodPart]:
         chosen = [*chosen, every["EncryptUpdate"]]
     if "EncryptUpdate" in names and ROUNDS not in kinds:
         chosen = [*chosen, every["EncryptedTraining"]]
+    if "SynapticIntelligence" in names and ROUNDS not in kinds:
+        chosen = [*chosen, every["CyclicTraining"]]
+        names.add("CyclicTraining")
     if "FedRep" in names and not names & {"PrivateLayers", "SharedLayers"}:
         chosen = [*chosen, every["PrivateLayers"]]
     if "FedNova, with mu" in names and "FedProx" not in names:
@@ -247,8 +250,8 @@ are what the check says. The page is written by `python scripts/write_combinatio
 In the tables `+` stands for parts that work together, and a number for the reason why they do not. Kinds of parts of
 which no pair is refused have no table. A part is tried with the arguments that it needs at least, and with the other
 half of its method, such as SCAFFOLD's control variates; a limit of epsilon with Gaussian noise, FedNova's `mu` with
-FedProx, FedRep with private layers, and a pair without a rule with FedAvg and equal weights. An ellipsis in a reason
-stands for a part of the pair.
+FedProx, FedRep with private layers, synaptic intelligence with cyclic transfer, and a pair without a rule with FedAvg
+and equal weights. An ellipsis in a reason stands for a part of the pair.
 """
 
 

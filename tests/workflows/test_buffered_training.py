@@ -22,7 +22,7 @@ from fedseg.jobs.job import read_job
 from fedseg.provenance.audit import audit
 from fedseg.provenance.reading import read_record
 from fedseg.simulation.in_process import InProcessFederation, simulate_in_process
-from fedseg.simulation.run_folder import prepare_output
+from fedseg.simulation.run_folder import prepare_output, prepare_resume
 from fedseg.workflows.buffered_training import Buffered, BufferedTraining, BufferSettings, DiscountedModel
 from fedseg.workflows.run.arrivals import Arrivals
 from fedseg.workflows.run.record import RunRecord
@@ -369,7 +369,7 @@ class Killed(Exception):
     """The server's process ends here."""
 
 
-@pytest.mark.parametrize("kind", ["in the buffer", "waiting for the next round", "between checkpoint and clearing"])
+@pytest.mark.parametrize("kind", ["in the buffer", "between checkpoint and clearing"])
 def test_no_update_that_was_taken_is_lost_when_the_server_is_killed(tmp_path, kind):
     """The resumed run counts each update once, and asks no site again for one that it has."""
     values = {"a": 1.0, "b": 2.0, "c": 4.0}
@@ -402,8 +402,6 @@ def test_no_update_that_was_taken_is_lost_when_the_server_is_killed(tmp_path, ki
             run.run_round()
         assert trained[-3:] == [("a", 1), ("b", 1), ("c", 1)]
         kill["after"] = None
-    if kind == "waiting for the next round":
-        run.state.model.reports.clear()
     start, events = run.state.start_id, len(run.state.events)
     del run
     gc.collect()
@@ -473,8 +471,7 @@ def test_the_records_agree_after_a_crash_of_the_server(tmp_path, monkeypatch):
         simulate_in_process(job, data, out, sorted(sites), lambda event: None)
     monkeypatch.setattr(Arrivals, "put", put)
     gc.collect()
-    job.set("workflow.resume", True)
-    prepare_output(out, True)
+    job = prepare_resume(out, job.name, None)
     result = simulate_in_process(job, data, out, sorted(sites), lambda event: None)
     assert result.results["events"] == []
     assert sorted(result.results["rounds"][1]["notes"]["starts"]) == ["alpha", "beta"]

@@ -20,6 +20,7 @@ from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.networks.weights import join_shared
 from fedseg.workflows.run.method_parts import MethodParts, take_parts
 from fedseg.workflows.run.round_protocol import RoundProtocol
+from fedseg.workflows.run.run_model import Keep
 from fedseg.workflows.run.run_state import RunState
 from fedseg.workflows.run.scores import UNREADABLE, readable
 from fedseg.workflows.run.settings import RunSettings, refuse_given
@@ -57,7 +58,7 @@ class CarriedModel(SharingModel):
         self.visited: list[str] = []
         self._rule = rule
 
-    def begin_round(self, keep: Any = None) -> None:
+    def begin_round(self, keep: Keep | None = None) -> None:
         super().begin_round(keep)
         self.visited = []
 

@@ -1,8 +1,8 @@
 """Minutes and versions of a run whose updates came as they came, by hand."""
 
 import pytest
-from synthetic_run import SITES, make_summary
 
+from evaluation.synthetic_run import SITES, make_summary
 from fedseg.evaluation.report.drawing import style
 from fedseg.evaluation.report.wall_time import (
     has_versions,

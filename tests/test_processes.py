@@ -39,3 +39,13 @@ def test_sites_need_datalists_and_proper_names(tmp_path):
     (tmp_path / "two words" / "datalist.json").write_text('{"training": []}')
     with pytest.raises(UsageError, match="two words"):
         find_sites(tmp_path)
+
+
+def test_a_folder_without_a_datalist_is_not_left_out_in_silence(tmp_path):
+    for name in ("north", "south", ".cache"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "north" / "datalist.json").write_text('{"training": []}')
+    with pytest.raises(UsageError, match=r"south has no datalist\.json, but others here have one"):
+        find_sites(tmp_path)
+    (tmp_path / "south").rmdir()
+    assert find_sites(tmp_path) == ["north"]

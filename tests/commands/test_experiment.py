@@ -33,6 +33,7 @@ def test_a_plan_tells_the_cost_and_leaves_nothing(tmp_path, capsys):
     # Two rounds over 8 cases in batches of 2.
     assert [cell.strip() for cell in central.split("│")[2:6]] == ["1", "2", "8", "16"]
     assert any("minutes on this machine" in line for line in lines)
+    assert "3 sites: alpha (6 cases), beta (4 cases), gamma (4 cases)" in lines
 
 
 def test_a_run_prints_the_table_and_says_what_it_did(tmp_path, capsys):

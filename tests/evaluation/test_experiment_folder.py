@@ -54,7 +54,10 @@ def change(name: str, old: str, new: str) -> Callable[[Path], None]:
     [
         (lambda folder: (folder / "experiment.json").write_text("{"), "experiment.json is not readable as JSON"),
         (lambda folder: (folder / "experiment.json").write_text("[]"), "is not a JSON object"),
-        (lambda folder: (folder / "results.csv").unlink(), "results.csv is not readable as a table"),
+        (
+            lambda folder: (folder / "results.csv").unlink(),
+            "has not ended: it has no results.csv yet. The command fedseg",
+        ),
         (lambda folder: (folder / "results.csv").write_text(""), "results.csv is not readable as a table"),
         (change("results.csv", "evaluated_at", "where"), "has the columns experiment, arm, seed, fold, site, where"),
         (change("results.csv", ",neither", ",perhaps"), "column empty: 'perhaps' is not one of"),

@@ -12,7 +12,15 @@ from scipy import stats
 
 from fedseg.errors import ConfigurationError, DataError
 from fedseg.evaluation.intervals import Interval, bootstrap_mean
-from fedseg.evaluation.paired_tests import MOST_EXACT, compare_arms, compare_with, holm, sign_flip_p, wilcoxon_p
+from fedseg.evaluation.paired_tests import (
+    MOST_EXACT,
+    compare_arms,
+    compare_with,
+    holm,
+    least_p,
+    sign_flip_p,
+    wilcoxon_p,
+)
 
 
 def table(values: dict[tuple[str, str], object], **further: object) -> pd.DataFrame:
@@ -35,6 +43,19 @@ def test_exact_sign_flips_are_those_of_scipy(count: int) -> None:
         (differences, zeros), lambda a, b: np.mean(a - b), permutation_type="samples", n_resamples=np.inf
     )
     assert sign_flip_p(differences) == pytest.approx(theirs.pvalue)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 7, 8, MOST_EXACT])
+def test_no_p_value_is_below_the_least_one(count: int) -> None:
+    """Differences of one direction have it: they are the most extreme choice of signs."""
+    p = sign_flip_p(np.arange(1.0, count + 1))
+    assert least_p(count, 1) == p
+    assert least_p(count, 6) == min(1.0, 6 * p) == holm([p] * 6)[0]
+
+
+def test_many_patients_have_the_least_p_value_that_draws_allow() -> None:
+    differences = np.arange(1.0, 41.0)
+    assert least_p(40, 1, samples=999) == sign_flip_p(differences, samples=999) == 1 / 1000
 
 
 def test_drawn_sign_flips_are_near_the_exact_ones() -> None:

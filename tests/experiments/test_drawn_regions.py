@@ -32,7 +32,7 @@ def partial(tmp_path_factory):
     experiment, out = load_experiment(file, None, folder / "sites"), folder / "out"
     for unit in experiment.units:
         run_unit(unit, out, Watts())
-    write_json(out / "experiment.json", record := describe(experiment, {}))
+    write_json(out / "experiment.json", record := describe(experiment, {}, out))
     return out, finish(experiment, out, record, {})
 
 

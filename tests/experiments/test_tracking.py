@@ -6,7 +6,13 @@ import pytest
 
 from fedseg.cli import main
 from fedseg.errors import DataError
+from fedseg.evaluation.experiment_folder import read_experiment
+from fedseg.experiments.definition import Watts
+from fedseg.experiments.experiment import describe, load_experiment
 from fedseg.experiments.tracking import tracked_units
+from fedseg.experiments.unit_run import run_unit
+from fedseg.files.documents import write_json
+from tiny_experiment import write_experiment
 
 PLAN = {"network": {"name": "unet", "channels": [4, 8]}, "training": {"batch_size": 2}}
 FACTS = {
@@ -103,6 +109,23 @@ def test_an_experiment_without_a_finished_unit_has_nothing_to_tell(tmp_path, cap
         tracked_units(tmp_path)
     assert main(["export", "mlflow", str(tmp_path), "--pictures"]) == 2
     assert "--pictures" in capsys.readouterr().err
+
+
+def test_units_that_a_stopped_experiment_had_done_are_there(tmp_path):
+    """``experiment.json`` as it is before anything runs; then one unit of two is done, and no table is written."""
+    file, out = (
+        write_experiment(tmp_path, arms={"local": {"kind": "local"}}, sizes={"a": (2, 1), "b": (2, 1)}),
+        tmp_path / "out",
+    )
+    experiment = load_experiment(file, None, out / "sites")
+    write_json(out / "experiment.json", describe(experiment, {}, out))
+    run_unit(experiment.units[0], out, Watts())
+    assert [tracked.name for tracked in tracked_units(out)] == ["local_seed3_a"]
+    with pytest.raises(DataError, match="has not ended"):
+        read_experiment(out)
+    assert {name: told["done"] for name, told in describe(experiment, {}, out)["units"].items()} == {
+        "local_seed3_a": True, "local_seed3_b": False,
+    }  # fmt: skip
 
 
 def test_units_become_runs_of_mlflow_once(folder, tmp_path, capsys):

@@ -178,7 +178,7 @@ def test_what_an_arm_started_from_is_recorded(tmp_path):
     job = read_job(tmp_path / "job")
     job.initial = write_model(tmp_path / "before.safetensors", plan, weights, 4)
     job.write(tmp_path / "tuned")
-    arms = describe(load_experiment(file, None, tmp_path / "sites"), {})["arms"]
+    arms = describe(load_experiment(file, None, tmp_path / "sites"), {}, tmp_path)["arms"]
     assert "initial" not in arms["central"]
     told = {"digest": model_digest(weights), "method": plan.method, "seed": plan.seed, "round": 4}
     assert arms["tuned"]["initial"] == told

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
 from fedseg.commands.arguments import Command
@@ -69,7 +70,7 @@ def _run(options: argparse.Namespace, experiment: Experiment) -> int:
     from fedseg.files.documents import write_json
 
     jobs, costs = _jobs(options, experiment), _costs(experiment)
-    record = describe(experiment, describe_costs(costs, jobs))
+    record = describe(experiment, describe_costs(costs, jobs), options.out)
     write_json(options.out / FACTS, record)
     _warn_of_names(record["names_in_common"])
     kept = [unit.name for unit in experiment.units if is_done(options.out, unit)]
@@ -172,11 +173,28 @@ def _print_plan(experiment: Experiment, costs: Mapping[str, UnitCost], jobs: int
         cells = [arm, str(len(own)), shown, str(steps), str(samples), f"{size / 1e6:.1f}", str(scored)]
         rows.append([*cells, f"{seconds / 60:.1f}"])
     print_table(header, rows, 1)
+    out().print(escape(_places(experiment)))
     seconds = sum(cost.seconds for cost in costs.values())
     out().print(
         f"{len(costs)} units, {jobs} at a time: about {seconds / jobs / 60:.1f} minutes on this machine, by a step and "
         "a case that were measured just now. What a method does beside the plain training comes on top."
     )
+
+
+def _places(experiment: Experiment) -> str:
+    """Who takes part: ``2 sites: north (6 cases), south (5 cases); 1 external: east (4 cases)``."""
+    from fedseg.data.datalist import SPLITS
+    from fedseg.evaluation.report.text_tables import counted
+
+    cohort, said = experiment.cohort, []
+    for lists, what in (
+        (cohort.sites, counted(len(cohort.sites), "site")),
+        (cohort.external, f"{len(cohort.external)} external"),
+    ):
+        counts = {s: len({case for split in SPLITS for case in d.split(split)}) for s, d in lists.items()}
+        named = ", ".join(f"{site} ({counted(count, 'case')})" for site, count in counts.items())
+        said += [f"{what}: {named}"] if named else []
+    return "; ".join(said)
 
 
 def _print_summary(summary: Mapping[str, Any], folder: Path) -> None:

@@ -57,11 +57,12 @@ def run(options: argparse.Namespace) -> int:
 
 def show_statistics(statistics: FederationStatistics) -> None:
     """Print tables, what is advised, and who told nothing."""
-    from fedseg.evaluation.report.statistics import statistics_tables
+    from fedseg.evaluation.report.statistics import CERTAINTY, protection_words, statistics_tables
 
     for caption, table in statistics_tables(statistics).items():
         out().print(escape(caption))
         print_table(table.header, table.rows, table.left)
+    out().print(escape(f"{protection_words(statistics)} {CERTAINTY}"))
     for text in statistics.advice:
         tell(text)
     for site, why in statistics.left_out.items():

@@ -123,7 +123,8 @@ def find_sites(data: Path) -> list[str]:
     """Names of the simulated sites: the folders of ``data`` that hold a datalist.
 
     Raises:
-        UsageError: there is none, or a folder's name is none for a site.
+        UsageError: there is none, a folder's name is none for a site, or a folder lacks its datalist: a site that is
+            left out in silence would change every result. Folders whose names begin with a dot are no sites.
     """
     if not data.is_dir():
         raise UsageError(f"--data {data} is not a folder. Make one with `fedseg phantom` or `fedseg partition`.")
@@ -131,6 +132,14 @@ def find_sites(data: Path) -> list[str]:
     if not sites:
         raise UsageError(f"--data {data} holds no <site>/{FILE_NAME}. `fedseg phantom` and `partition` make them.")
     check_names(sites)
+    others = sorted(
+        path.name for path in data.iterdir() if path.is_dir() and path.name[0] != "." and path.name not in sites
+    )
+    if others:
+        raise UsageError(
+            f"{data / others[0]} has no {FILE_NAME}, but others here have one. If it is a site, give it one; if it "
+            f"is none, move it out of {data}."
+        )
     for site in sites:
         read_datalist(data / site)
     return sites

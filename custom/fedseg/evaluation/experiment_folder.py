@@ -105,6 +105,11 @@ def read_experiment(folder: Path) -> Experiment:
         DataError: a file is missing, or is not what ``Experiment`` says; names the file and what is wrong with it.
     """
     facts = _read_object(folder / FACTS)
+    if not (folder / RESULTS).exists():
+        raise DataError(
+            f"The experiment in {folder} has not ended: it has no {RESULTS} yet. The command fedseg experiment that "
+            "began it goes on with it; units that are done stay."
+        )
     results = _read_table(folder / RESULTS, RESULT_COLUMNS)
     if results.empty:
         raise DataError(f"{folder / RESULTS} has no rows: no part of the experiment is done. Run it first.")

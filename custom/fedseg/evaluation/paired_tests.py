@@ -123,6 +123,13 @@ def sign_flip_p(differences: np.ndarray, *, samples: int = SAMPLES, seed: int = 
     return float((1 + np.count_nonzero(_as_extreme(signs @ differences, differences))) / (samples + 1))
 
 
+def least_p(patients: int, tests: int, samples: int = SAMPLES) -> float:
+    """The smallest p-value that so many sign-flip tests of so many patients can have once it is corrected (``holm``):
+    all differences point one way, and only one other choice of signs, all of them turned, is as extreme."""
+    single = 2.0 ** (1 - patients) if patients <= MOST_EXACT else 1 / (samples + 1)
+    return min(1.0, tests * single)
+
+
 def _as_extreme(sums: np.ndarray, differences: np.ndarray) -> np.ndarray:
     """Which sums are at least as far from 0 as that of the differences; equal ones may differ by rounding."""
     slack = 1e-12 * float(np.abs(differences).sum())

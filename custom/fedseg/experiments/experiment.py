@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +27,7 @@ from fedseg.experiments.same_patients import names_in_common
 from fedseg.experiments.site_statistics import KEPT, check_minimum, leave_statistics
 from fedseg.experiments.summary import SUMMARY_FILES, write_summary
 from fedseg.experiments.tables import TABLES, finished, write_tables
-from fedseg.experiments.unit_run import CACHE, UNITS, WORK
+from fedseg.experiments.unit_run import CACHE, UNITS, WORK, is_done
 from fedseg.experiments.units import Unit, base_job, make_units
 from fedseg.files.digest import model_digest
 from fedseg.files.documents import load_json, write_json
@@ -168,8 +168,7 @@ def finish(
     summary = write_summary(experiment.definition, experiment.folds, experiment.base.plan.objective, rows, out)
     ended = datetime.now(UTC).isoformat(timespec="seconds")
     orders = {unit.name: each.order for unit, each in done if each.order}
-    states = {unit.name: {"digest": unit.digest, "done": False} for unit in experiment.units}
-    states |= {unit.name: {"digest": unit.digest, "done": True} for unit, _ in done}
+    states = _states(experiment, {unit.name for unit, _ in done})
     for name, reason in failed.items():
         states[name]["failed"] = reason
     content = {**record, "finished": ended, "complete": len(done) == len(states), "units": states, "orders": orders}
@@ -190,12 +189,18 @@ def finish(
     return summary
 
 
-def describe(experiment: Experiment, plan: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``experiment.json`` says before anything runs.
+def _states(experiment: Experiment, done: Collection[str]) -> dict[str, dict[str, Any]]:
+    """The digest of each unit, and whether it is done."""
+    return {unit.name: {"digest": unit.digest, "done": unit.name in done} for unit in experiment.units}
+
+
+def describe(experiment: Experiment, plan: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """What ``experiment.json`` says before anything runs, so that it is there whatever stops the experiment.
 
     Args:
         experiment: that is to run.
         plan: of its cost, see ``cost_plan.describe``.
+        out: its folder, in which units may be done already.
     """
     definition, cohort, kind = experiment.definition, experiment.cohort, experiment.base.plan.objective
     return {
@@ -215,6 +220,7 @@ def describe(experiment: Experiment, plan: Mapping[str, Any]) -> dict[str, Any]:
         "arms": _arms(experiment),
         "watts": {"cpu": definition.watts.cpu, "gpu": definition.watts.gpu},
         "plan": dict(plan),
+        "units": _states(experiment, {unit.name for unit in experiment.units if is_done(out, unit)}),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -16,13 +17,20 @@ from fedseg.files.documents import write_whole
 from fedseg.statistics import quantities as q
 from fedseg.statistics.document import FILE, FederationStatistics, write_statistics
 from fedseg.statistics.drawn import cases_drawn
-from fedseg.statistics.histogram import Histogram
+from fedseg.statistics.histogram import Estimate, Histogram
 from fedseg.statistics.quantities import named
 from fedseg.statistics.rows import ALL_SITES, COLUMNS, statistic_rows
 from fedseg.statistics.site_statistics import Statistics
 from fedseg.statistics.tally import OTHER
 
+_TELLING = 0.95
+"""Of a number: a larger error says that it could be almost anything from 0 up."""
 PAGE, TABLE, FIGURE = "statistics.html", "statistics.csv", "statistics.png"
+CERTAINTY = (
+    "A median or percentile is the middle of its bin. Where bins with too few patients were joined, or noise was "
+    f"added, it is certain up to the number after +-; {NOT_AVAILABLE} stands where so many bins were joined that this "
+    "would be as large as the number itself: more patients at the site, or a lower minimum, tell it."
+)
 
 
 def write_statistics_report(statistics: FederationStatistics, folder: Path) -> dict[str, Path]:
@@ -83,12 +91,29 @@ def _geometry(parts: Mapping[str, Statistics]) -> TextTable:
 
 def _three(part: Statistics, what: str) -> str:
     found = [part.histograms.get(named(what, axis)) for axis in q.AXES]
-    return " x ".join(_middle(histogram, ".4g") for histogram in found)
+    return " x ".join(_level(part, histogram, 0.5, ".4g") for histogram in found)
 
 
-def _middle(histogram: Histogram | None, form: str) -> str:
-    found = None if histogram is None else histogram.quantile(0.5)
-    return NOT_AVAILABLE if found is None else shown(found.value, form)
+def _middle(part: Statistics, name: str, form: str) -> str:
+    return _level(part, part.histograms.get(name), 0.5, form)
+
+
+def _level(part: Statistics, histogram: Histogram | None, level: float, form: str) -> str:
+    """A quantile: with its error where that is more than a fine bin's, and none where it tells nothing."""
+    found = None if histogram is None else histogram.quantile(level)
+    if histogram is None or found is None:
+        return NOT_AVAILABLE
+    joined = _joined(histogram, found)
+    if joined and found.error > _TELLING * abs(found.value):
+        return NOT_AVAILABLE
+    value = shown(found.value, form)
+    return f"{value} +- {found.error:.3g}" if joined or part.noise is not None else value
+
+
+def _joined(histogram: Histogram, found: Estimate) -> bool:
+    """Whether a quantile comes from bins that were joined: its error is larger than that of one bin."""
+    number = int(histogram.scale.index(np.array(found.value)))
+    return found.error > 1.001 * histogram.scale.half_width(number, number)
 
 
 def _mean(part: Statistics, name: str) -> str:
@@ -99,16 +124,15 @@ def _mean(part: Statistics, name: str) -> str:
     return NOT_AVAILABLE if found is None else f"{shown(found.value, '.3g')} +- {found.error:.2g}"
 
 
-def _span(histogram: Histogram | None, low: float, high: float) -> str:
-    if histogram is None or (middle := histogram.quantile(0.5)) is None:
-        return NOT_AVAILABLE
-    ends = [found.value for level in (low, high) if (found := histogram.quantile(level)) is not None]
-    return f"{shown(middle.value, '.3g')} ({' to '.join(shown(end, '.3g') for end in ends)})"
+def _span(part: Statistics, name: str, low: float, high: float) -> str:
+    histogram = part.histograms.get(name)
+    middle, *ends = (_level(part, histogram, level, ".3g") for level in (0.5, low, high))
+    return NOT_AVAILABLE if {middle, *ends} == {NOT_AVAILABLE} else f"{middle} ({' to '.join(ends)})"
 
 
 def _intensity_table(parts: Mapping[str, Statistics], channels: Sequence[str]) -> TextTable:
     rows = [
-        [site, *(_span(p.histograms.get(named(q.INTENSITY, channel)), 0.005, 0.995) for channel in channels)]
+        [site, *(_span(p, named(q.INTENSITY, channel), 0.005, 0.995) for channel in channels)]
         for site, p in parts.items()
     ]
     return TextTable(("Site", *channels), rows, int(ALL_SITES in parts))
@@ -126,7 +150,7 @@ def _region_table(parts: Mapping[str, Statistics], regions: Sequence[str]) -> Te
     for site, p in parts.items():
         cells = [site]
         for region in regions:
-            count = _middle(p.histograms.get(named(q.COMPONENTS, region)), ".3g")
+            count = _middle(p, named(q.COMPONENTS, region), ".3g")
             cells += [_mean(p, named(q.VOLUME, region)), count, _share(p, named(q.PRESENT, region), q.YES)]
         rows.append(cells)
     header = [cell for region in regions for cell in (f"{region} (ml)", "Parts", "Cases with it")]
@@ -172,7 +196,7 @@ def _scanner_table(parts: Mapping[str, Statistics]) -> TextTable:
     rows = []
     for site, p in parts.items():
         named_ones = [_most_frequent(p.categories.get(name, {})) for name in (q.ORIENTATION, q.MAKER)]
-        rows.append([site, *named_ones, _middle(p.histograms.get(q.FIELD_STRENGTH), ".3g")])
+        rows.append([site, *named_ones, _middle(p, q.FIELD_STRENGTH, ".3g")])
     return TextTable(("Site", "Orientation", "Maker", "Field strength (T)"), rows, int(ALL_SITES in parts), 3)
 
 
@@ -250,6 +274,7 @@ def _context(statistics: FederationStatistics, picture: Path | None) -> dict[str
         "left_out": dict(statistics.left_out),
         "figure": None if picture is None else embed(picture),
         "protection": protection_words(statistics),
+        "certainty": CERTAINTY,
     }
 
 

@@ -161,6 +161,28 @@ def test_the_checklist_says_from_what_each_arm_started(tmp_path: Path) -> None:
     assert said() == f"local, ditto: drawn from the seed of the training; fedavg: {started}; 2 seeds"
 
 
+def test_few_sites_and_few_patients_are_said_to_be_few(tmp_path: Path) -> None:
+    """Three sites, of which intervals draw none, and seven patients, with whom no corrected p-value reaches 0.05."""
+    arms = ("local", "fedavg", "central", "ditto", "ensemble")
+    folder = write_experiment(tmp_path / "e", arms=arms, seeds=1, left_out=False, statistics=False)
+    many = words(write_experiment_report(folder).page)
+    assert "95% interval over sites and their patients." in many
+    assert "bootstrap samples over patients, and over sites and patients" in many
+    assert "intervals over patients, and over sites and their patients" in many
+    rows = pd.read_csv(folder / "results.csv", keep_default_na=False)
+    few = rows["case"].str.extract(r"(\d+)$")[0].astype(int) < rows["evaluated_at"].map(
+        {"north": 3, "east": 2, "south": 2}
+    )
+    rows[few & (rows["site"] != "west")].to_csv(folder / "results.csv", index=False)
+    text = words(write_experiment_report(folder).page)
+    assert "with 7 patients no p-value, corrected for 4 tests, can be below 0.062, and 0.05 is asked for" in text
+    assert "more than chance explains" not in text
+    assert text.count("over patients, since sites are drawn only where there are at least 4") == 2
+    assert "bootstrap samples over patients. Arms" in text
+    assert "intervals over patients, not over sites" in text
+    assert "sites and their patients" not in text
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_experiment(tmp_path / "e", arms=("local", "fedavg"), seeds=1)
     assert main(["report", str(folder)]) == 0
@@ -169,7 +191,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert str(folder / "report" / "report.html") in printed.replace("\n", "")
     (folder / "results.csv").unlink()
     assert main(["report", str(folder)]) == 1
-    assert "results.csv" in capsys.readouterr().err
+    assert "has not ended: it has no results.csv" in " ".join(capsys.readouterr().err.split())
 
 
 def test_an_experiment_is_no_run_to_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

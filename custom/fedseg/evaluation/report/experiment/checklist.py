@@ -196,7 +196,12 @@ def _results(experiment: Experiment, arms: pd.DataFrame) -> dict[str, str]:
         "robustness": f"{counted(experiment.results['seed'].nunique(), 'seed')}; each site by itself",
         "performance": "; ".join(told),
         "failures": "the worst cases of each site, see there",
-        "clusters": "means over sites and over cases; spread over sites; intervals that draw sites, too",
+        "clusters": "means over sites and over cases; spread over sites; intervals over "
+        + (
+            "patients, and over sites and their patients"
+            if arms["wide_low"].notna().any()
+            else "patients, not over sites"
+        ),
         "fairness": f"by site only, worst site: {'; '.join(worst)}",
         "by_cluster": "see each site",
     }

@@ -22,7 +22,7 @@ from fedseg.evaluation.report.experiment.subject import (
     task_of,
 )
 from fedseg.evaluation.report.page import embed, render
-from fedseg.evaluation.report.statistics import statistics_tables
+from fedseg.evaluation.report.statistics import CERTAINTY, protection_words, statistics_tables
 from fedseg.evaluation.report.text_tables import NOT_AVAILABLE, TextTable, counted, shown
 from fedseg.statistics.document import FederationStatistics
 from fedseg.tasks.objective import Score, objective_of
@@ -150,6 +150,7 @@ def _results(content: Content) -> dict[str, Any]:
         "all_scores": tables.score_table(experiment, content.scores),
         "by_site": tables.site_table(experiment, primary),
         "pairs": tables.pair_table(content.pairs, content.reference, primary),
+        "drawn_anew": words.redrawn_words(content.arms),
         "matrices": {
             arm: tables.matrix_table(*numbers.matrix(experiment, arm, primary), primary)
             for arm in numbers.travelling_arms(experiment)
@@ -166,7 +167,7 @@ def _background(content: Content) -> dict[str, Any]:
         **_statistics(experiment.statistics),
         "costs": tables.cost_table(experiment),
         "energy": words.energy_words(experiment, content.costs),
-        "methods": words.methods(experiment, content.scores, content.reference),
+        "methods": words.methods(experiment, content.scores, content.reference, content.arms),
         "checklists": checklists(experiment, content.arms),
         "provenance": tables.facts_table(experiment),
     }
@@ -176,7 +177,8 @@ def _statistics(found: FederationStatistics | None) -> dict[str, Any]:
     """How the sites' data differ; nothing where the experiment did not ask."""
     if found is None:
         return {"statistics": {}, "advice": [], "told_nothing": {}}
-    return {"statistics": statistics_tables(found), "advice": found.advice, "told_nothing": dict(found.left_out)}
+    told = {"advice": found.advice, "told_nothing": dict(found.left_out), "protection": protection_words(found)}
+    return {"statistics": statistics_tables(found), **told, "certainty": CERTAINTY}
 
 
 def _facts(content: Content) -> list[str]:

@@ -8,6 +8,8 @@ from typing import Any
 import pandas as pd
 
 from fedseg.evaluation.experiment_folder import Experiment
+from fedseg.evaluation.intervals import FEWEST_SITES
+from fedseg.evaluation.paired_tests import least_p
 from fedseg.evaluation.report.experiment.subject import (
     CENTRAL,
     FEDERATED,
@@ -111,6 +113,13 @@ def _significance(pairs: pd.DataFrame, arms: pd.DataFrame, reference: str, score
         return []
     sure = pairs[pairs["adjusted"].astype(float) < SIGNIFICANT]
     if sure.empty:
+        least = least_p(int(pairs["patients"].max()), len(pairs))
+        if least >= SIGNIFICANT:
+            return [
+                f"Whether an arm differs from {reference} by more than chance cannot be shown: with "
+                f"{counted(int(pairs['patients'].max()), 'patient')} no p-value, corrected for "
+                f"{counted(len(pairs), 'test')}, can be below {least:.2g}, and {SIGNIFICANT} is asked for."
+            ]
         return [f"No arm differs from {reference} by more than chance explains (paired tests, corrected)."]
     told = []
     for word, better in (("better", True), ("worse", False)):
@@ -156,12 +165,23 @@ def energy_words(experiment: Experiment, costs: pd.DataFrame) -> str:
     )
 
 
-def methods(experiment: Experiment, scores: list[Score], reference: str) -> list[str]:
+def draws_sites(arms: pd.DataFrame) -> bool:
+    """Whether intervals draw sites, too, for which there must be ``FEWEST_SITES``; ``arms`` is ``arm_frame``."""
+    return bool(arms["wide_low"].notna().any())
+
+
+def redrawn_words(arms: pd.DataFrame) -> str:
+    """What intervals of differences draw anew."""
+    few = f"patients, since sites are drawn only where there are at least {FEWEST_SITES}"
+    return "sites and their patients" if draws_sites(arms) else few
+
+
+def methods(experiment: Experiment, scores: list[Score], reference: str, arms: pd.DataFrame) -> list[str]:
     """Paragraphs for the methods section of a paper: what the software knows, and nothing else."""
     return [
         _data_words(experiment),
         _training_words(experiment),
-        _evaluation_words(experiment, scores, reference),
+        _evaluation_words(experiment, scores, reference, arms),
     ]
 
 
@@ -207,17 +227,17 @@ def _digest_words(experiment: Experiment) -> str:
     return f"The experiment is defined by a file with SHA-256 {digest}." if digest else ""
 
 
-def _evaluation_words(experiment: Experiment, scores: list[Score], reference: str) -> str:
+def _evaluation_words(experiment: Experiment, scores: list[Score], reference: str, arms: pd.DataFrame) -> str:
     names = ", ".join(f"{score.title}{f' ({score.unit})' if score.unit else ''}" for score in scores)
     tests = (
         f"Arms were compared with {reference} on the same patients by sign-flip permutation tests of the mean "
         f"difference, two-sided, with Holm's correction over {counted(len(experiment.arms) - 1, 'comparison')}; "
-        "intervals of differences are over sites and patients, however few the sites are."
+        f"intervals of differences are over {redrawn_words(arms)}."
     )
     return (
         f"Evaluation. Scores, per case and region on the grid of the original image: {names}. The primary score is "
         f"{scores[0].title}, averaged over regions. A case that was scored with several seeds counts once, with its "
         "mean. We report means over sites (each site the same) and over cases, with 95% percentile intervals of 10,000 "
-        "bootstrap samples over patients, and over sites and patients where there are at least four sites. "
+        f"bootstrap samples over patients{', and over sites and patients' if draws_sites(arms) else ''}. "
         f"{tests if len(experiment.arms) > 1 else ''}"
     )

@@ -13,7 +13,7 @@ from tiny import PLAN, make_sites
 JOBS = job_kinds.TRAINING
 EVERY_DAY = (
     "hippocampus_fedavg", "hippocampus_he", "hippocampus_splitavg", "hippocampus_cyclic", "hippocampus_fedbuff",
-    "hippocampus_gaussian_dp", "hippocampus_harmofl", "brats_scaffold",
+    "hippocampus_gaussian_dp", "hippocampus_harmofl", "brats_scaffold", "hippocampus_iil", "hippocampus_fedasync",
 )  # fmt: skip
 
 

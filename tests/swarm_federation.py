@@ -14,7 +14,7 @@ from fedseg.provenance.swarm.leaders import leader_order
 from fedseg.provenance.swarm.ledger import LEDGER_FILE, SwarmLedger
 from fedseg.provenance.swarm.signatures import Root, Signer
 
-RUN = "run-1"
+RUN, START = "run-1", "start-1"
 RULE = "GeometricMedian"
 
 
@@ -75,7 +75,7 @@ class Swarm:
 
     def propose(self, number, leader=None, **more):
         leader = leader or self.leader(number)
-        return leader.propose(number, self.parts(number), of_text(f"model {number}"), RULE, **more)
+        return leader.propose(START, number, self.parts(number), of_text(f"model {number}"), RULE, **more)
 
     def collect(self, proposal, sites=None, attempt=0):
         signatures = [

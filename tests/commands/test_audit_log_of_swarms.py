@@ -23,7 +23,7 @@ from fedseg.provenance.swarm.blocks import Block
 from fedseg.provenance.swarm.errors import ForkError, SignatureError, SwarmLedgerError
 from fedseg.provenance.swarm.ledger import SwarmLedger
 from fedseg.provenance.swarm.signatures import Root, SignedBlock, Signer
-from swarm_federation import RULE, Certifier, Swarm, blocks_of, days, of_text, rechain, rewrite_blocks
+from swarm_federation import RULE, START, Certifier, Swarm, blocks_of, days, of_text, rechain, rewrite_blocks
 
 TEMPLATES = Path(__file__).parents[2] / "workspace_templates"
 SITES = ("hospital-a", "hospital-b", "hospital-c")
@@ -301,7 +301,7 @@ def test_certificates_that_expired_after_the_block_was_made_still_count(tmp_path
     swarm = Swarm(tmp_path / "swarm", signers)
     time = (days(-100, 0)["not_valid_before"]).strftime("%Y-%m-%dT%H:%M:%SZ")
     opening = swarm.opening
-    block = Block(opening.run_id, 0, A, swarm.parts(0), of_text("m"), RULE, time, opening.digest)
+    block = Block(opening.run_id, START, 0, A, swarm.parts(0), of_text("m"), RULE, time, opening.digest)
     put(swarm, A, SignedBlock(block, tuple(signer.sign(block) for signer in signers.values())))
     (tmp_path / "root.pem").write_bytes(federation.pem)
     code, said, _ = call(capsys, "audit-log", "verify", swarm.path(A), "--root", tmp_path / "root.pem")

@@ -16,7 +16,9 @@ from fedseg.provenance.swarm.errors import SwarmLedgerError
 from swarm_federation import of_text
 
 PARTS = {"beta": Part(7, of_text("b")), "alpha": Part(5, of_text("a"))}
-BLOCK = Block("run-1", 3, "alpha", PARTS, of_text("m"), "GeometricMedian", "2026-01-31T12:00:00Z", of_text("p"))
+BLOCK = Block(
+    "run-1", "start-1", 3, "alpha", PARTS, of_text("m"), "GeometricMedian", "2026-01-31T12:00:00Z", of_text("p")
+)
 OPENING = Opening("run-1", ("beta", "alpha"), 2)
 
 
@@ -26,7 +28,7 @@ def test_the_digest_can_be_computed_by_hand():
     )
     text = (
         f'{{"leader":"alpha","model":"{of_text("m")}","parts":{{{parts}}},"previous":"{of_text("p")}","round":3,'
-        '"rule":"GeometricMedian","run_id":"run-1","schema":"fedseg-swarm-1","time":"2026-01-31T12:00:00Z"}'
+        '"rule":"GeometricMedian","run_id":"run-1","schema":"fedseg-swarm-1","start":"start-1","time":"2026-01-31T12:00:00Z"}'
     )
     assert BLOCK.digest == hashlib.sha256(text.encode()).hexdigest()
 
@@ -47,6 +49,7 @@ def test_the_order_of_sites_plays_no_part():
     "change",
     [
         {"run_id": "run-2"},
+        {"start": "start-2"},
         {"round": 4},
         {"leader": "beta"},
         {"parts": {**PARTS, "beta": Part(8, of_text("b"))}},
@@ -71,7 +74,7 @@ def test_so_does_every_field_of_the_opening(change):
 ARRAYS = [np.zeros(3), np.float32(1), [0.5] * 100, b"\0" * 64, "x" * 10**6, 1.5, float("nan"), None, True, {"a": 1}, ""]
 
 
-@pytest.mark.parametrize("name", ["run_id", "round", "leader", "parts", "model", "rule", "time", "previous"])
+@pytest.mark.parametrize("name", ["run_id", "start", "round", "leader", "parts", "model", "rule", "time", "previous"])
 @pytest.mark.parametrize("value", ARRAYS, ids=lambda value: repr(value)[:20])
 def test_no_field_takes_an_array_or_a_long_text(name, value):
     with pytest.raises((ConfigurationError, AttributeError, TypeError)):
@@ -96,6 +99,7 @@ def test_the_largest_block_is_small():
     names = [f"{number:064d}" for number in range(MOST_SITES)]
     largest = Block(
         "r" * LONGEST_RUN_ID,
+        "s" * LONGEST_RUN_ID,
         2**53,
         names[0],
         {name: Part(2**53, of_text(name)) for name in names},

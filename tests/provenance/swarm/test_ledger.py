@@ -15,7 +15,7 @@ from fedseg.provenance.swarm.errors import ForkError, SignatureError, SwarmLedge
 from fedseg.provenance.swarm.leaders import leader_order
 from fedseg.provenance.swarm.ledger import SwarmLedger
 from fedseg.provenance.swarm.signatures import Signature, SignedBlock
-from swarm_federation import RULE, Certifier, Swarm, of_text, rechain
+from swarm_federation import RULE, START, Certifier, Swarm, of_text, rechain
 
 SITES = ("alpha", "beta", "gamma")
 
@@ -111,8 +111,8 @@ def test_a_block_that_does_not_follow_is_refused(swarm):
 def test_strangers_have_no_part(swarm):
     leader = swarm.leader(0)
     with pytest.raises(SwarmLedgerError, match="names delta, which the swarm does not have"):
-        leader.propose(0, {**swarm.parts(0), "delta": Part(1, of_text("d"))}, of_text("m"), RULE)
-    proposal = leader.propose(0, swarm.parts(0, [leader.site]), of_text("m"), RULE)
+        leader.propose(START, 0, {**swarm.parts(0), "delta": Part(1, of_text("d"))}, of_text("m"), RULE)
+    proposal = leader.propose(START, 0, swarm.parts(0, [leader.site]), of_text("m"), RULE)
     other = next(site for site in SITES if site != leader.site)
     with pytest.raises(SwarmLedgerError, match=f"The site {other} has no part in"):
         swarm.ledgers[other].sign(proposal, 0, 0)
@@ -134,6 +134,20 @@ def test_rounds_and_times_only_go_up(swarm):
     signed = SignedBlock(early, tuple(signer.sign(early) for signer in swarm.signers.values()))
     with pytest.raises(SwarmLedgerError, match="before the block that it follows"):
         swarm.ledgers["alpha"].append(signed)
+
+
+def test_a_server_that_starts_anew_may_ask_for_a_round_again(swarm):
+    swarm.rounds(3)
+    leader = swarm.leader(1)
+    for ledger in swarm.ledgers.values():
+        ledger.promise(1, 0, leader.head)
+    proposal = leader.propose("start-2", 1, swarm.parts(1), of_text("again"), RULE, 0)
+    signed = swarm.collect(proposal)
+    assert all(ledger.append(signed) for ledger in swarm.ledgers.values())
+    assert [(each.block.start, each.block.round) for each in swarm.open("alpha").blocks][-2:] == [
+        (START, 2),
+        ("start-2", 1),
+    ]
 
 
 def test_a_site_signs_no_block_of_another_time(swarm):
@@ -244,7 +258,7 @@ def test_no_order_of_deaths_makes_a_fork(tmp_path_factory, signers, data):
             proposal = max(found, key=lambda answer: answer[0])[1]
         else:
             parts = swarm.parts(0)
-            proposal = own.propose(0, parts, of_text(f"merged by {leader}"), RULE, attempt)
+            proposal = own.propose(START, 0, parts, of_text(f"merged by {leader}"), RULE, attempt)
         signing = data.draw(st.lists(st.sampled_from(names), unique=True, max_size=5))
         signed = proposal
         for site in signing:

@@ -13,7 +13,7 @@ from fedseg.provenance.swarm.blocks import Part
 from fedseg.provenance.swarm.errors import ForkError, SwarmLedgerError
 from fedseg.provenance.swarm.leaders import leader_order
 from fedseg.provenance.swarm.notary import Notary
-from swarm_federation import RULE, Certifier, Swarm, of_text
+from swarm_federation import RULE, START, Certifier, Swarm, of_text
 
 SITES = ("a", "b", "c", "d", "e")
 
@@ -67,7 +67,7 @@ class Sites:
 
     def certify(self, leader, number, without=()):
         parts = self.parts(number, {*self.cut, *without} - {leader})
-        return self.notaries[leader].certify(number, parts, of_text(f"model {number}"), RULE)
+        return self.notaries[leader].certify(START, number, parts, of_text(f"model {number}"), RULE)
 
     def heads(self, sites=None):
         return {self.swarm.ledgers[site].head for site in sites or self.names}
@@ -186,7 +186,7 @@ def test_who_finds_another_part_of_its_own_does_not_sign(sites):
     leader = sites.order(0)[0]
     victim = next(site for site in SITES if site != leader)
     parts = {**sites.parts(0), victim: Part(3, of_text("something else"))}
-    told = sites.notaries[leader].certify(0, parts, of_text("model 0"), RULE)
+    told = sites.notaries[leader].certify(START, 0, parts, of_text("model 0"), RULE)
     assert victim not in told.signed.sites
     assert f"The block has another part of the site {victim}" in told.missing[victim]
 

@@ -135,6 +135,7 @@ class Block:
 
     Attributes:
         run_id: of the run.
+        start: id of the server's start that asked for the round; a server that starts anew may ask for a round again.
         round: from 0.
         leader: the site that merged.
         parts: what each participant had, by site.
@@ -148,6 +149,7 @@ class Block:
     """
 
     run_id: str
+    start: str
     round: int
     leader: str
     parts: Mapping[str, Part] = field(hash=False)
@@ -158,6 +160,7 @@ class Block:
 
     def __post_init__(self) -> None:
         _matching("run_id", self.run_id, _RUN_ID, f"letters, digits, '.', - and _, at most {LONGEST_RUN_ID}")
+        _matching("start", self.start, _RUN_ID, f"letters, digits, '.', - and _, at most {LONGEST_RUN_ID}")
         _count("round", self.round)
         SITE.check("leader", self.leader)
         object.__setattr__(self, "parts", dict(sorted(self.parts.items())))
@@ -199,7 +202,7 @@ class Block:
         Raises:
             SwarmLedgerError: it is another thing.
         """
-        names = ("run_id", "round", "leader", "parts", "model", "rule", "time", "previous")
+        names = ("run_id", "start", "round", "leader", "parts", "model", "rule", "time", "previous")
         found = _exactly(content, names, "block")
         try:
             parts = {site: Part(**part) for site, part in found.pop("parts").items()}

@@ -98,12 +98,13 @@ class SwarmLedger:
         return self._contents.signed
 
     def propose(
-        self, round_number: int, parts: Mapping[str, Part], model: str, rule: str, attempt: int = 0
+        self, start: str, round_number: int, parts: Mapping[str, Part], model: str, rule: str, attempt: int = 0
     ) -> SignedBlock:
         """Make the block of a round that this site led, and sign it.
 
         Args:
-            round_number: from 0, greater than that of the last block.
+            start: id of the server's start that asked for the round.
+            round_number: from 0, greater than that of the last block of the same start.
             parts: what each participant had.
             model: digest of the merged model.
             rule: of aggregation.
@@ -117,7 +118,7 @@ class SwarmLedger:
         with self._open() as writer:
             self._check_turn(round_number, attempt)
             time = max(now(), self.last.time) if self.last else now()
-            block = Block(self.opening.run_id, round_number, self.site, parts, model, rule, time, self.head)
+            block = Block(self.opening.run_id, start, round_number, self.site, parts, model, rule, time, self.head)
             proposal = SignedBlock(block, (self._signature(block),))
             self._sign(writer, proposal, attempt, new=True)
         return proposal

@@ -59,14 +59,14 @@ class Notary:
 
     # ------------------------------------------------------------------ this site led
 
-    def certify(self, round_number: int, parts: Mapping[str, Part], model: str, rule: str) -> Certified:
+    def certify(self, start: str, round_number: int, parts: Mapping[str, Part], model: str, rule: str) -> Certified:
         """Bring a round that this site merged into the ledger of every site that can be reached.
 
         A proposal of another leader that may have its signatures already is finished first; if it is of this round, it
         is the block of the round.
 
         Args:
-            round_number, parts, model, rule: see ``SwarmLedger.propose``.
+            start, round_number, parts, model, rule: see ``SwarmLedger.propose``.
 
         Raises:
             ForkError: a site has another accepted block in the place of one that is held here.
@@ -74,22 +74,26 @@ class Notary:
         told = Certified()
         try:
             # Each pass adds a block, or takes those of another site; without either it ends.
-            while (last := self.ledger.last) is None or last.round < round_number:
+            while self._block_of(start, round_number) is None:
                 before = self.ledger.head
-                ballot, proposal = self._proposal(round_number, parts, model, rule, told)
+                ballot, proposal = self._proposal(start, round_number, parts, model, rule, told)
                 if proposal is not None:
                     self._collect(proposal, ballot, told)
                 if self.ledger.head == before:
                     raise SwarmLedgerError("The ledgers of the sites do not come together.")
-            told.signed = next((each for each in self.ledger.blocks if each.block.round == round_number), None)
+            told.signed = self._block_of(start, round_number)
         except ForkError:
             raise
         except SwarmLedgerError as error:
             told.missing[self.ledger.site] = f"Round {nth(round_number)} has no block in the ledger: {error}"
         return told
 
+    def _block_of(self, start: str, round_number: int) -> SignedBlock | None:
+        place = start, round_number
+        return next((each for each in self.ledger.blocks if (each.block.start, each.block.round) == place), None)
+
     def _proposal(
-        self, round_number: int, parts: Mapping[str, Part], model: str, rule: str, told: Certified
+        self, start: str, round_number: int, parts: Mapping[str, Part], model: str, rule: str, told: Certified
     ) -> tuple[Ballot, SignedBlock | None]:
         """What is to be signed now, new or found; None where this ledger caught up instead."""
         ledger, head = self.ledger, self.ledger.head
@@ -104,7 +108,7 @@ class Notary:
                 return ballot, None
             if found is not None:
                 return ballot, found
-        return ballot, ledger.propose(round_number, parts, model, rule, attempt)
+        return ballot, ledger.propose(start, round_number, parts, model, rule, attempt)
 
     def _promised(self, ballot: Ballot, told: Certified) -> SignedBlock | None:
         """The proposal of the greatest ballot among the promises of a quorum; None if nobody signed one.

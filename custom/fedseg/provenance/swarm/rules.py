@@ -34,8 +34,9 @@ def check_place(opening: Opening, before: Block | None, block: Block) -> None:
     if block.previous != (before.digest if before else opening.digest):
         after = named(before) if before else "the opening of this ledger"
         raise SwarmLedgerError(f"{what} does not follow {after}: a block is missing between them, or was changed.")
-    if before and block.round <= before.round:
-        raise SwarmLedgerError(f"{what} follows round {nth(before.round)}, but rounds only go up.")
+    if before and block.round <= before.round and block.start == before.start:
+        text = f"follows round {nth(before.round)}, but rounds only go up while the server does not start anew"
+        raise SwarmLedgerError(f"{what} {text}.")
     if before and block.moment < before.moment:
         raise SwarmLedgerError(f"{what} is of {block.time}, before the block that it follows ({before.time}).")
 

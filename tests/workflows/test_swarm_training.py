@@ -154,6 +154,80 @@ def test_a_rule_that_remembers_is_refused(rule, why):
         job.check()
 
 
+def corrupt(site, number, update):
+    return {name: value * -10 for name, value in update.items()} if site == "epsilon" else update
+
+
+def moved_by_the_corrupt_site(rule, datalists):
+    """How far one site of five moves the last model, as a norm."""
+    models = []
+    for changed in (None, corrupt):
+        job = tiny_job(JOBS / "hippocampus_swarm", 2)
+        job.set("workflow.aggregator", {"path": f"fedseg.aggregators.{rule}"})
+        run = InProcessFederation(job, datalists, tamper=changed)
+        run.run()
+        models.append(model_at(run, "alpha"))
+    return sum(float(np.square(models[1][name] - value).sum()) for name, value in models[0].items()) ** 0.5
+
+
+def test_one_of_five_corrupt_sites_moves_the_medians_of_a_swarm_little_and_its_mean_far(tmp_path):
+    names = ("alpha", "beta", "gamma", "delta", "epsilon")
+    found = make_sites(tmp_path / "data", dict.fromkeys(names, (3, 1)))
+    datalists = {site: read_datalist(found / site) for site in names}
+    far = moved_by_the_corrupt_site("fedavg.FedAvg", datalists)
+    for rule in ("robust.GeometricMedian", "robust.CoordinateMedian"):
+        assert 0 < moved_by_the_corrupt_site(rule, datalists) < far / 4, rule
+
+
+def model_at(run, site):
+    """The last model that a site has."""
+    answers = run.local.sites[site].runner.find_executor("merge")._peers
+    return answers.ordered(answers.files.model_of(len(run.rounds) - 1).weights)
+
+
+def with_filter(name, restored, **arguments):
+    job = tiny_job(JOBS / "hippocampus_swarm", 1)
+    chain = [{"path": name, "args": arguments}]
+    job.client["task_result_filters"] = [{"tasks": ["train"], "filters": chain}]
+    if restored:
+        restore = {"path": "fedseg.filters.restore.RestoreUpdate", "args": {}}
+        job.server["task_result_filters"] = [{"tasks": ["train"], "direction": "in", "filters": [restore]}]
+    return job
+
+
+def test_a_part_of_the_update_is_all_that_goes_to_the_leader(data, monkeypatch):
+    passed = []
+    bring = local_sites.LocalSites.bring
+
+    def heard(self, caller, site, topic, request):
+        reply = bring(self, caller, site, topic, request)
+        passed.append((request["fedseg_peer"]["ask"], reply))
+        return reply
+
+    monkeypatch.setattr(local_sites.LocalSites, "bring", heard)
+    job = with_filter("fedseg.filters.share_fraction.ShareFraction", True, fraction=0.1)
+    run = InProcessFederation(job, {site: read_datalist(data / site) for site in SITES})
+    run.run_round()
+    total = sum(value.size for value in model_at(run, "alpha").values())
+    updates = [reply["fedseg_peer"]["arrays"] for ask, reply in passed if ask == "update"]
+    assert len(updates) == 2
+    for arrays in updates:
+        assert 0 < len(arrays["values"][2]) // 4 < 0.12 * total
+    assert all(
+        step["filter"] == "ShareFraction" for part in run.rounds[0]["sites"].values() for step in part["privacy"]
+    )
+
+
+def test_noise_is_charged_to_each_sites_ledger_before_its_update_goes_to_the_leader(data):
+    arguments = {"clip": 1.0, "noise_multiplier": 1.0}
+    job = with_filter("fedseg.filters.noise.GaussianNoise", False, **arguments)
+    run = InProcessFederation(job, {site: read_datalist(data / site) for site in SITES})
+    run.run_round()
+    assert all(part["epsilon"] > 0 for part in run.rounds[0]["sites"].values())
+    for site, local in run.local.sites.items():
+        assert list((local.trainer.state.folder.parent / "ledger").rglob("*")), site
+
+
 def test_too_few_updates_fail_the_round(data):
     with pytest.raises(FedsegError, match=r"3 site\(s\) trained, but 4 must"):
         federation(data, workflow__min_peers=4).run_round()

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedseg.evaluation.report import curves, overlays
+from fedseg.evaluation.report import curves, overlays, peers
 from fedseg.evaluation.report.cross_site import compared_figure, matrix_figure, run_matrix
 from fedseg.evaluation.report.drawing import (
     ACCENT,
@@ -61,6 +61,7 @@ def draw_figures(summary: Summary, report_dir: Path, task: Task, cases: pd.DataF
         "progress_over_time": lambda: progress_over_time(summary),
         "weights": lambda: curves.weights(summary),
         "cost": lambda: curves.cost(summary),
+        "pairs": lambda: peers.pair_figure(summary),
         "epsilon": lambda: curves.epsilon(summary),
         "comparison": lambda: comparison(summary),
         "cross_site": lambda: compared_figure(summary),

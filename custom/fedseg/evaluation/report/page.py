@@ -18,7 +18,7 @@ from PIL import Image
 from fedseg.contract.round_numbers import nth
 from fedseg.contract.scores import FINE_TUNED, PERSONAL
 from fedseg.evaluation.case_tables import final_case_facts
-from fedseg.evaluation.report import cross_site, decisions, overlays, spread, text_tables, verdict
+from fedseg.evaluation.report import cross_site, decisions, overlays, peers, spread, text_tables, verdict
 from fedseg.evaluation.report.drawing import DPI
 from fedseg.evaluation.report.drawn import drawn_table, drawn_words
 from fedseg.evaluation.report.figures import draw_figures
@@ -161,6 +161,7 @@ def _training(summary: Summary) -> dict[str, Any]:
         "carried": decisions.carried(summary),
         "visits": decisions.visit_table(summary),
         "versions": version_table(summary),
+        "leaders": peers.leader_table(summary),
         "method": text_tables.method_table(summary),
         "selection": decisions.selection_table(summary),
         "selection_words": decisions.selection_words(summary),

@@ -6,7 +6,7 @@ import hmac
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +23,8 @@ WAITING, MERGING, FAILED, MERGED, GONE = "waiting", "merging", "failed", "merged
 # A leader that has been at it for this part of its time is given up by a site that somebody else asks: their clocks do
 # not start at the same moment.
 _GIVEN_UP = 0.5
-_STATE_SECONDS = 10.0
+# Of the time of a leader: how long a site waits when it asks whether another one works. Several are asked at once.
+_STATE_SHARE = 1 / 24
 
 
 class PeerAnswers:
@@ -143,8 +144,10 @@ class PeerAnswers:
         own = self.state(held.round)
         if own["state"] == MERGED:
             return {**own, "at": self.site}
-        for earlier in held.order[: held.order.index(caller)]:
-            found = own if earlier == self.site else self._state_of(earlier, held.round)
+        before = held.order[: held.order.index(caller)]
+        states = {**self._states_of([site for site in before if site != self.site], held), self.site: own}
+        for earlier in before:
+            found = states[earlier]
             if found["state"] == MERGED:
                 return {**found, "at": earlier}
             seconds = found.get("seconds", 0.0)
@@ -153,13 +156,14 @@ class PeerAnswers:
                 raise RefusalError("state", f"{earlier} leads round {nth(held.round)}, and answers this site.")
         return None
 
-    def _state_of(self, site: str, number: int) -> dict[str, object]:
-        try:
-            return dict(self.post.ask(site, PeerCall(PeerAsk.STATE, self.run, number), _STATE_SECONDS).facts)
-        except SilenceError:
-            return {"state": GONE}
-        except RefusalError:
-            return {"state": FAILED}
+    def _states_of(self, sites: Sequence[str], held: HeldUpdate) -> dict[str, dict[str, object]]:
+        """How far other sites are with merging a round; who does not answer is gone."""
+        calls = {site: PeerCall(PeerAsk.STATE, self.run, held.round) for site in sites}
+        seconds, found = max(1.0, held.take_over * _STATE_SHARE), {}
+        for site, answer in self.post.ask_each(calls, seconds):
+            silent = isinstance(answer, SilenceError)
+            found[site] = {"state": GONE if silent else FAILED} if isinstance(answer, Exception) else dict(answer.facts)
+        return found
 
     def _take(self, caller: str, call: PeerCall) -> tuple[dict[str, object], Arrays]:
         facts, digest = dict(call.facts), model_digest(call.arrays)

@@ -61,6 +61,11 @@ _FILES = {LAST: "last.safetensors", BEST: "best.safetensors"}
 """Where a site finds the models that a run leaves, in its folder of the run, by how the server calls them."""
 
 
+_PATIENCE = 0.25
+"""Of the time of a leader: how long one waits for another site that makes no progress. A leader waits twice, for updates
+and for takers of the model, and must be done within its time."""
+
+
 class SwarmExecutor(SegmentationExecutor):
     """Trains at one site of a swarm, whose server sees no model.
 
@@ -193,7 +198,7 @@ class SwarmExecutor(SegmentationExecutor):
         for site in sites:
             call = PeerCall(PeerAsk.MODEL, peers.run, -1, {"digest": digest})
             try:
-                answer = peers.post.ask(site, call, float(self._task.get(TAKE_OVER, 60.0)))
+                answer = peers.post.ask(site, call, float(self._task[TAKE_OVER]) * _PATIENCE)
                 weights, facts = peers.ordered(dict(answer.arrays)), answer.facts
                 if model_digest(weights) != digest or type(facts.get("round")) is not int:
                     raise RefusalError("weights", f"{site} gave another model than it was asked for.")
@@ -218,7 +223,7 @@ class SwarmExecutor(SegmentationExecutor):
             folder = self.session.folder
             self._rule.load(plan, RunPlace(folder, folder, _initial(fl_ctx)), Checkpoints(folder))
         leading = Leading(plan, self._rule, self._swarm, report_fields(fl_ctx))
-        least, seconds = int(meta.get(LEAST_PEERS, 1)), float(meta[TAKE_OVER])
+        least, seconds = int(meta.get(LEAST_PEERS, 1)), float(meta[TAKE_OVER]) * _PATIENCE
         facts = leading.lead(MergeTask(number, start, str(meta.get(HELD)), parse_facts(meta), least, seconds))
         self.session.record.merged(number, meta, facts["digest"], facts["updates"])
         facts.pop("start")

@@ -1,4 +1,4 @@
-"""A swarm over a real federation with mutual TLS: what its server sees, and what follows when leaders fail."""
+"""A swarm over a real federation with mutual TLS: its model, and what its server sees."""
 
 import os
 from pathlib import Path
@@ -6,41 +6,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fault_parts import SECONDS, SERVER, federation, said, simulated_weights, wait_until
+from fault_parts import SECONDS, SERVER, federation, simulated_weights
 from federation_parts import SITES, tiny_job
 from safetensors.numpy import load_file
 
+from tiny import PLAN
+
 HERE = Path(__file__).parent
 ALLOWED = {site: {"peers": True} for site in SITES}
-TAKE_OVER, SILENCE = 40, 45
-KILLED, SILENT = 0, 1
-"""The rounds in which a leader is killed while it merges, and in which one stands still."""
-
-
-def stalled(faults, watched, number):
-    """The site that stands still while it merges a round, waited for."""
-    found = watched / f"stalled-{number}"
-    wait_until(found.exists, SECONDS, lambda: f"nobody merges round {number}\n{faults.local.tails()}")
-    return found.read_text()
-
-
-def leaders_fail(faults, coordinator, watched, seen):
-    for number in (KILLED, SILENT):
-        (watched / f"stall-{number}").touch()
-    settings = {"take_over": TAKE_OVER, "site_silence": SILENCE}
-    job_id = coordinator.submit(faults.job("hippocampus_swarm", 3, title="faults", **settings))
-    seen.killed = stalled(faults, watched, KILLED)
-    faults.process(seen.killed, job_id).kill()
-    faults.wait_for_event(job_id, "round_done", round=KILLED)
-    seen.silent = stalled(faults, watched, SILENT)
-    stopped = faults.process(seen.silent, job_id)
-    stopped.suspend()
-    faults.wait_for_event(job_id, "round_done", round=SILENT)
-    (watched / "go").touch()
-    stopped.resume()
-    seen.status = coordinator.wait(job_id, timeout=SECONDS)
-    seen.faults, _ = faults.fetch(coordinator, job_id)
-    seen.faults_id = job_id
 
 
 @pytest.fixture(scope="module")
@@ -57,15 +30,14 @@ def seen(tmp_path_factory):
             try:
                 with faults.local.coordinator(SECONDS) as coordinator:
                     seen.id = coordinator.submit(faults.job("hippocampus_swarm", 2))
-                    coordinator.wait(seen.id, timeout=SECONDS)
+                    coordinator.wait(seen.id, timeout=3 * SECONDS)
                     seen.summary, _ = faults.fetch(coordinator, seen.id)
-                    seen.stored = contents(faults.kits[SERVER].folder, folder / "out" / "server")
+                    out = folder / "out"
+                    seen.stored = contents(faults.kits[SERVER].folder, out / "server", out / "state" / "server")
                     (watched / "plain").touch()
                     seen.plain_id = coordinator.submit(faults.job("hippocampus_swarm", 1, title="plain"))
-                    coordinator.wait(seen.plain_id, timeout=SECONDS)
+                    coordinator.wait(seen.plain_id, timeout=3 * SECONDS)
                     seen.plain, _ = faults.fetch(coordinator, seen.plain_id)
-                    (watched / "plain").unlink()
-                    leaders_fail(faults, coordinator, watched, seen)
             except Exception as error:
                 pytest.fail(f"{type(error).__name__}: {error}\n{faults.local.tails()}")
     seen.state, seen.watched, seen.data, seen.folder = folder / "out" / "state", watched, folder / "data", folder
@@ -92,7 +64,9 @@ def marks(state, run_id):
 
 
 def test_the_model_is_that_of_averaging_over_the_server(seen, tmp_path):
-    plain = simulated_weights(tiny_job("hippocampus_fedavg", tmp_path, 2), seen.data)
+    job = tiny_job("hippocampus_fedavg", tmp_path, 2)
+    job.set("training", {**PLAN["training"], "local_epochs": 1})
+    plain = simulated_weights(job, seen.data)
     for site in SITES:
         found = load_file(seen.state / site / seen.id / "last.safetensors")
         assert all(np.abs(found[name] - value).max() <= 1e-6 for name, value in plain.items() if value.size)
@@ -110,15 +84,3 @@ def test_the_same_look_finds_models_where_sites_do_not_encrypt(seen):
     frames = (seen.watched / "frames-plain").read_bytes()
     found = [piece in frames for piece in marks(seen.state, seen.plain_id)]
     assert sum(found) > len(found) / 4
-
-
-def test_leaders_that_die_or_stand_still_are_replaced_within_their_time_and_no_round_is_lost(seen):
-    rounds = seen.faults["rounds"]
-    assert len(rounds) == 3
-    for number, failed in ((KILLED, seen.killed), (SILENT, seen.silent)):
-        assert rounds[number]["swarm"]["leader"] != failed
-        assert rounds[number]["seconds"] < 2 * TAKE_OVER + 60
-        assert any(at == number and "merge" in what for at, what in said(seen.faults, failed)), seen.faults["events"]
-    models = {site: load_file(seen.state / site / seen.faults_id / "last.safetensors") for site in SITES}
-    for found in models.values():
-        assert all(np.array_equal(found[name], value) for name, value in models["alpha"].items())

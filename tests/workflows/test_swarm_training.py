@@ -166,7 +166,7 @@ def moved_by_the_corrupt_site(rule, datalists):
         job.set("workflow.aggregator", {"path": f"fedseg.aggregators.{rule}"})
         run = InProcessFederation(job, datalists, tamper=changed)
         run.run()
-        models.append(model_at(run, "alpha"))
+        models.append(run.weights)
     return sum(float(np.square(models[1][name] - value).sum()) for name, value in models[0].items()) ** 0.5
 
 
@@ -177,12 +177,6 @@ def test_one_of_five_corrupt_sites_moves_the_medians_of_a_swarm_little_and_its_m
     far = moved_by_the_corrupt_site("fedavg.FedAvg", datalists)
     for rule in ("robust.GeometricMedian", "robust.CoordinateMedian"):
         assert 0 < moved_by_the_corrupt_site(rule, datalists) < far / 4, rule
-
-
-def model_at(run, site):
-    """The last model that a site has."""
-    answers = run.local.sites[site].runner.find_executor("merge")._peers
-    return answers.ordered(answers.files.model_of(len(run.rounds) - 1).weights)
 
 
 def with_filter(name, restored, **arguments):
@@ -208,7 +202,7 @@ def test_a_part_of_the_update_is_all_that_goes_to_the_leader(data, monkeypatch):
     job = with_filter("fedseg.filters.share_fraction.ShareFraction", True, fraction=0.1)
     run = InProcessFederation(job, {site: read_datalist(data / site) for site in SITES})
     run.run_round()
-    total = sum(value.size for value in model_at(run, "alpha").values())
+    total = sum(value.size for value in run.weights.values())
     updates = [reply["fedseg_peer"]["arrays"] for ask, reply in passed if ask == "update"]
     assert len(updates) == 2
     for arrays in updates:

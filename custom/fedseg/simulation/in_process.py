@@ -45,6 +45,7 @@ from fedseg.simulation.run_folder import (
     start_run,
 )
 from fedseg.training.trainer import SiteTrainer
+from fedseg.workflows.peers.model import SwarmModel
 from fedseg.workflows.run.flare_workflow import Run
 from fedseg.workflows.run.record import RunRecord
 from fedseg.workflows.run.scores import summarise_final
@@ -184,6 +185,22 @@ class InProcessFederation:
         self.training.run_round()
         return self.rounds[-1]
 
+    @property
+    def weights(self) -> Arrays:
+        """Of the present model: the server's, or in a swarm that of the first site that has it.
+
+        Raises:
+            UsageError: nobody has weights of the whole network, as in encrypted and in split training.
+        """
+        if isinstance(self.model, WeightedModel):
+            return self.model.weights
+        if isinstance(self.model, SwarmModel):
+            digest = self.model.digest_after(len(self.rounds) - 1)
+            for site in self.local.sites.values():
+                if (found := site.runner.find_executor(AppConstants.TASK_TRAIN).held(digest)) is not None:
+                    return dict(found)
+        raise UsageError("Only a model whose weights the server or a site of a swarm has can be scored between rounds.")
+
     def evaluate(self, distances: bool = True) -> dict[str, Any]:
         """Score the present model on every site's final split; the form of ``final`` in ``summary.json``.
 
@@ -191,11 +208,9 @@ class InProcessFederation:
             distances: also the scores that take longer: all but Dice and volumes.
 
         Raises:
-            UsageError: the server has no weights of the whole network, as in encrypted and in split training.
+            UsageError: see ``weights``.
         """
-        if not isinstance(self.model, WeightedModel):
-            raise UsageError("Only a model whose weights the server has can be scored between rounds.")
-        weights, last = self.model.weights, len(self.rounds) - 1
+        weights, last = self.weights, len(self.rounds) - 1
         return score_sites(self.trainers, lambda site: self.trainers[site].own_model(weights), last, distances)
 
 

@@ -62,8 +62,8 @@ _FILES = {LAST: "last.safetensors", BEST: "best.safetensors"}
 
 
 _PATIENCE = 0.25
-"""Of the time of a leader: how long one waits for another site that makes no progress. A leader waits twice, for updates
-and for takers of the model, and must be done within its time."""
+"""Of the time of a leader: how long one waits for another site that makes no progress. A leader waits twice, for
+updates and for takers of the model, and must be done within its time."""
 
 
 class SwarmExecutor(SegmentationExecutor):
@@ -126,6 +126,10 @@ class SwarmExecutor(SegmentationExecutor):
             own = private_arrays(plan) | layers_of_sites(sites_part(fl_ctx), plan)
             write_model(self.session.folder / file, plan, found, -1 if kept is None else kept.round, own)
         return found
+
+    def held(self, digest: str) -> Arrays | None:
+        """The model with a digest, if this site has it."""
+        return self._swarm.model(digest)
 
     # ------------------------------------------------------------------ a run
 

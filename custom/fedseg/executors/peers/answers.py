@@ -159,7 +159,8 @@ class PeerAnswers:
     def _states_of(self, sites: Sequence[str], held: HeldUpdate) -> dict[str, dict[str, object]]:
         """How far other sites are with merging a round; who does not answer is gone."""
         calls = {site: PeerCall(PeerAsk.STATE, self.run, held.round) for site in sites}
-        seconds, found = max(1.0, held.take_over * _STATE_SHARE), {}
+        seconds = max(1.0, held.take_over * _STATE_SHARE)
+        found: dict[str, dict[str, object]] = {}
         for site, answer in self.post.ask_each(calls, seconds):
             silent = isinstance(answer, SilenceError)
             found[site] = {"state": GONE if silent else FAILED} if isinstance(answer, Exception) else dict(answer.facts)

@@ -110,21 +110,21 @@ def run(size: Size, name: str, arm: str, seed: int, out: Path) -> Path:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Every arm at the site that lacks the sequence and at the others, and the two verdicts."""
+    """Every arm at the site that lacks the sequence and at the others, and the two verdicts, at the same seeds."""
     lines = ["| arm | seeds | other sites | no loss | last site | of complete | 0.95 reached |", "|---" * 7 + "|"]
-    split = {arm: _halves([r for r in results if r["arm"] == arm]) for arm in arms()}
-    others, last = split[COMPLETE]
-    if not others:
-        return "No run of all sequences is finished."
-    for arm, (mine, own) in split.items():
-        if mine:
+    complete = {run["seed"]: run for run in results if run["arm"] == COMPLETE}
+    every = _halves(list(complete.values()))[0]
+    for arm in arms():
+        runs = [run for run in results if run["arm"] == arm and run["seed"] in complete]
+        if runs:
+            (mine, own), (others, last) = _halves(runs), _halves([complete[run["seed"]] for run in runs])
             loss = statistics.mean(others) - statistics.mean(mine)
             ratio = statistics.mean(own) / statistics.mean(last) if statistics.mean(last) else float("nan")
-            fine = "one seed" if len(others) < 2 else "yes" if loss <= max(others) - min(others) else "no"
+            fine = "one seed" if len(every) < 2 else "yes" if loss <= max(every) - min(every) else "no"
             enough = "yes" if ratio >= LEAST else "no"
             cells = [arm, str(len(mine)), spread(mine), fine, spread(own), f"{ratio:.3f}", enough]
             lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join(lines) if complete else "No run of all sequences is finished."
 
 
 def _halves(runs: list[dict[str, Any]]) -> tuple[list[float], list[float]]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from monai.networks.nets import UNETR, SwinUNETR
 
+from fedseg import memory
 from fedseg.cli import main
 from fedseg.contract.plan import parse_plan
 from fedseg.data.datalist import read_datalist
@@ -226,6 +227,21 @@ def test_it_is_neither_cut_nor_routed(name, tmp_path, capsys):
     write_model(tmp_path / "m.safetensors", plan, get_weights(plan.build_network()), 1)
     with pytest.raises(ConfigurationError, match=f"network.name is '{name}', but must be a network of convolutions"):
         mixed([read_model(tmp_path / "m.safetensors")] * 2)
+
+
+def test_tables_of_windows_count_as_memory(monkeypatch):
+    declared = parse_network(small("swin_unetr", window=6))
+    network = declared.build(2, 3, 0, SIZES["swin_unetr"])
+    weights = sum(value.nbytes for value in network.state_dict().values())
+    tables = [value.nbytes for name, value in network.named_buffers() if name.endswith("relative_position_index")]
+    assert tables == [6**6 * 8] * 5
+    for least, fits in ((weights + sum(tables), True), (weights + sum(tables) - 1, False)):
+        monkeypatch.setattr(memory, "machine_memory", lambda least=least: least)
+        if fits:
+            declared.build(2, 3, 0, SIZES["swin_unetr"])
+        else:
+            with pytest.raises(ConfigurationError, match="The memory of the network swin_unetr is"):
+                declared.build(2, 3, 0, SIZES["swin_unetr"])
 
 
 def test_deep_supervision_has_no_more_levels_than_the_decoder():

@@ -71,8 +71,9 @@ class Network:
         if torch.get_default_device().type != "meta":
             # Counted where arrays have shapes only, before memory is asked for their values.
             with torch.device("meta"):
-                arrays = self.build(in_channels, out_channels, seed, patch_size).state_dict().values()
-            check_memory(f"the network {self.name}", sum(value.nbytes for value in arrays))
+                whole = self.build(in_channels, out_channels, seed, patch_size)
+            # Also the buffers that are no weights, such as the tables of windows.
+            check_memory(f"the network {self.name}", sum(v.nbytes for v in (*whole.parameters(), *whole.buffers())))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             another = partial(self._bare, in_channels, out_channels, patch_size, checkpointing)

@@ -129,7 +129,7 @@ def text(name: str, value: Any) -> str:
         ConfigurationError: it is anything else.
     """
     if not isinstance(value, str) or not value:
-        raise ConfigurationError(name, value, "a text")
+        raise ConfigurationError(name, value, "a text" if value != "" else "a text that is not empty")
     return value
 
 

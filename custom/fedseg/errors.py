@@ -28,7 +28,7 @@ class ConfigurationError(FedsegError):
             allowed: what may stand there, as a noun phrase; ``absent: the settings are ...`` for an unknown name.
             remedy: what to do, as a sentence; empty when ``allowed`` says it all.
         """
-        found = "missing" if value is None else _short(repr(value))
+        found = "missing" if value is None else _short(repr(list(value) if isinstance(value, tuple) else value))
         text = f"{name} is {found}, but must be {allowed}."
         if allowed.startswith("absent"):
             text = f"{name} is not known{allowed.removeprefix('absent')}."

@@ -73,6 +73,24 @@ def check_pictures(out):
     assert set(drawn.values()) == {(out / "report" / "report.html").read_text("utf-8").count("data:image/png") + 1}
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"folds": {"kind": "patients", "k": 50}}, "too few for folds.k of 50"),
+        ({"data": {"source": "data/alpha", "sizes": [5, 1]}}, "with data.sizes or data.names"),
+        ({"external": {"site-1": "data/beta"}}, "external.site-1"),
+        ({"task": "hipocampus"}, "task is 'hipocampus'"),
+    ],
+)
+def test_what_is_refused_leaves_nothing(tmp_path, capsys, more, said):
+    file = write_experiment(tmp_path, arms=ARMS, **{"data": {"source": "data/alpha", "number": 2}, **more})
+    before = contents(tmp_path)
+    assert run(file, "--out", tmp_path / "out") != 0
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert contents(tmp_path) == before
+    assert not (tmp_path / "out").exists()
+
+
 def test_another_folder_is_not_touched(tmp_path, capsys):
     file = write_experiment(tmp_path, arms=ARMS)
     (tmp_path / "full").mkdir()
@@ -121,7 +139,7 @@ def test_wrong_options_are_refused(tmp_path, capsys, more, code, said):
 
 
 def test_a_file_that_is_missing_is_named(tmp_path, capsys):
-    assert run(tmp_path / "none.yaml", "--out", tmp_path / "out") == 1
+    assert run(tmp_path / "none.yaml", "--out", tmp_path / "out") == 2
     assert "none.yaml" in capsys.readouterr().err
 
 

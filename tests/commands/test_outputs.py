@@ -148,7 +148,8 @@ def test_a_ledger_is_not_kept_where_a_new_run_removes_it(folder, capsys):
 def test_a_job_is_not_copied_into_itself(folder, capsys):
     main(["package", str(JOBS / "hippocampus_fedavg"), "--out", "job"])
     refused(folder, capsys, "package", "job", "--out", "job/packed", said="which is copied there")
-    refused(folder, capsys, "simulate", "job", "--data", ".", "--out", "job/run", said="which is copied there")
+    make_sites(folder / "sites", {"a": (1, 1)})
+    refused(folder, capsys, "simulate", "job", "--data", "sites", "--out", "job/run", said="which is copied there")
     refused(folder, capsys, "simulate", "job", "--data", "job/app", "--out", "job", said="")
 
 

@@ -121,8 +121,14 @@ def test_external_sites_are_tested_and_never_trained(folder):
         ({"sites": ["alpha"], "folds": {"kind": "leave_one_site_out"}}, "there is one site only"),
         ({"folds": {"kind": "patients", "with_it": True}}, "folds.with_it is True, but must be false where folds.kind"),
         ({"sites": ["omega"]}, "sites is 'omega', but must be one of the sites that there are: ['alpha', 'beta']"),
-        ({"external": {"alpha": "data/alpha"}}, "Two sites have the same name"),
-        ({"external": {"delta": "nowhere"}}, "does not exist"),
+        (
+            {"external": {"alpha": "data/alpha"}},
+            "external.alpha is 'data/alpha', but must be under another name than alpha",
+        ),
+        ({"external": {"delta": "nowhere"}}, "external.delta: "),
+        ({"data": {"folder": "nothing"}}, "data.folder "),
+        ({"data": {"source": "nothing", "number": 2}}, "data.source: "),
+        ({"data": {"sources": {"a": "nothing"}}}, "data.sources.a: "),
     ],
 )
 def test_what_cannot_be_folded_is_refused(folder, more, said):

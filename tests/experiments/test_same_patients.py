@@ -42,19 +42,19 @@ LOSO = {"folds": {"kind": "leave_one_site_out"}}
         (
             {"p4": "alpha/alpha-0"},
             {},
-            "beta-4, who is tested at beta in the fold -, is also one of the patient alpha-0",
+            "beta-4, who is tested at beta, is also one of the patient alpha-0",
         ),
         (
             {"p4": "alpha/alpha-3"},
             {},
-            "beta-4, who is tested at beta in the fold -, is also one of the patient alpha-3",
+            "beta-4, who is tested at beta, is also one of the patient alpha-3",
         ),
         (
             {"p4": "alpha/alpha-4"},
             {},
-            "beta-4, who is tested at beta in the fold -, is also one of the patient alpha-4",
+            "beta-4, who is tested at beta, is also one of the patient alpha-4",
         ),
-        ({"p4": "beta/beta-0"}, {}, "beta-4, who is tested at beta in the fold -, is also one of the patient beta-0"),
+        ({"p4": "beta/beta-0"}, {}, "beta-4, who is tested at beta, is also one of the patient beta-0"),
         ({"p0": "alpha/alpha-0"}, LOSO, "alpha-0, who is tested at alpha in the fold loso-alpha, is also one of the"),
     ],
 )

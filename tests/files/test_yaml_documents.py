@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedseg.errors import ConfigurationError
+from fedseg.errors import ConfigurationError, UsageError
 from fedseg.files.yaml_documents import read_yaml
 
 
@@ -61,10 +61,12 @@ def test_what_is_no_plain_content_is_refused(tmp_path, text, said):
 
 
 def test_a_file_that_is_missing_or_not_text_is_refused(tmp_path):
-    with pytest.raises(ConfigurationError, match=r"none\.yaml"):
+    with pytest.raises(UsageError, match=r"none\.yaml does not exist"):
         read_yaml(tmp_path / "none.yaml", "a test")
-    (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigurationError, match=r"b\.yaml"):
+    with pytest.raises(UsageError, match=r"is a folder"):
+        read_yaml(tmp_path, "a test")
+    (tmp_path / "b.yaml").write_bytes("a: 1\nb: Küche\n".encode("latin-1"))
+    with pytest.raises(ConfigurationError, match=r"b\.yaml.*line 2 is not in UTF-8"):
         read_yaml(tmp_path / "b.yaml", "a test")
 
 

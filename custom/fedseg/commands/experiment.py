@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from fedseg.commands.arguments import Command
 from fedseg.console import err, out, print_table, tell, track
 from fedseg.errors import UsageError
+from fedseg.files.folders import removed_on_failure
 from fedseg.files.locks import locked
 
 if TYPE_CHECKING:
@@ -58,10 +59,14 @@ def run(options: argparse.Namespace) -> int:
     name = read_definition(options.file).name
     with locked(options.out, COMMAND):
         prepare_folder(options.out, name, options.overwrite, inputs_of(options.file, options.data))
-        return _run(options, load_experiment(options.file, options.data, options.out / SITES, track))
+        # What is refused leaves nothing, so that the folder is free for the next try.
+        with removed_on_failure(options.out / SITES):
+            experiment = load_experiment(options.file, options.data, options.out / SITES, track)
+            jobs, costs = _jobs(options, experiment), _costs(experiment)
+        return _run(options, experiment, jobs, costs)
 
 
-def _run(options: argparse.Namespace, experiment: Experiment) -> int:
+def _run(options: argparse.Namespace, experiment: Experiment, jobs: int, costs: dict[str, UnitCost]) -> int:
     from fedseg.evaluation.experiment_folder import FACTS
     from fedseg.experiments.cost_plan import describe as describe_costs
     from fedseg.experiments.experiment import describe, finish
@@ -69,7 +74,6 @@ def _run(options: argparse.Namespace, experiment: Experiment) -> int:
     from fedseg.experiments.unit_run import is_done
     from fedseg.files.documents import write_json
 
-    jobs, costs = _jobs(options, experiment), _costs(experiment)
     record = describe(experiment, describe_costs(costs, jobs), options.out)
     write_json(options.out / FACTS, record)
     _warn_of_names(record["names_in_common"])

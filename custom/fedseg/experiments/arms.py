@@ -22,7 +22,7 @@ from typing import Any
 from fedseg.allowed import known_names, one_of, optional, switch, text, whole
 from fedseg.contract.visit_order import ORDERS, Order, in_order, parse_order
 from fedseg.errors import ConfigurationError
-from fedseg.files.names import JOB, repeated
+from fedseg.files.names import ARM, repeated
 
 CENTRAL, LOCAL, ENSEMBLE, IIL, CIIL, JOB_ARM = KINDS = ("central", "local", "ensemble", "iil", "ciil", "job")
 EQUAL = ("samples", "steps")
@@ -93,7 +93,7 @@ def parse_arms(declaration: Any, folder: Path) -> dict[str, Arm]:
         raise ConfigurationError("arms", declaration, "an object with the arms by name, at least one")
     if alike := repeated(declaration):
         raise ConfigurationError("arms", alike, "names that differ in more than small and capital letters")
-    arms = {JOB.check("arms: name", name): _parse(name, content, folder) for name, content in declaration.items()}
+    arms = {ARM.check("arms: name", name): _parse(name, content, folder) for name, content in declaration.items()}
     for arm in arms.values():
         if arm.kind == ENSEMBLE:
             _check_ensemble(arm, arms)

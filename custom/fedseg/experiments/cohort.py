@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from fedseg.data.partition import Sites, check_names, draw_sites, partition_by_c
 from fedseg.data.progress import Progress, silent
 from fedseg.data.site_folders import find_sites, write_sites
 from fedseg.data.splits import patients_needed, require_files
-from fedseg.errors import ConfigurationError, DataError
+from fedseg.errors import ConfigurationError, DataError, UsageError
 from fedseg.experiments.definition import DataSettings, Definition
 from fedseg.tasks.task import Task
 
@@ -65,18 +67,41 @@ def read_cohort(definition: Definition, task: Task, data: Path, out: Path, progr
         folder = data / settings.folder
     else:
         folder, digests = _written(settings, task, data, out, progress)
-    names = find_sites(folder)
+    with _named("data.folder"):
+        names = find_sites(folder)
     chosen = names if definition.sites is None else list(definition.sites)
     for name in chosen:
         if name not in names:
             raise ConfigurationError("sites", name, f"one of the sites that there are: {names}")
     lists = {name: _settled(task, read_datalist(folder / name), settings) for name in sorted(chosen)}
-    check_names([*lists, *definition.external])
-    external = {name: _external(task, data / path, settings) for name, path in definition.external.items()}
+    external = {}
+    for name, path in definition.external.items():
+        if name.casefold() in {site.casefold() for site in lists}:
+            raise ConfigurationError(f"external.{name}", path, f"under another name than {name}, which trains")
+        with _named(f"external.{name}"):
+            external[name] = _external(task, data / path, settings)
+    check_names([*lists, *external])
     every = [case for part in (*lists.values(), *external.values()) for name in SPLITS for case in part.split(name)]
     require_files(every)
     digests |= _digests((file for case in every for file in case.files if file not in digests), progress)
     return Cohort(lists, external, digests)
+
+
+_OPTIONS = {
+    "--data": "data.folder", "--sites": "data.sizes", "--names": "data.names", "--dirichlet": "data.dirichlet",
+    "--validation-fraction": "data.validation", "--convention": "data.convention", "--task": "task",
+}  # fmt: skip
+"""Keys of a definition in the place of the options of ``fedseg partition`` and ``fedseg simulate``."""
+
+
+@contextmanager
+def _named(key: str) -> Iterator[None]:
+    """Errors of what is done meanwhile begin with a key of the definition, and name keys instead of options."""
+    try:
+        yield
+    except (UsageError, DataError) as error:
+        text = re.sub("|".join(_OPTIONS), lambda found: _OPTIONS[found[0]], str(error))
+        raise type(error)(text if text.startswith(key) else f"{key}: {text}") from None
 
 
 def _said(case: Case, files: list[Any]) -> list[Any]:
@@ -102,21 +127,26 @@ def _written(
     """The folder with the sites of a pool, or of one data set for each site, and digests of the files that they come
     from; made where none is there of the same settings and the same contents."""
     places = dict(settings.sources or {"": str(settings.source)})
-    found = {site: read_source(data / path, task, settings.convention) for site, path in places.items()}
+    found = {}
+    for site, path in places.items():
+        with _named(f"data.sources.{site}" if settings.sources else "data.source"):
+            found[site] = read_source(data / path, task, settings.convention)
     digests = _digests((file for cases in found.values() for case in cases for file in case.files), progress)
     folder = out / _key(settings, task, data, found, digests)
     if folder.is_dir():
         return folder, digests
     fractions = {"validation": settings.validation, "test": settings.test}
-    sites = _spread(settings, found[""], data, fractions, progress) if settings.sources is None else found
+    with _named("data"):
+        sites = _spread(settings, found[""], data, fractions, progress) if settings.sources is None else found
     source = data / next(iter(places.values()))
     every = [case for cases in sites.values() for case in cases]
     convention = convention_of(source, task, every, settings.convention, progress)
     notes = {"origin": origin_note(source)}
-    write_sites(
-        sites, folder, task, fractions, settings.seed, settings.scanner_shift, notes,
-        progress=progress, convention=convention, label_noise=settings.label_noise,
-    )  # fmt: skip
+    with _named("data"):
+        write_sites(
+            sites, folder, task, fractions, settings.seed, settings.scanner_shift, notes,
+            progress=progress, convention=convention, label_noise=settings.label_noise,
+        )  # fmt: skip
     return folder, digests
 
 

@@ -14,7 +14,7 @@ from fedseg.allowed import one_of, optional, setting, settings, switch, text, te
 from fedseg.data.label_noise import LabelNoise, parse_label_noise
 from fedseg.errors import ConfigurationError
 from fedseg.experiments.arms import Arm, parse_arms, parse_settings
-from fedseg.files.names import JOB, SITE
+from fedseg.files.names import EXPERIMENT, SITE
 from fedseg.files.yaml_documents import read_yaml
 
 BUDGETS = ("rounds", "steps", "samples")
@@ -103,10 +103,12 @@ class DataSettings:
             raise ConfigurationError("data.csv", self.csv, "given without number, sizes and dirichlet")
         if self.sizes is not None and self.dirichlet is not None:
             raise ConfigurationError("data.dirichlet", self.dirichlet, "left out with data.sizes")
-        counts = {len(part) for part in (self.names, self.sizes) if part is not None}
-        counts |= {self.number} if self.number is not None else set()
-        if self.csv is None and len(counts) > 1:
-            raise ConfigurationError("data.number", sorted(counts), "one number of sites in names, sizes and number")
+        counts = {"names": len(self.names or ()), "sizes": len(self.sizes or ()), "number": self.number or 0}
+        (first, sites), *others = [(name, count) for name, count in counts.items() if count] or [("", 0)]
+        for name, count in others if self.csv is None else ():
+            if count != sites:
+                allowed = f"for as many sites as data.{first}, one number of sites: {sites}"
+                raise ConfigurationError(f"data.{name}", getattr(self, name), allowed)
 
 
 @dataclass(frozen=True)
@@ -275,8 +277,7 @@ def _parse(content: Mapping[str, Any], folder: Path) -> Definition:
 
 
 def _name(value: Any) -> str:
-    JOB.check("experiment", text("experiment", value))
-    return str(value)
+    return EXPERIMENT.check("experiment", text("experiment", value))
 
 
 def _seeds(value: Any) -> tuple[int, ...]:

@@ -34,6 +34,11 @@ class Fold:
     tests: Mapping[str, Datalist]
 
     @property
+    def words(self) -> str:
+        """The fold in a sentence: `` in the fold 3``; empty where it is the only one."""
+        return "" if self.name == SINGLE else f" in the fold {self.name}"
+
+    @property
     def left_out(self) -> str:
         """The site that is left out; empty where none is."""
         return self.name.removeprefix(LEFT_OUT) if self.name.startswith(LEFT_OUT) else ""
@@ -64,7 +69,7 @@ def make_folds(definition: Definition, cohort: Cohort) -> list[Fold]:
     chosen = [fold for fold in folds if settings.only is None or fold.name in settings.only]
     for fold in chosen:
         _check(fold)
-        check_apart(fold.name, fold.training, fold.tests, cohort.digests)
+        check_apart(fold.words, fold.training, fold.tests, cohort.digests)
     return chosen
 
 
@@ -119,12 +124,10 @@ def _check(fold: Fold) -> None:
     for site, datalist in fold.training.items():
         for split in ("training", "validation"):
             if not datalist.split(split):
-                raise DataError(
-                    f"{site} has no {split} case in the fold {fold.name}. Add cases, or leave the site out."
-                )
+                raise DataError(f"{site} has no {split} case{fold.words}. Add cases, or leave the site out.")
         trained = {case.patient for split in SPLITS for case in datalist.split(split) if split == "training"}
         if both := sorted(trained & set(by_patient(fold.tests[site].test))):
-            raise DataError(f"{site}: the patient {both[0]} is trained on and tested in the fold {fold.name}.")
+            raise DataError(f"{site}: the patient {both[0]} is trained on and tested{fold.words}.")
 
 
 def pooled(fold: Fold) -> tuple[str, Datalist]:

@@ -11,7 +11,7 @@ from fedseg.errors import DataError
 
 
 def check_apart(
-    name: str, training: Mapping[str, Datalist], tests: Mapping[str, Datalist], digests: Mapping[Path, str]
+    where: str, training: Mapping[str, Datalist], tests: Mapping[str, Datalist], digests: Mapping[Path, str]
 ) -> None:
     """Refuse a test image that trains, or that watches the training of another site, or that is tested twice.
 
@@ -19,7 +19,7 @@ def check_apart(
     Cases that sites share for training may lie at several of them.
 
     Args:
-        name: of the fold.
+        where: the fold in a sentence, with a blank before it; empty for the only one.
         training, tests: of the fold, by site.
         digests: SHA-256 of the content of each file of a case.
 
@@ -34,7 +34,7 @@ def check_apart(
         others += [found.get(digest) for found in (watched, tested) if found.get(digest, [site])[0] != site]
         for other in filter(None, others):
             raise DataError(
-                f"An image of the patient {patient}, who is tested at {site} in the fold {name}, is also one of the "
+                f"An image of the patient {patient}, who is tested at {site}{where}, is also one of the "
                 f"patient {other[1]} of {other[0]}, byte for byte. Drop the patient at one of these places."
             )
         tested[digest] = [site, patient]

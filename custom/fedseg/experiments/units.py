@@ -81,6 +81,9 @@ def base_job(definition: Definition) -> Job:
     """
     job, task = read_job(definition.job), definition.task
     if isinstance(task, str):
+        if task not in task_names() and not (definition.folder / task).exists():
+            allowed = f"one of {list(task_names())}, or the path of a file or job folder that is there"
+            raise ConfigurationError("task", task, allowed)
         task = task_declaration(task if task in task_names() else str(definition.folder / task))
     if task is not None:
         job.set("task", task)

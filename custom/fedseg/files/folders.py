@@ -37,6 +37,20 @@ def new_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def removed_on_failure(folder: Path) -> Iterator[None]:
+    """Remove what is made in a folder meanwhile, and the folder if it was not there, where the work fails."""
+    before = set(folder.iterdir()) if folder.is_dir() else None
+    try:
+        yield
+    except BaseException:
+        for path in set(folder.iterdir()) - (before or set()) if folder.is_dir() else ():
+            shutil.rmtree(path, ignore_errors=True)
+        if before is None and folder.is_dir():
+            folder.rmdir()
+        raise
+
+
 def clear_output(
     out: Path,
     kind: str,

@@ -76,6 +76,8 @@ SITE = NameRule(
     reserved="server",
 )
 JOB = NameRule("a job", _PLAIN, "letters, digits, '.', - and _, a letter or digit first", 128)
+EXPERIMENT = NameRule("an experiment", _PLAIN, JOB.words, JOB.longest)
+ARM = NameRule("an arm", _PLAIN, JOB.words, JOB.longest)
 PROJECT = NameRule("a project", _PLAIN, "letters, digits, '.', - and _, a letter or digit first", LONGEST - 1)
 HOST = NameRule("a server", rf"{_LABEL}(\.{_LABEL})*", "a host name such as server.example.org")
 PERSON = NameRule("a person", r"[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,}", "an e-mail address")

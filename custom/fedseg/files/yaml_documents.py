@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from fedseg.errors import ConfigurationError
+from fedseg.errors import ConfigurationError, UsageError
 from fedseg.files.documents import parse_json
 
 _REFUSED = yaml.TagToken, yaml.AliasToken, yaml.AnchorToken
@@ -67,9 +67,13 @@ def read_yaml(path: Path, what: str) -> Any:
         what: what the file is, as messages name it, e.g. ``the definition of an experiment``.
 
     Raises:
-        ConfigurationError: it is missing, cannot be read, or is not YAML of plain values; a tag, an alias and a name
+        UsageError: it does not exist, or is a folder.
+        ConfigurationError: it cannot be read, or is not YAML of plain values; a tag, an alias and a name
             that stands twice are refused.
     """
+    if not path.is_file():
+        state = "is a folder" if path.is_dir() else "does not exist"
+        raise UsageError(f"{path} {state}. Name the file with {what}.")
     try:
         text = path.read_bytes().decode("utf-8")
         if path.suffix == ".json":
@@ -77,6 +81,10 @@ def read_yaml(path: Path, what: str) -> Any:
         if any(isinstance(token, _REFUSED) for token in yaml.scan(text, Loader=_Loader)):
             raise ValueError("tags (!), anchors (&) and aliases (*) are not read; write the plain value")
         return yaml.load(text, Loader=_Loader)  # plain values only, see _Loader
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        allowed = f"{what}, a readable YAML file (line {line} is not in UTF-8; save it so)"
+        raise ConfigurationError(path.name, str(path), allowed) from None
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigurationError(path.name, str(path), f"{what}, a readable YAML file ({reason})") from None

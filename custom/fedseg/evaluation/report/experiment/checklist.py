@@ -149,7 +149,7 @@ def _model(experiment: Experiment) -> dict[str, str]:
     network, training = (part(next(iter(plans), {}), name) for name in ("network", "training"))
     ensembles, budget = arms_of_kind(experiment, ENSEMBLE), budget_words(experiment)
     seeds, digest = counted(experiment.results["seed"].nunique(), "seed"), str(experiment.facts.get("digest") or "")
-    settings = ", ".join(f"{name.replace('_', ' ')} {plain(value)}" for name, value in training.items())
+    settings = ", ".join(f"{name.replace('_', ' ')} {plain(value) or 'none'}" for name, value in training.items())
     return {
         "model": ", ".join(f"{name.replace('_', ' ')} {plain(value)}" for name, value in network.items()),
         "initial": f"{_initial(experiment)}; {seeds}",

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedseg.evaluation.experiment_folder import Experiment
+from fedseg.evaluation.experiment_folder import OWN, Experiment
 from fedseg.evaluation.report.drawing import (
     ACCENT,
     DASHED,
@@ -68,7 +68,7 @@ def draw_figures(
     with style():
         for name, make in makers.items():
             if (figure := make()) is not None:
-                drawn[name] = save(figure, folder / f"{name}.png")
+                drawn[name] = save(figure, folder / f"{name.replace(OWN, '_own')}.png")
     return drawn
 
 

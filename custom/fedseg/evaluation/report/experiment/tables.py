@@ -25,7 +25,7 @@ _COSTS = {
     "bytes_sent": ("Sent", ""),
     "bytes_received": ("Received", ""),
     "peak_memory_mib": ("Peak memory (MiB)", ",.0f"),
-    "kwh": ("Energy (kWh)", ".4f"),
+    "kwh": ("Energy (kWh)", ".3g"),
 }
 
 

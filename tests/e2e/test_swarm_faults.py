@@ -1,0 +1,81 @@
+"""Leaders of a swarm die or stand still while they merge, in a real federation: the next one leads."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from fault_parts import SECONDS, federation, said, wait_until
+from federation_parts import SITES
+from safetensors.numpy import load_file
+
+HERE = Path(__file__).parent
+# One more than fail at once, so that enough are left to merge.
+FOUR = {**SITES, "delta": (2, 1)}
+ALLOWED = {site: {"peers": True} for site in FOUR}
+TAKE_OVER, SILENCE = 40, 45
+KILLED, SILENT = 0, 1
+"""The rounds in which a leader is killed while it merges, and in which one stands still."""
+
+
+def stalled(faults, watched, number):
+    """The site that stands still while it merges a round, waited for."""
+    found = watched / f"stalled-{number}"
+    wait_until(found.exists, SECONDS, lambda: f"nobody merges round {number}\n{faults.local.tails()}")
+    return found.read_text()
+
+
+def leaders_fail(faults, coordinator, watched, seen):
+    for number in (KILLED, SILENT):
+        (watched / f"stall-{number}").touch()
+    settings = {"take_over": TAKE_OVER, "site_silence": SILENCE}
+    job_id = coordinator.submit(faults.job("hippocampus_swarm", 3, title="faults", **settings))
+    seen.killed = stalled(faults, watched, KILLED)
+    faults.process(seen.killed, job_id).kill()
+    faults.wait_for_event(job_id, "round_done", round=KILLED)
+    seen.silent = stalled(faults, watched, SILENT)
+    stopped = faults.process(seen.silent, job_id)
+    stopped.suspend()
+    faults.wait_for_event(job_id, "round_done", round=SILENT)
+    (watched / "go").touch()
+    stopped.resume()
+    seen.status = coordinator.wait(job_id, timeout=3 * SECONDS)
+    seen.faults, _ = faults.fetch(coordinator, job_id)
+    seen.faults_id = job_id
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    """Everything that happened, written down while it ran."""
+    folder, seen = tmp_path_factory.mktemp("swarm"), SimpleNamespace()
+    watched = folder / "watched"
+    watched.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        paths = [HERE / "swarm_watched", HERE, HERE.parent, os.environ.get("PYTHONPATH", "")]
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, paths)))
+        patch.setenv("FEDSEG_TEST_SWARM", str(watched))
+        with federation(folder, FOUR, limits=ALLOWED) as faults:
+            try:
+                with faults.local.coordinator(SECONDS) as coordinator:
+                    leaders_fail(faults, coordinator, watched, seen)
+            except Exception as error:
+                pytest.fail(f"{type(error).__name__}: {error}\n{faults.local.tails()}")
+    seen.state = folder / "out" / "state"
+    return seen
+
+
+def test_leaders_that_die_or_stand_still_are_replaced_within_their_time_and_no_round_is_lost(seen):
+    rounds = seen.faults["rounds"]
+    assert len(rounds) == 3
+    for number, failed in ((KILLED, seen.killed), (SILENT, seen.silent)):
+        assert rounds[number]["swarm"]["leader"] != failed
+        assert rounds[number]["seconds"] < 4 * TAKE_OVER
+        assert any(at == number and "merge" in what for at, what in said(seen.faults, failed)), seen.faults["events"]
+    models = {
+        site: load_file(seen.state / site / seen.faults_id / "last.safetensors")
+        for site in seen.faults["final"]["sites"]
+    }
+    assert len(models) >= 3
+    for found in models.values():
+        assert all(np.array_equal(found[name], value) for name, value in models["alpha"].items())

@@ -7,8 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from fault_parts import SECONDS, federation, said, wait_until
-from federation_parts import SITES
+from federation_parts import SITES, fedseg
 from safetensors.numpy import load_file
+
+from fedseg.provenance.swarm.audit import read_copy
+from fedseg.provenance.swarm.ledger import LEDGER_FILE
 
 HERE = Path(__file__).parent
 # One more than fail at once, so that enough are left to merge.
@@ -29,7 +32,7 @@ def stalled(faults, watched, number):
 def leaders_fail(faults, coordinator, watched, seen):
     for number in (KILLED, SILENT):
         (watched / f"stall-{number}").touch()
-    settings = {"take_over": TAKE_OVER, "site_silence": SILENCE}
+    settings = {"take_over": TAKE_OVER, "site_silence": SILENCE, "min_peers": 2}
     job_id = coordinator.submit(faults.job("hippocampus_swarm", 3, title="faults", **settings))
     seen.killed = stalled(faults, watched, KILLED)
     faults.process(seen.killed, job_id).kill()
@@ -61,7 +64,10 @@ def seen(tmp_path_factory):
                     leaders_fail(faults, coordinator, watched, seen)
             except Exception as error:
                 pytest.fail(f"{type(error).__name__}: {error}\n{faults.local.tails()}")
-    seen.state = folder / "out" / "state"
+            root = faults.coordinator_kit / "startup" / "rootCA.pem"
+            seen.state = folder / "out" / "state"
+            seen.ledgers = sorted(seen.state.glob(f"*/{seen.faults_id}/{LEDGER_FILE}"))
+            seen.verified = fedseg("audit-log", "verify", *seen.ledgers, "--root", root)
     return seen
 
 
@@ -77,5 +83,14 @@ def test_leaders_that_die_or_stand_still_are_replaced_within_their_time_and_no_r
         for site in seen.faults["final"]["sites"]
     }
     assert len(models) >= 3
+    first = next(iter(models.values()))
     for found in models.values():
-        assert all(np.array_equal(found[name], value) for name, value in models["alpha"].items())
+        assert all(np.array_equal(found[name], value) for name, value in first.items())
+
+
+def test_the_ledgers_of_the_sites_are_signed_and_agree(seen):
+    assert seen.verified.code == 0, seen.verified
+    assert "not signed" not in seen.verified.out
+    copies = [read_copy(path) for path in seen.ledgers]
+    assert [signed.block.round for signed in copies[0].blocks] == [0, 1, 2]
+    assert all(len(signed.signatures) >= 2 for copy in copies for signed in copy.blocks)

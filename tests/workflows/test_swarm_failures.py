@@ -7,6 +7,7 @@ import pytest
 
 from fedseg.data.datalist import read_datalist
 from fedseg.errors import FedsegError
+from fedseg.executors.peers.blocks import SiteBlocks
 from fedseg.executors.peers.executor import SwarmExecutor
 from fedseg.simulation import local_sites
 from fedseg.simulation.in_process import InProcessFederation, simulate_in_process
@@ -46,22 +47,43 @@ def away(monkeypatch):
 
 def test_a_leader_that_is_lost_after_it_merged_loses_no_round(data, monkeypatch):
     plain = federation(data, 1)
-    first = plain.run_round()["swarm"]["leader"]
-    merge = SwarmExecutor._merge
+    plain.run_round()
+    merge, lost = SwarmExecutor._merge, []
 
     def merge_and_die(self, shareable, fl_ctx):
         answer = merge(self, shareable, fl_ctx)
-        if fl_ctx.get_identity_name() == first:
+        if not lost:
+            lost.append(fl_ctx.get_identity_name())
             raise MemoryError
         return answer
 
     monkeypatch.setattr(SwarmExecutor, "_merge", merge_and_die)
     run = federation(data, 1)
     entry = run.run_round()
-    assert entry["swarm"]["leader"] == first, "who merged, and not who handed its model out"
+    assert [entry["swarm"]["leader"]] == lost, "who merged, and not who handed its model out"
     assert sorted(entry["weights"]) == sorted(SITES)
     assert same(run.weights, plain.weights)
-    assert [event["site"] for event in run.events] == [first]
+    assert [event["site"] for event in run.events] == lost
+
+
+def test_a_block_that_was_signed_before_its_leader_was_lost_is_finished_by_the_next(data, monkeypatch):
+    plain = federation(data, 1)
+    plain.run_round()
+    signed, lost = SiteBlocks.signed, []
+
+    def die_with_the_signatures(self, proposal, signatures):
+        if not lost:
+            lost.append(self.ledger.site)
+            raise MemoryError
+        return signed(self, proposal, signatures)
+
+    monkeypatch.setattr(SiteBlocks, "signed", die_with_the_signatures)
+    run = federation(data, 1)
+    entry = run.run_round()
+    assert [entry["swarm"]["leader"]] == lost
+    assert same(run.weights, plain.weights)
+    heads = {local.runner.find_executor("train")._peers.blocks.ledger.head for local in run.local.sites.values()}
+    assert heads == {entry["swarm"]["block"]}
 
 
 def test_a_site_that_is_away_for_three_rounds_fetches_the_model_and_takes_part_again(data, away):

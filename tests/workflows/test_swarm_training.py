@@ -7,11 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedseg.cli import main
 from fedseg.data.datalist import read_datalist
 from fedseg.errors import ConfigurationError, FedsegError, RefusalError
+from fedseg.executors.peers.executor import SwarmExecutor
 from fedseg.files.arrays import read_arrays
 from fedseg.jobs.job import read_job
 from fedseg.messages.calls.peer_call import PeerAsk, PeerCall
+from fedseg.messages.replies import refusal
+from fedseg.provenance.swarm.audit import read_copy
+from fedseg.provenance.swarm.ledger import LEDGER_FILE
 from fedseg.simulation import local_sites
 from fedseg.simulation.in_process import InProcessFederation
 from in_process_runs import SITES, answers_of_sites, simulated, tiny_job, write_policies
@@ -93,37 +98,38 @@ def federation(data, rounds=3, **settings):
     return InProcessFederation(job, {site: read_datalist(data / site) for site in SITES})
 
 
-def leaders(run):
-    return [entry["swarm"]["leader"] for entry in run.rounds]
-
-
 def test_the_next_site_leads_where_the_first_cannot_be_reached_and_the_round_is_not_lost(data, monkeypatch):
-    plain = federation(data)
-    plain.run()
-    first = leaders(plain)[0]
-    away = {first}
+    away, merge = set(), SwarmExecutor._merge
+
+    def be_cut_off(self, shareable, fl_ctx):
+        away.update([] if away else [fl_ctx.get_identity_name()])
+        return merge(self, shareable, fl_ctx)
+
+    monkeypatch.setattr(SwarmExecutor, "_merge", be_cut_off)
     cut_off(monkeypatch, lambda caller, site, ask: not away & {caller, site})
     run = federation(data)
-    entry = run.run_round()
+    entry, (first,) = run.run_round(), away
     assert entry["swarm"]["leader"] != first
     assert sorted(entry["weights"]) == sorted(set(SITES) - {first})
+    monkeypatch.setattr(SwarmExecutor, "_merge", merge)
     away.clear()
     # It is back, and has fetched the model from another site.
     assert sorted(run.run_round()["weights"]) == sorted(SITES)
 
 
-def test_nobody_leads_past_a_site_that_answers(data):
+def test_nobody_leads_past_a_site_that_answers(data, monkeypatch):
     run = federation(data)
-    run.run_round()
+    monkeypatch.setattr(SwarmExecutor, "_merge", lambda *task: refusal("state", "Not now."))
+    with pytest.raises(FedsegError, match="could merge"):
+        run.run_round()
     answers = {site: local.runner.find_executor("merge")._peers for site, local in run.local.sites.items()}
-    order = answers["alpha"].files.update_of(0).order
-    first, second, third = (answers[site] for site in order)
-    for each in (first, second, third):
-        each.files._remove(0)
+    order = answers["alpha"].blocks.order(0, SITES)
+    first, _, third = (answers[site] for site in order)
+    head = {"head": first.blocks.ledger.head}
     with run.local.surroundings():
         with pytest.raises(RefusalError, match=f"{order[0]} leads round 1, and answers this site"):
-            third.answer(order[1], PeerCall(PeerAsk.UPDATE, run.run_id, 0))
-        given = third.answer(order[0], PeerCall(PeerAsk.UPDATE, run.run_id, 0))
+            third.answer(order[1], PeerCall(PeerAsk.UPDATE, run.run_id, 0, head))
+        given = third.answer(order[0], PeerCall(PeerAsk.UPDATE, run.run_id, 0, head))
     assert given.arrays
     with pytest.raises(RefusalError, match="has not given its update"):
         third.answer(order[1], PeerCall(PeerAsk.TAKE, run.run_id, 0, {"token": given.facts["token"]}, first.start))
@@ -223,8 +229,33 @@ def test_noise_is_charged_to_each_sites_ledger_before_its_update_goes_to_the_lea
 
 
 def test_too_few_updates_fail_the_round(data):
-    with pytest.raises(FedsegError, match=r"3 site\(s\) trained, but 4 must"):
-        federation(data, workflow__min_peers=4).run_round()
+    def broken(site, number, update):
+        return {name: value * np.nan for name, value in update.items()} if site == "beta" else update
+
+    job = tiny_job(JOBS / "hippocampus_swarm")
+    job.set("workflow.min_peers", 3)
+    run = InProcessFederation(job, {site: read_datalist(data / site) for site in SITES}, tamper=broken)
+    with pytest.raises(FedsegError, match=r"2 update\(s\) of round 1 came together, but 3 must"):
+        run.run_round()
+
+
+def test_more_signatures_than_there_are_sites_are_refused(data):
+    with pytest.raises(FedsegError, match=r"asks for 4 sites that sign .*, but has 3"):
+        federation(data, workflow__min_peers=4)
+
+
+def test_the_ledgers_of_all_sites_agree_and_say_what_the_run_says(runs, capsys):
+    out, summary = runs[1] / "hippocampus_swarm", runs[0]["hippocampus_swarm"][0]
+    copies = [out / "state" / site / summary["run_id"] / LEDGER_FILE for site in SITES]
+    assert main(["audit-log", "verify", *map(str, copies)]) == 0, capsys.readouterr().out
+    read = [read_copy(copy) for copy in copies]
+    assert len({copy.head for copy in read}) == 1
+    blocks = [signed.block for signed in read[0].blocks]
+    assert [(block.round, block.leader, block.digest) for block in blocks] == [
+        (entry["round"], entry["swarm"]["leader"], entry["swarm"]["block"]) for entry in summary["rounds"]
+    ]
+    assert all(len(signed.signatures) == 3 for signed in read[0].blocks)
+    assert [sorted(block.parts) for block in blocks] == [sorted(SITES)] * 3
 
 
 def test_the_records_of_sites_tell_what_was_handed_to_whom(runs):

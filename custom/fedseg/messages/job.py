@@ -84,14 +84,25 @@ def server_rule(fl_ctx: FLContext) -> Any:
     Raises:
         ConfigurationError: the job names none.
     """
-    engine = fl_ctx.get_engine()
-    path = Path(engine.get_workspace().get_app_config_dir(fl_ctx.get_job_id())) / SERVER_FILE
+    declared = server_arguments(fl_ctx).get("aggregator")
+    if not isinstance(declared, dict):
+        raise ConfigurationError("workflow.aggregator", declared, "the rule by which sites merge")
+    return fl_ctx.get_engine().build_component(declared)
+
+
+def server_arguments(fl_ctx: FLContext) -> Mapping[str, Any]:
+    """The arguments of the job's workflow, as a site has them in its copy of the job.
+
+    Raises:
+        ConfigurationError: they cannot be read.
+    """
+    workspace = fl_ctx.get_engine().get_workspace()
+    path = Path(workspace.get_app_config_dir(fl_ctx.get_job_id())) / SERVER_FILE
     content = read_json(path, "the server's part of a job")
     try:
-        declared = content["workflows"][0]["args"]["aggregator"]
-    except (KeyError, IndexError, TypeError):
-        raise ConfigurationError("workflow.aggregator", None, "the rule by which sites merge") from None
-    return engine.build_component(declared)
+        return dict(content["workflows"][0]["args"])
+    except (KeyError, IndexError, TypeError, ValueError):
+        raise ConfigurationError("workflow", None, "the workflow of the job, with its arguments") from None
 
 
 def job_name(fl_ctx: FLContext) -> str:

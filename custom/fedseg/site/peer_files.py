@@ -26,7 +26,7 @@ class HeldUpdate:
     Attributes:
         round: from 0.
         start: of the server that asked for the round.
-        order: the sites of the round in the order in which they lead it.
+        sites: of the round.
         take_over: seconds that a leader may take.
         meta: of the update's message: report, steps and form.
         arrays: of the update, in its form.
@@ -34,7 +34,7 @@ class HeldUpdate:
 
     round: int
     start: str
-    order: tuple[str, ...]
+    sites: tuple[str, ...]
     take_over: float
     meta: Mapping[str, Any]
     arrays: Arrays = field(repr=False)
@@ -83,7 +83,7 @@ class PeerFiles:
 
     def save_update(self, update: HeldUpdate) -> None:
         """Keep an update in place of that of the round before."""
-        header = {"round": str(update.round), "start": update.start, "order": json.dumps(update.order)}
+        header = {"round": str(update.round), "start": update.start, "sites": json.dumps(update.sites)}
         header |= {"take_over": str(update.take_over), "meta": json.dumps(dict(update.meta))}
         save_sealed(self.folder / _UPDATE, update.arrays, header)
 
@@ -96,8 +96,8 @@ class PeerFiles:
         header, arrays = _read(self.folder / _UPDATE) or ({}, {})
         if header.get("round") != str(number):
             raise RefusalError("state", f"No update of round {nth(number)} waits at this site.")
-        order, meta = json.loads(header["order"]), json.loads(header["meta"])
-        return HeldUpdate(number, header["start"], tuple(order), float(header["take_over"]), meta, arrays)
+        sites, meta = json.loads(header["sites"]), json.loads(header["meta"])
+        return HeldUpdate(number, header["start"], tuple(sites), float(header["take_over"]), meta, arrays)
 
     def save_model(self, number: int, weights: Arrays, facts: Mapping[str, Any]) -> None:
         """Keep the model after a round, in place of what was kept under this number."""

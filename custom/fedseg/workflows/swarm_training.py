@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fedseg.aggregators.base import Aggregator
-from fedseg.allowed import whole
+from fedseg.allowed import optional, whole
 from fedseg.contract.arguments import takes_arguments_of
 from fedseg.contract.combinations import COUNTED_DRAWS, KNOWN_DRAWS, OWN_MODELS
 from fedseg.errors import ConfigurationError
@@ -28,14 +28,20 @@ class SwarmTraining(Workflow):
 
     @takes_arguments_of(MethodParts, RunSettings)
     def __init__(
-        self, num_rounds: int, aggregator: Aggregator, min_peers: int = 2, take_over: int = 120, **arguments: Any
+        self,
+        num_rounds: int,
+        aggregator: Aggregator,
+        min_peers: int | None = None,
+        take_over: int = 120,
+        **arguments: Any,
     ) -> None:
         """Check the arguments.
 
         Args:
             num_rounds: training rounds.
             aggregator: how the leader of a round makes one of the updates; a rule that remembers nothing.
-            min_peers: fewest updates that are merged; with fewer the round fails.
+            min_peers: fewest updates that are merged, and fewest sites that sign the block of a round; with fewer the
+                run ends. None for more than half of the sites of the job, with which the ledger cannot fork.
             take_over: seconds that a leader may take to merge, and to hand the model out, before the next one is asked.
             arguments: see ``MethodParts``, of which all but ``selection`` have no meaning here and must be left out;
                 and ``RunSettings``, of which ``keep_updates`` must be.
@@ -46,7 +52,7 @@ class SwarmTraining(Workflow):
         refuse_given(
             "a swarm, whose server sees no model", arguments, "server_optimizer", "shared_arrays", "keep_updates"
         )
-        whole("workflow.min_peers", min_peers)
+        optional(whole, "workflow.min_peers", min_peers)
         whole("workflow.take_over", take_over, least=5)
         parts, settings = take_parts(arguments), RunSettings(num_rounds, **arguments)
         check_part("aggregator", aggregator, Aggregator)

@@ -11,12 +11,15 @@ from dataclasses import replace
 
 import numpy as np
 
+from fedseg.contract.report import parse_report
 from fedseg.contract.round_numbers import nth
 from fedseg.errors import RefusalError
-from fedseg.executors.peers.post import PeerPost, SilenceError
+from fedseg.executors.peers.blocks import SiteBlocks
+from fedseg.executors.peers.post import SilenceError
 from fedseg.files.digest import model_digest
 from fedseg.messages.calls.peer_call import PeerAsk, PeerCall
 from fedseg.networks.weights import Arrays, check_weights
+from fedseg.provenance.swarm.blocks import Part
 from fedseg.site.peer_files import HeldUpdate, PeerFiles
 
 WAITING, MERGING, FAILED, MERGED, GONE = "waiting", "merging", "failed", "merged", "gone"
@@ -36,17 +39,16 @@ class PeerAnswers:
     update to.
     """
 
-    def __init__(self, site: str, run: str, files: PeerFiles, start: Arrays, post: PeerPost) -> None:
+    def __init__(self, blocks: SiteBlocks, files: PeerFiles, start: Arrays) -> None:
         """Prepare.
 
         Args:
-            site: name of this site.
-            run: id of the run.
+            blocks: the ledger of the swarm at this site.
             files: of the run.
             start: weights from which the run starts, in the network's order.
-            post: to other sites.
         """
-        self.site, self.run, self.files, self.start, self.post = site, run, files, start, post
+        self.site, self.run, self.post = blocks.ledger.site, blocks.run, blocks.post
+        self.blocks, self.files, self.start = blocks, files, start
         self.start_digest = model_digest(start)
         # May be replaced: asked before an update or a model leaves, and told of each that has.
         self.check: Callable[[], None] = lambda: None
@@ -99,18 +101,18 @@ class PeerAnswers:
         if call.run != self.run:
             raise RefusalError("state", "The site is not in this run.")
         kinds = {PeerAsk.STATE: self._state, PeerAsk.UPDATE: self._update, PeerAsk.TAKE: self._take}
-        facts, arrays = kinds.get(call.ask, self._model)(caller, call)
+        kinds |= {PeerAsk.MODEL: self._model}
+        facts, arrays = kinds[call.ask](caller, call) if call.ask in kinds else (self.blocks.answer(call), {})
         return replace(call, facts=facts, arrays=arrays)
 
     def state(self, number: int) -> dict[str, object]:
         """How far this site is with merging a round."""
-        merged = self.files.model_of(number)
-        if merged is not None:
-            return {"state": MERGED, "digest": merged.digest}
         try:
-            self.files.update_of(number)
+            held = self.files.update_of(number)
         except RefusalError:
             return {"state": GONE}
+        if (block := self.blocks.block_of(number, held.start)) is not None:
+            return {"state": MERGED, "digest": block.model}
         merging = self._merging
         if merging is not None and merging[0] == number:
             return {"state": MERGING, "seconds": time.monotonic() - merging[1]}
@@ -122,18 +124,19 @@ class PeerAnswers:
     def _update(self, caller: str, call: PeerCall) -> tuple[dict[str, object], Arrays]:
         self.check()
         held = self.files.update_of(call.round)
-        if caller not in held.order:
+        if caller not in held.sites:
             raise RefusalError("state", f"{caller} has no part in round {nth(call.round)}.")
-        # Between the question who leads and the answer the leader may have merged.
+        if not self.blocks.knows(str(call.facts.get("head"))):
+            self.blocks.catch_up(caller, held.take_over * _STATE_SHARE)
+        head = {"head": self.blocks.ledger.head}
         if (at := self._merged_at(caller, held)) is not None:
-            return at, {}
+            return {**at, **head}, {}
         token = secrets.token_hex(16)
         with self._lock:
-            if self.files.model_of(call.round) is not None:
-                return {**self.state(call.round), "at": self.site}, {}
             self._given = {call.round: (caller, token)}
         self.handed(call.round, caller, "update")
-        return {"state": WAITING, "start": held.start, "meta": dict(held.meta), "token": token}, held.arrays
+        told = {"state": WAITING, "start": held.start, "meta": dict(held.meta), "token": token}
+        return {**told, **head}, held.arrays
 
     def _merged_at(self, caller: str, held: HeldUpdate) -> dict[str, object] | None:
         """Where the merged model of the round is already; None where nowhere, and the caller's turn has come.
@@ -144,7 +147,8 @@ class PeerAnswers:
         own = self.state(held.round)
         if own["state"] == MERGED:
             return {**own, "at": self.site}
-        before = held.order[: held.order.index(caller)]
+        order = self.blocks.order(held.round, held.sites)
+        before = order[: order.index(caller)] if caller in order else order
         states = {**self._states_of([site for site in before if site != self.site], held), self.site: own}
         for earlier in before:
             found = states[earlier]
@@ -174,11 +178,16 @@ class PeerAnswers:
             if leader != caller or not hmac.compare_digest(given.encode(), token.encode()):
                 text = f"This site has not given its update of round {nth(call.round)} to {caller}, or to others since."
                 raise RefusalError("state", text)
-            found = self.files.model_of(call.round)
-            if found is not None and found.digest != digest:
+            held = self.files.update_of(call.round)
+            attempt, proposal, block = (facts.pop(name, None) for name in ("attempt", "proposal", "block"))
+            if block is not None:
+                self.blocks.answer(replace(call, ask=PeerAsk.BLOCK, facts={"block": block}))
+            done = self.blocks.block_of(call.round, held.start)
+            if done is not None and done.model != digest:
                 raise RefusalError("state", f"This site has another model of round {nth(call.round)} already.")
             self.files.save_model(call.round, self.ordered(dict(call.arrays)), facts)
-        return {"digest": digest}, {}
+            signed = None if done else self.blocks.sign(proposal, call.round, attempt, digest, part_of(held))
+        return {"digest": digest, "signature": signed}, {}
 
     def _model(self, caller: str, call: PeerCall) -> tuple[dict[str, object], Arrays]:
         self.check()
@@ -187,3 +196,8 @@ class PeerAnswers:
             raise RefusalError("state", "This site does not have that model.")
         self.handed(found.round, caller, "model")
         return {"round": found.round, "facts": dict(found.facts)}, found.weights
+
+
+def part_of(held: HeldUpdate) -> Part:
+    """What a site has in a round, as a block says it."""
+    return Part(parse_report(held.meta).num_samples, held.digest)

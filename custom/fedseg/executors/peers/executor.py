@@ -20,7 +20,6 @@ from fedseg.contract.protocol import (
     BYTES_UP,
     HELD,
     KEEP,
-    LEADS_AFTER,
     LEAST_PEERS,
     MERGE,
     MODEL_NAME,
@@ -32,9 +31,10 @@ from fedseg.contract.protocol import (
     WANTED,
 )
 from fedseg.contract.shapes import private_arrays
-from fedseg.errors import RefusalError
+from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.evaluation.cross_site import BEST, LAST
 from fedseg.executors.peers.answers import PeerAnswers
+from fedseg.executors.peers.blocks import SiteBlocks
 from fedseg.executors.peers.leading import Leading, MergeTask, parse_facts
 from fedseg.executors.peers.post import PeerPost
 from fedseg.executors.refusals import check_peers
@@ -44,12 +44,15 @@ from fedseg.files.digest import model_digest
 from fedseg.filters.layers import layers_of_sites
 from fedseg.messages.calls.gate import CallGate
 from fedseg.messages.calls.peer_call import TOPIC, PeerAsk, PeerCall, read_peer_call
-from fedseg.messages.job import job_plan, report_fields, server_rule, site_profile, sites_part
+from fedseg.messages.job import job_plan, report_fields, server_arguments, server_rule, site_profile, sites_part
 from fedseg.messages.replies import refusal
 from fedseg.messages.sizes import message_size
 from fedseg.models.model_file import initial_weights, write_model
 from fedseg.networks.weights import Arrays
-from fedseg.provenance.swarm.leaders import leader_order
+from fedseg.provenance.swarm.blocks import Opening, majority
+from fedseg.provenance.swarm.errors import SwarmLedgerError
+from fedseg.provenance.swarm.ledger import LEDGER_FILE, SwarmLedger
+from fedseg.provenance.swarm.signatures import Signer
 from fedseg.site.peer_files import HeldUpdate, PeerFiles
 from fedseg.site.round_files import DEFAULT_KEEP
 from fedseg.training.trainer import SiteTrainer
@@ -118,9 +121,11 @@ class SwarmExecutor(SegmentationExecutor):
     def received(self, content: Any, meta: Mapping[str, Any], fl_ctx: FLContext) -> Arrays:
         """The model that the task names, from this site's own files or from another site."""
         self._task, peers, digest = meta, self._swarm, str(meta.get(HELD))
+        others = [str(site) for site in meta.get(PEERS) or () if site != peers.site]
+        self._check_named(digest, others)
         found = peers.model(digest)
         if found is None:
-            found = self._fetch(digest, [str(site) for site in meta.get(PEERS) or () if site != peers.site])
+            found = self._fetch(digest, others)
         if (file := _FILES.get(str(meta.get(MODEL_NAME)))) is not None:
             kept, plan = peers.files.model_with(digest), job_plan(fl_ctx)
             own = private_arrays(plan) | layers_of_sites(sites_part(fl_ctx), plan)
@@ -151,7 +156,8 @@ class SwarmExecutor(SegmentationExecutor):
         if self._post is None:
             raise RefusalError("state", "This site has no connection to the other sites of the job.")
         engine, record, start = fl_ctx.get_engine(), self.session.record, initial_weights(plan, _initial(fl_ctx))
-        peers = PeerAnswers(site, self.session.run_id, PeerFiles(self.session.folder), start, self._post)
+        blocks = SiteBlocks(self._ledger(site, fl_ctx), self.session.run_id, self._post)
+        peers = PeerAnswers(blocks, PeerFiles(self.session.folder), start)
 
         def check() -> None:
             with engine.new_context() as context:
@@ -159,6 +165,42 @@ class SwarmExecutor(SegmentationExecutor):
 
         peers.check, peers.handed = check, lambda number, to, what: record.handed(what, number, to)
         return peers
+
+    def _ledger(self, site: str, fl_ctx: FLContext) -> SwarmLedger:
+        """The ledger of the swarm at this site, of all sites of the job.
+
+        Raises:
+            RefusalError: it cannot be used (reason ``ledger``).
+        """
+        engine, least = fl_ctx.get_engine(), server_arguments(fl_ctx).get("min_peers")
+        members = sorted(client.name for client in engine.get_clients())
+        if least is not None and least > len(members):
+            text = f"The job asks for {least} sites that sign (workflow.min_peers), but has {len(members)}."
+            raise RefusalError("plan", text)
+        try:
+            signer = Signer.of_kit(Path(engine.get_workspace().get_startup_kit_dir()))
+            root = "" if signer is None else signer.root.fingerprint
+            opening = Opening(self.session.run_id, tuple(members), least or majority(members), root)
+            return SwarmLedger(self.session.folder / LEDGER_FILE, opening, site, signer)
+        except (SwarmLedgerError, ConfigurationError) as error:
+            raise RefusalError("ledger", str(error)) from None
+
+    def _check_named(self, digest: str, sites: list[str]) -> None:
+        """Refuse a model that stands in no block; a site that was away takes the blocks of others first.
+
+        Raises:
+            RefusalError: nobody has such a block (reason ``ledger``).
+        """
+        peers = self._swarm
+        for site in (None, *sites):
+            if site is not None:
+                try:
+                    peers.blocks.catch_up(site, float(self._task[TAKE_OVER]) * _PATIENCE)
+                except RefusalError:
+                    continue
+            if digest == peers.start_digest or any(each.block.model == digest for each in peers.blocks.ledger.blocks):
+                return
+        raise RefusalError("ledger", "The server names a model that stands in no block of the swarm's ledger.")
 
     # ------------------------------------------------------------------ the update stays
 
@@ -175,8 +217,8 @@ class SwarmExecutor(SegmentationExecutor):
         files.go_back(number, start)
         keep = int(meta.get(KEEP, DEFAULT_KEEP))
         files.keep({str(each) for each in meta.get(WANTED) or ()} | {str(meta.get(HELD))}, keep + 1 if keep else 0)
-        order = leader_order(str(meta.get(LEADS_AFTER)), number, [str(site) for site in meta.get(PEERS) or ()])
-        files.save_update(HeldUpdate(number, start, order, float(meta[TAKE_OVER]), dict(dxo.meta), dict(dxo.data)))
+        sites = tuple(str(site) for site in meta.get(PEERS) or ())
+        files.save_update(HeldUpdate(number, start, sites, float(meta[TAKE_OVER]), dict(dxo.meta), dict(dxo.data)))
         dxo.data = {}
         dxo.meta.pop(MetaKey.PROCESSED_ALGORITHM, None)
         dxo.update_shareable(result)

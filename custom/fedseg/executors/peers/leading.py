@@ -22,6 +22,7 @@ from fedseg.filters.restore import restore
 from fedseg.messages.calls.peer_call import PeerAsk, PeerCall
 from fedseg.messages.updates import read_update
 from fedseg.networks.weights import Arrays
+from fedseg.provenance.swarm.blocks import Part
 from fedseg.workflows.run.acceptance import check_report
 from fedseg.workflows.run.acceptance import read_update as accepted_update
 from fedseg.workflows.run.selection_base import SiteFacts
@@ -68,12 +69,12 @@ def parse_facts(meta: Mapping[str, Any]) -> dict[str, tuple[SiteFacts, int | Non
 
 @dataclass
 class _Gathered:
-    """What has come of the sites: tokens and digests of updates, why one is missing, and where the model is already."""
+    """What has come of the sites: tokens, parts and digests of updates, and why one is missing."""
 
     tokens: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, Part] = field(default_factory=dict)
     updates: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
-    merged: tuple[str, str] | None = None
 
 
 class Leading:
@@ -106,23 +107,62 @@ class Leading:
         Raises:
             RefusalError: too few updates are there (reason ``peers``), or this site has no part in the round.
         """
-        site, files, post = self.answers.site, self.answers.files, self.answers.post
+        site, post = self.answers.site, self.answers.post
         post.reset()
         self.answers.begins(task.round)
-        merged = False
+        agreed = False
         try:
             gathered = self._gather(task)
-            if (found := files.model_of(task.round)) is None:
-                facts, weights = self._merge(task, gathered)
-                files.save_model(task.round, weights, facts)
-            else:
-                facts, weights = dict(found.facts), self.answers.ordered(found.weights)
-            merged = True
+            facts, takers = self._agree(task, gathered)
+            agreed = True
         finally:
-            self.answers.ends(task.round, merged)
-        takers = self._hand_out(task, gathered, facts, weights)
+            self.answers.ends(task.round, agreed)
         traffic = {other: [post.received.get(other, 0), post.sent.get(other, 0)] for other in sorted(post.sent)}
         return {**facts, "takers": sorted({*takers, site}), "missing": gathered.missing, "bytes": traffic}
+
+    def _agree(self, task: MergeTask, gathered: _Gathered) -> tuple[dict[str, Any], list[str]]:
+        """Have the sites sign the block of the round, and take its model; gives what is told, and who has taken it."""
+        blocks, others = self.answers.blocks, sorted(set(task.facts) - {self.answers.site})
+        if (done := blocks.block_of(task.round, task.start)) is not None:
+            facts, weights = self._finished(done.model, list(done.parts), task)
+            block = blocks.ledger.blocks[-1]
+            takers, _ = self._hand_out(task, gathered, {**facts, "block": block.to_json()}, weights)
+        else:
+            proposal = blocks.promised(task.round, others, task.seconds)
+            if proposal is None:
+                facts, weights = self._merge(task, gathered)
+                self.answers.files.save_model(task.round, weights, facts)
+                rule, digest = str(self.model.describe()["name"]), facts["digest"]
+                proposal = blocks.propose(task.start, task.round, gathered.parts, digest, rule)
+            else:
+                facts, weights = self._finished(proposal.block.model, list(proposal.block.parts), task)
+            attempt = blocks.attempt(self.answers.site, task.round)
+            own = blocks.sign(
+                proposal.to_json(), task.round, attempt, facts["digest"], gathered.parts.get(self.answers.site)
+            )
+            asked = {**facts, "proposal": proposal.to_json(), "attempt": attempt}
+            takers, signatures = self._hand_out(task, gathered, asked, weights)
+            block = blocks.signed(proposal, [each for each in (own, *signatures) if each])
+        blocks.tell(block, others, task.seconds)
+        return {**facts, "block": block.block.digest}, takers
+
+    def _finished(self, digest: str, sites: list[str], task: MergeTask) -> tuple[dict[str, Any], Arrays]:
+        """Facts and weights of a model that was merged already, from here or from a site that has it.
+
+        Raises:
+            RefusalError: nobody has it (reason ``state``).
+        """
+        files, told = self.answers.files, []
+        for site in [each for each in sites if each != self.answers.site] if files.model_with(digest) is None else []:
+            try:
+                self._adopt(task.round, site, digest, task.seconds)
+                break
+            except RefusalError as error:
+                told.append(f"{site}: {error}")
+        found = files.model_with(digest)
+        if found is None:
+            raise RefusalError("state", f"No site gives the model that was merged before. {'; '.join(told)}".strip())
+        return dict(found.facts), self.answers.ordered(found.weights)
 
     # ------------------------------------------------------------------ updates in
 
@@ -136,18 +176,22 @@ class Leading:
         own = self.answers.files.update_of(task.round)
         self._accept(site, own.start, dict(own.meta), own.arrays, task, gathered)
         others = sorted(set(task.facts) - {site})
-        calls = {other: PeerCall(PeerAsk.UPDATE, self.answers.run, task.round) for other in others}
+        blocks = self.answers.blocks
+        head = {"head": blocks.ledger.head}
+        calls = {other: PeerCall(PeerAsk.UPDATE, self.answers.run, task.round, head) for other in others}
         for other, answer in self.answers.post.ask_each(calls, task.seconds):
             if isinstance(answer, RefusalError):
                 gathered.missing[other] = str(answer)
-            elif answer.facts.get("state") == MERGED:
-                gathered.merged = str(answer.facts.get("at")), str(answer.facts.get("digest"))
+                continue
+            if not blocks.knows(str(answer.facts.get("head"))):
+                blocks.catch_up(other, task.seconds)
+            if answer.facts.get("state") == MERGED:
+                if not blocks.block_of(task.round, task.start):
+                    blocks.catch_up(str(answer.facts.get("at")), task.seconds)
             else:
                 gathered.tokens[other] = str(answer.facts.get("token"))
                 start, meta = str(answer.facts.get("start")), answer.facts.get("meta")
                 self._accept(other, start, meta, dict(answer.arrays), task, gathered)
-        if gathered.merged is not None:
-            self._adopt(task.round, *gathered.merged, task.seconds)
         return gathered
 
     def _accept(self, site: str, start: str, meta: Any, arrays: Arrays, task: MergeTask, gathered: _Gathered) -> None:
@@ -164,13 +208,12 @@ class Leading:
             check_report(update.report, facts, steps, self.plan)
             self.model.accept_update(site, update)
             gathered.updates[site] = digest
+            gathered.parts[site] = Part(update.report.num_samples, digest)
         except FedsegError as error:
             gathered.missing[site] = f"update left out: {error}"
 
     def _adopt(self, number: int, at: str, digest: str, seconds: float) -> None:
         """Take the merged model of the round from a site that has it, in the place of a second merging."""
-        if self.answers.files.model_of(number) is not None:
-            return
         call = PeerCall(PeerAsk.MODEL, self.answers.run, number, {"digest": digest})
         answer = self.answers.post.ask(at, call, seconds)
         weights, facts = self.answers.ordered(dict(answer.arrays)), answer.facts.get("facts")
@@ -197,9 +240,11 @@ class Leading:
         }
         return facts, self.model.weights
 
-    def _hand_out(self, task: MergeTask, gathered: _Gathered, facts: Mapping[str, Any], weights: Arrays) -> list[str]:
-        """The sites that have taken the model."""
-        run, takers = self.answers.run, []
+    def _hand_out(
+        self, task: MergeTask, gathered: _Gathered, facts: Mapping[str, Any], weights: Arrays
+    ) -> tuple[list[str], list[Any]]:
+        """The sites that have taken the model, and their signatures."""
+        run, takers, signatures = self.answers.run, [], []
         calls = {
             site: PeerCall(PeerAsk.TAKE, run, task.round, {**facts, "token": token}, weights)
             for site, token in gathered.tokens.items()
@@ -207,6 +252,7 @@ class Leading:
         for site, answer in self.answers.post.ask_each(calls, task.seconds):
             if isinstance(answer, PeerCall):
                 takers.append(site)
+                signatures.append(answer.facts.get("signature"))
             else:
                 gathered.missing.setdefault(site, f"did not take the model: {answer}")
-        return takers
+        return takers, signatures

@@ -51,6 +51,7 @@ from fedseg.tasks.objective import MEAN
 
 _HEADERS = {ReservedHeaderKey.RC, ReservedHeaderKey.CONTENT_TYPE, REASON, TEXT, BYTES_UP, BYTES_DOWN}
 _HEADERS |= {AppConstants.START_ROUND, AppConstants.CURRENT_ROUND, AppConstants.NUM_ROUNDS}
+_OF_MERGED = {"leader", "digest", "block", "updates", "weights", "scales", "notes", "takers", "missing", "bytes"}
 # Of a round of the largest federation: a few hundred bytes for each site, and the notes of a rule.
 _LONGEST_ACCOUNT = 2**20
 _SPLITS = ("training", "validation", "test")
@@ -252,7 +253,7 @@ def _check_submission(leaving: Leaving) -> None:
 def _check_merged(leaving: Leaving) -> None:
     """What a site tells of a round that it has merged: digests, numbers by site, and why a site is missing."""
     content = _metrics(leaving)
-    if not set(content) <= {"leader", "digest", "updates", "weights", "scales", "notes", "takers", "missing", "bytes"}:
+    if not set(content) <= _OF_MERGED:
         raise unknown("it tells more of the merged round than fedseg does")
     try:
         length = len(json.dumps(content, allow_nan=False))

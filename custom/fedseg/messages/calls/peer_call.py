@@ -26,20 +26,25 @@ TOPIC = "fedseg.peers"
 _CONTENT = "fedseg_peer"
 _KINDS = ("bool", "int8", "uint8", "uint16", "int32", "uint32", "int64", "uint64", "float16", "float32", "float64")
 _NAMES = {"ask", "run", "round", "nonce", "facts", "arrays"}
-_LONGEST = 2**20
+# A block of a thousand sites, with their signatures and certificates.
+_LONGEST = 2**24
 
 
 class PeerAsk(StrEnum):
     """What one site asks another.
 
     ``state``: how far it is with merging a round; ``update``: its update of a round, which waits there; ``take``: to
-    take the merged model of a round; ``model``: the model with a digest.
+    take the merged model of a round, and to sign for it; ``model``: the model with a digest; ``promise``: to sign
+    nothing of an earlier leader any more; ``block``: to take a block of the ledger; ``ledger``: the blocks after some.
     """
 
     STATE = "state"
     UPDATE = "update"
     TAKE = "take"
     MODEL = "model"
+    PROMISE = "promise"
+    BLOCK = "block"
+    LEDGER = "ledger"
 
 
 @dataclass(frozen=True)

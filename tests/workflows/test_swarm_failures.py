@@ -66,6 +66,25 @@ def test_a_leader_that_is_lost_after_it_merged_loses_no_round(data, monkeypatch)
     assert [event["site"] for event in run.events] == lost
 
 
+def test_a_leader_that_fails_once_and_still_answers_the_others_is_asked_again(data, monkeypatch):
+    merge, failed = SwarmExecutor._merge, []
+
+    def fail_once(self, shareable, fl_ctx):
+        if not failed:
+            failed.append(fl_ctx.get_identity_name())
+            raise MemoryError
+        return merge(self, shareable, fl_ctx)
+
+    monkeypatch.setattr(SwarmExecutor, "_merge", fail_once)
+    run = federation(data, 1)
+    entry = run.run_round()
+    assert [entry["swarm"]["leader"]] == failed
+    assert sorted(entry["weights"]) == sorted(SITES)
+    others = [event["what"] for event in run.events if event["site"] not in failed]
+    assert len(others) == 2
+    assert all(f"{failed[0]} leads round 1, and answers this site" in what for what in others)
+
+
 def test_a_block_that_was_signed_before_its_leader_was_lost_is_finished_by_the_next(data, monkeypatch):
     plain = federation(data, 1)
     plain.run_round()

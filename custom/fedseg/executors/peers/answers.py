@@ -102,6 +102,8 @@ class PeerAnswers:
             raise RefusalError("state", "The site is not in this run.")
         kinds = {PeerAsk.STATE: self._state, PeerAsk.UPDATE: self._update, PeerAsk.TAKE: self._take}
         kinds |= {PeerAsk.MODEL: self._model}
+        if call.ask is PeerAsk.PROMISE and self._given.get(call.round, ("", ""))[0] != caller:
+            raise RefusalError("state", f"This site has not given its update of round {nth(call.round)} to {caller}.")
         facts, arrays = kinds[call.ask](caller, call) if call.ask in kinds else (self.blocks.answer(call), {})
         return replace(call, facts=facts, arrays=arrays)
 

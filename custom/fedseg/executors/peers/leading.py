@@ -128,6 +128,7 @@ class Leading:
             block = blocks.ledger.blocks[-1]
             takers, _ = self._hand_out(task, gathered, {**facts, "block": block.to_json()}, weights)
         else:
+            _check_enough(task, gathered)
             proposal = blocks.promised(task.round, others, task.seconds)
             if proposal is None:
                 facts, weights = self._merge(task, gathered)
@@ -224,11 +225,6 @@ class Leading:
     # ------------------------------------------------------------------ the model out
 
     def _merge(self, task: MergeTask, gathered: _Gathered) -> tuple[dict[str, Any], Arrays]:
-        count = len(gathered.updates)
-        if count < task.least:
-            why = "; ".join(f"{site}: {text}" for site, text in sorted(gathered.missing.items()))
-            text = f"{count} update(s) of round {nth(task.round)} came together, but {task.least} must. {why}"
-            raise RefusalError("peers", text.strip())
         self.model.finish_round()
         described = self.model.describe_round()
         facts = {
@@ -256,3 +252,12 @@ class Leading:
             else:
                 gathered.missing.setdefault(site, f"did not take the model: {answer}")
         return takers, signatures
+
+
+def _check_enough(task: MergeTask, gathered: _Gathered) -> None:
+    """Refuse to merge too few updates (RefusalError, reason ``peers``)."""
+    count = len(gathered.updates)
+    if count < task.least:
+        why = "; ".join(f"{site}: {text}" for site, text in sorted(gathered.missing.items()))
+        text = f"{count} update(s) of round {nth(task.round)} came together, but {task.least} must. {why}"
+        raise RefusalError("peers", text.strip())

@@ -20,6 +20,9 @@ from fedseg.workflows.run.round_protocol import JobParts, RoundProtocol
 from fedseg.workflows.run.run_state import RunState
 from fedseg.workflows.run.sites import Accept, Message, single_messages
 
+_PASSES = 3
+"""How often each site is asked to merge: one whose process was started anew answers the others again, which therefore
+give their updates to nobody else, but it needs another task."""
 EXECUTOR = "fedseg.executors.peers.executor.SwarmExecutor"
 
 
@@ -28,7 +31,8 @@ class SwarmRounds(RoundProtocol):
 
     1. The sites train (task ``train``, without weights in either direction); the server takes their reports.
     2. The first site of the round's order merges (task ``merge``): it fetches the updates from the other sites, and
-       hands the model out to them. A site that fails, or does not answer in time, is noted, and the next one is asked.
+       hands the model out to them. A site that fails, or does not answer in time, is noted, and the next one is asked;
+       after the last one the first is asked again.
 
     The order follows from the digest of the last model and the round, see ``leader_order``; sites compute it
     themselves, and give their updates to no other leader.
@@ -85,7 +89,7 @@ class SwarmRounds(RoundProtocol):
         trained = sorted(self.model.reports)
         if len(trained) < (least := self._least(run)):
             raise FedsegError(_not_merged(run, f"{len(trained)} site(s) trained, but {least} must"))
-        for leader in leader_order(self._leads_after(run), run.number, asked):
+        for leader in [*leader_order(self._leads_after(run), run.number, asked)] * _PASSES:
             if leader not in trained or self.model.merged is not None:
                 continue
             message = self._merge_message(run, trained, sorted(asked))

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from fedseg.provenance.swarm.audit import read_copy
 from fedseg.provenance.swarm.ledger import LEDGER_FILE
 
+pytestmark = pytest.mark.full
 HERE = Path(__file__).parent
 # One more than fail at once, so that enough are left to merge.
 FOUR = {**SITES, "delta": (2, 1)}

@@ -17,6 +17,7 @@ from fedseg.simulation.in_process import InProcessFederation, simulate_in_proces
 from fedseg.simulation.run_folder import prepare_output
 from fedseg.training.trainer import SiteTrainer
 from fedseg.workflows.asynchronous_training import AsynchronousTraining
+from fedseg.workflows.run.last_evaluation import beats_best
 from fedseg.workflows.selection import LargestSites
 from in_process_runs import tiny_job
 from scripted_sites import accepted, start, train
@@ -123,6 +124,15 @@ def test_a_resumed_run_is_the_one_that_was_not_stopped(tmp_path):
         versions.append((1 - share) * versions[number] + share * (versions[number - staleness] + VALUES[site]))
     begun = first_value(asynchronous(tmp_path / "new").state.model.weights)
     assert first_value(again.state.model.weights) - begun == pytest.approx(versions[-1], rel=1e-4)
+
+
+def test_no_round_is_known_as_the_best_since_each_is_scored_at_one_site(tmp_path):
+    run = train(asynchronous(tmp_path))
+    assert [len(entry["sites"]) for entry in run.state.rounds] == [1] * 6
+    assert run.state.best_round is None
+    assert not (tmp_path / "best.safetensors").exists()
+    scored = {site: (0.9, 2) for site in CASES}
+    assert not beats_best(run.state, scored), "nor the last one"
 
 
 def test_only_the_sites_that_are_selected_train(tmp_path):

@@ -178,6 +178,12 @@ def test_the_steps_of_a_late_update_are_those_of_the_round_that_it_was_trained_i
         assert bool(run.state.events) is wrong
 
 
+@pytest.mark.parametrize(("buffer", "known"), [(1, False), (2, True)])
+def test_a_best_round_is_known_unless_one_site_fills_a_buffer(tmp_path, buffer, known):
+    run = train(buffered(tmp_path, answer, num_rounds=6, buffer=buffer))
+    assert (run.state.best_round is not None) is known
+
+
 def test_a_site_trains_one_task_at_a_time_and_each_model_once(tmp_path):
     seen = []
 

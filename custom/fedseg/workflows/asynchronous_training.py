@@ -124,7 +124,8 @@ class AsynchronousTraining(Workflow):
        sent. A round is one version.
 
     What is said of order, states, scores and resumption in ``BufferedTraining`` holds here, too. A slow site that comes
-    with a model of an old version pulls the new one back towards it, which is what s is against.
+    with a model of an old version pulls the new one back towards it, which is what s is against. Each version is scored
+    at one site, so none is known as the best, and the last one is the result.
     """
 
     withholds = frozenset({ONE_START, SAME_SITES, KNOWN_DRAWS})

@@ -157,6 +157,9 @@ class Buffered(RoundProtocol):
     def begin(self, run: RunState) -> None:
         """Take what had arrived when the run was stopped, and note the updates that were lost then."""
         self._journal = Arrivals(run.checkpoints.folder / "arrivals")
+        if self._size(run) == 1:
+            # Each model is scored at one site then, and sites differ in how hard their cases are.
+            self._model.keeps_former = False
         if not run.settings.resume:
             return
         late = self._model.late
@@ -177,7 +180,7 @@ class Buffered(RoundProtocol):
         # The checkpoint of the round before holds what these became.
         self._journal.remove(self._taken)
         self._taken = []
-        size = min(self._model.settings.size(len(run.facts), run.settings.min_sites), len(asked))
+        size = min(self._size(run), len(asked))
         begin, limit = time.monotonic(), run.settings.round_timeout
         while True:
             self._find_idle(run)
@@ -207,6 +210,10 @@ class Buffered(RoundProtocol):
         self._arrived.clear()
 
     # ------------------------------------------------------------------ parts of a round
+
+    def _size(self, run: RunState) -> int:
+        """Updates with which a round ends, where so many sites are asked."""
+        return self._model.settings.size(len(run.facts), run.settings.min_sites)
 
     def _find_idle(self, run: RunState) -> None:
         """Free the sites that have answered; those that are absent are noted, and can be asked again later."""
@@ -295,7 +302,8 @@ class BufferedTraining(Workflow):
 
     With ``buffer`` of all sites it is federated averaging. A site's round is that of the model that it received: its
     seeds and states go by that number, with numbers left out where rounds ended while it trained. The scores of a
-    round are those of the sites that received its model and answered in time.
+    round are those of the sites that received its model and answered in time. Where one update ends a round, a model is
+    scored at one site, so no round is known as the best, and the last model is the result.
 
     Over FLARE the order in which updates arrive decides which models there are, so two runs differ, and a run that is
     resumed differs from one that was not stopped: updates that sites were working on are lost, and noted; those that

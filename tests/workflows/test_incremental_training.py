@@ -144,6 +144,58 @@ def test_an_absent_site_is_passed_over_by_name_and_visited_when_it_is_back(tmp_p
     assert event["what"] == "is passed over: it was not heard of for 1 s; it is visited when it is back"
 
 
+class Returning(ScriptedSites):
+    """A site comes back while the server waits for it; ``asked_for`` has whom it waited for, and how long at most."""
+
+    def __init__(self, script, back):
+        super().__init__(script)
+        self.back, self.asked_for = back, []
+
+    def await_return(self, sites, timeout):
+        self.asked_for.append((list(sites), timeout))
+        if self.back in sites:
+            self.presence.heard(self.back)
+
+
+def absent_from_the_start(folder, port, *sites, **arguments):
+    run = incremental(folder, port, **arguments)
+    run.prepare()
+    port.presence.limit = 1
+    port.presence._silence |= dict.fromkeys(sites, 2.0)
+    run.run_rounds()
+    return run
+
+
+def test_the_second_turn_of_the_last_site_waits_for_its_return(tmp_path):
+    sites = Sites()
+    port = Returning(sites, back="c")
+    run = absent_from_the_start(tmp_path, port, "c")
+    assert order_of(run) == [["a"], ["b"], ["c"]]
+    assert port.asked_for == [(["c"], 600)]
+    assert [event["what"] for event in run.state.events] == [
+        "is passed over: it was not heard of for 1 s; it is visited when it is back"
+    ]
+    assert run.state.stopped is None
+
+
+def test_of_several_absent_sites_the_one_that_is_back_is_visited_first(tmp_path):
+    port = Returning(Sites(), back="c")
+    run = absent_from_the_start(tmp_path, port, "b", "c", round_timeout=7)
+    assert order_of(run) == [["a"], ["c"]]
+    assert port.asked_for == [(["b", "c"], 7), (["b"], 7)]
+    assert run.state.events[-1]["what"] == "is left out: it had 2 turns, and the model was not trained there"
+    assert run.state.events[-1]["site"] == "b"
+
+
+def test_sites_that_do_not_come_back_are_waited_for_once_together(tmp_path):
+    port = Returning(Sites(), back="nobody")
+    run = absent_from_the_start(tmp_path, port, "b", "c")
+    assert order_of(run) == [["a"]]
+    assert port.asked_for == [(["b", "c"], 600)]
+    assert [event["site"] for event in run.state.events[-2:]] == ["b", "c"]
+    assert run.state.stopped == {"round": 0, "reason": "No further site could be visited."}
+
+
 def test_a_stopped_run_goes_on_with_the_sites_that_are_left(tmp_path):
     run = incremental(tmp_path, Sites())
     run.prepare()

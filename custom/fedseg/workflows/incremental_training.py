@@ -22,6 +22,8 @@ from fedseg.workflows.run.settings import RunSettings, refuse_given
 from fedseg.workflows.run.workflow import Workflow
 
 _TURNS = 2
+_RETURN = 600
+"""Seconds for which a round waits for absent sites where the job has no ``round_timeout``."""
 
 
 class IncrementalModel(CarriedModel):
@@ -46,7 +48,8 @@ class OnePass(InTurn):
     """Each round is one visit: to the next site in the order that was not visited yet and is there.
 
     A site that is absent, or whose visit fails, has its turn again after the others; after its second failed turn it
-    is named and left out.
+    is named and left out. Where all sites that still wait for their second turn are absent, the round waits until one
+    of them is back, for ``round_timeout`` seconds at most, or ten minutes where that is 0.
 
     Attributes:
         needs, withholds: see ``contract.combinations``.
@@ -62,6 +65,7 @@ class OnePass(InTurn):
         self.withholds = frozenset({LAST_STEP} if patience else ())
         self._turns: dict[str, int] = {}
         self._tried: list[str] = []
+        self._waited = False
 
     def begin(self, run: RunState) -> None:
         """See ``InTurn``; with patience, refuse sites that could not know when to stop."""
@@ -83,9 +87,9 @@ class OnePass(InTurn):
         return min(run.settings.num_rounds, len(run.rounds) + len(self._waiting(run)))
 
     def collect(self, run: RunState, asked: Sequence[str]) -> None:
-        self._tried = []
+        self._tried, self._waited = [], False
         while waiting := self._waiting(run):
-            site = waiting[0]
+            site = self._next(run, waiting)
             self._turns[site] = self._turns.get(site, 0) + 1
             if run.sites.absence(site) is None:
                 self._tried.append(site)
@@ -107,6 +111,15 @@ class OnePass(InTurn):
     def participants(self, run: RunState) -> list[str]:
         """All that had their turn: ``min_sites`` is about the sites that accept the job, since a round has one."""
         return sorted(self._tried)
+
+    def _next(self, run: RunState, waiting: Sequence[str]) -> str:
+        """The site whose turn it is; the second turn of an absent one waits for its return, but not for ever."""
+        if not self._turns.get(waiting[0]):
+            return waiting[0]
+        if not self._waited and all(run.sites.absence(site) for site in waiting):
+            run.sites.await_return(waiting, run.settings.round_timeout or _RETURN)
+            self._waited = True
+        return next((site for site in waiting if run.sites.absence(site) is None), waiting[0])
 
     def _visited(self, run: RunState) -> dict[str, int]:
         """The round in which each site was visited."""

@@ -249,6 +249,26 @@ def test_an_abort_ends_the_wait(flare):
         flare.sites.ask("train", FLModel(metrics={"sent": 7}), ["a"])
 
 
+def test_the_return_of_an_absent_site_ends_the_wait_for_it(flare):
+    presence = flare.sites.presence
+    presence.limit = 1
+    presence._silence |= {"a": 2.0, "b": 2.0}
+    flare.sites.await_return(["a", "b"], 1)
+    assert flare.sites.absence("a") and flare.sites.absence("b"), "it ends also without"
+    threading.Timer(0.2, lambda: presence.heard("b", heartbeat=True)).start()
+    flare.sites.await_return(["a", "b"], 600)
+    assert flare.sites.absence("a")
+    assert flare.sites.absence("b") is None
+
+
+def test_an_abort_ends_the_wait_for_an_absent_site(flare):
+    flare.sites.presence.limit = 1
+    flare.sites.presence._silence["a"] = 2.0
+    flare.abort.trigger(True)
+    with pytest.raises(AbortedError):
+        flare.sites.await_return(["a"], 600)
+
+
 def test_a_task_that_is_withdrawn_reaches_nobody(flare):
     withdraw = flare.sites.post("train", FLModel(metrics={"sent": 7}), "a", lambda *answer: True)
     withdraw()

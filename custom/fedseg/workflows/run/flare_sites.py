@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from nvflare.apis.controller_spec import ClientTask, Task, TaskCompletionStatus
 from nvflare.app_common.abstract.fl_model import FLModel
@@ -84,6 +84,12 @@ class FlareSites(Sites):
             if not self.lock.locked():
                 self.presence.pass_time(waiting, min(now - last, 2.0))
             last = now
+
+    def await_return(self, sites: Sequence[str], timeout: int) -> None:
+        begin = time.monotonic()
+        while all(self.absence(site) for site in sites) and time.monotonic() - begin < timeout:
+            time.sleep(_PAUSE)
+            self._check_abort("at hand")
 
     def _order(self, task: str, message: FLModel, timeout: int, receive: Receive) -> Task:
         """A task of FLARE whose answers go to ``receive``."""

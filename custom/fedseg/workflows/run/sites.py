@@ -231,6 +231,18 @@ class Sites(ABC):
             AbortedError: the job was aborted meanwhile.
         """
 
+    def await_return(self, sites: Sequence[str], timeout: int) -> None:
+        """Wait until one of these sites, which are all absent, is heard of; not where no site can come back.
+
+        Args:
+            sites: who may come back.
+            timeout: seconds after which the wait ends.
+
+        Raises:
+            AbortedError: the job was aborted meanwhile.
+        """
+        return
+
     # ------------------------------------------------------------------ what a subclass does
 
     @abstractmethod

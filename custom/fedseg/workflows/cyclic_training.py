@@ -116,8 +116,9 @@ class InTurn(RoundProtocol):
         return "workflow.order is a list that does not name it" if not_listed(self.order, [site]) else None
 
     def sorted_sites(self, run: RunState, sites: Sequence[str]) -> list[str]:
-        """Sites in the order of their visits."""
-        return in_order(self.order, {site: run.facts[site].num_samples for site in sites}, run.plan.seed, "order")
+        """Some of the sites of the run in the order of their visits, which is the same whoever of them is asked."""
+        sizes = {site: facts.num_samples for site, facts in run.facts.items()}
+        return [site for site in in_order(self.order, sizes, run.plan.seed, "order") if site in sites]
 
     def collect(self, run: RunState, asked: Sequence[str]) -> None:
         scores = self._score_round(run, asked)

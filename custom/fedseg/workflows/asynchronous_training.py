@@ -10,7 +10,7 @@ import numpy as np
 from fedseg.aggregators.base import AggregationError
 from fedseg.allowed import number
 from fedseg.contract.arguments import takes_arguments_of
-from fedseg.contract.combinations import KNOWN_DRAWS, ONE_START, SAME_SITES
+from fedseg.contract.combinations import EVERY_COORDINATE, KNOWN_DRAWS, ONE_START, SAME_SITES
 from fedseg.contract.update import Update
 from fedseg.networks.weights import Arrays
 from fedseg.workflows.buffered_training import Buffered, BufferSettings, LateModel, check_selection, take_late
@@ -124,10 +124,12 @@ class AsynchronousTraining(Workflow):
        sent. A round is one version.
 
     What is said of order, states, scores and resumption in ``BufferedTraining`` holds here, too. A slow site that comes
-    with a model of an old version pulls the new one back towards it, which is what s is against. Each version is scored
-    at one site, so none is known as the best, and the last one is the result.
+    with a model of an old version pulls the new one back towards it, which is what s is against. It would do so with
+    every coordinate that a sparse update leaves out, so filters that leave out coordinates are refused. Each version is
+    scored at one site, so none is known as the best, and the last one is the result.
     """
 
+    needs = frozenset({EVERY_COORDINATE})
     withholds = frozenset({ONE_START, SAME_SITES, KNOWN_DRAWS})
 
     @takes_arguments_of(MethodParts, RunSettings, LateSettings)

@@ -1,6 +1,8 @@
 """What the benchmarks of labels share: arms of training on the hippocampus images at four equal sites, and tests."""
 
 import argparse
+import json
+import shutil
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +35,8 @@ COARSE = {
     "training.learning_rate": 0.01,
 }
 """A small network at 2 mm: a run takes minutes instead of an hour."""
+SETTINGS = ("patients", "rounds", "coarse", "set")
+"""Options that all runs of a folder share."""
 FULL = "full"
 """The form of the labels in which every case has all of them."""
 Result = dict[str, Any]
@@ -66,13 +70,16 @@ def make_sites(
     Args:
         source: folder of Task04_Hippocampus.
         patients: how many of them; None: all.
-        folder: of the sites; nothing is written if it is there.
+        folder: of the sites; nothing is written if they are there, and what an interrupted call left is replaced.
         partial, weak: what becomes of the labels, see ``write_sites``.
     """
-    if not folder.exists():
+    complete = folder / "complete"
+    if not complete.exists():
+        shutil.rmtree(folder, ignore_errors=True)
         task = read_job(JOBS / "hippocampus_fedavg").plan.task
         cases = read_source(source, task)[:patients]
         write_sites(partition_equally(cases, SITES, 0), folder, task, FRACTIONS, 0, partial=partial, weak=weak)
+        complete.touch()
     return {site: read_datalist(folder / site) for site in SITES}
 
 
@@ -86,6 +93,9 @@ def arguments(description: str | None, arms: Mapping[str, Arm], small: int) -> a
 
     Returns:
         With ``patients``, None for all, beside what the command line has.
+
+    Raises:
+        SystemExit: the folder holds runs of other settings.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of Task04_Hippocampus")
@@ -103,7 +113,23 @@ def arguments(description: str | None, arms: Mapping[str, Arm], small: int) -> a
     options.patients = None
     if options.small:
         options.patients, options.rounds, options.seeds = small, 2, options.seeds[:1]
+    if (why := other_settings(options)) is not None:
+        parser.error(why)
     return options
+
+
+def other_settings(options: argparse.Namespace) -> str | None:
+    """Why kept runs of the folder cannot go on with these settings; None where they can, and these are written down."""
+    path, settings = options.out / "settings.json", {name: getattr(options, name) for name in SETTINGS}
+    if not path.exists():
+        if any((options.out / "runs").glob("*.json")):
+            return f"{options.out} holds runs, but no settings.json that says how they were made: take another --out."
+        options.out.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings))
+        return None
+    former = json.loads(path.read_text())
+    changed = [f"{name} {former.get(name)!r}, now {now!r}" for name, now in settings.items() if former.get(name) != now]
+    return f"{options.out} holds runs of other settings ({'; '.join(changed)}): take another --out." if changed else None
 
 
 def run(

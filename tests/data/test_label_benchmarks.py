@@ -45,6 +45,45 @@ def test_every_form_of_labels_has_the_same_cases_in_the_same_splits(source):
             assert [case.label for case in sites[site].test] == [case.label for case in full[site].test]
 
 
+def test_sites_that_an_interrupted_call_left_are_made_anew(source):
+    folder = source / "sites"
+    first = hippocampus_arms.make_sites(source, None, folder)
+    (folder / "complete").unlink()
+    (folder / "site-4" / "datalist.json").write_text("{}")
+    assert hippocampus_arms.make_sites(source, None, folder) == first
+
+
+def asked(monkeypatch, out, *more):
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--data", "data", "--out", str(out), *more])
+    return hippocampus_arms.arguments("What.", partial_labels.ARMS, small=24)
+
+
+@pytest.mark.parametrize(
+    ("former", "later", "said"),
+    [
+        (["--small"], [], "patients 24, now None; rounds 2, now None"),
+        ([], ["--small"], "patients None, now 24; rounds None, now 2"),
+        ([], ["--coarse"], "coarse False, now True"),
+        (["--set", "training.batch_size=2"], [], "set ['training.batch_size=2'], now []"),
+    ],
+)
+def test_kept_runs_of_other_settings_are_refused(monkeypatch, tmp_path, capsys, former, later, said):
+    asked(monkeypatch, tmp_path, *former)
+    written = (tmp_path / "settings.json").read_text()
+    assert asked(monkeypatch, tmp_path, *former, "--seeds", "0", "--arms", "full").seeds == [0]
+    with pytest.raises(SystemExit):
+        asked(monkeypatch, tmp_path, *later)
+    assert f"holds runs of other settings ({said}): take another --out." in capsys.readouterr().err
+    assert (tmp_path / "settings.json").read_text() == written
+
+
+def test_kept_runs_of_unknown_settings_are_refused(monkeypatch, tmp_path, capsys):
+    hippocampus_arms.keep(hippocampus_arms.kept(tmp_path, "full", 0), {})
+    with pytest.raises(SystemExit):
+        asked(monkeypatch, tmp_path)
+    assert "no settings.json that says how they were made" in capsys.readouterr().err
+
+
 def run(arm, seed, posterior, **site):
     entry = {"num_steps": 3, "num_samples": 6, **site}
     dice = {name: {"anterior": 0.5, "posterior": value, "mean": value} for name, value in posterior.items()}

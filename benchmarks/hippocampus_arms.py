@@ -129,7 +129,8 @@ def other_settings(options: argparse.Namespace) -> str | None:
         return None
     former = json.loads(path.read_text())
     changed = [f"{name} {former.get(name)!r}, now {now!r}" for name, now in settings.items() if former.get(name) != now]
-    return f"{options.out} holds runs of other settings ({'; '.join(changed)}): take another --out." if changed else None
+    told = f"{options.out} holds runs of other settings ({'; '.join(changed)}): take another --out."
+    return told if changed else None
 
 
 def run(

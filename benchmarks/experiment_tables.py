@@ -169,28 +169,51 @@ def costs(folder: Path) -> list[str]:
     return lines
 
 
+def missing_marks(page: Path, names: Iterable[str]) -> str | None:
+    """Which marks a page lacks for these tables, as a sentence; None where it has all."""
+    text = page.read_text("utf-8") if page.is_file() else ""
+    for name in names:
+        begin, end = _marks(name)
+        if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+            return f"{page} needs the marks '{begin}' and '{end}', each once."
+    return None
+
+
 def write_between_marks(page: Path, tables: Mapping[str, str]) -> None:
     """Put each experiment's tables between its two marks; every experiment has to have them."""
+    if (why := missing_marks(page, tables)) is not None:
+        raise SystemExit(why)
     text = page.read_text("utf-8")
     for name, lines in tables.items():
-        begin, end = (f"<!-- {word} of {name} -->" for word in ("begin", "end"))
-        if text.count(begin) != 1 or text.count(end) != 1:
-            raise SystemExit(f"{page} needs the marks '{begin}' and '{end}', each once.")
+        begin, end = _marks(name)
         before, rest = text.split(begin)
         text = f"{before}{begin}\n\n{lines}\n\n{end}{rest.split(end)[1]}"
     page.write_text(text, "utf-8")
 
 
-def arguments(about: str, names: Sequence[str]) -> argparse.ArgumentParser:
-    """The arguments of a benchmark that runs experiments."""
+def _marks(name: str) -> tuple[str, str]:
+    return f"<!-- begin of {name} -->", f"<!-- end of {name} -->"
+
+
+def arguments(about: str, names: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a benchmark that runs experiments.
+
+    Raises:
+        SystemExit: the page lacks marks, or would get figures of a small run.
+    """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="+", default=list(names), choices=names)
     parser.add_argument("--jobs", type=int, help="units at a time")
     parser.add_argument("--small", action="store_true", help="one round, one seed: only to see that it works")
-    parser.add_argument("--page", type=Path, help="page that gets the tables between its marks")
-    return parser
+    parser.add_argument("--page", type=Path, help="page that gets the tables between its marks; not with --small")
+    options = parser.parse_args()
+    if options.page and options.small:
+        parser.error("--page cannot go with --small, whose figures mean nothing: leave out one of them")
+    if options.page and (why := missing_marks(options.page, options.only)) is not None:
+        parser.error(why)
+    return options
 
 
 def publish(folders: Mapping[str, Path], parts: Sequence[Table], options: argparse.Namespace) -> None:

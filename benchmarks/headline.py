@@ -66,7 +66,7 @@ def claims(folder: Path) -> list[str]:
 
 
 def main() -> None:
-    options = arguments(str(__doc__), NAMES).parse_args()
+    options = arguments(str(__doc__), NAMES)
     options.out.mkdir(parents=True, exist_ok=True)
     folders = {}
     for name in options.only:

@@ -84,7 +84,7 @@ def ratios(folder: Path) -> list[str]:
 
 
 def main() -> None:
-    options = arguments(str(__doc__), NAMES).parse_args()
+    options = arguments(str(__doc__), NAMES)
     options.out.mkdir(parents=True, exist_ok=True)
     out, folders = options.out.resolve(), {}
     for name in options.only:

@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from experiment_tables import write_between_marks
+from experiment_tables import missing_marks, write_between_marks
 from kept_runs import keep, kept
 
 from fedseg.contract.plan import parse_plan
@@ -35,6 +35,7 @@ from fedseg.simulation.in_process import InProcessFederation
 
 JOBS = Path(__file__).parents[1] / "jobs"
 TASK, PATCH, SITES, CASES, ROUNDS = "brats", [32, 32, 32], 2, 3, 2
+TABLE = "method_costs"
 # Jobs of this task need its own phantoms: which channel a case has decides what a site trains.
 OWN_PHANTOMS = ("abdomen",)
 
@@ -126,6 +127,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.repeats < 1:
         parser.error("--repeats must be 1 or more")
+    if arguments.page and (why := missing_marks(arguments.page, [TABLE])) is not None:
+        parser.error(why)
     lines = ["| job | time of a step | bytes sent | bytes received |", "|---|---|---|---|"]
     found: dict[str, dict[str, Datalist]] = {}
     for folder in arguments.jobs or sorted(path.parent for path in JOBS.glob("*/meta.json")):
@@ -138,7 +141,7 @@ def main() -> None:
         lines.append(json.loads(path.read_text())["row"])
         print(lines[-1], flush=True)
     if arguments.page:
-        write_between_marks(arguments.page, {"method_costs": "\n".join(lines)})
+        write_between_marks(arguments.page, {TABLE: "\n".join(lines)})
 
 
 def phantoms(task: str, folder: Path) -> dict[str, Datalist]:

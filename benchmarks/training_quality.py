@@ -12,8 +12,8 @@ image on its own grid:
 
 Every arm trains for the same seconds of the processor with one thread. Its learning rate goes through its whole course
 in that time. Reading and preparing the cases, and prediction, count in no arm. The search trains on the training cases
-but for the last twentieth, on which it scores without mirror images: no arm is chosen on test cases. Every finished run
-is kept in OUT/runs as JSON, so that an interrupted benchmark goes on where it was.
+but for the last twentieth, on which it scores as the arms do on test cases: no arm is chosen on test cases. Every
+finished run is kept in OUT/runs as JSON, so that an interrupted benchmark goes on where it was.
 """
 
 import argparse
@@ -31,6 +31,7 @@ import torch
 from kept_runs import keep, kept, load, spread
 from nnunet_recipe import Recipe, load_cases, predictor, train
 
+from fedseg.contract.plan import Plan
 from fedseg.data.datalist import Case, Datalist
 from fedseg.data.intake.sources import read_source
 from fedseg.data.splits import split_by_patient
@@ -45,7 +46,7 @@ from fedseg.training.trainer import SiteTrainer, TrainerSetup
 
 JOBS = Path(__file__).parents[1] / "jobs"
 BUILT_IN, BUILT_IN_NNUNET, RECIPE, SEARCHED = "fedseg", "fedseg, nnU-Net's settings", "recipe", "recipe, searched"
-SEARCH_ARM = "search"
+SEARCH_ARM = "search, predicted as trained"
 ARMS = (BUILT_IN, RECIPE, SEARCHED, BUILT_IN_NNUNET)
 HELD_OUT, WATCHED = 0.2, 0.05
 SEARCH = (
@@ -79,8 +80,8 @@ class ProcessorTime(TrainingHook):
         return self.spent >= self.seconds
 
 
-def train_built_in(arm: str, cases: Datalist, seed: int, seconds: float) -> dict[str, Any]:
-    """fedseg's own training for a time; steps, and Dice of the test cases by region."""
+def built_in(arm: str, seed: int) -> Plan:
+    """The plan of fedseg's own training in an arm."""
     job = read_job(JOBS / "hippocampus_fedavg")
     if arm == BUILT_IN_NNUNET:
         other = read_job(JOBS / "brats_nnunet_recipe")
@@ -93,10 +94,18 @@ def train_built_in(arm: str, cases: Datalist, seed: int, seconds: float) -> dict
         }
         job.set("network", {**other.plan.network.to_dict(), **levels})
         job.set("training", other.declaration["training"])
+        # It spares memory, which is not short here, for time, which is.
+        job.set("training.activation_checkpointing", False)
+        job.set("task.mirrored", other.plan.task.mirrored)
     job.set("seed", seed)
     # The time ends the round, not its passes.
     job.set("training.local_epochs", 100_000)
-    plan, clock = job.check(), ProcessorTime(seconds)
+    return job.check()
+
+
+def train_built_in(plan: Plan, cases: Datalist, seconds: float) -> dict[str, Any]:
+    """fedseg's own training for a time; steps, and Dice of the test cases by region."""
+    clock = ProcessorTime(seconds)
     trainer = SiteTrainer(plan, "pooled", cases, TrainerSetup(hooks=(clock,), aborted=lambda: clock.over()))
     weights = get_weights(trainer.network)
     for index in range(len(trainer.training_cases)):
@@ -111,12 +120,15 @@ def train_built_in(arm: str, cases: Datalist, seed: int, seconds: float) -> dict
     return {"steps": clock.steps, "dice": plan.objective.summarise([case.score for case in scored])["dice"]}
 
 
-def train_recipe(recipe: Recipe, cases: Datalist, seed: int, seconds: float, mirrored: bool) -> dict[str, Any]:
-    """The plain loop for a time; steps, and Dice of the test cases by region. ``mirrored`` is about prediction."""
+def train_recipe(recipe: Recipe, cases: Datalist, seed: int, seconds: float) -> dict[str, Any]:
+    """The plain loop for a time; steps, and Dice of the test cases by region.
+
+    It predicts with mirror images where it trained with them.
+    """
     prepared = load_cases([case.images[0] for case in cases.training], [_label(case) for case in cases.training])
     network, steps = train(prepared, recipe, seed, seconds)
     kind = read_job(JOBS / "hippocampus_fedavg").plan.objective
-    return {"steps": steps, "dice": score(kind, cases.test, predictor(network, mirrored))}
+    return {"steps": steps, "dice": score(kind, cases.test, predictor(network, recipe.mirrored))}
 
 
 def score(kind: Objective, cases: Sequence[Case], predict: Callable[[Path], np.ndarray]) -> dict[str, float]:
@@ -137,18 +149,21 @@ def _label(case: Case) -> Path:
 
 
 def run(arm: str, recipe: Recipe | None, cases: Datalist, seed: int, seconds: float, out: Path) -> dict[str, Any]:
-    """One run, whose result is kept in ``out``; without a recipe it is fedseg's own training."""
+    """One run, whose result is kept in ``out``; without a recipe it is fedseg's own training.
+
+    A kept run of fedseg's own training with another plan is made anew.
+    """
     name = (arm, seed, f"{seconds:g}", *(asdict(recipe).values() if recipe else ()))
-    path = kept(out, *name)
-    if not path.exists():
+    path, plan = kept(out, *name), None if recipe else built_in(arm, seed)
+    digest = plan.digest if plan else None
+    if not path.exists() or json.loads(path.read_text()).get("plan") != digest:
         torch.set_num_threads(1)
-        if recipe is None:
-            found = train_built_in(arm, cases, seed, seconds)
-        else:
-            # The search does without mirror images, which take eight times as long.
-            found = train_recipe(recipe, cases, seed, seconds, recipe.mirrored and arm != SEARCH_ARM)
-        described = {"arm": arm, "recipe": asdict(recipe) if recipe else None, "seed": seed, "seconds": seconds}
-        keep(path, {**described, "cases": [len(cases.training), len(cases.test)], **found})
+        if recipe is not None:
+            found = train_recipe(recipe, cases, seed, seconds)
+        elif plan is not None:
+            found = train_built_in(plan, cases, seconds)
+        described = {"arm": arm, "recipe": asdict(recipe) if recipe else None, "plan": digest, "seed": seed}
+        keep(path, {**described, "seconds": seconds, "cases": [len(cases.training), len(cases.test)], **found})
         print(f"{path.name}: {found['steps']} steps, {found['dice']['mean']:.4f}", flush=True)
     result: dict[str, Any] = json.loads(path.read_text())
     return result
@@ -178,6 +193,9 @@ def table(results: Sequence[dict[str, Any]]) -> list[str]:
         steps = round(statistics.mean(r["steps"] for r in own))
         cells = [*dice, spread(gaps) if gaps else "", str(len(own)), str(steps), f"{seconds:g}"]
         lines.append(f"| {arm} | {' | '.join(cells)} |")
+    trials = sorted({r["seconds"] for r in results if r["arm"] == SEARCH_ARM})
+    if trials:
+        lines += ["", f"Each trial of the search trained for {' or '.join(f'{each:g}' for each in trials)} s."]
     lines += ["", "| tried for the recipe | mean Dice on watched training cases | steps | seconds |", "|---" * 4 + "|"]
     for r in sorted((r for r in results if r["arm"] == SEARCH_ARM), key=lambda r: -r["dice"]["mean"]):
         told = ", ".join(f"{name} {value}" for name, value in r["recipe"].items())

@@ -18,6 +18,7 @@ import training_quality
 from fedseg.contract.plan import parse_plan
 from fedseg.data.datalist import Case, Datalist, read_datalist
 from fedseg.errors import AbortedError
+from fedseg.jobs.job import read_job
 from fedseg.networks.weights import get_weights
 from fedseg.training.trainer import SiteTrainer, TrainerSetup
 from tiny import PLAN, make_sites
@@ -71,3 +72,52 @@ def test_the_search_sees_no_test_case(tmp_path):
     training = tuple(replace(case, patient=f"p{number}") for number in range(40))
     found = training_quality.watched(Datalist(training, (), (replace(case, patient="test"),)))
     assert (found.training, found.test) == (training[:38], training[38:])
+
+
+def test_nnunets_settings_are_those_of_its_job_without_what_only_spares_memory():
+    plan, plain = (training_quality.built_in(arm, 3) for arm in (training_quality.BUILT_IN_NNUNET, "fedseg"))
+    job = read_job(training_quality.JOBS / "brats_nnunet_recipe").plan
+    assert (plan.training.activation_checkpointing, job.training.activation_checkpointing) == (False, True)
+    assert plan.training.to_dict() == {
+        **job.training.to_dict(), "activation_checkpointing": False, "local_epochs": 100_000
+    }  # fmt: skip
+    assert (plan.task.name, plan.task.mirrored, plain.task.mirrored) == ("hippocampus", True, False)
+    assert replace(plan.task, mirrored=False) == plain.task
+    assert plan.seed == plain.seed == 3
+
+
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_every_recipe_predicts_as_it_trained_also_in_the_search(tmp_path, monkeypatch, mirrored):
+    told = []
+    dice = {"mean": 0.5}
+    monkeypatch.setattr(training_quality, "load_cases", lambda images, labels: [])
+    monkeypatch.setattr(training_quality, "train", lambda cases, recipe, seed, seconds: (None, 1))
+    monkeypatch.setattr(training_quality, "predictor", lambda network, mirrored: told.append(mirrored))
+    monkeypatch.setattr(training_quality, "score", lambda kind, cases, predict: dice)
+    recipe = nnunet_recipe.Recipe(mirrored=mirrored)
+    case = Case((tmp_path / "image.nii.gz",), tmp_path / "label.nii.gz", "")
+    training_quality.search(Datalist((case, case), (), ()), (recipe,), 7.0, tmp_path)
+    training_quality.run(training_quality.RECIPE, recipe, Datalist((case,), (), (case,)), 0, 14.0, tmp_path)
+    assert told == [mirrored, mirrored]
+    results = training_quality.load(tmp_path)
+    for result in results:
+        result["dice"] |= {"anterior": 0.5, "posterior": 0.5}
+    assert "Each trial of the search trained for 7 s." in training_quality.table(results)
+
+
+def test_a_kept_run_of_another_plan_is_made_anew(tmp_path, monkeypatch):
+    made, cases = [], Datalist((), (), ())
+
+    def train_built_in(plan, cases, seconds):
+        made.append(plan.digest)
+        return {"steps": 1, "dice": {"mean": 0.5}}
+
+    monkeypatch.setattr(training_quality, "train_built_in", train_built_in)
+    for _ in range(2):
+        training_quality.run("fedseg", None, cases, 0, 1.0, tmp_path)
+    assert len(made) == 1
+    other = training_quality.built_in("fedseg", 1)
+    monkeypatch.setattr(training_quality, "built_in", lambda arm, seed: other)
+    assert training_quality.run("fedseg", None, cases, 0, 1.0, tmp_path)["plan"] == other.digest
+    assert len(made) == 2
+    assert len(training_quality.load(tmp_path)) == 1

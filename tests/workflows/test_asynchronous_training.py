@@ -131,7 +131,7 @@ def test_no_round_is_known_as_the_best_since_each_is_scored_at_one_site(tmp_path
     assert [len(entry["sites"]) for entry in run.state.rounds] == [1] * 6
     assert run.state.best_round is None
     assert not (tmp_path / "best.safetensors").exists()
-    scored = {site: (0.9, 2) for site in CASES}
+    scored = dict.fromkeys(CASES, (0.9, 2))
     assert not beats_best(run.state, scored), "nor the last one"
 
 

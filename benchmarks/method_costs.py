@@ -10,13 +10,15 @@ a machine does beside them falls on both. What a method does for every weight we
 those of real training: its time is an upper bound. FedAvg is the FedAvg job of the task, or, where there is none, that
 of BraTS with the job's task, network without parts, and training.
 
-Without jobs all are measured; one that cannot be has the reason in its row. Finished jobs are kept in OUT.
+Without jobs all are measured. Finished jobs are kept in OUT; one that cannot be measured, or in which something went
+wrong at a site, has the reason in its row, and is tried again by the next call.
 """
 
 import argparse
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -66,7 +68,11 @@ def base_of(folder: Path) -> Job:
 
 
 def counted(job: Job, datalists: Mapping[str, Datalist], task: str = TASK) -> Cost:
-    """Cost of a job's second round, with its network on small phantoms."""
+    """Cost of a job's second round, with its network on small phantoms.
+
+    Raises:
+        FedsegError: the job cannot be run so, or something went wrong at a site.
+    """
     if task not in OWN_PHANTOMS:
         job.set("task", TASK)
     job.set("task.patch_size", PATCH)
@@ -77,6 +83,8 @@ def counted(job: Job, datalists: Mapping[str, Datalist], task: str = TASK) -> Co
             job.initial = whole_network(job, Path(folder) / "model.safetensors")
         federation = InProcessFederation(job, datalists)
         federation.run()
+    if failed := [event for event in federation.events if event["site"] != "server"]:
+        raise FedsegError(f"{failed[0]['site']}: {failed[0]['what']}")
     last = federation.rounds[-1]
     sites = last["sites"].values()
     steps = [site["seconds_training"] / site["num_steps"] for site in sites if site["num_steps"]]
@@ -104,18 +112,30 @@ def median_ratio(pairs: Sequence[tuple[float, float]]) -> float:
 
 
 def row(folder: Path, datalists: Mapping[str, Datalist], repeats: int) -> str:
-    """A line of the table."""
+    """A line of the table.
+
+    Raises:
+        FedsegError: see ``counted``.
+    """
     task, pairs = task_of(folder), []
-    try:
-        for _ in range(repeats):
-            base = counted(base_of(folder), datalists, task)
-            pairs.append((counted(read_job(folder), datalists, task), base))
-    except FedsegError as error:
-        return f"| `{folder.name}` | {str(error).splitlines()[0]} | | |"
+    for _ in range(repeats):
+        base = counted(base_of(folder), datalists, task)
+        pairs.append((counted(read_job(folder), datalists, task), base))
     cost, base = pairs[0]
     steps = [(own.step, other.step) for own, other in pairs]
     time = f"{median_ratio(steps):.2f}" if all(own and other for own, other in steps) else "no step"
     return f"| `{folder.name}` | {time} | {cost.up / base.up:.2f} | {cost.down / base.down:.2f} |"
+
+
+def kept_row(folder: Path, datalists: Callable[[], Mapping[str, Datalist]], repeats: int, out: Path) -> str:
+    """A line of the table, which is kept once it was measured; of a job that cannot be, the reason."""
+    path = kept(out, folder.name, repeats)
+    if not path.exists():
+        try:
+            keep(path, {"row": row(folder, datalists(), repeats)})
+        except FedsegError as error:
+            return f"| `{folder.name}` | {str(error).splitlines()[0]} | | |"
+    return str(json.loads(path.read_text())["row"])
 
 
 def main() -> None:
@@ -130,20 +150,16 @@ def main() -> None:
     if arguments.page and (why := missing_marks(arguments.page, [TABLE])) is not None:
         parser.error(why)
     lines = ["| job | time of a step | bytes sent | bytes received |", "|---|---|---|---|"]
-    found: dict[str, dict[str, Datalist]] = {}
     for folder in arguments.jobs or sorted(path.parent for path in JOBS.glob("*/meta.json")):
-        path = kept(arguments.out, folder.name, arguments.repeats)
-        if not path.exists():
-            task = next((task for task in OWN_PHANTOMS if task == task_of(folder)), TASK)
-            if task not in found:
-                found[task] = phantoms(task, arguments.out / task)
-            keep(path, {"row": row(folder, found[task], arguments.repeats)})
-        lines.append(json.loads(path.read_text())["row"])
+        task = next((task for task in OWN_PHANTOMS if task == task_of(folder)), TASK)
+        made = partial(phantoms, task, arguments.out / task)
+        lines.append(kept_row(folder, made, arguments.repeats, arguments.out))
         print(lines[-1], flush=True)
     if arguments.page:
         write_between_marks(arguments.page, {TABLE: "\n".join(lines)})
 
 
+@cache
 def phantoms(task: str, folder: Path) -> dict[str, Datalist]:
     """The sites of phantoms of a task, made once."""
     if not folder.exists():

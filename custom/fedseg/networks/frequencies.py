@@ -10,12 +10,14 @@ import numpy as np
 
 
 def is_kernel(array: np.ndarray) -> bool:
-    """Whether an array is a kernel of a convolution in any number of dimensions.
+    """Whether an array is a kernel of a convolution in two or three dimensions.
 
-    >>> [is_kernel(np.zeros(shape)) for shape in ((4, 2, 3, 3, 3), (4, 2, 3, 3), (4, 2), (4,))]
-    [True, True, False, False]
+    An array of three, such as the position embedding [1, N, C] of a transformer, is none.
+
+    >>> [is_kernel(np.zeros(shape)) for shape in ((4, 2, 3, 3, 3), (4, 2, 3, 3), (1, 8, 4), (4, 2), (4,))]
+    [True, True, False, False, False]
     """
-    return array.ndim >= 3
+    return array.ndim >= 4
 
 
 def spectrum(kernel: np.ndarray) -> np.ndarray:

@@ -176,22 +176,29 @@ def test_strength_zero_is_the_cyclic_job_to_the_last_bit(lists):
 
 def test_the_importance_goes_from_site_to_site_with_the_model(lists):
     """Sum by hand of what each visit has sent; each site receives what the visits before it have left."""
-    sent = []
+    visits = []
 
     def note(site, number, arrays):
-        sent.append({n.removeprefix("shared:"): v.copy() for n, v in arrays.items() if n.startswith("shared:")})
+        came = {name: value.copy() for name, value in federation.trainers[site].received_shared_arrays.items()}
+        left = {n.removeprefix("shared:"): v.copy() for n, v in arrays.items() if n.startswith("shared:")}
+        visits.append((came, left))
         return arrays
 
-    federation = run(continual(), lists, tamper=note)
-    assert len(sent) == 4
+    federation = InProcessFederation(continual(), lists, tamper=note)
+    federation.run()
+    assert federation.events == []
+    assert len(visits) == 4
+    total = {name: np.zeros_like(value) for name, value in visits[0][1].items()}
+    for came, left in visits:
+        assert sorted(came) == sorted(total)
+        for name, value in left.items():
+            np.testing.assert_array_equal(came[name], total[name])
+            total[name] = (total[name] + value).astype(value.dtype)
+        assert any((value > 0).any() for value in left.values())
     held = federation.model.shared_arrays.outgoing("")
+    assert sorted(held) == sorted(total)
     for name, value in held.items():
-        total = np.zeros_like(value)
-        for visit_ in sent:
-            total = (total + visit_[name]).astype(value.dtype)
-        np.testing.assert_array_equal(value, total)
-    first = federation.trainers["alpha"].received_shared_arrays
-    assert any(not np.array_equal(first[name], held[name]) for name in held)
+        np.testing.assert_array_equal(value, total[name])
 
 
 def test_the_importance_survives_a_restart_of_the_server(tmp_path):

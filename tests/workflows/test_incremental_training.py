@@ -210,6 +210,22 @@ def test_a_stopped_run_goes_on_with_the_sites_that_are_left(tmp_path):
     assert order_of(run) == [["a"], ["b"], ["c"]]
 
 
+def test_a_stopped_run_knows_the_turns_that_sites_have_had(tmp_path):
+    refusals = {("a", turn): lambda: RefusalError("data", "No cases.") for turn in range(9)}
+    run = incremental(tmp_path, Sites(refusals))
+    run.prepare()
+    run.state.record.round = 0
+    run.run_round()
+    run.state.save_checkpoint()
+    del run
+    gc.collect()
+    sites = Sites(refusals)
+    run = train(incremental(tmp_path, sites, resume=True))
+    assert sites.visits == ["c", "a"], "the second turn of a is its last one"
+    assert order_of(run) == [["b"], ["c"]]
+    assert run.state.events[-1]["what"] == "is left out: it had 2 turns, and the model was not trained there"
+
+
 class Epochs(Sites):
     """Site b reports the steps of so many local epochs, of which one has two."""
 

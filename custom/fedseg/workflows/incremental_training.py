@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from fedseg.allowed import optional, whole
 from fedseg.contract.arguments import takes_arguments_of
@@ -11,7 +13,7 @@ from fedseg.contract.combinations import CARRIED, LAST_STEP, SAME_SITES, SCORES
 from fedseg.contract.plan import Plan
 from fedseg.contract.round_numbers import nth
 from fedseg.contract.round_settings import MOST_EPOCHS, RoundSettings
-from fedseg.contract.visit_order import Order
+from fedseg.contract.visit_order import Order, parse_order
 from fedseg.errors import ConfigurationError
 from fedseg.workflows.cyclic_training import CarriedModel, InTurn
 from fedseg.workflows.run.method_parts import MethodParts, take_parts
@@ -27,13 +29,25 @@ _RETURN = 600
 
 
 class IncrementalModel(CarriedModel):
-    """A model whose last state is the result: each is scored at another site, so none of them is known as the best."""
+    """A model whose last state is the result: each is scored at another site, so none of them is known as the best.
+
+    Attributes:
+        turns: that each site has had, which checkpoints keep.
+    """
 
     keeps_former = False
 
     def __init__(self, rule: dict[str, Any], patience: int | None, shared_arrays: Any = None) -> None:
         super().__init__({**rule, "local_patience": patience}, shared_arrays)
         self._patience = patience
+        self.turns: dict[str, int] = {}
+
+    def history(self) -> dict[str, Any]:
+        return {**super().history(), "turns": dict(self.turns)}
+
+    def restore(self, number: int, arrays: Mapping[str, np.ndarray], history: Mapping[str, Any]) -> None:
+        super().restore(number, arrays, history)
+        self.turns = dict(history["turns"])
 
     def check_plan(self, plan: Plan) -> None:
         super().check_plan(plan)
@@ -57,13 +71,12 @@ class OnePass(InTurn):
 
     part_title = "workflow.local_patience"
 
-    def __init__(self, order: Order, patience: int | None) -> None:
+    def __init__(self, order: Order, patience: int | None, model: IncrementalModel) -> None:
         """Choose the order, and how long a site trains; see ``IncrementalTraining``."""
         super().__init__(order)
-        self._patience = patience
+        self._patience, self._model = patience, model
         self.needs = frozenset({SCORES} if patience else ())
         self.withholds = frozenset({LAST_STEP} if patience else ())
-        self._turns: dict[str, int] = {}
         self._tried: list[str] = []
         self._waited = False
 
@@ -90,12 +103,12 @@ class OnePass(InTurn):
         self._tried, self._waited = [], False
         while waiting := self._waiting(run):
             site = self._next(run, waiting)
-            self._turns[site] = self._turns.get(site, 0) + 1
+            self._model.turns[site] = self._model.turns.get(site, 0) + 1
             if run.sites.absence(site) is None:
                 self._tried.append(site)
             if self.visit(run, site):
                 return
-            if self._turns[site] == _TURNS:
+            if self._model.turns[site] == _TURNS:
                 run.note(site, f"is left out: it had {_TURNS} turns, and the model was not trained there")
             else:
                 self.note_absent(run, [site])
@@ -114,7 +127,7 @@ class OnePass(InTurn):
 
     def _next(self, run: RunState, waiting: Sequence[str]) -> str:
         """The site whose turn it is; the second turn of an absent one waits for its return, but not for ever."""
-        if not self._turns.get(waiting[0]):
+        if not self._model.turns.get(waiting[0]):
             return waiting[0]
         if not self._waited and all(run.sites.absence(site) for site in waiting):
             run.sites.await_return(waiting, run.settings.round_timeout or _RETURN)
@@ -129,7 +142,7 @@ class OnePass(InTurn):
         """The sites that are still to be visited, those first that had fewer turns."""
         visited = self._visited(run)
         left = [site for site in self.sorted_sites(run, sorted(run.facts)) if site not in visited]
-        turns = {site: self._turns.get(site, 0) for site in left}
+        turns = {site: self._model.turns.get(site, 0) for site in left}
         return sorted((site for site in left if turns[site] < _TURNS), key=lambda site: turns[site])
 
 
@@ -168,8 +181,9 @@ class IncrementalTraining(Workflow):
         refuse_given("incremental learning", arguments, "aggregator", "server_optimizer", "selection")
         parts, settings = take_parts(arguments), RunSettings(num_rounds, **arguments)
         optional(whole, "workflow.local_patience", local_patience, most=MOST_EPOCHS)
-        protocol = OnePass(order, local_patience)
-        shown = list(protocol.order) if isinstance(protocol.order, tuple) else protocol.order
+        checked = parse_order("workflow.order", order)
+        shown = list(checked) if isinstance(checked, tuple) else checked
         rule = {"name": "IncrementalLearning", "order": shown}
         model = IncrementalModel(rule, local_patience, parts.shared_arrays)
+        protocol = OnePass(checked, local_patience, model)
         super().__init__(settings, model, protocol, parts.asked)

@@ -39,11 +39,10 @@ SCALE = "fedseg_scale"
 MODE = "fedseg_mode"
 
 # meta of the tasks of rounds between sites: the digest of the model that a site is to have, those of others that are
-# still wanted, the sites of the round, from what their order as leaders follows, and how long a leader may take
+# still wanted, the sites of the round, and how long a leader may take
 HELD = "fedseg_held"
 WANTED = "fedseg_wanted"
 PEERS = "fedseg_peers"
-LEADS_AFTER = "fedseg_leads_after"
 TAKE_OVER = "fedseg_take_over"
 # of the task `merge` alone: of each site whose update is merged its cases and steps, and how many updates it takes
 PEER_FACTS = "fedseg_peer_facts"

@@ -34,9 +34,9 @@ class PeerAnswers:
     """Answers calls in FLARE's threads; what it needs lies in the site's files.
 
     The sites of a round have an order. A site gives its update to the first of it, and to a later one only when each
-    of those before it does not answer this site itself, or says that it cannot merge. So nobody, also not the server,
-    can put another leader in the place of one that works. It takes a merged model only from whom it last gave its
-    update to.
+    of those before it does not answer this site itself, or says that it cannot merge. So no other site can put itself
+    in the place of a leader that works. The server can: its task says who is in the round, and it passes the calls on
+    and can drop them. A site takes a merged model only from whom it last gave its update to.
     """
 
     def __init__(self, blocks: SiteBlocks, files: PeerFiles, start: Arrays) -> None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 from nvflare.app_common.abstract.fl_model import FLModel
 
 from fedseg.allowed import is_count, is_number
-from fedseg.contract.protocol import HELD, LEADS_AFTER, LEAST_PEERS, MERGE, PEER_FACTS, PEERS, TAKE_OVER, WANTED
+from fedseg.contract.protocol import HELD, LEAST_PEERS, MERGE, PEER_FACTS, PEERS, TAKE_OVER, WANTED
 from fedseg.contract.round_numbers import nth
 from fedseg.contract.round_settings import RoundSettings, round_steps
 from fedseg.errors import ConfigurationError, FedsegError, RefusalError
@@ -35,7 +35,7 @@ class SwarmRounds(RoundProtocol):
        after the last one the first is asked again.
 
     The order follows from the digest of the last model and the round, see ``leader_order``; sites compute it
-    themselves, and give their updates to no other leader.
+    themselves, and give their updates to no other leader as long as one before it answers them.
     """
 
     def __init__(self, model: SwarmModel, min_peers: int | None, take_over: int) -> None:
@@ -61,7 +61,7 @@ class SwarmRounds(RoundProtocol):
             raise ConfigurationError("executors: tasks", list(job.tasks), f"a list with {MERGE!r}")
 
     def message(self, run: RunState, sites: Sequence[str]) -> Message:
-        """See ``RoundProtocol``; also who is in the round, and what the order of its leaders follows from."""
+        """See ``RoundProtocol``; also who is in the round."""
         message = super().message(run, sites)
         for each in single_messages(message):
             each.meta |= self._meta(run, run.number, sorted(sites))
@@ -116,8 +116,7 @@ class SwarmRounds(RoundProtocol):
 
     def _meta(self, run: RunState, number: int, asked: Sequence[str]) -> dict[str, Any]:
         wanted = [] if run.best_round is None else [self.model.digest_after(run.best_round)]
-        order = {PEERS: list(asked), LEADS_AFTER: self._leads_after(run)}
-        return {**order, TAKE_OVER: float(self.take_over), WANTED: wanted}
+        return {PEERS: list(asked), TAKE_OVER: float(self.take_over), WANTED: wanted}
 
     def _leads_after(self, run: RunState) -> str:
         return self.model.heads[run.number]

@@ -1,0 +1,38 @@
+"""A swarm with a hostile server, leader or site: what it cannot do, and what the others say."""
+
+from pathlib import Path
+
+import pytest
+
+from fedseg.data.datalist import read_datalist
+from fedseg.provenance.swarm.leaders import leader_order
+from fedseg.simulation.in_process import InProcessFederation
+from fedseg.workflows.peers.rounds import SwarmRounds
+from in_process_runs import SITES, tiny_job
+from tiny import make_sites
+
+JOBS = Path(__file__).parents[2] / "jobs"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_sites(tmp_path_factory.mktemp("data"), SITES)
+
+
+def federation(data, rounds=1):
+    return InProcessFederation(
+        tiny_job(JOBS / "hippocampus_swarm", rounds), {site: read_datalist(data / site) for site in SITES}
+    )
+
+
+def peers_of(run):
+    return {site: local.runner.find_executor("merge")._peers for site, local in run.local.sites.items()}
+
+
+def test_the_order_of_leaders_follows_from_the_model_and_not_from_what_the_server_says(data, monkeypatch):
+    meta = SwarmRounds._meta
+    monkeypatch.setattr(SwarmRounds, "_meta", lambda *told: {**meta(*told), "fedseg_leads_after": "1" * 64})
+    run = federation(data)
+    run.run_round()
+    (order,) = {peers.files.update_of(0).order for peers in peers_of(run).values()}
+    assert order == leader_order(run.model.digest_after(-1), 0, SITES) != leader_order("1" * 64, 0, SITES)

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from fedseg.data.datalist import read_datalist
+from fedseg.errors import FedsegError
 from fedseg.provenance.swarm.leaders import leader_order
 from fedseg.simulation.in_process import InProcessFederation
+from fedseg.simulation.local_site import LocalEngine
 from fedseg.workflows.peers.rounds import SwarmRounds
 from in_process_runs import SITES, tiny_job
 from tiny import make_sites
@@ -36,3 +38,15 @@ def test_the_order_of_leaders_follows_from_the_model_and_not_from_what_the_serve
     run.run_round()
     (order,) = {peers.files.update_of(0).order for peers in peers_of(run).values()}
     assert order == leader_order(run.model.digest_after(-1), 0, SITES) != leader_order("1" * 64, 0, SITES)
+
+
+def test_a_job_in_which_the_server_gives_a_site_the_place_of_another_is_refused(data, monkeypatch):
+    know = LocalEngine.know
+
+    def lie(self, names):
+        know(self, names)
+        self.name_to_clients["beta"].set_fqcn("gamma")
+
+    monkeypatch.setattr(LocalEngine, "know", lie)
+    with pytest.raises(FedsegError, match="puts the site beta at gamma"):
+        federation(data)

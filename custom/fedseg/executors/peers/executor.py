@@ -36,7 +36,7 @@ from fedseg.evaluation.cross_site import BEST, LAST
 from fedseg.executors.peers.answers import PeerAnswers
 from fedseg.executors.peers.blocks import SiteBlocks
 from fedseg.executors.peers.leading import Leading, MergeTask, parse_facts
-from fedseg.executors.peers.post import PeerPost
+from fedseg.executors.peers.post import PeerPost, places_of
 from fedseg.executors.refusals import check_peers
 from fedseg.executors.site_executor import Answer
 from fedseg.executors.training import SegmentationExecutor
@@ -85,6 +85,7 @@ class SwarmExecutor(SegmentationExecutor):
         self._rule: WeightedModel | None = None
         self._post: PeerPost | None = None
         self._task: Mapping[str, Any] = {}
+        self._misplaced: RefusalError | None = None
 
     def tasks(self) -> Mapping[str, Answer]:
         known = super().tasks()
@@ -108,8 +109,11 @@ class SwarmExecutor(SegmentationExecutor):
         """See ``SiteSession.load_run``.
 
         Raises:
-            RefusalError: also where the policy lets no update go to other sites (``policy``).
+            RefusalError: also where the policy lets no update go to other sites (``policy``), or FLARE does not prove
+                who another site is (``privacy``).
         """
+        if self._misplaced is not None:
+            raise self._misplaced
         trainer = super().load_run(plan, run_id, fl_ctx)
         profile = self.session.profile
         if profile is not None and not self.session.evaluates:
@@ -143,7 +147,12 @@ class SwarmExecutor(SegmentationExecutor):
         engine, own = fl_ctx.get_engine(), fl_ctx.get_identity_name()
         gate = CallGate(str(fl_ctx.get_job_id()), self._answer_call, TOPIC)
         gate.only_sealed(self._sealed)
-        gate.admit({client.name: client.get_fqcn() for client in engine.get_clients() if client.name != own})
+        try:
+            places = places_of(engine.get_clients())
+            gate.admit({site: place for site, place in places.items() if site != own})
+        except RefusalError as error:
+            # An event's handler cannot refuse a job: the first task does, and until then nobody's call is taken.
+            self._misplaced = error
         self._post = PeerPost(engine, self._sealed)
         gate.listen(engine)
 

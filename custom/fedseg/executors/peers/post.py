@@ -5,12 +5,14 @@ from __future__ import annotations
 import hmac
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from typing import Any
 
+from nvflare.apis.client import Client
 from nvflare.apis.fl_constant import ReturnCode
+from nvflare.fuel.f3.cellnet.fqcn import FQCN
 
 from fedseg.contract.protocol import REASON
 from fedseg.errors import RefusalError
@@ -124,3 +126,26 @@ def _check_identities(engine: Any) -> None:
     if manager is None or not manager.enforce_identity or manager.cell_cipher is None:
         text = "The federation does not use mutual TLS, without which no message can be encrypted between two sites."
         raise RefusalError("privacy", text)
+
+
+def places_of(clients: Sequence[Client]) -> dict[str, str]:
+    """The places of sites in FLARE's network, by name, as the server tells them.
+
+    FLARE holds a certificate against the first part of a place, so this must be the site's name: the server could else
+    give one site the place of another.
+
+    Raises:
+        RefusalError: a site has another place, or two have one name (reason ``privacy``).
+    """
+    found: dict[str, str] = {}
+    for client in clients:
+        place = str(client.get_fqcn())
+        if client.name in found:
+            raise RefusalError("privacy", f"The server names the site {client.name} twice.")
+        if FQCN.split(place)[0] != client.name:
+            text = f"The server puts the site {client.name} at {place}, whose certificate is not that of {client.name}."
+            raise RefusalError(
+                "privacy", f"{text} In a swarm each site connects under its own name, without relays."
+            )
+        found[client.name] = place
+    return found

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from fedseg.contract.protocol import REASON
 from fedseg.data.datalist import read_datalist
 from fedseg.errors import FedsegError
+from fedseg.executors.peers.executor import SwarmExecutor
+from fedseg.messages.calls.peer_call import PeerAsk, PeerCall
 from fedseg.provenance.swarm.leaders import leader_order
 from fedseg.simulation.in_process import InProcessFederation
 from fedseg.simulation.local_site import LocalEngine
@@ -50,3 +53,18 @@ def test_a_job_in_which_the_server_gives_a_site_the_place_of_another_is_refused(
     monkeypatch.setattr(LocalEngine, "know", lie)
     with pytest.raises(FedsegError, match="puts the site beta at gamma"):
         federation(data)
+
+
+def test_a_job_without_mutual_tls_is_refused_when_it_is_loaded(data, monkeypatch):
+    monkeypatch.setattr(SwarmExecutor, "_sealed", lambda self: True)
+    with pytest.raises(FedsegError, match="does not use mutual TLS"):
+        federation(data)
+
+
+def test_no_call_is_answered_without_mutual_tls(data, monkeypatch):
+    run = federation(data)
+    monkeypatch.setattr(SwarmExecutor, "_sealed", lambda self: True)
+    site = run.local.sites["alpha"]
+    call = PeerCall(PeerAsk.STATE, run.run_id, 0).to_shareable()
+    answer = site.runner.find_executor("merge")._answer_call(site.engine, "beta", call)
+    assert (answer.get_header(REASON), "fedseg_peer" in answer) == ("privacy", False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from fedseg.evaluation.cross_site import BEST, LAST
 from fedseg.executors.peers.answers import PeerAnswers
 from fedseg.executors.peers.blocks import SiteBlocks
 from fedseg.executors.peers.leading import Leading, MergeTask, parse_facts
-from fedseg.executors.peers.post import PeerPost, places_of
+from fedseg.executors.peers.post import PeerPost, check_identities, places_of
 from fedseg.executors.refusals import check_peers
 from fedseg.executors.site_executor import Answer
 from fedseg.executors.training import SegmentationExecutor
@@ -115,6 +116,7 @@ class SwarmExecutor(SegmentationExecutor):
         if self._misplaced is not None:
             raise self._misplaced
         trainer = super().load_run(plan, run_id, fl_ctx)
+        self._check_proved(fl_ctx.get_engine())
         profile = self.session.profile
         if profile is not None and not self.session.evaluates:
             check_peers(profile)
@@ -145,7 +147,7 @@ class SwarmExecutor(SegmentationExecutor):
     def _listen(self, fl_ctx: FLContext) -> None:
         """Answer the other sites of the job from now on."""
         engine, own = fl_ctx.get_engine(), fl_ctx.get_identity_name()
-        gate = CallGate(str(fl_ctx.get_job_id()), self._answer_call, TOPIC)
+        gate = CallGate(str(fl_ctx.get_job_id()), partial(self._answer_call, engine), TOPIC)
         gate.only_sealed(self._sealed)
         try:
             places = places_of(engine.get_clients())
@@ -160,6 +162,10 @@ class SwarmExecutor(SegmentationExecutor):
         """Whether calls must be encrypted from site to site: everywhere but in a simulation without kits."""
         profile = self.session.profile
         return profile is None or not profile.simulated
+
+    def _check_proved(self, engine: Any) -> None:
+        if self._sealed():
+            check_identities(engine)
 
     def _open(self, plan: Plan, site: str, fl_ctx: FLContext) -> PeerAnswers:
         if self._post is None:
@@ -235,8 +241,9 @@ class SwarmExecutor(SegmentationExecutor):
 
     # ------------------------------------------------------------------ calls of other sites
 
-    def _answer_call(self, caller: str, request: Shareable) -> Shareable:
+    def _answer_call(self, engine: Any, caller: str, request: Shareable) -> Shareable:
         try:
+            self._check_proved(engine)
             if self._peers is None:
                 raise RefusalError("state", "This site has not opened the run yet.")
             return self._peers.answer(caller, read_peer_call(request)).to_shareable()

@@ -73,7 +73,7 @@ class PeerPost:
         call = replace(call, nonce=secrets.token_hex(_BYTES))
         message, sealed = call.to_shareable(), self._sealed()
         if sealed:
-            _check_identities(self._engine)
+            check_identities(self._engine)
         self._count(self.sent, site, message_size(message))
         with self._engine.new_context() as fl_ctx:
             replies = self._engine.send_aux_request(
@@ -113,7 +113,7 @@ class PeerPost:
             where[site] = where.get(site, 0) + size
 
 
-def _check_identities(engine: Any) -> None:
+def check_identities(engine: Any) -> None:
     """Refuse a connection on which FLARE does not hold a certificate against the name of its site.
 
     FLARE encrypts for the certificate that the other side shows, and compares that with its name only where the
@@ -144,8 +144,6 @@ def places_of(clients: Sequence[Client]) -> dict[str, str]:
             raise RefusalError("privacy", f"The server names the site {client.name} twice.")
         if FQCN.split(place)[0] != client.name:
             text = f"The server puts the site {client.name} at {place}, whose certificate is not that of {client.name}."
-            raise RefusalError(
-                "privacy", f"{text} In a swarm each site connects under its own name, without relays."
-            )
+            raise RefusalError("privacy", f"{text} In a swarm each site connects under its own name, without relays.")
         found[client.name] = place
     return found

@@ -11,6 +11,7 @@ from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey
 from nvflare.fuel.f3.cellnet.fqcn import FQCN
 from nvflare.fuel.f3.cellnet.utils import new_cell_message
 from nvflare.fuel.f3.message import Message
+from nvflare.fuel.f3.streaming.stream_const import STREAM_CHANNEL, STREAM_DATA_TOPIC
 from nvflare.private.defs import CellChannel
 
 from fedseg.messages.calls.call import TOPIC
@@ -18,6 +19,7 @@ from fedseg.messages.calls.roster import SERVER
 from fedseg.messages.replies import refusal
 
 logger = logging.getLogger(__name__)
+_PLAIN = "Calls between sites must be encrypted for this site."
 Answer = Callable[[str, Shareable], Shareable]
 
 
@@ -53,7 +55,8 @@ class CallGate:
         """Refuse calls that came without FLARE's encryption between two processes, where ``needed`` says so.
 
         FLARE answers a call as it came: an encrypted one encrypted for the certificate of the process from which it
-        claims to be, a plain one in plain.
+        claims to be, a plain one in plain. It takes the word of the message that it is encrypted; therefore its frames
+        are looked at before FLARE opens them.
         """
         self._sealed = needed
 
@@ -79,6 +82,25 @@ class CallGate:
         # among them, and would else miss messages that are streamed.
         cell.register_request_cb(channel=CellChannel.AUX_COMMUNICATION, topic=self._topic, cb=self.receive)
 
+        core = getattr(cell, "core_cell", None)
+        if core is not None:
+            for channel, topic in ((STREAM_CHANNEL, STREAM_DATA_TOPIC), (CellChannel.AUX_COMMUNICATION, self._topic)):
+                core.add_incoming_filter(channel=channel, topic=topic, cb=self.drop_plain)
+
+    def drop_plain(self, frame: Message) -> Message | None:
+        """Called by FLARE with each frame before it is opened; an answer has FLARE drop the frame.
+
+        Where calls must be encrypted, a frame of another site's process of the job must be: its call or its answer.
+        """
+        caller = self._callers.get(frame.get_header(MessageHeaderKey.ORIGIN))
+        encrypted = frame.get_header(MessageHeaderKey.SECURE, False) and frame.get_header(
+            MessageHeaderKey.ENCRYPTED, False
+        )
+        if caller is None or caller == SERVER or encrypted or not self._sealed():
+            return None
+        logger.error("A part of a message of %s came without encryption, and was dropped.", caller)
+        return new_cell_message({}, refusal("privacy", _PLAIN))
+
     def receive(self, message: Message) -> Message:
         """Called by FLARE in one of its threads; returns the reply."""
         origin = message.get_header(MessageHeaderKey.ORIGIN)
@@ -88,5 +110,5 @@ class CallGate:
             return new_cell_message({}, refusal("state", self._whose))
         if self._sealed() and not message.get_header(MessageHeaderKey.SECURE, False):
             logger.error("A call of %s came without encryption.", caller)
-            return new_cell_message({}, refusal("state", "Calls between sites must be encrypted for this site."))
+            return new_cell_message({}, refusal("privacy", _PLAIN))
         return new_cell_message({}, self._answer(caller, message.payload))

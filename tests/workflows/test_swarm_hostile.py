@@ -1,19 +1,22 @@
 """A swarm with a hostile server, leader or site: what it cannot do, and what the others say."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from fedseg.contract.protocol import REASON
+from fedseg.contract.protocol import REASON, TEXT
 from fedseg.data.datalist import read_datalist
-from fedseg.errors import FedsegError
+from fedseg.errors import FedsegError, RefusalError
+from fedseg.executors.peers import leading
+from fedseg.executors.peers.answers import PeerAnswers
 from fedseg.executors.peers.executor import SwarmExecutor
 from fedseg.messages.calls.peer_call import PeerAsk, PeerCall
 from fedseg.provenance.swarm.leaders import leader_order
 from fedseg.simulation.in_process import InProcessFederation
 from fedseg.simulation.local_site import LocalEngine
 from fedseg.workflows.peers.rounds import SwarmRounds
-from in_process_runs import SITES, tiny_job
+from in_process_runs import SITES, simulated, tiny_job, write_policies
 from tiny import make_sites
 
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -68,3 +71,63 @@ def test_no_call_is_answered_without_mutual_tls(data, monkeypatch):
     call = PeerCall(PeerAsk.STATE, run.run_id, 0).to_shareable()
     answer = site.runner.find_executor("merge")._answer_call(site.engine, "beta", call)
     assert (answer.get_header(REASON), "fedseg_peer" in answer) == ("privacy", False)
+
+
+def test_a_call_that_fails_is_answered_with_a_sentence_that_tells_nothing_of_the_site(data, monkeypatch):
+    def fail(self, caller, call):
+        raise OSError("/data/patient-7.nii.gz")
+
+    run = federation(data)
+    monkeypatch.setattr(PeerAnswers, "answer", fail)
+    site = run.local.sites["alpha"]
+    call = PeerCall(PeerAsk.STATE, run.run_id, 0).to_shareable()
+    answer = site.runner.find_executor("merge")._answer_call(site.engine, "beta", call)
+    assert answer.get_header(TEXT) == "The site could not answer the call. Its log says why."
+
+
+def test_an_update_that_breaks_the_leader_is_left_out_and_the_round_goes_on(data, monkeypatch):
+    run = federation(data)
+    broken = run_with_broken_check(monkeypatch)
+    entry = run.run_round()
+    assert sorted(entry["weights"]) == sorted(set(SITES) - broken)
+    said = [event["what"] for event in run.events if event["site"] in broken]
+    assert any("update left out: it cannot be used" in what for what in said)
+
+
+def run_with_broken_check(monkeypatch):
+    """The first update of another site makes the leader's check fail with an error that nobody expected."""
+    check, broken = leading.restore, set()
+
+    def fail(*told):
+        raise KeyError("unexpected")
+
+    accept = leading.Leading._accept
+
+    def accept_with_fault(self, site, *told):
+        if site != self.answers.site and not broken:
+            broken.add(site)
+        monkeypatch.setattr(leading, "restore", fail if site in broken else check)
+        accept(self, site, *told)
+
+    monkeypatch.setattr(leading.Leading, "_accept", accept_with_fault)
+    return broken
+
+
+def test_the_words_of_a_site_cannot_make_the_leaders_guard_withhold_its_account(data, tmp_path, monkeypatch):
+    def named(self, caller, call):
+        if self.site == refuses:
+            raise RefusalError("state", "/srv/data/patient-7.nii.gz is missing.")
+        return update(self, caller, call)
+
+    plain = federation(data)
+    first = plain.run_round()["swarm"]["leader"]
+    refuses = next(site for site in SITES if site != first)
+    update = PeerAnswers._update
+    monkeypatch.setattr(PeerAnswers, "_update", named)
+    copied = shutil.copytree(data, tmp_path / "data")
+    write_policies(copied, {site: {"peers": True} for site in SITES})
+    summary, _ = simulated(tiny_job(JOBS / "hippocampus_swarm", 1), copied, tmp_path / "run")
+    assert summary["rounds"][0]["swarm"]["leader"] == first
+    said = [event["what"] for event in summary["events"] if event["site"] == refuses]
+    assert any("in words that this site does not pass on" in what for what in said)
+    assert not any("patient-7" in what for what in said)

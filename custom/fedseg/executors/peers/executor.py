@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -42,6 +43,7 @@ from fedseg.executors.refusals import check_peers
 from fedseg.executors.site_executor import Answer
 from fedseg.executors.training import SegmentationExecutor
 from fedseg.files.digest import model_digest
+from fedseg.filters.guard.text import check_text
 from fedseg.filters.layers import layers_of_sites
 from fedseg.messages.calls.gate import CallGate
 from fedseg.messages.calls.peer_call import TOPIC, PeerAsk, PeerCall, read_peer_call
@@ -61,6 +63,8 @@ from fedseg.workflows.run.checkpoint import Checkpoints
 from fedseg.workflows.run.run_model import RunPlace
 from fedseg.workflows.run.weighted_model import WeightedModel
 
+logger = logging.getLogger(__name__)
+_UNTOLD = "gave no update, or did not take the model, and said why in words that this site does not pass on"
 _FILES = {LAST: "last.safetensors", BEST: "best.safetensors"}
 """Where a site finds the models that a run leaves, in its folder of the run, by how the server calls them."""
 
@@ -249,6 +253,9 @@ class SwarmExecutor(SegmentationExecutor):
             return self._peers.answer(caller, read_peer_call(request)).to_shareable()
         except RefusalError as error:
             return refusal(error.reason, str(error))
+        except Exception:
+            logger.exception("A call of %s could not be answered", caller)
+            return refusal("state", "The site could not answer the call. Its log says why.")
 
     def _fetch(self, digest: str, sites: list[str]) -> Arrays:
         """The model with a digest from the first site that has it.
@@ -289,7 +296,18 @@ class SwarmExecutor(SegmentationExecutor):
         facts = leading.lead(MergeTask(number, start, str(meta.get(HELD)), parse_facts(meta), least, seconds))
         self.session.record.merged(number, meta, facts["digest"], facts["updates"])
         facts.pop("start")
+        facts["missing"] = {site: self._tellable(text, plan) for site, text in facts["missing"].items()}
         return DXO(DataKind.METRICS, data=facts).to_shareable()
+
+    def _tellable(self, text: str, plan: Plan) -> str:
+        """What another site said, or that it cannot be told: the guard would else withhold the whole account for it."""
+        if self.session.profile is None:
+            return _UNTOLD
+        try:
+            check_text(text, self.session.profile, plan)
+        except RefusalError:
+            return _UNTOLD
+        return text
 
     @property
     def _swarm(self) -> PeerAnswers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,8 @@ from fedseg.workflows.run.acceptance import check_report
 from fedseg.workflows.run.acceptance import read_update as accepted_update
 from fedseg.workflows.run.selection_base import SiteFacts
 from fedseg.workflows.run.weighted_model import WeightedModel
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -212,6 +215,9 @@ class Leading:
             gathered.parts[site] = Part(update.report.num_samples, digest)
         except FedsegError as error:
             gathered.missing[site] = f"update left out: {error}"
+        except Exception:
+            logger.exception("The update of %s cannot be used", site)
+            gathered.missing[site] = "update left out: it cannot be used"
 
     def _adopt(self, number: int, at: str, digest: str, seconds: float) -> None:
         """Take the merged model of the round from a site that has it, in the place of a second merging."""

@@ -12,10 +12,8 @@ from fedseg.executors.peers import leading
 from fedseg.executors.peers.answers import PeerAnswers
 from fedseg.executors.peers.executor import SwarmExecutor
 from fedseg.messages.calls.peer_call import PeerAsk, PeerCall
-from fedseg.provenance.swarm.leaders import leader_order
 from fedseg.simulation.in_process import InProcessFederation
 from fedseg.simulation.local_site import LocalEngine
-from fedseg.workflows.peers.rounds import SwarmRounds
 from in_process_runs import SITES, simulated, tiny_job, write_policies
 from tiny import make_sites
 
@@ -31,19 +29,6 @@ def federation(data, rounds=1):
     return InProcessFederation(
         tiny_job(JOBS / "hippocampus_swarm", rounds), {site: read_datalist(data / site) for site in SITES}
     )
-
-
-def peers_of(run):
-    return {site: local.runner.find_executor("merge")._peers for site, local in run.local.sites.items()}
-
-
-def test_the_order_of_leaders_follows_from_the_model_and_not_from_what_the_server_says(data, monkeypatch):
-    meta = SwarmRounds._meta
-    monkeypatch.setattr(SwarmRounds, "_meta", lambda *told: {**meta(*told), "fedseg_leads_after": "1" * 64})
-    run = federation(data)
-    run.run_round()
-    (order,) = {peers.files.update_of(0).order for peers in peers_of(run).values()}
-    assert order == leader_order(run.model.digest_after(-1), 0, SITES) != leader_order("1" * 64, 0, SITES)
 
 
 def test_a_job_in_which_the_server_gives_a_site_the_place_of_another_is_refused(data, monkeypatch):

@@ -34,7 +34,7 @@ class SwarmRounds(RoundProtocol):
        hands the model out to them. A site that fails, or does not answer in time, is noted, and the next one is asked;
        after the last one the first is asked again.
 
-    The order follows from the digest of the last model and the round, see ``leader_order``; sites compute it
+    The order follows from the digest of the last block and the round, see ``leader_order``; sites compute it
     themselves, and give their updates to no other leader as long as one before it answers them.
     """
 

@@ -44,7 +44,7 @@ PLACES = {
 }
 READ = {
     "--task", "--data", "--csv", "--initial", "--profiles", "--context", "--wheel", "--site-policy", "--kit", "--job",
-    "--template", "--models", "--components", "--profile", "--first-run", "--route",
+    "--template", "--models", "--components", "--profile", "--first-run", "--route", "--root",
 }  # fmt: skip
 
 

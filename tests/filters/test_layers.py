@@ -239,7 +239,7 @@ def test_nothing_left_to_share_is_refused(arguments):
 def test_normalisation_without_parameters_is_refused(monkeypatch):
     """Else FedBN would silently be FedAvg."""
 
-    def without_parameters(self, in_channels, out_channels):
+    def without_parameters(self, in_channels, out_channels, patch_size):
         return nn.Sequential(nn.Conv3d(in_channels, out_channels, 3, padding=1), nn.InstanceNorm3d(out_channels))
 
     monkeypatch.setattr(ResidualUNet, "build", without_parameters)

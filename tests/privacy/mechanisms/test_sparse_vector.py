@@ -209,8 +209,8 @@ def test_the_order_of_questions_is_random():
         ({"clip": math.inf}, "clip is inf, but must be finite"),
         ({"charge": "never"}, "charge is 'never'"),
         ({"max_passes": 0}, "max_passes is 0"),
-        ({"values": np.ones((2, 2))}, "values is \\(2, 2\\)"),
-        ({"values": np.ones(0)}, "values is \\(0,\\)"),
+        ({"values": np.ones((2, 2))}, "values is \\[2, 2\\]"),
+        ({"values": np.ones(0)}, "values is \\[0\\]"),
     ],
 )
 def test_arguments_that_are_refused(changed, message):

@@ -30,7 +30,7 @@ def leader_order(last_digest: str, round_number: int, sites: Iterable[str]) -> t
         Every site once.
 
     >>> leader_order("0" * 64, 0, ["alpha", "beta", "gamma"])
-    ('alpha', 'beta', 'gamma')
+    ('alpha', 'gamma', 'beta')
     """
     return tuple(sorted(set(sites), key=lambda site: (_number(last_digest, round_number, site), site)))
 

@@ -22,7 +22,9 @@ def build_component(component: dict[str, Any]) -> Any:
     try:
         return getattr(importlib.import_module(module), name)(**arguments)
     except (TypeError, ValueError) as error:
-        raise ConfigurationError(name, arguments, f"arguments with which it can be built ({error})") from None
+        plain = (str, int, float, bool, list, dict, type(None))
+        shown = {key: each if isinstance(each, plain) else type(each).__name__ for key, each in arguments.items()}
+        raise ConfigurationError(name, shown, f"arguments with which it can be built ({error})") from None
 
 
 def components(value: Any) -> Iterator[dict[str, Any]]:

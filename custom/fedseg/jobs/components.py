@@ -22,9 +22,9 @@ def build_component(component: dict[str, Any]) -> Any:
     try:
         return getattr(importlib.import_module(module), name)(**arguments)
     except (TypeError, ValueError) as error:
-        plain = (str, int, float, bool, list, dict, type(None))
-        shown = {key: each if isinstance(each, plain) else type(each).__name__ for key, each in arguments.items()}
-        raise ConfigurationError(name, shown, f"arguments with which it can be built ({error})") from None
+        # As the job has them: objects that were built of nested ones would show where they lie in memory.
+        declared = component.get("args", {})
+        raise ConfigurationError(name, declared, f"arguments with which it can be built ({error})") from None
 
 
 def components(value: Any) -> Iterator[dict[str, Any]]:

@@ -90,6 +90,27 @@ class PeerAnswers:
             raise RefusalError("weights", "The merged model holds values that are not finite.")
         return {name: np.array(weights[name]) for name in self.start}
 
+    def fetch(self, site: str, digest: str, seconds: float, number: int | None = None) -> Arrays:
+        """Take the model with a digest from another site, and keep it.
+
+        Args:
+            site: which has it.
+            digest: of the weights.
+            seconds: without progress after which the site counts as silent.
+            number: the round under which it is kept; None: that which the site tells.
+
+        Raises:
+            RefusalError: the site does not give it, or gives another one.
+        """
+        call = PeerCall(PeerAsk.MODEL, self.run, -1 if number is None else number, {"digest": digest})
+        answer = self.post.ask(site, call, seconds)
+        weights, facts = self.ordered(dict(answer.arrays)), answer.facts.get("facts")
+        kept = answer.facts.get("round") if number is None else number
+        if model_digest(weights) != digest or type(kept) is not int or not isinstance(facts, dict):
+            raise RefusalError("weights", f"{site} gave another model than it was asked for.")
+        self.files.save_model(kept, weights, facts)
+        return weights
+
     # ------------------------------------------------------------------ calls
 
     def answer(self, caller: str, call: PeerCall) -> PeerCall:

@@ -42,11 +42,10 @@ from fedseg.executors.peers.post import PeerPost, check_identities, places_of
 from fedseg.executors.refusals import check_peers
 from fedseg.executors.site_executor import Answer
 from fedseg.executors.training import SegmentationExecutor
-from fedseg.files.digest import model_digest
 from fedseg.filters.guard.text import check_text
 from fedseg.filters.layers import layers_of_sites
 from fedseg.messages.calls.gate import CallGate
-from fedseg.messages.calls.peer_call import TOPIC, PeerAsk, PeerCall, read_peer_call
+from fedseg.messages.calls.peer_call import TOPIC, read_peer_call
 from fedseg.messages.job import job_plan, report_fields, server_arguments, server_rule, site_profile, sites_part
 from fedseg.messages.replies import refusal
 from fedseg.messages.sizes import message_size
@@ -265,17 +264,10 @@ class SwarmExecutor(SegmentationExecutor):
         """
         peers, told = self._swarm, []
         for site in sites:
-            call = PeerCall(PeerAsk.MODEL, peers.run, -1, {"digest": digest})
             try:
-                answer = peers.post.ask(site, call, float(self._task[TAKE_OVER]) * _PATIENCE)
-                weights, facts = peers.ordered(dict(answer.arrays)), answer.facts
-                if model_digest(weights) != digest or type(facts.get("round")) is not int:
-                    raise RefusalError("weights", f"{site} gave another model than it was asked for.")
+                return peers.fetch(site, digest, float(self._task[TAKE_OVER]) * _PATIENCE)
             except RefusalError as error:
                 told.append(f"{site}: {error}")
-                continue
-            peers.files.save_model(facts["round"], weights, facts.get("facts") or {})
-            return weights
         why = f" {'; '.join(told)}" if told else " No other site is in the round."
         raise RefusalError("state", f"This site does not have the model of the round, and no other site gave it.{why}")
 

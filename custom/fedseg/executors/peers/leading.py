@@ -159,7 +159,7 @@ class Leading:
         files, told = self.answers.files, []
         for site in [each for each in sites if each != self.answers.site] if files.model_with(digest) is None else []:
             try:
-                self._adopt(task.round, site, digest, task.seconds)
+                self.answers.fetch(site, digest, task.seconds, task.round)
                 break
             except RefusalError as error:
                 told.append(f"{site}: {error}")
@@ -218,15 +218,6 @@ class Leading:
         except Exception:
             logger.exception("The update of %s cannot be used", site)
             gathered.missing[site] = "update left out: it cannot be used"
-
-    def _adopt(self, number: int, at: str, digest: str, seconds: float) -> None:
-        """Take the merged model of the round from a site that has it, in the place of a second merging."""
-        call = PeerCall(PeerAsk.MODEL, self.answers.run, number, {"digest": digest})
-        answer = self.answers.post.ask(at, call, seconds)
-        weights, facts = self.answers.ordered(dict(answer.arrays)), answer.facts.get("facts")
-        if model_digest(weights) != digest or not isinstance(facts, dict):
-            raise RefusalError("weights", f"{at} gave another model than it told of.")
-        self.answers.files.save_model(number, weights, facts)
 
     # ------------------------------------------------------------------ the model out
 

@@ -18,6 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
+from kept_runs import write_table
 
 from fedseg.data.datalist import Datalist, read_datalist
 from fedseg.data.intake.sources import read_source
@@ -98,8 +99,7 @@ def main() -> None:
         f"\nMean over {len(options.seeds)} seeds: central {means['central']:.4f}, federated {means['federated']:.4f}, "
         f"ratio {ratio:.4f}."
     )
-    (options.out / "table.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    write_table(options.out, lines)
 
 
 if __name__ == "__main__":

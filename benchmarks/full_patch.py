@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kept_runs import keep, kept, load
+from kept_runs import keep, kept, load, write_table
 
 from fedseg.data.datalist import Datalist, read_datalist
 from fedseg.data.intake.sources import read_source
@@ -150,9 +150,7 @@ def main() -> int:
         for arm in options.arms:
             run(arm, name, options)
     results = load(options.out)
-    lines = [*table(results), "", f"Wanted: at most {WANTED_GB:g} GB."]
-    (options.out / "table.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    write_table(options.out, [*table(results), "", f"Wanted: at most {WANTED_GB:g} GB."])
     return int(any(r["peak_gb"] > WANTED_GB for r in results if r["arm"] != ARMS[2]))
 
 

@@ -14,11 +14,12 @@ its figures mean nothing. The tables are written to OUT/tables.md, and with ``--
 page, as in ``docs/explanation/heterogeneity.md``.
 """
 
-import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from experiment_tables import arguments, costs, of_means, primary, publish, run, sites, table, tests
+from kept_runs import made_once
 from multi_institution import HIPPOCAMPUS, institutions
 
 from fedseg.data.datalist import Datalist, write_datalist
@@ -50,8 +51,8 @@ def make_mixed(data: Path, out: Path) -> None:
     """Four sites with simulated scanners, one of which has drawn one structure."""
     task = get_task("hippocampus")
     parts = partition_by_sizes(read_source(data / "Task04_Hippocampus", task), MIXED, 0)
-    partial = PartialLabels((DRAWN,), (ONE_STRUCTURE,))
-    write_sites(parts, out / "mixed", task, {"validation": 0.05, "test": 0.25}, 0, 1.0, partial=partial)
+    one = PartialLabels((DRAWN,), (ONE_STRUCTURE,))
+    write_sites(parts, out / "mixed", task, {"validation": 0.05, "test": 0.25}, 0, 1.0, partial=one)
 
 
 MAKERS: dict[str, Callable[[Path, Path], None]] = {
@@ -64,14 +65,7 @@ def data_of(name: str, data: Path, out: Path) -> Path:
     """The folder from which the paths of an experiment's data count; simulated sites are made once."""
     if name not in MAKERS:
         return data
-    made = out / "sites" / name
-    complete = made / "complete"  # datalists name files in whole paths, so that a folder cannot be moved
-    if not complete.exists():
-        shutil.rmtree(made, ignore_errors=True)
-        made.mkdir(parents=True)
-        MAKERS[name](data, made)
-        complete.touch()
-    return made
+    return made_once(out / "sites" / name, partial(MAKERS[name], data))
 
 
 def ratios(folder: Path) -> list[str]:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import shutil
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kept_runs import keep, kept, load, run_all
+from kept_runs import keep, kept, load, made_once, run_all, write_table
 
 from fedseg.data.datalist import Datalist, read_datalist
 from fedseg.data.intake.sources import read_source
@@ -73,13 +72,13 @@ def make_sites(
         folder: of the sites; nothing is written if they are there, and what an interrupted call left is replaced.
         partial, weak: what becomes of the labels, see ``write_sites``.
     """
-    complete = folder / "complete"
-    if not complete.exists():
-        shutil.rmtree(folder, ignore_errors=True)
+
+    def make(folder: Path) -> None:
         task = read_job(JOBS / "hippocampus_fedavg").plan.task
         cases = read_source(source, task)[:patients]
         write_sites(partition_equally(cases, SITES, 0), folder, task, FRACTIONS, 0, partial=partial, weak=weak)
-        complete.touch()
+
+    made_once(folder, make)
     return {site: read_datalist(folder / site) for site in SITES}
 
 
@@ -149,9 +148,7 @@ def run(
     """
     work = [(name, arms[name], seed, forms, options) for seed in options.seeds for name in options.arms]
     run_all(train, work, options.jobs)
-    lines = table(load(options.out))
-    (options.out / "table.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    write_table(options.out, table(load(options.out)))
 
 
 def train(name: str, arm: Arm, seed: int, forms: Mapping[str, Lists], options: argparse.Namespace) -> Path:

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import statistics
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -23,6 +24,27 @@ def keep(path: Path, result: dict[str, Any]) -> Path:
     temporary.write_text(json.dumps(result))
     temporary.rename(path)
     return path
+
+
+def made_once(folder: Path, make: Callable[[Path], Any]) -> Path:
+    """A folder that ``make`` has filled; what an interrupted call left is replaced.
+
+    It is filled where it stays: datalists name files in whole paths, so that a folder cannot be moved.
+    """
+    complete = folder / "complete"
+    if not complete.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        make(folder)
+        complete.touch()
+    return folder
+
+
+def write_table(out: Path, lines: Iterable[str]) -> None:
+    """Write ``table.md``, and print it."""
+    text = "\n".join(lines)
+    (out / "table.md").write_text(f"{text}\n")
+    print(text)
 
 
 def load(out: Path) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
-from kept_runs import keep, kept, load, spread
+from kept_runs import keep, kept, load, spread, write_table
 from nnunet_recipe import Recipe, load_cases, predictor, train
 
 from fedseg.contract.plan import Plan
@@ -227,9 +227,7 @@ def main() -> None:
             # In turns, so that what the machine does besides falls on all arms.
             for arm in options.arms[:: -1 if seed % 2 else 1]:
                 run(arm, recipes.get(arm), cases, seed, seconds, options.out)
-    lines = table(load(options.out))
-    (options.out / "table.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    write_table(options.out, table(load(options.out)))
 
 
 if __name__ == "__main__":

@@ -2,11 +2,14 @@
 
 import contextlib
 import json
+import os
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import psutil
+import pytest
 from federation_parts import COORDINATOR, POLICY, SITES, TEMPLATE, tiny_job
 from safetensors.numpy import load_file
 
@@ -134,6 +137,24 @@ def federation(folder, sites=SITES, **arguments):
     out.mkdir()
     with running(read_project(TEMPLATE), POLICY, data, list(sites), out, **arguments) as local:
         yield Faults(local, folder)
+
+
+@contextmanager
+def watched_swarm(folder, sites=SITES):
+    """A federation whose sites may be peers, its coordinator, and the folder in which its processes write down what
+    they see (``swarm_watched``)."""
+    here, watched = Path(__file__).parent, folder / "watched"
+    watched.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        paths = [here / "swarm_watched", here, here.parent, os.environ.get("PYTHONPATH", "")]
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, paths)))
+        patch.setenv("FEDSEG_TEST_SWARM", str(watched))
+        with federation(folder, sites, limits={site: {"peers": True} for site in sites}) as faults:
+            try:
+                with faults.local.coordinator(SECONDS) as coordinator:
+                    yield faults, coordinator, watched
+            except Exception as error:
+                pytest.fail(f"{type(error).__name__}: {error}\n{faults.local.tails()}")
 
 
 def said(summary, site):

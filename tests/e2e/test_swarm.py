@@ -1,45 +1,30 @@
 """A swarm over a real federation with mutual TLS: its model, and what its server sees."""
 
-import os
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fault_parts import SECONDS, SERVER, federation, simulated_weights
+from fault_parts import SECONDS, SERVER, simulated_weights, watched_swarm
 from federation_parts import SITES, tiny_job
 from safetensors.numpy import load_file
 
 from tiny import PLAN
-
-HERE = Path(__file__).parent
-ALLOWED = {site: {"peers": True} for site in SITES}
 
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
     """Everything that happened, written down while it ran."""
     folder, seen = tmp_path_factory.mktemp("swarm"), SimpleNamespace()
-    watched = folder / "watched"
-    watched.mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        paths = [HERE / "swarm_watched", HERE, HERE.parent, os.environ.get("PYTHONPATH", "")]
-        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, paths)))
-        patch.setenv("FEDSEG_TEST_SWARM", str(watched))
-        with federation(folder, limits=ALLOWED) as faults:
-            try:
-                with faults.local.coordinator(SECONDS) as coordinator:
-                    seen.id = coordinator.submit(faults.job("hippocampus_swarm", 2))
-                    coordinator.wait(seen.id, timeout=3 * SECONDS)
-                    seen.summary, _ = faults.fetch(coordinator, seen.id)
-                    out = folder / "out"
-                    seen.stored = contents(faults.kits[SERVER].folder, out / "server", out / "state" / "server")
-                    (watched / "plain").touch()
-                    seen.plain_id = coordinator.submit(faults.job("hippocampus_swarm", 1, title="plain"))
-                    coordinator.wait(seen.plain_id, timeout=3 * SECONDS)
-                    seen.plain, _ = faults.fetch(coordinator, seen.plain_id)
-            except Exception as error:
-                pytest.fail(f"{type(error).__name__}: {error}\n{faults.local.tails()}")
+    with watched_swarm(folder) as (faults, coordinator, watched):
+        seen.id = coordinator.submit(faults.job("hippocampus_swarm", 2))
+        coordinator.wait(seen.id, timeout=3 * SECONDS)
+        seen.summary, _ = faults.fetch(coordinator, seen.id)
+        out = folder / "out"
+        seen.stored = contents(faults.kits[SERVER].folder, out / "server", out / "state" / "server")
+        (watched / "plain").touch()
+        seen.plain_id = coordinator.submit(faults.job("hippocampus_swarm", 1, title="plain"))
+        coordinator.wait(seen.plain_id, timeout=3 * SECONDS)
+        seen.plain, _ = faults.fetch(coordinator, seen.plain_id)
     seen.state, seen.watched, seen.data, seen.folder = folder / "out" / "state", watched, folder / "data", folder
     return seen
 

@@ -1,12 +1,10 @@
 """Leaders of a swarm die or stand still while they merge, in a real federation: the next one leads."""
 
-import os
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fault_parts import SECONDS, federation, said, wait_until
+from fault_parts import SECONDS, said, wait_until, watched_swarm
 from federation_parts import SITES, fedseg
 from safetensors.numpy import load_file
 
@@ -14,10 +12,8 @@ from fedseg.provenance.swarm.audit import read_copy
 from fedseg.provenance.swarm.ledger import LEDGER_FILE
 
 pytestmark = pytest.mark.full
-HERE = Path(__file__).parent
 # One more than fail at once, so that enough are left to merge.
 FOUR = {**SITES, "delta": (2, 1)}
-ALLOWED = {site: {"peers": True} for site in FOUR}
 TAKE_OVER, SILENCE = 40, 45
 KILLED, SILENT = 0, 1
 """The rounds in which a leader is killed while it merges, and in which one stands still."""
@@ -53,22 +49,12 @@ def leaders_fail(faults, coordinator, watched, seen):
 def seen(tmp_path_factory):
     """Everything that happened, written down while it ran."""
     folder, seen = tmp_path_factory.mktemp("swarm"), SimpleNamespace()
-    watched = folder / "watched"
-    watched.mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        paths = [HERE / "swarm_watched", HERE, HERE.parent, os.environ.get("PYTHONPATH", "")]
-        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, paths)))
-        patch.setenv("FEDSEG_TEST_SWARM", str(watched))
-        with federation(folder, FOUR, limits=ALLOWED) as faults:
-            try:
-                with faults.local.coordinator(SECONDS) as coordinator:
-                    leaders_fail(faults, coordinator, watched, seen)
-            except Exception as error:
-                pytest.fail(f"{type(error).__name__}: {error}\n{faults.local.tails()}")
-            root = faults.coordinator_kit / "startup" / "rootCA.pem"
-            seen.state = folder / "out" / "state"
-            seen.ledgers = sorted(seen.state.glob(f"*/{seen.faults_id}/{LEDGER_FILE}"))
-            seen.verified = fedseg("audit-log", "verify", *seen.ledgers, "--root", root)
+    with watched_swarm(folder, FOUR) as (faults, coordinator, watched):
+        leaders_fail(faults, coordinator, watched, seen)
+        root = faults.coordinator_kit / "startup" / "rootCA.pem"
+        seen.state = folder / "out" / "state"
+        seen.ledgers = sorted(seen.state.glob(f"*/{seen.faults_id}/{LEDGER_FILE}"))
+        seen.verified = fedseg("audit-log", "verify", *seen.ledgers, "--root", root)
     return seen
 
 

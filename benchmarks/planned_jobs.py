@@ -41,7 +41,7 @@ HELD_OUT = 0.25  # of the patients of each site
 WATCHED = 0.01  # of them, at least one
 VOXELS = {"hippocampus": 96**3, "pancreas": 96 * 96 * 64, "brats": 64**3}
 CHANGES: dict[str, dict[str, Any]] = {"hippocampus": {}, "pancreas": {}, "brats": {"task.patch_size": [64, 64, 64]}}
-MINIMUM = 5  # patients behind each number, or as many as the smallest site has
+MINIMUM = 5
 
 
 def sites_of(name: str, data: Path, out: Path, seed: int) -> dict[str, Datalist]:
@@ -57,13 +57,11 @@ def sites_of(name: str, data: Path, out: Path, seed: int) -> dict[str, Datalist]
 
 
 def plan_of(name: str, sites: Mapping[str, Datalist]) -> ProposedJob:
-    """What is proposed from the statistics that the sites would tell, all of them."""
+    """What is proposed from the statistics that the sites would tell; those with too few patients tell none."""
     task = get_task(name)
     told = {site: measure(task, found.training) for site, found in sites.items()}
-    minimum = min(MINIMUM, *(len(found.patients) for found in told.values()))
-    return propose_job(
-        FederationStatistics(task, {site: released(found, minimum) for site, found in told.items()}), VOXELS[name]
-    )
+    enough = {site: released(found, MINIMUM) for site, found in told.items() if len(found.patients) >= MINIMUM}
+    return propose_job(FederationStatistics(task, enough), VOXELS[name])
 
 
 def job_of(name: str, arm: str, seed: int, rounds: int, sites: Mapping[str, Datalist]) -> Job:

@@ -70,10 +70,11 @@ _EXECUTOR = "fedseg.executors.training.SegmentationExecutor"
 # Kinds of round whose sites have an executor of their own, and the task that only they answer.
 _EXECUTORS = {
     "SplitTraining": "fedseg.executors.split.executor.SplitExecutor",
+    "BrainTorrentTraining": "fedseg.executors.peers.torrent_executor.BrainTorrentExecutor",
     "SwarmTraining": "fedseg.executors.peers.executor.SwarmExecutor",
 }
 _TASKS = {"EncryptedTraining": "upload", "SwarmTraining": "merge"}
-_NO_RULE = {"AsynchronousTraining", "CyclicTraining", "IncrementalTraining", "SplitTraining"}
+_NO_RULE = {"AsynchronousTraining", "BrainTorrentTraining", "CyclicTraining", "IncrementalTraining", "SplitTraining"}
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,13 @@ TAKE_OVER = "fedseg_take_over"
 PEER_FACTS = "fedseg_peer_facts"
 LEAST_PEERS = "fedseg_least_peers"
 
+# meta of the task `train` of BrainTorrent: of each site its name, the digest of its model, and its version; and of the
+# answer: what the site made of the models of its peers
+OFFERS = "fedseg_offers"
+TURN = "fedseg_turn"
+# there, too: seconds without progress after which a site does not wait for another one
+PEER_TIMEOUT = "fedseg_peer_timeout"
+
 # meta of an update: what the site's filters did, see privacy/update.py
 STEPS = "fedseg_privacy"
 

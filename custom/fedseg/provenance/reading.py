@@ -161,6 +161,6 @@ def server_starts(record: Record) -> list[ServerStart]:
 def named_models(record: Record) -> dict[str, list[int]]:
     """Digests of all models that the server's record names, each with the numbers of the lines."""
     found: dict[str, list[int]] = {}
-    for entry in record.of_kind("start", "resumed", "shared", "round", "average", "scoring", "given", *_LEFT):
+    for entry in record.of_kind("start", "resumed", "shared", "round", "turn", "average", "scoring", "given", *_LEFT):
         found.setdefault(str(entry.get("model")), []).append(entry["number"])
     return found

@@ -142,12 +142,13 @@ def _privacy(server: Record, starts: Sequence[ServerStart], site: Record) -> Out
 def _received(server: Record, starts: Sequence[ServerStart], site: Record) -> Outcome:
     """The model that the site received in a round is the one that the server made in the round before.
 
-    Where a model is carried from site to site, it is the one that the server notes for the visit.
+    Where a model is carried from site to site, it is the one that the server notes for the visit; where sites merge the
+    models of their peers, the one that it notes for the turn.
     """
     wrong, count, known = [], 0, {start.id: start for start in starts}
     visits = {
         (line["start"], line["round"]): line["received"]
-        for line in server.of_kind("visit")
+        for line in server.of_kind("visit", "turn")
         if line["site"] == site.name
     }
     for line in site.of_kind("received"):

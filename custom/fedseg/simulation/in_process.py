@@ -196,10 +196,16 @@ class InProcessFederation:
             return self.model.weights
         if isinstance(self.model, SwarmModel):
             digest = self.model.digest_after(len(self.rounds) - 1)
-            for site in self.local.sites.values():
-                if (found := site.runner.find_executor(AppConstants.TASK_TRAIN).held(digest)) is not None:
-                    return dict(found)
+            return self._held_at(list(self.local.sites), digest)
         raise UsageError("Only a model whose weights the server or a site of a swarm has can be scored between rounds.")
+
+    def _held_at(self, sites: Sequence[str], digest: str) -> Arrays:
+        """The model with a digest, from the first of these sites that has it."""
+        for site in sites:
+            executor = self.local.sites[site].runner.find_executor(AppConstants.TASK_TRAIN)
+            if (found := executor.held(digest)) is not None:
+                return dict(found)
+        raise UsageError("No site has the model after the last round.")
 
     def evaluate(self, distances: bool = True) -> dict[str, Any]:
         """Score the present model on every site's final split; the form of ``final`` in ``summary.json``.
@@ -210,7 +216,11 @@ class InProcessFederation:
         Raises:
             UsageError: see ``weights``.
         """
-        weights, last = self.weights, len(self.rounds) - 1
+        last, own = len(self.rounds) - 1, self.model.own_models()
+        if own:
+            models = {site: self._held_at([site], own.get(site, self.model.digest_after(-1))) for site in self.trainers}
+            return score_sites(self.trainers, lambda site: self.trainers[site].own_model(models[site]), last, distances)
+        weights = self.weights
         return score_sites(self.trainers, lambda site: self.trainers[site].own_model(weights), last, distances)
 
 

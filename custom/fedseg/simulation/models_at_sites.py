@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.errors import FedsegError
+from fedseg.executors.peers.torrent_executor import MODEL_FILE
 from fedseg.files.digest import model_digest
 from fedseg.models.model_file import read_model
 from fedseg.models.note import note_path, read_note
@@ -28,6 +29,8 @@ def fetch_models(results: dict[str, Any], server: Path, models: Path, state: Pat
     """
     for part in ("final", "best"):
         found = results.get(part) or {}
+        if found.get("own_models"):
+            _fetch_own(found, models, state, results["run_id"])
         if not found.get("at_sites"):
             continue
         name, note = found["model"], read_note(server / found["model"])
@@ -42,3 +45,16 @@ def fetch_models(results: dict[str, Any], server: Path, models: Path, state: Pat
             raise FedsegError(f"No site has the {part} model of the run that its record names.")
         if note is not None:
             shutil.copy2(note_path(server / name), note_path(models / name))
+
+
+def _fetch_own(found: dict[str, Any], models: Path, state: Path, run_id: str) -> None:
+    """Copy the model that each site has for itself; the results then name those that are there."""
+    there = {}
+    for site, digest in found["own_models"].items():
+        path = state / site / run_id / MODEL_FILE
+        if path.is_file() and model_digest(read_model(path).weights) == digest:
+            there[site] = found["models"][site]
+            shutil.copy2(path, models / there[site])
+    if not there:
+        raise FedsegError("No site has the own model of the run that its record names.")
+    found["models"] = there

@@ -162,6 +162,7 @@ def _training(summary: Summary) -> dict[str, Any]:
         "visits": decisions.visit_table(summary),
         "versions": version_table(summary),
         "leaders": peers.leader_table(summary),
+        "turns": peers.turn_table(summary),
         "method": text_tables.method_table(summary),
         "selection": decisions.selection_table(summary),
         "selection_words": decisions.selection_words(summary),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -26,6 +29,16 @@ def leader_table(summary: Summary) -> TextTable:
     return TextTable(("Round", "Led by", "Updates", "Asked, and without its model"), body) if body else TextTable(())
 
 
+def turn_table(summary: Summary) -> TextTable:
+    """Of each turn of BrainTorrent its site, the new version, and the versions it merged; empty without turns."""
+    body = []
+    for entry in rows(summary, "rounds"):
+        for turn in entry.get("turns", ()):
+            taken = ", ".join(f"{site} {version}" for site, version in sorted(turn["taken"].items()))
+            body.append([str(nth(entry["round"])), turn["initiator"], str(turn["version"]), taken or "none"])
+    return TextTable(("Round", "Turn of", "Its version", "Merged: sites and versions"), body) if body else TextTable(())
+
+
 def pair_bytes(summary: Summary) -> tuple[list[str], np.ndarray]:
     """Sites, and the bytes of all rounds from each (row) to each other one (column); NaN on the diagonal.
 
@@ -36,14 +49,20 @@ def pair_bytes(summary: Summary) -> tuple[list[str], np.ndarray]:
     names = list(site_names(summary))
     total = np.zeros((len(names), len(names)))
     for entry in rows(summary, "rounds"):
-        swarm = part(entry, "swarm")
-        for site, (received, sent) in part(swarm, "bytes").items():
-            if site in names and swarm["leader"] in names:
-                other, leader = names.index(site), names.index(swarm["leader"])
-                total[other, leader] += received
-                total[leader, other] += sent
+        for caller, traffic in _traffic(entry):
+            for site, (received, sent) in traffic.items():
+                if site in names and caller in names:
+                    total[names.index(site), names.index(caller)] += received
+                    total[names.index(caller), names.index(site)] += sent
     np.fill_diagonal(total, np.nan)
     return names, total
+
+
+def _traffic(entry: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Who called others in a round, with the bytes from and to each."""
+    swarm = part(entry, "swarm")
+    led = [(str(swarm["leader"]), part(swarm, "bytes"))] if swarm else []
+    return led + [(str(turn["initiator"]), part(turn, "bytes")) for turn in entry.get("turns", ())]
 
 
 def pair_figure(summary: Summary) -> Figure | None:

@@ -6,19 +6,18 @@ import hmac
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-
-import numpy as np
 
 from fedseg.contract.report import parse_report
 from fedseg.contract.round_numbers import nth
 from fedseg.errors import RefusalError
 from fedseg.executors.peers.blocks import SiteBlocks
+from fedseg.executors.peers.held_models import PeerModels
 from fedseg.executors.peers.post import SilenceError
 from fedseg.files.digest import model_digest
 from fedseg.messages.calls.peer_call import PeerAsk, PeerCall
-from fedseg.networks.weights import Arrays, check_weights
+from fedseg.networks.weights import Arrays
 from fedseg.provenance.swarm.blocks import Part
 from fedseg.site.peer_files import HeldUpdate, PeerFiles
 
@@ -30,7 +29,7 @@ _GIVEN_UP = 0.5
 _STATE_SHARE = 1 / 24
 
 
-class PeerAnswers:
+class PeerAnswers(PeerModels):
     """Answers calls in FLARE's threads; what it needs lies in the site's files.
 
     The sites of a round have an order. A site gives its update to the first of it, and to a later one only when each
@@ -47,12 +46,8 @@ class PeerAnswers:
             files: of the run.
             start: weights from which the run starts, in the network's order.
         """
-        self.site, self.run, self.post = blocks.ledger.site, blocks.run, blocks.post
-        self.blocks, self.files, self.start = blocks, files, start
-        self.start_digest = model_digest(start)
-        # May be replaced: asked before an update or a model leaves, and told of each that has.
-        self.check: Callable[[], None] = lambda: None
-        self.handed: Callable[[int, str, str], None] = lambda number, to, what: None
+        super().__init__(blocks.ledger.site, blocks.run, blocks.post, files, start)
+        self.blocks = blocks
         self._lock = threading.Lock()
         self._given: dict[int, tuple[str, str]] = {}
         self._merging: tuple[int, float] | None = None
@@ -69,26 +64,6 @@ class PeerAnswers:
         self._merging, self._failed = None, None if merged else number
 
     # ------------------------------------------------------------------ models
-
-    def model(self, digest: str) -> Arrays | None:
-        """The weights with a digest; None where they are not here."""
-        if digest == self.start_digest:
-            return dict(self.start)
-        found = self.files.model_with(digest)
-        return None if found is None else self.ordered(found.weights)
-
-    def ordered(self, weights: Arrays) -> Arrays:
-        """Weights in the network's order, once they are known to be of this network.
-
-        Raises:
-            RefusalError: a name, a shape or a type is another, or values are not finite (reason ``weights``).
-        """
-        check_weights(self.start, weights)
-        if set(weights) != set(self.start) or any(weights[name].dtype != self.start[name].dtype for name in weights):
-            raise RefusalError("weights", "The merged model has other arrays than the network.")
-        if not all(np.isfinite(value).all() for value in weights.values()):
-            raise RefusalError("weights", "The merged model holds values that are not finite.")
-        return {name: np.array(weights[name]) for name in self.start}
 
     def fetch(self, site: str, digest: str, seconds: float, number: int | None = None) -> Arrays:
         """Take the model with a digest from another site, and keep it.

@@ -35,7 +35,8 @@ class PeerAsk(StrEnum):
 
     ``state``: how far it is with merging a round; ``update``: its update of a round, which waits there; ``take``: to
     take the merged model of a round, and to sign for it; ``model``: the model with a digest; ``promise``: to sign
-    nothing of an earlier leader any more; ``block``: to take a block of the ledger; ``ledger``: the blocks after some.
+    nothing of an earlier leader any more; ``block``: to take a block of the ledger; ``ledger``: the blocks after some;
+    ``version``: which version of its own model that with a digest is.
     """
 
     STATE = "state"
@@ -45,6 +46,7 @@ class PeerAsk(StrEnum):
     PROMISE = "promise"
     BLOCK = "block"
     LEDGER = "ledger"
+    VERSION = "version"
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,17 @@ class CrossSiteScoring:
         send = partial(self._protocol.score, self._run, number)
         self._score(MatrixModel(kind, digest=self._run.model.digest_after(number)), send, known)
 
+    def add_own(self, known: Known) -> None:
+        """Add the models that sites have in the place of a common one; each has scored its own already.
+
+        Args:
+            known: what each site said of its own model.
+        """
+        for site, digest in self._run.model.own_models().items():
+            send = partial(self._protocol.score_own, self._run, site)
+            said = {site: known[site]} if site in known else {}
+            self._score(MatrixModel(LOCAL, site, digest), send, said)
+
     def add_average(self, arrays: Arrays, known: Known) -> None:
         """Add the average of the models of all rounds; see ``add_global``."""
         self._score_arrays(AVERAGE, "", arrays, known)

@@ -62,13 +62,18 @@ def evaluate_run(run: RunState, protocol: RoundProtocol) -> CrossSiteScoring | N
     if not run.settings.cross_site and not run.participants.evaluators:
         return None
     across = CrossSiteScoring(run, protocol, lambda: run.write_results(**across.to_dict()))
+    own = bool(run.model.own_models())
+    if own:
+        across.add_own(scored[LAST][1])
     for kind, (number, told) in scored.items():
+        if own:
+            break
         if kind == AVERAGE and run.model.average is not None:
             across.add_average(run.model.average.weights, told)
         else:
             across.add_global(kind, number, told)
     if run.settings.cross_site:
-        if scored:
+        if scored and not own:
             across.add_sites(scored[LAST][1])
         across.add_files(run.place.models)
     return across

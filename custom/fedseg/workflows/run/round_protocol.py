@@ -180,6 +180,16 @@ class RoundProtocol(ABC):
             each.meta |= meta
         return run.sites.ask(AppConstants.TASK_VALIDATION, message, sites, run.settings.round_timeout, accept, "")
 
+    def score_own(
+        self, run: RunState, site: str, sites: Sequence[str], meta: Mapping[str, Any], accept: Accept
+    ) -> dict[str, FLModel]:
+        """Have sites score the model that one site has for itself, see ``RunModel.own_models``; else see ``score``.
+
+        Raises:
+            FedsegError: this kind of round makes no such models.
+        """
+        raise FedsegError(f"{site} has no model of its own in this kind of round.")
+
     def accepting(self, run: RunState, number: int | None = None) -> Accept:
         """Reads, checks and counts the update of a site.
 

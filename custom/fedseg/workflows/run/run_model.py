@@ -97,7 +97,7 @@ class RunModel(ABC):
             ConfigurationError: the server has no whole model of which it could.
         """
         why = "There the server has no whole model in clear."
-        allowed = "null in encrypted and in split training and in a swarm"
+        allowed = "null in encrypted and in split training and where sites merge"
         raise ConfigurationError("workflow.model_average", decay, allowed, why)
 
     def check_plan(self, plan: Plan) -> None:
@@ -225,6 +225,10 @@ class RunModel(ABC):
         Returns:
             What the results say of it, with the name of its file under ``model``.
         """
+
+    def own_models(self) -> dict[str, str]:
+        """Where each site has a model of its own and there is no common one: the digest of each; else empty."""
+        return {}
 
     def state(self) -> Arrays:
         """The arrays to be stored at the end of a round; ``history`` comes beside them."""

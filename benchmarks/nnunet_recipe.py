@@ -6,10 +6,11 @@ convolutional U-Net of four levels with two convolutions each, instance normalis
 x 40 voxels, deep supervision with weights 1 and 1/2 and none for the coarsest level, Dice (of each patch, without the
 background) plus cross-entropy, SGD with Nesterov's momentum 0.99, weight decay 3e-5, gradients clipped at 12, a rate
 that falls as (1 - t)^0.9, one third of each batch with foreground in the centre, its augmentations, and prediction by
-sliding windows averaged over mirror images. Differences: the batch, the width, the rate and the mirrors are arguments,
-since nine patches of a network of 32 feature maps are for a GPU; turns and zooms act on the patch and not on a larger
-cut, which makes no difference where a patch holds nearly the whole image; the time that is spent takes the place of
-epochs. Source: Isensee et al., Nat Methods 2021, and nnU-Net's code, version 2.
+sliding windows averaged over mirror images. Differences: the batch, the width, the rate, the momentum and the mirrors
+are arguments, since nine patches of a network of 32 feature maps are for a GPU, and a momentum of 0.99 is for many
+steps; turns and zooms act on the patch and not on a larger cut, which makes no difference where a patch holds nearly
+the whole image; the time that is spent takes the place of epochs. Source: Isensee et al., Nat Methods 2021, and
+nnU-Net's code, version 2.
 """
 
 import time
@@ -59,12 +60,14 @@ class Recipe:
         width: feature maps at full resolution, doubled at each level below; nnU-Net's is 32.
         batch: patches of a step; nnU-Net's is 9.
         learning_rate: at the beginning; nnU-Net's is 0.01.
+        momentum: Nesterov's; nnU-Net's is 0.99.
         mirrored: mirror in training and average over mirror images in prediction, as nnU-Net does.
     """
 
     width: int = 32
     batch: int = 2
     learning_rate: float = 0.01
+    momentum: float = 0.99
     mirrored: bool = True
 
 
@@ -149,7 +152,7 @@ def train(cases: Sequence[Case], recipe: Recipe, seed: int, seconds: float) -> t
     network, batches = network_of(recipe.width).train(), Batches(cases, recipe, seed)
     loss_of = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, smooth_nr=1e-5, smooth_dr=1e-5)
     optimizer = torch.optim.SGD(
-        network.parameters(), lr=recipe.learning_rate, momentum=0.99, nesterov=True, weight_decay=3e-5
+        network.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=True, weight_decay=3e-5
     )
     begin, steps = time.process_time(), 0
     while (spent := time.process_time() - begin) < seconds:

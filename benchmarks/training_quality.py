@@ -52,9 +52,11 @@ HELD_OUT, WATCHED = 0.2, 0.05
 SEARCH = (
     Recipe(),
     Recipe(width=16),
-    Recipe(width=16, learning_rate=0.03, mirrored=False),
+    Recipe(width=16, learning_rate=0.1, momentum=0.9, mirrored=False),
     Recipe(width=8, mirrored=False),
-    Recipe(width=8, learning_rate=0.03, mirrored=False),
+    Recipe(width=8, learning_rate=0.03, momentum=0.9, mirrored=False),
+    Recipe(width=8, learning_rate=0.1, momentum=0.9, mirrored=False),
+    Recipe(width=8, learning_rate=0.3, momentum=0.9, mirrored=False),
 )
 
 

@@ -1,4 +1,4 @@
-"""The benchmark of costs: with which FedAvg job each job is compared, and how ratios of seconds become one."""
+"""The benchmark of costs: with which FedAvg job each job is compared, and the time of a step."""
 
 import shutil
 import sys
@@ -14,6 +14,7 @@ import method_costs  # noqa: E402
 from fedseg.errors import ConfigurationError, FedsegError  # noqa: E402
 from fedseg.jobs.job import read_job  # noqa: E402
 
+COST = method_costs.Cost(3.0, 1.0, {"site-1": 2.0})
 FOLDERS = sorted(path.parent for path in (ROOT / "jobs").glob("*/meta.json"))
 
 
@@ -39,14 +40,16 @@ def test_a_job_that_cannot_be_measured_has_the_reason_in_its_row_and_is_tried_ag
         raise ConfigurationError("task", "nothing", "a task")
 
     folder = ROOT / "jobs" / "hippocampus_ditto"
-    monkeypatch.setattr(method_costs, "counted", counted)
-    row = method_costs.kept_row(folder, dict, 1, tmp_path)
-    assert row == "| `hippocampus_ditto` | task is 'nothing', but must be a task. | | |"
-    monkeypatch.setattr(method_costs, "counted", lambda *given: method_costs.Cost(3.0, 1.0, 2.0))
-    measured = method_costs.kept_row(folder, dict, 1, tmp_path)
-    assert measured == "| `hippocampus_ditto` | 1.00 | 1.00 | 1.00 |"
-    monkeypatch.setattr(method_costs, "counted", counted)
-    assert method_costs.kept_row(folder, dict, 1, tmp_path) == measured
+    monkeypatch.setattr(method_costs, "counted", lambda job, *given: COST if job is None else counted())
+    monkeypatch.setattr(method_costs, "base_of", lambda folder: None)
+    assert method_costs.measure([folder], {}, 1, tmp_path) == {
+        folder: "| `hippocampus_ditto` | task is 'nothing', but must be a task. | | |"
+    }
+    assert not any(tmp_path.iterdir())
+    monkeypatch.setattr(method_costs, "counted", lambda *given: COST)
+    measured = method_costs.measure([folder], {}, 1, tmp_path)
+    assert measured == {folder: "| `hippocampus_ditto` | 1.00 | 1.00 | 1.00 |"}
+    assert [path.suffix for path in tmp_path.rglob("*.json")] == [".json"]
 
 
 def test_a_job_in_which_something_went_wrong_at_a_site_is_not_measured(monkeypatch):
@@ -62,11 +65,20 @@ def test_a_job_in_which_something_went_wrong_at_a_site_is_not_measured(monkeypat
         method_costs.counted(read_job(ROOT / "jobs" / "hippocampus_ditto"), {})
 
 
-def test_seconds_are_the_median_of_ratios_of_runs_in_turns(monkeypatch):
+def test_seconds_are_the_least_of_a_site_and_the_most_of_the_sites(monkeypatch, tmp_path):
     """A run that something else slows down tells nothing, whichever of both it was."""
-    times = iter([1.0, 2.0, 1.0, 9.0, 8.0, 2.0])  # FedAvg, job, FedAvg, job, ...
-    monkeypatch.setattr(method_costs, "counted", lambda *given: method_costs.Cost(3.0, 1.0, next(times)))
+    fedavg, job = [{"a": 1.0, "b": 2.0}, {"a": 1.5, "b": 8.0}], [{"a": 2.0, "b": 9.0}, {"a": 7.0, "b": 4.0}]
+    times = iter([fedavg[0], job[0], fedavg[1], job[1]])
+    monkeypatch.setattr(method_costs, "counted", lambda *given: COST._replace(steps=next(times)))
     monkeypatch.setattr(method_costs, "base_of", lambda folder: None)
-    row = method_costs.row(ROOT / "jobs" / "hippocampus_ditto", {}, 3)
-    assert row == "| `hippocampus_ditto` | 2.00 | 1.00 | 1.00 |"
-    assert method_costs.median_ratio([(1.0, 2.0)]) == 0.5
+    folder = ROOT / "jobs" / "hippocampus_ditto"
+    # Site b has 2 s with FedAvg and 4 s with the job, more than site a.
+    assert method_costs.measure([folder], {}, 2, tmp_path) == {folder: "| `hippocampus_ditto` | 2.00 | 1.00 | 1.00 |"}
+
+
+def test_jobs_that_are_measured_together_share_a_fedavg_job():
+    turns = method_costs.turns(method_costs.one_of_each_method(FOLDERS))
+    assert max(map(len, turns)) == method_costs.TURN
+    for folders in turns:
+        first, *others = (method_costs.base_of(folder).declaration for folder in folders)
+        assert all(other == first for other in others)

@@ -102,7 +102,7 @@ def test_settings_are_closed_and_complete():
     for declaration, said in (
         ({"rates": 1}, r"training.rates is not known: the settings are \['bound', 'epochs', 'kind', 'rate'\]."),
         ({"rate": 0}, "training.rate is 0, but must be a number above 0, at most 1."),
-        ({"kind": "c"}, r"training.kind is 'c', but must be one of \('a', 'b'\)."),
+        ({"kind": "c"}, r"training.kind is 'c', but must be one of \['a', 'b'\]."),
         ({"bound": 0}, "training.bound is 0, but must be a number above 0, or null."),
         ([1], r"training is \[1\], but must be an object of settings."),
     ):

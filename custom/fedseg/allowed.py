@@ -108,7 +108,7 @@ def one_of(name: str, value: Any, choices: Collection[T]) -> T:
     for choice in choices:
         if type(value) is type(choice) and value == choice:
             return choice
-    raise ConfigurationError(name, value, f"one of {tuple(choices)}")
+    raise ConfigurationError(name, value, f"one of {list(choices)}")
 
 
 def switch(name: str, value: Any) -> bool:

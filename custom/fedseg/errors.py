@@ -28,7 +28,7 @@ class ConfigurationError(FedsegError):
             allowed: what may stand there, as a noun phrase; ``absent: the settings are ...`` for an unknown name.
             remedy: what to do, as a sentence; empty when ``allowed`` says it all.
         """
-        found = "missing" if value is None else _short(repr(list(value) if isinstance(value, tuple) else value))
+        found = "missing" if value is None else _short(repr(as_lists(value)))
         text = f"{name} is {found}, but must be {allowed}."
         if allowed.startswith("absent"):
             text = f"{name} is not known{allowed.removeprefix('absent')}."
@@ -37,6 +37,11 @@ class ConfigurationError(FedsegError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.name, self.value, self.allowed, self.remedy)
+
+
+def as_lists(value: Any) -> Any:
+    """Tuples, also within tuples and lists, as lists: the form in which people write them."""
+    return [as_lists(entry) for entry in value] if isinstance(value, tuple | list) else value
 
 
 def _short(text: str) -> str:

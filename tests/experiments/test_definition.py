@@ -70,7 +70,7 @@ def test_what_is_left_out_has_its_default(tmp_path):
         ({"statistics": 0}, "statistics is 0, but must be a whole number of at least 1, or null"),
         ({"watts": {"tpu": 1}}, "watts.tpu is not known"),
         ({"set": ["a"]}, "set is ['a']"),
-        ({"reference": "x"}, "reference is 'x', but must be one of ('local', 'fedavg')"),
+        ({"reference": "x"}, "reference is 'x', but must be one of ['local', 'fedavg']"),
         ({"arms": {}}, "arms is {}"),
         ({"arms": {"a": 3}}, "arms.a is 3"),
         ({"arms": {"a/b": {"kind": "local"}}}, "'a/b', but must be the name of an arm"),

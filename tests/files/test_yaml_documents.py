@@ -60,6 +60,35 @@ def test_what_is_no_plain_content_is_refused(tmp_path, text, said):
     assert said in str(found.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a:b\nc: 1\n", "a space is missing after the colon in line 1"),
+        ("a:b\n", "a space is missing after the colon in line 1"),
+        ("a: 1\nb:\n  c: 2\n  d:e\nf: 3\n", "a space is missing after the colon in line 4"),
+        ("a: 1\nb:\n  - c:2\n    d: 3\n", "a space is missing after the colon in line 3"),
+        ("a:\n  b: 1\n\tc: 2\n", "line 3 begins with a tab; use spaces"),
+        ("a:\n  \tb: 1\n", "line 2 begins with a tab; use spaces"),
+    ],
+)
+def test_a_usual_slip_is_named_with_its_line(tmp_path, text, said):
+    with pytest.raises(ConfigurationError) as found:
+        read(tmp_path, text)
+    assert f"({said})" in str(found.value)
+
+
+@pytest.mark.parametrize("text", ["a: 1\nb: [2\n", "link: http://a.b\nb: [2\n", "'a:b': 1\nb: [2\n"])
+def test_no_slip_is_named_where_there_is_none(tmp_path, text):
+    with pytest.raises(ConfigurationError) as found:
+        read(tmp_path, text)
+    assert "expected" in str(found.value)
+    assert "colon" not in str(found.value)
+
+
+def test_a_colon_within_a_value_is_no_slip(tmp_path):
+    assert read(tmp_path, "time: 1:30\nsite: a:b\n") == {"time": "1:30", "site": "a:b"}
+
+
 def test_a_file_that_is_missing_or_not_text_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"none\.yaml does not exist"):
         read_yaml(tmp_path / "none.yaml", "a test")

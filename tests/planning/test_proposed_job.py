@@ -136,12 +136,42 @@ def test_the_batch_has_three_bounds():
     assert "1769472 voxels" in batch(1000)[1]
 
 
+def test_the_smallest_batch_says_what_it_does_not_keep():
+    def words(*cases):
+        parts = [told(TINY, [(40, 56, 40)] * count, [(1.0, 1.0, 1.0)] * count) for count in cases]
+        return propose_job(federation(TINY, *parts)).reasons[-1]
+
+    # By hand: 4 cases in batches of 2 are 2 steps, and 5 % of the voxels of 404 cases are 20 patches.
+    start = "batch_size 2, the smallest that is proposed: "
+    assert words(4, 400) == (
+        f"{start}the smallest site, with 4 cases, has 2 steps in a pass over its cases; 10 are the aim."
+    )
+    assert "with 1 case, has 1 step in" in words(1, 400)
+    # 5 % of the voxels of 22 cases are one patch.
+    assert words(22) == f"{start}it has more than 5% of the voxels of all cases, because the sites have few cases."
+    assert words(25, 400) == (
+        "batch_size 2: the smallest site, with 25 cases, has at least 10 steps in a pass over its cases."
+    )
+    assert (
+        words(100, 60)
+        == "batch_size 6: the smallest site, with 60 cases, has at least 10 steps in a pass over its cases."
+    )
+
+
+def test_without_a_site_there_is_nothing_to_propose_from():
+    with pytest.raises(DataError, match=r"^No site has told its statistics\. Ask for a smaller minimum of patients\.$"):
+        propose_job(federation(TINY))
+
+
 def test_wide_bins_and_noise_are_told():
     part = told(TINY, [(64, 64, 64)] * 3, [(1.0, 1.0, 1.0)] * 3)
     scale = part.histograms["spacing: foot-head"].scale
     wide = {**part.histograms, "spacing: foot-head": Histogram(scale, {(800, 1400): 3.0})}
     found = propose_job(federation(TINY, replace(part, histograms=wide)))
-    assert any("spacing along foot-head is known to 0.3" in text for text in found.warnings)
+    for rank in ("median", "tenth percentile of the"):
+        said = f"The {rank} voxel size along foot-head is not known well: it lies between 0.8 and 1.4 mm."
+        assert any(text.startswith(said) for text in found.warnings), rank
+    assert len(found.warnings) == 2
     noisy = replace(part, noise={"variance": 1.0})
     assert any("coarse bins with noise" in text for text in propose_job(federation(TINY, noisy)).warnings)
     assert propose_job(federation(TINY, part)).warnings == ()

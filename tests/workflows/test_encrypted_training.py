@@ -591,7 +591,7 @@ def test_rules_that_look_at_updates_are_refused(rule):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"mode": "small"}, r"workflow\.mode is 'small', but must be one of \('compact', 'exact'\)"),
+        ({"mode": "small"}, r"workflow\.mode is 'small', but must be one of \['compact', 'exact'\]"),
         ({"server_optimizer": FedAdam()}, "server_optimizer is 'FedAdam', but must be left out.*only encrypted"),
         ({"keep_updates": True}, "keep_updates is True, but must be left out.*sees no updates"),
         ({"num_rounds": 0}, "workflow.num_rounds"),

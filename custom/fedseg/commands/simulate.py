@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from fedseg.commands.arguments import Command, Later
-from fedseg.console import err, out, tell
+from fedseg.console import err, out, print_table, tell
 from fedseg.contract.protocol import STATISTICS
 from fedseg.contract.round_numbers import nth
 from fedseg.errors import UsageError
@@ -173,9 +173,24 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
     for sentence in filter(None, [phantom_words(summary), *participation(summary)]):
         tell(sentence, warning=True)
     report = folder / "report"
+    _print_matrix(summary, report)
     out().print(f"report:  {report / 'report.html'}\nsummary: {report / 'summary.json'}")
     for file in sorted(set(last_models(summary).values())):
         out().print(f"model:   {folder / file}")
+
+
+def _print_matrix(summary: dict[str, Any], report: Path) -> None:
+    """Every model at every site, where a run has scored them, and where their other scores are."""
+    from fedseg.evaluation.report.cross_site import TABLE_FILE, run_matrix, short_matrix_table
+
+    if (matrix := run_matrix(summary)) is None:
+        return
+    table, every = short_matrix_table(matrix), len(matrix.worst_first())
+    shown = len(table.header) - 1
+    where = "every site" if shown == every else f"the {shown} worst of {every} sites"
+    out().print(f"{matrix.objective.primary.title} of every model at {where}, the worst site first")
+    print_table(table.header, table.rows, table.left)
+    out().print(f"matrix:  {report / TABLE_FILE}")
 
 
 def _new_job(options: argparse.Namespace) -> Job:

@@ -59,6 +59,19 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
 _Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 
 
+def _hint(text: str, last: int) -> str:
+    """The usual slip in the first lines, down to the line ``last`` from 0; empty where there is none.
+
+    YAML itself stumbles over the line behind a colon without a space, and says nothing of tabs.
+    """
+    for number, line in enumerate(text.splitlines()[: last + 1], start=1):
+        if re.match(r" *\t", line):
+            return f"line {number} begins with a tab; use spaces"
+        if re.match(r" *(- +)?[A-Za-z_][\w.-]*:(?!//)[^\s:]", line):
+            return f"a space is missing after the colon in line {number}"
+    return ""
+
+
 def read_yaml(path: Path, what: str) -> Any:
     """The content of a YAML file of plain values: texts, numbers, truth values, lists and objects.
 
@@ -80,11 +93,16 @@ def read_yaml(path: Path, what: str) -> Any:
             return parse_json(text)
         if any(isinstance(token, _REFUSED) for token in yaml.scan(text, Loader=_Loader)):
             raise ValueError("tags (!), anchors (&) and aliases (*) are not read; write the plain value")
-        return yaml.load(text, Loader=_Loader)  # plain values only, see _Loader
+        content = yaml.load(text, Loader=_Loader)  # plain values only, see _Loader
+        if isinstance(content, str) and (hint := _hint(text, text.count("\n"))):
+            raise ValueError(hint)
+        return content
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         allowed = f"{what}, a readable YAML file (line {line} is not in UTF-8; save it so)"
         raise ConfigurationError(path.name, str(path), allowed) from None
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        mark = getattr(error, "problem_mark", None)
+        hint = "" if mark is None else _hint(text, mark.line)
+        reason = hint or " ".join(str(error).split()) or type(error).__name__
         raise ConfigurationError(path.name, str(path), f"{what}, a readable YAML file ({reason})") from None

@@ -53,7 +53,7 @@ def check_tasks(client: dict[str, Any]) -> None:
     for tasks, _ in _chains(client, RESULTS):
         for task in tasks:
             if task not in (*UPDATE_TASKS, SHARE):
-                known = (*UPDATE_TASKS, SHARE)
+                known = [*UPDATE_TASKS, SHARE]
                 raise ConfigurationError(f"{RESULTS}: tasks", task, f"one of {known}: only those send updates")
             if task in seen:
                 raise ConfigurationError(f"{RESULTS}: tasks", task, "in one chain of filters only")

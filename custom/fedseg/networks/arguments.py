@@ -99,11 +99,6 @@ class NetworkArguments(ABC):
         allowed.one_of(f"{where}.norm", self.norm, NORMS)
 
 
-def as_lists(value: Any) -> Any:
-    """Tuples, also within tuples, as lists."""
-    return [as_lists(entry) for entry in value] if isinstance(value, tuple) else value
-
-
 def product(strides: Steps) -> Size:
     """By how much all levels together shrink each axis."""
     x, y, z = (prod(step if isinstance(step, int) else step[axis] for step in strides) for axis in range(3))
@@ -121,7 +116,7 @@ def check_levels(name: str, values: Any, levels: int, why: str = "", odd: bool =
     if len(given) != levels or not all(len(triple) == 3 and all(map(fits, triple)) for triple in triples):
         kind = "odd whole number" if odd else "positive whole number"
         many = f"{levels} entries, {why}, each " if why else ""
-        raise ConfigurationError(name, as_lists(values), f"{many}a {kind} or three (x, y, z), e.g. 3 or [3, 3, 1]")
+        raise ConfigurationError(name, values, f"{many}a {kind} or three (x, y, z), e.g. 3 or [3, 3, 1]")
 
 
 def check_counts(name: str, values: Any, least: int, most: int, longest: int = MOST_LEVELS) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
 from math import gcd
@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedseg.errors import ConfigurationError
+from fedseg.errors import ConfigurationError, as_lists
 from fedseg.memory import check_memory
-from fedseg.networks.arguments import NetworkArguments, Size, as_lists
+from fedseg.networks.arguments import NetworkArguments, Size
 from fedseg.networks.checkpointing import checkpoint_activations
 from fedseg.networks.layers import with_aliases
 from fedseg.networks.mednext import MedNeXt
@@ -169,10 +169,21 @@ def parse_network(declaration: str | Mapping[str, Any], where: str = "network") 
         if key not in known:
             raise ConfigurationError(f"{where}.{key}", value, f"absent: {name} takes {sorted({*known, 'parts'})}")
     arguments = NETWORKS[name](**{key: _as_tuples(value) for key, value in values.items()})
-    arguments.check(where)
+    _check(arguments, where, values)
     for number, part in enumerate(parts):
         part.check(arguments.decoder, f"{where}.parts[{number}]")
     return Network(name, arguments, parts)
+
+
+def _check(arguments: NetworkArguments, where: str, given: Collection[str]) -> None:
+    """Refuse arguments that cannot be built; of one that nobody wrote it says that it is the default."""
+    try:
+        arguments.check(where)
+    except ConfigurationError as error:
+        if (key := error.name.removeprefix(f"{where}.")) in given or key == error.name:
+            raise
+        remedy = f"{error.remedy} This value is the default: give {error.name}, too.".strip()
+        raise ConfigurationError(error.name, error.value, error.allowed, remedy) from None
 
 
 def _group_norm(features: int) -> nn.Module:

@@ -22,7 +22,6 @@ from fedseg.networks.arguments import (
     MOST_UNITS,
     NetworkArguments,
     Size,
-    as_lists,
     check_counts,
     check_levels,
 )
@@ -111,7 +110,7 @@ class SwinUNETR(NetworkArguments):
         check_counts(f"{where}.heads", self.heads, _STAGES, MOST_CHANNELS, _STAGES)
         features = [self.feature_size << stage for stage in range(_STAGES)]
         if any(count % heads for count, heads in zip(features, self.heads, strict=True)):
-            raise ConfigurationError(f"{where}.heads", as_lists(self.heads), f"divisors of the features {features}")
+            raise ConfigurationError(f"{where}.heads", self.heads, f"divisors of the features {features}")
         check_levels(f"{where}.window", (self.window,), 1)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from fedseg.contract.proposal import VOXELS, Fingerprint, propose_for
 from fedseg.errors import DataError
+from fedseg.evaluation.report.text_tables import counted
 from fedseg.statistics import quantities as q
 from fedseg.statistics.document import FederationStatistics
 from fedseg.statistics.histogram import Estimate
@@ -27,6 +28,7 @@ _CROPPED = 0.75  # of an image, below which its empty border is worth cutting aw
 _SHARE_OF_DATA = 0.05  # of all voxels that a batch may hold at most
 _STEPS = 10  # that the smallest site shall have in a pass over its cases
 _SMALLEST_BATCH = 2
+_TITLES = {q.SPACING: "voxel size", q.SHAPE: "image size", q.EXTENT: "image size"}
 _VAGUE = 0.1  # of a value, from which an error is worth a word
 
 
@@ -96,14 +98,22 @@ def read_fingerprint(statistics: Statistics) -> tuple[Fingerprint, tuple[str, ..
         found = [_quantile(statistics, named(what, axis), level) for axis in q.AXES]
         for axis, estimate in zip(q.AXES, found, strict=True):
             if estimate.error > _VAGUE * estimate.value:
-                warnings.append(
-                    f"{what} along {axis} is known to {estimate.error:.3g} only ({estimate.value:.4g}): sites joined "
-                    "bins with too few patients, or counted coarsely. Compare it with what the sites know."
-                )
+                warnings.append(_vague_words(what, level, axis, estimate))
         return tuple(estimate.value for estimate in found)
 
     spacing, thin = along_axes(q.SPACING, 0.5), along_axes(q.SPACING, THIN_LEVEL)
     return Fingerprint(spacing, thin, along_axes(q.SHAPE, 0.5), along_axes(q.EXTENT, 0.5)), tuple(warnings)
+
+
+def _vague_words(what: str, level: float, axis: str, estimate: Estimate) -> str:
+    """Between which two values a number lies, and why nobody knows it better."""
+    rank = "median" if level == 0.5 else "tenth percentile of the"
+    low, high = max(0.0, estimate.value - estimate.error), estimate.value + estimate.error
+    return (
+        f"The {rank} {_TITLES[what]} along {axis} is not known well: it lies between {low:.4g} and {high:.4g} "
+        f"{q.UNITS[what]}. Sites put the values of too few patients together, or counted coarsely. Ask the sites what "
+        "they know of it."
+    )
 
 
 def _quantile(statistics: Statistics, name: str, level: float) -> Estimate:
@@ -163,14 +173,27 @@ def _batch(
     """Patches of a step: what the voxels of two largest patches allow, 5 % of all data at most, and steps enough."""
     cases = prod(size / step for size, step in zip(fingerprint.extent, spacing, strict=True)) * statistics.pooled.cases
     smallest = min(part.cases for part in statistics.sites.values())
-    bounds = {
-        f"a step may hold {2 * voxels} voxels": 2 * voxels // prod(patch),
-        f"a batch holds {_SHARE_OF_DATA:.0%} of all voxels at most": round(cases * _SHARE_OF_DATA / prod(patch)),
-        f"the smallest site, with {smallest} cases, shall have {_STEPS} steps in a pass": smallest // _STEPS,
-    }
-    least = min(bounds, key=lambda words: bounds[words])
-    batch = max(_SMALLEST_BATCH, bounds[least])
-    return batch, f"batch_size {batch}, at least {_SMALLEST_BATCH}: {least}."
+    share, counted_cases = f"{_SHARE_OF_DATA:.0%} of the voxels of all cases", counted(smallest, "case")
+    fewest = -(-smallest // _SMALLEST_BATCH)
+    # The largest batch by each bound, why it is the largest, and what the smallest one that is proposed does instead.
+    bounds = (
+        (2 * voxels // prod(patch), f"a step has at most {2 * voxels} voxels, as many as two largest patches", ""),
+        (
+            round(cases * _SHARE_OF_DATA / prod(patch)),
+            f"a larger batch would have more than {share}",
+            f"it has more than {share}, because the sites have few cases",
+        ),
+        (
+            smallest // _STEPS,
+            f"the smallest site, with {counted_cases}, has at least {_STEPS} steps in a pass over its cases",
+            f"the smallest site, with {counted_cases}, has {counted(fewest, 'step')} in a pass over its cases; "
+            f"{_STEPS} are the aim",
+        ),
+    )
+    most, why, instead = min(bounds, key=lambda bound: bound[0])
+    if most >= _SMALLEST_BATCH:
+        return most, f"batch_size {most}: {why}."
+    return _SMALLEST_BATCH, f"batch_size {_SMALLEST_BATCH}, the smallest that is proposed: {instead}."
 
 
 def _declaration(task: Task, changed: dict[str, Any]) -> dict[str, Any]:

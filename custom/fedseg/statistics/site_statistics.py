@@ -85,11 +85,13 @@ class Statistics:
 
 
 def pooled(parts: Mapping[str, Statistics]) -> Statistics:
-    """The statistics of all sites together, at least one, in the order of their names.
+    """The statistics of all sites together, in the order of their names.
 
     Raises:
-        DataError: as of ``Statistics.merge``.
+        DataError: there is no site, or as of ``Statistics.merge``.
     """
+    if not parts:
+        raise DataError("No site has told its statistics. Ask for a smaller minimum of patients.")
     first, *rest = (parts[site] for site in sorted(parts))
     total = replace(first, noise=None if first.noise is None else {"variance": first.noise["variance"]})
     for part in rest:

@@ -200,7 +200,7 @@ def test_the_errors_of_the_modes():
 
 
 def test_unknown_modes_and_too_many_sites_are_refused():
-    with pytest.raises(ConfigurationError, match=r"mode is 'small', but must be one of \('compact', 'exact'\)"):
+    with pytest.raises(ConfigurationError, match=r"mode is 'small', but must be one of \['compact', 'exact'\]"):
         choose_fields("small", 2, PRIME, MAX_SITES)
     for sites in (0, 48, True, 2.0):
         with pytest.raises(ConfigurationError, match="from 1 to 47, for an exact sum"):

@@ -36,7 +36,7 @@ def test_defaults_and_their_json_form():
     [
         ([], "split is"),
         ({"surprise": 1}, r"split\.surprise is not known"),
-        ({"labels": "none"}, r"split\.labels is 'none', but must be one of \('shared', 'private'\)"),
+        ({"labels": "none"}, r"split\.labels is 'none', but must be one of \['shared', 'private'\]"),
         ({"cut_gradient": "sum"}, r"split\.cut_gradient"),
         ({"site_update": "mean"}, r"split\.site_update"),
         ({"message": "int8"}, r"split\.message"),

@@ -125,6 +125,18 @@ def matrix_table(matrix: CrossSiteMatrix | None) -> TextTable:
     return TextTable(header, body, notes=_notes(matrix))
 
 
+def short_matrix_table(matrix: CrossSiteMatrix, most: int = 8) -> TextTable:
+    """The mean score of each model at the worst sites, the worst one first, narrow enough for a terminal.
+
+    Args:
+        matrix: of a run.
+        most: sites that are shown.
+    """
+    sites, primary = matrix.worst_first()[:most], matrix.objective.primary
+    body = [[m.title, *(_in_cell(matrix.cells[m.name][site], primary) for site in sites)] for m in matrix.ordered()]
+    return TextTable(("model", *sites), body)
+
+
 def _cell_words(cell: Cell, score: Score) -> str:
     if cell.withheld:
         return "withheld"

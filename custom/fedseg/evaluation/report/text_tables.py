@@ -97,6 +97,16 @@ def shown_bytes(value: Any) -> str:
     raise AssertionError("unreachable")
 
 
+def shown_watt_hours(kwh: Any) -> str:
+    """An energy of so many kWh in watt hours, with three figures that count or all of the whole number: 0.0123, 1,250.
+
+    >>> shown_watt_hours(1.2345e-5), shown_watt_hours(1.25), shown_watt_hours(None)
+    ('0.0123', '1,250', 'n/a')
+    """
+    known = number(kwh)
+    return shown(None if known is None else 1000 * known, ",.0f" if known is not None and known >= 0.1 else ".3g")
+
+
 def shown_seconds(value: Any) -> str:
     """A duration: 42 s, 12 min 5 s, 3 h 2 min."""
     known = number(value)

@@ -137,7 +137,7 @@ class Combat(TrainingHook):
         if plan.task.normalisation not in NORMALISATIONS:
             remedy = "Landmarks that are brought to fixed places have lost what ComBat looks at."
             raise ConfigurationError(
-                "task.normalisation", plan.task.normalisation, f"one of {NORMALISATIONS} for Combat", remedy
+                "task.normalisation", plan.task.normalisation, f"one of {list(NORMALISATIONS)} for Combat", remedy
             )
 
     def arrays_before_rounds(self, training: LocalTraining) -> Arrays:

@@ -16,6 +16,7 @@ from fedseg.evaluation.report.experiment.checklist import AUTHORS, checklists
 from fedseg.evaluation.report.experiment.drawn import drawn_table, drawn_words
 from fedseg.evaluation.report.experiment.figures import draw_figures
 from fedseg.evaluation.report.experiment.subject import (
+    defined_arms,
     external_sites,
     reference_arm,
     scores_of,
@@ -187,7 +188,8 @@ def _facts(content: Content) -> list[str]:
     date = str(experiment.facts.get("finished") or experiment.facts.get("started") or "")[:10]
     facts = {"Experiment": experiment.name, "Task": task.name if task else "", "Date": date}
     seeds = counted(experiment.results["seed"].nunique(), "seed")
-    return [*(f"{name} {value}" for name, value in facts.items() if value), counted(len(experiment.arms), "arm"), seeds]
+    arms = counted(len(defined_arms(experiment.arms)), "arm")
+    return [*(f"{name} {value}" for name, value in facts.items() if value), arms, seeds]
 
 
 def _highlights(content: Content) -> list[tuple[str, str]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from fedseg.errors import ConfigurationError
 from fedseg.evaluation.experiment_folder import OWN, Experiment
-from fedseg.evaluation.report.text_tables import plain
+from fedseg.evaluation.report.text_tables import counted
 from fedseg.evaluation.summary import part
 from fedseg.tasks.objective import MEAN, Score, objective_of
 from fedseg.tasks.registry import resolve_task
@@ -45,6 +46,11 @@ def scores_of(experiment: Experiment) -> list[Score]:
 def regions_of(experiment: Experiment) -> list[str]:
     """The regions that were scored, in the order of the table."""
     return [region for region in dict.fromkeys(experiment.results["region"]) if region != MEAN]
+
+
+def defined_arms(arms: Iterable[str]) -> list[str]:
+    """The arms of the definition among those that are judged, where the models of an arm's sites stand apart."""
+    return list(dict.fromkeys(arm.removesuffix(OWN) for arm in arms))
 
 
 def arm_kind(experiment: Experiment, arm: str) -> str:
@@ -90,4 +96,4 @@ def site_facts(experiment: Experiment) -> dict[str, dict[str, Any]]:
 def budget_words(experiment: Experiment) -> str:
     """For how long arms train: ``7200 samples``; empty where the definition leaves it to the jobs."""
     budget = part(experiment.facts, "definition", "budget")
-    return ", ".join(f"{plain(value)} {name}" for name, value in budget.items())
+    return ", ".join(counted(value, name.removesuffix("s")) for name, value in budget.items() if value)

@@ -10,7 +10,15 @@ import pandas as pd
 from fedseg.evaluation.experiment_folder import Experiment
 from fedseg.evaluation.report.experiment import numbers
 from fedseg.evaluation.report.experiment.subject import arm_words, external_sites, regions_of, site_facts
-from fedseg.evaluation.report.text_tables import NOT_AVAILABLE, TextTable, plain, shown, shown_bytes, shown_seconds
+from fedseg.evaluation.report.text_tables import (
+    NOT_AVAILABLE,
+    TextTable,
+    plain,
+    shown,
+    shown_bytes,
+    shown_seconds,
+    shown_watt_hours,
+)
 from fedseg.evaluation.summary import number, part
 from fedseg.tasks.objective import MEAN, Score
 
@@ -25,7 +33,7 @@ _COSTS = {
     "bytes_sent": ("Sent", ""),
     "bytes_received": ("Received", ""),
     "peak_memory_mib": ("Peak memory (MiB)", ",.0f"),
-    "kwh": ("Energy (kWh)", ".3g"),
+    "kwh": ("Energy (Wh)", ""),
 }
 
 
@@ -187,6 +195,8 @@ def cost_table(experiment: Experiment) -> TextTable:
 def _cost(name: str, value: Any, form: str) -> str:
     if name.startswith("bytes_"):
         return shown_bytes(value)
+    if name == "kwh":
+        return shown_watt_hours(value)
     return shown_seconds(value) if name.endswith("_seconds") else shown(value, form)
 
 

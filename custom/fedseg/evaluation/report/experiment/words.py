@@ -12,16 +12,18 @@ from fedseg.evaluation.intervals import FEWEST_SITES
 from fedseg.evaluation.paired_tests import least_p
 from fedseg.evaluation.report.experiment.subject import (
     CENTRAL,
+    ENSEMBLE,
     FEDERATED,
     LOCAL,
     arm_words,
     arms_of_kind,
     budget_words,
+    defined_arms,
     site_facts,
     task_of,
 )
 from fedseg.evaluation.report.experiment.tables import SIGNIFICANT
-from fedseg.evaluation.report.text_tables import counted, plain, shown
+from fedseg.evaluation.report.text_tables import counted, plain, shown, shown_watt_hours
 from fedseg.evaluation.report.verdict import phantom_words
 from fedseg.evaluation.summary import number, part
 from fedseg.tasks.objective import Score
@@ -72,8 +74,8 @@ def _best(arms: pd.DataFrame, score: Score) -> str:
         )
     second = f"next is {ordered.index[1]} with {shown(ordered.iloc[1]['macro'], score.form)}"
     return (
-        f"Of {counted(len(arms), 'arm')}, {ordered.index[0]} has the best mean {score.title} over sites, "
-        f"{shown(best['macro'], score.form)}; {second} ({where})."
+        f"Of {counted(len(defined_arms(arms.index)), 'arm')}, {ordered.index[0]} has the best mean {score.title} over "
+        f"sites, {shown(best['macro'], score.form)}; {second} ({where})."
     )
 
 
@@ -161,7 +163,7 @@ def energy_words(experiment: Experiment, costs: pd.DataFrame) -> str:
         f"Energy is computed, not metered: measured busy seconds times {' and '.join(factors)}, as the definition "
         f"states; "
         f"cooling, memory and network are not in it. All trainings together took "
-        f"{shown(costs['total_kwh'].sum(), '.3f')} kWh."
+        f"{shown_watt_hours(costs['total_kwh'].sum())} Wh."
     )
 
 
@@ -211,15 +213,26 @@ def _fold_words(experiment: Experiment) -> str:
 
 
 def _training_words(experiment: Experiment) -> str:
-    equal, seeds = budget_words(experiment), experiment.results["seed"].nunique()
+    seeds = experiment.results["seed"].nunique()
     described = "; ".join(f"{arm}: {arm_words(experiment, arm)}" for arm in experiment.arms)
     versions = part(experiment.facts, "versions")
     software = ", ".join(f"{name} {version}" for name, version in versions.items())
     return (
-        f"Training. {described}. {f'Every arm trained for {equal}. ' if equal else ''}"
-        f"Each arm was trained with {counted(seeds, 'seed')}. "
+        f"Training. {described}. {_budget_sentence(experiment)}"
+        f"Every training was done with {counted(seeds, 'seed')}. "
         f"{f'Software: {software}. ' if software else ''}{_digest_words(experiment)}"
     )
+
+
+def _budget_sentence(experiment: Experiment) -> str:
+    """For how long every arm trained; an ensemble trains nothing."""
+    equal, ensembles = budget_words(experiment), arms_of_kind(experiment, ENSEMBLE)
+    if not equal:
+        return ""
+    if not ensembles:
+        return f"Every arm trained for {equal}. "
+    made = "was made from the sites' own models" if len(ensembles) == 1 else "were made from the sites' own models"
+    return f"Every other arm trained for {equal}; {_listed(ensembles)} {made} without further training. "
 
 
 def _digest_words(experiment: Experiment) -> str:

@@ -74,7 +74,7 @@ def test_whole_numbers_within_bounds(bounds, good, bad, phrase):
 def test_a_choice_is_one_of_the_same_type():
     assert one_of("x", 8, (8, 16)) == 8
     for value in ("a", True, 1.0, [1], None):
-        with pytest.raises(ConfigurationError, match="but must be one of \\(1, 2\\)"):
+        with pytest.raises(ConfigurationError, match="but must be one of \\[1, 2\\]"):
             one_of("x", value, (1, 2))
 
 

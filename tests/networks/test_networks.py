@@ -105,6 +105,19 @@ def test_wrong_arguments_are_refused_by_name(declaration, named):
         parse_network(declaration)
 
 
+def test_a_default_that_does_not_fit_is_said_to_be_the_default():
+    with pytest.raises(ConfigurationError) as found:
+        parse_network({"name": "residual_unet", "channels": [4, 8, 16]})
+    assert str(found.value) == (
+        "network.strides is [2, 2, 2], but must be 2 entries, one fewer than channels, each a positive whole number or "
+        "three (x, y, z), e.g. 3 or [3, 3, 1]. This value is the default: give network.strides, too."
+    )
+    with pytest.raises(ConfigurationError) as found:
+        parse_network({"name": "residual_unet", "channels": [4, 8, 16], "strides": [[2, 2, 1]]})
+    assert "strides is [[2, 2, 1]], but" in str(found.value)
+    assert "default" not in str(found.value)
+
+
 THICK = [
     {"name": "residual_unet", "channels": [4, 8, 8], "strides": [[2, 2, 1], 2], "kernel": [3, 3, 1]},
     {"name": "dynunet", "filters": [4, 8, 8], "strides": [1, [2, 2, 1], 2], "kernels": [[3, 3, 1], [3, 3, 1], 3]},

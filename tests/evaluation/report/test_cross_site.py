@@ -1,6 +1,7 @@
 """A cross-site evaluation as heat map, tables, page and file."""
 
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -8,12 +9,14 @@ from PIL import Image
 
 from evaluation.synthetic_run import make_summary, write_run
 from evaluation.test_cross_site import filled, scores
+from fedseg.commands.simulate import _print_matrix
 from fedseg.evaluation.cross_site import CROSS_SITE, Cell, CrossSiteMatrix, MatrixModel, cell_of
 from fedseg.evaluation.report.cross_site import (
     left_out_table,
     matrix_figure,
     matrix_frame,
     matrix_table,
+    short_matrix_table,
     write_matrix_table,
 )
 from fedseg.evaluation.report.drawing import save, style
@@ -76,6 +79,32 @@ def test_the_table_names_what_is_withheld_missing_and_equal():
     assert "alpha: own last model: policy: no." in notes
     assert "atlas (file): the very same model as Last global model; it was scored once." in notes
     assert "never trained: gamma." in notes
+
+
+def test_the_terminal_shows_the_matrix_and_where_the_rest_is(tmp_path, capsys):
+    _print_matrix({**make_summary(rounds=2), CROSS_SITE: everything().to_dict()}, tmp_path)
+    said = capsys.readouterr().out
+    assert "Dice of every model at every site, the worst site first" in said
+    header = next(line for line in said.splitlines() if "beta" in line and "model" in line)
+    assert re.findall("beta|gamma|alpha|delta", header) == ["beta", "gamma", "alpha", "delta"]
+    last = next(line for line in said.splitlines() if "Last global model" in line)
+    assert re.findall(r"0\.\d\d|withheld", last) == ["0.50", "0.60", "0.80", "withheld"]
+    assert str(tmp_path / "cross_site.csv") in said.replace("\n", "")
+    _print_matrix(make_summary(rounds=2), tmp_path)
+    assert capsys.readouterr().out == ""
+
+
+def test_the_terminal_shows_the_worst_of_many_sites(tmp_path, capsys):
+    matrix = CrossSiteMatrix(objective_of(BRATS), [f"s{number}" for number in range(12)])
+    cells = {f"s{number}": cell_of(scores(0.9 - 0.05 * number, 5)) for number in range(12)}
+    matrix.add(MatrixModel("last", digest="a" * 64), cells)
+    table = short_matrix_table(matrix, 3)
+    assert (list(table.header), table.rows) == (
+        ["model", "s11", "s10", "s9"],
+        [["Last global model", "0.35", "0.40", "0.45"]],
+    )
+    _print_matrix({**make_summary(rounds=2), CROSS_SITE: matrix.to_dict()}, tmp_path)
+    assert "at the 8 worst of 12 sites" in capsys.readouterr().out
 
 
 def test_intervals_of_the_sites_stand_beside_their_means():

@@ -121,6 +121,38 @@ def test_energy_is_never_guessed(tmp_path: Path) -> None:
     assert "the software guesses none" in words(write_experiment_report(folder).page)
 
 
+def test_what_was_counted_is_said_in_words_that_hold(tmp_path: Path) -> None:
+    """``ditto (own)`` is no arm of the definition, an ensemble trains nothing, and one round is no rounds."""
+    folder = write_experiment(tmp_path / "e", seeds=1)
+    table, facts = pd.read_csv(folder / "results.csv"), json.loads((folder / "experiment.json").read_text())
+    own = (table["arm"] == "ditto") & (table["site"] == "west")
+    table.loc[own, "arm"] = "ditto (own)"
+    table.to_csv(folder / "results.csv", index=False)
+    facts["definition"]["budget"] = {"rounds": 1}
+    (folder / "experiment.json").write_text(json.dumps(facts))
+    text = words(write_experiment_report(folder).page)
+    assert "ditto (own)" in text
+    assert " 6 arms" in text
+    assert "Of 6 arms, " in text
+    assert "7 arms" not in text
+    made = "ensemble was made from the sites&#39; own models without further training."
+    assert f"Every other arm trained for 1 round; {made}" in text
+    assert "1 rounds" not in text
+    assert "Only jobs also score their last model" in text
+
+
+def test_energy_has_one_unit_and_figures_that_count(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path / "e", arms=("local", "fedavg"), seeds=1)
+    costs = pd.read_csv(folder / "costs.csv")
+    costs.loc[costs["quantity"] == "kwh", "value"] = [1.2345e-5, 1.25]
+    costs.to_csv(folder / "costs.csv", index=False)
+    text = words(write_experiment_report(folder).page)
+    assert "Energy (Wh)" in text
+    for figure in (" 0.0123 ", " 1,250 ", "All trainings together took 1,250 Wh."):
+        assert figure in text, figure
+    assert "kWh" not in text
+
+
 def test_old_figures_do_not_stay(tmp_path: Path) -> None:
     folder = write_experiment(tmp_path / "e", arms=("local", "fedavg"), seeds=1)
     write_experiment_report(folder)

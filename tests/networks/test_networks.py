@@ -110,11 +110,13 @@ def test_a_default_that_does_not_fit_is_said_to_be_the_default():
         parse_network({"name": "residual_unet", "channels": [4, 8, 16]})
     assert str(found.value) == (
         "network.strides is [2, 2, 2], but must be 2 entries, one fewer than channels, each a positive whole number or "
-        "three (x, y, z), e.g. 3 or [3, 3, 1]. This value is the default: give network.strides, too."
+        "three (x, y, z), e.g. 3 or [3, 3, 1]. Change both together. This value is the default: give network.strides, "
+        "too."
     )
     with pytest.raises(ConfigurationError) as found:
         parse_network({"name": "residual_unet", "channels": [4, 8, 16], "strides": [[2, 2, 1]]})
     assert "strides is [[2, 2, 1]], but" in str(found.value)
+    assert str(found.value).endswith("Change both together.")
     assert "default" not in str(found.value)
 
 

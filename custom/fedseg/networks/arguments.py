@@ -116,7 +116,8 @@ def check_levels(name: str, values: Any, levels: int, why: str = "", odd: bool =
     if len(given) != levels or not all(len(triple) == 3 and all(map(fits, triple)) for triple in triples):
         kind = "odd whole number" if odd else "positive whole number"
         many = f"{levels} entries, {why}, each " if why else ""
-        raise ConfigurationError(name, values, f"{many}a {kind} or three (x, y, z), e.g. 3 or [3, 3, 1]")
+        remedy = "Change both together." if why and len(given) != levels else ""
+        raise ConfigurationError(name, values, f"{many}a {kind} or three (x, y, z), e.g. 3 or [3, 3, 1]", remedy)
 
 
 def check_counts(name: str, values: Any, least: int, most: int, longest: int = MOST_LEVELS) -> None:

@@ -53,10 +53,12 @@ SEARCH = (
     Recipe(),
     Recipe(width=16),
     Recipe(width=16, learning_rate=0.1, momentum=0.9, mirrored=False),
+    Recipe(width=16, learning_rate=0.3, momentum=0.9, mirrored=False),
     Recipe(width=8, mirrored=False),
     Recipe(width=8, learning_rate=0.03, momentum=0.9, mirrored=False),
     Recipe(width=8, learning_rate=0.1, momentum=0.9, mirrored=False),
     Recipe(width=8, learning_rate=0.3, momentum=0.9, mirrored=False),
+    Recipe(width=8, learning_rate=1.0, momentum=0.9, mirrored=False),
 )
 
 

@@ -64,7 +64,7 @@ HIPPOCAMPUS = Task(
     regions=(Region("anterior", ("anterior",)), Region("posterior", ("posterior",))),
     normalisation="zscore",
     spacing_range=(0.5, 4.0),
-    patch_size=(48, 64, 48),
+    patch_size=(40, 56, 40),
 )
 
 _TASKS = {task.name: task for task in (BRATS, PANCREAS, HIPPOCAMPUS)}

@@ -13,7 +13,7 @@ from fedseg.models.model_file import write_model
 from fedseg.networks.registry import NETWORKS
 from fedseg.networks.weights import get_weights
 from in_process_runs import SITES, simulated
-from tiny import LARGER, PLAN, SMALL, make_sites
+from tiny import LARGER, PLAN, SMALL, TRANSFORMERS, make_sites
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,7 +23,11 @@ def data(tmp_path_factory):
     return make_sites(tmp_path_factory.mktemp("data"), dict.fromkeys(SITES, (1, 1)))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    # Adapters of transformers are trained in test_transformers.py every day.
+    "name",
+    [pytest.param(name, marks=pytest.mark.full if name in TRANSFORMERS else ()) for name in NETWORKS],
+)
 def test_adapters_are_trained_over_sites_and_the_model_predicts(name, data, tmp_path):
     """The frozen arrays are those of the given model to the bit, and every second matrix has moved."""
     network, task = {"name": name, **SMALL[name]}, {**PLAN["task"], "patch_size": LARGER.get(name, (32, 16, 16))}

@@ -176,7 +176,10 @@ def test_the_estimate_is_what_training_takes_within_a_factor(network, method, da
     assert held / FACTOR <= estimate <= held * FACTOR, f"{estimate / 2**20:.1f} MiB for {held / 2**20:.1f} MiB"
 
 
-@pytest.mark.parametrize(("name", "size"), [("swin_unetr", (32, 32, 64)), ("unetr", (32, 32, 32))])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [pytest.param("swin_unetr", (32, 32, 64), marks=pytest.mark.full), ("unetr", (32, 32, 32))],
+)
 def test_the_estimate_holds_for_transformers(name, size, datalist):
     estimate, held = measured(small(name), "none", datalist, size, 1)
     assert held / FACTOR <= estimate <= held * FACTOR, f"{estimate / 2**20:.1f} MiB for {held / 2**20:.1f} MiB"

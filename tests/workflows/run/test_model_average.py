@@ -208,7 +208,9 @@ def simulated(name, data, out, *settings):
     return json.loads((out / "report" / "summary.json").read_text("utf-8"))
 
 
-@pytest.mark.parametrize("name", ["hippocampus_fedavg", "brats_fedbn", "hippocampus_ditto"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("hippocampus_fedavg", marks=pytest.mark.full), "brats_fedbn", "hippocampus_ditto"]
+)
 def test_a_run_leaves_it_as_a_model_that_is_evaluated_like_any(name, tmp_path, capsys):
     """FedBN: the layers that stay at the sites are in it as the run began, and each site scores it with its own."""
     data = make_sites(tmp_path / "data", {"alpha": (3, 1), "beta": (2, 1)})

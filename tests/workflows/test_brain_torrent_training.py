@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedseg.cli import main
 from fedseg.data.datalist import read_datalist
 from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.executors.peers.exchange import SumOfModels
@@ -222,6 +223,12 @@ def test_the_run_leaves_a_model_of_each_site_scored_at_home_and_elsewhere_and_no
     assert final["mean_dice"] == pytest.approx(sum(home) / 3)
     assert [row["of"] for row in matrix["models"]] == sorted(SITES)
     assert list((out / "workspace" / "server").rglob("*.safetensors")) == []
+    assert main(["audit-log", "verify", str(out)]) == 0, "the records of sites and server do not agree"
+    (out / "report" / "summary.json").write_text(json.dumps(summary))
+    assert main(["report", str(out)]) == 0
+    page = (out / "report" / "report.html").read_text("utf-8")
+    assert "Turns of sites" in page
+    assert "Bytes between each pair of sites" in page
     for path in (out / "state" / "server").rglob("*.safetensors"):
         assert set(read_arrays(path)[1]) <= {"values"}
 

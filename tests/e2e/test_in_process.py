@@ -63,3 +63,26 @@ def test_a_cross_site_evaluation_in_one_process_equals_the_simulator(tmp_path):
     one, other = (summary["cross_site_evaluation"] for summary in found.values())
     assert one == other
     assert {model["kind"] for model in one["models"]} == {"last", "best", "local", "without"}
+
+
+def test_brain_torrent_in_one_process_equals_the_simulator(tmp_path):
+    data = make_sites(tmp_path / "data", golden_models.SITES)
+    job = golden_models.job_folder("hippocampus_braintorrent", tmp_path / "jobs")
+    runs = {kind: tmp_path / kind for kind in ("simulator", "process")}
+    for kind, out in runs.items():
+        assert "failed" not in golden_models.run(job, data, out, kind == "process")
+    there, here = (json.loads((out / "report" / "summary.json").read_text("utf-8")) for out in runs.values())
+    assert without_bytes(here) == without_bytes(there)
+    for site in golden_models.SITES:
+        models = [(out / "models" / f"last-{site}.safetensors").read_bytes() for out in runs.values()]
+        assert models[0] == models[1]
+
+
+def without_bytes(summary):
+    """A summary without the sizes of messages: names of jobs and runs are in the calls of sites."""
+    kept = without_own(summary)
+    for entry in kept["rounds"]:
+        for part in (*entry["turns"], *entry["sites"].values()):
+            for name in [name for name in part if name.startswith("bytes")]:
+                del part[name]
+    return kept

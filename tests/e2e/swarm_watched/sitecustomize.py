@@ -1,7 +1,7 @@
 """Python runs this at the start of every process that has this folder on its path.
 
-FLARE's server writes down every frame that reaches it. A leader stands still while it merges, where a file asks for it;
-and where another one does, sites call each other without encryption.
+FLARE's server writes down every frame that reaches it. A leader stands still while it merges, and an initiator once it
+has merged, where a file asks for it; and where another one does, sites call each other without encryption.
 """
 
 import os
@@ -29,18 +29,29 @@ def write_frames(folder):
 
 
 def stand_still(folder):
-    from fedseg.executors.peers import executor, leading
+    from fedseg.executors.peers import executor, leading, torrent_executor
 
     merge, sealed = leading.Leading._merge, executor.SwarmExecutor._sealed
 
-    def merge_late(self, task, gathered):
-        asked, stalled = folder / f"stall-{task.round}", folder / f"stalled-{task.round}"
+    keep = torrent_executor.BrainTorrentExecutor._keep
+
+    def wait(number, site):
+        asked, stalled = folder / f"stall-{number}", folder / f"stalled-{number}"
         if asked.exists() and not stalled.exists():
-            (folder / "name").write_text(self.answers.site)
+            (folder / "name").write_text(site)
             (folder / "name").rename(stalled)
             while not (folder / "go").exists():
                 time.sleep(0.1)
+
+    def merge_late(self, task, gathered):
+        wait(task.round, self.answers.site)
         return merge(self, task, gathered)
+
+    def keep_late(self, number, update):
+        wait(number, self.exchange.site)
+        return keep(self, number, update)
+
+    torrent_executor.BrainTorrentExecutor._keep = keep_late
 
     leading.Leading._merge = merge_late
     executor.SwarmExecutor._sealed = lambda self: not (folder / "plain").exists() and sealed(self)

@@ -70,12 +70,12 @@ def test_a_job_folder_brings_its_network(tmp_path, capsys):
 def test_the_table(capsys):
     assert describe("hippocampus", "--cut", "encoder2") == 0
     shown = capsys.readouterr().out
-    # 16 x 24 x 32 x 24 + 32 x 12 x 16 x 12 numbers of 4 bytes are 1.4746 MB; the patch has 147456 numbers.
+    # 16 x 20 x 28 x 20 + 32 x 10 x 14 x 10 numbers of 4 bytes are 0.896 MB; the patch has 89600 numbers.
     row, further = (line.split() for line in shown.splitlines() if " encoder" in line)
-    assert row[:7] == ["encoder2", "encoder1", "16x24x32x24", "1.475", "0.7373", "0.3686", "2.50"]
-    assert further == ["encoder2", "32x12x16x12"]
+    assert row[:7] == ["encoder2", "encoder1", "16x20x28x20", "0.896", "0.448", "0.224", "2.50"]
+    assert further == ["encoder2", "32x10x14x10"]
     assert all(cell.endswith("%") for cell in row[7:])
-    assert "0.1475 MB of labels" in shown
+    assert "0.0896 MB of labels" in shown
     assert "forward only" in shown
     assert max(len(line) for line in shown.splitlines() if "encoder" in line) <= 80
 
@@ -97,7 +97,7 @@ def test_the_table(capsys):
         (["--patch", "0,16,16"], "--patch 0,16,16: give three"),
         (
             ["--network", '{"name": "residual_unet", "channels": [2, 2, 2, 2, 2, 2], "strides": [2, 2, 2, 2, 2]}'],
-            "The task's patch 48,64,48: give three numbers of voxels such as 96,96,64, divisible by 32,32,32",
+            "The task's patch 40,56,40: give three numbers of voxels such as 96,96,64, divisible by 32,32,32",
         ),
     ],
 )

@@ -118,7 +118,7 @@ def test_a_task_is_set_by_name_by_file_and_by_job(job, tmp_path):
     for value, name in (
         (tmp_path / "spleen.json", "spleen"),
         ("pancreas", "pancreas"),
-        (ROOT / "jobs" / "hippocampus_fedavg", "hippocampus"),
+        (ROOT / "jobs" / "brats_fedavg", "brats"),
         (json.dumps(declaration), "spleen"),
     ):
         apply_settings(job, None, None, None, [f"task={value}"])

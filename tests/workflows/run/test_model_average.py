@@ -186,7 +186,7 @@ def test_without_it_nothing_is_left_or_said_of_one(tmp_path):
     ],
 )
 def test_a_server_without_a_whole_model_refuses_it(build, value):
-    said = rf"workflow\.model_average is {value}, but must be null in encrypted and in split training and in a swarm"
+    said = rf"model_average is {value}, but must be null in encrypted and in split training and where sites merge"
     with pytest.raises(ConfigurationError, match=said):
         build(value)
     assert build(None).model.average is None

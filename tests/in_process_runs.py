@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from nvflare.apis.shareable import Shareable
 from safetensors.numpy import load_file
@@ -62,6 +63,13 @@ def answers_of_sites(patch: pytest.MonkeyPatch) -> list[tuple[str, Shareable]]:
 
     patch.setattr(local_sites._Work, "result", heard)
     return left
+
+
+def holds_arrays(value: Any) -> bool:
+    """Whether there is an array, or something packed into bytes, anywhere in an answer."""
+    if isinstance(value, dict):
+        return any(map(holds_arrays, value.values()))
+    return isinstance(value, np.ndarray | bytes) or (isinstance(value, list | tuple) and any(map(holds_arrays, value)))
 
 
 def write_policies(data: Path, policies: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ from fedseg.simulation.in_process import InProcessFederation, simulate_in_proces
 from fedseg.simulation.results import build_summary
 from fedseg.simulation.run_folder import prepare_output, prepare_resume
 from fedseg.workflows.peers.turns import OwnModels, Turn, parse_turn
-from in_process_runs import SITES, answers_of_sites, last_models, simulated, tiny_job, write_policies
+from in_process_runs import SITES, answers_of_sites, holds_arrays, last_models, simulated, tiny_job, write_policies
 from tiny import make_sites
 
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -238,13 +238,8 @@ def test_no_array_leaves_a_site_for_the_server(data, monkeypatch):
     run = federation(data, 2)
     run.run()
 
-    def arrays(value):
-        if isinstance(value, dict):
-            return any(arrays(each) for each in value.values())
-        return isinstance(value, np.ndarray | bytes) or (isinstance(value, list | tuple) and any(map(arrays, value)))
-
     assert len(left) >= 7
-    assert [site for site, answer in left if arrays(answer)] == []
+    assert [site for site, answer in left if holds_arrays(answer)] == []
 
 
 def with_filter(name, rounds, restored=False, **arguments):

@@ -19,7 +19,7 @@ from fedseg.provenance.swarm.audit import read_copy
 from fedseg.provenance.swarm.ledger import LEDGER_FILE
 from fedseg.simulation import local_sites
 from fedseg.simulation.in_process import InProcessFederation
-from in_process_runs import SITES, answers_of_sites, simulated, tiny_job, write_policies
+from in_process_runs import SITES, answers_of_sites, holds_arrays, simulated, tiny_job, write_policies
 from tiny import make_sites
 
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -68,13 +68,8 @@ def test_no_array_leaves_a_site_for_the_server(data, monkeypatch):
     datalists = {site: read_datalist(data / site) for site in SITES}
     InProcessFederation(tiny_job(JOBS / "hippocampus_swarm"), datalists).run_round()
 
-    def arrays(value):
-        if isinstance(value, dict):
-            return any(arrays(each) for each in value.values())
-        return isinstance(value, np.ndarray | bytes) or (isinstance(value, list | tuple) and any(map(arrays, value)))
-
     assert len(left) >= 7
-    assert [site for site, answer in left if arrays(answer)] == []
+    assert [site for site, answer in left if holds_arrays(answer)] == []
 
 
 def cut_off(monkeypatch, reachable):

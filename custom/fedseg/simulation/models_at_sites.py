@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.errors import FedsegError
-from fedseg.executors.peers.torrent_executor import MODEL_FILE
 from fedseg.files.digest import model_digest
 from fedseg.models.model_file import read_model
 from fedseg.models.note import note_path, read_note
+from fedseg.workflows.run.record import LAST_MODEL
 
 
 def fetch_models(results: dict[str, Any], server: Path, models: Path, state: Path, sites: Sequence[str]) -> None:
@@ -38,7 +38,7 @@ def fetch_models(results: dict[str, Any], server: Path, models: Path, state: Pat
         names = dict.fromkeys((name, results["final"]["model"]))
         paths = [state / site / results["run_id"] / each for site in sites for each in names]
         for path in paths:
-            if path.is_file() and (note is None or model_digest(read_model(path).weights) == note.model):
+            if _holds(path, None if note is None else note.model):
                 shutil.copy2(path, models / name)
                 break
         else:
@@ -51,10 +51,15 @@ def _fetch_own(found: dict[str, Any], models: Path, state: Path, run_id: str) ->
     """Copy the model that each site has for itself; the results then name those that are there."""
     there = {}
     for site, digest in found["own_models"].items():
-        path = state / site / run_id / MODEL_FILE
-        if path.is_file() and model_digest(read_model(path).weights) == digest:
+        path = state / site / run_id / LAST_MODEL
+        if _holds(path, digest):
             there[site] = found["models"][site]
             shutil.copy2(path, models / there[site])
     if not there:
         raise FedsegError("No site has the own model of the run that its record names.")
     found["models"] = there
+
+
+def _holds(path: Path, digest: str | None) -> bool:
+    """Whether a model lies there, with this digest where one is known."""
+    return path.is_file() and (digest is None or model_digest(read_model(path).weights) == digest)

@@ -13,7 +13,7 @@ from fedseg.contract.report import parse_report
 from fedseg.contract.round_numbers import nth
 from fedseg.errors import RefusalError
 from fedseg.executors.peers.blocks import SiteBlocks
-from fedseg.executors.peers.held_models import PeerModels
+from fedseg.executors.peers.held_models import PeerModels, another_model
 from fedseg.executors.peers.post import SilenceError
 from fedseg.files.digest import model_digest
 from fedseg.messages.calls.peer_call import PeerAsk, PeerCall
@@ -78,11 +78,10 @@ class PeerAnswers(PeerModels):
             RefusalError: the site does not give it, or gives another one.
         """
         call = PeerCall(PeerAsk.MODEL, self.run, -1 if number is None else number, {"digest": digest})
-        answer = self.post.ask(site, call, seconds)
-        weights, facts = self.ordered(dict(answer.arrays)), answer.facts.get("facts")
-        kept = answer.facts.get("round") if number is None else number
-        if model_digest(weights) != digest or type(kept) is not int or not isinstance(facts, dict):
-            raise RefusalError("weights", f"{site} gave another model than it was asked for.")
+        weights, answer = self.asked(site, call, digest, seconds)
+        facts, kept = answer.facts.get("facts"), answer.facts.get("round") if number is None else number
+        if type(kept) is not int or not isinstance(facts, dict):
+            raise another_model(site)
         self.files.save_model(kept, weights, facts)
         return weights
 

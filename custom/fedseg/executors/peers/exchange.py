@@ -155,10 +155,7 @@ class PeerExchange(PeerModels):
             RefusalError: the site does not give it, or gives another one.
         """
         call = PeerCall(PeerAsk.MODEL, self.run, -1, {"digest": digest, "known": known})
-        weights = self.ordered(dict(self.post.ask(site, call, seconds).arrays))
-        if model_digest(weights) != digest:
-            raise RefusalError("weights", f"{site} gave another model than it was asked for.")
-        return weights
+        return self.asked(site, call, digest, seconds)[0]
 
     def _versions_of(
         self, offers: Mapping[str, str], seconds: float

@@ -42,11 +42,12 @@ from fedseg.provenance.swarm.signatures import Signer
 from fedseg.site.peer_files import HeldUpdate, PeerFiles
 from fedseg.site.round_files import DEFAULT_KEEP
 from fedseg.workflows.run.checkpoint import Checkpoints
+from fedseg.workflows.run.record import BEST_MODEL, LAST_MODEL
 from fedseg.workflows.run.run_model import RunPlace
 from fedseg.workflows.run.weighted_model import WeightedModel
 
 logger = logging.getLogger(__name__)
-_FILES = {LAST: "last.safetensors", BEST: "best.safetensors"}
+_FILES = {LAST: LAST_MODEL, BEST: BEST_MODEL}
 """Where a site finds the models that a run leaves, in its folder of the run, by how the server calls them."""
 
 

@@ -47,6 +47,24 @@ class PeerModels(ABC):
         found = self.files.model_with(digest)
         return None if found is None else self.ordered(found.weights)
 
+    def asked(self, site: str, call: PeerCall, digest: str, seconds: float) -> tuple[Arrays, PeerCall]:
+        """The weights with a digest from another site, in the network's order, and its whole answer.
+
+        Args:
+            site: which has them.
+            call: that asks for them.
+            digest: of the weights.
+            seconds: without progress after which the site counts as silent.
+
+        Raises:
+            RefusalError: the site does not give them, or gives others.
+        """
+        answer = self.post.ask(site, call, seconds)
+        weights = self.ordered(dict(answer.arrays))
+        if model_digest(weights) != digest:
+            raise another_model(site)
+        return weights, answer
+
     def ordered(self, weights: Arrays) -> Arrays:
         """Weights in the network's order, once they are known to be of this network.
 
@@ -59,3 +77,8 @@ class PeerModels(ABC):
         if not all(np.isfinite(value).all() for value in weights.values()):
             raise RefusalError("weights", "The model holds values that are not finite.")
         return {name: np.array(weights[name]) for name in self.start}
+
+
+def another_model(site: str) -> RefusalError:
+    """The refusal of what a site gave in the place of the model that it was asked for (reason ``weights``)."""
+    return RefusalError("weights", f"{site} gave another model than it was asked for.")

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nvflare.apis.dxo import DXO, DataKind, MetaKey
+from nvflare.apis.dxo import DXO, DataKind
 from nvflare.apis.fl_context import FLContext
 
 from fedseg.contract.plan import Plan
 from fedseg.contract.protocol import FRESH, HELD, KEEP, MODEL_NAME, OFFERS, PEER_TIMEOUT, PEERS, START, TURN
-from fedseg.contract.report import parse_report
 from fedseg.contract.shapes import update_shapes
 from fedseg.errors import RefusalError
 from fedseg.evaluation.cross_site import LAST
@@ -26,9 +25,7 @@ from fedseg.networks.weights import Arrays
 from fedseg.site.peer_files import MergedModel, PeerFiles
 from fedseg.site.peer_versions import PeerVersions
 from fedseg.site.round_files import DEFAULT_KEEP
-
-MODEL_FILE = "last.safetensors"
-"""The site's own model after the run, in its folder of the run."""
+from fedseg.workflows.run.record import LAST_MODEL
 
 
 class BrainTorrentExecutor(PeerExecutor):
@@ -93,7 +90,7 @@ class BrainTorrentExecutor(PeerExecutor):
         own, _ = exchange.own(digest)
         found, number = (dict(exchange.start), -1) if own is None else (exchange.ordered(own.weights), own.round)
         if self._task.get(MODEL_NAME) == LAST:
-            self.write_own(MODEL_FILE, job_plan(fl_ctx), found, number, fl_ctx)
+            self.write_own(LAST_MODEL, job_plan(fl_ctx), found, number, fl_ctx)
         return found
 
     def _keep(self, number: int, update: DXO) -> None:
@@ -102,8 +99,7 @@ class BrainTorrentExecutor(PeerExecutor):
             raise RefusalError("state", "The update is of no turn of this site.")
         sent = DXO(DataKind.WEIGHT_DIFF, data=dict(update.data), meta=dict(update.meta)).to_shareable()
         dense = restore(read_update(sent, self._fields), update_shapes(plan))
-        told = {key: value for key, value in update.meta.items() if key != MetaKey.PROCESSED_ALGORITHM}
-        cases, versions = parse_report(told).num_samples, merge.versions.trained()
+        cases, versions = dense.report.num_samples, merge.versions.trained()
         self.session.record.merged(number, meta, model_digest(merge.weights), merge.updates)
         exchange, start, keep = self.exchange, str(meta.get(START)), int(meta.get(KEEP, DEFAULT_KEEP))
         exchange.files.go_back(number, start)

@@ -12,16 +12,16 @@ from nvflare.app_common.abstract.fl_model import FLModel
 from fedseg.aggregators.base import AggregationError, Aggregator
 from fedseg.contract.plan import Plan
 from fedseg.contract.protocol import HELD
-from fedseg.contract.update import Update
 from fedseg.errors import ConfigurationError, RefusalError
 from fedseg.files.digest import model_digest
 from fedseg.models.model_file import initial_weights
 from fedseg.models.note import write_note
 from fedseg.provenance.swarm.signatures import ROOT_FILE, Root
 from fedseg.training.hooks import TrainingHook
+from fedseg.workflows.peers.at_sites import ModelsAtSites
 from fedseg.workflows.run.checkpoint import Checkpoints
 from fedseg.workflows.run.record import RunRecord
-from fedseg.workflows.run.run_model import Keep, RunModel, RunPlace, check_halves
+from fedseg.workflows.run.run_model import Keep, RunPlace, check_halves
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Merged:
     traffic: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
-class SwarmModel(RunModel):
+class SwarmModel(ModelsAtSites):
     """Digests of the models that the sites of a swarm have made, and the rule by which they do.
 
     Attributes:
@@ -59,6 +59,8 @@ class SwarmModel(RunModel):
         merged: of the round at hand, once a site has merged it.
         root: fingerprint of the federation's root certificate; empty in a simulation.
     """
+
+    server = "the server of a swarm"
 
     def __init__(self, aggregator: Aggregator) -> None:
         """Check the rule.
@@ -109,16 +111,6 @@ class SwarmModel(RunModel):
     def begin_round(self, keep: Keep | None = None) -> None:
         super().begin_round(keep)
         self.merged = None
-
-    def accept_update(self, site: str, update: Update) -> None:
-        """Accept a site's report.
-
-        Raises:
-            RefusalError: arrays came with it, which are to go to other sites alone (reason ``privacy``).
-        """
-        if update.arrays:
-            raise RefusalError("privacy", "The site sent arrays to the server of a swarm; they were dropped.")
-        self.reports[site], self.steps[site] = update.report, update.steps
 
     def accept_merged(self, merged: Merged) -> None:
         """Keep what the leader told; the reports of sites whose updates are not in the model are forgotten.

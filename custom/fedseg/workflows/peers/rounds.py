@@ -8,13 +8,14 @@ from typing import Any, cast
 
 from nvflare.app_common.abstract.fl_model import FLModel
 
-from fedseg.allowed import is_count, is_number
+from fedseg.allowed import is_number
 from fedseg.contract.protocol import HELD, LEAST_PEERS, MERGE, PEER_FACTS, PEERS, TAKE_OVER, WANTED
 from fedseg.contract.round_numbers import nth
 from fedseg.contract.round_settings import RoundSettings, round_steps
 from fedseg.errors import ConfigurationError, FedsegError, RefusalError
 from fedseg.provenance.swarm.blocks import Opening, majority
 from fedseg.provenance.swarm.leaders import leader_order
+from fedseg.workflows.peers.at_sites import are_digests, missing_of, traffic_of
 from fedseg.workflows.peers.model import Merged, SwarmModel
 from fedseg.workflows.run.round_protocol import JobParts, RoundProtocol
 from fedseg.workflows.run.run_state import RunState
@@ -147,16 +148,12 @@ def parse_merged(told: Mapping[str, Any]) -> tuple[Merged, dict[str, str]]:
         RefusalError: it is something else (reason ``report``).
     """
     try:
-        digests = (told["digest"], told["block"], *told["updates"].values())
-        if not all(isinstance(each, str) and len(each) == 64 for each in digests):
+        if not are_digests(told["digest"], told["block"], *told["updates"].values()):
             raise ValueError
         numbers = (*told["weights"].values(), *told["scales"].values())
         if not all(is_number(each) for each in numbers):
             raise ValueError
-        traffic = {str(site): tuple(pair) for site, pair in told["bytes"].items()}
-        if not all(len(pair) == 2 and all(map(is_count, pair)) for pair in traffic.values()):
-            raise ValueError
-        missing = {str(site): str(why)[:1000] for site, why in told["missing"].items()}
+        traffic, missing = traffic_of(told), missing_of(told)
         texts = {str(site): str(digest) for site, digest in told["updates"].items()}
         merged = Merged(
             leader=str(told["leader"]),

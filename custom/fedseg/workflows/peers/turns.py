@@ -17,16 +17,16 @@ from fedseg.allowed import is_count
 from fedseg.contract.plan import Plan
 from fedseg.contract.protocol import HELD, OFFERS, PEER_TIMEOUT, PEERS, TURN
 from fedseg.contract.round_numbers import nth
-from fedseg.contract.update import Update
 from fedseg.errors import ConfigurationError, FedsegError, RefusalError
 from fedseg.files.digest import model_digest
 from fedseg.models.model_file import initial_weights
 from fedseg.randomness import generator
 from fedseg.training.hooks import TrainingHook
+from fedseg.workflows.peers.at_sites import ModelsAtSites, are_digests, missing_of, traffic_of
 from fedseg.workflows.run.checkpoint import Checkpoints
 from fedseg.workflows.run.record import RunRecord
 from fedseg.workflows.run.round_protocol import UPDATE_REFUSED, JobParts, RoundProtocol
-from fedseg.workflows.run.run_model import Keep, RunModel, RunPlace, check_halves
+from fedseg.workflows.run.run_model import Keep, RunPlace, check_halves
 from fedseg.workflows.run.run_state import RunState
 from fedseg.workflows.run.selection_base import Selection
 from fedseg.workflows.run.sites import Accept, Message, single_messages
@@ -61,20 +61,15 @@ def parse_turn(told: Any) -> Turn:
         RefusalError: it is something else (reason ``report``).
     """
     try:
-        taken, traffic = dict(told["taken"]), {str(site): tuple(pair) for site, pair in told["bytes"].items()}
-        counts = [told["version"], *taken.values(), *(each for pair in traffic.values() for each in pair)]
-        digests = told["received"], told["digest"]
-        if not all(map(is_count, counts)) or not all(isinstance(each, str) and len(each) == 64 for each in digests):
+        taken, digests = dict(told["taken"]), (told["received"], told["digest"])
+        if not all(map(is_count, (told["version"], *taken.values()))) or not are_digests(*digests):
             raise ValueError
-        if not all(len(pair) == 2 for pair in traffic.values()):
-            raise ValueError
-        missing = {str(site): str(why)[:1000] for site, why in told["missing"].items()}
-        return Turn(*digests, told["version"], taken, missing, traffic)
+        return Turn(*digests, told["version"], taken, missing_of(told), traffic_of(told))
     except (KeyError, TypeError, ValueError, AttributeError):
         raise RefusalError("report", "The site's account of its turn cannot be read.") from None
 
 
-class OwnModels(RunModel):
+class OwnModels(ModelsAtSites):
     """The sites' own models as the server of BrainTorrent knows them.
 
     Attributes:
@@ -132,16 +127,6 @@ class OwnModels(RunModel):
     def begin_round(self, keep: Keep | None = None) -> None:
         super().begin_round(keep)
         self.turns = {}
-
-    def accept_update(self, site: str, update: Update) -> None:
-        """Accept a site's report.
-
-        Raises:
-            RefusalError: arrays came with it, which are to go to other sites alone (reason ``privacy``).
-        """
-        if update.arrays:
-            raise RefusalError("privacy", "The site sent arrays to the server, which sees no model; they were dropped.")
-        self.reports[site], self.steps[site] = update.report, update.steps
 
     def check_turn(self, site: str, turn: Turn, peers: Sequence[str]) -> None:
         """Refuse an account that does not follow from what the server knows.
@@ -256,22 +241,26 @@ class InTurns(RoundProtocol):
         """See ``RoundProtocol``; also which models count."""
         message, offers = super().message(run, sites), self.model.offers(sorted(run.facts))
         for each in single_messages(message):
-            each.meta |= {OFFERS: offers, PEER_TIMEOUT: float(self.peer_timeout)}
+            each.meta |= {OFFERS: offers, **self._patience}
         return message
 
     def score(
         self, run: RunState, number: int, sites: Sequence[str], meta: Mapping[str, Any], accept: Accept
     ) -> dict[str, FLModel]:
         """See ``RoundProtocol``: every site scores its own model."""
-        return super().score(run, number, sites, {**meta, PEER_TIMEOUT: float(self.peer_timeout)}, accept)
+        return super().score(run, number, sites, {**meta, **self._patience}, accept)
 
     def score_own(
         self, run: RunState, site: str, sites: Sequence[str], meta: Mapping[str, Any], accept: Accept
     ) -> dict[str, FLModel]:
         """Have sites score the own model of one of them, which the others fetch from there."""
         message = model_message(self.model.own_models()[site], site)
-        message.meta |= {**meta, PEER_TIMEOUT: float(self.peer_timeout)}
+        message.meta |= {**meta, **self._patience}
         return run.sites.ask(AppConstants.TASK_VALIDATION, message, sites, run.settings.round_timeout, accept, "")
+
+    @property
+    def _patience(self) -> dict[str, float]:
+        return {PEER_TIMEOUT: float(self.peer_timeout)}
 
     def train(self, run: RunState, sites: Sequence[str]) -> None:
         message, accept = self.message(run, sites), partial(self._accept_turn, run)

@@ -65,18 +65,22 @@ def evaluate_run(run: RunState, protocol: RoundProtocol) -> CrossSiteScoring | N
     own = bool(run.model.own_models())
     if own:
         across.add_own(scored[LAST][1])
-    for kind, (number, told) in scored.items():
-        if own:
-            break
-        if kind == AVERAGE and run.model.average is not None:
-            across.add_average(run.model.average.weights, told)
-        else:
-            across.add_global(kind, number, told)
+    else:
+        _add_common(across, run, scored)
     if run.settings.cross_site:
         if scored and not own:
             across.add_sites(scored[LAST][1])
         across.add_files(run.place.models)
     return across
+
+
+def _add_common(across: CrossSiteScoring, run: RunState, scored: Mapping[str, tuple[int, Known]]) -> None:
+    """Add the models that all sites have in common, each with what the sites said of it."""
+    for kind, (number, told) in scored.items():
+        if kind == AVERAGE and run.model.average is not None:
+            across.add_average(run.model.average.weights, told)
+        else:
+            across.add_global(kind, number, told)
 
 
 def conclude(run: RunState) -> None:
